@@ -1,0 +1,18 @@
+#include "base/memory.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64 }; // a cache line, and the widest vector register
+
+status memory_take(void **out, size_t count, size_t size, const char *what) {
+  size_t bytes;
+  *out = NULL;
+  if (!size_mul(&bytes, count, size) || bytes > (size_t)1 << 46)
+    return FAIL("cannot allocate %zu x %zu bytes for %s: the size overflows", count, size, what);
+  bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  if (!bytes) bytes = ALIGNMENT;
+  *out = aligned_alloc(ALIGNMENT, bytes);
+  if (!*out) return FAIL("cannot allocate %zu bytes for %s: out of memory", bytes, what);
+  memset(*out, 0, bytes);
+  return 0;
+}

@@ -1,0 +1,40 @@
+// status: how every fallible function of the program answers.
+//
+// Owns: the text, file and line of the first fault of this process.
+// Refuses to know: ranks, printing, exiting. Only main prints a status (see main.c).
+// Invariant: the first fault wins; later ones, which are mostly its consequences, do not overwrite it.
+#pragma once
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int status; // 0 is good; any other value is a fault whose text status_text() gives
+
+// Stores the fault, unless one is stored already. The text names which file or tensor, what
+// was expected and what was found. Thread-safe. Use it through FAIL.
+void status_fail(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+const char *status_text(void); // "file.c:212: text" of the stored fault, "" if there is none
+void status_reset(void);       // forgets the stored fault: for tests and for callers that recover
+
+#define FAIL(...) (status_fail(__FILE__, __LINE__, __VA_ARGS__), (status)1)
+
+// Returns from the calling function when `expression` is a fault; for functions that own nothing yet.
+#define TRY(expression)                                                                                          \
+  do {                                                                                                           \
+    status try_status_ = (expression);                                                                           \
+    if (try_status_) return try_status_;                                                                         \
+  } while (0)
+
+// Jumps to the label `done` with `result` set; for functions that clean up.
+#define TRY_DONE(result, expression)                                                                             \
+  do {                                                                                                           \
+    (result) = (expression);                                                                                     \
+    if (result) goto done;                                                                                       \
+  } while (0)
+
+#ifdef __cplusplus
+}
+#endif

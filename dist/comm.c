@@ -1,0 +1,206 @@
+#include "dist/comm.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include <mpi.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <xxhash.h>
+
+// MPI counts are int, and a huge message in flight needs as much pinned memory: longer ones travel in pieces.
+static const size_t piece_bytes = (size_t)256 << 20;
+
+struct comm {
+  MPI_Comm world;
+  int rank, size;
+  double deadline;
+  int next_tag; // counts the collectives: a rank that skipped one can never be taken for one that is on time
+  char host[MPI_MAX_PROCESSOR_NAME];
+  char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
+  char library[MPI_MAX_LIBRARY_VERSION_STRING];
+  MPI_Request *requests; // [2 * size]
+  bool agreed, told_elsewhere;
+};
+
+status comm_open(comm **out, int *argc, char ***argv) {
+  *out = NULL;
+  int provided, initialised;
+  MPI_Initialized(&initialised);
+  // FUNNELED: OpenMP threads compute, the main thread communicates
+  if (!initialised && MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided))
+    return FAIL("MPI could not be started");
+  comm *c;
+  TRY(memory_take((void **)&c, 1, sizeof *c, "the communicator"));
+  MPI_Comm_dup(MPI_COMM_WORLD, &c->world);
+  MPI_Comm_set_errhandler(c->world, MPI_ERRORS_RETURN);
+  MPI_Comm_rank(c->world, &c->rank);
+  MPI_Comm_size(c->world, &c->size);
+  c->deadline = 300;
+  int length;
+  MPI_Get_processor_name(c->host, &length);
+  MPI_Get_library_version(c->library, &length);
+  c->library[strcspn(c->library, ",\n")] = 0;
+  TRY(memory_take((void **)&c->hosts, (size_t)c->size, sizeof *c->hosts, "host names"));
+  TRY(TAKE(&c->requests, 2 * (size_t)c->size, "message requests"));
+  *out = c;
+  memcpy(c->hosts[c->rank], c->host, sizeof c->host);
+  return comm_allgather(c, c->hosts, c->host, sizeof c->host, "the exchange of host names");
+}
+
+void comm_close(comm *c) {
+  if (!c) return;
+  MPI_Comm_free(&c->world);
+  MPI_Finalize();
+  free(c->hosts);
+  free(c->requests);
+  free(c);
+}
+
+void comm_abort(comm *c, int code) {
+  fflush(NULL);
+  if (c) MPI_Abort(c->world, code);
+  _Exit(code);
+}
+
+int comm_rank(const comm *c) {
+  return c->rank;
+}
+
+int comm_size(const comm *c) {
+  return c->size;
+}
+
+const char *comm_host(const comm *c) {
+  return c->host;
+}
+
+const char *comm_library(const comm *c) {
+  return c->library;
+}
+
+void comm_set_deadline(comm *c, double seconds) {
+  c->deadline = seconds;
+}
+
+// Lets others run: ranks may share cores. The first waits only yield, so that a fast exchange stays fast.
+static void pause_between_polls(int polls) {
+  if (polls < 2000) {
+    sched_yield();
+  } else {
+    struct timespec t = {0, 50000};
+    nanosleep(&t, NULL);
+  }
+}
+
+static status name_the_missing(comm *c, const int *done, const char *what) {
+  char names[512] = "";
+  for (int r = 0; r < c->size; r++) {
+    size_t used = strlen(names);
+    if (r != c->rank && !done[r])
+      snprintf(names + used, sizeof names - used, "%s%d (%s)", used ? ", " : "", r, c->hosts[r]);
+  }
+  return FAIL("%s: after comm.deadline = %g s, still waiting for rank %s", what, c->deadline,
+              names[0] ? names : "(only for own messages to leave)");
+}
+
+// Waits for requests[0 .. size): receives, by rank, and [size .. 2 size): sends.
+static status wait_all(comm *c, const char *what) {
+  double limit = clock_seconds() + c->deadline;
+  for (int polls = 0;; polls++) {
+    int done = 0;
+    int error = MPI_Testall(2 * c->size, c->requests, &done, MPI_STATUSES_IGNORE);
+    if (error) {
+      char text[MPI_MAX_ERROR_STRING];
+      int length;
+      MPI_Error_string(error, text, &length);
+      return FAIL("%s: MPI: %s", what, text);
+    }
+    if (done) return 0;
+    if ((polls & 255) == 255 && clock_seconds() > limit) break;
+    pause_between_polls(polls);
+  }
+  int arrived[4096];
+  for (int r = 0; r < c->size && r < 4096; r++) MPI_Test(&c->requests[r], &arrived[r], MPI_STATUS_IGNORE);
+  return name_the_missing(c, arrived, what);
+}
+
+// One piece of everyone's part: `from` bytes on, at most piece_bytes.
+static status exchange_piece(comm *c, char *buffer, const size_t *offset, const size_t *bytes, size_t from,
+                             const char *what) {
+  int tag = c->next_tag;
+  c->next_tag = (c->next_tag + 1) & 0x3fff;
+  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
+  for (int step = 1; step < c->size; step++) { // start at the next rank, so that no rank is everyone's first
+    int r = (c->rank + c->size - step) % c->size, to = (c->rank + step) % c->size;
+    size_t in = bytes[r] > from ? bytes[r] - from : 0, out = bytes[c->rank] > from ? bytes[c->rank] - from : 0;
+    if (in > piece_bytes) in = piece_bytes;
+    if (out > piece_bytes) out = piece_bytes;
+    if (in) MPI_Irecv(buffer + offset[r] + from, (int)in, MPI_BYTE, r, tag, c->world, &c->requests[r]);
+    if (out)
+      MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world, &c->requests[c->size + to]);
+  }
+  return wait_all(c, what);
+}
+
+status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
+  size_t most = 0;
+  for (int r = 0; r < c->size; r++) most = bytes[r] > most ? bytes[r] : most;
+  for (size_t from = 0; from < most; from += piece_bytes) TRY(exchange_piece(c, buffer, offset, bytes, from, what));
+  return 0;
+}
+
+status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what) {
+  size_t *offset, *sizes;
+  TRY(TAKE(&offset, 2 * (size_t)c->size, "message sizes"));
+  sizes = offset + c->size;
+  for (int r = 0; r < c->size; r++) {
+    offset[r] = (size_t)r * bytes;
+    sizes[r] = bytes;
+  }
+  memmove((char *)all + offset[c->rank], mine, bytes);
+  status result = comm_allgatherv(c, (char *)all, offset, sizes, what);
+  free(offset);
+  return result;
+}
+
+status comm_agree(comm *c, status mine, const char *what) {
+  int32_t own = mine != 0, *all;
+  TRY(TAKE(&all, (size_t)c->size, "ranks' statuses"));
+  status result = comm_allgather(c, all, &own, sizeof own, what);
+  for (int r = 0; r < c->size && !result; r++) {
+    if (!all[r]) continue;
+    c->agreed = true;
+    if (own) break;
+    c->told_elsewhere = true;
+    result = FAIL("%s: rank %d (%s) failed; its own message says why", what, r, c->hosts[r]);
+  }
+  free(all);
+  return own ? mine : result;
+}
+
+status comm_equal(comm *c, const void *data, size_t bytes, const char *what) {
+  XXH128_hash_t mine = XXH3_128bits(data, bytes), *all;
+  TRY(TAKE(&all, (size_t)c->size, "ranks' hashes"));
+  status result = comm_allgather(c, all, &mine, sizeof mine, what);
+  char names[512] = "";
+  for (int r = 1; r < c->size && !result; r++) {
+    size_t used = strlen(names);
+    if (!XXH128_isEqual(all[r], all[0]))
+      snprintf(names + used, sizeof names - used, "%s%d (%s)", used ? ", " : "", r, c->hosts[r]);
+  }
+  free(all);
+  if (result || !names[0]) return result;
+  c->agreed = true;
+  c->told_elsewhere = c->rank != 0;
+  return FAIL("%s: expected the same on every rank, but rank %s differs from rank 0 (%s)", what, names, c->hosts[0]);
+}
+
+bool comm_fault_is_agreed(const comm *c) {
+  return c->agreed;
+}
+
+bool comm_fault_is_told_elsewhere(const comm *c) {
+  return c->told_elsewhere;
+}

@@ -1,0 +1,167 @@
+#include "dist/topology.h"
+#include "base/memory.h"
+#include <hwloc.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CORES_TEXT = 224 };
+
+typedef struct { // what a rank tells the others
+  char host[96];
+  char cores[CORES_TEXT]; // the cores that the launcher lets it use, as a list
+} rank_place;
+
+struct topology {
+  hwloc_topology_t hw;
+  int threads, host_cores, hosts;
+  bool bound;
+  int *core_of_thread; // [threads], logical index of a core; only when bound
+  char text[CORES_TEXT + 16];
+  char cpu[128];
+};
+
+// "0-3,8" of a set of cores' logical indices
+static void cores_text(char *out, size_t size, const int *cores, int n) {
+  out[0] = 0;
+  for (int i = 0; i < n;) {
+    int j = i;
+    while (j + 1 < n && cores[j + 1] == cores[j] + 1) j++;
+    size_t used = strlen(out);
+    if (j > i)
+      snprintf(out + used, size - used, "%s%d-%d", used ? "," : "", cores[i], cores[j]);
+    else
+      snprintf(out + used, size - used, "%s%d", used ? "," : "", cores[i]);
+    i = j + 1;
+  }
+}
+
+static hwloc_obj_t core_at(const topology *t, int index) {
+  hwloc_obj_t core = hwloc_get_obj_by_type(t->hw, HWLOC_OBJ_CORE, (unsigned)index);
+  return core ? core : hwloc_get_obj_by_type(t->hw, HWLOC_OBJ_PU, (unsigned)index);
+}
+
+static int count_cores(const topology *t) {
+  int n = hwloc_get_nbobjs_by_type(t->hw, HWLOC_OBJ_CORE);
+  if (n <= 0) n = hwloc_get_nbobjs_by_type(t->hw, HWLOC_OBJ_PU); // some virtual machines show no cores
+  return n > 0 ? n : 1;
+}
+
+// Cores that this process may use, in ascending order.
+static int allowed_cores(const topology *t, int *cores) {
+  hwloc_cpuset_t set = hwloc_bitmap_alloc();
+  int n = 0;
+  if (hwloc_get_cpubind(t->hw, set, HWLOC_CPUBIND_PROCESS) || hwloc_bitmap_iszero(set)) hwloc_bitmap_fill(set);
+  for (int i = 0; i < t->host_cores; i++)
+    if (core_at(t, i) && hwloc_bitmap_intersects(core_at(t, i)->cpuset, set)) cores[n++] = i;
+  hwloc_bitmap_free(set);
+  return n;
+}
+
+static void read_cpu_name(topology *t) {
+  hwloc_obj_t package = hwloc_get_obj_by_type(t->hw, HWLOC_OBJ_PACKAGE, 0);
+  const char *name = package ? hwloc_obj_get_info_by_name(package, "CPUModel") : NULL;
+  snprintf(t->cpu, sizeof t->cpu, "%s", name ? name : "unknown");
+}
+
+// Ranks with the same host and cores as this one share them: how many, and which place among them this one has.
+static void count_sharers(const rank_place *all, int size, int rank, int *sharers, int *place, int *hosts) {
+  *sharers = *place = *hosts = 0;
+  for (int r = 0; r < size; r++) {
+    bool first = true;
+    for (int q = 0; q < r; q++) first = first && strcmp(all[q].host, all[r].host);
+    *hosts += first;
+    if (memcmp(&all[r], &all[rank], sizeof *all)) continue;
+    *sharers += 1;
+    *place += r < rank;
+  }
+}
+
+// Divides the n allowed cores among the sharers, neighbours together.
+static status place_threads(topology *t, const int *cores, int n, int sharers, int place, int64_t wanted, bool bind) {
+  int first = (int)((int64_t)n * place / sharers), share = (int)((int64_t)n * (place + 1) / sharers) - first;
+  t->threads = wanted ? (int)wanted : share > 0 ? share : 1;
+  t->bound = bind && n >= sharers && share >= t->threads;
+  if (!t->bound) {
+    memcpy(t->text, "any of ", 8);
+    cores_text(t->text + 7, sizeof t->text - 7, cores, n);
+    return 0;
+  }
+  TRY(TAKE(&t->core_of_thread, (size_t)t->threads, "threads' cores"));
+  memcpy(t->core_of_thread, cores + first, (size_t)t->threads * sizeof *cores);
+  cores_text(t->text, sizeof t->text, t->core_of_thread, t->threads);
+  return 0;
+}
+
+static status topology_place(topology *t, comm *c, int64_t threads, bool bind) {
+  int *cores, n, sharers, place;
+  rank_place mine = {0}, *all;
+  TRY(TAKE(&cores, (size_t)t->host_cores, "cores"));
+  status result = TAKE(&all, (size_t)comm_size(c), "ranks' places");
+  n = allowed_cores(t, cores);
+  snprintf(mine.host, sizeof mine.host, "%s", comm_host(c));
+  cores_text(mine.cores, sizeof mine.cores, cores, n);
+  if (!result) result = comm_allgather(c, all, &mine, sizeof mine, "the exchange of ranks' cores");
+  if (!result) {
+    count_sharers(all, comm_size(c), comm_rank(c), &sharers, &place, &t->hosts);
+    result = place_threads(t, cores, n, sharers, place, threads, bind);
+  }
+  free(cores);
+  free(all);
+  return result;
+}
+
+status topology_open(topology **out, comm *c, int64_t threads, bool bind) {
+  *out = NULL;
+  topology *t;
+  TRY(memory_take((void **)&t, 1, sizeof *t, "the topology"));
+  if (hwloc_topology_init(&t->hw) || hwloc_topology_load(t->hw)) {
+    free(t);
+    return FAIL("hwloc could not read this host's topology");
+  }
+  t->host_cores = count_cores(t);
+  read_cpu_name(t);
+  if (topology_place(t, c, threads, bind)) {
+    topology_close(t);
+    return 1;
+  }
+  *out = t;
+  return 0;
+}
+
+void topology_close(topology *t) {
+  if (!t) return;
+  hwloc_topology_destroy(t->hw);
+  free(t->core_of_thread);
+  free(t);
+}
+
+int topology_threads(const topology *t) {
+  return t->threads;
+}
+
+const char *topology_cores(const topology *t) {
+  return t->text;
+}
+
+const char *topology_cpu(const topology *t) {
+  return t->cpu;
+}
+
+int topology_host_cores(const topology *t) {
+  return t->host_cores;
+}
+
+int topology_hosts(const topology *t) {
+  return t->hosts;
+}
+
+void topology_bind_threads(const topology *t) {
+  if (!t->bound) return;
+#pragma omp parallel num_threads(t->threads)
+  {
+    // a refusal (a container without the right) costs speed only
+    hwloc_set_cpubind(t->hw, core_at(t, t->core_of_thread[omp_get_thread_num()])->cpuset, HWLOC_CPUBIND_THREAD);
+  }
+}

@@ -1,0 +1,142 @@
+// backend: where a path is computed. One table of functions over whole steps, so that a backend can fuse inside
+// a step and keeps its state on its device.
+//
+// Owns: the interface, the shapes and weights that it is given, and the table of backends that were built in.
+// Refuses to know: files, MPI, which rank owns what beyond the shard that it is told.
+// Invariant: the same path on the same input gives the same bits in every backend and row (docs/paths.md).
+#pragma once
+#include "base/status.h"
+#include "kernels/blocks.h"
+#include <stdint.h>
+
+// ---- what is computed ----
+
+typedef enum { PATH_F64, PATH_F32, PATH_Q8K } path_kind;
+enum { PATH_COUNT = 3 };
+
+enum { MAX_TOP_K = 64 }; // experts to a token; model.c refuses more
+
+typedef struct {
+  path_kind kind;
+  const char *name;
+  int version;     // of its definition in docs/paths.md
+  uint64_t tag;    // names path and version in a digest
+  size_t real_bytes; // of one activation: 8 for f64, else 4
+} path_info;
+
+const path_info *path_get(path_kind kind);
+const path_info *path_find(const char *name); // NULL: no such path
+
+// ---- the model as a backend sees it: views, owned by the caller, alive until backend close ----
+
+typedef struct {
+  int64_t n_layers, hidden, n_heads, n_kv_heads, head_dim, n_experts, top_k, expert_width, vocabulary;
+  double rms_epsilon, rope_base;
+} model_shape;
+
+typedef struct { // rows of `cols` weights, row after row; an expert stack is n_experts * rows rows
+  const void *data;
+  weight_type type;
+  int64_t rows, cols;
+} matrix;
+
+typedef struct {
+  const float *attn_norm, *q_norm, *k_norm, *ffn_norm; // [hidden], [head_dim], [head_dim], [hidden]
+  matrix q, k, v, o;                                    // rows = outputs
+  matrix router;                                        // [n_experts][hidden]
+  matrix gate, up, down; // of one expert: [expert_width][hidden] twice, [hidden][expert_width]; expert e follows e - 1
+} layer_weights;
+
+typedef struct {
+  model_shape shape;
+  matrix embedding, output; // [vocabulary][hidden]; the same memory when tied
+  const float *output_norm; // [hidden]
+  layer_weights *layers;    // [n_layers]
+} model_weights;
+
+// Two index spaces of experts: over the whole layer, and over one rank's own.
+typedef int32_t expert_global;
+typedef int32_t expert_local; // -1: not this rank's
+
+// ---- a forward pass over a batch ----
+
+typedef struct { // n tokens, each at a position of a sequence; a sequence's positions ascend within a batch
+  int64_t n;
+  const int32_t *token, *sequence, *position;
+} token_batch;
+
+typedef struct { // host arrays, filled by route; [n][top_k] in slot order
+  expert_global *expert;
+  double *margin; // [n] probability of slot k - 1 minus that of the best expert not chosen, over the sum of all
+} routing;
+
+typedef enum {
+  PROBE_LAYER_INPUT, // the residual stream [n][hidden] before the next layer: embed, or a layer's output
+  PROBE_NORMED,      // what the experts read [n][hidden]
+} probe_point;
+
+typedef struct backend backend;
+
+typedef struct {
+  const model_weights *weights;
+  path_kind shared;          // path of embedding, attention, router, combine, head
+  path_kind experts;         // path of this rank's experts
+  const expert_local *local; // [n_experts], indexed by expert_global
+  int64_t n_sequences;       // KV caches, numbered from 0
+  int64_t context;           // positions in each
+  int64_t max_batch;         // tokens in the largest batch
+  int64_t max_logit_rows;    // rows in the largest head call
+  bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
+  int threads;
+  const char *row;           // ISA row, "auto" or a name
+} backend_params;
+
+typedef struct {
+  const char *name; // "cpu"
+  const char *(*rows)(void); // names of the rows that this machine can run, best first, comma-separated
+  bool (*has_path)(path_kind);
+
+  // Allocates everything that the forward pass needs. The forward pass itself allocates nothing.
+  status (*open)(backend **out, const backend_params *params);
+  void (*close)(backend *);             // takes NULL
+  const char *(*row)(const backend *);  // name of the row in use
+  uint64_t (*state_bytes)(const backend *);
+
+  // The steps, in the order in which layer.c calls them. Residual stream, queries and slot outputs stay inside.
+  status (*embed)(backend *, const token_batch *);
+  status (*attention)(backend *, int64_t layer, const token_batch *); // adds its output to the residual stream
+  status (*route)(backend *, int64_t layer, const token_batch *, routing *out);
+  // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k].
+  status (*experts)(backend *, int64_t layer, const token_batch *, const routing *, const int64_t *row_of_slot);
+  // The rows [n * top_k][hidden] of `shared`'s reals, for the exchange to complete; host memory.
+  void *(*slot_rows)(backend *);
+  // Sums each token's slots in slot order and adds the sum to the residual stream.
+  status (*combine)(backend *, int64_t layer, const token_batch *, const int64_t *row_of_slot);
+  // Logits of batch rows first .. first + count - 1, reals of `shared`, [count][vocabulary].
+  status (*head)(backend *, int64_t first, int64_t count, void *logits);
+
+  // Copies n rows of a probe to the host, widened to double.
+  status (*probe)(backend *, probe_point, int64_t n, double *out);
+  // Digest of the probe PROBE_LAYER_INPUT's rows as layer `layer`, added to sums[sequence] of each token.
+  status (*digest)(backend *, int64_t layer, const token_batch *, uint64_t *sums);
+} backend_ops;
+
+// Every backend object begins with its table.
+struct backend {
+  const backend_ops *ops;
+};
+
+const backend_ops *backend_find(const char *name); // NULL: not built in
+const backend_ops *const *backend_table(void);     // NULL-terminated, preferred first
+
+// ---- arms ----
+
+typedef struct {
+  const path_info *path;
+  const backend_ops *backend;
+} arm;
+
+status arm_parse(arm *out, const char *name); // "q8k@cpu"; the fault names what is missing in this build
+
+// Adds to *sum the digest of n reals (float or double by real_bytes) as row (layer, token) of a path.
+void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals, size_t n);

@@ -1,0 +1,56 @@
+// row: one instruction set's kernels of the cpu backend. A row is a file and a line in the table of rows.h.
+//
+// Owns: the interface between the steps (steps.c) and the arithmetic (generic.h and the rows).
+// Invariant: every row gives the bits of row_portable.c, which is docs/paths.md in C.
+#pragma once
+#include "kernels/backend.h"
+#include <stdbool.h>
+
+enum { ATTENTION_CHUNK = 64 }; // key positions to a chunk, on every path
+
+typedef enum { KV_HALF, KV_REAL } kv_storage;
+
+// A cache of one (layer, sequence, key/value head). Keys lie [chunk][head_dim][ATTENTION_CHUNK], so that a score's
+// sum over head_dim is one chain a key and neighbouring keys are neighbours; values lie [position][head_dim].
+typedef struct {
+  void *keys, *values;
+  kv_storage storage; // f16, or the path's real
+} kv_head;
+
+// The operations of one real type: float for f32 and q8k, double for f64. `void` stands for that type.
+typedef struct {
+  size_t bytes;
+  void (*embed)(void *x, const matrix *embedding, int64_t token, float *scratch);
+  void (*rms_norm)(void *out, const void *x, const float *weight, int64_t n, double epsilon);
+  // x[2 * pairs] turned by table[pairs][2] = (cos, sin), element i with element i + pairs, then times scale.
+  void (*rope)(void *x, const void *table, int64_t pairs, double scale);
+  void (*rope_table)(void *table, double base, int64_t position, int64_t pairs);
+  void (*kv_store)(kv_head *kv, int64_t position, const void *k, const void *v, int64_t head_dim);
+  // out[head_dim] over keys 0 .. n_keys - 1; scratch: attention_scratch_reals reals
+  void (*attend)(void *out, const void *q, const kv_head *kv, int64_t n_keys, int64_t head_dim, void *scratch);
+  // Top k of logits[n] in slot order into expert and weight (reals), and the margin.
+  void (*route)(int32_t *expert, void *weight, double *margin, void *logits, int64_t n, int64_t k);
+  void (*swiglu)(void *gate, const void *up, int64_t n); // gate = silu(gate) * up
+  void (*add)(void *x, const void *y, int64_t n);
+  void (*combine)(void *x, const void *const *slot, const void *weight, int64_t k, int64_t n);
+  // out[t][i] = sum of row i of `rows` times x[t], for n_tokens tokens; scratch: cols floats
+  void (*product)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens, float *scratch);
+} real_ops;
+
+static inline int64_t attention_scratch_reals(int64_t head_dim) {
+  return ATTENTION_CHUNK * (head_dim + 1) + head_dim;
+}
+
+extern const backend_ops cpu_backend_ops; // steps.c
+
+typedef struct {
+  const char *name;
+  bool (*usable)(void); // on this machine
+  const real_ops *f32, *f64;
+  void (*quantize_q8k)(block_q8_K *out, const float *x, int64_t n);
+  // As product, of K-quant rows with rounded activations.
+  void (*product_q8k)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
+} cpu_row;
+
+const cpu_row *const *cpu_row_table(void); // NULL-terminated, best first
+const cpu_row *cpu_row_find(const char *name); // "auto": the best usable; NULL: none such, or not usable here

@@ -1,0 +1,95 @@
+// config: everything that a user can set, from one TOML file and --set KEY=VALUE on the command line.
+//
+// Owns: the table of keys (name, type, default, one line of help) and the values of one run.
+// Refuses to know: the model (bounds that depend on it are checked by who knows it), MPI.
+// Invariant: after config_load every field is set and in its own range; an unknown key never passes silently.
+#pragma once
+#include "base/status.h"
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+typedef enum { INPUT_NONE, INPUT_TOKENS, INPUT_PROMPT, INPUT_PROMPTS, INPUT_FILE } input_kind;
+typedef enum { KV_F16, KV_F32 } kv_type;
+typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_LIST } placement_kind;
+
+enum { CONFIG_MAX_ARMS = 16, ARM_NAME_BYTES = 24 };
+
+typedef struct {
+  char name[CONFIG_MAX_ARMS][ARM_NAME_BYTES]; // "q8k@cpu", or "ranks" in run.arms
+  size_t count;
+} arm_list;
+
+typedef struct {
+  char *file; // the TOML file, as given; NULL: none, only --set
+
+  struct {
+    char *path; // model.path; required by every command
+  } model;
+
+  struct config_input { // input.tokens, .prompt, .prompts, .file: a --set one replaces the file's
+    input_kind kind;
+    int32_t *tokens; // INPUT_TOKENS
+    size_t n_tokens;
+    char **prompts; // INPUT_PROMPT (one) and INPUT_PROMPTS; UTF-8
+    size_t n_prompts;
+    char *file; // INPUT_FILE
+  } input;
+
+  struct {
+    arm_list arms;    // run.arms; default ["f64@cpu", "f32@cpu", "q8k@cpu"]; each "path@backend" or "ranks"
+    int64_t context;  // run.context: positions a sequence can hold; 0 (default): what input and generate need
+    kv_type kv;       // run.kv: "f16" (default) or "f32"
+    int64_t generate; // run.generate: tokens to write; default 0
+    int64_t threads; // run.threads: a rank's threads; 0 (default): cores the rank may use / ranks on the host
+    uint64_t seed;   // run.seed: of the sampler, below 2^63; default 0
+    int64_t chunk;   // run.chunk: tokens of a prompt computed at once, >= 1; default 512
+    double temperature; // run.temperature: 0 (default) is greedy
+    int64_t top_k;      // run.top_k: 0 (default) is all
+    double top_p;       // run.top_p: in (0, 1]; default 1
+    char *rows;         // run.rows: ISA row of the cpu backend, "auto" (default) or a row's name
+    bool bind;          // run.bind: bind threads to cores; default true
+  } run;
+
+  struct {
+    arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job
+    char shared[ARM_NAME_BYTES]; // ranks.shared: arm of attention, router, head; "": that of rank 0
+  } ranks;
+
+  struct config_experts { // experts.placement: "contiguous" (default), "strided", or a list
+    placement_kind placement;
+    int32_t *rank_of_expert; // entry e is the rank that owns expert e
+    size_t n_experts;        // length of the list
+  } experts;
+
+  struct {
+    char *transport; // comm.transport: "auto" (default), "mpi", "self"
+    double deadline; // comm.deadline: seconds that a rank waits for another; default 300
+  } comm;
+
+  struct {
+    int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
+  } perplexity;
+
+  struct {
+    char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere
+    bool logits; // output.logits: write logits.<arm>.npy; default false
+  } output;
+} config;
+
+// Reads FILE (may be NULL) and then the n_sets texts "KEY=VALUE" in order, VALUE in TOML syntax; a bare word
+// that is no TOML value (--set model.path=a.gguf) is taken as a string. Relative paths in the FILE's
+// model.path and input.file are taken from the working directory. The error names the file and line (or the
+// --set), the key, what was expected and found, and for an unknown key the nearest known one.
+status config_load(config *out, const char *file, const char *const *sets, size_t n_sets);
+void config_close(config *c); // takes NULL; releases what the fields own
+
+// The command line's --out DIR: sets output.dir to the text as it is, in no need of quotes.
+status config_set_dir(config *c, const char *dir);
+
+// A canonical text of every value (for comparing ranks and for the report): TOML that config_load would read
+// back to the same values; caller frees.
+status config_text(const config *c, char **out);
+
+// Prints the table of keys with types, defaults and help, for --help.
+void config_print_keys(FILE *out);

@@ -1,0 +1,138 @@
+#include "src/engine.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include <stdlib.h>
+#include <string.h>
+
+static status open_backend(engine *e) {
+  const engine_params *p = &e->params;
+  backend_params b = {
+      .weights = &p->m->weights,
+      .shared = p->shared.path->kind,
+      .experts = p->own.path->kind,
+      .local = p->experts->local,
+      .n_sequences = p->n_sequences,
+      .context = p->context,
+      .max_batch = p->max_batch,
+      .max_logit_rows = LOGIT_ROWS,
+      .kv_f16 = p->kv_f16,
+      .threads = topology_threads(p->place),
+      .row = p->row,
+  };
+  return p->own.backend->open(&e->forward.compute, &b);
+}
+
+static status open_arrays(engine *e) {
+  const engine_params *p = &e->params;
+  int64_t slots = p->max_batch * e->forward.top_k;
+  TRY(TAKE(&e->forward.route.expert, (size_t)slots, "routing"));
+  TRY(TAKE(&e->forward.route.margin, (size_t)p->max_batch, "routing"));
+  TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
+  TRY(TAKE(&e->logit_digest, (size_t)p->n_sequences, "digests"));
+  return TAKE(&e->layer_digest, (size_t)(e->n_layers * p->n_sequences), "digests");
+}
+
+status engine_open(engine **out, const engine_params *params) {
+  *out = NULL;
+  engine *e;
+  TRY(memory_take((void **)&e, 1, sizeof *e, "an arm"));
+  const model_shape *s = &params->m->weights.shape;
+  e->params = *params;
+  e->vocabulary = s->vocabulary;
+  e->n_layers = s->n_layers;
+  e->forward.path = params->shared.path;
+  e->forward.hidden = s->hidden;
+  e->forward.top_k = s->top_k;
+  status result;
+  TRY_DONE(result, open_backend(e));
+  TRY_DONE(result, exchange_open(&e->forward.slots, params->c, params->transport, params->experts->rank_of_expert,
+                                 params->max_batch * s->top_k));
+  TRY_DONE(result, open_arrays(e));
+  *out = e;
+done:
+  if (result) engine_close(e);
+  return result;
+}
+
+void engine_close(engine *e) {
+  if (!e) return;
+  if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
+  exchange_close(e->forward.slots);
+  free(e->forward.route.expert);
+  free(e->forward.route.margin);
+  free(e->logits);
+  free(e->logit_digest);
+  free(e->layer_digest);
+  free(e);
+}
+
+status engine_embed(engine *e, const token_batch *batch) {
+  double start = clock_seconds();
+  status result = forward_embed(&e->forward, batch);
+  e->seconds += clock_seconds() - start;
+  return result;
+}
+
+status engine_layer(engine *e, int64_t layer, const token_batch *batch) {
+  double start = clock_seconds();
+  TRY(forward_layer(&e->forward, layer, batch));
+  e->seconds += clock_seconds() - start;
+  backend *b = e->forward.compute;
+  return b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences);
+}
+
+status engine_forward(engine *e, const token_batch *batch) {
+  TRY(engine_embed(e, batch));
+  for (int64_t layer = 0; layer < e->n_layers; layer++) TRY(engine_layer(e, layer, batch));
+  return 0;
+}
+
+static const char *logit_row(const engine *e, int64_t i) {
+  return (const char *)e->logits + (size_t)(i * e->vocabulary) * e->forward.path->real_bytes;
+}
+
+status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count) {
+  double start = clock_seconds();
+  TRY(forward_head(&e->forward, first, count, e->logits));
+  e->seconds += clock_seconds() - start;
+#pragma omp parallel for num_threads(topology_threads(e->params.place))
+  for (int64_t i = 0; i < count; i++) {
+    uint64_t sum = 0;
+    digest_row(&sum, e->forward.path, -1, batch->position[first + i], logit_row(e, i), (size_t)e->vocabulary);
+#pragma omp atomic
+    e->logit_digest[batch->sequence[first + i]] += sum;
+  }
+  return 0;
+}
+
+void engine_logits(const engine *e, int64_t i, double *out) {
+  const char *row = logit_row(e, i);
+  bool wide = e->forward.path->real_bytes == sizeof(double);
+  for (int64_t v = 0; v < e->vocabulary; v++)
+    out[v] = wide ? ((const double *)(const void *)row)[v] : (double)((const float *)(const void *)row)[v];
+}
+
+void engine_reset(engine *e) {
+  memset(e->logit_digest, 0, (size_t)e->params.n_sequences * sizeof *e->logit_digest);
+  memset(e->layer_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->layer_digest);
+  e->seconds = 0;
+  e->exchange_seconds_before = exchange_seconds(e->forward.slots);
+}
+
+double engine_exchange_seconds(const engine *e) {
+  return exchange_seconds(e->forward.slots) - e->exchange_seconds_before;
+}
+
+static uint64_t sum_of(const uint64_t *x, int64_t n) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i];
+  return sum;
+}
+
+uint64_t engine_digest(const engine *e) {
+  return sum_of(e->logit_digest, e->params.n_sequences);
+}
+
+uint64_t engine_layer_digest(const engine *e, int64_t layer) {
+  return sum_of(e->layer_digest + layer * e->params.n_sequences, e->params.n_sequences);
+}

@@ -1,0 +1,52 @@
+// engine: one arm, opened on this rank: its backend, its exchange, its clocks and its digests.
+//
+// Refuses to know: other arms, what the tokens mean, the report.
+// Invariant: a digest covers every logit computed since the last engine_reset, whatever the batches were.
+#pragma once
+#include "dist/topology.h"
+#include "src/layer.h"
+#include "src/model.h"
+#include "src/plan.h"
+
+enum { LOGIT_ROWS = 32 }; // logits are computed and consumed this many rows at a time
+
+typedef struct {
+  const char *name; // "q8k@cpu" or "ranks"
+  const model *m;
+  const plan *experts;
+  comm *c;
+  const topology *place;
+  const char *transport, *row;
+  arm shared, own; // of the shared steps, and of this rank's experts
+  int64_t n_sequences, context, max_batch;
+  bool kv_f16;
+} engine_params;
+
+typedef struct {
+  engine_params params;
+  forward_state forward;
+  int64_t vocabulary, n_layers;
+  void *logits; // [LOGIT_ROWS][vocabulary] reals of the shared path, of the last engine_head
+  uint64_t *logit_digest; // [n_sequences]
+  uint64_t *layer_digest; // [n_layers][n_sequences]
+  double seconds; // in the steps since engine_reset, digests and probes not counted
+  double exchange_seconds_before;
+} engine;
+
+status engine_open(engine **out, const engine_params *params); // collective
+void engine_close(engine *e);                                  // takes NULL
+
+// Collective. One after the other: embed, each layer, then head for any rows.
+status engine_embed(engine *e, const token_batch *batch);
+status engine_layer(engine *e, int64_t layer, const token_batch *batch);
+status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count);
+// Embed and all layers.
+status engine_forward(engine *e, const token_batch *batch);
+
+// Row i of the last engine_head, widened to double.
+void engine_logits(const engine *e, int64_t i, double *out);
+
+void engine_reset(engine *e);                        // forgets digests and clocks; KV caches are simply rewritten
+double engine_exchange_seconds(const engine *e);     // since engine_reset
+uint64_t engine_digest(const engine *e);             // of the logits, all sequences
+uint64_t engine_layer_digest(const engine *e, int64_t layer);

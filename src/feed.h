@@ -1,0 +1,22 @@
+// feed: cuts token sequences into batches for the forward pass.
+//
+// Invariant: within a sequence positions ascend without a gap; how it is cut changes no result (the law).
+#pragma once
+#include "kernels/backend.h"
+
+typedef struct {
+  int32_t *tokens;
+  int64_t n;
+} token_sequence;
+
+typedef struct {
+  const token_sequence *sequences;
+  int64_t n_sequences, chunk;
+  int64_t sequence, position; // where the next batch begins
+  int32_t *token, *of_sequence, *at_position;
+} feed;
+
+// At most `chunk` tokens to a batch; a batch may hold the end of one sequence and the begin of the next.
+status feed_open(feed *out, const token_sequence *sequences, int64_t n_sequences, int64_t chunk);
+void feed_close(feed *f);                       // takes NULL
+bool feed_next(feed *f, token_batch *batch);    // false: all given out; the batch is valid until the next call

@@ -1,0 +1,177 @@
+#include "src/generate.h"
+#include "base/memory.h"
+#include "src/progress.h"
+#include "src/sampler.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct { // one decoding run
+  int64_t n;       // sequences
+  int32_t *token;  // [n] that each sequence feeds next
+  int32_t *sequence, *position;
+  bool *ended;     // [n] wrote its end token
+  double *logits;  // [vocabulary]
+  sampler *s;
+} decoding;
+
+static void decoding_close(decoding *d) {
+  free(d->token);
+  free(d->sequence);
+  free(d->position);
+  free(d->ended);
+  free(d->logits);
+  sampler_close(d->s);
+}
+
+static status decoding_open(decoding *d, const job *j) {
+  const config *c = j->cfg;
+  *d = (decoding){.n = j->n_sequences};
+  TRY(TAKE(&d->token, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->sequence, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->position, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->ended, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->logits, (size_t)j->m->weights.shape.vocabulary, "decoding"));
+  sampler_settings s = {c->run.temperature, c->run.top_k, c->run.top_p, c->run.seed};
+  return sampler_open(&d->s, &s, j->m->weights.shape.vocabulary);
+}
+
+static status write_token(const job *j, decoding *d, int64_t sequence, const double *logits, int64_t position,
+                          report_text *text) {
+  int32_t token;
+  TRY(sampler_next(d->s, logits, position, &token));
+  text->tokens[text->n_tokens++] = token;
+  d->token[sequence] = token;
+  d->ended[sequence] = j->words && tokenizer_is_end(j->words, token);
+  return 0;
+}
+
+// The sequences that still write, packed to the front of a batch.
+static token_batch next_batch(const decoding *d, const job *j, int64_t step, int32_t *packed) {
+  int64_t n = 0;
+  for (int64_t s = 0; s < d->n; s++) {
+    if (d->ended[s]) continue;
+    packed[n] = d->token[s];
+    d->sequence[n] = (int32_t)s;
+    d->position[n++] = (int32_t)(j->sequences[s].n + step);
+  }
+  return (token_batch){n, packed, d->sequence, d->position};
+}
+
+static status decode_step(job *j, engine *e, decoding *d, const token_batch *batch, report_text *texts) {
+  TRY(engine_forward(e, batch));
+  for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
+    int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
+    TRY(engine_head(e, batch, first, count));
+    for (int64_t i = 0; i < count; i++) {
+      int64_t s = batch->sequence[first + i];
+      engine_logits(e, i, d->logits);
+      TRY(write_token(j, d, s, d->logits, batch->position[first + i], &texts[s]));
+    }
+  }
+  return 0;
+}
+
+static status decode_all(job *j, engine *e, decoding *d, const double *last, report_text *texts, int64_t *decoded) {
+  int64_t vocabulary = j->m->weights.shape.vocabulary, limit = j->cfg->run.generate;
+  progress shown = progress_begin(job_is_printer(j), e->params.name, "tokens written", limit);
+  int32_t *packed;
+  TRY(TAKE(&packed, (size_t)d->n, "decoding"));
+  status result = 0;
+  for (int64_t s = 0; s < d->n && !result; s++)
+    result = write_token(j, d, s, last + s * vocabulary, j->sequences[s].n - 1, &texts[s]);
+  for (int64_t step = 0; step + 1 < limit && !result; step++) {
+    token_batch batch = next_batch(d, j, step, packed);
+    if (!batch.n) break;
+    result = decode_step(j, e, d, &batch, texts);
+    *decoded += batch.n;
+    progress_at(&shown, step + 2);
+  }
+  progress_end(&shown);
+  free(packed);
+  return result;
+}
+
+static status open_texts(const job *j, report_arm *out) {
+  out->n_texts = (size_t)j->n_sequences;
+  TRY(TAKE(&out->texts, out->n_texts, "the written texts"));
+  for (size_t s = 0; s < out->n_texts; s++) {
+    out->texts[s].sequence = (int64_t)s;
+    TRY(TAKE(&out->texts[s].tokens, (size_t)j->cfg->run.generate, "the written texts"));
+  }
+  return 0;
+}
+
+static status close_texts(const job *j, const engine *e, report_arm *out) {
+  for (size_t s = 0; s < out->n_texts; s++) {
+    report_text *t = &out->texts[s];
+    size_t length;
+    t->digest = e->logit_digest[s];
+    if (j->words) TRY(tokenizer_decode(j->words, t->tokens, t->n_tokens, &t->text, &length));
+  }
+  return 0;
+}
+
+status generate_continue(job *j, engine *e, const double *last, report_arm *out) {
+  decoding d;
+  int64_t decoded = 0;
+  double before = e->seconds;
+  status result;
+  TRY_DONE(result, decoding_open(&d, j));
+  TRY_DONE(result, open_texts(j, out));
+  TRY_DONE(result, decode_all(j, e, &d, last, out->texts, &decoded));
+  if (decoded) out->decode_tokens_per_s = (double)decoded / (e->seconds - before);
+  result = close_texts(j, e, out);
+done:
+  decoding_close(&d);
+  return result;
+}
+
+// Computes the prompts; only each sequence's last position needs logits to write on, but the digest covers all.
+static status compute_prompts(job *j, engine *e, double *last) {
+  int64_t vocabulary = j->m->weights.shape.vocabulary, done = 0;
+  progress shown = progress_begin(job_is_printer(j), e->params.name, "tokens read", j->n_tokens);
+  feed f;
+  token_batch batch;
+  status result = feed_open(&f, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  while (!result && feed_next(&f, &batch)) {
+    result = engine_forward(e, &batch);
+    for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {
+      int64_t count = batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS;
+      result = engine_head(e, &batch, first, count);
+      for (int64_t i = 0; i < count && !result; i++) {
+        int64_t s = batch.sequence[first + i];
+        if (batch.position[first + i] == j->sequences[s].n - 1) engine_logits(e, i, last + s * vocabulary);
+      }
+    }
+    progress_at(&shown, done += batch.n);
+  }
+  progress_end(&shown);
+  feed_close(&f);
+  return result;
+}
+
+static status generate_arm(job *j, size_t index, report *r) {
+  engine *e;
+  double *last = NULL;
+  TRY(job_open_arm(j, j->cfg->run.arms.name[index], &e));
+  engine_reset(e);
+  status result;
+  TRY_DONE(result, TAKE(&last, (size_t)(j->n_sequences * j->m->weights.shape.vocabulary), "last logits"));
+  TRY_DONE(result, compute_prompts(j, e, last));
+  TRY_DONE(result, job_report_arm(j, e, r, index, j->n_tokens));
+  if (j->cfg->run.generate) TRY_DONE(result, generate_continue(j, e, last, &r->arms[index]));
+  result = job_check_digest(j, e);
+done:
+  free(last);
+  engine_close(e);
+  return result;
+}
+
+status generate_run(job *j) {
+  report r = {0};
+  status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
+  for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = generate_arm(j, a, &r);
+  if (!result) result = job_report_finish(j, &r);
+  job_report_close(&r);
+  return result;
+}

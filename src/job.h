@@ -1,0 +1,51 @@
+// job: what every command needs before it starts: ranks that agree, the model, the plan, the input.
+//
+// Owns: the model, tokenizer, plan, topology and token sequences of a run.
+// Invariant: after job_open all ranks have the same configuration, the same model and the same tokens; each local
+// phase that can fail is followed by an agreement, so one rank's bad file ends all and hangs none.
+#pragma once
+#include "src/config.h"
+#include "src/engine.h"
+#include "src/feed.h"
+#include "src/report.h"
+#include "src/tokenizer.h"
+
+typedef struct {
+  const char *command;
+  const config *cfg;
+  comm *c;
+  topology *place;
+  model *m;
+  tokenizer *words; // NULL: the file has none
+  plan experts;
+  uint64_t fingerprint;
+  token_sequence *sequences;
+  int64_t n_sequences, n_tokens; // of all sequences
+  int64_t context;               // positions that the run needs
+  int64_t max_batch;
+} job;
+
+typedef enum { INPUT_REQUIRED, INPUT_UNUSED } input_use;
+
+// Collective.
+status job_open(job *out, const char *command, const config *cfg, comm *c, input_use input);
+void job_close(job *j);
+
+// Collective: faults of any rank become faults of all.
+status job_agree(job *j, status mine, const char *what);
+
+bool job_is_printer(const job *j); // rank 0: the one that reports
+
+// Collective. Opens the arm `name` of run.arms; the engine's caches hold the job's sequences.
+status job_open_arm(job *j, const char *name, engine **out);
+
+// Collective: every rank's digests of the arm are the same, or the law is broken and the fault says so.
+status job_check_digest(job *j, const engine *e);
+
+// Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on rank 0.
+status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows);
+void job_report_close(report *r);
+// Rank 0: fills an arm's section from its engine.
+status job_report_arm(const job *j, const engine *e, report *r, size_t index, int64_t tokens);
+// Rank 0 prints and writes the report where output.dir asks for it; collective agreement on the outcome.
+status job_report_finish(job *j, report *r);

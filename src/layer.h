@@ -1,0 +1,21 @@
+// layer: the forward pass, step by step. The only place where the order of the steps stands.
+//
+// Owns: nothing but the order. Backend, exchange and routing arrays belong to the engine (engine.h).
+// Invariant: every rank takes the same steps in the same order; `shared` steps give every rank the same bits.
+#pragma once
+#include "dist/exchange.h"
+#include "kernels/backend.h"
+
+typedef struct {
+  backend *compute;
+  exchange *slots; // carries the slots' outputs
+  const path_info *path; // of the shared steps
+  int64_t hidden, top_k;
+  routing route; // of the last layer
+} forward_state;
+
+// Collective: all three. The residual stream of the batch stays in the backend from one call to the next.
+status forward_embed(forward_state *f, const token_batch *batch);
+status forward_layer(forward_state *f, int64_t layer, const token_batch *batch);
+// logits[count][vocabulary] of batch rows first .. first + count - 1, reals of the path.
+status forward_head(forward_state *f, int64_t first, int64_t count, void *logits);

@@ -1,0 +1,181 @@
+// main: the command line, and the one place that prints a fault and ends the ranks.
+#include "build_info.h"
+#include "src/generate.h"
+#include "src/inspect.h"
+#include "src/parity.h"
+#include "src/perplexity.h"
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct {
+  const char *name;
+  status (*run)(job *j);
+  input_use input;
+  const char *help;
+} command;
+
+static const command commands[] = {
+    {"parity", parity_run, INPUT_REQUIRED,
+     "Runs every arm of run.arms over the same tokens and measures each against the truth (f64@cpu, or else the\n"
+     "first arm) and against each other, layer by layer and at the logits. The default command.\n"},
+    {"generate", generate_run, INPUT_REQUIRED,
+     "Each arm of run.arms reads the input and writes run.generate tokens on.\n"},
+    {"perplexity", perplexity_run, INPUT_REQUIRED,
+     "Each arm's perplexity of the input, in windows of run.context tokens that do not overlap; the tokens after\n"
+     "position perplexity.skip of a window (its half) are scored.\n"},
+    {"inspect", inspect_run, INPUT_UNUSED,
+     "Prints what the model file holds and what each rank of this job would hold. Reads no weights.\n"},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+typedef struct {
+  const command *command;
+  const char *file;
+  const char **sets;
+  size_t n_sets;
+  char *out_set; // the --out DIR as a setting
+  bool help, version, named;
+} arguments;
+
+// ---- arguments ----
+
+static status find_command(arguments *a, const char *name) {
+  char known[128] = "";
+  for (size_t i = 0; i < N_COMMANDS; i++) {
+    if (!strcmp(commands[i].name, name)) {
+      a->command = &commands[i];
+      a->named = true;
+      return 0;
+    }
+    snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", commands[i].name);
+  }
+  return FAIL("unknown command \"%s\": there are %s", name, known);
+}
+
+// --out DIR is --set output.dir="DIR" with the quotes that TOML needs
+static status add_out(arguments *a, const char *dir) {
+  size_t size = 2 * strlen(dir) + 32;
+  a->out_set = malloc(size);
+  if (!a->out_set) return FAIL("out of memory");
+  char *at = a->out_set + sprintf(a->out_set, "output.dir=\"");
+  for (const char *c = dir; *c; c++) {
+    if (*c == '"' || *c == '\\') *at++ = '\\';
+    *at++ = *c;
+  }
+  memcpy(at, "\"", 2);
+  a->sets[a->n_sets++] = a->out_set;
+  return 0;
+}
+
+static status parse_arguments(arguments *a, int argc, char **argv) {
+  *a = (arguments){.command = &commands[0]};
+  a->sets = calloc((size_t)argc + 1, sizeof *a->sets);
+  if (!a->sets) return FAIL("out of memory");
+  for (int i = 1; i < argc; i++) {
+    const char *word = argv[i];
+    bool takes_value = !strcmp(word, "--config") || !strcmp(word, "--set") || !strcmp(word, "--out");
+    if (takes_value && i + 1 == argc) return FAIL("%s: expected a value after it", word);
+    if (!strcmp(word, "--config")) {
+      a->file = argv[++i];
+    } else if (!strcmp(word, "--set")) {
+      a->sets[a->n_sets++] = argv[++i];
+    } else if (!strcmp(word, "--out")) {
+      if (a->out_set) return FAIL("--out: given twice");
+      TRY(add_out(a, argv[++i]));
+    } else if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
+      a->help = true;
+    } else if (!strcmp(word, "--version")) {
+      a->version = true;
+    } else if (word[0] == '-' || a->named) {
+      return FAIL("unknown argument \"%s\"; see --help", word);
+    } else {
+      TRY(find_command(a, word));
+    }
+  }
+  return 0;
+}
+
+static void print_help(const arguments *a) {
+  printf("moe_run [COMMAND] --config FILE [--set KEY=VALUE]... [--out DIR]\n\n");
+  for (size_t i = 0; i < N_COMMANDS; i++)
+    if (!a->named || a->command == &commands[i]) printf("%s\n  %s\n", commands[i].name, commands[i].help);
+  printf("  --set KEY=VALUE  sets a key over the file's; VALUE is TOML, a later one wins\n"
+         "  --out DIR        the same as --set output.dir=\"DIR\"\n"
+         "  --help, --version\n\nKeys:\n");
+  config_print_keys(stdout);
+}
+
+static void print_version(void) {
+  printf("moe_run %s\nbuilt for %s by %s with %s\n", MOE_VERSION, MOE_BUILD_SYSTEM, MOE_BUILD_COMPILER,
+         MOE_BUILD_FLAGS);
+  for (const backend_ops *const *b = backend_table(); *b; b++)
+    printf("backend %s, rows that run here: %s\n", (*b)->name, (*b)->rows());
+  for (int p = 0; p < PATH_COUNT; p++)
+    printf("path %s, version %d\n", path_get((path_kind)p)->name, path_get((path_kind)p)->version);
+}
+
+// ---- faults ----
+
+static void print_fault(const comm *c) {
+  fprintf(stderr, "rank %d (%s): %s\n", comm_rank(c), comm_host(c), status_text());
+  fflush(stderr);
+}
+
+// A page of the map that cannot be read any more (a file cut short, a disk or server gone) arrives as SIGBUS.
+static void on_bus_error(int signal_number) {
+  static const char text[] = "moe_run: the model file changed or became unreadable while it was mapped\n";
+  (void)signal_number;
+  if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(1);
+  _exit(1);
+}
+
+// Every rank has an agreed fault, so all end in order; from any other fault the rest must be told by force.
+static int end_with_fault(comm *c) {
+  if (!comm_fault_is_told_elsewhere(c)) print_fault(c);
+  if (!comm_fault_is_agreed(c)) comm_abort(c, 1);
+  comm_close(c);
+  return 1;
+}
+
+static status run_command(const arguments *a, comm *c) {
+  config cfg;
+  job j;
+  status mine = config_load(&cfg, a->file, a->sets, a->n_sets);
+  TRY(comm_agree(c, mine, "reading the configuration"));
+  comm_set_deadline(c, cfg.comm.deadline);
+  status result = job_open(&j, a->command->name, &cfg, c, a->command->input);
+  if (!result) result = a->command->run(&j);
+  job_close(&j);
+  config_close(&cfg);
+  return result;
+}
+
+int main(int argc, char **argv) {
+  arguments a;
+  comm *c = NULL;
+  if (parse_arguments(&a, argc, argv)) {
+    fprintf(stderr, "moe_run: %s\n", status_text());
+    return 2;
+  }
+  if (a.help || a.version) {
+    if (a.help) print_help(&a);
+    if (a.version) print_version();
+    return fflush(stdout) ? 1 : 0;
+  }
+  signal(SIGBUS, on_bus_error);
+  signal(SIGXFSZ, SIG_IGN); // a file over its size limit is an error that names the file, not a kill
+  if (comm_open(&c, &argc, &argv)) {
+    fprintf(stderr, "moe_run: %s\n", status_text());
+    if (c) comm_abort(c, 1);
+    return 1;
+  }
+  status result = run_command(&a, c);
+  free(a.out_set);
+  free(a.sets);
+  if (result) return end_with_fault(c);
+  comm_close(c);
+  return 0;
+}

@@ -1,0 +1,93 @@
+#include "src/perplexity.h"
+#include "base/memory.h"
+#include "kernels/numerics.h"
+#include "src/progress.h"
+#include <stdlib.h>
+
+typedef struct {
+  job *j;
+  engine *e;
+  double *logits; // [vocabulary]
+  int64_t window, skip;
+  double nll;
+  int64_t scored, computed, total;
+  progress shown;
+} scoring;
+
+static status score_row(scoring *s, int64_t i, int32_t target) {
+  logit_metrics m;
+  int64_t n = s->j->m->weights.shape.vocabulary;
+  engine_logits(s->e, i, s->logits);
+  divergence_logits(&m, s->logits, s->logits, (size_t)n, target);
+  if (!m.row.finite) return FAIL("%s: a logit is not finite; no perplexity can be told", s->e->params.name);
+  s->nll += m.nll_a;
+  s->scored++;
+  return 0;
+}
+
+// Rows of the batch whose next token is scored. Logits of the others are not computed.
+static status score_batch(scoring *s, const token_batch *batch, const token_sequence *window) {
+  int64_t first = 0;
+  while (first < batch->n && batch->position[first] < s->skip) first++;
+  for (; first < batch->n; first += LOGIT_ROWS) {
+    int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
+    if (batch->position[first + count - 1] == window->n - 1) count--; // the window's last token predicts nothing here
+    if (!count) break;
+    TRY(engine_head(s->e, batch, first, count));
+    for (int64_t i = 0; i < count; i++) TRY(score_row(s, i, window->tokens[batch->position[first + i] + 1]));
+  }
+  return 0;
+}
+
+static status score_window(scoring *s, const token_sequence *window) {
+  feed f;
+  token_batch batch;
+  status result = feed_open(&f, window, 1, s->j->cfg->run.chunk < s->j->max_batch ? s->j->cfg->run.chunk : s->j->max_batch);
+  while (!result && feed_next(&f, &batch)) {
+    result = engine_forward(s->e, &batch);
+    if (!result) result = score_batch(s, &batch, window);
+    s->computed += batch.n;
+    progress_at(&s->shown, s->computed);
+  }
+  feed_close(&f);
+  return result;
+}
+
+static status score_sequence(scoring *s, const token_sequence *all) {
+  int64_t window = all->n < s->window ? all->n : s->window;
+  for (int64_t first = 0; first + window <= all->n; first += window) {
+    token_sequence part = {all->tokens + first, window};
+    TRY(score_window(s, &part));
+  }
+  return 0;
+}
+
+static status perplexity_arm(job *j, size_t index, report *r) {
+  scoring s = {.j = j, .window = j->context};
+  s.skip = j->cfg->perplexity.skip >= 0 ? j->cfg->perplexity.skip : j->context / 2;
+  TRY(job_open_arm(j, j->cfg->run.arms.name[index], &s.e));
+  engine_reset(s.e);
+  s.shown = progress_begin(job_is_printer(j), s.e->params.name, "tokens", j->n_tokens);
+  status result;
+  TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
+  for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, &j->sequences[i]));
+  progress_end(&s.shown);
+  if (!s.scored) TRY_DONE(result, FAIL("perplexity: no token is scored: a window of %lld with perplexity.skip = %lld",
+                                       (long long)s.window, (long long)s.skip));
+  TRY_DONE(result, job_report_arm(j, s.e, r, index, s.computed));
+  r->arms[index].perplexity = num_exp_f64(s.nll / (double)s.scored);
+  result = job_check_digest(j, s.e);
+done:
+  free(s.logits);
+  engine_close(s.e);
+  return result;
+}
+
+status perplexity_run(job *j) {
+  report r = {0};
+  status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
+  for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = perplexity_arm(j, a, &r);
+  if (!result) result = job_report_finish(j, &r);
+  job_report_close(&r);
+  return result;
+}

@@ -1,0 +1,19 @@
+// plan: which rank owns which expert. Pure: the same on every rank.
+//
+// Invariant: every expert has one owner and every rank owns at least one, so that no rank idles by mistake.
+#pragma once
+#include "kernels/backend.h"
+#include "src/config.h"
+
+typedef struct {
+  int64_t n_experts;
+  int n_ranks;
+  int32_t *rank_of_expert; // [n_experts], indexed by expert_global
+  expert_local *local;     // [n_experts]: place among the own experts of rank `rank`, -1 for others
+  int64_t n_own;
+} plan;
+
+status plan_open(plan *out, placement_kind kind, const int32_t *list, size_t list_length, int64_t n_experts,
+                 int n_ranks, int rank);
+void plan_close(plan *p); // takes NULL
+const char *placement_name(placement_kind kind);

@@ -1,0 +1,127 @@
+// report: what a run found, and the one printer of it: console, report.json, layers.csv, tokens.csv, .npy.
+//
+// Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
+// are written under a temporary name, synced, and renamed; report.json goes first when it is old and comes
+// last. Refuses to know: how the numbers came about. Only rank 0 calls it. Invariant: every number that it
+// prints is in `report`, and every digest is hexadecimal, 16 digits.
+#pragma once
+#include "base/status.h"
+#include "src/divergence.h"
+#include <stdint.h>
+#include <stdio.h>
+
+typedef struct {
+  int64_t tokens;  // positions in the sequence that the digest covers
+  uint64_t digest; // of its logits; the arm's digest is the sum over sequences modulo 2^64
+} report_sequence;
+
+typedef struct { // text that an arm wrote
+  int64_t sequence;
+  int32_t *tokens;
+  size_t n_tokens;
+  char *text;      // UTF-8, invalid bytes replaced; NULL without a tokenizer
+  uint64_t digest; // of logits at prompt and fed-back positions: that of the same tokens as one prompt
+} report_text;
+
+typedef struct {
+  const char *name; // "q8k@cpu"
+  int path_version;
+  uint64_t digest;         // logits, all sequences
+  uint64_t *layer_digests; // [n_layers], residual stream after each layer, all sequences
+  report_sequence *sequences;
+  int64_t tokens; // positions computed, all sequences
+  double prefill_tokens_per_s;
+  double decode_tokens_per_s; // NaN: nothing was decoded
+  double exchange_seconds;    // time in the exchange on rank 0, waiting included
+  double perplexity;          // over the input's own next tokens; NaN: fewer than two tokens
+  report_text *texts;
+  size_t n_texts;
+  const char **rank_arms; // [ranks] arm of each rank's experts
+} report_arm;
+
+typedef struct {
+  int32_t layer;
+  spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp; // over positions
+  int64_t router_flips;   // experts chosen by one and not by the other, summed over positions
+  int64_t flipped_tokens; // positions with at least one
+  double flip_margin; // largest margin (b's probability of slot k minus slot k+1) among flipped positions;
+                      // NaN: none
+  double min_margin;  // smallest such margin over all positions
+} report_layer;
+
+typedef struct {
+  size_t a, b;                                                 // indices into arms; b is the reference
+  spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp, kl; // logits, over positions
+  double top1_agreement;                                       // share of positions
+  double perplexity_delta; // perplexity of a minus that of b; NaN as there
+  report_layer *layers;    // [n_layers]
+  bool finite;             // false: a NaN or infinity was seen somewhere
+} report_pair;
+
+typedef struct { // one row of tokens.csv
+  int64_t sequence, position;
+  int32_t token;
+  size_t pair;
+  double rel_l2, one_minus_cos, max_abs, max_rel, kl;
+  bool top1_agrees;
+  double margin;
+  int64_t router_flips; // over all layers
+} report_token;
+
+typedef struct {
+  int rank;
+  const char *host;
+  const char *cores; // "0-3", of its threads
+  int threads;
+  const char *arm;        // arm of its experts in a mixed job, else ""
+  uint64_t experts_bytes; // its own experts
+  uint64_t shared_bytes;  // tensors that every rank holds
+  uint64_t state_bytes;   // KV caches and work space, largest arm
+  int64_t experts;        // experts that it owns in each layer
+} report_rank;
+
+typedef struct {
+  const char *command; // "parity"
+  struct {
+    const char *name, *path, *architecture;
+    uint64_t fingerprint;
+    int64_t n_layers, hidden, n_heads, n_kv_heads, head_dim, n_experts, top_k, expert_width, vocabulary;
+    uint64_t bytes;
+    const char *types; // "Q4_K 210, Q6_K 33, F32 97"
+  } model;
+  struct {
+    const char *cpu, *os;
+    int hosts, cores;
+  } machine;
+  struct {
+    const char *version, *compiler, *flags, *mpi, *row; // row: ISA row of the cpu backend
+  } build;
+  const char *config_text; // canonical
+  const char *transport;
+  const char *placement;
+  const char *kv;
+  int64_t chunk, context;
+  report_rank *ranks;
+  size_t n_ranks;
+  report_arm *arms;
+  size_t n_arms;
+  report_pair *pairs;
+  size_t n_pairs;
+  report_token *tokens;
+  size_t n_tokens;
+  size_t n_layers;
+  size_t n_sequences;
+} report;
+
+void report_print(const report *r, FILE *out); // the table that a person reads in ten seconds, then the texts
+// Checks that DIR exists or can be made and that a file can be written there, before any work.
+status report_dir_check(const char *dir);
+status report_write(const report *r, const char *dir); // report.json, layers.csv, tokens.csv
+
+// A .npy file that grows row by row: float32 or float64, [rows, columns]; its header is completed and it gets
+// its name at npy_finish; npy_abandon removes it. Both take and release `f`.
+typedef struct npy npy;
+status npy_open(npy **out, const char *dir, const char *name, bool is_f64, size_t columns);
+status npy_append(npy *f, const void *rows, size_t n_rows); // rows of float or double, as opened
+status npy_finish(npy *f);
+void npy_abandon(npy *f); // takes NULL

@@ -3,6 +3,10 @@
 #include "base/status.h"
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 // Sets *out to a 64-byte aligned, zeroed array of count * size bytes (release with free). `what` names it in
 // the error: "cannot allocate ... for <what>". count or size 0 gives a valid, releasable pointer.
 status memory_take(void **out, size_t count, size_t size, const char *what);
@@ -13,3 +17,7 @@ status memory_take(void **out, size_t count, size_t size, const char *what);
 // a * b or a + b into *out; false when the result does not fit.
 static inline bool size_mul(size_t *out, size_t a, size_t b) { return !__builtin_mul_overflow(a, b, out); }
 static inline bool size_add(size_t *out, size_t a, size_t b) { return !__builtin_add_overflow(a, b, out); }
+
+#ifdef __cplusplus
+}
+#endif

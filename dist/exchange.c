@@ -107,6 +107,16 @@ const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t
   return x->row_of_slot;
 }
 
+void exchange_own_rows(const exchange *x, int64_t *first, int64_t *count) {
+  *first = 0;
+  for (int r = 0; r < comm_rank(x->c); r++) *first += x->rows_of_rank[r];
+  *count = x->rows_of_rank[comm_rank(x->c)];
+}
+
+bool exchange_is_alone(const exchange *x) {
+  return comm_size(x->c) == 1;
+}
+
 status exchange_gather(exchange *x, void *rows, size_t row_bytes, int64_t layer) {
   char what[64];
   snprintf(what, sizeof what, "the exchange of layer %lld", (long long)layer);

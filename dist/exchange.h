@@ -17,6 +17,10 @@ const char *exchange_transport(const exchange *x);
 // [n_slots], valid until the next call.
 const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t n_slots);
 
+// Local. The rows of the last plan that this rank computes: `count` from `first` on.
+void exchange_own_rows(const exchange *x, int64_t *first, int64_t *count);
+bool exchange_is_alone(const exchange *x); // one rank: nothing travels
+
 // Collective. Completes rows[n_slots][row_bytes] of the last plan from the ranks that own them.
 status exchange_gather(exchange *x, void *rows, size_t row_bytes, int64_t layer);
 

@@ -9,6 +9,10 @@
 #include "kernels/blocks.h"
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 // ---- what is computed ----
 
 typedef enum { PATH_F64, PATH_F32, PATH_Q8K } path_kind;
@@ -115,6 +119,18 @@ typedef struct {
   // Logits of batch rows first .. first + count - 1, reals of `shared`, [count][vocabulary].
   status (*head)(backend *, int64_t first, int64_t count, void *logits);
 
+  // For backends whose state lies on a device; NULL where it lies in host memory. There `route` and `experts` take
+  // a NULL routing and row map when one rank owns every expert, so that routing never leaves the device; `head`
+  // takes NULL logits and keeps them; `digest` may be done only when `finish` returns.
+  status (*finish)(backend *);
+  status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
+  status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
+  status (*slots_read)(backend *, int64_t first, int64_t count); // rows of own slots to slot_rows' host memory
+  status (*slots_write)(backend *, int64_t count);               // and the completed rows back
+  // Runs embed and all layers of a batch by replaying what it has recorded of one of the same shape; *done says
+  // whether it did. Only for one rank that owns every expert.
+  status (*replay)(backend *, const token_batch *, bool *done);
+
   // Copies n rows of a probe to the host, widened to double.
   status (*probe)(backend *, probe_point, int64_t n, double *out);
   // Digest of the probe PROBE_LAYER_INPUT's rows as layer `layer`, added to sums[sequence] of each token.
@@ -140,3 +156,7 @@ status arm_parse(arm *out, const char *name); // "q8k@cpu"; the fault names what
 
 // Adds to *sum the digest of n reals (float or double by real_bytes) as row (layer, token) of a path.
 void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals, size_t n);
+
+#ifdef __cplusplus
+}
+#endif

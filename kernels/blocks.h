@@ -4,6 +4,7 @@
 // Source of the formats: ggml's ggml-common.h (block_q4_K, block_q5_K, block_q6_K, block_q8_0, block_q8_K).
 // Invariant: a dequantised weight is one float, fixed by the format; each path computes with that weight.
 #pragma once
+#include <assert.h>
 #include <stdint.h>
 #include <stddef.h>
 
@@ -55,11 +56,11 @@ typedef struct { // an activation block: x = d * qs; bsums[i] is the sum of qs[1
   int16_t bsums[QK_K / 16];
 } block_q8_K;
 
-_Static_assert(sizeof(block_q8_0) == 34, "Q8_0 is 34 bytes");
-_Static_assert(sizeof(block_q4_K) == 144, "Q4_K is 144 bytes");
-_Static_assert(sizeof(block_q5_K) == 176, "Q5_K is 176 bytes");
-_Static_assert(sizeof(block_q6_K) == 210, "Q6_K is 210 bytes");
-_Static_assert(sizeof(block_q8_K) == 292, "Q8_K is 292 bytes");
+static_assert(sizeof(block_q8_0) == 34, "Q8_0 is 34 bytes");
+static_assert(sizeof(block_q4_K) == 144, "Q4_K is 144 bytes");
+static_assert(sizeof(block_q5_K) == 176, "Q5_K is 176 bytes");
+static_assert(sizeof(block_q6_K) == 210, "Q6_K is 210 bytes");
+static_assert(sizeof(block_q8_K) == 292, "Q8_K is 292 bytes");
 
 // What the program knows of a stored type. `elements` to a block of `bytes`; is_k_quant: activations are
 // rounded to Q8_K for it on the path q8k.

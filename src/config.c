@@ -112,8 +112,7 @@ static const value_key *find_key(const char *name) {
   return NULL;
 }
 
-// A name without a dot is also held against each half of the key: "chunk" means run.chunk, "model"
-// model.path.
+// A name without a dot is held against each half of the key too: "chunk" means run.chunk, "model" model.path.
 static int key_distance(const char *name, const value_key *k) {
   int whole = edit_distance(name, k->name);
   if (strchr(name, '.')) return whole;
@@ -215,8 +214,7 @@ static status apply_file(config *c, const char *path) {
   return result;
 }
 
-// Text that is no TOML is a string, unless it begins like a string, an array or a table that has a slip in
-// it.
+// Text that is no TOML is a string, unless it begins like a string, an array or a table: then it has a slip.
 static bool is_bare(const char *text) {
   while (*text == ' ' || *text == '\t') text++;
   return !*text || !strchr("\"'[{", *text);

@@ -44,14 +44,14 @@ typedef struct {
   char text[256];
 } toml_fault;
 
-// False, with *fault filled and *out NULL, for a text that is not TOML. It stores no status, because to be no
-// TOML is no fault for a bare word on the command line.
+// False, with *fault filled and *out NULL, for a text that is not TOML. It stores no status: on the command
+// line a bare word that is no TOML is no fault.
 bool config_toml_parse(config_toml **out, toml_fault *fault, const char *text, size_t length);
 void config_toml_close(config_toml *t); // takes NULL
 
 // The values in the order of the text: every one that is not a table, and every empty table. The key is
-// dotted
-// ("run.threads"); a part that is not a bare key is quoted, so that "a.b" in quotes is never taken for a.b.
+// dotted ("run.threads"); a part that is no bare key is quoted, so that "a.b" in quotes is never taken for
+// a.b.
 size_t config_toml_count(const config_toml *t);
 const char *config_toml_key(const config_toml *t, size_t i);
 void config_toml_value(toml_value *out, const config_toml *t, size_t i);

@@ -94,9 +94,9 @@ static double log_sum_exp(const double *x, double largest, size_t n) {
   return largest + log(sum);
 }
 
-// With p = softmax(b), q = softmax(a) and d = log q - log p, the terms p * -d sum to the same as q - p - p *
-// d, for p and q both sum to 1; but these are all >= 0, so a small divergence is not lost among terms of
-// either sign.
+// With p = softmax(b), q = softmax(a) and d = log q - log p: the terms p * -d have the same sum as the terms
+// q - p - p * d, for p and q both sum to 1. But these are all >= 0, so a small sum does not drown in
+// cancellation.
 static double divergence_kl(const double *a, double lse_a, const double *b, double lse_b, size_t n) {
   double sum = 0;
   for (size_t i = 0; i < n; i++) {

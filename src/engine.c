@@ -43,6 +43,7 @@ status engine_open(engine **out, const engine_params *params) {
   e->forward.path = params->shared.path;
   e->forward.hidden = s->hidden;
   e->forward.top_k = s->top_k;
+  e->wants_logits = true;
   status result;
   TRY_DONE(result, open_backend(e));
   TRY_DONE(result, exchange_open(&e->forward.slots, params->c, params->transport, params->experts->rank_of_expert,
@@ -78,7 +79,17 @@ status engine_layer(engine *e, int64_t layer, const token_batch *batch) {
   TRY(forward_layer(&e->forward, layer, batch));
   e->seconds += clock_seconds() - start;
   backend *b = e->forward.compute;
-  return b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences);
+  TRY(b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences));
+  return e->forward.wants_routing ? engine_finish(e) : 0; // the caller looks at the layer now
+}
+
+status engine_finish(engine *e) {
+  backend *b = e->forward.compute;
+  if (!b->ops->finish) return 0;
+  double start = clock_seconds();
+  TRY(b->ops->finish(b));
+  e->seconds += clock_seconds() - start;
+  return 0;
 }
 
 status engine_forward(engine *e, const token_batch *batch) {
@@ -91,10 +102,7 @@ static const char *logit_row(const engine *e, int64_t i) {
   return (const char *)e->logits + (size_t)(i * e->vocabulary) * e->forward.path->real_bytes;
 }
 
-status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count) {
-  double start = clock_seconds();
-  TRY(forward_head(&e->forward, first, count, e->logits));
-  e->seconds += clock_seconds() - start;
+static void digest_logits(engine *e, const token_batch *batch, int64_t first, int64_t count) {
 #pragma omp parallel for num_threads(topology_threads(e->params.place))
   for (int64_t i = 0; i < count; i++) {
     uint64_t sum = 0;
@@ -102,6 +110,19 @@ status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t c
 #pragma omp atomic
     e->logit_digest[batch->sequence[first + i]] += sum;
   }
+}
+
+status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count) {
+  backend *b = e->forward.compute;
+  bool on_device = b->ops->finish != NULL;
+  double start = clock_seconds();
+  TRY(forward_head(&e->forward, first, count, on_device && !e->wants_logits ? NULL : e->logits));
+  e->seconds += clock_seconds() - start;
+  if (on_device) {
+    TRY(b->ops->logits_digest(b, batch, first, count, e->logit_digest));
+    return e->wants_logits ? engine_finish(e) : 0;
+  }
+  digest_logits(e, batch, first, count);
   return 0;
 }
 

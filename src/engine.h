@@ -29,7 +29,8 @@ typedef struct {
   void *logits; // [LOGIT_ROWS][vocabulary] reals of the shared path, of the last engine_head
   uint64_t *logit_digest; // [n_sequences]
   uint64_t *layer_digest; // [n_layers][n_sequences]
-  double seconds; // in the steps since engine_reset, digests and probes not counted
+  bool wants_logits; // true from the start: engine_head brings the logits to `logits`
+  double seconds;    // in the steps since engine_reset, digests and probes not counted
   double exchange_seconds_before;
 } engine;
 
@@ -42,6 +43,10 @@ status engine_layer(engine *e, int64_t layer, const token_batch *batch);
 status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count);
 // Embed and all layers.
 status engine_forward(engine *e, const token_batch *batch);
+
+// Local. Waits for a device backend; seconds and digests are complete only then. engine_head with wants_logits has
+// done it already.
+status engine_finish(engine *e);
 
 // Row i of the last engine_head, widened to double.
 void engine_logits(const engine *e, int64_t i, double *out);

@@ -239,7 +239,8 @@ status job_open_arm(job *j, const char *name, engine **out) {
   return job_agree(j, mine, name);
 }
 
-status job_check_digest(job *j, const engine *e) {
+status job_check_digest(job *j, engine *e) {
+  TRY(engine_finish(e));
   uint64_t digest = engine_digest(e);
   char what[96];
   snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", e->params.name);
@@ -366,7 +367,8 @@ void job_report_close(report *r) {
   free((char *)r->config_text);
 }
 
-status job_report_arm(const job *j, const engine *e, report *r, size_t index, int64_t tokens) {
+status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t tokens) {
+  TRY(engine_finish(e));
   report_arm *a = &r->arms[index];
   size_t n_layers = r->n_layers, n_sequences = r->n_sequences;
   uint64_t state = e->forward.compute->ops->state_bytes(e->forward.compute);

@@ -40,12 +40,12 @@ bool job_is_printer(const job *j); // rank 0: the one that reports
 status job_open_arm(job *j, const char *name, engine **out);
 
 // Collective: every rank's digests of the arm are the same, or the law is broken and the fault says so.
-status job_check_digest(job *j, const engine *e);
+status job_check_digest(job *j, engine *e);
 
 // Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on rank 0.
 status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows);
 void job_report_close(report *r);
 // Rank 0: fills an arm's section from its engine.
-status job_report_arm(const job *j, const engine *e, report *r, size_t index, int64_t tokens);
+status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t tokens);
 // Rank 0 prints and writes the report where output.dir asks for it; collective agreement on the outcome.
 status job_report_finish(job *j, report *r);

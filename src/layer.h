@@ -11,7 +11,8 @@ typedef struct {
   exchange *slots; // carries the slots' outputs
   const path_info *path; // of the shared steps
   int64_t hidden, top_k;
-  routing route; // of the last layer
+  routing route;      // of the last layer
+  bool wants_routing; // false: a device backend may keep it to itself, and does not wait for it
 } forward_state;
 
 // Collective: all three. The residual stream of the batch stays in the backend from one call to the next.

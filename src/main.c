@@ -4,6 +4,7 @@
 #include "src/inspect.h"
 #include "src/parity.h"
 #include "src/perplexity.h"
+#include "src/synth.h"
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,19 +16,37 @@ typedef struct {
   status (*run)(job *j);
   input_use input;
   const char *help;
+  // A command that has no job: it reads the words after its name itself. Then `run` is NULL.
+  status (*run_words)(comm *c, int n_words, char **words);
+  void (*print_options)(FILE *out);
 } command;
 
 static const command commands[] = {
-    {"parity", parity_run, INPUT_REQUIRED,
-     "Runs every arm of run.arms over the same tokens and measures each against the truth (f64@cpu, or else the\n"
-     "first arm) and against each other, layer by layer and at the logits. The default command.\n"},
-    {"generate", generate_run, INPUT_REQUIRED,
-     "Each arm of run.arms reads the input and writes run.generate tokens on.\n"},
-    {"perplexity", perplexity_run, INPUT_REQUIRED,
-     "Each arm's perplexity of the input, in windows of run.context tokens that do not overlap; the tokens after\n"
-     "position perplexity.skip of a window (its half) are scored.\n"},
-    {"inspect", inspect_run, INPUT_UNUSED,
-     "Prints what the model file holds and what each rank of this job would hold. Reads no weights.\n"},
+    {.name = "parity",
+     .run = parity_run,
+     .input = INPUT_REQUIRED,
+     .help =
+         "Runs every arm of run.arms over the same tokens and measures each against the truth (f64@cpu, or\n"
+         "else the first arm) and against each other, layer by layer and at the logits. The default\n"
+         "command.\n"},
+    {.name = "generate",
+     .run = generate_run,
+     .input = INPUT_REQUIRED,
+     .help = "Each arm of run.arms reads the input and writes run.generate tokens on.\n"},
+    {.name = "perplexity",
+     .run = perplexity_run,
+     .input = INPUT_REQUIRED,
+     .help = "Each arm's perplexity of the input, in windows of run.context tokens that do not overlap; the\n"
+             "tokens after position perplexity.skip of a window (its half) are scored.\n"},
+    {.name = "inspect",
+     .run = inspect_run,
+     .input = INPUT_UNUSED,
+     .help = "Prints what the model file holds and what each rank of this job would hold. Reads no\n"
+             "weights.\n"},
+    {.name = "synth",
+     .run_words = synth_run,
+     .print_options = synth_print_options,
+     .help = "Writes a synthetic model: moe_run synth --shape NAME --out FILE [OPTION]...\n"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
@@ -37,6 +56,8 @@ typedef struct {
   const char **sets;
   size_t n_sets;
   char *out_set; // the --out DIR as a setting
+  char **words;  // after the name of a command that reads them itself
+  int n_words;
   bool help, version, named;
 } arguments;
 
@@ -70,6 +91,13 @@ static status add_out(arguments *a, const char *dir) {
   return 0;
 }
 
+static void take_words(arguments *a, int n_words, char **words) {
+  a->words = words;
+  a->n_words = n_words;
+  for (int i = 0; i < n_words; i++)
+    a->help = a->help || !strcmp(words[i], "--help") || !strcmp(words[i], "-h");
+}
+
 static status parse_arguments(arguments *a, int argc, char **argv) {
   *a = (arguments){.command = &commands[0]};
   a->sets = calloc((size_t)argc + 1, sizeof *a->sets);
@@ -93,6 +121,10 @@ static status parse_arguments(arguments *a, int argc, char **argv) {
       return FAIL("unknown argument \"%s\"; see --help", word);
     } else {
       TRY(find_command(a, word));
+      if (!a->command->run_words) continue;
+      if (i > 1) return FAIL("%s takes its options after its name, and none of the others", word);
+      take_words(a, argc - i - 1, argv + i + 1);
+      return 0;
     }
   }
   return 0;
@@ -102,6 +134,10 @@ static void print_help(const arguments *a) {
   printf("moe_run [COMMAND] --config FILE [--set KEY=VALUE]... [--out DIR]\n\n");
   for (size_t i = 0; i < N_COMMANDS; i++)
     if (!a->named || a->command == &commands[i]) printf("%s\n  %s\n", commands[i].name, commands[i].help);
+  if (a->command->print_options) {
+    a->command->print_options(stdout);
+    return;
+  }
   printf("  --set KEY=VALUE  sets a key over the file's; VALUE is TOML, a later one wins\n"
          "  --out DIR        the same as --set output.dir=\"DIR\"\n"
          "  --help, --version\n\nKeys:\n");
@@ -172,7 +208,7 @@ int main(int argc, char **argv) {
     if (c) comm_abort(c, 1);
     return 1;
   }
-  status result = run_command(&a, c);
+  status result = a.command->run_words ? a.command->run_words(c, a.n_words, a.words) : run_command(&a, c);
   free(a.out_set);
   free(a.sets);
   if (result) return end_with_fault(c);

@@ -75,6 +75,7 @@ static status parity_open(parity *p, job *j) {
   list_pairs(arms, p->r.pairs);
   for (size_t a = 0; a < p->n_arms; a++) {
     TRY(job_open_arm(j, arms->name[a], &p->arm[a]));
+    p->arm[a]->forward.wants_routing = true;
     if (j->cfg->run.generate) TRY(TAKE(&p->last[a], logit_count, "last logits"));
   }
   return job_agree(j, job_is_printer(j) ? open_rank0(p) : 0, "opening the comparison");

@@ -106,7 +106,7 @@ static void print_head(const report *r, FILE *out) {
   fprintf(out, "moe_run %s  ", r->command);
   print_line(out, or_none(r->model.name), 80, false);
   fprintf(out, "\n  file    ");
-  print_line(out, or_none(r->model.path), 60, true);
+  print_line(out, or_none(r->model.path), 50, true);
   fprintf(out, "  %s, fingerprint %016" PRIx64 "\n", bytes_cell(r->model.bytes).text, r->model.fingerprint);
   fprintf(out,
           "  model   %.12s: %" PRId64 " layers, hidden %" PRId64 ", heads %" PRId64 "/%" PRId64 " of %" PRId64
@@ -182,10 +182,10 @@ static void print_pairs(const report *r, FILE *out) {
     width = widest(width, label);
     finite = finite && r->pairs[i].finite;
   }
-  fprintf(out, "\nDivergence over positions (a - b, b is the reference; - f64 is against the truth)\n");
-  fprintf(out, "  %-*s  %-25s  %-47s\n", width, "", "worst layer, rel_l2", "logits");
+  fprintf(out, "\nDivergence over all positions (a - b: b is the reference, and f64 is the truth)\n");
+  fprintf(out, "  %-*s  rel_l2 of the worst layer  rel_l2 of logits     worst logits\n", width, "");
   fprintf(out, "  %-*s  %5s %9s %9s  %9s %9s  %9s  %9s %7s %7s\n", width, "pair", "layer", "median", "max",
-          "rel_l2 md", "rel_l2", "1 - cos", "KL", "top-1", "flips");
+          "median", "max", "1 - cos", "KL", "top-1", "flips");
   for (size_t i = 0; i < r->n_pairs; i++) print_pair(r, shown_pair(r, i), width, out);
   if (!finite) fprintf(out, "  ! a NaN or an infinity was seen: nothing can be said of this pair\n");
 }
@@ -286,7 +286,7 @@ static void print_texts(const report *r, FILE *out) {
         print_text(out, text->text, strlen(text->text));
       else
         for (size_t n = 0; n < text->n_tokens; n++) fprintf(out, "%s%" PRId32, n ? " " : "", text->tokens[n]);
-      fputc('\n', out);
+      if (!text->text || !*text->text || text->text[strlen(text->text) - 1] != '\n') fputc('\n', out);
     }
 }
 

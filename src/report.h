@@ -1,9 +1,9 @@
 // report: what a run found, and the one printer of it: console, report.json, layers.csv, tokens.csv, .npy.
 //
 // Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
-// are written under a temporary name, synced, and renamed; report.json goes first when it is old and comes
-// last. Refuses to know: how the numbers came about. Only rank 0 calls it. Invariant: every number that it
-// prints is in `report`, and every digest is hexadecimal, 16 digits.
+// get their names when they are whole and synced; an old report.json goes first, the new one comes last.
+// Refuses to know: how the numbers came about. Only rank 0 calls it.
+// Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
 #include "base/status.h"
 #include "src/divergence.h"

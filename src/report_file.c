@@ -102,7 +102,7 @@ static status make_folders(const char *dir) {
     *slash = 0;
     int why = mkdir(path, 0777) ? errno : 0;
     if (why && stat(path, &s)) {
-      status result = FAIL("%s: the folder cannot be made: %s", path, strerror(why));
+      status result = FAIL("%s: the folder cannot be made: %s: %s", dir, path, strerror(why));
       free(path);
       return result;
     }

@@ -1,6 +1,5 @@
-// report_write: report.json, layers.csv and tokens.csv, all or none. All are first written whole under
-// temporary names, where a full disk shows; then an old report.json goes, and report.json takes its name
-// last.
+// report_write: report.json, layers.csv and tokens.csv, all or none. First all are written whole under
+// temporary names, where a full disk shows; then an old report.json goes; report.json takes its name last.
 #include "src/report_file.h"
 #include "src/report_json.h"
 #include <inttypes.h>

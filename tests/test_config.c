@@ -342,7 +342,7 @@ static void test_deep_texts(void **state) {
   enum { N = 400000 };
   char *text = malloc(2 * N + 200);
   static const char *const heads[] = {
-      "", "x = \"\"\"\n a\"\"\"\"\"\n[", "a = [{", "# c\n'q'.", "z = 'a'\n[[\"", ""};
+      "", "x = [\"\"\"\n a\"\"\"\", {", "a = [{", "# c\n'q'.", "z = 'a'\n[[\"", ""};
   for (size_t h = 0; h < 6; h++) {
     char *end = stpcpy(text, heads[h]);
     if (h == 4) end = stpcpy(end, "q\".");

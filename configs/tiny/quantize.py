@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes what train.py left as GGUF, with the keys and names that llama.cpp gives a Qwen3-MoE, and quantises it.
+"""Writes what train.py left as GGUF, with llama.cpp's keys and names for a Qwen3-MoE, and quantises it.
 
-The rounding is llama.cpp's own (llama_model_quantize, Q4_K_M); the file before it holds the bf16 weights as f32.
+The rounding is llama.cpp's own (llama_model_quantize, Q4_K_M), from a file with the bf16 weights as f32.
 """
+
 import argparse
 import ctypes
 import json

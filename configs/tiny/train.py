@@ -2,9 +2,10 @@
 """Trains the small Qwen3-MoE of this folder on plain text, one work a file.
 
 Writes to --out: model.safetensors (best on the validation play; matrices bf16, norms and router f32),
-tokenizer.json, log.json. Owns the model's definition in PyTorch, which evaluate.py uses too. Every expert is
-computed for every token and the unchosen ones are multiplied by zero: at this size that is faster than sorting.
+tokenizer.json, log.json. Owns the model's definition in PyTorch, which evaluate.py uses too. Every expert
+is computed for every token and the unchosen ones are multiplied by zero: here that is faster than sorting.
 """
+
 import argparse
 import concurrent.futures
 import functools
@@ -129,12 +130,14 @@ class Qwen3MoE(nn.Module):
                 nn.init.normal_(w, std=0.02 / math.sqrt(joins) if joined else 0.02)
 
     def forward(self, ids, watch=None):
-        """Logits, load-balancing loss, experts' shares [layers, n]; watch(layer, experts, input) sees each routing."""
+        """Logits, balance loss, shares [layers, n]; watch(layer, experts, input) sees each."""
         cos, sin = rope_tables(self.m["head_dim"], self.m["rope_theta"], ids.shape[1], ids.device)
         x = F.dropout(F.embedding(ids, self.embedding).float(), self.p, self.training)
         balance, shares = 0.0, []
         for i, layer in enumerate(self.layers):
-            x = x + F.dropout(layer.attention(layer.attention_norm(x), cos, sin).float(), self.p, self.training)
+            x = x + F.dropout(
+                layer.attention(layer.attention_norm(x), cos, sin).float(), self.p, self.training
+            )
             y = layer.expert_norm(x)
             if watch:
                 watch(i, layer.experts, y)
@@ -149,14 +152,18 @@ def train_tokenizer(texts, size):
 
     t = Tokenizer(models.BPE())
     t.normalizer = normalizers.NFC()
-    t.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    t.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     t.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    t.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size - len(SPECIAL), initial_alphabet=alphabet, show_progress=False))
+    t.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=size - len(SPECIAL), initial_alphabet=alphabet, show_progress=False),
+    )
     t.add_special_tokens(SPECIAL)  # after the merges, as in Qwen's own vocabulary
     if t.get_vocab_size() != size:
         raise SystemExit(f"the text gives {t.get_vocab_size()} tokens, expected {size}")
@@ -164,7 +171,7 @@ def train_tokenizer(texts, size):
 
 
 def epoch_stream(tokenizer_json, texts, data, seed):
-    """All works in random order, each followed by <|endoftext|>; some tokenised with merges skipped at random."""
+    """All works in random order with <|endoftext|> between; some tokenised with merges skipped at random."""
     from tokenizers import Tokenizer
 
     plain, rough = Tokenizer.from_str(tokenizer_json), Tokenizer.from_str(tokenizer_json)
@@ -203,9 +210,16 @@ def perplexity(model, ids, window=512, batch=16):
 def save_weights(path, weights):
     from safetensors.torch import save_file
 
-    f32 = lambda name, w: w.dim() == 1 or name.endswith("router")
-    save_file({n: w.detach().to("cpu", torch.float32 if f32(n, w) else torch.bfloat16).contiguous()
-               for n, w in weights.items()}, path)
+    def f32(name, w):
+        return w.dim() == 1 or name.endswith("router")
+
+    save_file(
+        {
+            n: w.detach().to("cpu", torch.float32 if f32(n, w) else torch.bfloat16).contiguous()
+            for n, w in weights.items()
+        },
+        path,
+    )
 
 
 class Average:
@@ -224,7 +238,10 @@ class Average:
 def optimiser(model, t):
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": t["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": t["weight_decay"]},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(groups, lr=t["learning_rate"], betas=tuple(t["betas"]), fused=fused)
 
@@ -247,7 +264,10 @@ def train(args, s, log):
     tokenizer = train_tokenizer(works, m["vocab_size"])
     tokenizer.save(str(args.out / "tokenizer.json"))
     source = tokenizer.to_str()
-    encode = lambda n: torch.tensor(tokenizer.encode(text[n]).ids, device=device)
+
+    def encode(n):
+        return torch.tensor(tokenizer.encode(text[n]).ids, device=device)
+
     valid, heldout = encode(data["validation"]), encode(data["heldout"])
 
     model = Qwen3MoE(m, t["dropout"]).to(device)
@@ -256,7 +276,9 @@ def train(args, s, log):
     log["parameters"] = sum(p.numel() for p in model.parameters())
     log["epochs"], best, step, start = [], math.inf, 0, time.monotonic()
     pool = concurrent.futures.ThreadPoolExecutor(4)
-    streams = [pool.submit(epoch_stream, source, works, data, 1000 * t["seed"] + e) for e in range(t["epochs"])]
+    streams = [
+        pool.submit(epoch_stream, source, works, data, 1000 * t["seed"] + e) for e in range(t["epochs"])
+    ]
     for epoch, stream in enumerate(streams):
         ids = stream.result()
         log.setdefault("tokens_per_epoch", len(ids))
@@ -280,14 +302,26 @@ def train(args, s, log):
             opt.step()
             opt.zero_grad(set_to_none=True)
             mean.update(model, step)
-            loss_sum, shares_sum, steps, step = loss_sum + loss.detach(), shares_sum + shares, steps + 1, step + 1
+            loss_sum, shares_sum, steps, step = (
+                loss_sum + loss.detach(),
+                shares_sum + shares,
+                steps + 1,
+                step + 1,
+            )
             if args.steps and step >= args.steps:
                 break
         ppl, _ = perplexity(mean.model, valid)
         shares = shares_sum / steps
-        row = {"epoch": epoch + 1, "step": step, "window": window, "train_loss": round(loss_sum.item() / steps, 4),
-               "validation_perplexity": round(ppl, 3), "share_min": round(shares.min().item(), 4),
-               "share_max": round(shares.max().item(), 4), "seconds": round(time.monotonic() - start, 1)}
+        row = {
+            "epoch": epoch + 1,
+            "step": step,
+            "window": window,
+            "train_loss": round(loss_sum.item() / steps, 4),
+            "validation_perplexity": round(ppl, 3),
+            "share_min": round(shares.min().item(), 4),
+            "share_max": round(shares.max().item(), 4),
+            "seconds": round(time.monotonic() - start, 1),
+        }
         log["epochs"].append(row)
         print(json.dumps(row), flush=True)
         if ppl < best:
@@ -346,7 +380,9 @@ def main():
     log["heldout_perplexity"], log["heldout_scored"] = perplexity(model, heldout)
     log["sample"] = sample(model, tokenizer, "ROMEO\t", 160, args.device)
     (args.out / "log.json").write_text(json.dumps(log, indent=1))
-    print(json.dumps({k: v for k, v in log.items() if "perplexity" in k}), log["sample"], sep="\n", flush=True)
+    print(
+        json.dumps({k: v for k, v in log.items() if "perplexity" in k}), log["sample"], sep="\n", flush=True
+    )
 
 
 if __name__ == "__main__":

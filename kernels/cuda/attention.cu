@@ -1,0 +1,309 @@
+// attention: docs/paths.md step 6 on the device. A thread block takes the query heads that share a key/value head, for
+// a few tokens, so that each chunk of keys and values is read once for all of them.
+//
+// Long caches with few queries are split: each chunk's (max, sum, out) is computed by a block of its own and folded
+// by a second kernel in ascending order. The fold is the same function either way.
+#include "kernels/cuda/device.cuh"
+
+static constexpr int ROWS = 32;     // (token, head) pairs to a block
+static constexpr int THREADS = 256;
+static constexpr int WIDE = 128;    // head_dim that the registers of a block hold
+
+struct attention_args {
+  float *out;      // [n][n_heads][head_dim]
+  const float *q;  // as out
+  kv_cache cache;
+  int layer, n_heads, group, tokens; // group: query heads to a key/value head; tokens to a block
+  dev_batch batch;
+  attention_work work;
+  int n_chunks; // of the split; 0: not split
+};
+
+__device__ __forceinline__ float kv_at(const void *base, bool f16, size_t i) {
+  return f16 ? half_bits_to_f32(((const uint16_t *)base)[i]) : ((const float *)base)[i];
+}
+
+// Scores of one row's n keys become weights relative to their maximum; the warp's lanes are sum32's lanes. Keys
+// beyond n get weight 0 and no lane.
+__device__ __forceinline__ void chunk_weights(float *score, int n, float *max_out, float *sum_out) {
+  int lane = threadIdx.x % WARP;
+  float max = score[0];
+  for (int j = lane; j < n; j += WARP) max = score[j] > max ? score[j] : max;
+  for (int half = WARP / 2; half; half /= 2) {
+    float other = __shfl_xor_sync(~0u, max, half);
+    max = other > max ? other : max;
+  }
+  float sum = 0;
+  for (int j = lane; j < CHUNK; j += WARP) {
+    float e = j < n ? num_exp_f32(score[j] - max) : 0.0f;
+    score[j] = e;
+    if (j < n) sum = sum + e;
+  }
+  *max_out = max;
+  *sum_out = warp_tree(sum);
+}
+
+// Factors by which the running values and the chunk's are multiplied; updates the running max and sum.
+__device__ __forceinline__ void fold(float *run_max, float *run_sum, float max, float sum, float *old, float *fresh) {
+  float both = *run_max > max ? *run_max : max;
+  *old = num_exp_f32(*run_max - both);
+  *fresh = num_exp_f32(max - both);
+  *run_sum = num_fma_f32(sum, *fresh, *run_sum * *old);
+  *run_max = both;
+}
+
+struct shared_rows {
+  float q[ROWS][WIDE + 4];
+  float kv[WIDE * CHUNK];       // keys [d][key], then values [key][d]
+  float score[ROWS][CHUNK + 4];
+  float run_max[ROWS], run_sum[ROWS], old[ROWS], fresh[ROWS];
+  int keys[ROWS];               // key positions that the row may read: its own position + 1; 0: no such row
+};
+
+__device__ void load_queries(shared_rows *s, const attention_args &a, int first, int count, int kv_head) {
+  int dim = a.cache.head_dim;
+  for (int i = threadIdx.x; i < ROWS * dim; i += THREADS) {
+    int r = i / dim, d = i % dim, t = r / a.group;
+    size_t head = (size_t)(first + t) * a.n_heads + kv_head * a.group + r % a.group;
+    s->q[r][d] = t < count ? a.q[head * dim + d] : 0.0f;
+  }
+  if (threadIdx.x < ROWS) {
+    int t = threadIdx.x / a.group;
+    s->keys[threadIdx.x] = t < count && (int)threadIdx.x < a.tokens * a.group ? a.batch.position[first + t] + 1 : 0;
+  }
+}
+
+__device__ void load_cache(float *to, const void *from, bool f16, size_t at, int n) {
+  for (int i = threadIdx.x; i < n; i += THREADS) to[i] = kv_at(from, f16, at + i);
+}
+
+// Thread (pair of rows, four keys): one chain over d for each of its eight scores.
+__device__ void scores(shared_rows *s, int dim) {
+  int r = threadIdx.x / 16 * 2, j = threadIdx.x % 16 * 4;
+  float acc[2][4] = {};
+  for (int d = 0; d < dim; d++) {
+    float4 k = *(const float4 *)&s->kv[d * CHUNK + j];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float q = s->q[r + i][d];
+      acc[i][0] = num_fma_f32(q, k.x, acc[i][0]);
+      acc[i][1] = num_fma_f32(q, k.y, acc[i][1]);
+      acc[i][2] = num_fma_f32(q, k.z, acc[i][2]);
+      acc[i][3] = num_fma_f32(q, k.w, acc[i][3]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) *(float4 *)&s->score[r + i][j] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+}
+
+// Warp w turns rows 4 w .. 4 w + 3 into weights and prepares their fold. `first`: the chunk starts the running values.
+__device__ void weigh(shared_rows *s, int base, bool first) {
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  for (int r = 4 * warp; r < 4 * warp + 4; r++) {
+    int n = s->keys[r] - base;
+    if (n <= 0) continue;
+    float max, sum;
+    chunk_weights(s->score[r], n < CHUNK ? n : CHUNK, &max, &sum);
+    __syncwarp();
+    if (lane) continue;
+    if (first) {
+      s->run_max[r] = max;
+      s->run_sum[r] = sum;
+    } else {
+      fold(&s->run_max[r], &s->run_sum[r], max, sum, &s->old[r], &s->fresh[r]);
+    }
+  }
+}
+
+// Thread (four rows, four dimensions): sums weights times values over the chunk's keys, ascending, and folds.
+__device__ void weighted_values(float run[4][4], const shared_rows *s, int base, int dim, bool first) {
+  int r0 = threadIdx.x / WARP * 4, d = threadIdx.x % WARP * 4;
+  if (d >= dim) return;
+  float acc[4][4] = {};
+  int n[4], all = CHUNK, most = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    n[i] = s->keys[r0 + i] - base;
+    n[i] = n[i] < 0 ? 0 : n[i] > CHUNK ? CHUNK : n[i];
+    all = n[i] < all ? n[i] : all;
+    most = n[i] > most ? n[i] : most;
+  }
+  for (int j = 0; j < most; j++) {
+    float4 v = *(const float4 *)&s->kv[j * dim + d];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (j >= all && j >= n[i]) continue; // only in the chunk that holds a row's own position
+      float e = s->score[r0 + i][j];
+      acc[i][0] = num_fma_f32(e, v.x, acc[i][0]);
+      acc[i][1] = num_fma_f32(e, v.y, acc[i][1]);
+      acc[i][2] = num_fma_f32(e, v.z, acc[i][2]);
+      acc[i][3] = num_fma_f32(e, v.w, acc[i][3]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (!n[i]) continue;
+#pragma unroll
+    for (int c = 0; c < 4; c++)
+      run[i][c] = first ? acc[i][c] : num_fma_f32(acc[i][c], s->fresh[r0 + i], run[i][c] * s->old[r0 + i]);
+  }
+}
+
+// One run of tokens of one sequence over chunks begin .. end - 1.
+__device__ void attend_run(shared_rows *s, const attention_args &a, int first, int count, int kv_head, int begin,
+                           int end, float run[4][4]) {
+  int dim = a.cache.head_dim, sequence = a.batch.sequence[first];
+  size_t head = ((size_t)a.layer * a.cache.n_sequences + sequence) * a.cache.n_kv_heads + kv_head;
+  load_queries(s, a, first, count, kv_head);
+  for (int chunk = begin; chunk < end; chunk++) {
+    size_t at = head * a.cache.head_elements + (size_t)chunk * CHUNK * dim;
+    __syncthreads();
+    load_cache(s->kv, a.cache.keys, a.cache.f16, at, CHUNK * dim);
+    __syncthreads();
+    scores(s, dim);
+    __syncthreads();
+    load_cache(s->kv, a.cache.values, a.cache.f16, at, CHUNK * dim);
+    weigh(s, chunk * CHUNK, chunk == begin);
+    __syncthreads();
+    weighted_values(run, s, chunk * CHUNK, dim, chunk == begin);
+  }
+  __syncthreads();
+}
+
+// Tokens first .. of the block's range that belong to one sequence.
+__device__ int run_length(const dev_batch &b, int first, int end) {
+  int n = 1;
+  while (first + n < end && b.sequence[first + n] == b.sequence[first]) n++;
+  return n;
+}
+
+__global__ void __launch_bounds__(THREADS) attend_tiles(attention_args a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  shared_rows *s = (shared_rows *)memory;
+  int begin = blockIdx.x * a.tokens, end = min(begin + a.tokens, a.batch.n), dim = a.cache.head_dim;
+  for (int first = begin; first < end;) {
+    int count = run_length(a.batch, first, end);
+    int last = a.batch.position[first + count - 1];
+    int from = a.n_chunks ? blockIdx.z : 0, to = a.n_chunks ? from + 1 : last / CHUNK + 1;
+    if (from <= last / CHUNK) {
+      float run[4][4] = {};
+      attend_run(s, a, first, count, blockIdx.y, from, to, run);
+      int d = threadIdx.x % WARP * 4;
+      for (int i = 0; i < 4 && d < dim; i++) {
+        int r = threadIdx.x / WARP * 4 + i, t = r / a.group;
+        if (s->keys[r] <= from * CHUNK) continue;
+        size_t row = (size_t)(first + t) * a.n_heads + blockIdx.y * a.group + r % a.group;
+        if (a.n_chunks) {
+          size_t at = row * a.n_chunks + from;
+          *(float4 *)&a.work.out[at * dim + d] = make_float4(run[i][0], run[i][1], run[i][2], run[i][3]);
+          if (d == 0) {
+            a.work.max[at] = s->run_max[r];
+            a.work.sum[at] = s->run_sum[r];
+          }
+        } else {
+          float inverse = 1.0f / s->run_sum[r];
+          *(float4 *)&a.out[row * dim + d] =
+              make_float4(run[i][0] * inverse, run[i][1] * inverse, run[i][2] * inverse, run[i][3] * inverse);
+        }
+      }
+      __syncthreads();
+    }
+    first += count;
+  }
+}
+
+// A block a row: folds its chunks in ascending order.
+__global__ void fold_chunks(attention_args a) {
+  int row = blockIdx.x, t = row / a.n_heads, dim = a.cache.head_dim, n = a.batch.position[t] / CHUNK + 1;
+  const float *max = a.work.max + (size_t)row * a.n_chunks, *sum = a.work.sum + (size_t)row * a.n_chunks;
+  const float *out = a.work.out + (size_t)row * a.n_chunks * dim;
+  for (int d = threadIdx.x; d < dim; d += blockDim.x) {
+    float run_max = max[0], run_sum = sum[0], run = out[d], old, fresh;
+    for (int c = 1; c < n; c++) {
+      fold(&run_max, &run_sum, max[c], sum[c], &old, &fresh);
+      run = num_fma_f32(out[(size_t)c * dim + d], fresh, run * old);
+    }
+    a.out[(size_t)row * dim + d] = run * (1.0f / run_sum);
+  }
+}
+
+// Any head size and group: a block a (token, head), plainly. For shapes that attend_tiles does not hold.
+__global__ void attend_plain(attention_args a) {
+  extern __shared__ float run[]; // [head_dim]
+  __shared__ float score[CHUNK], run_max, run_sum, old, fresh;
+  int t = blockIdx.x, h = blockIdx.y, dim = a.cache.head_dim, keys = a.batch.position[t] + 1;
+  size_t head = ((size_t)a.layer * a.cache.n_sequences + a.batch.sequence[t]) * a.cache.n_kv_heads + h / a.group;
+  const float *q = a.q + ((size_t)t * a.n_heads + h) * dim;
+  for (int base = 0; base < keys; base += CHUNK) {
+    size_t at = head * a.cache.head_elements + (size_t)base * dim;
+    int n = min(CHUNK, keys - base);
+    __syncthreads();
+    if (threadIdx.x < CHUNK) {
+      float s = 0;
+      for (int d = 0; d < dim; d++)
+        s = num_fma_f32(q[d], kv_at(a.cache.keys, a.cache.f16, at + (size_t)d * CHUNK + threadIdx.x), s);
+      score[threadIdx.x] = s;
+    }
+    __syncthreads();
+    if (threadIdx.x < WARP) {
+      float max, sum;
+      chunk_weights(score, n, &max, &sum);
+      if (threadIdx.x == 0 && base == 0) {
+        run_max = max;
+        run_sum = sum;
+      } else if (threadIdx.x == 0) {
+        float m = run_max, l = run_sum;
+        fold(&m, &l, max, sum, &old, &fresh);
+        run_max = m;
+        run_sum = l;
+      }
+    }
+    __syncthreads();
+    for (int d = threadIdx.x; d < dim; d += blockDim.x) {
+      float o = 0;
+      for (int j = 0; j < n; j++)
+        o = num_fma_f32(score[j], kv_at(a.cache.values, a.cache.f16, at + (size_t)j * dim + d), o);
+      run[d] = base ? num_fma_f32(o, fresh, run[d] * old) : o;
+    }
+  }
+  __syncthreads();
+  float inverse = 1.0f / run_sum;
+  for (int d = threadIdx.x; d < dim; d += blockDim.x) a.out[((size_t)t * a.n_heads + h) * dim + d] = run[d] * inverse;
+}
+
+static status launch_tiles(attention_args *a, int max_keys, cudaStream_t stream) {
+  static bool ready;
+  if (!ready) {
+    CUDA_TRY(cudaFuncSetAttribute(attend_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared_rows)));
+    ready = true;
+  }
+  a->tokens = ROWS / a->group;
+  int tiles = (a->batch.n + a->tokens - 1) / a->tokens, chunks = (max_keys + CHUNK - 1) / CHUNK;
+  bool split = chunks > 1 && tiles * a->cache.n_kv_heads < 256 &&
+               (size_t)a->batch.n * a->n_heads * chunks <= a->work.capacity;
+  a->n_chunks = split ? chunks : 0;
+  attend_tiles<<<dim3((unsigned)tiles, (unsigned)a->cache.n_kv_heads, (unsigned)(split ? chunks : 1)), THREADS,
+                 sizeof(shared_rows), stream>>>(*a);
+  CUDA_TRY(cudaGetLastError());
+  if (!split) return 0;
+  fold_chunks<<<a->batch.n * a->n_heads, 128, 0, stream>>>(*a);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b, int n_heads,
+                        int max_keys, attention_work *work, cudaStream_t stream) {
+  attention_args a = {};
+  a.out = out;
+  a.q = q;
+  a.cache = cache;
+  a.layer = layer;
+  a.n_heads = n_heads;
+  a.group = n_heads / cache.n_kv_heads;
+  a.batch = *b;
+  a.work = *work;
+  if (cache.head_dim <= WIDE && cache.head_dim % 4 == 0 && a.group <= ROWS) return launch_tiles(&a, max_keys, stream);
+  attend_plain<<<dim3((unsigned)b->n, (unsigned)n_heads), 128, (size_t)cache.head_dim * sizeof(float), stream>>>(a);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}

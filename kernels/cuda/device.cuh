@@ -1,0 +1,125 @@
+// device: what every CUDA source of the backend stands on: checked calls, warp sums, views of weights and inputs.
+//
+// Invariant: nothing here decides arithmetic; docs/paths.md and kernels/numerics.h do.
+#pragma once
+#include "base/status.h"
+#include "kernels/backend.h"
+#include "kernels/half.h"
+#include "kernels/numerics.h"
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define CUDA_TRY(call)                                                                                           \
+  do {                                                                                                           \
+    cudaError_t cuda_error_ = (call);                                                                            \
+    if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));         \
+  } while (0)
+
+static constexpr int WARP = 32;
+static constexpr int CHUNK = 64; // key positions of an attention chunk, on every path
+
+// Every lane gets the sum of docs/paths.md's tree: lane l with l + 16, then + 8, 4, 2, 1 (addition commutes, so the
+// lanes above the half add the same two numbers).
+__device__ __forceinline__ float warp_tree(float lane) {
+  for (int half = WARP / 2; half; half /= 2) lane = lane + __shfl_xor_sync(~0u, lane, half);
+  return lane;
+}
+
+__device__ __forceinline__ float half_bits_to_f32(uint16_t bits) { // exact, as half_to_f32
+  return __half2float(__ushort_as_half(bits));
+}
+
+// A matrix, or a stack of them (one an expert of this rank), in device memory. Rows keep their K-quant bits; those
+// of Q6_K, whose 210 bytes are not aligned, lie as four planes a row (weights.cu).
+struct dev_matrix {
+  const uint8_t *data;
+  weight_type type;
+  int rows, cols;
+  size_t row_bytes, member_bytes; // member: one expert's matrix
+};
+
+struct dev_layer {
+  const float *attn_norm, *q_norm, *k_norm, *ffn_norm;
+  dev_matrix q, k, v, o, router, gate, up, down;
+};
+
+// Activations of up to `rows` rows: floats, and on q8k their Q8_K blocks as planes.
+struct dev_inputs {
+  float *x;       // [rows][width]
+  int8_t *qs;     // [rows][width]
+  float *d;       // [rows][width / 256]
+  int16_t *bsums; // [rows][width / 16]
+  int width;
+};
+
+// What a product multiplies and where its results go. An item is an output row: a token, or a slot (a token's
+// chosen expert). In a stack, item i uses member expert[i]; items of members that are not here (-1) are skipped.
+struct product {
+  dev_matrix w;
+  dev_inputs in;
+  const int *member;    // [n_items] stack member of an item, or NULL: member 0
+  const int *first;     // [n_members + 1] begin of each member's items in `order`, or NULL: all items in order
+  const int *order;     // items grouped by member
+  const int64_t *place; // [n_items] output row of an item, or NULL: the item itself
+  int n_members, n_items, input_divisor; // input row = item / input_divisor
+  float *out;           // [..][w.rows]
+};
+
+// Where the shared tensors and this rank's experts lie; one copy for all arms.
+struct dev_weights {
+  const model_weights *source;
+  const expert_local *local;
+  int users, n_local;
+  dev_matrix embedding, output;
+  const float *output_norm;
+  dev_layer *layers; // host array
+  int *local_of_expert; // device [n_experts]
+  void *blocks[4096]; // allocations
+  int n_blocks;
+  size_t bytes;
+};
+
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local);
+void weights_release(dev_weights *w);
+
+// products.cu
+status product_f32_launch(const product *p, cudaStream_t stream);
+// product_q8k.cu: any K-quant type
+status product_q8k_launch(const product *p, cudaStream_t stream);
+
+// vectors.cu
+struct kv_cache {
+  void *keys, *values; // [layers][sequences][kv_heads] of [chunks][head_dim][CHUNK] and [positions][head_dim]
+  bool f16;
+  size_t head_elements; // of one (layer, sequence, head)
+  int n_sequences, n_kv_heads, head_dim;
+};
+struct dev_batch { // device arrays of a batch
+  const int *token, *sequence, *position;
+  int n;
+};
+status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, cudaStream_t stream);
+// out = rms_norm(x) * weight; rounds to Q8_K when `round`
+status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
+                   cudaStream_t stream);
+status round_launch(dev_inputs io, int n, cudaStream_t stream);
+status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, cudaStream_t stream);
+status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
+                    const float *rope, kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream);
+status add_launch(float *x, const float *y, size_t n, cudaStream_t stream);
+status route_launch(int *expert, float *weight, double *margin, const float *logits, int n, int n_experts, int k,
+                    cudaStream_t stream);
+status local_launch(int *member, const int *expert, const int *local_of_expert, int n, cudaStream_t stream);
+status group_launch(int *first, int *order, const int *member, int n_items, int n_members, cudaStream_t stream);
+status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, int n, int k,
+                      int hidden, cudaStream_t stream);
+status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n, int width,
+                     uint64_t tag, int64_t layer, cudaStream_t stream);
+
+// attention.cu
+struct attention_work {
+  float *max, *sum, *out; // [tokens * heads][chunks] (max, sum), [..][head_dim] of split attention
+  size_t capacity;        // rows * chunks
+};
+status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b, int n_heads,
+                        int max_keys, attention_work *work, cudaStream_t stream);

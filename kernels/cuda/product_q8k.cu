@@ -1,0 +1,438 @@
+// product_q8k: K-quant weights times Q8_K activations. Integer sums over a block of 256 are exact in any order, so
+// the few-item kernel uses DP4A and the many-item kernel the tensor cores; both then take the float steps of
+// docs/paths.md, block after block.
+#include "kernels/cuda/device.cuh"
+
+// One block's float step: y + dx * (d * isum - dmin * msum). With dmin = 0 and msum = 0 the inner fma adds a
+// negative zero, so it is Q6_K's d * isum to the bit.
+__device__ __forceinline__ float block_value(float d, float dmin, int isum, int msum) {
+  return num_fma_f32(d, (float)isum, -(dmin * (float)msum));
+}
+
+// The eight 6-bit scales and minimums of a Q4_K or Q5_K block, a byte each.
+struct scales8 {
+  uint32_t scale[2], min[2];
+};
+
+__device__ __forceinline__ scales8 unpack_scales(uint32_t a, uint32_t b, uint32_t c) {
+  scales8 s;
+  s.scale[0] = a & 0x3f3f3f3fu;
+  s.min[0] = b & 0x3f3f3f3fu;
+  s.scale[1] = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
+  s.min[1] = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
+  return s;
+}
+
+__device__ __forceinline__ int dot16(uint4 w, int4 x) { // 16 bytes of each, as signed
+  int sum = __dp4a((int)w.x, x.x, 0);
+  sum = __dp4a((int)w.y, x.y, sum);
+  sum = __dp4a((int)w.z, x.z, sum);
+  return __dp4a((int)w.w, x.w, sum);
+}
+
+__device__ __forceinline__ uint4 and4(uint4 v, int shift, uint32_t mask) {
+  return make_uint4(v.x >> shift & mask, v.y >> shift & mask, v.z >> shift & mask, v.w >> shift & mask);
+}
+
+__device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
+  return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
+}
+
+// ---- few items: four lanes a block, each 64 of its elements ----
+
+struct quarter_inputs { // of lane q of a block: four runs of 16 activations and their sums
+  int4 x[4];
+  int bsum[4];
+  float dx;
+};
+
+struct quarter_sums {
+  int isum, msum;
+  float d, dmin;
+};
+
+// Where the four runs of lane q begin: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K those of a half.
+template <weight_type TYPE> __device__ __forceinline__ int run_begin(int q, int i) {
+  if (TYPE == TYPE_Q6_K) return q / 2 * 128 + (q & 1) * 16 + i * 32;
+  return (q / 2 + i / 2 * 2) * 64 + (q & 1) * 16 + (i & 1) * 32;
+}
+
+template <weight_type TYPE>
+__device__ __forceinline__ quarter_inputs load_inputs(const dev_inputs &in, int row, int b, int q) {
+  quarter_inputs r;
+  size_t block = (size_t)row * (in.width / QK_K) + b;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int begin = run_begin<TYPE>(q, i);
+    r.x[i] = *(const int4 *)(in.qs + block * QK_K + begin);
+    r.bsum[i] = in.bsums[block * 16 + begin / 16];
+  }
+  r.dx = in.d[block];
+  return r;
+}
+
+template <weight_type TYPE>
+__device__ __forceinline__ quarter_sums quarter_product(const uint8_t *row, int n_blocks, int b, int q,
+                                                        const quarter_inputs &in) {
+  quarter_sums s;
+  if (TYPE == TYPE_Q6_K) {
+    const uint8_t *ql = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
+    uint4 low0 = *(const uint4 *)ql, low1 = *(const uint4 *)(ql + 32);
+    uint4 high = *(const uint4 *)(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
+    const int8_t *scale = (const int8_t *)row + n_blocks * 192 + b * 16 + q / 2 * 8 + (q & 1);
+    s.d = half_bits_to_f32(((const uint16_t *)(row + n_blocks * 208))[b]);
+    s.dmin = 0;
+    s.msum = 0;
+    s.isum = 0;
+    uint4 w[4] = {or4(and4(low0, 0, 0x0f0f0f0fu), and4(high, 0, 0x03030303u), 4),
+                  or4(and4(low1, 0, 0x0f0f0f0fu), and4(high, 2, 0x03030303u), 4),
+                  or4(and4(low0, 4, 0x0f0f0f0fu), and4(high, 4, 0x03030303u), 4),
+                  or4(and4(low1, 4, 0x0f0f0f0fu), and4(high, 6, 0x03030303u), 4)};
+#pragma unroll
+    for (int i = 0; i < 4; i++) s.isum += scale[2 * i] * (dot16(w[i], in.x[i]) - 32 * in.bsum[i]);
+    return s;
+  }
+  const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
+  uint4 head = *(const uint4 *)block;
+  const uint8_t *qs = block + (TYPE == TYPE_Q4_K ? 16 : 48);
+  uint4 w0 = *(const uint4 *)(qs + 16 * q), w1 = *(const uint4 *)(qs + 64 + 16 * q);
+  uint4 w[4] = {and4(w0, 0, 0x0f0f0f0fu), and4(w0, 4, 0x0f0f0f0fu), and4(w1, 0, 0x0f0f0f0fu),
+                and4(w1, 4, 0x0f0f0f0fu)};
+  if (TYPE == TYPE_Q5_K) {
+    uint4 high = *(const uint4 *)(block + 16 + 16 * (q & 1));
+    int j = q / 2 * 2;
+    w[0] = or4(w[0], and4(high, j, 0x01010101u), 4);
+    w[1] = or4(w[1], and4(high, j + 1, 0x01010101u), 4);
+    w[2] = or4(w[2], and4(high, j + 4, 0x01010101u), 4);
+    w[3] = or4(w[3], and4(high, j + 5, 0x01010101u), 4);
+  }
+  scales8 packed = unpack_scales(head.y, head.z, head.w);
+  int shift = q / 2 * 16;
+  s.d = half_bits_to_f32((uint16_t)(head.x & 0xffffu));
+  s.dmin = half_bits_to_f32((uint16_t)(head.x >> 16));
+  s.isum = s.msum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int at = shift + 8 * (i & 1);
+    s.isum += (int)(packed.scale[i / 2] >> at & 63) * dot16(w[i], in.x[i]);
+    s.msum += (int)(packed.min[i / 2] >> at & 63) * in.bsum[i];
+  }
+  return s;
+}
+
+static constexpr int WARPS = 4, PASSES = 4;
+
+// A warp takes PASSES times 8 / GROUPS rows of one item; a row has GROUPS groups of four lanes, one a block.
+template <weight_type TYPE, int GROUPS> __global__ void product_q8k_few(product p) {
+  constexpr int at_once = 8 / GROUPS;
+  int lane = threadIdx.x % WARP, q = lane % 4, g = lane / 4 % GROUPS, sub = lane / (4 * GROUPS);
+  int item = blockIdx.y, member = p.member ? p.member[item] : 0, n_blocks = p.w.cols / QK_K;
+  if (member < 0) return;
+  const uint8_t *rows = p.w.data + (size_t)member * p.w.member_bytes;
+  int input = item / p.input_divisor, first_row = (blockIdx.x * WARPS + threadIdx.x / WARP) * PASSES * at_once;
+  quarter_inputs in = {};
+  if (g < n_blocks) in = load_inputs<TYPE>(p.in, input, g, q);
+  float y[PASSES] = {};
+  for (int begin = 0; begin < n_blocks; begin += GROUPS) {
+    int b = begin + g;
+    if (begin && b < n_blocks) in = load_inputs<TYPE>(p.in, input, b, q);
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+      int row = first_row + pass * at_once + sub;
+      quarter_sums s = {};
+      if (b < n_blocks && row < p.w.rows)
+        s = quarter_product<TYPE>(rows + (size_t)row * p.w.row_bytes, n_blocks, b, q, in);
+#pragma unroll
+      for (int step = 1; step <= 2; step++) {
+        s.isum += __shfl_xor_sync(~0u, s.isum, step);
+        s.msum += __shfl_xor_sync(~0u, s.msum, step);
+      }
+      float u = block_value(s.d, s.dmin, s.isum, s.msum);
+#pragma unroll
+      for (int j = 0; j < GROUPS; j++) { // the row's blocks, ascending
+        int from = (sub * GROUPS + j) * 4;
+        float term = __shfl_sync(~0u, u, from), dx = __shfl_sync(~0u, in.dx, from);
+        if (begin + j < n_blocks) y[pass] = num_fma_f32(dx, term, y[pass]);
+      }
+    }
+  }
+  size_t to = (size_t)(p.place ? p.place[item] : item) * p.w.rows;
+#pragma unroll
+  for (int pass = 0; pass < PASSES; pass++) {
+    int row = first_row + pass * at_once + sub;
+    if (lane % (4 * GROUPS) == 0 && row < p.w.rows) p.out[to + row] = y[pass];
+  }
+}
+
+template <weight_type TYPE, int GROUPS> static status launch_few(const product *p, cudaStream_t stream) {
+  int rows = WARPS * PASSES * (8 / GROUPS);
+  dim3 grid((unsigned)((p->w.rows + rows - 1) / rows), (unsigned)p->n_items);
+  product_q8k_few<TYPE, GROUPS><<<grid, WARPS * WARP, 0, stream>>>(*p);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+template <weight_type TYPE> static status few(const product *p, cudaStream_t stream) {
+  int n_blocks = p->w.cols / QK_K;
+  if (n_blocks > 4) return launch_few<TYPE, 8>(p, stream);
+  if (n_blocks > 2) return launch_few<TYPE, 4>(p, stream);
+  return n_blocks > 1 ? launch_few<TYPE, 2>(p, stream) : launch_few<TYPE, 1>(p, stream);
+}
+
+// ---- many items: tensor cores ----
+//
+// scale * quant of a weight is at most 1953 (Q5_K) or 4096 in magnitude (Q6_K), so it splits into two int8 operands,
+// v = 128 * high + low with low in 0..127. Then a block's isum is two plain int8 products of length 256, with no
+// scaling inside. The minimums are a third product of length 8, with the activations' sums split likewise.
+
+static constexpr int TILE_ROWS = 64;    // of weights, 16 a warp
+static constexpr int PITCH = QK_K + 16; // bytes a row in shared memory: the 8 rows of a load fall into different banks
+
+struct block_tile {
+  int8_t low[TILE_ROWS][PITCH], high[TILE_ROWS][PITCH];
+  int8_t min[TILE_ROWS][8];
+  float d[TILE_ROWS], dmin[TILE_ROWS];
+};
+
+template <int ITEMS> struct input_tile {
+  int8_t qs[ITEMS][PITCH];
+  int8_t sum_low[ITEMS][8], sum_high[ITEMS][8];
+  float dx[ITEMS];
+  int item[ITEMS];
+};
+
+// Four weights' scale * quant from four bytes of quants, split and packed: two products in 16-bit halves each.
+__device__ __forceinline__ void split_scaled(uint32_t quants, uint32_t scale, uint32_t *low, uint32_t *high) {
+  uint32_t even = (quants & 0x00ff00ffu) * scale, odd = (quants >> 8 & 0x00ff00ffu) * scale;
+  *low = (even & 0x007f007fu) | (odd & 0x007f007fu) << 8;
+  *high = (even >> 7 & 0x00ff00ffu) | (odd >> 7 & 0x00ff00ffu) << 8;
+}
+
+// As split_scaled with signed scale and quants - 32.
+__device__ __forceinline__ void split_scaled_q6(uint32_t quants, int scale, uint32_t *low, uint32_t *high) {
+  uint32_t l = 0, h = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int v = ((int)(quants >> 8 * i & 63) - 32) * scale;
+    l |= (uint32_t)(v & 127) << 8 * i;
+    h |= (uint32_t)(v >> 7 & 255) << 8 * i;
+  }
+  *low = l;
+  *high = h;
+}
+
+__device__ __forceinline__ uint32_t word_of(uint4 v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// Thread (row, quarter) writes the 64 elements of its quarter in both operands, as in quarter_product.
+template <weight_type TYPE>
+__device__ void unpack_quarter(block_tile *t, int r, const uint8_t *row, int n_blocks, int b, int q) {
+  uint4 w[4];
+  uint32_t scale[4];
+  int scale6[4] = {0, 0, 0, 0};
+  if (TYPE == TYPE_Q6_K) {
+    const uint8_t *ql = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
+    uint4 low0 = *(const uint4 *)ql, low1 = *(const uint4 *)(ql + 32);
+    uint4 high = *(const uint4 *)(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
+    const int8_t *s = (const int8_t *)row + n_blocks * 192 + b * 16 + q / 2 * 8 + (q & 1);
+    w[0] = or4(and4(low0, 0, 0x0f0f0f0fu), and4(high, 0, 0x03030303u), 4);
+    w[1] = or4(and4(low1, 0, 0x0f0f0f0fu), and4(high, 2, 0x03030303u), 4);
+    w[2] = or4(and4(low0, 4, 0x0f0f0f0fu), and4(high, 4, 0x03030303u), 4);
+    w[3] = or4(and4(low1, 4, 0x0f0f0f0fu), and4(high, 6, 0x03030303u), 4);
+    for (int i = 0; i < 4; i++) scale6[i] = s[2 * i];
+    if (q == 0) {
+      t->d[r] = half_bits_to_f32(((const uint16_t *)(row + n_blocks * 208))[b]);
+      t->dmin[r] = 0;
+      *(uint2 *)t->min[r] = make_uint2(0, 0);
+    }
+  } else {
+    const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
+    uint4 head = *(const uint4 *)block;
+    const uint8_t *qs = block + (TYPE == TYPE_Q4_K ? 16 : 48);
+    uint4 w0 = *(const uint4 *)(qs + 16 * q), w1 = *(const uint4 *)(qs + 64 + 16 * q);
+    w[0] = and4(w0, 0, 0x0f0f0f0fu);
+    w[1] = and4(w0, 4, 0x0f0f0f0fu);
+    w[2] = and4(w1, 0, 0x0f0f0f0fu);
+    w[3] = and4(w1, 4, 0x0f0f0f0fu);
+    if (TYPE == TYPE_Q5_K) {
+      uint4 high = *(const uint4 *)(block + 16 + 16 * (q & 1));
+      int j = q / 2 * 2;
+      w[0] = or4(w[0], and4(high, j, 0x01010101u), 4);
+      w[1] = or4(w[1], and4(high, j + 1, 0x01010101u), 4);
+      w[2] = or4(w[2], and4(high, j + 4, 0x01010101u), 4);
+      w[3] = or4(w[3], and4(high, j + 5, 0x01010101u), 4);
+    }
+    scales8 packed = unpack_scales(head.y, head.z, head.w);
+    for (int i = 0; i < 4; i++) scale[i] = packed.scale[i / 2] >> (q / 2 * 16 + 8 * (i & 1)) & 63;
+    if (q == 0) {
+      t->d[r] = half_bits_to_f32((uint16_t)(head.x & 0xffffu));
+      t->dmin[r] = half_bits_to_f32((uint16_t)(head.x >> 16));
+      *(uint2 *)t->min[r] = make_uint2(packed.min[0], packed.min[1]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int begin = TYPE == TYPE_Q6_K ? q / 2 * 128 + (q & 1) * 16 + i * 32
+                                  : (q / 2 + i / 2 * 2) * 64 + (q & 1) * 16 + (i & 1) * 32;
+    uint32_t low[4], high[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      if (TYPE == TYPE_Q6_K)
+        split_scaled_q6(word_of(w[i], k), scale6[i], &low[k], &high[k]);
+      else
+        split_scaled(word_of(w[i], k), scale[i], &low[k], &high[k]);
+    *(uint4 *)&t->low[r][begin] = make_uint4(low[0], low[1], low[2], low[3]);
+    *(uint4 *)&t->high[r][begin] = make_uint4(high[0], high[1], high[2], high[3]);
+  }
+}
+
+__device__ __forceinline__ void mma_k32(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_k16(int c[4], const uint32_t a[2], uint32_t b) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+__device__ __forceinline__ void load_a(uint32_t a[4], const int8_t (*tile)[PITCH], int warp_row, int k) {
+  int lane = threadIdx.x % WARP, row = warp_row + lane / 4, at = k + lane % 4 * 4;
+  a[0] = *(const uint32_t *)&tile[row][at];
+  a[1] = *(const uint32_t *)&tile[row + 8][at];
+  a[2] = *(const uint32_t *)&tile[row][at + 16];
+  a[3] = *(const uint32_t *)&tile[row + 8][at + 16];
+}
+
+template <int ITEMS>
+__device__ void load_items(input_tile<ITEMS> *t, const product &p, int b, int count) {
+  int n_blocks = p.w.cols / QK_K;
+  for (int i = threadIdx.x; i < ITEMS * 16; i += blockDim.x) {
+    int item = i / 16, part = i % 16;
+    bool live = item < count;
+    size_t block = live ? (size_t)(t->item[item] / p.input_divisor) * n_blocks + b : 0;
+    int4 x = live ? *(const int4 *)(p.in.qs + block * QK_K + part * 16) : make_int4(0, 0, 0, 0);
+    *(int4 *)&t->qs[item][part * 16] = x;
+    if (part < 8) {
+      int sum = live ? p.in.bsums[block * 16 + 2 * part] + p.in.bsums[block * 16 + 2 * part + 1] : 0;
+      t->sum_low[item][part] = (int8_t)(sum & 127);
+      t->sum_high[item][part] = (int8_t)(sum >> 7);
+    }
+    if (part == 8) t->dx[item] = live ? p.in.d[block] : 0.0f;
+  }
+}
+
+// One block's integer products of a warp's 16 rows with all items, then its float step into y.
+template <int ITEMS>
+__device__ void block_step(float y[ITEMS / 8][4], const block_tile *w, const input_tile<ITEMS> *x, int warp_row) {
+  int lane = threadIdx.x % WARP;
+  int low[ITEMS / 8][4] = {}, high[ITEMS / 8][4] = {};
+#pragma unroll
+  for (int k = 0; k < QK_K; k += 32) {
+    uint32_t al[4], ah[4];
+    load_a(al, w->low, warp_row, k);
+    load_a(ah, w->high, warp_row, k);
+#pragma unroll
+    for (int n = 0; n < ITEMS / 8; n++) {
+      const int8_t *from = &x->qs[n * 8 + lane / 4][k + lane % 4 * 4];
+      uint32_t b0 = *(const uint32_t *)from, b1 = *(const uint32_t *)(from + 16);
+      mma_k32(low[n], al, b0, b1);
+      mma_k32(high[n], ah, b0, b1);
+    }
+  }
+  int row = warp_row + lane / 4, part = lane % 4 * 4;
+  uint32_t am[2] = {0, 0}; // minimums fill k = 0..7 of 16
+  if (part < 8) {
+    am[0] = *(const uint32_t *)&w->min[row][part];
+    am[1] = *(const uint32_t *)&w->min[row + 8][part];
+  }
+  float d[2] = {w->d[row], w->d[row + 8]}, dmin[2] = {w->dmin[row], w->dmin[row + 8]};
+#pragma unroll
+  for (int n = 0; n < ITEMS / 8; n++) {
+    int min_low[4] = {}, min_high[4] = {}, item = n * 8 + lane / 4;
+    mma_k16(min_low, am, part < 8 ? *(const uint32_t *)&x->sum_low[item][part] : 0);
+    mma_k16(min_high, am, part < 8 ? *(const uint32_t *)&x->sum_high[item][part] : 0);
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      float u = block_value(d[c / 2], dmin[c / 2], low[n][c] + (high[n][c] << 7), min_low[c] + (min_high[c] << 7));
+      y[n][c] = num_fma_f32(x->dx[n * 8 + lane % 4 * 2 + (c & 1)], u, y[n][c]);
+    }
+  }
+}
+
+template <weight_type TYPE, int ITEMS> __global__ void __launch_bounds__(128) product_q8k_many(product p) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  block_tile *w = (block_tile *)shared;
+  input_tile<ITEMS> *x = (input_tile<ITEMS> *)(shared + sizeof(block_tile));
+  int member = p.first ? blockIdx.z : 0, begin = (p.first ? p.first[member] : 0) + blockIdx.y * ITEMS;
+  int count = (p.first ? p.first[member + 1] : p.n_items) - begin, n_blocks = p.w.cols / QK_K;
+  if (count <= 0) return;
+  if (count > ITEMS) count = ITEMS;
+  if ((int)threadIdx.x < ITEMS)
+    x->item[threadIdx.x] = (int)threadIdx.x < count ? p.order ? p.order[begin + threadIdx.x] : begin + threadIdx.x : 0;
+  const uint8_t *rows = p.w.data + (size_t)member * p.w.member_bytes;
+  int row0 = blockIdx.x * TILE_ROWS, warp_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
+  float y[ITEMS / 8][4] = {};
+  __syncthreads();
+  for (int b = 0; b < n_blocks; b++) {
+    for (int i = threadIdx.x; i < TILE_ROWS * 4; i += blockDim.x) {
+      int row = row0 + i / 4 < p.w.rows ? row0 + i / 4 : p.w.rows - 1; // a ragged last tile repeats its last row
+      unpack_quarter<TYPE>(w, i / 4, rows + (size_t)row * p.w.row_bytes, n_blocks, b, i % 4);
+    }
+    load_items<ITEMS>(x, p, b, count);
+    __syncthreads();
+    block_step<ITEMS>(y, w, x, warp_row);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int n = 0; n < ITEMS / 8; n++)
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+      int i = n * 8 + lane % 4 * 2 + (c & 1), row = row0 + warp_row + lane / 4 + c / 2 * 8;
+      if (i >= count || row >= p.w.rows) continue;
+      int item = x->item[i];
+      p.out[(size_t)(p.place ? p.place[item] : item) * p.w.rows + row] = y[n][c];
+    }
+}
+
+template <weight_type TYPE, int ITEMS> static status launch_many(const product *p, cudaStream_t stream) {
+  size_t bytes = sizeof(block_tile) + sizeof(input_tile<ITEMS>);
+  static bool ready; // the attribute is the kernel's own; setting it twice does no harm
+  if (!ready) {
+    CUDA_TRY(cudaFuncSetAttribute(product_q8k_many<TYPE, ITEMS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)bytes));
+    ready = true;
+  }
+  dim3 grid((unsigned)((p->w.rows + TILE_ROWS - 1) / TILE_ROWS), (unsigned)((p->n_items + ITEMS - 1) / ITEMS),
+            (unsigned)(p->first ? p->n_members : 1));
+  product_q8k_many<TYPE, ITEMS><<<grid, 128, bytes, stream>>>(*p);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+template <weight_type TYPE> static status many(const product *p, cudaStream_t stream) {
+  int each = p->first ? p->n_items / p->n_members : p->n_items;
+  return each > 16 ? launch_many<TYPE, 64>(p, stream) : launch_many<TYPE, 16>(p, stream);
+}
+
+template <weight_type TYPE> static status any(const product *p, cudaStream_t stream) {
+  bool each_alone = (p->member && !p->first) || p->n_items <= 4;
+  return each_alone && !p->first ? few<TYPE>(p, stream) : many<TYPE>(p, stream);
+}
+
+status product_q8k_launch(const product *p, cudaStream_t stream) {
+  if (p->n_items <= 0) return 0;
+  switch (p->w.type) {
+  case TYPE_Q4_K:
+    return any<TYPE_Q4_K>(p, stream);
+  case TYPE_Q5_K:
+    return any<TYPE_Q5_K>(p, stream);
+  case TYPE_Q6_K:
+    return any<TYPE_Q6_K>(p, stream);
+  default:
+    return FAIL("CUDA: the type %s has no product with Q8_K", type_find(p->w.type)->name);
+  }
+}

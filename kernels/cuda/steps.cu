@@ -1,0 +1,452 @@
+// steps: the cuda backend for the paths f32 and q8k. The whole forward pass lives on the device: token ids go in,
+// logits (or their digest) come out. Steps are enqueued on one stream and return; `finish` and every read wait.
+//
+// Owns: activations, caches and work space of one arm on one GPU, all taken at open.
+// Refuses to know: other ranks; where slots' rows travel, the exchange moves the host copy.
+#include "base/memory.h"
+#include "kernels/cuda/device.cuh"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static constexpr int MAX_BLOCKS = 64;
+
+struct cuda_backend {
+  backend base;
+  backend_params params;
+  model_shape shape;
+  const path_info *shared, *experts;
+  dev_weights *weights;
+  cudaStream_t stream;
+  void *blocks[MAX_BLOCKS];
+  int n_blocks;
+  uint64_t bytes;
+  bool alone; // this rank owns every expert, so slots need no exchange
+
+  int *token, *sequence, *position;
+  dev_batch batch;
+  int max_keys;
+  float *x; // residual stream
+  dev_inputs normed, attended, gate, head_in, expert_in;
+  float *q, *k, *v, *projected, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
+  kv_cache cache;
+  attention_work work;
+  int *expert, *member, *first, *order;
+  int64_t *place;
+  double *margin;
+  bool placed; // `place` holds the row of each slot
+  float *host_slots; // pinned, [max slots][hidden]; only with other ranks
+  unsigned long long *sums; // [n_layers + 1][n_sequences] digests not yet read; the last row is the logits'
+  uint64_t **sums_to;       // [n_layers + 1] where they go
+};
+
+static cuda_backend *self(backend *b) {
+  return (cuda_backend *)b;
+}
+
+// ---- open and close ----
+
+static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *what) {
+  size_t free_bytes = 0, total = 0;
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  if (bytes > free_bytes || b->n_blocks == MAX_BLOCKS)
+    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20, free_bytes >> 20,
+                total >> 20);
+  CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
+  b->blocks[b->n_blocks++] = *out;
+  b->bytes += bytes;
+  CUDA_TRY(cudaMemset(*out, 0, bytes ? bytes : 16));
+  return 0;
+}
+
+template <typename T> static status take(cuda_backend *b, T **out, size_t count, const char *what) {
+  return take_bytes(b, (void **)out, count * sizeof(T), what);
+}
+
+static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t width, bool rounded,
+                          const char *what) {
+  out->width = (int)width;
+  TRY(take(b, &out->x, rows * (size_t)width, what));
+  if (!rounded || width % QK_K) return 0;
+  TRY(take(b, &out->qs, rows * (size_t)width, what));
+  TRY(take(b, &out->d, rows * (size_t)width / QK_K, what));
+  return take(b, &out->bsums, rows * (size_t)width / 16, what);
+}
+
+static void cuda_close(backend *base) {
+  cuda_backend *b = self(base);
+  if (!b) return;
+  for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
+  if (b->host_slots) cudaFreeHost(b->host_slots);
+  if (b->stream) cudaStreamDestroy(b->stream);
+  weights_release(b->weights);
+  free(b->sums_to);
+  free(b);
+}
+
+static status open_cache(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t positions = ((size_t)b->params.context + CHUNK - 1) / CHUNK * CHUNK;
+  b->cache.f16 = b->params.kv_f16;
+  b->cache.head_elements = positions * (size_t)s->head_dim;
+  b->cache.n_sequences = (int)b->params.n_sequences;
+  b->cache.n_kv_heads = (int)s->n_kv_heads;
+  b->cache.head_dim = (int)s->head_dim;
+  size_t elements = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads) * b->cache.head_elements;
+  TRY(take_bytes(b, &b->cache.keys, elements * (b->cache.f16 ? 2 : 4), "the key cache"));
+  TRY(take_bytes(b, &b->cache.values, elements * (b->cache.f16 ? 2 : 4), "the value cache"));
+  // enough to split up to 256 blocks' worth of queries over all chunks
+  size_t chunks = positions / CHUNK;
+  b->work.capacity = 256 * 8 * chunks;
+  TRY(take(b, &b->work.max, b->work.capacity, "split attention"));
+  TRY(take(b, &b->work.sum, b->work.capacity, "split attention"));
+  return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, "split attention");
+}
+
+static status open_rope(cuda_backend *b) {
+  int64_t dim = b->shape.head_dim, n = b->params.context;
+  float *table;
+  TRY(take(b, &b->rope, (size_t)(n * dim), "RoPE tables"));
+  TRY(TAKE(&table, (size_t)(n * dim), "RoPE tables"));
+  for (int64_t i = 0; i < dim / 2; i++) {
+    double frequency = num_rope_frequency(b->shape.rope_base, i, dim / 2);
+    for (int64_t p = 0; p < n; p++) {
+      double c, s;
+      num_cos_sin_f64(&c, &s, (double)p * frequency);
+      table[p * dim + 2 * i] = (float)c;
+      table[p * dim + 2 * i + 1] = (float)s;
+    }
+  }
+  cudaError_t error = cudaMemcpy(b->rope, table, (size_t)(n * dim) * sizeof(float), cudaMemcpyHostToDevice);
+  free(table);
+  CUDA_TRY(error);
+  return 0;
+}
+
+static status open_attention(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch, q_width = (size_t)(s->n_heads * s->head_dim);
+  size_t kv_width = (size_t)(s->n_kv_heads * s->head_dim);
+  bool rounded = b->shared->kind == PATH_Q8K;
+  TRY(take(b, &b->token, n, "the batch"));
+  TRY(take(b, &b->sequence, n, "the batch"));
+  TRY(take(b, &b->position, n, "the batch"));
+  TRY(take(b, &b->x, n * (size_t)s->hidden, "the residual stream"));
+  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K, "normed activations"));
+  TRY(take(b, &b->q, n * q_width, "queries"));
+  TRY(take(b, &b->k, n * kv_width, "keys"));
+  TRY(take(b, &b->v, n * kv_width, "values"));
+  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, "attention outputs"));
+  TRY(take(b, &b->projected, n * (size_t)s->hidden, "projected attention"));
+  TRY(open_rope(b));
+  return open_cache(b);
+}
+
+static status open_experts(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
+  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, "router logits"));
+  TRY(take(b, &b->slot_weights, slots, "slot weights"));
+  TRY(take(b, &b->margin, n, "router margins"));
+  TRY(take(b, &b->expert, slots, "slots"));
+  TRY(take(b, &b->member, slots, "slots"));
+  TRY(take(b, &b->order, slots, "slots"));
+  TRY(take(b, &b->place, slots, "slots"));
+  TRY(take(b, &b->first, (size_t)b->weights->n_local + 1, "slots"));
+  TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, "expert activations"));
+  TRY(take(b, &b->up, slots * (size_t)s->expert_width, "expert activations"));
+  TRY(take(b, &b->slots, slots * (size_t)s->hidden, "slot outputs"));
+  if (b->alone) return 0;
+  CUDA_TRY(cudaMallocHost((void **)&b->host_slots, slots * (size_t)s->hidden * sizeof(float)));
+  return 0;
+}
+
+static status open_fields(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t rows = (size_t)b->params.max_logit_rows, sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
+  CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
+  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
+  b->alone = b->weights->n_local == s->n_experts;
+  TRY(open_attention(b));
+  TRY(open_experts(b));
+  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, "head inputs"));
+  TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, "logits"));
+  TRY(take(b, &b->sums, sums, "digests"));
+  CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
+  return memory_take((void **)&b->sums_to, (size_t)s->n_layers + 1, sizeof *b->sums_to, "digests");
+}
+
+extern "C" const backend_ops cuda_backend_ops;
+
+static status cuda_open(backend **out, const backend_params *params) {
+  *out = nullptr;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices)
+    return FAIL("backend cuda: this host has no usable GPU");
+  if (params->shared == PATH_F64 || params->experts == PATH_F64)
+    return FAIL("backend cuda: it does not compute the path f64");
+  cuda_backend *b;
+  TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
+  b->base.ops = &cuda_backend_ops;
+  b->params = *params;
+  b->shape = params->weights->shape;
+  b->shared = path_get(params->shared);
+  b->experts = path_get(params->experts);
+  if (open_fields(b)) {
+    cuda_close(&b->base);
+    return 1;
+  }
+  *out = &b->base;
+  return 0;
+}
+
+static const char *cuda_rows(void) {
+  static char text[128];
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) return "none (no GPU here)";
+  cudaDeviceProp p;
+  if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) return "none (the GPU does not answer)";
+  snprintf(text, sizeof text, "%d x %s, sm_%d%d", devices, p.name, p.major, p.minor);
+  return text;
+}
+
+static bool cuda_has_path(path_kind kind) {
+  return kind == PATH_F32 || kind == PATH_Q8K;
+}
+
+static const char *cuda_row(const backend *) {
+  return "cuda";
+}
+
+static uint64_t cuda_state_bytes(const backend *b) {
+  return ((const cuda_backend *)b)->bytes;
+}
+
+// ---- products ----
+
+static bool takes_q8k(const path_info *path, const dev_matrix *m) {
+  return path->kind == PATH_Q8K && type_find(m->type)->is_k_quant;
+}
+
+static status multiply(cuda_backend *b, const path_info *path, const product *p) {
+  return takes_q8k(path, &p->w) ? product_q8k_launch(p, b->stream) : product_f32_launch(p, b->stream);
+}
+
+static status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n) {
+  product p = {};
+  p.w = *m;
+  p.in = *in;
+  p.n_items = n;
+  p.input_divisor = 1;
+  p.out = out;
+  return multiply(b, b->shared, &p);
+}
+
+static bool rounds(const cuda_backend *b) {
+  return b->shared->kind == PATH_Q8K && b->shape.hidden % QK_K == 0;
+}
+
+// ---- the steps ----
+
+static status cuda_embed(backend *base, const token_batch *batch) {
+  cuda_backend *b = self(base);
+  size_t bytes = (size_t)batch->n * sizeof(int);
+  b->batch = dev_batch{b->token, b->sequence, b->position, (int)batch->n};
+  b->max_keys = 0;
+  for (int64_t t = 0; t < batch->n; t++)
+    if (batch->position[t] >= b->max_keys) b->max_keys = batch->position[t] + 1;
+  // from pageable memory: the driver has its own copy when the call returns
+  CUDA_TRY(cudaMemcpyAsync(b->token, batch->token, bytes, cudaMemcpyHostToDevice, b->stream));
+  CUDA_TRY(cudaMemcpyAsync(b->sequence, batch->sequence, bytes, cudaMemcpyHostToDevice, b->stream));
+  CUDA_TRY(cudaMemcpyAsync(b->position, batch->position, bytes, cudaMemcpyHostToDevice, b->stream));
+  return embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream);
+}
+
+static status cuda_attention(backend *base, int64_t layer, const token_batch *batch) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int n = (int)batch->n;
+  TRY(norm_launch(b->normed, b->x, w->attn_norm, n, (float)s->rms_epsilon, rounds(b), b->stream));
+  TRY(product_shared(b, b->q, &w->q, &b->normed, n));
+  TRY(product_shared(b, b->k, &w->k, &b->normed, n));
+  TRY(product_shared(b, b->v, &w->v, &b->normed, n));
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
+  TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys, &b->work,
+                       b->stream));
+  if (b->attended.qs) TRY(round_launch(b->attended, n, b->stream));
+  TRY(product_shared(b, b->projected, &w->o, &b->attended, n));
+  return add_launch(b->x, b->projected, (size_t)n * (size_t)s->hidden, b->stream);
+}
+
+static status cuda_route(backend *base, int64_t layer, const token_batch *batch, routing *out) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int n = (int)batch->n, slots = n * (int)s->top_k;
+  bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
+  TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
+  TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n));
+  TRY(route_launch(b->expert, b->slot_weights, out ? b->margin : nullptr, b->router_logits, n, (int)s->n_experts,
+                   (int)s->top_k, b->stream));
+  TRY(local_launch(b->member, b->expert, b->weights->local_of_expert, slots, b->stream));
+  if (!out) return 0;
+  CUDA_TRY(cudaMemcpyAsync(out->expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost, b->stream));
+  CUDA_TRY(cudaMemcpyAsync(out->margin, b->margin, (size_t)n * sizeof(double), cudaMemcpyDeviceToHost, b->stream));
+  CUDA_TRY(cudaStreamSynchronize(b->stream));
+  return 0;
+}
+
+// A stack's product over all slots of the batch. Few slots each read their expert alone; many are grouped by expert.
+static status product_slots(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n_slots,
+                            int divisor, const int64_t *place, bool grouped) {
+  product p = {};
+  p.w = *m;
+  p.in = *in;
+  p.member = b->member;
+  p.first = grouped ? b->first : nullptr;
+  p.order = grouped ? b->order : nullptr;
+  p.place = place;
+  p.n_members = b->weights->n_local;
+  p.n_items = n_slots;
+  p.input_divisor = divisor;
+  p.out = out;
+  return multiply(b, b->experts, &p);
+}
+
+static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *,
+                           const int64_t *row_of_slot) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int n_slots = (int)(batch->n * s->top_k);
+  bool grouped = n_slots > 2 * s->top_k;
+  b->placed = row_of_slot != nullptr && !b->alone;
+  if (b->placed)
+    CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
+                             b->stream));
+  if (grouped) TRY(group_launch(b->first, b->order, b->member, n_slots, b->weights->n_local, b->stream));
+  const int64_t *place = b->placed ? b->place : nullptr;
+  TRY(product_slots(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k, nullptr, grouped));
+  TRY(product_slots(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k, nullptr, grouped));
+  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, b->stream));
+  return product_slots(b, b->slots, &w->down, &b->gate, n_slots, 1, place, grouped);
+}
+
+static void *cuda_slot_rows(backend *base) {
+  return self(base)->host_slots;
+}
+
+static status cuda_slots_read(backend *base, int64_t first, int64_t count) {
+  cuda_backend *b = self(base);
+  size_t row = (size_t)b->shape.hidden;
+  CUDA_TRY(cudaMemcpyAsync(b->host_slots + (size_t)first * row, b->slots + (size_t)first * row,
+                           (size_t)count * row * sizeof(float), cudaMemcpyDeviceToHost, b->stream));
+  CUDA_TRY(cudaStreamSynchronize(b->stream));
+  return 0;
+}
+
+static status cuda_slots_write(backend *base, int64_t count) {
+  cuda_backend *b = self(base);
+  CUDA_TRY(cudaMemcpyAsync(b->slots, b->host_slots, (size_t)(count * b->shape.hidden) * sizeof(float),
+                           cudaMemcpyHostToDevice, b->stream));
+  return 0;
+}
+
+static status cuda_combine(backend *base, int64_t, const token_batch *batch, const int64_t *) {
+  cuda_backend *b = self(base);
+  return combine_launch(b->x, b->slots, b->slot_weights, b->placed ? b->place : nullptr, (int)batch->n,
+                        (int)b->shape.top_k, (int)b->shape.hidden, b->stream);
+}
+
+static status cuda_logits_read(backend *base, int64_t first, int64_t count, void *out) {
+  cuda_backend *b = self(base);
+  size_t row = (size_t)b->shape.vocabulary;
+  CUDA_TRY(cudaMemcpyAsync(out, b->logits + (size_t)first * row, (size_t)count * row * sizeof(float),
+                           cudaMemcpyDeviceToHost, b->stream));
+  CUDA_TRY(cudaStreamSynchronize(b->stream));
+  return 0;
+}
+
+static status cuda_head(backend *base, int64_t first, int64_t count, void *logits) {
+  cuda_backend *b = self(base);
+  const float *x = b->x + (size_t)(first * b->shape.hidden);
+  TRY(norm_launch(b->head_in, x, b->weights->output_norm, (int)count, (float)b->shape.rms_epsilon,
+                  b->head_in.qs != nullptr, b->stream));
+  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count));
+  return logits ? cuda_logits_read(base, 0, count, logits) : 0;
+}
+
+// ---- probes and digests ----
+
+static status cuda_probe(backend *base, probe_point point, int64_t n, double *out) {
+  cuda_backend *b = self(base);
+  const float *from = point == PROBE_LAYER_INPUT ? b->x : b->normed.x;
+  size_t count = (size_t)(n * b->shape.hidden);
+  float *narrow;
+  TRY(TAKE(&narrow, count, "a probe"));
+  cudaError_t error = cudaMemcpyAsync(narrow, from, count * sizeof(float), cudaMemcpyDeviceToHost, b->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(b->stream);
+  for (size_t i = 0; i < count && error == cudaSuccess; i++) out[i] = (double)narrow[i];
+  free(narrow);
+  CUDA_TRY(error);
+  return 0;
+}
+
+static status add_digest(cuda_backend *b, int64_t row, int64_t layer, const float *rows, int64_t first, int64_t n,
+                         int64_t width, uint64_t *sums) {
+  b->sums_to[row] = sums;
+  return digest_launch(b->sums + row * b->params.n_sequences, rows, &b->batch, (int)first, (int)n, (int)width,
+                       b->shared->tag, layer, b->stream);
+}
+
+static status cuda_digest(backend *base, int64_t layer, const token_batch *batch, uint64_t *sums) {
+  cuda_backend *b = self(base);
+  return add_digest(b, layer, layer, b->x, 0, batch->n, b->shape.hidden, sums);
+}
+
+static status cuda_logits_digest(backend *base, const token_batch *, int64_t first, int64_t count, uint64_t *sums) {
+  cuda_backend *b = self(base);
+  return add_digest(b, b->shape.n_layers, -1, b->logits, first, count, b->shape.vocabulary, sums);
+}
+
+// Waits for everything enqueued and hands over the digests.
+static status cuda_finish(backend *base) {
+  cuda_backend *b = self(base);
+  size_t rows = (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
+  uint64_t *sums;
+  TRY(TAKE(&sums, rows * each, "digests"));
+  cudaError_t error = cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
+  if (error == cudaSuccess) error = cudaMemsetAsync(b->sums, 0, rows * each * sizeof *sums, b->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(b->stream);
+  for (size_t r = 0; r < rows && error == cudaSuccess; r++)
+    for (size_t s = 0; s < each && b->sums_to[r]; s++) b->sums_to[r][s] += sums[r * each + s];
+  free(sums);
+  CUDA_TRY(error);
+  return 0;
+}
+
+extern "C" const backend_ops cuda_backend_ops = {
+    .name = "cuda",
+    .rows = cuda_rows,
+    .has_path = cuda_has_path,
+    .open = cuda_open,
+    .close = cuda_close,
+    .row = cuda_row,
+    .state_bytes = cuda_state_bytes,
+    .embed = cuda_embed,
+    .attention = cuda_attention,
+    .route = cuda_route,
+    .experts = cuda_experts,
+    .slot_rows = cuda_slot_rows,
+    .combine = cuda_combine,
+    .head = cuda_head,
+    .finish = cuda_finish,
+    .logits_read = cuda_logits_read,
+    .logits_digest = cuda_logits_digest,
+    .slots_read = cuda_slots_read,
+    .slots_write = cuda_slots_write,
+    .replay = nullptr,
+    .probe = cuda_probe,
+    .digest = cuda_digest,
+};

@@ -1,0 +1,375 @@
+// vectors: the steps between the products: embedding, norms, rounding, RoPE, routing, combining, digests.
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/weight_at.cuh"
+
+static constexpr int BLOCK = 256;
+
+static int blocks_for(size_t n) {
+  size_t blocks = (n + BLOCK - 1) / BLOCK;
+  return (int)(blocks < 4096 ? blocks : 4096);
+}
+
+// ---- embedding ----
+
+__global__ void embed(float *x, dev_matrix m, const int *token) {
+  const uint8_t *row = m.data + (size_t)token[blockIdx.x] * m.row_bytes;
+  for (int i = threadIdx.x; i < m.cols; i += blockDim.x)
+    x[(size_t)blockIdx.x * m.cols + i] = weight_at(m.type, row, i, m.cols);
+}
+
+status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, cudaStream_t stream) {
+  embed<<<b->n, BLOCK, 0, stream>>>(x, *embedding, b->token);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- rounding to Q8_K: a warp a block of 256, lane l holds elements 8 l .. 8 l + 7 ----
+
+__device__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums) {
+  int lane = threadIdx.x % WARP;
+  // largest magnitude, then lowest index: one 64-bit maximum; a NaN is no magnitude, as in the C comparison
+  unsigned long long best = 0;
+  for (int i = 0; i < 8; i++) {
+    float m = fabsf(v[i]);
+    if (m > 0.0f) {
+      unsigned long long key = (unsigned long long)__float_as_uint(m) << 32 | (uint32_t)(QK_K - 1 - (8 * lane + i));
+      best = key > best ? key : best;
+    }
+  }
+  for (int half = WARP / 2; half; half /= 2) {
+    unsigned long long other = __shfl_xor_sync(~0u, best, half);
+    best = other > best ? other : best;
+  }
+  int owner = QK_K - 1 - (int)(uint32_t)best;
+  float mine = 0;
+  for (int i = 0; i < 8; i++)
+    if (i == (owner & 7)) mine = v[i];
+  float extreme = __shfl_sync(~0u, mine, best ? owner / 8 : 0);
+  float inverse = best ? num_q8k_inverse_scale(extreme) : 0.0f;
+  int sum = 0;
+  uint32_t packed[2] = {0, 0};
+  for (int i = 0; i < 8; i++) {
+    int q = best ? num_q8k_round(inverse, v[i]) : 0;
+    sum += q;
+    packed[i / 4] |= (uint32_t)(uint8_t)q << 8 * (i % 4);
+  }
+  *(uint2 *)(qs + 8 * lane) = make_uint2(packed[0], packed[1]);
+  sum += __shfl_xor_sync(~0u, sum, 1);
+  if (lane % 2 == 0) bsums[lane / 2] = (int16_t)sum;
+  if (lane == 0) *d = best ? 1.0f / inverse : 0.0f;
+}
+
+__device__ void round_row_block(dev_inputs io, int row, int block, const float *from) {
+  int lane = threadIdx.x % WARP;
+  float v[8];
+  for (int i = 0; i < 8; i++) v[i] = from[block * QK_K + 8 * lane + i];
+  size_t b = (size_t)row * (io.width / QK_K) + block;
+  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16);
+}
+
+__global__ void round_rows(dev_inputs io, int n_blocks) {
+  int per_row = io.width / QK_K;
+  for (int b = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; b < n_blocks; b += gridDim.x * (BLOCK / WARP))
+    round_row_block(io, b / per_row, b % per_row, io.x + (size_t)(b / per_row) * io.width);
+}
+
+status round_launch(dev_inputs io, int n, cudaStream_t stream) {
+  int n_blocks = n * (io.width / QK_K);
+  round_rows<<<blocks_for((size_t)n_blocks * WARP), BLOCK, 0, stream>>>(io, n_blocks);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- norm: a thread block a token; the first warp sums, all scale and round ----
+
+__global__ void norm_rows(dev_inputs out, const float *x, const float *weight, float epsilon, bool round) {
+  extern __shared__ float row[];
+  __shared__ float inverse;
+  int n = out.width, t = blockIdx.x;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) row[i] = x[(size_t)t * n + i];
+  __syncthreads();
+  if (threadIdx.x < WARP) {
+    float sum = 0;
+    for (int i = threadIdx.x; i < n; i += WARP) sum = num_fma_f32(row[i], row[i], sum);
+    sum = warp_tree(sum);
+    if (threadIdx.x == 0) inverse = 1.0f / sqrtf(sum / (float)n + epsilon);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    row[i] = row[i] * inverse * weight[i];
+    out.x[(size_t)t * n + i] = row[i];
+  }
+  if (!round) return;
+  __syncthreads();
+  for (int b = threadIdx.x / WARP; b < n / QK_K; b += blockDim.x / WARP) round_row_block(out, t, b, row);
+}
+
+status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
+                   cudaStream_t stream) {
+  norm_rows<<<n, BLOCK, (size_t)out.width * sizeof(float), stream>>>(out, x, weight, epsilon, round);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- heads: a warp a head of q or k: norm, RoPE, cache ----
+
+__device__ void store_key(kv_cache c, size_t head, int position, int d, float value) {
+  size_t at = head * c.head_elements + ((size_t)(position / CHUNK) * c.head_dim + d) * CHUNK + position % CHUNK;
+  if (c.f16)
+    ((uint16_t *)c.keys)[at] = f32_to_half(value);
+  else
+    ((float *)c.keys)[at] = value;
+}
+
+__device__ void store_value(kv_cache c, size_t head, int position, int d, float value) {
+  size_t at = head * c.head_elements + (size_t)position * c.head_dim + d;
+  if (c.f16)
+    ((uint16_t *)c.values)[at] = f32_to_half(value);
+  else
+    ((float *)c.values)[at] = value;
+}
+
+__global__ void turn_heads(float *q, const float *k, const float *v, const float *q_norm, const float *k_norm,
+                           const float *rope, kv_cache cache, int layer, int n_heads, float epsilon, float scale,
+                           dev_batch b) {
+  int per_token = n_heads + cache.n_kv_heads, lane = threadIdx.x % WARP;
+  int item = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+  if (item >= b.n * per_token) return;
+  int t = item / per_token, h = item % per_token, dim = cache.head_dim, position = b.position[t];
+  bool is_query = h < n_heads;
+  int kv = h - n_heads;
+  const float *from = is_query ? q + ((size_t)t * n_heads + h) * dim : k + ((size_t)t * cache.n_kv_heads + kv) * dim;
+  const float *weight = is_query ? q_norm : k_norm;
+  float sum = 0;
+  for (int i = lane; i < dim; i += WARP) sum = num_fma_f32(from[i], from[i], sum);
+  float inverse = 1.0f / sqrtf(warp_tree(sum) / (float)dim + epsilon), z = is_query ? scale : 1.0f;
+  size_t head = ((size_t)layer * cache.n_sequences + b.sequence[t]) * cache.n_kv_heads + kv;
+  for (int i = lane; i < dim / 2; i += WARP) {
+    float c = rope[(size_t)position * dim + 2 * i], s = rope[(size_t)position * dim + 2 * i + 1];
+    float a0 = from[i] * inverse * weight[i], b0 = from[i + dim / 2] * inverse * weight[i + dim / 2];
+    float a1 = num_fma_f32(a0, c, -(b0 * s)) * z, b1 = num_fma_f32(a0, s, b0 * c) * z;
+    if (is_query) {
+      float *to = q + ((size_t)t * n_heads + h) * dim;
+      to[i] = a1;
+      to[i + dim / 2] = b1;
+    } else {
+      store_key(cache, head, position, i, a1);
+      store_key(cache, head, position, i + dim / 2, b1);
+    }
+  }
+  if (is_query) return;
+  for (int i = lane; i < dim; i += WARP)
+    store_value(cache, head, position, i, v[((size_t)t * cache.n_kv_heads + kv) * dim + i]);
+}
+
+status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s, const float *rope,
+                    kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream) {
+  size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
+  float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
+  turn_heads<<<(int)((items + 3) / 4), 4 * WARP, 0, stream>>>(q, k, v, w->q_norm, w->k_norm, rope, cache, layer,
+                                                              (int)s->n_heads, (float)s->rms_epsilon, scale, *b);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- elementwise ----
+
+__global__ void add_rows(float *x, const float *y, size_t n) {
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+    x[i] = x[i] + y[i];
+}
+
+status add_launch(float *x, const float *y, size_t n, cudaStream_t stream) {
+  add_rows<<<blocks_for(n), BLOCK, 0, stream>>>(x, y, n);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds.
+__global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member, int n_pieces, bool round) {
+  int per_row = (gate.width + QK_K - 1) / QK_K, lane = threadIdx.x % WARP;
+  for (int p = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; p < n_pieces; p += gridDim.x * (BLOCK / WARP)) {
+    int slot = p / per_row, piece = p % per_row;
+    if (member[slot] < 0) continue;
+    float v[8];
+    for (int i = 0; i < 8; i++) {
+      int col = piece * QK_K + 8 * lane + i;
+      size_t at = (size_t)slot * gate.width + col;
+      v[i] = col < gate.width ? num_silu_f32(gate.x[at]) * up[at] : 0.0f;
+      if (col < gate.width) gate.x[at] = v[i];
+    }
+    if (round) {
+      size_t b = (size_t)slot * per_row + piece;
+      round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16);
+    }
+  }
+}
+
+status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, cudaStream_t stream) {
+  int n_pieces = n * ((gate.width + QK_K - 1) / QK_K);
+  swiglu_rows<<<blocks_for((size_t)n_pieces * WARP), BLOCK, 0, stream>>>(gate, up, member, n_pieces, round);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- routing: a warp a token ----
+
+__device__ unsigned long long best_of(const float *p, int n) {
+  unsigned long long best = 0; // (probability, lowest index); chosen ones are negative
+  for (int e = threadIdx.x; e < n; e += WARP)
+    if (p[e] >= 0.0f) {
+      unsigned long long key = (unsigned long long)__float_as_uint(p[e]) << 32 | (0xffffffffu - (uint32_t)e);
+      best = key > best ? key : best;
+    }
+  for (int half = WARP / 2; half; half /= 2) {
+    unsigned long long other = __shfl_xor_sync(~0u, best, half);
+    best = other > best ? other : best;
+  }
+  return best;
+}
+
+// When logits are not finite: the first expert not chosen yet, as the C code does it; the logits are refused later.
+__device__ int first_left(const float *p, int n) {
+  for (int e = 0; e < n; e++)
+    if (!(p[e] < 0.0f)) return e;
+  return 0;
+}
+
+__global__ void route_tokens(int *expert, float *weight, double *margin, const float *logits, int n, int k) {
+  extern __shared__ float p[];
+  int t = blockIdx.x, lane = threadIdx.x;
+  const float *from = logits + (size_t)t * n;
+  float max = from[0];
+  for (int e = lane; e < n; e += WARP) max = from[e] > max ? from[e] : max;
+  for (int half = WARP / 2; half; half /= 2) {
+    float other = __shfl_xor_sync(~0u, max, half);
+    max = other > max ? other : max;
+  }
+  for (int e = lane; e < n; e += WARP) p[e] = num_exp_f32(from[e] - max);
+  __syncwarp();
+  double all = 0;
+  if (lane == 0 && margin)
+    for (int e = 0; e < n; e++) all += (double)p[e];
+  float sum = 0, last = 0;
+  for (int slot = 0; slot <= k; slot++) {
+    unsigned long long best = best_of(p, n);
+    float found = best ? __uint_as_float((uint32_t)(best >> 32)) : 0.0f;
+    int e = best ? (int)(0xffffffffu - (uint32_t)best) : first_left(p, n);
+    if (slot == k) {
+      if (lane == 0 && margin) margin[t] = best ? ((double)last - (double)found) / all : 1.0;
+      break;
+    }
+    __syncwarp();
+    if (lane == 0) {
+      expert[t * k + slot] = e;
+      weight[t * k + slot] = found;
+      p[e] = -1.0f;
+    }
+    __syncwarp();
+    sum = sum + found;
+    last = found;
+  }
+  for (int slot = lane; slot < k; slot += WARP) weight[t * k + slot] = weight[t * k + slot] / sum;
+}
+
+status route_launch(int *expert, float *weight, double *margin, const float *logits, int n, int n_experts, int k,
+                    cudaStream_t stream) {
+  route_tokens<<<n, WARP, (size_t)n_experts * sizeof(float), stream>>>(expert, weight, margin, logits, n_experts, k);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- grouping slots by this rank's experts ----
+
+__global__ void local_members(int *member, const int *expert, const int *local_of_expert, int n) {
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+    member[i] = local_of_expert[expert[i]];
+}
+
+status local_launch(int *member, const int *expert, const int *local_of_expert, int n, cudaStream_t stream) {
+  local_members<<<blocks_for((size_t)n), BLOCK, 0, stream>>>(member, expert, local_of_expert, n);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// A warp a member counts its items; order within a group is ascending, so the list is the same every time.
+__global__ void count_members(int *first, const int *member, int n_items, int n_members) {
+  int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  if (m >= n_members) return;
+  int count = 0;
+  for (int i = lane; i < n_items; i += WARP) count += member[i] == m;
+  for (int half = WARP / 2; half; half /= 2) count += __shfl_xor_sync(~0u, count, half);
+  if (lane == 0) first[m + 1] = count;
+}
+
+__global__ void scan_counts(int *first, int n_members) {
+  if (threadIdx.x) return;
+  first[0] = 0;
+  for (int m = 0; m < n_members; m++) first[m + 1] += first[m];
+}
+
+__global__ void fill_members(int *order, const int *first, const int *member, int n_items, int n_members) {
+  int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  if (m >= n_members) return;
+  int at = first[m];
+  for (int i = lane; i < (n_items + WARP - 1) / WARP * WARP; i += WARP) {
+    bool mine = i < n_items && member[i] == m;
+    unsigned mask = __ballot_sync(~0u, mine);
+    if (mine) order[at + __popc(mask & ((1u << lane) - 1))] = i;
+    at += __popc(mask);
+  }
+}
+
+status group_launch(int *first, int *order, const int *member, int n_items, int n_members, cudaStream_t stream) {
+  int blocks = (n_members + 3) / 4;
+  count_members<<<blocks, 4 * WARP, 0, stream>>>(first, member, n_items, n_members);
+  scan_counts<<<1, WARP, 0, stream>>>(first, n_members);
+  fill_members<<<blocks, 4 * WARP, 0, stream>>>(order, first, member, n_items, n_members);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- combining: slots in slot order ----
+
+__global__ void combine_slots(float *x, const float *slots, const float *weight, const int64_t *place, int k,
+                              int hidden) {
+  int t = blockIdx.x;
+  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
+    float sum = 0;
+    for (int s = 0; s < k; s++) {
+      int64_t row = place ? place[t * k + s] : t * k + s;
+      float y = slots[(size_t)row * hidden + i], w = weight[t * k + s];
+      sum = s ? num_fma_f32(w, y, sum) : w * y;
+    }
+    x[(size_t)t * hidden + i] = x[(size_t)t * hidden + i] + sum;
+  }
+}
+
+status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, int n, int k,
+                      int hidden, cudaStream_t stream) {
+  combine_slots<<<n, BLOCK, 0, stream>>>(x, slots, weight, place, k, hidden);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- digest ----
+
+__global__ void digest_rows(unsigned long long *sums, const float *rows, const int *sequence, const int *position,
+                            int width, uint64_t tag, int64_t layer) {
+  int t = blockIdx.y;
+  uint64_t row = num_digest_row(tag, layer, position[t]);
+  unsigned long long sum = 0;
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < width; i += gridDim.x * blockDim.x)
+    sum += num_digest_element(row, i, __float_as_uint(rows[(size_t)t * width + i]));
+  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
+  if (threadIdx.x % WARP == 0) atomicAdd(&sums[sequence[t]], sum);
+}
+
+status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n, int width,
+                     uint64_t tag, int64_t layer, cudaStream_t stream) {
+  int wide = (width + 4 * BLOCK - 1) / (4 * BLOCK);
+  digest_rows<<<dim3((unsigned)(wide < 64 ? wide : 64), (unsigned)n), BLOCK, 0, stream>>>(
+      sums, rows, b->sequence + first, b->position + first, width, tag, layer);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}

@@ -1,0 +1,52 @@
+// weight_at: one weight of a row as a float, bit for bit as dequantize_row (kernels/blocks.c) has it.
+#pragma once
+#include "kernels/cuda/device.cuh"
+
+__device__ __forceinline__ void scale_min_of(int j, const uint8_t *packed, int *scale, int *min) {
+  if (j < 4) {
+    *scale = packed[j] & 63;
+    *min = packed[j + 4] & 63;
+  } else {
+    *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
+    *min = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
+  }
+}
+
+// Element i of a row of `cols`. Q6_K rows lie as planes (weights.cu).
+__device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row, int i, int cols) {
+  switch (type) {
+  case TYPE_F32:
+    return ((const float *)row)[i];
+  case TYPE_F16:
+    return half_bits_to_f32(((const uint16_t *)row)[i]);
+  case TYPE_BF16:
+    return bf16_to_f32(((const uint16_t *)row)[i]);
+  case TYPE_Q8_0: {
+    const block_q8_0 *b = (const block_q8_0 *)row + i / QK8_0;
+    return half_bits_to_f32(b->d) * (float)b->qs[i % QK8_0];
+  }
+  case TYPE_Q4_K: {
+    const block_q4_K *b = (const block_q4_K *)row + i / QK_K;
+    int at = i % QK_K, j = at / 32, scale, min;
+    scale_min_of(j, b->scales, &scale, &min);
+    int q = b->qs[j / 2 * 32 + at % 32] >> 4 * (j & 1) & 15;
+    return half_bits_to_f32(b->d) * (float)scale * (float)q - half_bits_to_f32(b->dmin) * (float)min;
+  }
+  case TYPE_Q5_K: {
+    const block_q5_K *b = (const block_q5_K *)row + i / QK_K;
+    int at = i % QK_K, j = at / 32, scale, min;
+    scale_min_of(j, b->scales, &scale, &min);
+    int q = (b->qs[j / 2 * 32 + at % 32] >> 4 * (j & 1) & 15) | (b->qh[at % 32] >> j & 1) << 4;
+    return half_bits_to_f32(b->d) * (float)scale * (float)q - half_bits_to_f32(b->dmin) * (float)min;
+  }
+  case TYPE_Q6_K: {
+    int n = cols / QK_K, b = i / QK_K, at = i % QK_K, half = at / 128, quarter = at / 32 % 4, l = at % 32;
+    int low = row[b * 128 + half * 64 + (quarter & 1) * 32 + l] >> 4 * (quarter / 2) & 15;
+    int high = row[n * 128 + b * 64 + half * 32 + l] >> 2 * quarter & 3;
+    int scale = ((const int8_t *)row)[n * 192 + b * 16 + at / 16];
+    uint16_t d = ((const uint16_t *)(row + n * 208))[b];
+    return half_bits_to_f32(d) * (float)scale * (float)((low | high << 4) - 32);
+  }
+  }
+  return 0;
+}

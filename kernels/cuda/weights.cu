@@ -1,0 +1,147 @@
+// weights: the model's tensors in device memory, one copy for all arms of this process.
+//
+// Blocks keep their bits. A Q6_K row of n blocks becomes four planes, so that 16-byte loads are aligned:
+// ql [n][128], qh [n][64], scales [n][16], d [n] (f16), padded to 16 bytes. No other type is changed.
+#include "base/memory.h"
+#include "kernels/cuda/device.cuh"
+#include <stdlib.h>
+#include <string.h>
+
+static dev_weights *held; // of the one model that a process runs
+
+static size_t q6k_row_bytes(int64_t cols) {
+  size_t n = (size_t)(cols / QK_K);
+  return n * 208 + (n * 2 + 15) / 16 * 16;
+}
+
+__global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, int n, size_t out_bytes) {
+  for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
+    uint8_t *to = out + r * out_bytes;
+    const uint8_t *from = in + r * n * 210;
+    for (int i = threadIdx.x; i < n * 210; i += blockDim.x) {
+      int b = i / 210, at = i % 210;
+      uint8_t v = from[i];
+      if (at < 128)
+        to[b * 128 + at] = v;
+      else if (at < 192)
+        to[n * 128 + b * 64 + at - 128] = v;
+      else if (at < 208)
+        to[n * 192 + b * 16 + at - 192] = v;
+      else
+        to[n * 208 + b * 2 + at - 208] = v;
+    }
+  }
+}
+
+static status take_device(dev_weights *w, void **out, size_t bytes, const char *what) {
+  size_t free_bytes = 0, total = 0;
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  if (bytes > free_bytes || w->n_blocks == (int)(sizeof w->blocks / sizeof *w->blocks))
+    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20, free_bytes >> 20,
+                total >> 20);
+  CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
+  w->blocks[w->n_blocks++] = *out;
+  w->bytes += bytes;
+  return 0;
+}
+
+// Copies `count` matrices of m's shape, which lie at `member` positions of the stack, one after the other.
+static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const expert_local *local, int64_t n_members) {
+  const type_info *t = type_find(m->type);
+  size_t native = type_row_bytes(t, (size_t)m->cols), member_native = native * (size_t)m->rows;
+  int64_t count = 0;
+  for (int64_t e = 0; e < n_members; e++) count += !local || local[e] >= 0;
+  *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
+  if (m->type == TYPE_Q6_K) out->row_bytes = q6k_row_bytes(m->cols);
+  out->member_bytes = out->row_bytes * (size_t)m->rows;
+  void *data, *staging = nullptr;
+  TRY(take_device(w, &data, out->member_bytes * (size_t)count, "weights"));
+  out->data = (const uint8_t *)data;
+  if (m->type == TYPE_Q6_K) CUDA_TRY(cudaMalloc(&staging, member_native));
+  int64_t at = 0;
+  for (int64_t e = 0; e < n_members; e++) {
+    if (local && local[e] < 0) continue;
+    const char *from = (const char *)m->data + (size_t)e * member_native;
+    uint8_t *to = (uint8_t *)data + (size_t)at++ * out->member_bytes;
+    CUDA_TRY(cudaMemcpy(staging ? staging : to, from, member_native, cudaMemcpyHostToDevice));
+    if (!staging) continue;
+    split_q6k_rows<<<1024, 256>>>(to, (const uint8_t *)staging, m->rows, (int)(m->cols / QK_K), out->row_bytes);
+    CUDA_TRY(cudaGetLastError());
+  }
+  if (staging) CUDA_TRY(cudaFree(staging));
+  return 0;
+}
+
+static status upload_floats(dev_weights *w, const float **out, const float *from, int64_t n) {
+  void *to;
+  TRY(take_device(w, &to, (size_t)n * sizeof(float), "norm weights"));
+  CUDA_TRY(cudaMemcpy(to, from, (size_t)n * sizeof(float), cudaMemcpyHostToDevice));
+  *out = (const float *)to;
+  return 0;
+}
+
+static status upload_layer(dev_weights *w, dev_layer *out, const layer_weights *from) {
+  const model_shape *s = &w->source->shape;
+  TRY(upload_floats(w, &out->attn_norm, from->attn_norm, s->hidden));
+  TRY(upload_floats(w, &out->q_norm, from->q_norm, s->head_dim));
+  TRY(upload_floats(w, &out->k_norm, from->k_norm, s->head_dim));
+  TRY(upload_floats(w, &out->ffn_norm, from->ffn_norm, s->hidden));
+  TRY(upload(w, &out->q, &from->q, nullptr, 1));
+  TRY(upload(w, &out->k, &from->k, nullptr, 1));
+  TRY(upload(w, &out->v, &from->v, nullptr, 1));
+  TRY(upload(w, &out->o, &from->o, nullptr, 1));
+  TRY(upload(w, &out->router, &from->router, nullptr, 1));
+  TRY(upload(w, &out->gate, &from->gate, w->local, s->n_experts));
+  TRY(upload(w, &out->up, &from->up, w->local, s->n_experts));
+  return upload(w, &out->down, &from->down, w->local, s->n_experts);
+}
+
+static status upload_all(dev_weights *w) {
+  const model_weights *m = w->source;
+  const model_shape *s = &m->shape;
+  for (int64_t e = 0; e < s->n_experts; e++) w->n_local += w->local[e] >= 0;
+  void *to;
+  TRY(take_device(w, &to, (size_t)s->n_experts * sizeof(int), "the experts' map"));
+  CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
+  w->local_of_expert = (int *)to;
+  TRY(upload(w, &w->embedding, &m->embedding, nullptr, 1));
+  w->output = w->embedding;
+  if (m->output.data != m->embedding.data) TRY(upload(w, &w->output, &m->output, nullptr, 1));
+  TRY(upload_floats(w, &w->output_norm, m->output_norm, s->hidden));
+  TRY(memory_take((void **)&w->layers, (size_t)s->n_layers, sizeof *w->layers, "the layers' table"));
+  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_layer(w, &w->layers[l], &m->layers[l]));
+  CUDA_TRY(cudaDeviceSynchronize());
+  return 0;
+}
+
+static void weights_free(dev_weights *w) {
+  for (int i = 0; i < w->n_blocks; i++) cudaFree(w->blocks[i]);
+  free(w->layers);
+  free(w);
+}
+
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local) {
+  *out = nullptr;
+  if (held && held->source == source && held->local == local) {
+    held->users++;
+    *out = held;
+    return 0;
+  }
+  dev_weights *w;
+  TRY(memory_take((void **)&w, 1, sizeof *w, "the weights' table"));
+  w->source = source;
+  w->local = local;
+  w->users = 1;
+  if (upload_all(w)) {
+    weights_free(w);
+    return 1;
+  }
+  *out = held = w;
+  return 0;
+}
+
+void weights_release(dev_weights *w) {
+  if (!w || --w->users) return;
+  if (held == w) held = nullptr;
+  weights_free(w);
+}

@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Keeps the arrows of the design: who may include whom, and which libraries stand in one source only.
+
+    check_includes.py [TREE]
+
+Also plants a breach of each rule in a copy of the texts, and fails unless every one is caught.
+"""
+import pathlib
+import re
+import sys
+
+FOLDERS = ("base", "src", "kernels", "dist")
+ENDINGS = {".h", ".c", ".cc", ".cu", ".cuh", ".in"}
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+
+# Files of a folder match the first pattern of their own; each project header that they include must match the second.
+ARROWS = [
+    (r"base/", r"base/"),
+    (r"src/divergence\.[ch]", r"base/|src/divergence\.h"),
+    (r"src/(main|job)\.c", r"base/|src/|dist/|kernels/(backend|numerics|blocks)\.h|build_info\.h"),
+    (r"src/", r"base/|src/|dist/|kernels/(backend|numerics|blocks)\.h"),
+    (r"kernels/cpu/", r"base/|kernels/(?!cuda/)"),
+    (r"kernels/cuda/", r"base/|kernels/(?!cpu/)"),
+    (r"kernels/table\.h\.in", r"kernels/cpu/row\.h"),
+    (r"kernels/backend\.c", r"base/|kernels/(?!cpu/|cuda/)"),
+    (r"kernels/", r"base/|kernels/(?!cpu/|cuda/|table\.h)"),
+    (r"dist/", r"base/|dist/"),
+]
+# A library's header, and the only files that may include it.
+LIBRARIES = [
+    (r"mpi\.h", r"dist/comm\.c"),
+    (r"nccl\.h", r"dist/[a-z_]*nccl[a-z_]*\.(c|cu)"),
+    (r"(cuda|cublas|cooperative_groups|nvtx|device_|mma\.h|nvml).*", r"kernels/cuda/.*|dist/[a-z_]*nccl[a-z_]*\.(c|cu)"),
+    (r"hwloc.*", r"dist/topology\.c"),
+    (r"toml.*", r"src/config_toml\.cc"),
+    (r"pcre2\.h", r"src/tokenizer_text\.c"),
+    (r"jansson\.h", r"src/report_json\.[ch]"),
+    (r"(fcntl|unistd|dirent|sys/mman|sys/stat|sys/socket)\.h", r"(?!kernels/).*"),  # kernels know no files
+]
+ONCE = [r"mpi\.h", r"nccl\.h", r"toml.*"]  # in one source of the tree at most
+FAULT_PRINTERS = r"src/main\.c|base/status\.[ch]"  # who may take a fault's text
+
+
+def includes(text):
+    return INCLUDE.findall(COMMENT.sub("", text))
+
+
+def breaches(files):
+    """files: {path: text}. A list of what breaks a rule."""
+    found = []
+    sources_of = {pattern: [] for pattern in ONCE}
+    for path, text in sorted(files.items()):
+        allowed = next((to for of, to in ARROWS if re.match(of, path)), None)
+        if allowed is None:
+            found.append(f"{path}: no rule says whom it may know")
+            continue
+        for bracket, header in includes(text):
+            ours = bracket == '"'
+            if ours and not re.match(allowed, header):
+                found.append(f'{path}: must not include "{header}"')
+            for library, places in LIBRARIES:
+                if re.fullmatch(library, header) and not re.fullmatch(places, path):
+                    found.append(f"{path}: must not include <{header}>")
+            for pattern in ONCE:
+                if re.fullmatch(pattern, header):
+                    sources_of[pattern].append(path)
+        if re.search(r"\bstatus_text\b", COMMENT.sub("", text)) and not re.fullmatch(FAULT_PRINTERS, path):
+            found.append(f"{path}: only src/main.c prints a fault")
+    for pattern, paths in sources_of.items():
+        if len(paths) > 1:
+            found.append(f"{' and '.join(paths)}: only one source may include {pattern}")
+    return found
+
+
+# (path, line that breaks a rule, part of the complaint); a path that is not in the tree is a new file there
+PLANTED = [
+    ("base/memory.c", '#include "src/config.h"', "src/config.h"),
+    ("base/memory.h", '#include "kernels/numerics.h"', "kernels/numerics.h"),
+    ("src/divergence.c", '#include "src/report.h"', "src/report.h"),
+    ("src/layer.c", '#include "kernels/cpu/row.h"', "kernels/cpu/row.h"),
+    ("src/layer.c", '#include "kernels/table.h"', "kernels/table.h"),
+    ("src/layer.c", '#include "build_info.h"', "build_info.h"),
+    ("src/layer.c", "#include <mpi.h>", "mpi.h"),
+    ("src/model.c", '#  include <cuda_runtime.h>', "cuda_runtime.h"),
+    ("src/config.c", "#include <toml++/toml.h>", "toml"),
+    ("src/engine.c", "#include <hwloc.h>", "hwloc.h"),
+    ("src/engine.c", 'puts(status_text());', "fault"),
+    ("src/new.c", '#include "tests/helper.h"', "tests/helper.h"),
+    ("kernels/blocks.c", '#include "src/gguf.h"', "src/gguf.h"),
+    ("kernels/backend.h", '#include "dist/comm.h"', "dist/comm.h"),
+    ("kernels/cpu/steps.c", "#include <mpi.h>", "mpi.h"),
+    ("kernels/cpu/steps.c", "#include <fcntl.h>", "fcntl.h"),
+    ("kernels/cpu/steps.c", '#include "kernels/cuda/device.cuh"', "kernels/cuda/device.cuh"),
+    ("kernels/cuda/new.cu", '#include "kernels/cpu/row.h"', "kernels/cpu/row.h"),
+    ("kernels/cuda/new.cu", "#include <nccl.h>", "nccl.h"),
+    ("dist/exchange.c", '#include "src/plan.h"', "src/plan.h"),
+    ("dist/exchange.c", '#include "kernels/backend.h"', "kernels/backend.h"),
+    ("dist/exchange.c", "#include <mpi.h>", "mpi.h"),
+    ("dist/exchange.c", "#include <nccl.h>", "nccl.h"),
+    ("dist/exchange.c", "#include <cuda.h>", "cuda.h"),
+    ("dist/comm.c", '#include "row.h"', "row.h"),
+]
+
+
+def tree_files(root):
+    return {str(path.relative_to(root)): path.read_text()
+            for folder in FOLDERS for path in (root / folder).rglob("*") if path.suffix in ENDINGS}
+
+
+def main():
+    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent).resolve()
+    files = tree_files(root)
+    found = breaches(files)
+    for line in found:
+        print(line)
+    missed = 0
+    for path, line, complaint in PLANTED:
+        text = files.get(path, "")
+        new = set(breaches({**files, path: f"{text}\n{line}\n"})) - set(found)
+        if not any(path in text and complaint in text for text in new):
+            print(f"not caught: {line} in {path}")
+            missed += 1
+    print(f"{len(files)} files, {len(found)} breaches; {len(PLANTED) - missed} of {len(PLANTED)} planted ones caught")
+    return 1 if found or missed or not files else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

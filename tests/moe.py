@@ -1,0 +1,157 @@
+"""What the Python tests share: random models, runs of moe_run under mpirun, what they leave behind.
+
+Owns: the command line of mpirun, the folder that a test writes in, the end of a run that hangs.
+Refuses to know: what a test expects.
+
+MOE_RUN is the program's path, MOE_SOURCE_DIR the source tree; without the program, mpirun or NumPy a test is
+skipped (exit 77).
+"""
+import atexit
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+SOURCE = os.environ.get("MOE_SOURCE_DIR", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROGRAM = os.environ.get("MOE_RUN", os.path.join(SOURCE, "build", "moe_run"))
+LIMIT = 120.0  # seconds for one run that is expected to succeed
+
+
+def skip(reason):
+    print("skipped:", reason)
+    sys.exit(77)
+
+
+try:
+    import numpy as np
+except ImportError:
+    skip("no NumPy")
+MPIRUN = shutil.which("mpirun")
+if not MPIRUN or not os.access(PROGRAM, os.X_OK):
+    skip(f"no mpirun or no {PROGRAM}")
+
+FOLDER = tempfile.mkdtemp(prefix="moe_test_")
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+_names = iter(range(1 << 30))
+
+
+def fresh(ending=""):
+    """A path in this test's folder that nothing has yet."""
+    return os.path.join(FOLDER, f"{next(_names)}{ending}")
+
+
+def random_seed():
+    """Fresh inputs each time; the seed is printed, and put in its place it gives a failure again."""
+    seed = int.from_bytes(os.urandom(3), "little")
+    print(f"seed {seed}", flush=True)
+    return seed
+
+
+def model(seed, **shape):
+    """A random model: the path of its (first) file. shape as in gguf_random.py."""
+    import gguf_random
+    return gguf_random.write_model(fresh(".gguf"), seed, **shape)[0]
+
+
+# ---- running ----
+
+def toml(value):
+    """JSON's strings, numbers and booleans, and lists of them, are TOML."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def words(program=None, command=None, config=None, out=None, sets=None):
+    """The program's command line."""
+    line = [program or PROGRAM] + ([command] if command else []) + (["--config", config] if config else [])
+    for key, value in (sets or {}).items():
+        line += ["--set", f"{key}={toml(value)}"]
+    return line + (["--out", out] if out else [])
+
+
+def under_mpirun(parts):
+    """parts: [(ranks, words)], more than one for ranks that differ."""
+    line = [MPIRUN, "--oversubscribe", "--bind-to", "none"]
+    if os.geteuid() == 0:
+        line.append("--allow-run-as-root")
+    for i, (ranks, part) in enumerate(parts):
+        line += ([":"] if i else []) + ["-np", str(ranks)] + part
+    return line
+
+
+class Outcome:
+    """code is negative for a signal, None for a run that did not end in time (and was ended)."""
+
+    def __init__(self, code, out, err, seconds, folder):
+        self.code, self.out, self.err, self.seconds, self.folder = code, out, err, seconds, folder
+
+    def report(self):
+        with open(os.path.join(self.folder, "report.json"), encoding="utf-8") as file:
+            return json.load(file)
+
+    def arm(self, name):
+        return next(arm for arm in self.report()["arms"] if arm["name"] == name)
+
+    def logits(self, name):
+        return np.load(os.path.join(self.folder, f"logits.{name}.npy"))
+
+    def faults(self):
+        """The program's own lines of standard error, not those of mpirun."""
+        return [line for line in self.err.splitlines() if re.match(r"(rank \d+ \(|moe_run)", line)]
+
+
+def start(line, **options):
+    return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            start_new_session=True, **options)
+
+
+def finish(process, limit=LIMIT, folder=None, since=None):
+    """Waits for the run; one that takes longer is ended, mpirun first so that it can end its ranks."""
+    since = since or time.monotonic()
+    try:
+        out, err = process.communicate(timeout=limit)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        code = None
+        process.send_signal(signal.SIGTERM)
+        try:
+            out, err = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+    return Outcome(code, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - since, folder)
+
+
+def attempt(sets=None, ranks=1, limit=LIMIT, out=None, options=None, **rest):
+    """Runs the program; it may fail. sets: keys and values; rest: command, config, program."""
+    line = under_mpirun([(ranks, words(sets=sets, out=out, **rest))])
+    return finish(start(line, **(options or {})), limit, out)
+
+
+def run(sets, ranks=1, **rest):
+    """Runs the program, which must succeed, with a report."""
+    outcome = attempt(sets, ranks, out=fresh(), **rest)
+    if outcome.code != 0:
+        raise AssertionError(f"moe_run ended with {outcome.code}: {sets} on {ranks} ranks\n{outcome.err}{outcome.out}")
+    return outcome
+
+
+# ---- comparing ----
+
+def rel_l2(a, b):
+    """Of each row: |a - b| / |b|."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.sqrt(((a - b) ** 2).sum(-1) / (b ** 2).sum(-1))
+
+
+def digest_sum(texts):
+    return f"{sum(int(text, 16) for text in texts) % 2**64:016x}"
+
+
+def main():
+    unittest.main(verbosity=2)

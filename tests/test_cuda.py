@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""The law across backends: q8k@cuda gives the digest of q8k@cpu, f32@cuda that of f32@cpu. Needs a GPU.
+
+Every shape is run in prefill (one chunk, an odd cut) and token by token, with both kinds of cache, on models of every
+weight type; layer digests are compared too, so that a failure names its first layer.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import numpy as np
+from gguf_random import write_model
+
+MOE_RUN = os.environ["MOE_RUN"]
+SHAPES = [
+    dict(hidden=768, layers=2, experts=7, top_k=3, heads=6, kv_heads=2, head_dim=128, types="mix"),
+    dict(hidden=2048, layers=1, experts=16, top_k=8, heads=32, kv_heads=4, head_dim=128, expert_width=768,
+         types="Q4_K_M", vocab=1000),
+    dict(hidden=256, layers=2, experts=5, top_k=2, heads=4, kv_heads=4, head_dim=64, types="Q5_K"),
+    dict(hidden=512, layers=2, experts=8, top_k=8, heads=8, kv_heads=1, head_dim=32, types="Q6_K", tied=True),
+    dict(hidden=160, layers=2, experts=6, top_k=2, heads=5, kv_heads=1, head_dim=50, types="F16", expert_width=96),
+    dict(hidden=256, layers=2, experts=6, top_k=2, types="Q8_0"),
+    dict(hidden=1024, layers=2, experts=12, top_k=4, types="Q4_K", outliers=4),
+]
+
+
+def run(model, tokens, chunk, kv, arms, out, ranks=1, extra=()):
+    command = ["mpirun", "-np", str(ranks), "--oversubscribe", "--bind-to", "none", MOE_RUN, "--set",
+               f"model.path={model}", "--set", f"input.tokens={tokens}", "--set", f"run.chunk={chunk}", "--set",
+               f'run.kv="{kv}"', "--set", "run.arms=" + json.dumps(arms), "--out", out, *extra]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    with open(os.path.join(out, "report.json")) as f:
+        return {a["name"]: a for a in json.load(f)["arms"]}
+
+
+def main():
+    if "cuda" not in subprocess.run([MOE_RUN, "--version"], capture_output=True, text=True).stdout:
+        print("skipped: this build has no cuda backend")
+        return 77
+    if subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode:
+        print("skipped: no GPU here")
+        return 77
+    rng = np.random.default_rng()
+    faults = cases = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for index, shape in enumerate(SHAPES):
+            model = os.path.join(folder, f"{index}.gguf")
+            seed = int(rng.integers(1 << 30))
+            write_model(model, seed=seed, **shape)
+            vocab = shape.get("vocab", 512)
+            tokens = [int(t) for t in rng.integers(0, vocab, 150)]
+            for chunk, kv, ranks in ((512, "f16", 1), (37, "f32", 1), (1, "f16", 1), (64, "f16", 2)):
+                used = tokens if chunk > 1 else tokens[:70]
+                got = run(model, used, chunk, kv, ["f32@cpu", "f32@cuda", "q8k@cpu", "q8k@cuda"],
+                          os.path.join(folder, "out"), ranks)
+                for path in ("f32", "q8k"):
+                    cpu, cuda = got[f"{path}@cpu"], got[f"{path}@cuda"]
+                    layers = [i for i, (a, b) in enumerate(zip(cpu["layer_digests"], cuda["layer_digests"])) if a != b]
+                    cases += 1
+                    if layers or cpu["digest"] != cuda["digest"]:
+                        faults += 1
+                        print(f"FAIL {path} shape {index} {shape} seed {seed} chunk {chunk} kv {kv} ranks {ranks}: "
+                              f"layers that differ {layers}, logits equal {cpu['digest'] == cuda['digest']}")
+    print(f"{cases - faults} of {cases} digests equal")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -127,9 +127,9 @@ typedef struct {
   status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
   status (*slots_read)(backend *, int64_t first, int64_t count); // rows of own slots to slot_rows' host memory
   status (*slots_write)(backend *, int64_t count);               // and the completed rows back
-  // Runs embed and all layers of a batch by replaying what it has recorded of one of the same shape; *done says
-  // whether it did. Only for one rank that owns every expert.
-  status (*replay)(backend *, const token_batch *, bool *done);
+  // Takes `steps` (embed and all layers of a batch): records them once for a shape of batch and replays the recording
+  // after that, or simply runs them. Only for one rank that owns every expert, with a NULL routing.
+  status (*recorded)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *), void *context);
 
   // Copies n rows of a probe to the host, widened to double.
   status (*probe)(backend *, probe_point, int64_t n, double *out);

@@ -18,6 +18,7 @@ enum { FILE_LIMIT = 16 << 20 };
 #define AT(field)      offsetof(config, field)
 #define INTEGER(field) AT(field), value_read_integer, value_write_integer
 #define REAL(field)    AT(field), value_read_real, value_write_real
+#define SIZES(field)   AT(field), value_read_sizes, value_write_sizes, "list of at most 16 integers in range"
 #define FLAG(field)    AT(field), value_read_flag, value_write_flag, "true or false", 0, 0
 
 enum { KEY_INPUT = 1, N_INPUTS = 4 }; // place of input.tokens; the rows follow the values of input_kind
@@ -70,6 +71,16 @@ static const value_key KEYS[] = {
      "seconds that a rank waits for another"},
     {"perplexity.skip", INTEGER(perplexity.skip), "integer >= -1", -1, INT32_MAX, "-1",
      "positions at the head of a window that are not scored; -1: half"},
+    {"bench.prompt", SIZES(bench.prompt), 1, INT32_MAX, "[512]", "prompts to measure, in tokens: pp512"},
+    {"bench.generate", SIZES(bench.generate), 1, INT32_MAX, "[128]",
+     "decoded tokens to measure, one after the other: tg128"},
+    {"bench.depth", SIZES(bench.depth), 0, INT32_MAX, "[0]", "positions that are in the context before"},
+    {"bench.batch", SIZES(bench.batch), 1, 4096, "[1]", "sequences at once"},
+    {"bench.repeats", INTEGER(bench.repeats), "integer from 1 to 10000", 1, 10000, "5", "timed runs of each"},
+    {"bench.warmup", INTEGER(bench.warmup), "integer from 0 to 10000", 0, 10000, "1",
+     "runs of each that are not timed, before those that are"},
+    {"bench.format", AT(bench.format), value_read_format, value_write_format, "\"md\", \"csv\" or \"json\"",
+     0, 0, "\"md\"", "how the rates are printed"},
     {"output.dir", AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0, "\"\"",
      "folder of the report (--out); \"\": no files"},
     {"output.logits", FLAG(output.logits), "false", "write logits.<arm>.npy as well"},

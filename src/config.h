@@ -13,12 +13,19 @@ typedef enum { INPUT_NONE, INPUT_TOKENS, INPUT_PROMPT, INPUT_PROMPTS, INPUT_FILE
 typedef enum { KV_F16, KV_F32 } kv_type;
 typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_LIST } placement_kind;
 
-enum { CONFIG_MAX_ARMS = 16, ARM_NAME_BYTES = 24 };
+typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
+
+enum { CONFIG_MAX_ARMS = 16, ARM_NAME_BYTES = 24, CONFIG_MAX_SIZES = 16 };
 
 typedef struct {
   char name[CONFIG_MAX_ARMS][ARM_NAME_BYTES]; // "q8k@cpu", or "ranks" in run.arms
   size_t count;
 } arm_list;
+
+typedef struct {
+  int64_t size[CONFIG_MAX_SIZES];
+  size_t count;
+} size_list;
 
 typedef struct {
   char *file; // the TOML file, as given; NULL: none, only --set
@@ -70,6 +77,16 @@ typedef struct {
   struct {
     int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
   } perplexity;
+
+  struct {
+    size_list prompt;    // bench.prompt: lengths of prompts to measure; default [512]
+    size_list generate;  // bench.generate: numbers of decoded tokens to measure; default [128]
+    size_list depth;     // bench.depth: positions in the context before that; default [0]
+    size_list batch;     // bench.batch: sequences at once; default [1]
+    int64_t repeats;     // bench.repeats: timed runs of each; default 5
+    int64_t warmup;      // bench.warmup: runs of each before them; default 1
+    bench_format format; // bench.format: "md" (default), "csv" or "json"
+  } bench;
 
   struct {
     char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere

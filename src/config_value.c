@@ -170,6 +170,7 @@ static const char *const PLACEMENTS[] = {
     [PLACEMENT_CONTIGUOUS] = "contiguous", [PLACEMENT_STRIDED] = "strided"};
 static const char *const PATHS[] = {"f64", "f32", "q8k"};
 static const char *const BACKENDS[] = {"cpu", "cuda"};
+static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
@@ -186,6 +187,43 @@ status value_read_kv(void *field, const value_key *k, const toml_value *v, const
 
 void value_write_kv(FILE *out, const void *field) {
   write_string(out, KV_TYPES[*(const kv_type *)field]);
+}
+
+status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  int word = find_word(v, FORMATS, COUNT(FORMATS));
+  if (word < 0) return refuse(k, v, from, k->type);
+  *(bench_format *)field = (bench_format)word;
+  return 0;
+}
+
+void value_write_format(FILE *out, const void *field) {
+  write_string(out, FORMATS[*(const bench_format *)field]);
+}
+
+status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  size_list found = {.count = 0};
+  if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_SIZES) return refuse(k, v, from, k->type);
+  for (; found.count < v->count; found.count++) {
+    toml_value element;
+    config_toml_element(&element, v, found.count);
+    if (element.kind != TOML_INTEGER || element.integer < (int64_t)k->low ||
+        (double)element.integer > k->high) {
+      char expected[80];
+      snprintf(expected, sizeof expected, "an integer from %.0f to %.0f as element %zu", k->low, k->high,
+               found.count);
+      return refuse(k, &element, from, expected);
+    }
+    found.size[found.count] = element.integer;
+  }
+  *(size_list *)field = found;
+  return 0;
+}
+
+void value_write_sizes(FILE *out, const void *field) {
+  const size_list *list = field;
+  fputc('[', out);
+  for (size_t i = 0; i < list->count; i++) fprintf(out, "%s%" PRId64, i ? ", " : "", list->size[i]);
+  fputc(']', out);
 }
 
 static status check_filled(const value_key *k, const toml_value *v, const value_origin *from) {

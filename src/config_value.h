@@ -47,6 +47,8 @@ status value_read_tokens(void *field, const value_key *k, const toml_value *v, c
 status value_read_prompts(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_prompt(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_input_file(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 
 void value_write_integer(FILE *out, const void *field);
 void value_write_real(FILE *out, const void *field);
@@ -60,5 +62,7 @@ void value_write_tokens(FILE *out, const void *field);
 void value_write_prompt(FILE *out, const void *field);
 void value_write_prompts(FILE *out, const void *field);
 void value_write_input_file(FILE *out, const void *field);
+void value_write_sizes(FILE *out, const void *field);
+void value_write_format(FILE *out, const void *field);
 
 void value_clear_input(void *field); // releases what a config_input owns and makes it INPUT_NONE

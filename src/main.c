@@ -1,5 +1,6 @@
 // main: the command line, and the one place that prints a fault and ends the ranks.
 #include "build_info.h"
+#include "src/bench.h"
 #include "src/generate.h"
 #include "src/inspect.h"
 #include "src/parity.h"
@@ -38,6 +39,12 @@ static const command commands[] = {
      .input = INPUT_REQUIRED,
      .help = "Each arm's perplexity of the input, in windows of run.context tokens that do not overlap; the\n"
              "tokens after position perplexity.skip of a window (its half) are scored.\n"},
+    {.name = "bench",
+     .run = bench_run,
+     .input = INPUT_UNUSED,
+     .help =
+         "Prompt and decode rates of each arm of run.arms, each beside the digest of the same run, and how\n"
+         "much of the memory's bandwidth it takes.\n"},
     {.name = "inspect",
      .run = inspect_run,
      .input = INPUT_UNUSED,

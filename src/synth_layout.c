@@ -9,12 +9,12 @@ enum { GGUF_VERSION = 3, GGUF_ALIGNMENT = 32, GGUF_U32 = 4, GGUF_FLOAT32 = 6, GG
 
 static const double epsilon = 1e-6;
 
-// A planted channel is a little loud where it is written and very loud in what the products read: the norm's
-// weight takes an embedding at synth_loud_level to 146.68, the level of the known case in a 30B model
-// (docs/synth.md).
+// A planted channel stands out where it is written, and far more in what the products read: its norm weight
+// takes an embedding at synth_loud_level to 146.68, as loud as the one of a trained 30B model that spoilt its
+// block of 256. The rows that add to it are loud too, so that it still stands out when 48 layers have been
+// added.
 static const double loud_normed = 146.68;
-static const double loud_written =
-    4; // rows of attention's output and of down: it keeps standing out as layers add up
+static const double loud_written = 2;
 
 // ---- types ----
 
@@ -121,7 +121,7 @@ static void add_layer(synth_layout *l, const synth_options *o, int64_t i, double
   add_tensor(l, o, i, "attn_q_norm", norm_vector(s->head_dim, 1.5, 1));
   add_tensor(l, o, i, "attn_k_norm", norm_vector(s->head_dim, 1.5, 1));
   add_tensor(l, o, i, "attn_output",
-             (synth_tensor){DIMS(2, q, h), .recipe = {WEIGHTS(over_root(0.4 * stream, q), 0.25),
+             (synth_tensor){DIMS(2, q, h), .recipe = {WEIGHTS(over_root(0.2 * stream, q), 0.25),
                                                       .loud_rows = loud_written}});
   add_tensor(l, o, i, "ffn_norm", norm_vector(h, 1, loud));
   add_tensor(l, o, i, "ffn_gate_inp",
@@ -131,8 +131,8 @@ static void add_layer(synth_layout *l, const synth_options *o, int64_t i, double
   add_tensor(l, o, i, "ffn_up_exps",
              (synth_tensor){DIMS(3, h, w, e), .recipe = {WEIGHTS(in, 0.25), .columns = quiet}});
   add_tensor(l, o, i, "ffn_down_exps",
-             (synth_tensor){DIMS(3, w, h, e),
-                            .recipe = {WEIGHTS(over_root(stream, w), 0.25), .loud_rows = loud_written}});
+             (synth_tensor){DIMS(3, w, h, e), .recipe = {WEIGHTS(over_root(0.35 * stream, w), 0.25),
+                                                         .loud_rows = loud_written}});
 }
 
 enum { TENSORS_PER_LAYER = 12, OUTER_TENSORS = 3 };

@@ -305,6 +305,8 @@ static void test_text(void **state) {
   REFUSES(NULL, "input.prompt=a\xc0\x80", "UTF-8", "offset 1");     // an overlong NUL
   REFUSES(NULL, "input.prompt=\xf5\x80\x80\x80", "UTF-8", "offset 0");
   REFUSES("run.chunk = \n", NULL, "run.toml:1", "TOML");
+  REFUSES("\n[#\n", NULL, "run.toml:2", "TOML"); // an assertion of the parser, were they on
+  REFUSES("a = [}\n", NULL, "run.toml:1", "TOML");
   REFUSES("\n\n]\n", NULL, "run.toml:3", "TOML");
   REFUSES("run.chunk = 1\nrun.chunk = 2\n", NULL, "run.toml:2");
   config c;

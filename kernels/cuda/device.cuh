@@ -63,6 +63,14 @@ struct product {
   const int64_t *place; // [n_items] output row of an item, or NULL: the item itself
   int n_members, n_items, input_divisor; // input row = item / input_divisor
   float *out;           // [..][w.rows]
+  bool adds;            // out = out + product, in place of out = product
+};
+
+// Products that read the same inputs, computed by one launch.
+struct product_set {
+  product p[3];
+  int begin[3]; // first thread block of each
+  int count;
 };
 
 // Where the shared tensors and this rank's experts lie; one copy for all arms.
@@ -84,8 +92,8 @@ void weights_release(dev_weights *w);
 
 // products.cu
 status product_f32_launch(const product *p, cudaStream_t stream);
-// product_q8k.cu: any K-quant type
-status product_q8k_launch(const product *p, cudaStream_t stream);
+// product_q8k.cu: any K-quant type; the items, members and inputs of a set are the same
+status product_q8k_launch(product_set *set, cudaStream_t stream);
 
 // vectors.cu
 struct kv_cache {
@@ -106,13 +114,13 @@ status round_launch(dev_inputs io, int n, cudaStream_t stream);
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, cudaStream_t stream);
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream);
-status add_launch(float *x, const float *y, size_t n, cudaStream_t stream);
-status route_launch(int *expert, float *weight, double *margin, const float *logits, int n, int n_experts, int k,
-                    cudaStream_t stream);
-status local_launch(int *member, const int *expert, const int *local_of_expert, int n, cudaStream_t stream);
+// Also the member of each slot's expert among this rank's own, -1 for others.
+status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
+                    const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream);
 status group_launch(int *first, int *order, const int *member, int n_items, int n_members, cudaStream_t stream);
-status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, int n, int k,
-                      int hidden, cudaStream_t stream);
+// x += the slots' sum; the new rows' digest as layer `layer` is added to sums[sequence].
+status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, const dev_batch *b,
+                      int k, int hidden, unsigned long long *sums, uint64_t tag, int layer, cudaStream_t stream);
 status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n, int width,
                      uint64_t tag, int64_t layer, cudaStream_t stream);
 

@@ -20,24 +20,73 @@ __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
   return {member, begin, member < 0 ? 0 : left < items ? left : items};
 }
 
-template <int ITEMS> __global__ void product_f32_rows(product p) {
-  item_tile tile = tile_of(p, ITEMS);
-  if (tile.count <= 0) return;
-  int lane = threadIdx.x % WARP, row0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS, cols = p.w.cols;
-  if (row0 >= p.w.rows) return;
-  const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
-  const float *x[ITEMS];
-  int item[ITEMS];
-  for (int i = 0; i < ITEMS; i++) {
-    int at = tile.begin + (i < tile.count ? i : 0);
-    item[i] = p.order ? p.order[at] : at;
-    x[i] = p.in.x + (size_t)(item[i] / p.input_divisor) * cols;
+// The eight weights of block b that lane `lane` multiplies: elements 32 j + lane, j = 0 .. 7. d1 * q is exact, so the
+// fma rounds once, as the definition's product and difference do together.
+__device__ __forceinline__ void block_weights(float w[8], const dev_matrix &m, const uint8_t *row, int b, int lane) {
+  if (m.type == TYPE_Q6_K) {
+    int n = m.cols / QK_K;
+    float d = half_bits_to_f32(((const uint16_t *)(row + n * 208))[b]);
+    const int8_t *scale = (const int8_t *)row + n * 192 + b * 16 + lane / 16;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int low0 = row[b * 128 + half * 64 + lane], low1 = row[b * 128 + half * 64 + 32 + lane];
+      int high = row[n * 128 + b * 64 + half * 32 + lane];
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        int q = ((k & 1 ? low1 : low0) >> 4 * (k / 2) & 15) | (high >> 2 * k & 3) << 4;
+        w[4 * half + k] = d * (float)scale[8 * half + 2 * k] * (float)(q - 32);
+      }
+    }
+    return;
   }
-  float sum[ROWS][ITEMS] = {};
-  for (int k = lane; k < cols; k += WARP) {
+  bool is_q5 = m.type == TYPE_Q5_K;
+  const uint8_t *block = row + (size_t)b * (is_q5 ? sizeof(block_q5_K) : sizeof(block_q4_K));
+  uint4 head = *(const uint4 *)block;
+  float d = half_bits_to_f32((uint16_t)(head.x & 0xffffu)), dmin = half_bits_to_f32((uint16_t)(head.x >> 16));
+  uint32_t scale[2] = {head.y & 0x3f3f3f3fu, (head.w & 0x0f0f0f0fu) | (head.y >> 2 & 0x30303030u)};
+  uint32_t min[2] = {head.z & 0x3f3f3f3fu, (head.w >> 4 & 0x0f0f0f0fu) | (head.z >> 2 & 0x30303030u)};
+  int fifth = is_q5 ? block[16 + lane] : 0;
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    int pair = block[(is_q5 ? 48 : 16) + j * 16 + lane];
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      int at = 8 * ((j + k) % 4), q = (pair >> 4 * k & 15) | (fifth >> (j + k) & 1) << 4;
+      float step = d * (float)(scale[(j + k) / 4] >> at & 63), base = dmin * (float)(min[(j + k) / 4] >> at & 63);
+      w[j + k] = num_fma_f32(step, (float)q, -base);
+    }
+  }
+}
+
+template <int ITEMS>
+__device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows, int row0,
+                                           const float *const x[ITEMS], int lane) {
+  for (int b = 0; b < p.w.cols / QK_K; b++) {
+    float w[ROWS][8];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      int row = row0 + r < p.w.rows ? row0 + r : p.w.rows - 1; // a ragged tile repeats its last row
+      block_weights(w[r], p.w, rows + (size_t)row * p.w.row_bytes, b, lane);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+      for (int i = 0; i < ITEMS; i++) {
+        float v = x[i][b * QK_K + 32 * j + lane];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) sum[r][i] = num_fma_f32(w[r][j], v, sum[r][i]);
+      }
+  }
+}
+
+template <int ITEMS>
+__device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows, int row0,
+                                             const float *const x[ITEMS], int lane) {
+  for (int k = lane; k < p.w.cols; k += WARP) {
     float w[ROWS];
+#pragma unroll
     for (int r = 0; r < ROWS; r++)
-      w[r] = row0 + r < p.w.rows ? weight_at(p.w.type, rows + (row0 + r) * p.w.row_bytes, k, cols) : 0.0f;
+      w[r] = row0 + r < p.w.rows ? weight_at(p.w.type, rows + (row0 + r) * p.w.row_bytes, k, p.w.cols) : 0.0f;
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
       float v = x[i][k];
@@ -45,15 +94,35 @@ template <int ITEMS> __global__ void product_f32_rows(product p) {
       for (int r = 0; r < ROWS; r++) sum[r][i] = num_fma_f32(w[r], v, sum[r][i]);
     }
   }
+}
+
+template <int ITEMS, bool BLOCKS> __global__ void __launch_bounds__(256) product_f32_rows(product p) {
+  item_tile tile = tile_of(p, ITEMS);
+  if (tile.count <= 0) return;
+  int lane = threadIdx.x % WARP, row0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
+  if (row0 >= p.w.rows) return;
+  const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
+  const float *x[ITEMS];
+  int item[ITEMS];
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++) {
+    int at = tile.begin + (i < tile.count ? i : 0);
+    item[i] = p.order ? p.order[at] : at;
+    x[i] = p.in.x + (size_t)(item[i] / p.input_divisor) * p.w.cols;
+  }
+  float sum[ROWS][ITEMS] = {};
+  if (BLOCKS)
+    sum_blocks<ITEMS>(sum, p, rows, row0, x, lane);
+  else
+    sum_elements<ITEMS>(sum, p, rows, row0, x, lane);
 #pragma unroll
   for (int i = 0; i < ITEMS; i++)
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
       float y = warp_tree(sum[r][i]);
-      if (lane == r && i < tile.count && row0 + r < p.w.rows) {
-        size_t to = (size_t)(p.place ? p.place[item[i]] : item[i]);
-        p.out[to * p.w.rows + row0 + r] = y;
-      }
+      if (lane != r || i >= tile.count || row0 + r >= p.w.rows) continue;
+      float *out = p.out + (size_t)(p.place ? p.place[item[i]] : item[i]) * p.w.rows + row0 + r;
+      *out = p.adds ? *out + y : y;
     }
 }
 
@@ -61,7 +130,10 @@ template <int ITEMS> static status launch(const product *p, cudaStream_t stream)
   int tiles = (p->n_items + ITEMS - 1) / ITEMS;
   dim3 grid((unsigned)((p->w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), (unsigned)tiles,
             (unsigned)(p->first ? p->n_members : 1));
-  product_f32_rows<ITEMS><<<grid, WARPS * WARP, 0, stream>>>(*p);
+  if (type_find(p->w.type)->is_k_quant)
+    product_f32_rows<ITEMS, true><<<grid, WARPS * WARP, 0, stream>>>(*p);
+  else
+    product_f32_rows<ITEMS, false><<<grid, WARPS * WARP, 0, stream>>>(*p);
   CUDA_TRY(cudaGetLastError());
   return 0;
 }

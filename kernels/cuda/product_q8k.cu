@@ -123,13 +123,13 @@ __device__ __forceinline__ quarter_sums quarter_product(const uint8_t *row, int 
 static constexpr int WARPS = 4, PASSES = 4;
 
 // A warp takes PASSES times 8 / GROUPS rows of one item; a row has GROUPS groups of four lanes, one a block.
-template <weight_type TYPE, int GROUPS> __global__ void product_q8k_few(product p) {
+template <weight_type TYPE, int GROUPS> __device__ __forceinline__ void few_rows(const product &p, int block) {
   constexpr int at_once = 8 / GROUPS;
   int lane = threadIdx.x % WARP, q = lane % 4, g = lane / 4 % GROUPS, sub = lane / (4 * GROUPS);
   int item = blockIdx.y, member = p.member ? p.member[item] : 0, n_blocks = p.w.cols / QK_K;
   if (member < 0) return;
   const uint8_t *rows = p.w.data + (size_t)member * p.w.member_bytes;
-  int input = item / p.input_divisor, first_row = (blockIdx.x * WARPS + threadIdx.x / WARP) * PASSES * at_once;
+  int input = item / p.input_divisor, first_row = (block * WARPS + threadIdx.x / WARP) * PASSES * at_once;
   quarter_inputs in = {};
   if (g < n_blocks) in = load_inputs<TYPE>(p.in, input, g, q);
   float y[PASSES] = {};
@@ -156,27 +156,43 @@ template <weight_type TYPE, int GROUPS> __global__ void product_q8k_few(product 
       }
     }
   }
-  size_t to = (size_t)(p.place ? p.place[item] : item) * p.w.rows;
+  float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows;
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass++) {
     int row = first_row + pass * at_once + sub;
-    if (lane % (4 * GROUPS) == 0 && row < p.w.rows) p.out[to + row] = y[pass];
+    if (lane % (4 * GROUPS) == 0 && row < p.w.rows) out[row] = p.adds ? out[row] + y[pass] : y[pass];
   }
 }
 
-template <weight_type TYPE, int GROUPS> static status launch_few(const product *p, cudaStream_t stream) {
-  int rows = WARPS * PASSES * (8 / GROUPS);
-  dim3 grid((unsigned)((p->w.rows + rows - 1) / rows), (unsigned)p->n_items);
-  product_q8k_few<TYPE, GROUPS><<<grid, WARPS * WARP, 0, stream>>>(*p);
+template <int GROUPS> __global__ void __launch_bounds__(128) product_q8k_few(const __grid_constant__ product_set set) {
+  int which = 0;
+  while (which + 1 < set.count && (int)blockIdx.x >= set.begin[which + 1]) which++;
+  const product &p = set.p[which];
+  int block = blockIdx.x - set.begin[which];
+  if (p.w.type == TYPE_Q4_K)
+    few_rows<TYPE_Q4_K, GROUPS>(p, block);
+  else if (p.w.type == TYPE_Q5_K)
+    few_rows<TYPE_Q5_K, GROUPS>(p, block);
+  else
+    few_rows<TYPE_Q6_K, GROUPS>(p, block);
+}
+
+template <int GROUPS> static status launch_few(product_set *set, cudaStream_t stream) {
+  int rows = WARPS * PASSES * (8 / GROUPS), blocks = 0;
+  for (int i = 0; i < set->count; i++) {
+    set->begin[i] = blocks;
+    blocks += (set->p[i].w.rows + rows - 1) / rows;
+  }
+  product_q8k_few<GROUPS><<<dim3((unsigned)blocks, (unsigned)set->p[0].n_items), WARPS * WARP, 0, stream>>>(*set);
   CUDA_TRY(cudaGetLastError());
   return 0;
 }
 
-template <weight_type TYPE> static status few(const product *p, cudaStream_t stream) {
-  int n_blocks = p->w.cols / QK_K;
-  if (n_blocks > 4) return launch_few<TYPE, 8>(p, stream);
-  if (n_blocks > 2) return launch_few<TYPE, 4>(p, stream);
-  return n_blocks > 1 ? launch_few<TYPE, 2>(p, stream) : launch_few<TYPE, 1>(p, stream);
+static status few(product_set *set, cudaStream_t stream) {
+  int n_blocks = set->p[0].w.cols / QK_K;
+  if (n_blocks > 4) return launch_few<8>(set, stream);
+  if (n_blocks > 2) return launch_few<4>(set, stream);
+  return n_blocks > 1 ? launch_few<2>(set, stream) : launch_few<1>(set, stream);
 }
 
 // ---- many items: tensor cores ----
@@ -394,7 +410,8 @@ template <weight_type TYPE, int ITEMS> __global__ void __launch_bounds__(128) pr
       int i = n * 8 + lane % 4 * 2 + (c & 1), row = row0 + warp_row + lane / 4 + c / 2 * 8;
       if (i >= count || row >= p.w.rows) continue;
       int item = x->item[i];
-      p.out[(size_t)(p.place ? p.place[item] : item) * p.w.rows + row] = y[n][c];
+      float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows + row;
+      *out = p.adds ? *out + y[n][c] : y[n][c];
     }
 }
 
@@ -418,21 +435,18 @@ template <weight_type TYPE> static status many(const product *p, cudaStream_t st
   return each > 16 ? launch_many<TYPE, 64>(p, stream) : launch_many<TYPE, 16>(p, stream);
 }
 
-template <weight_type TYPE> static status any(const product *p, cudaStream_t stream) {
-  bool each_alone = (p->member && !p->first) || p->n_items <= 4;
-  return each_alone && !p->first ? few<TYPE>(p, stream) : many<TYPE>(p, stream);
+static status many_of_type(const product *p, cudaStream_t stream) {
+  if (p->w.type == TYPE_Q4_K) return many<TYPE_Q4_K>(p, stream);
+  if (p->w.type == TYPE_Q5_K) return many<TYPE_Q5_K>(p, stream);
+  if (p->w.type == TYPE_Q6_K) return many<TYPE_Q6_K>(p, stream);
+  return FAIL("CUDA: the type %s has no product with Q8_K", type_find(p->w.type)->name);
 }
 
-status product_q8k_launch(const product *p, cudaStream_t stream) {
+status product_q8k_launch(product_set *set, cudaStream_t stream) {
+  const product *p = &set->p[0];
   if (p->n_items <= 0) return 0;
-  switch (p->w.type) {
-  case TYPE_Q4_K:
-    return any<TYPE_Q4_K>(p, stream);
-  case TYPE_Q5_K:
-    return any<TYPE_Q5_K>(p, stream);
-  case TYPE_Q6_K:
-    return any<TYPE_Q6_K>(p, stream);
-  default:
-    return FAIL("CUDA: the type %s has no product with Q8_K", type_find(p->w.type)->name);
-  }
+  bool each_alone = p->member && !p->first;
+  if (each_alone || (!p->first && p->n_items <= 4)) return few(set, stream);
+  for (int i = 0; i < set->count; i++) TRY(many_of_type(&set->p[i], stream));
+  return 0;
 }

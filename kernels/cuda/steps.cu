@@ -11,6 +11,14 @@
 
 static constexpr int MAX_BLOCKS = 64;
 
+static constexpr int MAX_RECORDINGS = 24;
+static constexpr int RECORDED_TOKENS = 64; // larger batches keep the device busy without it
+
+struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys` positions
+  int n, max_keys;
+  cudaGraphExec_t graph;
+};
+
 struct cuda_backend {
   backend base;
   backend_params params;
@@ -27,8 +35,8 @@ struct cuda_backend {
   dev_batch batch;
   int max_keys;
   float *x; // residual stream
-  dev_inputs normed, attended, gate, head_in, expert_in;
-  float *q, *k, *v, *projected, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
+  dev_inputs normed, attended, gate, head_in;
+  float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
   kv_cache cache;
   attention_work work;
   int *expert, *member, *first, *order;
@@ -36,6 +44,9 @@ struct cuda_backend {
   double *margin;
   bool placed; // `place` holds the row of each slot
   float *host_slots; // pinned, [max slots][hidden]; only with other ranks
+  recording recordings[MAX_RECORDINGS];
+  int n_recordings;
+  bool is_recording; // the steps are being recorded: the batch is on the device already
   unsigned long long *sums; // [n_layers + 1][n_sequences] digests not yet read; the last row is the logits'
   uint64_t **sums_to;       // [n_layers + 1] where they go
 };
@@ -76,6 +87,7 @@ static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t
 static void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
+  for (int i = 0; i < b->n_recordings; i++) cudaGraphExecDestroy(b->recordings[i].graph);
   for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
   if (b->host_slots) cudaFreeHost(b->host_slots);
   if (b->stream) cudaStreamDestroy(b->stream);
@@ -137,7 +149,6 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->k, n * kv_width, "keys"));
   TRY(take(b, &b->v, n * kv_width, "values"));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, "attention outputs"));
-  TRY(take(b, &b->projected, n * (size_t)s->hidden, "projected attention"));
   TRY(open_rope(b));
   return open_cache(b);
 }
@@ -228,18 +239,32 @@ static bool takes_q8k(const path_info *path, const dev_matrix *m) {
   return path->kind == PATH_Q8K && type_find(m->type)->is_k_quant;
 }
 
-static status multiply(cuda_backend *b, const path_info *path, const product *p) {
-  return takes_q8k(path, &p->w) ? product_q8k_launch(p, b->stream) : product_f32_launch(p, b->stream);
+static status multiply(cuda_backend *b, const path_info *path, product_set *set) {
+  bool all_q8k = true;
+  for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
+  if (all_q8k) return product_q8k_launch(set, b->stream);
+  for (int i = 0; i < set->count; i++) {
+    product_set one = {{set->p[i]}, {0}, 1};
+    TRY(takes_q8k(path, &one.p[0].w) ? product_q8k_launch(&one, b->stream) : product_f32_launch(&one.p[0], b->stream));
+  }
+  return 0;
 }
 
-static status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n) {
+static product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, int n) {
   product p = {};
   p.w = *m;
   p.in = *in;
   p.n_items = n;
   p.input_divisor = 1;
   p.out = out;
-  return multiply(b, b->shared, &p);
+  return p;
+}
+
+static status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
+                             bool adds) {
+  product_set set = {{shared_product(out, m, in, n)}, {0}, 1};
+  set.p[0].adds = adds;
+  return multiply(b, b->shared, &set);
 }
 
 static bool rounds(const cuda_backend *b) {
@@ -248,8 +273,7 @@ static bool rounds(const cuda_backend *b) {
 
 // ---- the steps ----
 
-static status cuda_embed(backend *base, const token_batch *batch) {
-  cuda_backend *b = self(base);
+static status load_batch(cuda_backend *b, const token_batch *batch) {
   size_t bytes = (size_t)batch->n * sizeof(int);
   b->batch = dev_batch{b->token, b->sequence, b->position, (int)batch->n};
   b->max_keys = 0;
@@ -259,6 +283,12 @@ static status cuda_embed(backend *base, const token_batch *batch) {
   CUDA_TRY(cudaMemcpyAsync(b->token, batch->token, bytes, cudaMemcpyHostToDevice, b->stream));
   CUDA_TRY(cudaMemcpyAsync(b->sequence, batch->sequence, bytes, cudaMemcpyHostToDevice, b->stream));
   CUDA_TRY(cudaMemcpyAsync(b->position, batch->position, bytes, cudaMemcpyHostToDevice, b->stream));
+  return 0;
+}
+
+static status cuda_embed(backend *base, const token_batch *batch) {
+  cuda_backend *b = self(base);
+  if (!b->is_recording) TRY(load_batch(b, batch));
   return embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream);
 }
 
@@ -268,15 +298,16 @@ static status cuda_attention(backend *base, int64_t layer, const token_batch *ba
   const dev_layer *w = &b->weights->layers[layer];
   int n = (int)batch->n;
   TRY(norm_launch(b->normed, b->x, w->attn_norm, n, (float)s->rms_epsilon, rounds(b), b->stream));
-  TRY(product_shared(b, b->q, &w->q, &b->normed, n));
-  TRY(product_shared(b, b->k, &w->k, &b->normed, n));
-  TRY(product_shared(b, b->v, &w->v, &b->normed, n));
+  product_set qkv = {{shared_product(b->q, &w->q, &b->normed, n), shared_product(b->k, &w->k, &b->normed, n),
+                      shared_product(b->v, &w->v, &b->normed, n)},
+                     {0},
+                     3};
+  TRY(multiply(b, b->shared, &qkv));
   TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
   TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys, &b->work,
                        b->stream));
   if (b->attended.qs) TRY(round_launch(b->attended, n, b->stream));
-  TRY(product_shared(b, b->projected, &w->o, &b->attended, n));
-  return add_launch(b->x, b->projected, (size_t)n * (size_t)s->hidden, b->stream);
+  return product_shared(b, b->x, &w->o, &b->attended, n, true); // x = x + o(attention)
 }
 
 static status cuda_route(backend *base, int64_t layer, const token_batch *batch, routing *out) {
@@ -286,10 +317,9 @@ static status cuda_route(backend *base, int64_t layer, const token_batch *batch,
   int n = (int)batch->n, slots = n * (int)s->top_k;
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
   TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
-  TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n));
-  TRY(route_launch(b->expert, b->slot_weights, out ? b->margin : nullptr, b->router_logits, n, (int)s->n_experts,
-                   (int)s->top_k, b->stream));
-  TRY(local_launch(b->member, b->expert, b->weights->local_of_expert, slots, b->stream));
+  TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
+  TRY(route_launch(b->expert, b->slot_weights, b->member, out ? b->margin : nullptr, b->router_logits,
+                   b->weights->local_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
   if (!out) return 0;
   CUDA_TRY(cudaMemcpyAsync(out->expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost, b->stream));
   CUDA_TRY(cudaMemcpyAsync(out->margin, b->margin, (size_t)n * sizeof(double), cudaMemcpyDeviceToHost, b->stream));
@@ -298,20 +328,19 @@ static status cuda_route(backend *base, int64_t layer, const token_batch *batch,
 }
 
 // A stack's product over all slots of the batch. Few slots each read their expert alone; many are grouped by expert.
-static status product_slots(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n_slots,
-                            int divisor, const int64_t *place, bool grouped) {
+static product slot_product(const cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n_slots,
+                            int divisor, bool grouped) {
   product p = {};
   p.w = *m;
   p.in = *in;
   p.member = b->member;
   p.first = grouped ? b->first : nullptr;
   p.order = grouped ? b->order : nullptr;
-  p.place = place;
   p.n_members = b->weights->n_local;
   p.n_items = n_slots;
   p.input_divisor = divisor;
   p.out = out;
-  return multiply(b, b->experts, &p);
+  return p;
 }
 
 static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *,
@@ -326,11 +355,15 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
                              b->stream));
   if (grouped) TRY(group_launch(b->first, b->order, b->member, n_slots, b->weights->n_local, b->stream));
-  const int64_t *place = b->placed ? b->place : nullptr;
-  TRY(product_slots(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k, nullptr, grouped));
-  TRY(product_slots(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k, nullptr, grouped));
+  product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k, grouped),
+                     slot_product(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k, grouped)},
+                    {0},
+                    2};
+  TRY(multiply(b, b->experts, &in));
   TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, b->stream));
-  return product_slots(b, b->slots, &w->down, &b->gate, n_slots, 1, place, grouped);
+  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1, grouped)}, {0}, 1};
+  down.p[0].place = b->placed ? b->place : nullptr;
+  return multiply(b, b->experts, &down);
 }
 
 static void *cuda_slot_rows(backend *base) {
@@ -353,10 +386,11 @@ static status cuda_slots_write(backend *base, int64_t count) {
   return 0;
 }
 
-static status cuda_combine(backend *base, int64_t, const token_batch *batch, const int64_t *) {
+static status cuda_combine(backend *base, int64_t layer, const token_batch *, const int64_t *) {
   cuda_backend *b = self(base);
-  return combine_launch(b->x, b->slots, b->slot_weights, b->placed ? b->place : nullptr, (int)batch->n,
-                        (int)b->shape.top_k, (int)b->shape.hidden, b->stream);
+  return combine_launch(b->x, b->slots, b->slot_weights, b->placed ? b->place : nullptr, &b->batch,
+                        (int)b->shape.top_k, (int)b->shape.hidden, b->sums + layer * b->params.n_sequences,
+                        b->shared->tag, (int)layer, b->stream);
 }
 
 static status cuda_logits_read(backend *base, int64_t first, int64_t count, void *out) {
@@ -373,7 +407,7 @@ static status cuda_head(backend *base, int64_t first, int64_t count, void *logit
   const float *x = b->x + (size_t)(first * b->shape.hidden);
   TRY(norm_launch(b->head_in, x, b->weights->output_norm, (int)count, (float)b->shape.rms_epsilon,
                   b->head_in.qs != nullptr, b->stream));
-  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count));
+  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));
   return logits ? cuda_logits_read(base, 0, count, logits) : 0;
 }
 
@@ -393,21 +427,18 @@ static status cuda_probe(backend *base, probe_point point, int64_t n, double *ou
   return 0;
 }
 
-static status add_digest(cuda_backend *b, int64_t row, int64_t layer, const float *rows, int64_t first, int64_t n,
-                         int64_t width, uint64_t *sums) {
-  b->sums_to[row] = sums;
-  return digest_launch(b->sums + row * b->params.n_sequences, rows, &b->batch, (int)first, (int)n, (int)width,
-                       b->shared->tag, layer, b->stream);
-}
-
-static status cuda_digest(backend *base, int64_t layer, const token_batch *batch, uint64_t *sums) {
-  cuda_backend *b = self(base);
-  return add_digest(b, layer, layer, b->x, 0, batch->n, b->shape.hidden, sums);
+// The digest itself was taken by combine, where the rows were at hand.
+static status cuda_digest(backend *base, int64_t layer, const token_batch *, uint64_t *sums) {
+  self(base)->sums_to[layer] = sums;
+  return 0;
 }
 
 static status cuda_logits_digest(backend *base, const token_batch *, int64_t first, int64_t count, uint64_t *sums) {
   cuda_backend *b = self(base);
-  return add_digest(b, b->shape.n_layers, -1, b->logits, first, count, b->shape.vocabulary, sums);
+  int64_t row = b->shape.n_layers;
+  b->sums_to[row] = sums;
+  return digest_launch(b->sums + row * b->params.n_sequences, b->logits, &b->batch, (int)first, (int)count,
+                       (int)b->shape.vocabulary, b->shared->tag, -1, b->stream);
 }
 
 // Waits for everything enqueued and hands over the digests.
@@ -423,6 +454,51 @@ static status cuda_finish(backend *base) {
     for (size_t s = 0; s < each && b->sums_to[r]; s++) b->sums_to[r][s] += sums[r * each + s];
   free(sums);
   CUDA_TRY(error);
+  return 0;
+}
+
+// ---- recording: one launch for all the steps of a small batch ----
+
+static status record(cuda_backend *b, const token_batch *batch, status (*steps)(void *, const token_batch *),
+                     void *context, recording *out) {
+  cudaGraph_t graph = nullptr;
+  CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
+  b->is_recording = true;
+  status result = steps(context, batch);
+  b->is_recording = false;
+  cudaError_t error = cudaStreamEndCapture(b->stream, &graph);
+  if (!result && error == cudaSuccess) error = cudaGraphInstantiate(&out->graph, graph, 0);
+  if (graph) cudaGraphDestroy(graph);
+  if (result) return result;
+  CUDA_TRY(error);
+  return 0;
+}
+
+// The positions for which attention is laid out: a power of two of chunks, so that few recordings serve a long run.
+static int recorded_keys(int keys) {
+  int chunks = 1;
+  while (chunks * CHUNK < keys) chunks *= 2;
+  return chunks * CHUNK;
+}
+
+static status cuda_recorded(backend *base, const token_batch *batch, status (*steps)(void *, const token_batch *),
+                            void *context) {
+  cuda_backend *b = self(base);
+  if (batch->n > RECORDED_TOKENS) return steps(context, batch);
+  TRY(load_batch(b, batch));
+  b->max_keys = recorded_keys(b->max_keys);
+  recording *found = nullptr;
+  for (int i = 0; i < b->n_recordings && !found; i++)
+    if (b->recordings[i].n == batch->n && b->recordings[i].max_keys == b->max_keys) found = &b->recordings[i];
+  if (!found) {
+    if (b->n_recordings == MAX_RECORDINGS) return steps(context, batch);
+    found = &b->recordings[b->n_recordings];
+    found->n = (int)batch->n;
+    found->max_keys = b->max_keys;
+    TRY(record(b, batch, steps, context, found));
+    b->n_recordings++;
+  }
+  CUDA_TRY(cudaGraphLaunch(found->graph, b->stream));
   return 0;
 }
 
@@ -446,7 +522,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .logits_digest = cuda_logits_digest,
     .slots_read = cuda_slots_read,
     .slots_write = cuda_slots_write,
-    .replay = nullptr,
+    .recorded = cuda_recorded,
     .probe = cuda_probe,
     .digest = cuda_digest,
 };

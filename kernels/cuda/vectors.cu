@@ -172,18 +172,7 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
   return 0;
 }
 
-// ---- elementwise ----
-
-__global__ void add_rows(float *x, const float *y, size_t n) {
-  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
-    x[i] = x[i] + y[i];
-}
-
-status add_launch(float *x, const float *y, size_t n, cudaStream_t stream) {
-  add_rows<<<blocks_for(n), BLOCK, 0, stream>>>(x, y, n);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
-}
+// ---- experts' activations ----
 
 // A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds.
 __global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member, int n_pieces, bool round) {
@@ -235,7 +224,8 @@ __device__ int first_left(const float *p, int n) {
   return 0;
 }
 
-__global__ void route_tokens(int *expert, float *weight, double *margin, const float *logits, int n, int k) {
+__global__ void route_tokens(int *expert, float *weight, int *member, double *margin, const float *logits,
+                             const int *local_of_expert, int n, int k) {
   extern __shared__ float p[];
   int t = blockIdx.x, lane = threadIdx.x;
   const float *from = logits + (size_t)t * n;
@@ -262,6 +252,7 @@ __global__ void route_tokens(int *expert, float *weight, double *margin, const f
     __syncwarp();
     if (lane == 0) {
       expert[t * k + slot] = e;
+      member[t * k + slot] = local_of_expert[e];
       weight[t * k + slot] = found;
       p[e] = -1.0f;
     }
@@ -272,25 +263,15 @@ __global__ void route_tokens(int *expert, float *weight, double *margin, const f
   for (int slot = lane; slot < k; slot += WARP) weight[t * k + slot] = weight[t * k + slot] / sum;
 }
 
-status route_launch(int *expert, float *weight, double *margin, const float *logits, int n, int n_experts, int k,
-                    cudaStream_t stream) {
-  route_tokens<<<n, WARP, (size_t)n_experts * sizeof(float), stream>>>(expert, weight, margin, logits, n_experts, k);
+status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
+                    const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream) {
+  route_tokens<<<n, WARP, (size_t)n_experts * sizeof(float), stream>>>(expert, weight, member, margin, logits,
+                                                                       local_of_expert, n_experts, k);
   CUDA_TRY(cudaGetLastError());
   return 0;
 }
 
 // ---- grouping slots by this rank's experts ----
-
-__global__ void local_members(int *member, const int *expert, const int *local_of_expert, int n) {
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
-    member[i] = local_of_expert[expert[i]];
-}
-
-status local_launch(int *member, const int *expert, const int *local_of_expert, int n, cudaStream_t stream) {
-  local_members<<<blocks_for((size_t)n), BLOCK, 0, stream>>>(member, expert, local_of_expert, n);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
-}
 
 // A warp a member counts its items; order within a group is ascending, so the list is the same every time.
 __global__ void count_members(int *first, const int *member, int n_items, int n_members) {
@@ -329,30 +310,12 @@ status group_launch(int *first, int *order, const int *member, int n_items, int 
   return 0;
 }
 
-// ---- combining: slots in slot order ----
-
-__global__ void combine_slots(float *x, const float *slots, const float *weight, const int64_t *place, int k,
-                              int hidden) {
-  int t = blockIdx.x;
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-    float sum = 0;
-    for (int s = 0; s < k; s++) {
-      int64_t row = place ? place[t * k + s] : t * k + s;
-      float y = slots[(size_t)row * hidden + i], w = weight[t * k + s];
-      sum = s ? num_fma_f32(w, y, sum) : w * y;
-    }
-    x[(size_t)t * hidden + i] = x[(size_t)t * hidden + i] + sum;
-  }
-}
-
-status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, int n, int k,
-                      int hidden, cudaStream_t stream) {
-  combine_slots<<<n, BLOCK, 0, stream>>>(x, slots, weight, place, k, hidden);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
-}
-
 // ---- digest ----
+
+__device__ __forceinline__ void add_digest(unsigned long long *to, unsigned long long sum) {
+  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
+  if (threadIdx.x % WARP == 0) atomicAdd(to, sum);
+}
 
 __global__ void digest_rows(unsigned long long *sums, const float *rows, const int *sequence, const int *position,
                             int width, uint64_t tag, int64_t layer) {
@@ -361,8 +324,7 @@ __global__ void digest_rows(unsigned long long *sums, const float *rows, const i
   unsigned long long sum = 0;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < width; i += gridDim.x * blockDim.x)
     sum += num_digest_element(row, i, __float_as_uint(rows[(size_t)t * width + i]));
-  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
-  if (threadIdx.x % WARP == 0) atomicAdd(&sums[sequence[t]], sum);
+  add_digest(&sums[sequence[t]], sum);
 }
 
 status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n, int width,
@@ -370,6 +332,34 @@ status digest_launch(unsigned long long *sums, const float *rows, const dev_batc
   int wide = (width + 4 * BLOCK - 1) / (4 * BLOCK);
   digest_rows<<<dim3((unsigned)(wide < 64 ? wide : 64), (unsigned)n), BLOCK, 0, stream>>>(
       sums, rows, b->sequence + first, b->position + first, width, tag, layer);
+  CUDA_TRY(cudaGetLastError());
+  return 0;
+}
+
+// ---- combining: slots in slot order; the new rows are at hand, so their digest is taken here ----
+
+__global__ void combine_slots(float *x, const float *slots, const float *weight, const int64_t *place, dev_batch b,
+                              int k, int hidden, unsigned long long *sums, uint64_t tag, int layer) {
+  int t = blockIdx.x;
+  uint64_t row = num_digest_row(tag, layer, b.position[t]);
+  unsigned long long digest = 0;
+  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
+    float sum = 0;
+    for (int s = 0; s < k; s++) {
+      size_t at = (size_t)(place ? place[t * k + s] : t * k + s) * hidden + i;
+      float y = slots[at], w = weight[t * k + s];
+      sum = s ? num_fma_f32(w, y, sum) : w * y;
+    }
+    float value = x[(size_t)t * hidden + i] + sum;
+    x[(size_t)t * hidden + i] = value;
+    digest += num_digest_element(row, i, __float_as_uint(value));
+  }
+  add_digest(&sums[b.sequence[t]], digest);
+}
+
+status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, const dev_batch *b,
+                      int k, int hidden, unsigned long long *sums, uint64_t tag, int layer, cudaStream_t stream) {
+  combine_slots<<<b->n, BLOCK, 0, stream>>>(x, slots, weight, place, *b, k, hidden, sums, tag, layer);
   CUDA_TRY(cudaGetLastError());
   return 0;
 }

@@ -57,18 +57,18 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   void *data, *staging = nullptr;
   TRY(take_device(w, &data, out->member_bytes * (size_t)count, "weights"));
   out->data = (const uint8_t *)data;
-  if (m->type == TYPE_Q6_K) CUDA_TRY(cudaMalloc(&staging, member_native));
-  int64_t at = 0;
+  if (m->type == TYPE_Q6_K) CUDA_TRY(cudaMalloc(&staging, member_native * (size_t)count));
+  uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
     if (local && local[e] < 0) continue;
-    const char *from = (const char *)m->data + (size_t)e * member_native;
-    uint8_t *to = (uint8_t *)data + (size_t)at++ * out->member_bytes;
-    CUDA_TRY(cudaMemcpy(staging ? staging : to, from, member_native, cudaMemcpyHostToDevice));
-    if (!staging) continue;
-    split_q6k_rows<<<1024, 256>>>(to, (const uint8_t *)staging, m->rows, (int)(m->cols / QK_K), out->row_bytes);
-    CUDA_TRY(cudaGetLastError());
+    CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native, cudaMemcpyHostToDevice));
+    to += member_native; // all types but Q6_K keep their row length
   }
-  if (staging) CUDA_TRY(cudaFree(staging));
+  if (!staging) return 0;
+  split_q6k_rows<<<4096, 256>>>((uint8_t *)data, (const uint8_t *)staging, m->rows * count, (int)(m->cols / QK_K),
+                                out->row_bytes);
+  CUDA_TRY(cudaGetLastError());
+  CUDA_TRY(cudaFree(staging));
   return 0;
 }
 

@@ -62,7 +62,7 @@ typedef struct {
   const char *file;
   const char **sets;
   size_t n_sets;
-  char *out_set; // the --out DIR as a setting
+  const char *out; // --out DIR, NULL: not given
   char **words;  // after the name of a command that reads them itself
   int n_words;
   bool help, version, named;
@@ -83,28 +83,6 @@ static status find_command(arguments *a, const char *name) {
   return FAIL("unknown command \"%s\": there are %s", name, known);
 }
 
-// --out DIR is --set output.dir="DIR" with the quotes that TOML needs
-static status add_out(arguments *a, const char *dir) {
-  size_t size = 2 * strlen(dir) + 32;
-  a->out_set = malloc(size);
-  if (!a->out_set) return FAIL("out of memory");
-  char *at = a->out_set + sprintf(a->out_set, "output.dir=\"");
-  for (const char *c = dir; *c; c++) {
-    if (*c == '"' || *c == '\\') *at++ = '\\';
-    *at++ = *c;
-  }
-  memcpy(at, "\"", 2);
-  a->sets[a->n_sets++] = a->out_set;
-  return 0;
-}
-
-static void take_words(arguments *a, int n_words, char **words) {
-  a->words = words;
-  a->n_words = n_words;
-  for (int i = 0; i < n_words; i++)
-    a->help = a->help || !strcmp(words[i], "--help") || !strcmp(words[i], "-h");
-}
-
 static status parse_arguments(arguments *a, int argc, char **argv) {
   *a = (arguments){.command = &commands[0]};
   a->sets = calloc((size_t)argc + 1, sizeof *a->sets);
@@ -118,8 +96,7 @@ static status parse_arguments(arguments *a, int argc, char **argv) {
     } else if (!strcmp(word, "--set")) {
       a->sets[a->n_sets++] = argv[++i];
     } else if (!strcmp(word, "--out")) {
-      if (a->out_set) return FAIL("--out: given twice");
-      TRY(add_out(a, argv[++i]));
+      a->out = argv[++i];
     } else if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
       a->help = true;
     } else if (!strcmp(word, "--version")) {
@@ -187,6 +164,7 @@ static status run_command(const arguments *a, comm *c) {
   config cfg;
   job j;
   status mine = config_load(&cfg, a->file, a->sets, a->n_sets);
+  if (!mine && a->out) mine = config_set_dir(&cfg, a->out);
   TRY(comm_agree(c, mine, "reading the configuration"));
   comm_set_deadline(c, cfg.comm.deadline);
   status result = job_open(&j, a->command->name, &cfg, c, a->command->input);
@@ -216,7 +194,6 @@ int main(int argc, char **argv) {
     return 1;
   }
   status result = a.command->run_words ? a.command->run_words(c, a.n_words, a.words) : run_command(&a, c);
-  free(a.out_set);
   free(a.sets);
   if (result) return end_with_fault(c);
   comm_close(c);

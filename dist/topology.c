@@ -15,7 +15,7 @@ typedef struct { // what a rank tells the others
 
 struct topology {
   hwloc_topology_t hw;
-  int threads, host_cores, hosts;
+  int threads, host_cores, hosts, host_rank;
   bool bound;
   int *core_of_thread; // [threads], logical index of a core; only when bound
   char text[CORES_TEXT + 16];
@@ -52,7 +52,8 @@ static int count_cores(const topology *t) {
 static int allowed_cores(const topology *t, int *cores) {
   hwloc_cpuset_t set = hwloc_bitmap_alloc();
   int n = 0;
-  if (hwloc_get_cpubind(t->hw, set, HWLOC_CPUBIND_PROCESS) || hwloc_bitmap_iszero(set)) hwloc_bitmap_fill(set);
+  if (hwloc_get_cpubind(t->hw, set, HWLOC_CPUBIND_PROCESS) || hwloc_bitmap_iszero(set))
+    hwloc_bitmap_fill(set);
   for (int i = 0; i < t->host_cores; i++)
     if (core_at(t, i) && hwloc_bitmap_intersects(core_at(t, i)->cpuset, set)) cores[n++] = i;
   hwloc_bitmap_free(set);
@@ -65,7 +66,8 @@ static void read_cpu_name(topology *t) {
   snprintf(t->cpu, sizeof t->cpu, "%s", name ? name : "unknown");
 }
 
-// Ranks with the same host and cores as this one share them: how many, and which place among them this one has.
+// Ranks with the same host and cores as this one share them: how many, and which place among them this one
+// has.
 static void count_sharers(const rank_place *all, int size, int rank, int *sharers, int *place, int *hosts) {
   *sharers = *place = *hosts = 0;
   for (int r = 0; r < size; r++) {
@@ -79,7 +81,8 @@ static void count_sharers(const rank_place *all, int size, int rank, int *sharer
 }
 
 // Divides the n allowed cores among the sharers, neighbours together.
-static status place_threads(topology *t, const int *cores, int n, int sharers, int place, int64_t wanted, bool bind) {
+static status place_threads(topology *t, const int *cores, int n, int sharers, int place, int64_t wanted,
+                            bool bind) {
   int first = (int)((int64_t)n * place / sharers), share = (int)((int64_t)n * (place + 1) / sharers) - first;
   t->threads = wanted ? (int)wanted : share > 0 ? share : 1;
   t->bound = bind && n >= sharers && share >= t->threads;
@@ -104,6 +107,7 @@ static status topology_place(topology *t, comm *c, int64_t threads, bool bind) {
   cores_text(mine.cores, sizeof mine.cores, cores, n);
   if (!result) result = comm_allgather(c, all, &mine, sizeof mine, "the exchange of ranks' cores");
   if (!result) {
+    for (int r = 0; r < comm_rank(c); r++) t->host_rank += !strcmp(all[r].host, mine.host);
     count_sharers(all, comm_size(c), comm_rank(c), &sharers, &place, &t->hosts);
     result = place_threads(t, cores, n, sharers, place, threads, bind);
   }
@@ -153,6 +157,10 @@ int topology_host_cores(const topology *t) {
   return t->host_cores;
 }
 
+int topology_host_rank(const topology *t) {
+  return t->host_rank;
+}
+
 int topology_hosts(const topology *t) {
   return t->hosts;
 }
@@ -162,6 +170,7 @@ void topology_bind_threads(const topology *t) {
 #pragma omp parallel num_threads(t->threads)
   {
     // a refusal (a container without the right) costs speed only
-    hwloc_set_cpubind(t->hw, core_at(t, t->core_of_thread[omp_get_thread_num()])->cpuset, HWLOC_CPUBIND_THREAD);
+    hwloc_set_cpubind(t->hw, core_at(t, t->core_of_thread[omp_get_thread_num()])->cpuset,
+                      HWLOC_CPUBIND_THREAD);
   }
 }

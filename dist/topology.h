@@ -15,6 +15,7 @@ int topology_threads(const topology *t);
 const char *topology_cores(const topology *t); // "0-3": where this rank's threads sit; "any of 0-1": unbound
 const char *topology_cpu(const topology *t);   // the processor's name
 int topology_host_cores(const topology *t);    // physical cores of this host
+int topology_host_rank(const topology *t);     // place of this rank among those of its host
 int topology_hosts(const topology *t);         // hosts of the job
 
 // Binds each OpenMP thread of a team of topology_threads to its core, when binding is on.

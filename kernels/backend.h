@@ -92,6 +92,7 @@ typedef struct {
   int64_t max_logit_rows;    // rows in the largest head call
   bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
   int threads;
+  int host_rank;             // this rank's place among the ranks of its host: chooses a device
   const char *row;           // ISA row, "auto" or a name
 } backend_params;
 

@@ -17,6 +17,7 @@ static status open_backend(engine *e) {
       .max_logit_rows = LOGIT_ROWS,
       .kv_f16 = p->kv_f16,
       .threads = topology_threads(p->place),
+      .host_rank = topology_host_rank(p->place),
       .row = p->row,
   };
   return p->own.backend->open(&e->forward.compute, &b);

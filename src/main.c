@@ -63,7 +63,7 @@ typedef struct {
   const char **sets;
   size_t n_sets;
   const char *out; // --out DIR, NULL: not given
-  char **words;  // after the name of a command that reads them itself
+  char **words;    // after the name of a command that reads them itself
   int n_words;
   bool help, version, named;
 } arguments;
@@ -81,6 +81,13 @@ static status find_command(arguments *a, const char *name) {
     snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", commands[i].name);
   }
   return FAIL("unknown command \"%s\": there are %s", name, known);
+}
+
+static void take_words(arguments *a, int n_words, char **words) {
+  a->words = words;
+  a->n_words = n_words;
+  for (int i = 0; i < n_words; i++)
+    a->help = a->help || !strcmp(words[i], "--help") || !strcmp(words[i], "-h");
 }
 
 static status parse_arguments(arguments *a, int argc, char **argv) {

@@ -26,7 +26,7 @@
 #undef NUM
 #undef REAL_SQRT
 
-static void quantize_q8k_generic(block_q8_K *out, const float *x, int64_t n) {
+static inline void quantize_q8k_generic(block_q8_K *out, const float *x, int64_t n) {
   for (int64_t b = 0; b < n / QK_K; b++, x += QK_K, out++) {
     float extreme = 0, magnitude = 0;
     for (int i = 0; i < QK_K; i++) {

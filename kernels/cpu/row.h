@@ -6,7 +6,13 @@
 #include "kernels/backend.h"
 #include <stdbool.h>
 
-enum { ATTENTION_CHUNK = 64 }; // key positions to a chunk, on every path
+enum {
+  ATTENTION_CHUNK = 64, // key positions to a chunk, on every path
+  ATTEND_TOKENS = 16,   // tokens and query heads of the largest span
+  ATTEND_HEADS = 8,
+  ROW_TILE = 32,        // rows of a matrix and tokens in the largest call of a product
+  TOKEN_TILE = 256,
+};
 
 typedef enum { KV_HALF, KV_REAL } kv_storage;
 
@@ -16,6 +22,15 @@ typedef struct {
   void *keys, *values;
   kv_storage storage; // f16, or the path's real
 } kv_head;
+
+// Neighbouring query heads of n tokens, all of which read one cache.
+typedef struct {
+  void *const *out;      // [n] to [heads][head_dim]
+  const void *const *q;  // [n] to [heads][head_dim]
+  const int64_t *n_keys; // [n]: token t sees the keys 0 .. n_keys[t] - 1
+  int64_t n, heads;
+  kv_head kv;
+} attention_span;
 
 // The operations of one real type: float for f32 and q8k, double for f64. `void` stands for that type.
 typedef struct {
@@ -28,17 +43,28 @@ typedef struct {
   void (*kv_store)(kv_head *kv, int64_t position, const void *k, const void *v, int64_t head_dim);
   // out[head_dim] over keys 0 .. n_keys - 1; scratch: attention_scratch_reals reals
   void (*attend)(void *out, const void *q, const kv_head *kv, int64_t n_keys, int64_t head_dim, void *scratch);
+  // attend for each head of a span; NULL: the row has no better way
+  void (*attend_span)(const attention_span *span, int64_t head_dim, void *scratch);
   // Top k of logits[n] in slot order into expert and weight (reals), and the margin.
   void (*route)(int32_t *expert, void *weight, double *margin, void *logits, int64_t n, int64_t k);
   void (*swiglu)(void *gate, const void *up, int64_t n); // gate = silu(gate) * up
   void (*add)(void *x, const void *y, int64_t n);
   void (*combine)(void *x, const void *const *slot, const void *weight, int64_t k, int64_t n);
-  // out[t][i] = sum of row i of `rows` times x[t], for n_tokens tokens; scratch: cols floats
+  // out[t][i] = sum of row i of `rows`, at most ROW_TILE, times x[t], for at most TOKEN_TILE tokens. scratch:
+  // product_scratch_floats
   void (*product)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens, float *scratch);
+  // product_q8k of one token, where only the memory's speed counts: fetches what lies at `ahead`, a tile that the
+  // thread reads next, or NULL. Only of floats; NULL: the row has no better way
+  void (*vector_q8k)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
 } real_ops;
 
 static inline int64_t attention_scratch_reals(int64_t head_dim) {
-  return ATTENTION_CHUNK * (head_dim + 1) + head_dim;
+  return 2 * ATTENTION_CHUNK * head_dim + ATTEND_HEADS * (ATTENTION_CHUNK + head_dim) + 2 * ATTEND_TOKENS * ATTEND_HEADS;
+}
+
+// For the weights of a tile of rows as floats.
+static inline int64_t product_scratch_floats(int64_t cols) {
+  return ROW_TILE * cols;
 }
 
 extern const backend_ops cpu_backend_ops; // steps.c

@@ -1,5 +1,5 @@
-// steps: the cpu backend. Each step is a few named phases over a batch, each phase a parallel loop whose iterations
-// are independent, so that threads change no bit.
+// steps: the cpu backend. Each step is one parallel region of a few named phases over a batch, each phase a loop whose
+// iterations are independent, so that threads change no bit.
 //
 // Owns: activations, KV caches and work space of one arm on one rank. All of it is allocated at open.
 // Refuses to know: arithmetic (rows), other ranks.
@@ -10,15 +10,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROW_TILE = 32 }; // rows of a matrix that one thread takes at a time
+// With few tokens a product waits for the memory: threads then take fixed, contiguous shares, so that each knows
+// what it reads next. With more it waits for arithmetic, and a share is what a thread has time for.
+enum { FEW_TOKENS = 4 };
 
 typedef struct { // activations of one kind for up to max_batch (or max slots) rows
   char *reals;       // [rows][width] of the path's real
   block_q8_K *q8k;   // [rows][width / QK_K]; only on q8k and where width is a multiple of QK_K
   int64_t width;
-  const void **real_rows;        // pointers to the rows
+  void **real_rows;              // pointers to the rows
   const block_q8_K **q8k_rows;
 } activations;
+
+typedef struct { // what a product of the shared path fills
+  char *reals; // [max_batch][width]
+  void **rows; // pointers to the rows
+  int64_t width;
+} outputs;
+
+typedef struct { // tokens of one sequence, neighbours in the batch, whose attention is one task a head slice
+  int64_t first, n;
+} token_span;
 
 typedef struct { // one path's operations and what its products need
   const path_info *path;
@@ -36,26 +48,29 @@ typedef struct {
   char *x;               // residual stream [max_batch][hidden]
   activations normed;    // what q, k, v, router (shared) read
   activations expert_in; // what own experts read, in the experts' real
-  char *q, *k, *v;       // [max_batch][heads * head_dim]
+  outputs q, k, v;       // [max_batch][heads * head_dim]
+  token_span *spans;     // [max_batch]
   activations attended;  // [max_batch][n_heads * head_dim]
-  char *projected;       // [max_batch][hidden]
+  outputs projected;     // [max_batch][hidden]
   char *rope_tables;     // [context][head_dim] of (cos, sin)
   char *keys, *values;   // caches
   size_t kv_head_bytes;  // of one (layer, sequence, head)
-  char *router_logits;   // [max_batch][n_experts]
+  outputs router_logits; // [max_batch][n_experts]
   char *slot_weights;    // [max_batch][top_k]
   char *slot_rows;       // [max_batch * top_k][hidden]
 
   int64_t n_own;         // experts of this rank in a layer
+  expert_global *own;    // [n_own]
   int32_t *first;        // [n_own + 1] begin of each own expert's slots in `slots`
   int32_t *slots;        // token * top_k + slot, grouped by own expert, ascending
   int32_t *active;       // own experts with at least one slot
   activations hidden_in; // [max slots][expert_width]: gate, then silu(gate) * up
   char *up;              // [max slots][expert_width]
   char *narrow;          // [max slots][hidden] of the experts' real, when it is not the shared real
-  const void **in_rows;  // [max slots] gathered rows
+  void **in_rows;        // [max slots] gathered rows
   const block_q8_K **in_q8k;
-  void **gate_out, **up_out, **down_out, **token_out;
+  void **gate_out, **up_out, **down_out;
+  void **logits_out;     // [max_logit_rows]
   char *scratch;         // [threads][scratch_bytes]
   size_t scratch_bytes;
   activations head_in;   // [max_logit_rows][hidden]
@@ -83,6 +98,20 @@ static status activations_open(cpu_backend *b, activations *a, const side *s, in
   return 0;
 }
 
+static status outputs_open(cpu_backend *b, outputs *o, int64_t width, const char *what) {
+  size_t rows = (size_t)b->params.max_batch, real = b->shared.ops->bytes;
+  o->width = width;
+  TRY(take(b, &o->reals, rows * (size_t)width, real, what));
+  TRY(take(b, &o->rows, rows, sizeof *o->rows, what));
+  for (size_t r = 0; r < rows; r++) o->rows[r] = o->reals + r * (size_t)width * real;
+  return 0;
+}
+
+static void outputs_close(outputs *o) {
+  free(o->reals);
+  free(o->rows);
+}
+
 static void activations_close(activations *a) {
   free(a->reals);
   free(a->q8k);
@@ -99,10 +128,11 @@ static void cpu_close(backend *base) {
   if (!b) return;
   activations *sets[] = {&b->normed, &b->expert_in, &b->attended, &b->hidden_in, &b->head_in};
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
-  void *owned[] = {b->x,         b->q,       b->k,      b->v,        b->projected, b->rope_tables,   b->keys,
-                   b->values,    b->slot_rows, b->slot_weights, b->router_logits, b->first, b->slots, b->active,
-                   b->up,        b->narrow,  b->in_rows, b->in_q8k,  b->gate_out,  b->up_out,        b->down_out,
-                   b->token_out, b->scratch};
+  outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits};
+  for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
+  void *owned[] = {b->x,     b->rope_tables, b->keys,    b->values,  b->slot_rows, b->slot_weights, b->own,
+                   b->first, b->slots,       b->active,  b->up,      b->narrow,    b->in_rows,      b->in_q8k,
+                   b->gate_out, b->up_out,   b->down_out, b->logits_out, b->spans, b->scratch};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
   free(b);
 }
@@ -117,11 +147,12 @@ static status open_attention(cpu_backend *b) {
   int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
   TRY(take(b, &b->x, (size_t)(n * s->hidden), (size_t)real, "the residual stream"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
-  TRY(take(b, &b->q, (size_t)(n * q_width), (size_t)real, "queries"));
-  TRY(take(b, &b->k, (size_t)(n * kv_width), (size_t)real, "keys"));
-  TRY(take(b, &b->v, (size_t)(n * kv_width), (size_t)real, "values"));
+  TRY(outputs_open(b, &b->q, q_width, "queries"));
+  TRY(outputs_open(b, &b->k, kv_width, "keys"));
+  TRY(outputs_open(b, &b->v, kv_width, "values"));
+  TRY(take(b, &b->spans, (size_t)n, sizeof *b->spans, "attention spans"));
   TRY(activations_open(b, &b->attended, &b->shared, n, q_width, "attention outputs"));
-  TRY(take(b, &b->projected, (size_t)(n * s->hidden), (size_t)real, "projected attention"));
+  TRY(outputs_open(b, &b->projected, s->hidden, "projected attention"));
   TRY(take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
   size_t kv_bytes = storage_of(b) == KV_HALF ? 2 : (size_t)real;
   int64_t positions = (b->params.context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
@@ -135,7 +166,10 @@ static status open_experts(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, slots = n * s->top_k;
   for (int64_t e = 0; e < s->n_experts; e++) b->n_own += b->params.local[e] >= 0;
-  TRY(take(b, &b->router_logits, (size_t)(n * s->n_experts), b->shared.ops->bytes, "router logits"));
+  TRY(take(b, &b->own, (size_t)b->n_own, sizeof *b->own, "expert lists"));
+  for (int64_t e = 0; e < s->n_experts; e++)
+    if (b->params.local[e] >= 0) b->own[b->params.local[e]] = (expert_global)e;
+  TRY(outputs_open(b, &b->router_logits, s->n_experts, "router logits"));
   TRY(take(b, &b->slot_weights, (size_t)slots, b->shared.ops->bytes, "slot weights"));
   TRY(take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
   TRY(activations_open(b, &b->expert_in, &b->experts, n, s->hidden, "expert inputs"));
@@ -164,11 +198,10 @@ static status cpu_open_fields(cpu_backend *b) {
   TRY(open_attention(b));
   TRY(open_experts(b));
   TRY(activations_open(b, &b->head_in, &b->shared, p->max_logit_rows, b->shape.hidden, "head inputs"));
-  int64_t outs = p->max_batch > p->max_logit_rows ? p->max_batch : p->max_logit_rows;
-  TRY(take(b, &b->token_out, (size_t)outs, sizeof *b->token_out, "output rows"));
+  TRY(take(b, &b->logits_out, (size_t)p->max_logit_rows, sizeof *b->logits_out, "output rows"));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
-  size_t row_bytes = (size_t)widest_row(&b->shape) * sizeof(float);
-  if (row_bytes > b->scratch_bytes) b->scratch_bytes = row_bytes;
+  size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
+  if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;
   b->scratch_bytes = (b->scratch_bytes + 63) / 64 * 64;
   TRY(take(b, &b->scratch, (size_t)p->threads, b->scratch_bytes, "thread scratch"));
   for (int64_t t = 0; t < p->context; t++)
@@ -241,34 +274,88 @@ static int64_t tiles_of(const matrix *m) {
   return (m->rows + ROW_TILE - 1) / ROW_TILE;
 }
 
-// Rows of tile `tile` of m times n inputs; out[t] points at the output row of input t.
-static void product_tile(cpu_backend *b, const side *s, const matrix *m, int64_t tile, void *const *out,
-                         const void *const *reals, const block_q8_K *const *q8k, int64_t n) {
-  enum { GROUP = 256 };
-  int64_t first = tile * ROW_TILE, count = m->rows - first < ROW_TILE ? m->rows - first : ROW_TILE;
-  matrix rows = rows_of(m, first, count);
-  for (int64_t t = 0; t < n; t += GROUP) {
-    int64_t group = n - t < GROUP ? n - t : GROUP;
-    void *at[GROUP];
-    for (int64_t i = 0; i < group; i++) at[i] = (char *)out[t + i] + (size_t)first * s->ops->bytes;
-    if (takes_q8k(s, m))
-      b->row->product_q8k((float *const *)at, &rows, q8k + t, group);
-    else
-      s->ops->product(at, &rows, reals + t, group, (float *)thread_scratch(b));
+typedef struct { // some rows of a matrix times the activations of n tokens, out[t] the row of token t
+  const side *side;
+  const matrix *m;
+  void *const *out;
+  void *const *reals;
+  const block_q8_K *const *q8k;
+  int64_t n;
+} product;
+
+// Rows of tile `tile`. ahead: what the thread reads next, or NULL.
+static void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead) {
+  const real_ops *ops = p->side->ops;
+  int64_t first = tile * ROW_TILE, count = p->m->rows - first < ROW_TILE ? p->m->rows - first : ROW_TILE;
+  matrix rows = rows_of(p->m, first, count);
+  bool rounded = takes_q8k(p->side, p->m);
+  if (rounded && p->n == 1 && ops->vector_q8k) {
+    ops->vector_q8k((float *)p->out[0] + first, &rows, p->q8k[0], ahead);
+    return;
   }
+  for (int64_t t = 0; t < p->n; t += TOKEN_TILE) {
+    int64_t n = p->n - t < TOKEN_TILE ? p->n - t : TOKEN_TILE;
+    void *at[TOKEN_TILE];
+    for (int64_t i = 0; i < n; i++) at[i] = (char *)p->out[t + i] + (size_t)first * ops->bytes;
+    if (rounded)
+      b->row->product_q8k((float *const *)at, &rows, p->q8k + t, n);
+    else
+      ops->product(at, &rows, (const void *const *)(p->reals + t), n, (float *)thread_scratch(b));
+  }
+}
+
+static const void *tile_data(const matrix *m, int64_t tile) {
+  return rows_of(m, tile * ROW_TILE, 0).data;
+}
+
+// All tiles of up to three products, one after the other in the order of the list.
+typedef struct {
+  product part[3];
+  int64_t count, end[3]; // tasks up to the end of each part
+} product_list;
+
+static void list_add(product_list *l, product p) {
+  l->part[l->count] = p;
+  l->end[l->count] = (l->count ? l->end[l->count - 1] : 0) + tiles_of(p.m);
+  l->count++;
+}
+
+static int64_t list_tasks(const product_list *l) {
+  return l->end[l->count - 1];
+}
+
+static const product *list_find(const product_list *l, int64_t task, int64_t *tile) {
+  int64_t i = 0;
+  while (task >= l->end[i]) i++;
+  *tile = task - (i ? l->end[i - 1] : 0);
+  return &l->part[i];
+}
+
+static void list_tile(cpu_backend *b, const product_list *l, int64_t task) {
+  int64_t tile, next;
+  const product *p = list_find(l, task, &tile);
+  const product *q = task + 1 < list_tasks(l) ? list_find(l, task + 1, &next) : NULL;
+  product_tile(b, p, tile, q ? tile_data(q->m, next) : NULL);
+}
+
+// Inside a parallel region, as all phases.
+static void products_phase(cpu_backend *b, const product_list *l) {
+  if (l->part[0].n <= FEW_TOKENS) {
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < list_tasks(l); task++) list_tile(b, l, task);
+  } else {
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < list_tasks(l); task++) list_tile(b, l, task);
+  }
+}
+
+static product product_shared(const cpu_backend *b, void *const *out, const matrix *m, const activations *a, int64_t n) {
+  return (product){&b->shared, m, out, a->real_rows, a->q8k_rows, n};
 }
 
 static void quantize(const cpu_backend *b, const side *s, activations *a, int64_t row) {
   if (s->path->kind == PATH_Q8K && a->q8k)
     b->row->quantize_q8k((block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
-}
-
-// out[n][m->rows] = m times each of n activations, in the shared path.
-static void product_shared(cpu_backend *b, char *out, const matrix *m, const activations *a, int64_t n) {
-  for (int64_t t = 0; t < n; t++) b->token_out[t] = out + (size_t)(t * m->rows) * b->shared.ops->bytes;
-#pragma omp parallel for schedule(dynamic) num_threads(b->params.threads)
-  for (int64_t tile = 0; tile < tiles_of(m); tile++)
-    product_tile(b, &b->shared, m, tile, b->token_out, a->real_rows, a->q8k_rows, n);
 }
 
 static void *row_at(const cpu_backend *b, char *base, int64_t row, int64_t width) {
@@ -278,9 +365,9 @@ static void *row_at(const cpu_backend *b, char *base, int64_t row, int64_t width
 // normed[t] = rms_norm(x[t]) * weight, rounded where the path rounds
 static void norm_phase(cpu_backend *b, activations *out, const float *weight, int64_t first, int64_t n) {
   const model_shape *s = &b->shape;
-#pragma omp parallel for num_threads(b->params.threads)
+#pragma omp for
   for (int64_t t = 0; t < n; t++) {
-    b->shared.ops->rms_norm((void *)out->real_rows[t], row_at(b, b->x, first + t, s->hidden), weight, s->hidden,
+    b->shared.ops->rms_norm(out->real_rows[t], row_at(b, b->x, first + t, s->hidden), weight, s->hidden,
                             s->rms_epsilon);
     quantize(b, &b->shared, out, t);
   }
@@ -318,10 +405,10 @@ static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, c
   const model_shape *s = &b->shape;
   size_t real = b->shared.ops->bytes;
   double scale = 1.0 / __builtin_sqrt((double)s->head_dim);
-#pragma omp parallel for num_threads(b->params.threads)
+#pragma omp for
   for (int64_t t = 0; t < batch->n; t++) {
-    char *k = row_at(b, b->k, t, s->n_kv_heads * s->head_dim), *v = row_at(b, b->v, t, s->n_kv_heads * s->head_dim);
-    turn_heads(b, row_at(b, b->q, t, s->n_heads * s->head_dim), s->n_heads, w->q_norm, batch->position[t], scale);
+    char *k = (char *)b->k.rows[t], *v = (char *)b->v.rows[t];
+    turn_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
     turn_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
     for (int64_t h = 0; h < s->n_kv_heads; h++) {
       kv_head kv = kv_of(b, layer, batch->sequence[t], h);
@@ -331,43 +418,85 @@ static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, c
   }
 }
 
-static void attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch) {
-  const model_shape *s = &b->shape;
-  size_t real = b->shared.ops->bytes;
-  int64_t group = s->n_heads / s->n_kv_heads;
-#pragma omp parallel num_threads(b->params.threads)
-  {
-#pragma omp for collapse(2) schedule(dynamic, 4)
-    for (int64_t t = 0; t < batch->n; t++)
-      for (int64_t h = 0; h < s->n_heads; h++) {
-        kv_head kv = kv_of(b, layer, batch->sequence[t], h / group);
-        size_t at = (size_t)((t * s->n_heads + h) * s->head_dim) * real;
-        b->shared.ops->attend(b->attended.reals + at, b->q + at, &kv, batch->position[t] + 1, s->head_dim,
-                              thread_scratch(b));
-      }
-#pragma omp for
-    for (int64_t t = 0; t < batch->n; t++) quantize(b, &b->shared, &b->attended, t);
+// Cuts the batch into spans; returns their number.
+static int64_t find_spans(cpu_backend *b, const token_batch *batch) {
+  int64_t n = 0;
+  for (int64_t t = 0; t < batch->n; t++) {
+    token_span *last = n ? &b->spans[n - 1] : NULL;
+    if (last && last->n < ATTEND_TOKENS && batch->sequence[last->first] == batch->sequence[t])
+      last->n++;
+    else
+      b->spans[n++] = (token_span){t, 1};
   }
+  return n;
 }
 
+// Query heads head .. head + heads - 1, which read one cache, of the tokens of a span.
+static void attend_heads(cpu_backend *b, int64_t layer, const token_batch *batch, const token_span *tokens,
+                         int64_t head, int64_t heads) {
+  const model_shape *s = &b->shape;
+  const real_ops *ops = b->shared.ops;
+  size_t width = (size_t)s->head_dim * ops->bytes;
+  void *out[ATTEND_TOKENS];
+  const void *q[ATTEND_TOKENS];
+  int64_t n_keys[ATTEND_TOKENS];
+  kv_head kv = kv_of(b, layer, batch->sequence[tokens->first], head / (s->n_heads / s->n_kv_heads));
+  for (int64_t i = 0; i < tokens->n; i++) {
+    int64_t t = tokens->first + i;
+    out[i] = (char *)b->attended.real_rows[t] + (size_t)head * width;
+    q[i] = (char *)b->q.rows[t] + (size_t)head * width;
+    n_keys[i] = batch->position[t] + 1;
+  }
+  attention_span span = {out, q, n_keys, tokens->n, heads, kv};
+  if (ops->attend_span) {
+    ops->attend_span(&span, s->head_dim, thread_scratch(b));
+    return;
+  }
+  for (int64_t i = 0; i < tokens->n; i++)
+    for (int64_t h = 0; h < heads; h++)
+      ops->attend((char *)out[i] + (size_t)h * width, (const char *)q[i] + (size_t)h * width, &kv, n_keys[i],
+                  s->head_dim, thread_scratch(b));
+}
+
+static void attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans) {
+  const model_shape *s = &b->shape;
+  int64_t group = s->n_heads / s->n_kv_heads, slices = (group + ATTEND_HEADS - 1) / ATTEND_HEADS;
+#pragma omp for collapse(2) schedule(dynamic)
+  for (int64_t i = 0; i < n_spans; i++)
+    for (int64_t k = 0; k < s->n_kv_heads * slices; k++) {
+      int64_t first = k % slices * ATTEND_HEADS, rest = group - first; // late spans have most keys: they go first
+      attend_heads(b, layer, batch, &b->spans[n_spans - 1 - i], k / slices * group + first,
+                   rest < ATTEND_HEADS ? rest : ATTEND_HEADS);
+    }
+#pragma omp for
+  for (int64_t t = 0; t < batch->n; t++) quantize(b, &b->shared, &b->attended, t);
+}
+
+// x += projected
 static void add_phase(cpu_backend *b, int64_t n) {
-#pragma omp parallel for num_threads(b->params.threads)
+#pragma omp for
   for (int64_t t = 0; t < n; t++)
-    b->shared.ops->add(row_at(b, b->x, t, b->shape.hidden), row_at(b, b->projected, t, b->shape.hidden),
-                       b->shape.hidden);
+    b->shared.ops->add(row_at(b, b->x, t, b->shape.hidden), b->projected.rows[t], b->shape.hidden);
 }
 
 static status cpu_attention(backend *base, int64_t layer, const token_batch *batch) {
   cpu_backend *b = (cpu_backend *)base;
   const layer_weights *w = &b->params.weights->layers[layer];
-  norm_phase(b, &b->normed, w->attn_norm, 0, batch->n);
-  product_shared(b, b->q, &w->q, &b->normed, batch->n);
-  product_shared(b, b->k, &w->k, &b->normed, batch->n);
-  product_shared(b, b->v, &w->v, &b->normed, batch->n);
-  heads_phase(b, w, layer, batch);
-  attend_phase(b, layer, batch);
-  product_shared(b, b->projected, &w->o, &b->attended, batch->n);
-  add_phase(b, batch->n);
+  int64_t n = batch->n, n_spans = find_spans(b, batch);
+  product_list turned = {0}, projected = {0};
+  list_add(&turned, product_shared(b, b->q.rows, &w->q, &b->normed, n));
+  list_add(&turned, product_shared(b, b->k.rows, &w->k, &b->normed, n));
+  list_add(&turned, product_shared(b, b->v.rows, &w->v, &b->normed, n));
+  list_add(&projected, product_shared(b, b->projected.rows, &w->o, &b->attended, n));
+#pragma omp parallel num_threads(b->params.threads)
+  {
+    norm_phase(b, &b->normed, w->attn_norm, 0, n);
+    products_phase(b, &turned);
+    heads_phase(b, w, layer, batch);
+    attend_phase(b, layer, batch, n_spans);
+    products_phase(b, &projected);
+    add_phase(b, n);
+  }
   return 0;
 }
 
@@ -375,12 +504,17 @@ static status cpu_route(backend *base, int64_t layer, const token_batch *batch, 
   cpu_backend *b = (cpu_backend *)base;
   const model_shape *s = &b->shape;
   const layer_weights *w = &b->params.weights->layers[layer];
-  norm_phase(b, &b->normed, w->ffn_norm, 0, batch->n);
-  product_shared(b, b->router_logits, &w->router, &b->normed, batch->n);
-#pragma omp parallel for num_threads(b->params.threads)
-  for (int64_t t = 0; t < batch->n; t++)
-    b->shared.ops->route(out->expert + t * s->top_k, row_at(b, b->slot_weights, t, s->top_k), &out->margin[t],
-                         row_at(b, b->router_logits, t, s->n_experts), s->n_experts, s->top_k);
+  product_list logits = {0};
+  list_add(&logits, product_shared(b, b->router_logits.rows, &w->router, &b->normed, batch->n));
+#pragma omp parallel num_threads(b->params.threads)
+  {
+    norm_phase(b, &b->normed, w->ffn_norm, 0, batch->n);
+    products_phase(b, &logits);
+#pragma omp for
+    for (int64_t t = 0; t < batch->n; t++)
+      b->shared.ops->route(out->expert + t * s->top_k, row_at(b, b->slot_weights, t, s->top_k), &out->margin[t],
+                           b->router_logits.rows[t], s->n_experts, s->top_k);
+  }
   return 0;
 }
 
@@ -415,16 +549,16 @@ static void convert_reals(void *out, size_t out_bytes, const void *in, size_t in
 
 // expert_in = normed in the experts' real, rounded where their path rounds
 static void expert_inputs_phase(cpu_backend *b, int64_t n) {
-#pragma omp parallel for num_threads(b->params.threads)
+#pragma omp for
   for (int64_t t = 0; t < n; t++) {
-    convert_reals((void *)b->expert_in.real_rows[t], b->experts.ops->bytes, b->normed.real_rows[t],
+    convert_reals(b->expert_in.real_rows[t], b->experts.ops->bytes, b->normed.real_rows[t],
                   b->shared.ops->bytes, b->shape.hidden);
     quantize(b, &b->experts, &b->expert_in, t);
   }
 }
 
 // Where each own slot reads and writes: pointers in the order of `slots`.
-static void expert_rows_phase(cpu_backend *b, int64_t n_own_slots, const int64_t *row_of_slot) {
+static void point_at_rows(cpu_backend *b, int64_t n_own_slots, const int64_t *row_of_slot) {
   const model_shape *s = &b->shape;
   size_t real = b->experts.ops->bytes;
   bool direct = real == b->shared.ops->bytes;
@@ -432,30 +566,53 @@ static void expert_rows_phase(cpu_backend *b, int64_t n_own_slots, const int64_t
     int64_t slot = b->slots[i], token = slot / s->top_k;
     b->in_rows[i] = b->expert_in.real_rows[token];
     b->in_q8k[i] = b->expert_in.q8k_rows[token];
-    b->gate_out[i] = (void *)b->hidden_in.real_rows[i];
+    b->gate_out[i] = b->hidden_in.real_rows[i];
     b->up_out[i] = b->up + (size_t)(i * s->expert_width) * real;
     b->down_out[i] = direct ? row_at(b, b->slot_rows, row_of_slot[slot], s->hidden)
                             : (void *)(b->narrow + (size_t)(i * s->hidden) * real);
   }
 }
 
-// Every (active expert, row tile) of a stacked matrix is one task. The products of tiles of `m` go to out[slot].
-static void expert_products(cpu_backend *b, const matrix *m, int64_t n_active, void *const *out,
-                            const void *const *reals, const block_q8_K *const *q8k) {
-  int64_t tiles = tiles_of(m);
-#pragma omp parallel for schedule(dynamic) num_threads(b->params.threads)
-  for (int64_t task = 0; task < n_active * tiles; task++) {
-    int64_t e = b->active[task / tiles], first = b->first[e], n = b->first[e + 1] - first;
-    const expert_local *local = b->params.local;
-    int64_t global = 0;
-    while (local[global] != e) global++;
-    matrix expert = rows_of(m, global * m->rows, m->rows);
-    product_tile(b, &b->experts, &expert, task % tiles, out + first, reals + first, q8k + first, n);
+typedef struct { // a stacked matrix times the inputs of each active expert's slots
+  const matrix *m;
+  void *const *out, *const *reals;
+  const block_q8_K *const *q8k;
+} expert_product;
+
+// Tile `tile` of the list's matrices for active expert `index`: for each expert, one matrix after the other.
+static product expert_part(const cpu_backend *b, const expert_product *list, int64_t index, int64_t *tile,
+                           matrix *room) {
+  while (*tile >= tiles_of(list->m)) *tile -= tiles_of(list++->m);
+  int64_t e = b->active[index], first = b->first[e];
+  *room = rows_of(list->m, b->own[e] * list->m->rows, list->m->rows);
+  return (product){&b->experts,         room, list->out + first, list->reals + first, list->q8k + first,
+                   b->first[e + 1] - first};
+}
+
+static void expert_task(cpu_backend *b, const expert_product *list, int64_t tiles, int64_t task, int64_t n_tasks) {
+  int64_t tile = task % tiles, next = (task + 1) % tiles;
+  matrix m, ahead;
+  product p = expert_part(b, list, task / tiles, &tile, &m);
+  if (task + 1 < n_tasks) expert_part(b, list, (task + 1) / tiles, &next, &ahead);
+  product_tile(b, &p, tile, task + 1 < n_tasks ? tile_data(&ahead, next) : NULL);
+}
+
+// Every (active expert, tile of the list's matrices) is one task.
+static void expert_products_phase(cpu_backend *b, const expert_product *list, int64_t n_matrices, int64_t n_active,
+                                  int64_t n_tokens) {
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < n_matrices; i++) tiles += tiles_of(list[i].m);
+  if (n_tokens <= FEW_TOKENS) {
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < n_active * tiles; task++) expert_task(b, list, tiles, task, n_active * tiles);
+  } else {
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < n_active * tiles; task++) expert_task(b, list, tiles, task, n_active * tiles);
   }
 }
 
 static void swiglu_phase(cpu_backend *b, int64_t n_own_slots) {
-#pragma omp parallel for num_threads(b->params.threads)
+#pragma omp for
   for (int64_t i = 0; i < n_own_slots; i++) {
     b->experts.ops->swiglu(b->gate_out[i], b->up_out[i], b->shape.expert_width);
     quantize(b, &b->experts, &b->hidden_in, i);
@@ -464,6 +621,7 @@ static void swiglu_phase(cpu_backend *b, int64_t n_own_slots) {
 
 static void widen_phase(cpu_backend *b, int64_t n_own_slots, const int64_t *row_of_slot) {
   if (!b->narrow) return;
+#pragma omp for
   for (int64_t i = 0; i < n_own_slots; i++)
     convert_reals(row_at(b, b->slot_rows, row_of_slot[b->slots[i]], b->shape.hidden), b->shared.ops->bytes,
                   b->down_out[i], b->experts.ops->bytes, b->shape.hidden);
@@ -476,13 +634,17 @@ static status cpu_experts(backend *base, int64_t layer, const token_batch *batch
   int64_t n_active = group_slots(b, batch->n * b->shape.top_k, route->expert);
   int64_t n_own_slots = b->first[b->n_own];
   if (!n_own_slots) return 0;
-  expert_inputs_phase(b, batch->n);
-  expert_rows_phase(b, n_own_slots, row_of_slot);
-  expert_products(b, &w->gate, n_active, b->gate_out, b->in_rows, b->in_q8k);
-  expert_products(b, &w->up, n_active, b->up_out, b->in_rows, b->in_q8k);
-  swiglu_phase(b, n_own_slots);
-  expert_products(b, &w->down, n_active, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows);
-  widen_phase(b, n_own_slots, row_of_slot);
+  point_at_rows(b, n_own_slots, row_of_slot);
+    const expert_product widening[] = {{&w->gate, b->gate_out, b->in_rows, b->in_q8k}, {&w->up, b->up_out, b->in_rows, b->in_q8k}};
+  const expert_product narrowing = {&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows};
+#pragma omp parallel num_threads(b->params.threads)
+  {
+    expert_inputs_phase(b, batch->n);
+    expert_products_phase(b, widening, 2, n_active, batch->n);
+    swiglu_phase(b, n_own_slots);
+    expert_products_phase(b, &narrowing, 1, n_active, batch->n);
+    widen_phase(b, n_own_slots, row_of_slot);
+  }
   return 0;
 }
 
@@ -507,8 +669,15 @@ static status cpu_combine(backend *base, int64_t layer, const token_batch *batch
 
 static status cpu_head(backend *base, int64_t first, int64_t count, void *logits) {
   cpu_backend *b = (cpu_backend *)base;
-  norm_phase(b, &b->head_in, b->params.weights->output_norm, first, count);
-  product_shared(b, (char *)logits, &b->params.weights->output, &b->head_in, count);
+  const model_weights *w = b->params.weights;
+  product_list logit_rows = {0};
+  for (int64_t i = 0; i < count; i++) b->logits_out[i] = row_at(b, (char *)logits, i, w->output.rows);
+  list_add(&logit_rows, product_shared(b, b->logits_out, &w->output, &b->head_in, count));
+#pragma omp parallel num_threads(b->params.threads)
+  {
+    norm_phase(b, &b->head_in, w->output_norm, first, count);
+    products_phase(b, &logit_rows);
+  }
   return 0;
 }
 
@@ -523,9 +692,14 @@ static status cpu_probe(backend *base, probe_point point, int64_t n, double *out
 
 static status cpu_digest(backend *base, int64_t layer, const token_batch *batch, uint64_t *sums) {
   cpu_backend *b = (cpu_backend *)base;
-  for (int64_t t = 0; t < batch->n; t++)
-    digest_row(&sums[batch->sequence[t]], b->shared.path, layer, batch->position[t],
-               row_at(b, b->x, t, b->shape.hidden), (size_t)b->shape.hidden);
+#pragma omp parallel for num_threads(b->params.threads)
+  for (int64_t t = 0; t < batch->n; t++) {
+    uint64_t sum = 0;
+    digest_row(&sum, b->shared.path, layer, batch->position[t], row_at(b, b->x, t, b->shape.hidden),
+               (size_t)b->shape.hidden);
+#pragma omp atomic
+    sums[batch->sequence[t]] += sum;
+  }
   return 0;
 }
 

@@ -1,17 +1,17 @@
-// attention: docs/paths.md step 6 on the device. A thread block takes the query heads that share a key/value head, for
-// a few tokens, so that each chunk of keys and values is read once for all of them.
+// attention: docs/paths.md step 6 on the device. A thread block takes the query heads that share a key/value
+// head, for a few tokens, so that each chunk of keys and values is read once for all of them.
 //
-// Long caches with few queries are split: each chunk's (max, sum, out) is computed by a block of its own and folded
-// by a second kernel in ascending order. The fold is the same function either way.
+// Long caches with few queries are split: each chunk's (max, sum, out) is computed by a block of its own and
+// folded by a second kernel in ascending order. The fold is the same function either way.
 #include "kernels/cuda/device.cuh"
 
-static constexpr int ROWS = 32;     // (token, head) pairs to a block
+static constexpr int ROWS = 32; // (token, head) pairs to a block
 static constexpr int THREADS = 256;
-static constexpr int WIDE = 128;    // head_dim that the registers of a block hold
+static constexpr int WIDE = 128; // head_dim that the registers of a block hold
 
 struct attention_args {
-  float *out;      // [n][n_heads][head_dim]
-  const float *q;  // as out
+  float *out;     // [n][n_heads][head_dim]
+  const float *q; // as out
   kv_cache cache;
   int layer, n_heads, group, tokens; // group: query heads to a key/value head; tokens to a block
   dev_batch batch;
@@ -23,8 +23,8 @@ __device__ __forceinline__ float kv_at(const void *base, bool f16, size_t i) {
   return f16 ? half_bits_to_f32(((const uint16_t *)base)[i]) : ((const float *)base)[i];
 }
 
-// Scores of one row's n keys become weights relative to their maximum; the warp's lanes are sum32's lanes. Keys
-// beyond n get weight 0 and no lane.
+// Scores of one row's n keys become weights relative to their maximum; the warp's lanes are sum32's lanes.
+// Keys beyond n get weight 0 and no lane.
 __device__ __forceinline__ void chunk_weights(float *score, int n, float *max_out, float *sum_out) {
   int lane = threadIdx.x % WARP;
   float max = score[0];
@@ -44,7 +44,8 @@ __device__ __forceinline__ void chunk_weights(float *score, int n, float *max_ou
 }
 
 // Factors by which the running values and the chunk's are multiplied; updates the running max and sum.
-__device__ __forceinline__ void fold(float *run_max, float *run_sum, float max, float sum, float *old, float *fresh) {
+__device__ __forceinline__ void fold(float *run_max, float *run_sum, float max, float sum, float *old,
+                                     float *fresh) {
   float both = *run_max > max ? *run_max : max;
   *old = num_exp_f32(*run_max - both);
   *fresh = num_exp_f32(max - both);
@@ -54,10 +55,10 @@ __device__ __forceinline__ void fold(float *run_max, float *run_sum, float max, 
 
 struct shared_rows {
   float q[ROWS][WIDE + 4];
-  float kv[WIDE * CHUNK];       // keys [d][key], then values [key][d]
+  float kv[WIDE * CHUNK]; // keys [d][key], then values [key][d]
   float score[ROWS][CHUNK + 4];
   float run_max[ROWS], run_sum[ROWS], old[ROWS], fresh[ROWS];
-  int keys[ROWS];               // key positions that the row may read: its own position + 1; 0: no such row
+  int keys[ROWS]; // key positions that the row may read: its own position + 1; 0: no such row
 };
 
 __device__ void load_queries(shared_rows *s, const attention_args &a, int first, int count, int kv_head) {
@@ -69,12 +70,25 @@ __device__ void load_queries(shared_rows *s, const attention_args &a, int first,
   }
   if (threadIdx.x < ROWS) {
     int t = threadIdx.x / a.group;
-    s->keys[threadIdx.x] = t < count && (int)threadIdx.x < a.tokens * a.group ? a.batch.position[first + t] + 1 : 0;
+    s->keys[threadIdx.x] =
+        t < count && (int)threadIdx.x < a.tokens * a.group ? a.batch.position[first + t] + 1 : 0;
   }
 }
 
 __device__ void load_cache(float *to, const void *from, bool f16, size_t at, int n) {
-  for (int i = threadIdx.x; i < n; i += THREADS) to[i] = kv_at(from, f16, at + i);
+  if (!f16) { // 16 bytes a load; a chunk is a multiple of 64 numbers
+    for (int i = 4 * threadIdx.x; i < n; i += 4 * THREADS)
+      *(float4 *)&to[i] = *(const float4 *)((const float *)from + at + i);
+    return;
+  }
+  for (int i = 8 * threadIdx.x; i < n; i += 8 * THREADS) {
+    uint4 eight = *(const uint4 *)((const uint16_t *)from + at + i);
+    const __half2 *pair = (const __half2 *)&eight;
+    float2 a = __half22float2(pair[0]), b = __half22float2(pair[1]);
+    float2 c = __half22float2(pair[2]), d = __half22float2(pair[3]);
+    *(float4 *)&to[i] = make_float4(a.x, a.y, b.x, b.y);
+    *(float4 *)&to[i + 4] = make_float4(c.x, c.y, d.x, d.y);
+  }
 }
 
 // Thread (pair of rows, four keys): one chain over d for each of its eight scores.
@@ -93,10 +107,12 @@ __device__ void scores(shared_rows *s, int dim) {
     }
   }
 #pragma unroll
-  for (int i = 0; i < 2; i++) *(float4 *)&s->score[r + i][j] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+  for (int i = 0; i < 2; i++)
+    *(float4 *)&s->score[r + i][j] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
 }
 
-// Warp w turns rows 4 w .. 4 w + 3 into weights and prepares their fold. `first`: the chunk starts the running values.
+// Warp w turns rows 4 w .. 4 w + 3 into weights and prepares their fold. `first`: the chunk starts the
+// running values.
 __device__ void weigh(shared_rows *s, int base, bool first) {
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   for (int r = 4 * warp; r < 4 * warp + 4; r++) {
@@ -150,8 +166,8 @@ __device__ void weighted_values(float run[4][4], const shared_rows *s, int base,
 }
 
 // One run of tokens of one sequence over chunks begin .. end - 1.
-__device__ void attend_run(shared_rows *s, const attention_args &a, int first, int count, int kv_head, int begin,
-                           int end, float run[4][4]) {
+__device__ void attend_run(shared_rows *s, const attention_args &a, int first, int count, int kv_head,
+                           int begin, int end, float run[4][4]) {
   int dim = a.cache.head_dim, sequence = a.batch.sequence[first];
   size_t head = ((size_t)a.layer * a.cache.n_sequences + sequence) * a.cache.n_kv_heads + kv_head;
   load_queries(s, a, first, count, kv_head);
@@ -178,6 +194,7 @@ __device__ int run_length(const dev_batch &b, int first, int end) {
 }
 
 __global__ void __launch_bounds__(THREADS) attend_tiles(attention_args a) {
+  wait_for_inputs();
   extern __shared__ __align__(16) uint8_t memory[];
   shared_rows *s = (shared_rows *)memory;
   int begin = blockIdx.x * a.tokens, end = min(begin + a.tokens, a.batch.n), dim = a.cache.head_dim;
@@ -214,6 +231,7 @@ __global__ void __launch_bounds__(THREADS) attend_tiles(attention_args a) {
 
 // A block a row: folds its chunks in ascending order.
 __global__ void fold_chunks(attention_args a) {
+  wait_for_inputs();
   int row = blockIdx.x, t = row / a.n_heads, dim = a.cache.head_dim, n = a.batch.position[t] / CHUNK + 1;
   const float *max = a.work.max + (size_t)row * a.n_chunks, *sum = a.work.sum + (size_t)row * a.n_chunks;
   const float *out = a.work.out + (size_t)row * a.n_chunks * dim;
@@ -229,10 +247,12 @@ __global__ void fold_chunks(attention_args a) {
 
 // Any head size and group: a block a (token, head), plainly. For shapes that attend_tiles does not hold.
 __global__ void attend_plain(attention_args a) {
+  wait_for_inputs();
   extern __shared__ float run[]; // [head_dim]
   __shared__ float score[CHUNK], run_max, run_sum, old, fresh;
   int t = blockIdx.x, h = blockIdx.y, dim = a.cache.head_dim, keys = a.batch.position[t] + 1;
-  size_t head = ((size_t)a.layer * a.cache.n_sequences + a.batch.sequence[t]) * a.cache.n_kv_heads + h / a.group;
+  size_t head =
+      ((size_t)a.layer * a.cache.n_sequences + a.batch.sequence[t]) * a.cache.n_kv_heads + h / a.group;
   const float *q = a.q + ((size_t)t * a.n_heads + h) * dim;
   for (int base = 0; base < keys; base += CHUNK) {
     size_t at = head * a.cache.head_elements + (size_t)base * dim;
@@ -268,13 +288,15 @@ __global__ void attend_plain(attention_args a) {
   }
   __syncthreads();
   float inverse = 1.0f / run_sum;
-  for (int d = threadIdx.x; d < dim; d += blockDim.x) a.out[((size_t)t * a.n_heads + h) * dim + d] = run[d] * inverse;
+  for (int d = threadIdx.x; d < dim; d += blockDim.x)
+    a.out[((size_t)t * a.n_heads + h) * dim + d] = run[d] * inverse;
 }
 
 static status launch_tiles(attention_args *a, int max_keys, cudaStream_t stream) {
   static bool ready;
   if (!ready) {
-    CUDA_TRY(cudaFuncSetAttribute(attend_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared_rows)));
+    CUDA_TRY(cudaFuncSetAttribute(attend_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)sizeof(shared_rows)));
     ready = true;
   }
   a->tokens = ROWS / a->group;
@@ -282,17 +304,15 @@ static status launch_tiles(attention_args *a, int max_keys, cudaStream_t stream)
   bool split = chunks > 1 && tiles * a->cache.n_kv_heads < 256 &&
                (size_t)a->batch.n * a->n_heads * chunks <= a->work.capacity;
   a->n_chunks = split ? chunks : 0;
-  attend_tiles<<<dim3((unsigned)tiles, (unsigned)a->cache.n_kv_heads, (unsigned)(split ? chunks : 1)), THREADS,
-                 sizeof(shared_rows), stream>>>(*a);
-  CUDA_TRY(cudaGetLastError());
+  TRY(launch(attend_tiles,
+             dim3((unsigned)tiles, (unsigned)a->cache.n_kv_heads, (unsigned)(split ? chunks : 1)), THREADS,
+             sizeof(shared_rows), stream, *a));
   if (!split) return 0;
-  fold_chunks<<<a->batch.n * a->n_heads, 128, 0, stream>>>(*a);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(fold_chunks, dim3((unsigned)(a->batch.n * a->n_heads)), 128, 0, stream, *a);
 }
 
-status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b, int n_heads,
-                        int max_keys, attention_work *work, cudaStream_t stream) {
+status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b,
+                        int n_heads, int max_keys, attention_work *work, cudaStream_t stream) {
   attention_args a = {};
   a.out = out;
   a.q = q;
@@ -302,8 +322,8 @@ status attention_launch(float *out, const float *q, kv_cache cache, int layer, c
   a.group = n_heads / cache.n_kv_heads;
   a.batch = *b;
   a.work = *work;
-  if (cache.head_dim <= WIDE && cache.head_dim % 4 == 0 && a.group <= ROWS) return launch_tiles(&a, max_keys, stream);
-  attend_plain<<<dim3((unsigned)b->n, (unsigned)n_heads), 128, (size_t)cache.head_dim * sizeof(float), stream>>>(a);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  if (cache.head_dim <= WIDE && cache.head_dim % 4 == 0 && a.group <= ROWS)
+    return launch_tiles(&a, max_keys, stream);
+  return launch(attend_plain, dim3((unsigned)b->n, (unsigned)n_heads), 128,
+                (size_t)cache.head_dim * sizeof(float), stream, a);
 }

@@ -1,4 +1,5 @@
-// device: what every CUDA source of the backend stands on: checked calls, warp sums, views of weights and inputs.
+// device: what every CUDA source of the backend stands on: checked calls, warp sums, views of weights and
+// inputs.
 //
 // Invariant: nothing here decides arithmetic; docs/paths.md and kernels/numerics.h do.
 #pragma once
@@ -9,17 +10,50 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define CUDA_TRY(call)                                                                                           \
-  do {                                                                                                           \
-    cudaError_t cuda_error_ = (call);                                                                            \
-    if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));         \
+#define CUDA_TRY(call)                                                                                       \
+  do {                                                                                                       \
+    cudaError_t cuda_error_ = (call);                                                                        \
+    if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));     \
   } while (0)
+
+// ---- launches ----
+//
+// Each kernel may be set up while the one before it still runs (programmatic dependent launch, Hopper and
+// later): it begins with wait_for_inputs, before which it may touch nothing that an earlier kernel writes or
+// reads but weights. A kernel's completion includes that of all before it, so the chain is as strict as
+// without.
+
+__device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion(); // the next kernel may be set up now; it waits here for our end
+  cudaGridDependencySynchronize();
+#endif
+}
+
+bool overlaps_launches(); // this device can; steps.cu
+
+template <typename... Parameters, typename... Arguments>
+static status launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+                     cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t how = {};
+  how.gridDim = grid;
+  how.blockDim = dim3((unsigned)threads);
+  how.dynamicSmemBytes = shared;
+  how.stream = stream;
+  how.attrs = &overlap;
+  how.numAttrs = overlaps_launches() ? 1 : 0;
+  CUDA_TRY(cudaLaunchKernelEx(&how, kernel, Parameters(arguments)...));
+  return 0;
+}
 
 static constexpr int WARP = 32;
 static constexpr int CHUNK = 64; // key positions of an attention chunk, on every path
 
-// Every lane gets the sum of docs/paths.md's tree: lane l with l + 16, then + 8, 4, 2, 1 (addition commutes, so the
-// lanes above the half add the same two numbers).
+// Every lane gets the sum of docs/paths.md's tree: lane l with l + 16, then + 8, 4, 2, 1 (addition commutes,
+// so the lanes above the half add the same two numbers).
 __device__ __forceinline__ float warp_tree(float lane) {
   for (int half = WARP / 2; half; half /= 2) lane = lane + __shfl_xor_sync(~0u, lane, half);
   return lane;
@@ -29,8 +63,8 @@ __device__ __forceinline__ float half_bits_to_f32(uint16_t bits) { // exact, as 
   return __half2float(__ushort_as_half(bits));
 }
 
-// A matrix, or a stack of them (one an expert of this rank), in device memory. Rows keep their K-quant bits; those
-// of Q6_K, whose 210 bytes are not aligned, lie as four planes a row (weights.cu).
+// A matrix, or a stack of them (one an expert of this rank), in device memory. Rows keep their K-quant bits;
+// those of Q6_K, whose 210 bytes are not aligned, lie as four planes a row (weights.cu).
 struct dev_matrix {
   const uint8_t *data;
   weight_type type;
@@ -53,18 +87,46 @@ struct dev_inputs {
 };
 
 // What a product multiplies and where its results go. An item is an output row: a token, or a slot (a token's
-// chosen expert). In a stack, item i uses member expert[i]; items of members that are not here (-1) are skipped.
+// chosen expert). In a stack, item i uses member expert[i]; items of members that are not here (-1) are
+// skipped.
 struct product {
   dev_matrix w;
   dev_inputs in;
-  const int *member;    // [n_items] stack member of an item, or NULL: member 0
-  const int *first;     // [n_members + 1] begin of each member's items in `order`, or NULL: all items in order
-  const int *order;     // items grouped by member
-  const int64_t *place; // [n_items] output row of an item, or NULL: the item itself
+  const int *member; // [n_items] stack member of an item, or NULL: member 0
+  const int *first;  // [n_members + 1] begin of each member's items in `order`, or NULL: all items in order
+  const int *order;  // items grouped by member
+  const int *tiles;  // [TILE_SIZES][n_members + 1] with `first`: each member's first tile of 8, 16, 64 items
+  const int64_t *place;                  // [n_items] output row of an item, or NULL: the item itself
   int n_members, n_items, input_divisor; // input row = item / input_divisor
-  float *out;           // [..][w.rows]
-  bool adds;            // out = out + product, in place of out = product
+  float *out;                            // [..][w.rows]
+  bool adds;                             // out = out + product, in place of out = product
 };
+
+// Tile `index` of the grouped items, in tiles of `items`: its member, its first place in `order` and its
+// length (0: there is no such tile). A grid of n_items / items + n_members tiles holds all; only the last few
+// are empty.
+static constexpr int TILE_SIZES = 3;
+struct item_tile {
+  int member, begin, count;
+};
+
+__device__ __forceinline__ item_tile find_tile(const product &p, int items, int index) {
+  const int *tiles = p.tiles + (items == 8 ? 0 : items == 16 ? 1 : 2) * (p.n_members + 1);
+  int low = 0, high = p.n_members; // the last member whose first tile is at or before `index`
+  while (high - low > 1) {
+    int middle = (low + high) / 2;
+    if (tiles[middle] <= index)
+      low = middle;
+    else
+      high = middle;
+  }
+  int begin = p.first[low] + (index - tiles[low]) * items, left = p.first[low + 1] - begin;
+  return {low, begin, left < 0 ? 0 : left < items ? left : items};
+}
+
+static inline unsigned tile_count(const product *p, int items) {
+  return (unsigned)(p->first ? p->n_items / items + p->n_members : (p->n_items + items - 1) / items);
+}
 
 // Products that read the same inputs, computed by one launch.
 struct product_set {
@@ -80,9 +142,9 @@ struct dev_weights {
   int users, n_local;
   dev_matrix embedding, output;
   const float *output_norm;
-  dev_layer *layers; // host array
+  dev_layer *layers;    // host array
   int *local_of_expert; // device [n_experts]
-  void *blocks[4096]; // allocations
+  void *blocks[4096];   // allocations
   int n_blocks;
   size_t bytes;
 };
@@ -111,23 +173,26 @@ status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, c
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
                    cudaStream_t stream);
 status round_launch(dev_inputs io, int n, cudaStream_t stream);
-status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, cudaStream_t stream);
+status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round,
+                     cudaStream_t stream);
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream);
 // Also the member of each slot's expert among this rank's own, -1 for others.
 status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
                     const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream);
-status group_launch(int *first, int *order, const int *member, int n_items, int n_members, cudaStream_t stream);
+status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
+                    cudaStream_t stream);
 // x += the slots' sum; the new rows' digest as layer `layer` is added to sums[sequence].
-status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, const dev_batch *b,
-                      int k, int hidden, unsigned long long *sums, uint64_t tag, int layer, cudaStream_t stream);
-status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n, int width,
-                     uint64_t tag, int64_t layer, cudaStream_t stream);
+status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place,
+                      const dev_batch *b, int k, int hidden, unsigned long long *sums, uint64_t tag,
+                      int layer, cudaStream_t stream);
+status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n,
+                     int width, uint64_t tag, int64_t layer, cudaStream_t stream);
 
 // attention.cu
 struct attention_work {
   float *max, *sum, *out; // [tokens * heads][chunks] (max, sum), [..][head_dim] of split attention
   size_t capacity;        // rows * chunks
 };
-status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b, int n_heads,
-                        int max_keys, attention_work *work, cudaStream_t stream);
+status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b,
+                        int n_heads, int max_keys, attention_work *work, cudaStream_t stream);

@@ -1,28 +1,24 @@
-// product_f32: weights of any type times f32 activations, in the order of docs/paths.md: lane l of a warp is lane l of
-// sum32, so each lane's chain is the definition's and the tree is five shuffles.
+// product_f32: weights of any type times f32 activations, in the order of docs/paths.md: lane l of a warp is
+// lane l of sum32, so each lane's chain is the definition's and the tree is five shuffles.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/weight_at.cuh"
 
-static constexpr int WARPS = 8, ROWS = 4; // a warp computes ROWS rows for ITEMS items: each weight is dequantised once for them
+static constexpr int
+    WARPS = 8,
+    ROWS = 4; // a warp computes ROWS rows for ITEMS items: each weight is dequantised once for them
 
-// The items of this thread block's tile: `at[i]` for i < count.
-struct item_tile {
-  int member, begin, count;
-};
-
+// The items of this thread block.
 __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
-  if (p.first) {
-    int m = blockIdx.z, begin = p.first[m] + blockIdx.y * items, left = p.first[m + 1] - begin;
-    return {m, begin, left < items ? left : items};
-  }
+  if (p.first) return find_tile(p, items, blockIdx.y);
   int begin = blockIdx.y * items, left = p.n_items - begin;
   int member = p.member ? p.member[begin] : 0; // with members but no groups, a tile is one item
   return {member, begin, member < 0 ? 0 : left < items ? left : items};
 }
 
-// The eight weights of block b that lane `lane` multiplies: elements 32 j + lane, j = 0 .. 7. d1 * q is exact, so the
-// fma rounds once, as the definition's product and difference do together.
-__device__ __forceinline__ void block_weights(float w[8], const dev_matrix &m, const uint8_t *row, int b, int lane) {
+// The eight weights of block b that lane `lane` multiplies: elements 32 j + lane, j = 0 .. 7. d1 * q is
+// exact, so the fma rounds once, as the definition's product and difference do together.
+__device__ __forceinline__ void block_weights(float w[8], const dev_matrix &m, const uint8_t *row, int b,
+                                              int lane) {
   if (m.type == TYPE_Q6_K) {
     int n = m.cols / QK_K;
     float d = half_bits_to_f32(((const uint16_t *)(row + n * 208))[b]);
@@ -52,15 +48,16 @@ __device__ __forceinline__ void block_weights(float w[8], const dev_matrix &m, c
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       int at = 8 * ((j + k) % 4), q = (pair >> 4 * k & 15) | (fifth >> (j + k) & 1) << 4;
-      float step = d * (float)(scale[(j + k) / 4] >> at & 63), base = dmin * (float)(min[(j + k) / 4] >> at & 63);
+      float step = d * (float)(scale[(j + k) / 4] >> at & 63),
+            base = dmin * (float)(min[(j + k) / 4] >> at & 63);
       w[j + k] = num_fma_f32(step, (float)q, -base);
     }
   }
 }
 
 template <int ITEMS>
-__device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows, int row0,
-                                           const float *const x[ITEMS], int lane) {
+__device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
+                                           int row0, const float *const x[ITEMS], int lane) {
   for (int b = 0; b < p.w.cols / QK_K; b++) {
     float w[ROWS][8];
 #pragma unroll
@@ -80,8 +77,8 @@ __device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product
 }
 
 template <int ITEMS>
-__device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows, int row0,
-                                             const float *const x[ITEMS], int lane) {
+__device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
+                                             int row0, const float *const x[ITEMS], int lane) {
   for (int k = lane; k < p.w.cols; k += WARP) {
     float w[ROWS];
 #pragma unroll
@@ -97,6 +94,7 @@ __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const produ
 }
 
 template <int ITEMS, bool BLOCKS> __global__ void __launch_bounds__(256) product_f32_rows(product p) {
+  wait_for_inputs();
   item_tile tile = tile_of(p, ITEMS);
   if (tile.count <= 0) return;
   int lane = threadIdx.x % WARP, row0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
@@ -126,22 +124,18 @@ template <int ITEMS, bool BLOCKS> __global__ void __launch_bounds__(256) product
     }
 }
 
-template <int ITEMS> static status launch(const product *p, cudaStream_t stream) {
-  int tiles = (p->n_items + ITEMS - 1) / ITEMS;
-  dim3 grid((unsigned)((p->w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), (unsigned)tiles,
-            (unsigned)(p->first ? p->n_members : 1));
+template <int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
+  dim3 grid((unsigned)((p->w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), tile_count(p, ITEMS));
   if (type_find(p->w.type)->is_k_quant)
-    product_f32_rows<ITEMS, true><<<grid, WARPS * WARP, 0, stream>>>(*p);
-  else
-    product_f32_rows<ITEMS, false><<<grid, WARPS * WARP, 0, stream>>>(*p);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+    return launch(product_f32_rows<ITEMS, true>, grid, WARPS * WARP, 0, stream, *p);
+  return launch(product_f32_rows<ITEMS, false>, grid, WARPS * WARP, 0, stream, *p);
 }
 
 status product_f32_launch(const product *p, cudaStream_t stream) {
   if (p->n_items <= 0) return 0;
   bool each_alone = p->member && !p->first;
-  if (each_alone || p->n_items == 1) return launch<1>(p, stream);
-  if (p->n_items <= 4) return launch<4>(p, stream);
-  return launch<8>(p, stream);
+  if (p->first) return launch_rows<8>(p, stream);
+  if (each_alone || p->n_items == 1) return launch_rows<1>(p, stream);
+  if (p->n_items <= 4) return launch_rows<4>(p, stream);
+  return launch_rows<8>(p, stream);
 }

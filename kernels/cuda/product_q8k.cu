@@ -1,6 +1,6 @@
-// product_q8k: K-quant weights times Q8_K activations. Integer sums over a block of 256 are exact in any order, so
-// the few-item kernel uses DP4A and the many-item kernel the tensor cores; both then take the float steps of
-// docs/paths.md, block after block.
+// product_q8k: K-quant weights times Q8_K activations. Integer sums over a block of 256 are exact in any
+// order, so the few-item kernel uses DP4A and the many-item kernel the tensor cores; both then take the float
+// steps of docs/paths.md, block after block.
 #include "kernels/cuda/device.cuh"
 
 // One block's float step: y + dx * (d * isum - dmin * msum). With dmin = 0 and msum = 0 the inner fma adds a
@@ -51,7 +51,8 @@ struct quarter_sums {
   float d, dmin;
 };
 
-// Where the four runs of lane q begin: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K those of a half.
+// Where the four runs of lane q begin: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K those of a
+// half.
 template <weight_type TYPE> __device__ __forceinline__ int run_begin(int q, int i) {
   if (TYPE == TYPE_Q6_K) return q / 2 * 128 + (q & 1) * 16 + i * 32;
   return (q / 2 + i / 2 * 2) * 64 + (q & 1) * 16 + (i & 1) * 32;
@@ -123,7 +124,8 @@ __device__ __forceinline__ quarter_sums quarter_product(const uint8_t *row, int 
 static constexpr int WARPS = 4, PASSES = 4;
 
 // A warp takes PASSES times 8 / GROUPS rows of one item; a row has GROUPS groups of four lanes, one a block.
-template <weight_type TYPE, int GROUPS> __device__ __forceinline__ void few_rows(const product &p, int block) {
+template <weight_type TYPE, int GROUPS>
+__device__ __forceinline__ void few_rows(const product &p, int block) {
   constexpr int at_once = 8 / GROUPS;
   int lane = threadIdx.x % WARP, q = lane % 4, g = lane / 4 % GROUPS, sub = lane / (4 * GROUPS);
   int item = blockIdx.y, member = p.member ? p.member[item] : 0, n_blocks = p.w.cols / QK_K;
@@ -164,11 +166,23 @@ template <weight_type TYPE, int GROUPS> __device__ __forceinline__ void few_rows
   }
 }
 
-template <int GROUPS> __global__ void __launch_bounds__(128) product_q8k_few(const __grid_constant__ product_set set) {
+// Asks for the block's rows while the kernel before this one still runs.
+__device__ __forceinline__ void prefetch_rows(const product &p, int block, int rows) {
+  size_t begin = (size_t)block * rows * p.w.row_bytes, end = begin + (size_t)rows * p.w.row_bytes;
+  if (end > p.w.member_bytes) end = p.w.member_bytes;
+  for (size_t at = begin + threadIdx.x * 128u; at < end; at += blockDim.x * 128u)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.w.data + at));
+}
+
+template <int GROUPS>
+__global__ void __launch_bounds__(128) product_q8k_few(const __grid_constant__ product_set set) {
   int which = 0;
   while (which + 1 < set.count && (int)blockIdx.x >= set.begin[which + 1]) which++;
   const product &p = set.p[which];
   int block = blockIdx.x - set.begin[which];
+  if (!p.member)
+    prefetch_rows(p, block, WARPS * PASSES * (8 / GROUPS)); // weights do not depend on what runs before
+  wait_for_inputs();
   if (p.w.type == TYPE_Q4_K)
     few_rows<TYPE_Q4_K, GROUPS>(p, block);
   else if (p.w.type == TYPE_Q5_K)
@@ -183,9 +197,8 @@ template <int GROUPS> static status launch_few(product_set *set, cudaStream_t st
     set->begin[i] = blocks;
     blocks += (set->p[i].w.rows + rows - 1) / rows;
   }
-  product_q8k_few<GROUPS><<<dim3((unsigned)blocks, (unsigned)set->p[0].n_items), WARPS * WARP, 0, stream>>>(*set);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(product_q8k_few<GROUPS>, dim3((unsigned)blocks, (unsigned)set->p[0].n_items), WARPS * WARP, 0,
+                stream, *set);
 }
 
 static status few(product_set *set, cudaStream_t stream) {
@@ -197,12 +210,14 @@ static status few(product_set *set, cudaStream_t stream) {
 
 // ---- many items: tensor cores ----
 //
-// scale * quant of a weight is at most 1953 (Q5_K) or 4096 in magnitude (Q6_K), so it splits into two int8 operands,
-// v = 128 * high + low with low in 0..127. Then a block's isum is two plain int8 products of length 256, with no
-// scaling inside. The minimums are a third product of length 8, with the activations' sums split likewise.
+// scale * quant of a weight is at most 1953 (Q5_K) or 4096 in magnitude (Q6_K), so it splits into two int8
+// operands, v = 128 * high + low with low in 0..127. Then a block's isum is two plain int8 products of length
+// 256, with no scaling inside. The minimums are a third product of length 8, with the activations' sums split
+// likewise.
 
-static constexpr int TILE_ROWS = 64;    // of weights, 16 a warp
-static constexpr int PITCH = QK_K + 16; // bytes a row in shared memory: the 8 rows of a load fall into different banks
+static constexpr int TILE_ROWS = 64; // of weights, 16 a warp
+static constexpr int PITCH =
+    QK_K + 16; // bytes a row in shared memory: the 8 rows of a load fall into different banks
 
 struct block_tile {
   int8_t low[TILE_ROWS][PITCH], high[TILE_ROWS][PITCH];
@@ -217,7 +232,8 @@ template <int ITEMS> struct input_tile {
   int item[ITEMS];
 };
 
-// Four weights' scale * quant from four bytes of quants, split and packed: two products in 16-bit halves each.
+// Four weights' scale * quant from four bytes of quants, split and packed: two products in 16-bit halves
+// each.
 __device__ __forceinline__ void split_scaled(uint32_t quants, uint32_t scale, uint32_t *low, uint32_t *high) {
   uint32_t even = (quants & 0x00ff00ffu) * scale, odd = (quants >> 8 & 0x00ff00ffu) * scale;
   *low = (even & 0x007f007fu) | (odd & 0x007f007fu) << 8;
@@ -304,9 +320,10 @@ __device__ void unpack_quarter(block_tile *t, int r, const uint8_t *row, int n_b
 }
 
 __device__ __forceinline__ void mma_k32(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ void mma_k16(int c[4], const uint32_t a[2], uint32_t b) {
@@ -323,8 +340,7 @@ __device__ __forceinline__ void load_a(uint32_t a[4], const int8_t (*tile)[PITCH
   a[3] = *(const uint32_t *)&tile[row + 8][at + 16];
 }
 
-template <int ITEMS>
-__device__ void load_items(input_tile<ITEMS> *t, const product &p, int b, int count) {
+template <int ITEMS> __device__ void load_items(input_tile<ITEMS> *t, const product &p, int b, int count) {
   int n_blocks = p.w.cols / QK_K;
   for (int i = threadIdx.x; i < ITEMS * 16; i += blockDim.x) {
     int item = i / 16, part = i % 16;
@@ -343,7 +359,8 @@ __device__ void load_items(input_tile<ITEMS> *t, const product &p, int b, int co
 
 // One block's integer products of a warp's 16 rows with all items, then its float step into y.
 template <int ITEMS>
-__device__ void block_step(float y[ITEMS / 8][4], const block_tile *w, const input_tile<ITEMS> *x, int warp_row) {
+__device__ void block_step(float y[ITEMS / 8][4], const block_tile *w, const input_tile<ITEMS> *x,
+                           int warp_row) {
   int lane = threadIdx.x % WARP;
   int low[ITEMS / 8][4] = {}, high[ITEMS / 8][4] = {};
 #pragma unroll
@@ -373,29 +390,34 @@ __device__ void block_step(float y[ITEMS / 8][4], const block_tile *w, const inp
     mma_k16(min_high, am, part < 8 ? *(const uint32_t *)&x->sum_high[item][part] : 0);
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      float u = block_value(d[c / 2], dmin[c / 2], low[n][c] + (high[n][c] << 7), min_low[c] + (min_high[c] << 7));
+      float u =
+          block_value(d[c / 2], dmin[c / 2], low[n][c] + (high[n][c] << 7), min_low[c] + (min_high[c] << 7));
       y[n][c] = num_fma_f32(x->dx[n * 8 + lane % 4 * 2 + (c & 1)], u, y[n][c]);
     }
   }
 }
 
 template <weight_type TYPE, int ITEMS> __global__ void __launch_bounds__(128) product_q8k_many(product p) {
+  wait_for_inputs();
   extern __shared__ __align__(16) uint8_t shared[];
   block_tile *w = (block_tile *)shared;
   input_tile<ITEMS> *x = (input_tile<ITEMS> *)(shared + sizeof(block_tile));
-  int member = p.first ? blockIdx.z : 0, begin = (p.first ? p.first[member] : 0) + blockIdx.y * ITEMS;
-  int count = (p.first ? p.first[member + 1] : p.n_items) - begin, n_blocks = p.w.cols / QK_K;
+  int n_blocks = p.w.cols / QK_K, left = p.n_items - (int)blockIdx.y * ITEMS;
+  item_tile tile = p.first ? find_tile(p, ITEMS, blockIdx.y)
+                           : item_tile{0, (int)blockIdx.y * ITEMS, left < ITEMS ? left : ITEMS};
+  int begin = tile.begin, count = tile.count;
   if (count <= 0) return;
-  if (count > ITEMS) count = ITEMS;
   if ((int)threadIdx.x < ITEMS)
-    x->item[threadIdx.x] = (int)threadIdx.x < count ? p.order ? p.order[begin + threadIdx.x] : begin + threadIdx.x : 0;
-  const uint8_t *rows = p.w.data + (size_t)member * p.w.member_bytes;
+    x->item[threadIdx.x] =
+        (int)threadIdx.x < count ? p.order ? p.order[begin + threadIdx.x] : begin + threadIdx.x : 0;
+  const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
   int row0 = blockIdx.x * TILE_ROWS, warp_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
   float y[ITEMS / 8][4] = {};
   __syncthreads();
   for (int b = 0; b < n_blocks; b++) {
     for (int i = threadIdx.x; i < TILE_ROWS * 4; i += blockDim.x) {
-      int row = row0 + i / 4 < p.w.rows ? row0 + i / 4 : p.w.rows - 1; // a ragged last tile repeats its last row
+      int row =
+          row0 + i / 4 < p.w.rows ? row0 + i / 4 : p.w.rows - 1; // a ragged last tile repeats its last row
       unpack_quarter<TYPE>(w, i / 4, rows + (size_t)row * p.w.row_bytes, n_blocks, b, i % 4);
     }
     load_items<ITEMS>(x, p, b, count);
@@ -423,11 +445,8 @@ template <weight_type TYPE, int ITEMS> static status launch_many(const product *
                                   (int)bytes));
     ready = true;
   }
-  dim3 grid((unsigned)((p->w.rows + TILE_ROWS - 1) / TILE_ROWS), (unsigned)((p->n_items + ITEMS - 1) / ITEMS),
-            (unsigned)(p->first ? p->n_members : 1));
-  product_q8k_many<TYPE, ITEMS><<<grid, 128, bytes, stream>>>(*p);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  dim3 grid((unsigned)((p->w.rows + TILE_ROWS - 1) / TILE_ROWS), tile_count(p, ITEMS));
+  return launch(product_q8k_many<TYPE, ITEMS>, grid, 128, bytes, stream, *p);
 }
 
 template <weight_type TYPE> static status many(const product *p, cudaStream_t stream) {

@@ -1,5 +1,6 @@
-// steps: the cuda backend for the paths f32 and q8k. The whole forward pass lives on the device: token ids go in,
-// logits (or their digest) come out. Steps are enqueued on one stream and return; `finish` and every read wait.
+// steps: the cuda backend for the paths f32 and q8k. The whole forward pass lives on the device: token ids go
+// in, logits (or their digest) come out. Steps are enqueued on one stream and return; `finish` and every read
+// wait.
 //
 // Owns: activations, caches and work space of one arm on one GPU, all taken at open.
 // Refuses to know: other ranks; where slots' rows travel, the exchange moves the host copy.
@@ -14,7 +15,8 @@ static constexpr int MAX_BLOCKS = 64;
 static constexpr int MAX_RECORDINGS = 24;
 static constexpr int RECORDED_TOKENS = 64; // larger batches keep the device busy without it
 
-struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys` positions
+struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
+                   // positions
   int n, max_keys;
   cudaGraphExec_t graph;
 };
@@ -39,14 +41,14 @@ struct cuda_backend {
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
   kv_cache cache;
   attention_work work;
-  int *expert, *member, *first, *order;
+  int *expert, *member, *first, *order, *tiles;
   int64_t *place;
   double *margin;
-  bool placed; // `place` holds the row of each slot
+  bool placed;       // `place` holds the row of each slot
   float *host_slots; // pinned, [max slots][hidden]; only with other ranks
   recording recordings[MAX_RECORDINGS];
   int n_recordings;
-  bool is_recording; // the steps are being recorded: the batch is on the device already
+  bool is_recording;        // the steps are being recorded: the batch is on the device already
   unsigned long long *sums; // [n_layers + 1][n_sequences] digests not yet read; the last row is the logits'
   uint64_t **sums_to;       // [n_layers + 1] where they go
 };
@@ -55,14 +57,21 @@ static cuda_backend *self(backend *b) {
   return (cuda_backend *)b;
 }
 
+bool overlaps_launches() {
+  static int major = -1;
+  if (major < 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess)
+    major = 0;
+  return major >= 9;
+}
+
 // ---- open and close ----
 
 static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *what) {
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
   if (bytes > free_bytes || b->n_blocks == MAX_BLOCKS)
-    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20, free_bytes >> 20,
-                total >> 20);
+    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
+                free_bytes >> 20, total >> 20);
   CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
   b->blocks[b->n_blocks++] = *out;
   b->bytes += bytes;
@@ -144,7 +153,8 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->sequence, n, "the batch"));
   TRY(take(b, &b->position, n, "the batch"));
   TRY(take(b, &b->x, n * (size_t)s->hidden, "the residual stream"));
-  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K, "normed activations"));
+  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K,
+                  "normed activations"));
   TRY(take(b, &b->q, n * q_width, "queries"));
   TRY(take(b, &b->k, n * kv_width, "keys"));
   TRY(take(b, &b->v, n * kv_width, "values"));
@@ -162,6 +172,7 @@ static status open_experts(cuda_backend *b) {
   TRY(take(b, &b->expert, slots, "slots"));
   TRY(take(b, &b->member, slots, "slots"));
   TRY(take(b, &b->order, slots, "slots"));
+  TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->weights->n_local + 1), "slots"));
   TRY(take(b, &b->place, slots, "slots"));
   TRY(take(b, &b->first, (size_t)b->weights->n_local + 1, "slots"));
   TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, "expert activations"));
@@ -196,6 +207,7 @@ static status cuda_open(backend **out, const backend_params *params) {
     return FAIL("backend cuda: this host has no usable GPU");
   if (params->shared == PATH_F64 || params->experts == PATH_F64)
     return FAIL("backend cuda: it does not compute the path f64");
+  CUDA_TRY(cudaSetDevice(params->host_rank % devices)); // ranks of a host share its GPUs evenly
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
   b->base.ops = &cuda_backend_ops;
@@ -217,7 +229,7 @@ static const char *cuda_rows(void) {
   if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) return "none (no GPU here)";
   cudaDeviceProp p;
   if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) return "none (the GPU does not answer)";
-  snprintf(text, sizeof text, "%d x %s, sm_%d%d", devices, p.name, p.major, p.minor);
+  snprintf(text, sizeof text, "%d x %.80s, sm_%d%d", devices, p.name, p.major, p.minor);
   return text;
 }
 
@@ -245,7 +257,8 @@ static status multiply(cuda_backend *b, const path_info *path, product_set *set)
   if (all_q8k) return product_q8k_launch(set, b->stream);
   for (int i = 0; i < set->count; i++) {
     product_set one = {{set->p[i]}, {0}, 1};
-    TRY(takes_q8k(path, &one.p[0].w) ? product_q8k_launch(&one, b->stream) : product_f32_launch(&one.p[0], b->stream));
+    TRY(takes_q8k(path, &one.p[0].w) ? product_q8k_launch(&one, b->stream)
+                                     : product_f32_launch(&one.p[0], b->stream));
   }
   return 0;
 }
@@ -304,8 +317,8 @@ static status cuda_attention(backend *base, int64_t layer, const token_batch *ba
                      3};
   TRY(multiply(b, b->shared, &qkv));
   TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
-  TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys, &b->work,
-                       b->stream));
+  TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
+                       &b->work, b->stream));
   if (b->attended.qs) TRY(round_launch(b->attended, n, b->stream));
   return product_shared(b, b->x, &w->o, &b->attended, n, true); // x = x + o(attention)
 }
@@ -321,21 +334,25 @@ static status cuda_route(backend *base, int64_t layer, const token_batch *batch,
   TRY(route_launch(b->expert, b->slot_weights, b->member, out ? b->margin : nullptr, b->router_logits,
                    b->weights->local_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
   if (!out) return 0;
-  CUDA_TRY(cudaMemcpyAsync(out->expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost, b->stream));
-  CUDA_TRY(cudaMemcpyAsync(out->margin, b->margin, (size_t)n * sizeof(double), cudaMemcpyDeviceToHost, b->stream));
+  CUDA_TRY(cudaMemcpyAsync(out->expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost,
+                           b->stream));
+  CUDA_TRY(
+      cudaMemcpyAsync(out->margin, b->margin, (size_t)n * sizeof(double), cudaMemcpyDeviceToHost, b->stream));
   CUDA_TRY(cudaStreamSynchronize(b->stream));
   return 0;
 }
 
-// A stack's product over all slots of the batch. Few slots each read their expert alone; many are grouped by expert.
-static product slot_product(const cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n_slots,
-                            int divisor, bool grouped) {
+// A stack's product over all slots of the batch. Few slots each read their expert alone; many are grouped by
+// expert.
+static product slot_product(const cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in,
+                            int n_slots, int divisor, bool grouped) {
   product p = {};
   p.w = *m;
   p.in = *in;
   p.member = b->member;
   p.first = grouped ? b->first : nullptr;
   p.order = grouped ? b->order : nullptr;
+  p.tiles = b->tiles;
   p.n_members = b->weights->n_local;
   p.n_items = n_slots;
   p.input_divisor = divisor;
@@ -354,7 +371,8 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
   if (b->placed)
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
                              b->stream));
-  if (grouped) TRY(group_launch(b->first, b->order, b->member, n_slots, b->weights->n_local, b->stream));
+  if (grouped)
+    TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k, grouped),
                      slot_product(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k, grouped)},
                     {0},
@@ -433,7 +451,8 @@ static status cuda_digest(backend *base, int64_t layer, const token_batch *, uin
   return 0;
 }
 
-static status cuda_logits_digest(backend *base, const token_batch *, int64_t first, int64_t count, uint64_t *sums) {
+static status cuda_logits_digest(backend *base, const token_batch *, int64_t first, int64_t count,
+                                 uint64_t *sums) {
   cuda_backend *b = self(base);
   int64_t row = b->shape.n_layers;
   b->sums_to[row] = sums;
@@ -447,7 +466,8 @@ static status cuda_finish(backend *base) {
   size_t rows = (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
   uint64_t *sums;
   TRY(TAKE(&sums, rows * each, "digests"));
-  cudaError_t error = cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
+  cudaError_t error =
+      cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
   if (error == cudaSuccess) error = cudaMemsetAsync(b->sums, 0, rows * each * sizeof *sums, b->stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(b->stream);
   for (size_t r = 0; r < rows && error == cudaSuccess; r++)
@@ -474,15 +494,16 @@ static status record(cuda_backend *b, const token_batch *batch, status (*steps)(
   return 0;
 }
 
-// The positions for which attention is laid out: a power of two of chunks, so that few recordings serve a long run.
+// The positions for which attention is laid out: a power of two of chunks, so that few recordings serve a
+// long run.
 static int recorded_keys(int keys) {
   int chunks = 1;
   while (chunks * CHUNK < keys) chunks *= 2;
   return chunks * CHUNK;
 }
 
-static status cuda_recorded(backend *base, const token_batch *batch, status (*steps)(void *, const token_batch *),
-                            void *context) {
+static status cuda_recorded(backend *base, const token_batch *batch,
+                            status (*steps)(void *, const token_batch *), void *context) {
   cuda_backend *b = self(base);
   if (batch->n > RECORDED_TOKENS) return steps(context, batch);
   TRY(load_batch(b, batch));

@@ -12,15 +12,14 @@ static int blocks_for(size_t n) {
 // ---- embedding ----
 
 __global__ void embed(float *x, dev_matrix m, const int *token) {
+  wait_for_inputs();
   const uint8_t *row = m.data + (size_t)token[blockIdx.x] * m.row_bytes;
   for (int i = threadIdx.x; i < m.cols; i += blockDim.x)
     x[(size_t)blockIdx.x * m.cols + i] = weight_at(m.type, row, i, m.cols);
 }
 
 status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, cudaStream_t stream) {
-  embed<<<b->n, BLOCK, 0, stream>>>(x, *embedding, b->token);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(embed, dim3((unsigned)(b->n)), BLOCK, 0, stream, x, *embedding, b->token);
 }
 
 // ---- rounding to Q8_K: a warp a block of 256, lane l holds elements 8 l .. 8 l + 7 ----
@@ -32,7 +31,8 @@ __device__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsu
   for (int i = 0; i < 8; i++) {
     float m = fabsf(v[i]);
     if (m > 0.0f) {
-      unsigned long long key = (unsigned long long)__float_as_uint(m) << 32 | (uint32_t)(QK_K - 1 - (8 * lane + i));
+      unsigned long long key =
+          (unsigned long long)__float_as_uint(m) << 32 | (uint32_t)(QK_K - 1 - (8 * lane + i));
       best = key > best ? key : best;
     }
   }
@@ -68,21 +68,23 @@ __device__ void round_row_block(dev_inputs io, int row, int block, const float *
 }
 
 __global__ void round_rows(dev_inputs io, int n_blocks) {
+  wait_for_inputs();
   int per_row = io.width / QK_K;
-  for (int b = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; b < n_blocks; b += gridDim.x * (BLOCK / WARP))
+  for (int b = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; b < n_blocks;
+       b += gridDim.x * (BLOCK / WARP))
     round_row_block(io, b / per_row, b % per_row, io.x + (size_t)(b / per_row) * io.width);
 }
 
 status round_launch(dev_inputs io, int n, cudaStream_t stream) {
   int n_blocks = n * (io.width / QK_K);
-  round_rows<<<blocks_for((size_t)n_blocks * WARP), BLOCK, 0, stream>>>(io, n_blocks);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(round_rows, dim3((unsigned)(blocks_for((size_t)n_blocks * WARP))), BLOCK, 0, stream, io,
+                n_blocks);
 }
 
 // ---- norm: a thread block a token; the first warp sums, all scale and round ----
 
 __global__ void norm_rows(dev_inputs out, const float *x, const float *weight, float epsilon, bool round) {
+  wait_for_inputs();
   extern __shared__ float row[];
   __shared__ float inverse;
   int n = out.width, t = blockIdx.x;
@@ -106,15 +108,15 @@ __global__ void norm_rows(dev_inputs out, const float *x, const float *weight, f
 
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
                    cudaStream_t stream) {
-  norm_rows<<<n, BLOCK, (size_t)out.width * sizeof(float), stream>>>(out, x, weight, epsilon, round);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(norm_rows, dim3((unsigned)(n)), BLOCK, (size_t)out.width * sizeof(float), stream, out, x,
+                weight, epsilon, round);
 }
 
 // ---- heads: a warp a head of q or k: norm, RoPE, cache ----
 
 __device__ void store_key(kv_cache c, size_t head, int position, int d, float value) {
-  size_t at = head * c.head_elements + ((size_t)(position / CHUNK) * c.head_dim + d) * CHUNK + position % CHUNK;
+  size_t at =
+      head * c.head_elements + ((size_t)(position / CHUNK) * c.head_dim + d) * CHUNK + position % CHUNK;
   if (c.f16)
     ((uint16_t *)c.keys)[at] = f32_to_half(value);
   else
@@ -130,15 +132,17 @@ __device__ void store_value(kv_cache c, size_t head, int position, int d, float 
 }
 
 __global__ void turn_heads(float *q, const float *k, const float *v, const float *q_norm, const float *k_norm,
-                           const float *rope, kv_cache cache, int layer, int n_heads, float epsilon, float scale,
-                           dev_batch b) {
+                           const float *rope, kv_cache cache, int layer, int n_heads, float epsilon,
+                           float scale, dev_batch b) {
+  wait_for_inputs();
   int per_token = n_heads + cache.n_kv_heads, lane = threadIdx.x % WARP;
   int item = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (item >= b.n * per_token) return;
   int t = item / per_token, h = item % per_token, dim = cache.head_dim, position = b.position[t];
   bool is_query = h < n_heads;
   int kv = h - n_heads;
-  const float *from = is_query ? q + ((size_t)t * n_heads + h) * dim : k + ((size_t)t * cache.n_kv_heads + kv) * dim;
+  const float *from =
+      is_query ? q + ((size_t)t * n_heads + h) * dim : k + ((size_t)t * cache.n_kv_heads + kv) * dim;
   const float *weight = is_query ? q_norm : k_norm;
   float sum = 0;
   for (int i = lane; i < dim; i += WARP) sum = num_fma_f32(from[i], from[i], sum);
@@ -162,22 +166,22 @@ __global__ void turn_heads(float *q, const float *k, const float *v, const float
     store_value(cache, head, position, i, v[((size_t)t * cache.n_kv_heads + kv) * dim + i]);
 }
 
-status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s, const float *rope,
-                    kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream) {
+status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
+                    const float *rope, kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream) {
   size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
   float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
-  turn_heads<<<(int)((items + 3) / 4), 4 * WARP, 0, stream>>>(q, k, v, w->q_norm, w->k_norm, rope, cache, layer,
-                                                              (int)s->n_heads, (float)s->rms_epsilon, scale, *b);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(turn_heads, dim3((unsigned)((int)((items + 3) / 4))), 4 * WARP, 0, stream, q, k, v, w->q_norm,
+                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b);
 }
 
 // ---- experts' activations ----
 
 // A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds.
 __global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member, int n_pieces, bool round) {
+  wait_for_inputs();
   int per_row = (gate.width + QK_K - 1) / QK_K, lane = threadIdx.x % WARP;
-  for (int p = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; p < n_pieces; p += gridDim.x * (BLOCK / WARP)) {
+  for (int p = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; p < n_pieces;
+       p += gridDim.x * (BLOCK / WARP)) {
     int slot = p / per_row, piece = p % per_row;
     if (member[slot] < 0) continue;
     float v[8];
@@ -194,11 +198,11 @@ __global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member,
   }
 }
 
-status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, cudaStream_t stream) {
+status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round,
+                     cudaStream_t stream) {
   int n_pieces = n * ((gate.width + QK_K - 1) / QK_K);
-  swiglu_rows<<<blocks_for((size_t)n_pieces * WARP), BLOCK, 0, stream>>>(gate, up, member, n_pieces, round);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(swiglu_rows, dim3((unsigned)(blocks_for((size_t)n_pieces * WARP))), BLOCK, 0, stream, gate,
+                up, member, n_pieces, round);
 }
 
 // ---- routing: a warp a token ----
@@ -217,7 +221,8 @@ __device__ unsigned long long best_of(const float *p, int n) {
   return best;
 }
 
-// When logits are not finite: the first expert not chosen yet, as the C code does it; the logits are refused later.
+// When logits are not finite: the first expert not chosen yet, as the C code does it; the logits are refused
+// later.
 __device__ int first_left(const float *p, int n) {
   for (int e = 0; e < n; e++)
     if (!(p[e] < 0.0f)) return e;
@@ -226,6 +231,7 @@ __device__ int first_left(const float *p, int n) {
 
 __global__ void route_tokens(int *expert, float *weight, int *member, double *margin, const float *logits,
                              const int *local_of_expert, int n, int k) {
+  wait_for_inputs();
   extern __shared__ float p[];
   int t = blockIdx.x, lane = threadIdx.x;
   const float *from = logits + (size_t)t * n;
@@ -265,16 +271,15 @@ __global__ void route_tokens(int *expert, float *weight, int *member, double *ma
 
 status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
                     const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream) {
-  route_tokens<<<n, WARP, (size_t)n_experts * sizeof(float), stream>>>(expert, weight, member, margin, logits,
-                                                                       local_of_expert, n_experts, k);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(route_tokens, dim3((unsigned)(n)), WARP, (size_t)n_experts * sizeof(float), stream, expert,
+                weight, member, margin, logits, local_of_expert, n_experts, k);
 }
 
 // ---- grouping slots by this rank's experts ----
 
 // A warp a member counts its items; order within a group is ascending, so the list is the same every time.
 __global__ void count_members(int *first, const int *member, int n_items, int n_members) {
+  wait_for_inputs();
   int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (m >= n_members) return;
   int count = 0;
@@ -283,13 +288,29 @@ __global__ void count_members(int *first, const int *member, int n_items, int n_
   if (lane == 0) first[m + 1] = count;
 }
 
-__global__ void scan_counts(int *first, int n_members) {
-  if (threadIdx.x) return;
-  first[0] = 0;
-  for (int m = 0; m < n_members; m++) first[m + 1] += first[m];
+__global__ void scan_counts(int *first, int *tiles, int n_members) {
+  wait_for_inputs();
+  int which = threadIdx.x; // thread 0 sums items, the next three tiles of 8, 16, 64
+  if (which > TILE_SIZES) return;
+  int items = which ? which == 1 ? 8 : which == 2 ? 16 : 64 : 1, sum = 0;
+  int *to = which ? tiles + (which - 1) * (n_members + 1) : nullptr;
+  for (int m = 0; m < n_members; m++) {
+    int count = first[m + 1];
+    __syncwarp((1u << (TILE_SIZES + 1)) - 1); // all have read the count before thread 0 overwrites it
+    if (which)
+      to[m] = sum;
+    else
+      first[m + 1] = sum + count;
+    sum += (count + items - 1) / items;
+  }
+  if (which)
+    to[n_members] = sum;
+  else
+    first[0] = 0;
 }
 
 __global__ void fill_members(int *order, const int *first, const int *member, int n_items, int n_members) {
+  wait_for_inputs();
   int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (m >= n_members) return;
   int at = first[m];
@@ -301,13 +322,14 @@ __global__ void fill_members(int *order, const int *first, const int *member, in
   }
 }
 
-status group_launch(int *first, int *order, const int *member, int n_items, int n_members, cudaStream_t stream) {
+status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
+                    cudaStream_t stream) {
   int blocks = (n_members + 3) / 4;
-  count_members<<<blocks, 4 * WARP, 0, stream>>>(first, member, n_items, n_members);
-  scan_counts<<<1, WARP, 0, stream>>>(first, n_members);
-  fill_members<<<blocks, 4 * WARP, 0, stream>>>(order, first, member, n_items, n_members);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  TRY(launch(count_members, dim3((unsigned)(blocks)), 4 * WARP, 0, stream, first, member, n_items,
+             n_members));
+  TRY(launch(scan_counts, dim3(1), WARP, 0, stream, first, tiles, n_members));
+  return launch(fill_members, dim3((unsigned)(blocks)), 4 * WARP, 0, stream, order, first, member, n_items,
+                n_members);
 }
 
 // ---- digest ----
@@ -317,8 +339,9 @@ __device__ __forceinline__ void add_digest(unsigned long long *to, unsigned long
   if (threadIdx.x % WARP == 0) atomicAdd(to, sum);
 }
 
-__global__ void digest_rows(unsigned long long *sums, const float *rows, const int *sequence, const int *position,
-                            int width, uint64_t tag, int64_t layer) {
+__global__ void digest_rows(unsigned long long *sums, const float *rows, const int *sequence,
+                            const int *position, int width, uint64_t tag, int64_t layer) {
+  wait_for_inputs();
   int t = blockIdx.y;
   uint64_t row = num_digest_row(tag, layer, position[t]);
   unsigned long long sum = 0;
@@ -327,19 +350,19 @@ __global__ void digest_rows(unsigned long long *sums, const float *rows, const i
   add_digest(&sums[sequence[t]], sum);
 }
 
-status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n, int width,
-                     uint64_t tag, int64_t layer, cudaStream_t stream) {
+status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n,
+                     int width, uint64_t tag, int64_t layer, cudaStream_t stream) {
   int wide = (width + 4 * BLOCK - 1) / (4 * BLOCK);
-  digest_rows<<<dim3((unsigned)(wide < 64 ? wide : 64), (unsigned)n), BLOCK, 0, stream>>>(
-      sums, rows, b->sequence + first, b->position + first, width, tag, layer);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+  return launch(digest_rows, dim3((unsigned)(wide < 64 ? wide : 64), (unsigned)n), BLOCK, 0, stream, sums,
+                rows, b->sequence + first, b->position + first, width, tag, layer);
 }
 
 // ---- combining: slots in slot order; the new rows are at hand, so their digest is taken here ----
 
-__global__ void combine_slots(float *x, const float *slots, const float *weight, const int64_t *place, dev_batch b,
-                              int k, int hidden, unsigned long long *sums, uint64_t tag, int layer) {
+__global__ void combine_slots(float *x, const float *slots, const float *weight, const int64_t *place,
+                              dev_batch b, int k, int hidden, unsigned long long *sums, uint64_t tag,
+                              int layer) {
+  wait_for_inputs();
   int t = blockIdx.x;
   uint64_t row = num_digest_row(tag, layer, b.position[t]);
   unsigned long long digest = 0;
@@ -357,9 +380,9 @@ __global__ void combine_slots(float *x, const float *slots, const float *weight,
   add_digest(&sums[b.sequence[t]], digest);
 }
 
-status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place, const dev_batch *b,
-                      int k, int hidden, unsigned long long *sums, uint64_t tag, int layer, cudaStream_t stream) {
-  combine_slots<<<b->n, BLOCK, 0, stream>>>(x, slots, weight, place, *b, k, hidden, sums, tag, layer);
-  CUDA_TRY(cudaGetLastError());
-  return 0;
+status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place,
+                      const dev_batch *b, int k, int hidden, unsigned long long *sums, uint64_t tag,
+                      int layer, cudaStream_t stream) {
+  return launch(combine_slots, dim3((unsigned)(b->n)), BLOCK, 0, stream, x, slots, weight, place, *b, k,
+                hidden, sums, tag, layer);
 }

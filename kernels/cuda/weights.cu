@@ -37,8 +37,8 @@ static status take_device(dev_weights *w, void **out, size_t bytes, const char *
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
   if (bytes > free_bytes || w->n_blocks == (int)(sizeof w->blocks / sizeof *w->blocks))
-    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20, free_bytes >> 20,
-                total >> 20);
+    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
+                free_bytes >> 20, total >> 20);
   CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
   w->blocks[w->n_blocks++] = *out;
   w->bytes += bytes;
@@ -46,7 +46,8 @@ static status take_device(dev_weights *w, void **out, size_t bytes, const char *
 }
 
 // Copies `count` matrices of m's shape, which lie at `member` positions of the stack, one after the other.
-static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const expert_local *local, int64_t n_members) {
+static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const expert_local *local,
+                     int64_t n_members) {
   const type_info *t = type_find(m->type);
   size_t native = type_row_bytes(t, (size_t)m->cols), member_native = native * (size_t)m->rows;
   int64_t count = 0;
@@ -61,12 +62,13 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
     if (local && local[e] < 0) continue;
-    CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native, cudaMemcpyHostToDevice));
+    CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native,
+                        cudaMemcpyHostToDevice));
     to += member_native; // all types but Q6_K keep their row length
   }
   if (!staging) return 0;
-  split_q6k_rows<<<4096, 256>>>((uint8_t *)data, (const uint8_t *)staging, m->rows * count, (int)(m->cols / QK_K),
-                                out->row_bytes);
+  split_q6k_rows<<<4096, 256>>>((uint8_t *)data, (const uint8_t *)staging, m->rows * count,
+                                (int)(m->cols / QK_K), out->row_bytes);
   CUDA_TRY(cudaGetLastError());
   CUDA_TRY(cudaFree(staging));
   return 0;

@@ -1,0 +1,262 @@
+// Tests of dist/comm.c and dist/exchange.c over the ranks that they are started with (1 to 4 by ctest):
+// contents that are known beforehand, so that each test asks for equal; outcomes that all ranks share; a rank
+// that comes late.
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include "base/clock.h"
+#include "base/memory.h"
+#include "dist/exchange.h"
+#include "kernels/numerics.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static comm *ranks; // opened once: MPI starts and ends once
+static int rank, size;
+
+static unsigned char content(int owner, size_t i, int round) { // of byte i of a rank's part
+  return (unsigned char)num_mix64((uint64_t)owner << 40 ^ (uint64_t)round << 32 ^ i);
+}
+
+static void a_rank_knows_itself(void **state) {
+  (void)state;
+  assert_in_range(rank, 0, size - 1);
+  assert_true(comm_host(ranks)[0] && comm_library(ranks)[0]);
+  int32_t *all;
+  const int32_t mine = 1000 + rank;
+  assert_int_equal(TAKE(&all, (size_t)size, "ranks"), 0);
+  assert_int_equal(comm_allgather(ranks, all, &mine, sizeof mine, "a test"), 0);
+  for (int r = 0; r < size; r++) assert_int_equal(all[r], 1000 + r);
+  free(all);
+}
+
+// Sizes of parts: 0, 1, odd, one large and the others none, beyond what MPI sends at once.
+static size_t part_bytes(int r, int round) {
+  switch (round) {
+  case 0:
+    return 0;
+  case 1:
+    return 1;
+  case 2:
+    return r % 2 ? 0 : 4099;
+  case 3:
+    return r == size - 1 ? 1 << 20 : 0;
+  case 4:
+    return (size_t)(r + 1) * 70001;
+  case 5:
+    return r == 0 ? 0 : 1u << (4 * r + 4);
+  default:
+    return num_mix64((uint64_t)(r + 31 * round)) % 3000;
+  }
+}
+
+static void gather_round(int round) {
+  enum { GUARD = 64 };
+  size_t offset[64], bytes[64], at = GUARD;
+  assert_in_range(size, 1, 64);
+  for (int r = size - 1; r >= 0; r--) { // parts need not lie in the order of ranks, nor side by side
+    offset[r] = at;
+    bytes[r] = part_bytes(r, round);
+    at += bytes[r] + GUARD;
+  }
+  unsigned char *buffer;
+  assert_int_equal(TAKE(&buffer, at, "a buffer"), 0);
+  memset(buffer, 0xa5, at);
+  for (size_t i = 0; i < bytes[rank]; i++) buffer[offset[rank] + i] = content(rank, i, round);
+  assert_int_equal(comm_allgatherv(ranks, (char *)buffer, offset, bytes, "a test"), 0);
+  for (int r = 0; r < size; r++) {
+    for (size_t i = 0; i < bytes[r]; i++)
+      if (buffer[offset[r] + i] != content(r, i, round))
+        fail_msg("round %d: byte %zu of rank %d", round, i, r);
+    for (int i = 0; i < GUARD; i++) assert_int_equal(buffer[offset[r] + bytes[r] + (size_t)i], 0xa5);
+  }
+  free(buffer);
+}
+
+static void gathered_parts_are_equal(void **state) {
+  (void)state;
+  for (int round = 0; round < 300; round++) gather_round(round);
+}
+
+// ---- the exchange of slots ----
+
+enum { EXPERTS = 9, SLOTS = 50, ROW = 24 };
+
+static void fill_row(unsigned char *row, int64_t slot, int layer) {
+  for (size_t i = 0; i < ROW; i++) row[i] = content((int)slot, i, layer);
+}
+
+static void slots_arrive_where_the_plan_says(void **state) {
+  (void)state;
+  int32_t owner[EXPERTS], expert[SLOTS];
+  unsigned char rows[SLOTS * ROW], wanted[ROW];
+  for (int e = 0; e < EXPERTS; e++) owner[e] = (int32_t)(num_mix64((uint64_t)e + 5) % (uint64_t)size);
+  exchange *x;
+  assert_int_equal(exchange_open(&x, ranks, "auto", owner, SLOTS), 0);
+  assert_string_equal(exchange_transport(x), size == 1 ? "self" : "mpi");
+  uint64_t sent = 0;
+  for (int layer = 0; layer < 100; layer++) {
+    int64_t n = layer % (SLOTS + 1), own = 0;
+    for (int64_t i = 0; i < n; i++) // in some layers one expert, and so one rank, has all slots
+      expert[i] =
+          (int32_t)(layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS);
+    const int64_t *row_of_slot = exchange_plan(x, expert, n);
+    bool taken[SLOTS] = {false};
+    memset(rows, 0xa5, sizeof rows);
+    for (int64_t i = 0; i < n; i++) {
+      assert_in_range(row_of_slot[i], 0, n - 1);
+      assert_false(taken[row_of_slot[i]]);
+      taken[row_of_slot[i]] = true;
+      if (owner[expert[i]] != rank) continue;
+      fill_row(rows + row_of_slot[i] * ROW, i, layer);
+      own++;
+    }
+    assert_int_equal(exchange_gather(x, rows, ROW, layer), 0);
+    for (int64_t i = 0; i < n; i++) {
+      fill_row(wanted, i, layer);
+      assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
+    }
+    for (size_t i = (size_t)n * ROW; i < sizeof rows; i++) assert_int_equal(rows[i], 0xa5);
+    sent += (uint64_t)own * ROW * (uint64_t)(size - 1);
+  }
+  assert_true(exchange_bytes_sent(x) == sent);
+  assert_true(exchange_seconds(x) >= 0);
+  exchange_close(x);
+  exchange_close(NULL);
+}
+
+static void transports_that_cannot_serve_are_refused(void **state) {
+  (void)state;
+  const int32_t owner[1] = {0};
+  exchange *x;
+  assert_int_not_equal(exchange_open(&x, ranks, "pigeon", owner, 1), 0);
+  assert_non_null(strstr(status_text(), "pigeon"));
+  status_reset();
+  assert_int_equal(exchange_open(&x, ranks, "self", owner, 1) != 0, size > 1);
+  if (size > 1) assert_non_null(strstr(status_text(), "cannot serve"));
+  status_reset();
+  exchange_close(x);
+}
+
+// ---- outcomes that all share ----
+
+static void a_fault_of_one_is_a_fault_of_all(void **state) {
+  (void)state;
+  assert_int_equal(comm_agree(ranks, 0, "a test"), 0);
+  assert_false(comm_fault_is_agreed(ranks));
+  for (int bad = 0; bad < size; bad++) {
+    status mine = rank == bad ? FAIL("the fault of rank %d", bad) : 0;
+    assert_int_not_equal(comm_agree(ranks, mine, "the test's phase"), 0);
+    char named[32];
+    snprintf(named, sizeof named, "rank %d", bad);
+    assert_non_null(strstr(status_text(), named));
+    if (rank != bad) assert_non_null(strstr(status_text(), "the test's phase"));
+    assert_true(comm_fault_is_agreed(ranks));
+    if (size > 1 && rank != bad) assert_true(comm_fault_is_told_elsewhere(ranks));
+    status_reset();
+  }
+}
+
+static void what_differs_is_named(void **state) {
+  (void)state;
+  char text[] = "the same on every rank";
+  assert_int_equal(comm_equal(ranks, text, sizeof text, "a text"), 0);
+  assert_int_equal(comm_equal(ranks, text, 0, "nothing"), 0);
+  if (size == 1) return;
+  for (int odd = 1; odd < size; odd++) {
+    text[5] = rank == odd ? 'x' : 'y'; // one byte
+    assert_int_not_equal(comm_equal(ranks, text, sizeof text, "a text"), 0);
+    char named[32];
+    snprintf(named, sizeof named, "rank %d (", odd);
+    assert_non_null(strstr(status_text(), named));
+    assert_non_null(strstr(status_text(), "a text"));
+    status_reset();
+  }
+  assert_int_not_equal(comm_equal(ranks, text, sizeof text - (rank == size - 1), "a length"),
+                       0); // one byte less
+  status_reset();
+  text[5] = (char)rank; // all differ: all but rank 0 are named
+  assert_int_not_equal(comm_equal(ranks, text, sizeof text, "a text"), 0);
+  for (int r = 1; r < size; r++) {
+    char named[32];
+    snprintf(named, sizeof named, "%d (", r);
+    assert_non_null(strstr(status_text(), named));
+  }
+  status_reset();
+}
+
+// ---- a rank that comes late ----
+
+enum { LATE_BYTES = 4 << 20, LATE_RANKS = 8 }; // a part that MPI does not send before the other side has come
+
+// The last rank sleeps through the others' deadline. What they sent and what they wait for stays where it is,
+// so that it still finds its part when it comes. Its own part may be empty: then the others wait only for it
+// to take theirs.
+static void come_late(char *buffer, size_t bytes_of_others, size_t bytes_of_last) {
+  const double deadline = 1.0;
+  size_t offset[LATE_RANKS], bytes[LATE_RANKS];
+  for (int r = 0; r < size; r++) {
+    offset[r] = (size_t)r * LATE_BYTES;
+    bytes[r] = r == size - 1 ? bytes_of_last : bytes_of_others;
+  }
+  memset(buffer + offset[rank], 7 + rank, bytes[rank]);
+  assert_int_equal(comm_agree(ranks, 0, "a start together"), 0);
+  if (rank == size - 1) {
+    const struct timespec late = {3, 0};
+    nanosleep(&late, NULL);
+    assert_int_equal(comm_allgatherv(ranks, buffer, offset, bytes, "a late gathering"), 0);
+    for (int r = 0; r < size; r++)
+      for (size_t i = 0; i < bytes[r]; i++) assert_int_equal(buffer[offset[r] + i], 7 + r);
+    return;
+  }
+  comm_set_deadline(ranks, deadline);
+  double start = clock_seconds();
+  assert_int_not_equal(comm_allgatherv(ranks, buffer, offset, bytes, "the test's gathering"), 0);
+  double waited = clock_seconds() - start;
+  assert_true(waited > 0.9 * deadline && waited < deadline + 1.5);
+  char named[192];
+  snprintf(named, sizeof named, "waiting for rank %d (%s)", size - 1, comm_host(ranks));
+  assert_non_null(strstr(status_text(), "the test's gathering"));
+  assert_non_null(strstr(status_text(), "comm.deadline = 1 s"));
+  if (!strstr(status_text(), named)) fail_msg("\"%s\" does not say \"%s\"", status_text(), named);
+  status_reset();
+  comm_set_deadline(ranks, 20);
+}
+
+static void a_rank_that_does_not_come_is_named(void **state) {
+  (void)state;
+  static char small[LATE_RANKS * (size_t)LATE_BYTES], empty[LATE_RANKS * (size_t)LATE_BYTES];
+  if (size == 1) skip();
+  assert_in_range(size, 2, LATE_RANKS);
+  come_late(small, 100, 100);
+  come_late(empty, LATE_BYTES, 0);
+  assert_int_equal(comm_agree(ranks, 0, "an end together"), 0); // and in step again
+}
+
+int main(int argc, char **argv) {
+  if (comm_open(&ranks, &argc, &argv)) {
+    fprintf(stderr, "%s\n", status_text());
+    return 1;
+  }
+  rank = comm_rank(ranks);
+  size = comm_size(ranks);
+  comm_set_deadline(ranks, 20);
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(a_rank_knows_itself),
+      cmocka_unit_test(gathered_parts_are_equal),
+      cmocka_unit_test(slots_arrive_where_the_plan_says),
+      cmocka_unit_test(transports_that_cannot_serve_are_refused),
+      cmocka_unit_test(a_fault_of_one_is_a_fault_of_all),
+      cmocka_unit_test(what_differs_is_named),
+      cmocka_unit_test(a_rank_that_does_not_come_is_named),
+  };
+  int failed = cmocka_run_group_tests(tests, NULL, NULL);
+  fflush(stdout);
+  if (failed) comm_abort(ranks, 1); // the others may wait for this rank
+  comm_close(ranks);
+  return 0;
+}

@@ -1,0 +1,116 @@
+// Tests of src/plan.c: each placement over many sizes, and lists that are wrong.
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include "base/status.h"
+#include "src/plan.h"
+#include <stdlib.h>
+#include <string.h>
+
+// The plans of all ranks are one plan: the same owners, every expert local to its owner alone, own ones
+// ascending.
+static void check_plans(placement_kind kind, const int32_t *list, int n, int ranks, int64_t *owned) {
+  int32_t owner[64];
+  int64_t total = 0;
+  for (int rank = 0; rank < ranks; rank++) {
+    plan p;
+    assert_int_equal(plan_open(&p, kind, list, list ? (size_t)n : 0, n, ranks, rank), 0);
+    int32_t next = 0;
+    for (int e = 0; e < n; e++) {
+      assert_in_range(p.rank_of_expert[e], 0, ranks - 1);
+      if (rank) assert_int_equal(p.rank_of_expert[e], owner[e]);
+      owner[e] = p.rank_of_expert[e];
+      assert_int_equal(p.local[e], owner[e] == rank ? next++ : -1);
+    }
+    assert_int_equal(p.n_own, next);
+    assert_true(next > 0);
+    owned[rank] = next;
+    total += next;
+    plan_close(&p);
+  }
+  assert_int_equal(total, n);
+}
+
+static void placements_divide_evenly(void **state) {
+  (void)state;
+  for (int n = 1; n <= 40; n++)
+    for (int ranks = 1; ranks <= n; ranks++)
+      for (placement_kind kind = PLACEMENT_CONTIGUOUS; kind <= PLACEMENT_STRIDED; kind++) {
+        int64_t owned[64];
+        check_plans(kind, NULL, n, ranks, owned);
+        for (int r = 1; r < ranks; r++) { // the first ranks own one more
+          assert_true(owned[r] <= owned[r - 1]);
+          assert_true(owned[0] - owned[r] <= 1);
+        }
+      }
+}
+
+static void contiguous_and_strided_are_what_they_say(void **state) {
+  (void)state;
+  plan a, b;
+  assert_int_equal(plan_open(&a, PLACEMENT_CONTIGUOUS, NULL, 0, 7, 3, 0), 0);
+  assert_int_equal(plan_open(&b, PLACEMENT_STRIDED, NULL, 0, 7, 3, 0), 0);
+  const int32_t contiguous[] = {0, 0, 0, 1, 1, 2, 2}, strided[] = {0, 1, 2, 0, 1, 2, 0};
+  assert_memory_equal(a.rank_of_expert, contiguous, sizeof contiguous);
+  assert_memory_equal(b.rank_of_expert, strided, sizeof strided);
+  plan_close(&a);
+  plan_close(&b);
+}
+
+static void lists_are_taken_as_they_are(void **state) {
+  (void)state;
+  const int32_t list[] = {2, 0, 2, 2, 1, 0};
+  int64_t owned[64];
+  check_plans(PLACEMENT_LIST, list, 6, 3, owned);
+  assert_int_equal(owned[0], 2);
+  assert_int_equal(owned[1], 1);
+  assert_int_equal(owned[2], 3);
+  plan p;
+  assert_int_equal(plan_open(&p, PLACEMENT_LIST, list, 6, 6, 3, 1), 0);
+  assert_memory_equal(p.rank_of_expert, list, sizeof list);
+  plan_close(&p);
+}
+
+static void refused(placement_kind kind, const int32_t *list, size_t length, int64_t n, int ranks,
+                    const char *what) {
+  plan p;
+  assert_int_not_equal(plan_open(&p, kind, list, length, n, ranks, 0), 0);
+  if (!strstr(status_text(), what)) fail_msg("\"%s\" does not say \"%s\"", status_text(), what);
+  status_reset();
+  plan_close(&p);
+}
+
+static void bad_plans_are_refused(void **state) {
+  (void)state;
+  const int32_t list[] = {0, 1, 0, 2}, beyond[] = {0, 1, 3, 2}, negative[] = {0, -1, 1, 2},
+                idle[] = {0, 2, 0, 2};
+  refused(PLACEMENT_CONTIGUOUS, NULL, 0, 4, 5, "5 ranks for 4 experts");
+  refused(PLACEMENT_STRIDED, NULL, 0, 1, 2, "2 ranks for 1 expert");
+  refused(PLACEMENT_LIST, list, 4, 3, 3, "expected 3 ranks");
+  refused(PLACEMENT_LIST, list, 3, 4, 3, "found 3");
+  refused(PLACEMENT_LIST, NULL, 0, 4, 3, "found 0");
+  refused(PLACEMENT_LIST, beyond, 4, 4, 3, "expert 2: expected a rank from 0 to 2, found 3");
+  refused(PLACEMENT_LIST, negative, 4, 4, 3, "expert 1");
+  refused(PLACEMENT_LIST, idle, 4, 4, 3, "rank 1 owns no expert");
+}
+
+static void names(void **state) {
+  (void)state;
+  assert_string_equal(placement_name(PLACEMENT_CONTIGUOUS), "contiguous");
+  assert_string_equal(placement_name(PLACEMENT_STRIDED), "strided");
+  assert_string_equal(placement_name(PLACEMENT_LIST), "list");
+  plan_close(NULL);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(placements_divide_evenly),
+      cmocka_unit_test(contiguous_and_strided_are_what_they_say),
+      cmocka_unit_test(lists_are_taken_as_they_are),
+      cmocka_unit_test(bad_plans_are_refused),
+      cmocka_unit_test(names),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""moe_run bench: its digests are those of a parity run over the same tokens, whatever the ranks, the chunks, the
+depth and the batch; its bytes are counted again here; its three forms say the same."""
+import csv
+import functools
+import io
+import json
+import os
+import re
+import unittest
+
+import moe
+import numpy as np
+import reference
+
+SEED = moe.random_seed()
+ARMS = ["f32@cpu", "q8k@cpu"]
+SHAPE = dict(layers=2, hidden=512, heads=4, kv_heads=2, head_dim=64, experts=8, top_k=2, expert_width=256, vocab=700,
+             types="Q4_K_M", context=300)
+MASK = 2**64 - 1
+
+
+@functools.cache
+def model():
+    return moe.model(SEED, **SHAPE)
+
+
+def mix(z):  # num_mix64 of kernels/numerics.h
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9 & MASK
+    z = (z ^ z >> 27) * 0x94d049bb133111eb & MASK
+    return z ^ z >> 31
+
+
+def tokens(sequence, n):
+    """The tokens that bench feeds (docs/bench.md)."""
+    key = mix(SEED + 0x9e3779b97f4a7c15 & MASK)
+    return [mix(key + (sequence << 32) + t & MASK) % SHAPE["vocab"] for t in range(n)]
+
+
+def bench(ranks=1, form="json", **sets):
+    keys = {"model.path": model(), "run.arms": ARMS, "run.seed": SEED, "bench.repeats": 2, "bench.prompt": [20],
+            "bench.generate": [5], "bench.format": form, **{k.replace("__", "."): v for k, v in sets.items()}}
+    outcome = moe.attempt({k: v for k, v in keys.items() if k != "output.dir"}, ranks, command="bench",
+                          out=keys.get("output.dir"))
+    if outcome.code != 0:
+        raise AssertionError(f"bench ended with {outcome.code}: {outcome.err}{outcome.out}")
+    return outcome.out
+
+
+def rows(ranks=1, **sets):
+    """{(arm, test): row}"""
+    return {(row["arm"], row["test"]): row for row in json.loads(bench(ranks, **sets))["rows"]}
+
+
+@functools.cache
+def base():
+    return rows(bench__depth=[0, 7])
+
+
+@functools.cache
+def digest_of_prefix(arm, sequence, n):
+    """Of the logits at the first n positions of a sequence, by the command parity."""
+    if not n:
+        return 0
+    run = moe.run({"model.path": model(), "run.arms": [arm], "input.tokens": tokens(sequence, n)})
+    return int(run.arm(arm)["digest"], 16)
+
+
+def digest_of_span(arm, sequence, first, end):
+    return digest_of_prefix(arm, sequence, end) - digest_of_prefix(arm, sequence, first)
+
+
+def hexadecimal(digest):
+    return f"{digest & MASK:016x}"
+
+
+class Digests(unittest.TestCase):
+    def test_they_are_those_of_parity(self):
+        for arm in ARMS:
+            for depth, mark in ((0, ""), (7, " @ d7")):
+                with self.subTest(arm=arm, depth=depth):
+                    last = digest_of_span(arm, 0, depth + 19, depth + 20)
+                    self.assertEqual(base()[arm, f"pp20{mark}"]["digest"], hexadecimal(last))
+                    decoded = digest_of_span(arm, 0, depth, depth + 5)
+                    self.assertEqual(base()[arm, f"tg5{mark}"]["digest"], hexadecimal(decoded))
+
+    def test_a_batch_is_the_sum_of_its_sequences(self):
+        found = rows(bench__batch=[3], run__chunk=11)
+        for arm in ARMS:
+            last = sum(digest_of_span(arm, s, 19, 20) for s in range(3))
+            decoded = sum(digest_of_span(arm, s, 0, 5) for s in range(3))
+            self.assertEqual(found[arm, "pp20 x3"]["digest"], hexadecimal(last))
+            self.assertEqual(found[arm, "tg5 x3"]["digest"], hexadecimal(decoded))
+
+    def test_ranks_chunks_and_order_change_nothing(self):
+        for ranks, sets in ((2, {}), (3, {"run__chunk": 7}), (1, {"run__chunk": 1, "run__threads": 1}),
+                            (2, {"bench__depth": [7, 0]}), (1, {"run__context": 300})):
+            with self.subTest(ranks=ranks, **sets):
+                found = rows(ranks, **{"bench__depth": [0, 7], **sets})
+                self.assertEqual({key: row["digest"] for key, row in found.items()},
+                                 {key: row["digest"] for key, row in base().items()})
+
+    def test_many_sequences(self):
+        """More of them than logits are computed at once."""
+        found = rows(bench__batch=[40], bench__prompt=[2], bench__generate=[1], run__arms=["q8k@cpu"])
+        one = rows(2, bench__batch=[40], bench__prompt=[2], bench__generate=[1], run__arms=["q8k@cpu"], run__chunk=3)
+        self.assertEqual(found["q8k@cpu", "tg1 x40"]["digest"], one["q8k@cpu", "tg1 x40"]["digest"])
+        self.assertEqual(found["q8k@cpu", "pp2 x40"]["digest"], one["q8k@cpu", "pp2 x40"]["digest"])
+
+    def test_the_seed_is_in_the_tokens(self):
+        other = rows(run__seed=SEED + 1)
+        self.assertNotEqual(other["q8k@cpu", "pp20"]["digest"], base()["q8k@cpu", "pp20"]["digest"])
+
+
+class Bytes(unittest.TestCase):
+    def count(self, batch, depth, n, ranks=1):
+        """Bytes a decoded token: experts chosen by the reference's routing, each once a layer and step."""
+        m = reference.Model(model())
+        size = {name: len(raw) for name, (_, _, raw) in m.gguf.tensors.items()}
+        experts = {name: b for name, b in size.items() if "_exps" in name}
+        row = size["token_embd.weight"] // SHAPE["vocab"]
+        shared = sum(size.values()) - sum(experts.values()) - size["token_embd.weight"]
+        chosen = [m.forward(tokens(s, depth + n))["chosen"] for s in range(batch)]
+        total = 0
+        for p in range(depth, depth + n):
+            cache = batch * (p + 1) * 2 * SHAPE["layers"] * SHAPE["kv_heads"] * SHAPE["head_dim"] * 2
+            total += ranks * (shared + batch * row + cache)
+            for layer in range(SHAPE["layers"]):
+                distinct = len({int(e) for c in chosen for e in c[layer][p]})
+                each = sum(b for name, b in experts.items() if name.startswith(f"blk.{layer}.")) // SHAPE["experts"]
+                total += distinct * each
+        return total / (n * batch)
+
+    def test_they_are_counted_exactly(self):
+        for ranks, batch, depth in ((1, 1, 0), (1, 3, 4), (2, 1, 4)):
+            with self.subTest(ranks=ranks, batch=batch, depth=depth):
+                found = rows(ranks, bench__batch=[batch], bench__depth=[depth], run__arms=["f32@cpu"])
+                row = next(row for row in found.values() if row["kind"] == "tg")
+                expected = self.count(batch, depth, 5, ranks)
+                self.assertLess(abs(row["bytes_per_token"] / expected - 1), 1e-6)
+
+    def test_the_share_of_the_bandwidth(self):
+        whole = json.loads(bench())
+        self.assertTrue(1e8 < whole["bandwidth_bytes_per_s"] < 1e13, whole["bandwidth_bytes_per_s"])
+        for row in whole["rows"]:
+            if row["kind"] == "pp":
+                self.assertIsNone(row["bytes_per_token"])
+                self.assertIsNone(row["share_of_bandwidth"])
+            else:
+                share = row["bytes_per_token"] * row["tokens_per_s"]["median"] / whole["bandwidth_bytes_per_s"]
+                self.assertLess(abs(row["share_of_bandwidth"] / share - 1), 1e-6)
+
+
+class Forms(unittest.TestCase):
+    def test_the_numbers(self):
+        for row in base().values():
+            rate = row["tokens_per_s"]
+            self.assertEqual((row["n"], len(rate["runs"])), (2, 2))
+            self.assertAlmostEqual(rate["median"], np.median(rate["runs"]), delta=1e-6 * rate["median"])
+            self.assertEqual((rate["min"], rate["max"]), (min(rate["runs"]), max(rate["runs"])))
+            self.assertGreater(rate["min"], 0)
+        self.assertEqual(list(base()), [(a, t) for a in ARMS for t in ("pp20", "tg5", "pp20 @ d7", "tg5 @ d7")])
+
+    def test_the_same_rows_in_each(self):
+        sets = {"bench__depth": [0, 7], "bench__repeats": 1, "bench__warmup": 0}
+        table = list(csv.DictReader(io.StringIO(bench(form="csv", **sets))))
+        expected = {key: row["digest"] for key, row in base().items()}
+        self.assertEqual({(row["arm"], row["test"]): row["digest"] for row in table}, expected)
+        self.assertTrue(all(float(row["min_tokens_per_s"]) > 0 for row in table))
+        lines = [line for line in bench(form="md", **sets).splitlines() if line.startswith("|")]
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        self.assertEqual({(row[0], row[1]): row[-1] for row in cells[2:]}, expected)
+        self.assertEqual({len(row) for row in cells}, {9})
+
+    def test_the_file(self):
+        folder = moe.fresh()
+        printed = json.loads(bench(output__dir=folder))
+        with open(os.path.join(folder, "bench.json"), encoding="utf-8") as file:
+            self.assertEqual(json.load(file), printed)
+        self.assertEqual(os.listdir(folder), ["bench.json"])
+
+    def test_lists(self):
+        self.assertEqual(list(rows(bench__prompt=[], bench__generate=[3, 1], run__arms=["q8k@cpu"])),
+                         [("q8k@cpu", "tg3"), ("q8k@cpu", "tg1")])
+
+
+class Refusals(unittest.TestCase):
+    def refused(self, words, ranks=1, **sets):
+        keys = {"model.path": model(), "run.arms": ARMS, **{k.replace("__", "."): v for k, v in sets.items()}}
+        outcome = moe.attempt(keys, ranks, command="bench")
+        self.assertNotIn(outcome.code, (0, None))
+        self.assertEqual(outcome.out, "")
+        self.assertTrue(outcome.faults(), outcome.err)
+        for fault in outcome.faults():
+            self.assertRegex(fault, words)
+
+    def test_they_name_what_is_wrong(self):
+        self.refused("640 positions.* context is 300", bench__prompt=[512], bench__depth=[128], ranks=2)
+        self.refused(r"run\.context = 20: bench needs 30", bench__prompt=[30], bench__generate=[], run__context=20)
+        self.refused("nothing to measure", bench__prompt=[], bench__generate=[])
+        self.refused("nothing to measure", bench__depth=[])
+        self.refused(r"bench\.prompt: expected an integer from 1", bench__prompt=[4, 0])
+        self.refused(r"bench\.repeats", bench__repeats=0)
+        self.refused(r"bench\.format", bench__format="xml")
+
+
+if __name__ == "__main__":
+    moe.main()

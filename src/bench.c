@@ -4,6 +4,7 @@
 #include "src/bench_bandwidth.h"
 #include "src/bench_report.h"
 #include "src/progress.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -319,12 +320,12 @@ static status run_arm(bench *b, const char *name) {
   TRY(job_open_arm(b->j, name, &e));
   status result = 0;
   progress shown = progress_begin(job_is_printer(b->j), name, "tests", (int64_t)b->n_tests);
-  b->report.row = e->forward.compute->ops->row(e->forward.compute);
   memset(b->filled, 0, (size_t)b->j->n_sequences * sizeof *b->filled);
   for (size_t i = 0; i < b->n_tests && !result; i++) {
     const test *t = &b->tests[i];
     bench_row *row = &b->report.rows[b->report.n_rows++];
     row->arm = name;
+    snprintf(row->row_name, sizeof row->row_name, "%s", e->forward.compute->ops->row(e->forward.compute));
     row->decode = t->decode;
     row->tokens = t->tokens;
     row->depth = t->depth;

@@ -1,4 +1,4 @@
-#define _GNU_SOURCE // MAP_ANONYMOUS, _SC_LEVEL3_CACHE_SIZE
+#define _GNU_SOURCE // madvise, _SC_LEVEL3_CACHE_SIZE
 #include "src/bench_bandwidth.h"
 #include "base/clock.h"
 #include "base/memory.h"
@@ -35,6 +35,8 @@ static status reader_open(reader *r, int threads) {
     r->memory = NULL;
     return FAIL("cannot allocate %zu bytes to measure the memory's bandwidth: %s", bytes, strerror(errno));
   }
+  madvise(r->memory, bytes,
+          MADV_HUGEPAGE); // fewer faults and misses of the page table; without it the same, slower
 #pragma omp parallel num_threads(threads)
   memset(r->memory + (size_t)omp_get_thread_num() * r->each, 1, r->each);
   return 0;

@@ -37,19 +37,20 @@ static double share_of_bandwidth(const bench_report *r, const bench_row *row) {
 // ---- Markdown ----
 
 static void print_head(const bench_report *r, FILE *out) {
-  fprintf(
-      out,
-      "%s (%s), %.2f GB; %d rank%s of %d thread%s on %d host%s, %s, cpu row %s; all ranks read %.1f GB/s\n\n",
-      r->model, r->types, (double)r->model_bytes * 1e-9, r->ranks, r->ranks == 1 ? "" : "s", r->threads,
-      r->threads == 1 ? "" : "s", r->hosts, r->hosts == 1 ? "" : "s", r->cpu, r->row, r->bandwidth * 1e-9);
+  fprintf(out, "%s (%s), %.2f GB; %d rank%s of %d thread%s on %d host%s, %s; all ranks read %.1f GB/s\n\n",
+          r->model, r->types, (double)r->model_bytes * 1e-9, r->ranks, r->ranks == 1 ? "" : "s", r->threads,
+          r->threads == 1 ? "" : "s", r->hosts, r->hosts == 1 ? "" : "s", r->cpu, r->bandwidth * 1e-9);
 }
 
 static void print_md(const bench_report *r, FILE *out) {
   print_head(r, out);
-  fprintf(out, "| arm          | test                 |  n | median tok/s |        min |        max | "
-               "MB/token | of bandwidth | digest           |\n"
-               "|:-------------|:---------------------|---:|-------------:|-----------:|-----------:|--------"
-               "-:|-------------:|:-----------------|\n");
+  fprintf(
+      out,
+      "| arm          | row          | test                 |  n | median tok/s |        min |        max | "
+      "MB/token | of bandwidth | digest           |\n"
+      "|:-------------|:-------------|:---------------------|---:|-------------:|-----------:|-----------:|--"
+      "------"
+      "-:|-------------:|:-----------------|\n");
   for (size_t i = 0; i < r->n_rows; i++) {
     const bench_row *row = &r->rows[i];
     rates s = rates_of(row);
@@ -59,8 +60,9 @@ static void print_md(const bench_report *r, FILE *out) {
       snprintf(bytes, sizeof bytes, "%.2f", row->bytes_per_token * 1e-6);
       snprintf(share, sizeof share, "%.1f %%", 100 * share_of_bandwidth(r, row));
     }
-    fprintf(out, "| %-12s | %-20s | %2zu | %12.2f | %10.2f | %10.2f | %8s | %12s | %016" PRIx64 " |\n",
-            row->arm, name, row->n, s.median, s.least, s.most, bytes, share, row->digest);
+    fprintf(out,
+            "| %-12s | %-12s | %-20s | %2zu | %12.2f | %10.2f | %10.2f | %8s | %12s | %016" PRIx64 " |\n",
+            row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, row->digest);
   }
 }
 
@@ -75,17 +77,18 @@ static void print_real(FILE *out, double x, const char *nothing) {
 }
 
 static void print_csv(const bench_report *r, FILE *out) {
-  fprintf(out, "arm,test,kind,tokens,depth,batch,ranks,threads,n,median_tokens_per_s,min_tokens_per_s,max_"
-               "tokens_per_s,"
-               "bytes_per_token,bandwidth_bytes_per_s,share_of_bandwidth,digest\n");
+  fprintf(out,
+          "arm,row,test,kind,tokens,depth,batch,ranks,threads,n,median_tokens_per_s,min_tokens_per_s,max_"
+          "tokens_per_s,"
+          "bytes_per_token,bandwidth_bytes_per_s,share_of_bandwidth,digest\n");
   for (size_t i = 0; i < r->n_rows; i++) {
     const bench_row *row = &r->rows[i];
     rates s = rates_of(row);
     char name[80];
     test_name(name, row);
-    fprintf(out, "%s,%s,%s,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,%d,%zu,%.9g,%.9g,%.9g,", row->arm, name,
-            row->decode ? "tg" : "pp", row->tokens, row->depth, row->batch, r->ranks, r->threads, row->n,
-            s.median, s.least, s.most);
+    fprintf(out, "%s,%s,%s,%s,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,%d,%zu,%.9g,%.9g,%.9g,", row->arm,
+            row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth, row->batch, r->ranks,
+            r->threads, row->n, s.median, s.least, s.most);
     print_real(out, row->bytes_per_token, "");
     fprintf(out, ",%.9g,", r->bandwidth);
     print_real(out, share_of_bandwidth(r, row), "");
@@ -109,11 +112,11 @@ static void print_json_row(const bench_report *r, const bench_row *row, FILE *ou
   test_name(name, row);
   fprintf(
       out,
-      "    {\"arm\": \"%s\", \"test\": \"%s\", \"kind\": \"%s\", \"tokens\": %" PRId64 ", \"depth\": %" PRId64
-      ", \"batch\": %" PRId64
+      "    {\"arm\": \"%s\", \"row\": \"%s\", \"test\": \"%s\", \"kind\": \"%s\", \"tokens\": %" PRId64
+      ", \"depth\": %" PRId64 ", \"batch\": %" PRId64
       ", \"n\": %zu,\n     \"tokens_per_s\": {\"median\": %.9g, \"min\": %.9g, \"max\": %.9g, \"runs\": [",
-      row->arm, name, row->decode ? "tg" : "pp", row->tokens, row->depth, row->batch, row->n, s.median,
-      s.least, s.most);
+      row->arm, row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth, row->batch, row->n,
+      s.median, s.least, s.most);
   for (size_t i = 0; i < row->n; i++) fprintf(out, "%s%.9g", i ? ", " : "", row->rate[i]);
   fputs("]},\n     \"bytes_per_token\": ", out);
   print_real(out, row->bytes_per_token, "null");
@@ -133,7 +136,6 @@ static void print_json(const bench_report *r, FILE *out) {
   print_field(out, "model", r->model);
   print_field(out, "types", r->types);
   print_field(out, "cpu", r->cpu);
-  print_field(out, "row", r->row);
   fprintf(out, "  \"model_bytes\": %" PRIu64 ",\n  \"ranks\": %d,\n  \"threads\": %d,\n  \"hosts\": %d,\n",
           r->model_bytes, r->ranks, r->threads, r->hosts);
   fprintf(out, "  \"bandwidth_bytes_per_s\": %.9g,\n  \"rows\": [\n", r->bandwidth);

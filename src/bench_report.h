@@ -8,6 +8,7 @@
 
 typedef struct {
   const char *arm;
+  char row_name[32];            // of its backend: the instruction set or device in use
   bool decode;                  // tg, else pp
   int64_t tokens, depth, batch; // of each sequence; before them; sequences
   size_t n;                     // timed runs
@@ -17,7 +18,7 @@ typedef struct {
 } bench_row;
 
 typedef struct {
-  const char *model, *types, *cpu, *row;
+  const char *model, *types, *cpu;
   uint64_t model_bytes;
   int ranks, threads, hosts; // threads of a rank
   double bandwidth;          // bytes/s that all ranks read at once

@@ -255,10 +255,22 @@ static void trie_add(tokenizer *t, gguf_string text, int32_t id) {
   t->trie[node].id = id;
 }
 
+// A special token is cut out of a text before it is split further: half a character would leave the other
+// half.
+static status check_special(const loader *l, size_t id) {
+  if (!text_check(l->token[id].text, l->token[id].length)) return 0;
+  status_reset();
+  return FAIL("%s: key \"%s\": special token %zu, \"%s\", is not valid UTF-8", l->path, TOKENIZER_KEY_TOKENS,
+              id, show(l->token[id]).text);
+}
+
 static status load_special(tokenizer *t, const loader *l) {
   size_t nodes = 1;
-  for (size_t i = 0; i < l->count; i++)
-    if (is_special(l, i)) nodes += l->token[i].length; // cannot overflow: they lie in one file
+  for (size_t i = 0; i < l->count; i++) {
+    if (!is_special(l, i)) continue;
+    TRY(check_special(l, i));
+    nodes += l->token[i].length; // cannot overflow: they lie in one file
+  }
   if (nodes > INT32_MAX)
     return FAIL("%s: key \"%s\": special tokens of %zu bytes are too long", l->path, TOKENIZER_KEY_TOKENS,
                 nodes);

@@ -127,10 +127,10 @@ def finish(process, limit=LIMIT, folder=None, since=None):
     return Outcome(code, out.decode(errors="replace"), err.decode(errors="replace"), time.monotonic() - since, folder)
 
 
-def attempt(sets=None, ranks=1, limit=LIMIT, out=None, options=None, **rest):
-    """Runs the program; it may fail. sets: keys and values; rest: command, config, program."""
-    line = under_mpirun([(ranks, words(sets=sets, out=out, **rest))])
-    return finish(start(line, **(options or {})), limit, out)
+def attempt(sets=None, ranks=1, limit=LIMIT, out=None, alone=False, **rest):
+    """Runs the program; it may fail. sets: keys and values; alone: without mpirun; rest: command, config, program."""
+    line = words(sets=sets, out=out, **rest)
+    return finish(start(line if alone else under_mpirun([(ranks, line)])), limit, out)
 
 
 def run(sets, ranks=1, **rest):

@@ -169,8 +169,8 @@ class Forms(unittest.TestCase):
         self.assertTrue(all(float(row["min_tokens_per_s"]) > 0 for row in table))
         lines = [line for line in bench(form="md", **sets).splitlines() if line.startswith("|")]
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        self.assertEqual({(row[0], row[1]): row[-1] for row in cells[2:]}, expected)
-        self.assertEqual({len(row) for row in cells}, {9})
+        self.assertEqual({(row[0], row[2]): row[-1] for row in cells[2:]}, expected)
+        self.assertEqual({len(row) for row in cells}, {10})
 
     def test_the_file(self):
         folder = moe.fresh()

@@ -1,7 +1,7 @@
 // avx512_attention: attention in floats for the query heads of several tokens that share a cache.
 //
-// Owns: the order of the work over chunks, tokens and heads. Invariant: every sum is the chain of docs/paths.md: a
-// score over head_dim in a lane of its key, an output over keys in a lane of its dimension.
+// Owns: the order of the work over chunks, tokens and heads. Invariant: every sum is the chain of
+// docs/paths.md: a score over head_dim in a lane of its key, an output over keys in a lane of its dimension.
 #pragma once
 #include "kernels/cpu/avx512_float.h"
 
@@ -10,8 +10,8 @@ static_assert(ATTENTION_CHUNK == REGISTERS * FLOATS, "a chunk's scores are one t
 
 // out[h][0 .. 16 wide - 1] (rows of out_stride) = sum over k ascending, from +0, of a[h][k] * b[k][..]
 static inline __attribute__((always_inline)) void chains(float *out, int64_t out_stride, const float *a,
-                                                         int64_t a_stride, const float *b, int64_t b_stride, int64_t n,
-                                                         const int heads, const int wide) {
+                                                         int64_t a_stride, const float *b, int64_t b_stride,
+                                                         int64_t n, const int heads, const int wide) {
   __m512 sum[HEAD_TILE][REGISTERS];
   for (int h = 0; h < heads; h++)
     for (int i = 0; i < wide; i++) sum[h][i] = _mm512_setzero_ps();
@@ -113,25 +113,29 @@ static attention_room room_of(void *scratch, int64_t heads, int64_t head_dim) {
 }
 
 // One token's heads over one chunk of n keys.
-static void attend_chunk(float *out, running *run, const float *q, const float *keys, const float *values, bool first,
-                         int64_t n, int64_t heads, int64_t head_dim, const attention_room *room) {
-  chains_all(room->scores, ATTENTION_CHUNK, q, head_dim, keys, ATTENTION_CHUNK, head_dim, heads, ATTENTION_CHUNK);
+static void attend_chunk(float *out, running *run, const float *q, const float *keys, const float *values,
+                         bool first, int64_t n, int64_t heads, int64_t head_dim, const attention_room *room) {
+  chains_all(room->scores, ATTENTION_CHUNK, q, head_dim, keys, ATTENTION_CHUNK, head_dim, heads,
+             ATTENTION_CHUNK);
   running fresh[ATTEND_HEADS];
   for (int64_t h = 0; h < heads; h++)
     fresh[h].sum = weights_avx512(room->scores + h * ATTENTION_CHUNK, n, &fresh[h].max);
-  chains_all(first ? out : room->fresh, head_dim, room->scores, ATTENTION_CHUNK, values, head_dim, n, heads, head_dim);
+  chains_all(first ? out : room->fresh, head_dim, room->scores, ATTENTION_CHUNK, values, head_dim, n, heads,
+             head_dim);
   for (int64_t h = 0; h < heads; h++)
     if (first)
       run[h] = fresh[h];
     else
-      fold_avx512(&run[h], out + h * head_dim, fresh[h].max, fresh[h].sum, room->fresh + h * head_dim, head_dim);
+      fold_avx512(&run[h], out + h * head_dim, fresh[h].max, fresh[h].sum, room->fresh + h * head_dim,
+                  head_dim);
 }
 
 static void attend_span_avx512(const attention_span *s, int64_t head_dim, void *scratch) {
   if (head_dim % FLOATS) {
     for (int64_t i = 0; i < s->n * s->heads; i++) {
       int64_t t = i / s->heads, at = i % s->heads * head_dim;
-      attend_f32((float *)s->out[t] + at, (const float *)s->q[t] + at, &s->kv, s->n_keys[t], head_dim, scratch);
+      attend_f32((float *)s->out[t] + at, (const float *)s->q[t] + at, &s->kv, s->n_keys[t], head_dim,
+                 scratch);
     }
     return;
   }
@@ -141,7 +145,8 @@ static void attend_span_avx512(const attention_span *s, int64_t head_dim, void *
   for (int64_t t = 0; t < s->n; t++) n_keys = s->n_keys[t] > n_keys ? s->n_keys[t] : n_keys;
   for (int64_t first = 0; first < n_keys; first += ATTENTION_CHUNK) {
     int64_t n_values = n_keys - first < ATTENTION_CHUNK ? n_keys - first : ATTENTION_CHUNK;
-    const float *keys = kv_floats(&s->kv, s->kv.keys, first * head_dim, ATTENTION_CHUNK * head_dim, room.keys);
+    const float *keys =
+        kv_floats(&s->kv, s->kv.keys, first * head_dim, ATTENTION_CHUNK * head_dim, room.keys);
     const float *values = kv_floats(&s->kv, s->kv.values, first * head_dim, n_values * head_dim, room.values);
     for (int64_t t = 0; t < s->n; t++) {
       int64_t n = s->n_keys[t] - first;

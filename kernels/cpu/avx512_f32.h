@@ -1,15 +1,16 @@
 // avx512_f32: products of rows of any type with float activations, 4 rows times up to 6 tokens.
 //
-// Owns: dequantisation in lanes and the layout of a tile's weights. Invariant: one of the 32 lanes of sum32 is one
-// lane of a register; the two halves of 16 lanes are two passes, and the tree folds them.
+// Owns: dequantisation in lanes and the layout of a tile's weights. Invariant: one of the 32 lanes of sum32
+// is one lane of a register; the two halves of 16 lanes are two passes, and the tree folds them.
 #pragma once
 #include "kernels/cpu/avx512_float.h"
 
 enum { FEW_ROWS = 4, FLOAT_TOKENS = 6, ROW_GROUPS = ROW_TILE / FEW_ROWS };
 static_assert(ROW_TILE % FEW_ROWS == 0, "a tile is whole groups of rows");
 
-// Where a row's weights go as they are dequantised, 16 at a time: into the tile, or straight into one token's sums.
-// The tile lies [group of 4 rows][half of the lanes][cols / 32][4 rows][16], so that what a pass reads is in line.
+// Where a row's weights go as they are dequantised, 16 at a time: into the tile, or straight into one token's
+// sums. The tile lies [group of 4 rows][half of the lanes][cols / 32][4 rows][16], so that what a pass reads
+// is in line.
 typedef struct {
   float *tile;    // of the row, at its first weight; NULL: sums
   int64_t steps;  // cols / 32
@@ -18,8 +19,8 @@ typedef struct {
 } weight_sink;
 
 // Weights 16 at .. 16 at + 15 of the row. `tiled` is sink->tile != NULL, known where this is inlined.
-static inline __attribute__((always_inline)) void take_weights(weight_sink *sink, const bool tiled, int64_t at,
-                                                               __m512 w) {
+static inline __attribute__((always_inline)) void take_weights(weight_sink *sink, const bool tiled,
+                                                               int64_t at, __m512 w) {
   if (tiled)
     _mm512_store_ps(sink->tile + ((at & 1) * sink->steps + at / 2) * FEW_ROWS * FLOATS, w);
   else
@@ -31,7 +32,8 @@ static inline __m512i bytes_to_words(const void *bytes) {
 }
 
 // d * scale and dmin * min of the 8 sub-blocks; both are exact.
-static inline void steps_and_bases(float step[8], float base[8], const uint8_t *packed, uint16_t d, uint16_t dmin) {
+static inline void steps_and_bases(float step[8], float base[8], const uint8_t *packed, uint16_t d,
+                                   uint16_t dmin) {
   uint32_t a, b, c;
   memcpy(&a, packed, 4);
   memcpy(&b, packed + 4, 4);
@@ -47,7 +49,8 @@ static inline void steps_and_bases(float step[8], float base[8], const uint8_t *
 // The 16 weights that quants first .. first + 15 stand for: step * q - base, of which the product is exact.
 static inline __m512 value_table(float step, float base, float first) {
   const __m512 count = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return _mm512_fmsub_ps(_mm512_set1_ps(step), _mm512_add_ps(count, _mm512_set1_ps(first)), _mm512_set1_ps(base));
+  return _mm512_fmsub_ps(_mm512_set1_ps(step), _mm512_add_ps(count, _mm512_set1_ps(first)),
+                         _mm512_set1_ps(base));
 }
 
 // at: of the block's first weight, over 16. A lookup takes the low 4 bits of each index.
@@ -94,7 +97,8 @@ static inline __attribute__((always_inline)) void weights_q6k(weight_sink *sink,
     const __m512i four = _mm512_set1_epi8(15), two = _mm512_set1_epi8(48), offset = _mm512_set1_epi8(32);
     __m512i low = _mm512_loadu_si512(w->ql + 64 * half);
     __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(w->qh + 32 * half)));
-    __m512i q0 = _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(_mm512_rolv_epi32(high, turn0), two));
+    __m512i q0 =
+        _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(_mm512_rolv_epi32(high, turn0), two));
     __m512i q1 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(low, 4), four),
                                  _mm512_and_si512(_mm512_rolv_epi32(high, turn1), two));
     _mm512_store_si512(q + 128 * half, _mm512_sub_epi8(q0, offset));
@@ -138,14 +142,15 @@ static inline __attribute__((always_inline)) void weights_of_type(weight_sink *s
   else if (type == TYPE_Q6_K)
     for (int64_t b = 0; b < sixteens / 16; b++) weights_q6k(sink, tiled, 16 * b, (const block_q6_K *)row + b);
   else
-    for (int64_t i = 0; i < sixteens; i += 2) { // a pair: where a sum goes must be known when this is compiled
+    for (int64_t i = 0; i < sixteens;
+         i += 2) { // a pair: where a sum goes must be known when this is compiled
       take_weights(sink, tiled, i, weights_plain(type, row, i));
       take_weights(sink, tiled, i + 1, weights_plain(type, row, i + 1));
     }
 }
 
-static inline __attribute__((always_inline)) void weights_of_row(weight_sink *sink, const bool tiled, weight_type type,
-                                                                 const void *row) {
+static inline __attribute__((always_inline)) void weights_of_row(weight_sink *sink, const bool tiled,
+                                                                 weight_type type, const void *row) {
   switch (type) {
   case TYPE_Q4_K:
     weights_of_type(sink, tiled, TYPE_Q4_K, row);
@@ -184,8 +189,9 @@ static float vector_row(const float *x, weight_type type, const void *row, int64
 }
 
 // One pass: 16 of the 32 lanes of 4 rows times n tokens. x[t] begins at the pass's first element.
-static inline __attribute__((always_inline)) void few_rows_times(__m512 sum[FLOAT_TOKENS][FEW_ROWS], const float *w,
-                                                                 const float *const *x, int64_t steps, const int n) {
+static inline __attribute__((always_inline)) void few_rows_times(__m512 sum[FLOAT_TOKENS][FEW_ROWS],
+                                                                 const float *w, const float *const *x,
+                                                                 int64_t steps, const int n) {
   for (int t = 0; t < n; t++)
     for (int r = 0; r < FEW_ROWS; r++) sum[t][r] = _mm512_setzero_ps();
   for (int64_t i = 0; i < steps; i++, w += FEW_ROWS * FLOATS) {
@@ -225,15 +231,16 @@ static inline __attribute__((always_inline)) void pass(float *const *out, int64_
     for (int r = 0; r < FEW_ROWS; r++) sum[t][r] = _mm512_add_ps(kept[t][r], sum[t][r]);
     float four[FEW_ROWS];
     _mm_storeu_ps(four, tree_four(sum[t]));
-    memcpy(out[t] + first, four, (size_t)(n_rows - first < FEW_ROWS ? n_rows - first : FEW_ROWS) * sizeof(float));
+    memcpy(out[t] + first, four,
+           (size_t)(n_rows - first < FEW_ROWS ? n_rows - first : FEW_ROWS) * sizeof(float));
   }
 }
 
-#define PASS(n)                                                                                                   \
-  static __attribute__((noinline)) void pass_##n(float *const *out, int64_t first, int64_t n_rows,               \
-                                                 __m512 (*kept)[FEW_ROWS], int half, const float *w,              \
-                                                 const float *const *x, int64_t steps) {                          \
-    pass(out, first, n_rows, kept, half, w, x, steps, n);                                                         \
+#define PASS(n)                                                                                              \
+  static __attribute__((noinline)) void pass_##n(float *const *out, int64_t first, int64_t n_rows,           \
+                                                 __m512(*kept)[FEW_ROWS], int half, const float *w,          \
+                                                 const float *const *x, int64_t steps) {                     \
+    pass(out, first, n_rows, kept, half, w, x, steps, n);                                                    \
   }
 PASS(1)
 PASS(2)
@@ -254,16 +261,28 @@ static void product_f32_avx512(void *const *out, const matrix *m, const void *co
     return;
   }
   size_t row_bytes = type_row_bytes(type_find(m->type), (size_t)m->cols);
-  if (n_tokens == 1) {
-    for (int64_t r = 0; r < m->rows; r++)
-      ((float *)out[0])[r] = vector_row((const float *)x[0], m->type, (const char *)m->data + (size_t)r * row_bytes,
-                                        m->cols);
+  for (int64_t r = 0; r < m->rows; r++)
+    for (int64_t t = 0; t < n_tokens; t++)
+      ((float *)out[t])[r] =
+          vector_row((const float *)x[t], m->type, (const char *)m->data + (size_t)r * row_bytes, m->cols);
+}
+
+// Rows beyond the last repeat it; their sums go nowhere.
+static void tile_rows(float *tile, const matrix *m, int64_t n_rows) {
+  size_t row_bytes = type_row_bytes(type_find(m->type), (size_t)m->cols);
+  for (int64_t r = 0; r < n_rows; r++)
+    tile_row(tile + r / FEW_ROWS * FEW_ROWS * m->cols + r % FEW_ROWS * FLOATS, m->type,
+             (const char *)m->data + (size_t)(r < m->rows ? r : m->rows - 1) * row_bytes, m->cols);
+}
+
+static void product_tile_avx512(void *const *out, const matrix *m, const void *const *x, int64_t n_tokens,
+                                float *scratch) {
+  if (m->cols % LANES || n_tokens == 1) {
+    product_f32_avx512(out, m, x, n_tokens, scratch);
     return;
   }
   int64_t steps = m->cols / LANES, groups = (m->rows + FEW_ROWS - 1) / FEW_ROWS;
-  for (int64_t r = 0; r < groups * FEW_ROWS; r++) // rows beyond the last repeat it; their sums go nowhere
-    tile_row(scratch + r / FEW_ROWS * FEW_ROWS * m->cols + r % FEW_ROWS * FLOATS, m->type,
-             (const char *)m->data + (size_t)(r < m->rows ? r : m->rows - 1) * row_bytes, m->cols);
+  tile_rows(scratch, m, groups * FEW_ROWS);
   __m512 kept[ROW_GROUPS][FLOAT_TOKENS][FEW_ROWS];
   int64_t tiles = (n_tokens + FLOAT_TOKENS - 1) / FLOAT_TOKENS, t = 0;
   for (int64_t tile = 0; tile < tiles; tile++) { // as even as can be

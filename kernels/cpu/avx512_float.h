@@ -1,8 +1,8 @@
 // avx512_float: the steps between the products in floats, 16 at a time.
 //
-// Owns: exp in lanes, norm, RoPE, SwiGLU, the sum of slots, rounding to Q8_K. Where a width is no multiple of what
-// a kernel takes, the portable one is called.
-// Invariant: each lane does the operations of numerics.h in their order.
+// Owns: exp in lanes, norm, RoPE, SwiGLU, the sum of slots, rounding to Q8_K. Where a width is no multiple of
+// what a kernel takes, the portable one is called. Invariant: each lane does the operations of numerics.h in
+// their order.
 #pragma once
 #include "kernels/cpu/generic.h"
 #include <immintrin.h>
@@ -121,7 +121,8 @@ static void kv_store_avx512(kv_head *kv, int64_t position, const void *k, const 
     uint16_t key[FLOATS];
     __m256i value = _mm512_cvtps_ph(_mm512_loadu_ps((const float *)v + d), _MM_FROUND_TO_NEAREST_INT);
     _mm256_storeu_si256((__m256i *)(values + d), value);
-    _mm256_storeu_si256((__m256i *)key, _mm512_cvtps_ph(_mm512_loadu_ps((const float *)k + d), _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256((__m256i *)key,
+                        _mm512_cvtps_ph(_mm512_loadu_ps((const float *)k + d), _MM_FROUND_TO_NEAREST_INT));
     for (int64_t i = 0; i < FLOATS; i++) keys[(d + i) * ATTENTION_CHUNK] = key[i];
   }
 }

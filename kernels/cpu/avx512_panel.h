@@ -1,7 +1,9 @@
-// avx512_panel: a block of 16 rows of a K-quant matrix, unpacked so that each of a register's 16 lanes is a row.
+// avx512_panel: a block of 16 rows of a K-quant matrix, unpacked so that each of a register's 16 lanes is a
+// row.
 //
-// Owns: the layout `panel` and how each block type is brought into it. Refuses to know: activations, floats' order.
-// Invariant: a panel holds the integers of the blocks and nothing rounded; rows beyond the matrix repeat the last.
+// Owns: the layout `panel` and how each block type is brought into it. Refuses to know: activations, floats'
+// order. Invariant: a panel holds the integers of the blocks and nothing rounded; rows beyond the matrix
+// repeat the last.
 #pragma once
 #include "kernels/cpu/row.h"
 #include <immintrin.h>
@@ -13,7 +15,8 @@ enum { PANEL_ROWS = 16 };
 typedef struct {
   uint8_t q[QK_K / 4][PANEL_ROWS][4]; // the unsigned quants: four neighbours of a row to a lane
   int32_t scale[16][PANEL_ROWS];      // of the 8 (Q4_K, Q5_K) or 16 (Q6_K) sub-blocks
-  int16_t weight[8][PANEL_ROWS][2];   // Q4_K, Q5_K: minimums of a pair of sub-blocks, 4 used; Q6_K: scales of a pair
+  int16_t weight[8][PANEL_ROWS]
+                [2]; // Q4_K, Q5_K: minimums of a pair of sub-blocks, 4 used; Q6_K: scales of a pair
   float d[PANEL_ROWS], dmin[PANEL_ROWS];
 } __attribute__((aligned(64))) panel;
 
@@ -48,7 +51,7 @@ static inline void store_quants(panel *p, int group, __m512i q) {
   _mm512_store_si512(p->q[group], q);
 }
 
-typedef struct { // of 16 rows' blocks of a type with minimums, a row a lane
+typedef struct {    // of 16 rows' blocks of a type with minimums, a row a lane
   __m512i scale[2]; // bytes: sub-blocks 0 to 3 and 4 to 7
   __m512i min[4];   // pairs of words: sub-blocks 2 k and 2 k + 1
   __m512 d, dmin;
@@ -62,7 +65,8 @@ static inline void heads_of(row_heads *h, const __m512i word[4]) {
   __m512i min[2];
   h->scale[0] = _mm512_and_si512(word[1], six);
   min[0] = _mm512_and_si512(word[2], six);
-  h->scale[1] = _mm512_or_si512(_mm512_and_si512(word[3], four), _mm512_and_si512(_mm512_srli_epi16(word[1], 2), top));
+  h->scale[1] =
+      _mm512_or_si512(_mm512_and_si512(word[3], four), _mm512_and_si512(_mm512_srli_epi16(word[1], 2), top));
   min[1] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(word[3], 4), four),
                            _mm512_and_si512(_mm512_srli_epi16(word[2], 2), top));
   for (int k = 0; k < 2; k++) {
@@ -110,19 +114,22 @@ static inline void panel_q5k(panel *p, const char *const row[PANEL_ROWS]) {
   for (int piece = 0; piece < 8; piece++) {
     transpose_words(word, row, offsetof(block_q5_K, qs) + (size_t)(16 * piece));
     int group = piece / 2 * 16 + piece % 2 * 4;
-    const __m512i first = _mm512_set1_epi32(piece / 2 * 2 - 4); // rotations that bring a sub-block's bit to bit 4
+    const __m512i first =
+        _mm512_set1_epi32(piece / 2 * 2 - 4); // rotations that bring a sub-block's bit to bit 4
     const __m512i second = _mm512_set1_epi32(piece / 2 * 2 - 3);
     for (int k = 0; k < 4; k++) {
       __m512i h = high[piece % 2 * 4 + k];
       __m512i a = _mm512_and_si512(_mm512_rorv_epi32(h, first), fifth);
       __m512i b = _mm512_and_si512(_mm512_rorv_epi32(h, second), fifth);
       store_quants(p, group + k, _mm512_or_si512(_mm512_and_si512(word[k], four), a));
-      store_quants(p, group + 8 + k, _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(word[k], 4), four), b));
+      store_quants(p, group + 8 + k,
+                   _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(word[k], 4), four), b));
     }
   }
 }
 
-// 16 scales, signed bytes, in 4 words of 4: as 32-bit factors, and as pairs of 16 bits for the sums of the offset.
+// 16 scales, signed bytes, in 4 words of 4: as 32-bit factors, and as pairs of 16 bits for the sums of the
+// offset.
 static inline void panel_signed_scales(panel *p, const char *const *row) {
   const __m512i low = dup4(_mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13));
   const __m512i high = dup4(_mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15));
@@ -156,7 +163,8 @@ static inline void panel_q6k(panel *p, const char *const row[PANEL_ROWS]) {
         __m512i a = _mm512_and_si512(_mm512_rorv_epi32(high[k], first), two);
         __m512i b = _mm512_and_si512(_mm512_rorv_epi32(high[k], second), two);
         store_quants(p, group + k, _mm512_or_si512(_mm512_and_si512(word[k], four), a));
-        store_quants(p, group + 16 + k, _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(word[k], 4), four), b));
+        store_quants(p, group + 16 + k,
+                     _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(word[k], 4), four), b));
       }
     }
   }

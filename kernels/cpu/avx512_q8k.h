@@ -1,19 +1,22 @@
-// avx512_q8k: products of K-quant rows with rounded activations, 32 rows a panel pair and up to 6 tokens at a time.
+// avx512_q8k: products of K-quant rows with rounded activations, 32 rows a panel pair and up to 6 tokens at a
+// time.
 //
-// Owns: the order of the work. Invariant: a lane is one row; its floats are added in the order of docs/paths.md,
-// its integers in any.
+// Owns: the order of the work. Invariant: a lane is one row; its floats are added in the order of
+// docs/paths.md, its integers in any.
 #pragma once
-#include "kernels/cpu/avx512_panel.h"
+#include "kernels/cpu/avx512_vector.h"
 
 enum {
+  VECTOR_TOKENS = 2,          // up to so many, unpacking costs more than it saves
   PAIR_ROWS = 2 * PANEL_ROWS, // ROW_TILE
-  FEW_TOKENS = 6,    // 2 x 6 sums and 2 x 6 sub-block sums, with the weights, fill the 32 registers
+  FEW_TOKENS = 6,             // 2 x 6 sums and 2 x 6 sub-block sums, with the weights, fill the 32 registers
 };
 
 // sum[t][lane] of one block and n tokens, for a type with minimums (n_sub = 8) or Q6_K (n_sub = 16).
 static inline __attribute__((always_inline)) void panel_times(float (*sum)[PAIR_ROWS], const panel *p,
                                                               const block_q8_K *const *x, int64_t b,
-                                                              const min_sums *mins, const int n, const int n_sub) {
+                                                              const min_sums *mins, const int n,
+                                                              const int n_sub) {
   __m512i isum[2][FEW_TOKENS];
   const int8_t *q[FEW_TOKENS];
   for (int t = 0; t < n; t++) {
@@ -26,7 +29,8 @@ static inline __attribute__((always_inline)) void panel_times(float (*sum)[PAIR_
     for (int t = 0; t < n; t++) part[0][t] = part[1][t] = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int i = 0; i < groups; i++) {
-      __m512i first = _mm512_load_si512(p[0].q[j * groups + i]), second = _mm512_load_si512(p[1].q[j * groups + i]);
+      __m512i first = _mm512_load_si512(p[0].q[j * groups + i]),
+              second = _mm512_load_si512(p[1].q[j * groups + i]);
 #pragma GCC unroll 6
       for (int t = 0; t < n; t++) {
         __m512i four = word_of(q[t] + 4 * (j * groups + i));
@@ -54,8 +58,10 @@ static inline __attribute__((always_inline)) void panel_times(float (*sum)[PAIR_
         term = _mm512_fmsub_ps(d, _mm512_cvtepi32_ps(isum[half][t]), base);
       } else {
         for (int k = 0; k < 8; k++)
-          msum = _mm512_dpwssd_epi32(msum, _mm512_load_si512(p[half].weight[k]), word_of(x[t][b].bsums + 2 * k));
-        __m512i whole = _mm512_sub_epi32(isum[half][t], _mm512_slli_epi32(msum, 5)); // the quants' offset is 32
+          msum =
+              _mm512_dpwssd_epi32(msum, _mm512_load_si512(p[half].weight[k]), word_of(x[t][b].bsums + 2 * k));
+        __m512i whole =
+            _mm512_sub_epi32(isum[half][t], _mm512_slli_epi32(msum, 5)); // the quants' offset is 32
         term = _mm512_mul_ps(d, _mm512_cvtepi32_ps(whole));
       }
       float *at = sum[t] + half * PANEL_ROWS;
@@ -64,10 +70,10 @@ static inline __attribute__((always_inline)) void panel_times(float (*sum)[PAIR_
   }
 }
 
-#define PANEL_TIMES(n, n_sub)                                                                                     \
-  static __attribute__((noinline)) void panel_times_##n##_##n_sub(                                               \
-      float (*sum)[PAIR_ROWS], const panel *p, const block_q8_K *const *x, int64_t b, const min_sums *mins) {     \
-    panel_times(sum, p, x, b, mins, n, n_sub);                                                                    \
+#define PANEL_TIMES(n, n_sub)                                                                                \
+  static __attribute__((noinline)) void panel_times_##n##_##n_sub(                                           \
+      float(*sum)[PAIR_ROWS], const panel *p, const block_q8_K *const *x, int64_t b, const min_sums *mins) { \
+    panel_times(sum, p, x, b, mins, n, n_sub);                                                               \
   }
 PANEL_TIMES(1, 8)
 PANEL_TIMES(2, 8)
@@ -87,9 +93,15 @@ typedef void panel_times_n(float (*sum)[PAIR_ROWS], const panel *p, const block_
                            const min_sums *mins);
 
 static panel_times_n *const times_with_mins[FEW_TOKENS + 1] = {
-    NULL, panel_times_1_8, panel_times_2_8, panel_times_3_8, panel_times_4_8, panel_times_5_8, panel_times_6_8};
-static panel_times_n *const times_q6k[FEW_TOKENS + 1] = {
-    NULL, panel_times_1_16, panel_times_2_16, panel_times_3_16, panel_times_4_16, panel_times_5_16, panel_times_6_16};
+    NULL,           panel_times_1_8, panel_times_2_8, panel_times_3_8, panel_times_4_8, panel_times_5_8,
+    panel_times_6_8};
+static panel_times_n *const times_q6k[FEW_TOKENS + 1] = {NULL,
+                                                         panel_times_1_16,
+                                                         panel_times_2_16,
+                                                         panel_times_3_16,
+                                                         panel_times_4_16,
+                                                         panel_times_5_16,
+                                                         panel_times_6_16};
 
 static inline void panel_of(panel *p, weight_type type, const char *const row[PANEL_ROWS]) {
   if (type == TYPE_Q4_K)
@@ -114,8 +126,8 @@ static void block_times(float (*sum)[PAIR_ROWS], const panel *p, weight_type typ
   }
 }
 
-static void product_rows(float *const *out, int64_t first, int64_t n_rows, const matrix *m, const block_q8_K *const *x,
-                         int64_t n) {
+static void product_rows(float *const *out, int64_t first, int64_t n_rows, const matrix *m,
+                         const block_q8_K *const *x, int64_t n) {
   float sum[TOKEN_TILE][PAIR_ROWS] __attribute__((aligned(64)));
   panel p[2];
   const type_info *type = type_find(m->type);
@@ -135,6 +147,11 @@ static void product_rows(float *const *out, int64_t first, int64_t n_rows, const
   for (int64_t t = 0; t < n; t++) memcpy(out[t] + first, sum[t], (size_t)n_rows * sizeof(float));
 }
 
-static void product_q8k_avx512(float *const *out, const matrix *m, const block_q8_K *const *x, int64_t n_tokens) {
-  product_rows(out, 0, m->rows, m, x, n_tokens);
+static void product_q8k_avx512(float *const *out, const matrix *m, const block_q8_K *const *x,
+                               int64_t n_tokens) {
+  for (int64_t t = 0; t < n_tokens; t += TOKEN_TILE) {
+    int64_t n = n_tokens - t < TOKEN_TILE ? n_tokens - t : TOKEN_TILE;
+    for (int64_t r = 0; r < m->rows; r += PAIR_ROWS)
+      product_rows(out + t, r, m->rows - r < PAIR_ROWS ? m->rows - r : PAIR_ROWS, m, x + t, n);
+  }
 }

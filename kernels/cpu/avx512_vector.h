@@ -1,8 +1,9 @@
-// avx512_vector: products of K-quant rows with one token's rounded activations, in which the memory's speed counts:
-// blocks are read once, in place, 16 rows side by side.
+// avx512_vector: products of K-quant rows with one token's rounded activations, in which the memory's speed
+// counts: blocks are read once, in place, 16 rows side by side.
 //
-// Owns: the order of the work and what is fetched ahead. Invariant: a row's block is summed in integers across a
-// register, in any order; the sums of 16 rows then stand in 16 lanes, whose floats are those of docs/paths.md.
+// Owns: the order of the work and what is fetched ahead. Invariant: a row's block is summed in integers
+// across a register, in any order; the sums of 16 rows then stand in 16 lanes, whose floats are those of
+// docs/paths.md.
 #pragma once
 #include "kernels/cpu/avx512_panel.h"
 
@@ -14,8 +15,10 @@ static inline __m512i sum_four(const __m512i v[4]) { // to 4 partial sums each, 
 }
 
 static inline __m512i sum_quarters(const __m512i v[4]) {
-  __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(v[0], v[1], 0x44), _mm512_shuffle_i32x4(v[0], v[1], 0xee));
-  __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(v[2], v[3], 0x44), _mm512_shuffle_i32x4(v[2], v[3], 0xee));
+  __m512i ab =
+      _mm512_add_epi32(_mm512_shuffle_i32x4(v[0], v[1], 0x44), _mm512_shuffle_i32x4(v[0], v[1], 0xee));
+  __m512i cd =
+      _mm512_add_epi32(_mm512_shuffle_i32x4(v[2], v[3], 0x44), _mm512_shuffle_i32x4(v[2], v[3], 0xee));
   return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
 }
 
@@ -23,7 +26,8 @@ typedef struct { // a block of activations in the order in which a type's quants
   __m512i q[4];
 } block_in_order;
 
-// ---- Q4_K and Q5_K: 64 bytes of quants are four sub-blocks, of which two stand in the low and two in the high nibbles
+// ---- Q4_K and Q5_K: 64 bytes of quants are four sub-blocks, of which two stand in the low and two in the
+// high nibbles
 
 static inline block_in_order order_by_nibbles(const block_q8_K *x) {
   block_in_order o;
@@ -35,9 +39,11 @@ static inline block_in_order order_by_nibbles(const block_q8_K *x) {
   return o;
 }
 
-// The words of a register as scale j in the lower and scale j + 2 in the upper half; from 8 scale bytes everywhere.
+// The words of a register as scale j in the lower and scale j + 2 in the upper half; from 8 scale bytes
+// everywhere.
 static inline __m512i scale_words(__m512i scales, int j) {
-  __m256i lower = _mm256_set1_epi16((int16_t)(0x8000 | j)), upper = _mm256_set1_epi16((int16_t)(0x8000 | (j + 2)));
+  __m256i lower = _mm256_set1_epi16((int16_t)(0x8000 | j)),
+          upper = _mm256_set1_epi16((int16_t)(0x8000 | (j + 2)));
   return _mm512_shuffle_epi8(scales, _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1));
 }
 
@@ -48,8 +54,8 @@ static inline __m512i fifth_bits(__m512i high, int j) {
 }
 
 // One row's block: sums of scale times quant times activation, spread over the lanes.
-static inline __attribute__((always_inline)) __m512i sums_with_mins(const char *block, const uint8_t scale[8],
-                                                                    const block_in_order *x, const bool five) {
+static inline __attribute__((always_inline)) __m512i
+sums_with_mins(const char *block, const uint8_t scale[8], const block_in_order *x, const bool five) {
   const __m512i four = _mm512_set1_epi8(15);
   int64_t eight;
   memcpy(&eight, scale, sizeof eight);
@@ -73,8 +79,8 @@ static inline __attribute__((always_inline)) __m512i sums_with_mins(const char *
 }
 
 // 16 rows' block: y += its term.
-static inline __attribute__((always_inline)) __m512 term_with_mins(__m512 y, const char *const row[PANEL_ROWS],
-                                                                   const block_q8_K *x, const bool five) {
+static inline __attribute__((always_inline)) __m512
+term_with_mins(__m512 y, const char *const row[PANEL_ROWS], const block_q8_K *x, const bool five) {
   row_heads heads;
   __m512i words[4], fours[4];
   transpose_words(words, row, 0); // d, dmin and scales stand first in both types
@@ -105,10 +111,13 @@ static inline __attribute__((always_inline)) __m512 term_with_mins(__m512 y, con
 // One row's block, as above; quants are unsigned and the scales' sums take the offset of 32 off.
 static inline __m512i sums_q6k(const block_q6_K *w, const block_q8_K *x) {
   const __m512i low = _mm512_set1_epi8(15), six = _mm512_set1_epi8(63);
-  const __m512i turn0 = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1);   // left, to bits 4 and 5:
-  const __m512i turn1 = _mm512_inserti64x4(_mm512_set1_epi32(0), _mm256_set1_epi32(30), 1);  // groups 0, 1 and 2, 3
-  const __m512i quarter = _mm512_inserti64x4(_mm512_inserti32x4(_mm512_setzero_si512(), _mm_set1_epi16(1), 1),
-                                             _mm256_inserti128_si256(_mm256_set1_epi16(2), _mm_set1_epi16(3), 1), 1);
+  const __m512i turn0 =
+      _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1); // left, to bits 4 and 5:
+  const __m512i turn1 =
+      _mm512_inserti64x4(_mm512_set1_epi32(0), _mm256_set1_epi32(30), 1); // groups 0, 1 and 2, 3
+  const __m512i quarter =
+      _mm512_inserti64x4(_mm512_inserti32x4(_mm512_setzero_si512(), _mm_set1_epi16(1), 1),
+                         _mm256_inserti128_si256(_mm256_set1_epi16(2), _mm_set1_epi16(3), 1), 1);
   __m256i scales = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w->scales));
   __m512i wide = _mm512_castsi256_si512(scales), sum = _mm512_setzero_si512();
   for (int h = 0; h < 2; h++) {
@@ -116,11 +125,14 @@ static inline __m512i sums_q6k(const block_q6_K *w, const block_q8_K *x) {
     __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(w->qh + 32 * h)));
     // 0xca: where the third operand has ones the ... of the first, else of the second
     __m512i q0 = _mm512_ternarylogic_epi32(low, bytes, _mm512_rolv_epi32(high, turn0), 0xca);
-    __m512i q1 = _mm512_ternarylogic_epi32(low, _mm512_srli_epi16(bytes, 4), _mm512_rolv_epi32(high, turn1), 0xca);
+    __m512i q1 =
+        _mm512_ternarylogic_epi32(low, _mm512_srli_epi16(bytes, 4), _mm512_rolv_epi32(high, turn1), 0xca);
     q0 = _mm512_maddubs_epi16(_mm512_and_si512(q0, six), _mm512_loadu_si512(x->qs + 128 * h));
     q1 = _mm512_maddubs_epi16(_mm512_and_si512(q1, six), _mm512_loadu_si512(x->qs + 128 * h + 64));
-    __m512i s0 = _mm512_permutexvar_epi16(_mm512_add_epi16(quarter, _mm512_set1_epi16((int16_t)(8 * h))), wide);
-    __m512i s1 = _mm512_permutexvar_epi16(_mm512_add_epi16(quarter, _mm512_set1_epi16((int16_t)(8 * h + 4))), wide);
+    __m512i s0 =
+        _mm512_permutexvar_epi16(_mm512_add_epi16(quarter, _mm512_set1_epi16((int16_t)(8 * h))), wide);
+    __m512i s1 =
+        _mm512_permutexvar_epi16(_mm512_add_epi16(quarter, _mm512_set1_epi16((int16_t)(8 * h + 4))), wide);
     sum = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(sum, q0, s0), q1, s1);
   }
   __m256i offset = _mm256_madd_epi16(scales, _mm256_loadu_si256((const __m256i *)x->bsums));
@@ -144,9 +156,10 @@ static inline __m512 term_q6k(__m512 y, const char *const row[PANEL_ROWS], const
 }
 
 // 16 rows at `rows`, of which the last may repeat. ahead: bytes to fetch meanwhile, as many as the rows have.
-static inline __attribute__((always_inline)) __m512 vector_rows(const char *const *rows, const type_info *type,
-                                                                const block_q8_K *x, int64_t blocks,
-                                                                const char *ahead, const weight_type kind) {
+static inline __attribute__((always_inline)) __m512 vector_rows(const char *const *rows,
+                                                                const type_info *type, const block_q8_K *x,
+                                                                int64_t blocks, const char *ahead,
+                                                                const weight_type kind) {
   const char *row[PANEL_ROWS];
   memcpy(row, rows, sizeof row);
   __m512 y = _mm512_setzero_ps();
@@ -166,7 +179,8 @@ static void vector_q8k_avx512(float *out, const matrix *m, const block_q8_K *x, 
   for (int64_t first = 0; first < m->rows; first += PANEL_ROWS) {
     const char *row[PANEL_ROWS], *data = (const char *)m->data;
     int64_t n = m->rows - first < PANEL_ROWS ? m->rows - first : PANEL_ROWS;
-    for (int64_t r = 0; r < PANEL_ROWS; r++) row[r] = data + (size_t)(first + (r < n ? r : n - 1)) * row_bytes;
+    for (int64_t r = 0; r < PANEL_ROWS; r++)
+      row[r] = data + (size_t)(first + (r < n ? r : n - 1)) * row_bytes;
     const char *fetch = (ahead ? (const char *)ahead : data) + (size_t)first * row_bytes;
     __m512 y = m->type == TYPE_Q4_K   ? vector_rows(row, type, x, blocks, fetch, TYPE_Q4_K)
                : m->type == TYPE_Q5_K ? vector_rows(row, type, x, blocks, fetch, TYPE_Q5_K)

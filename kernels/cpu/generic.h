@@ -1,25 +1,25 @@
-// generic: every kernel of the cpu backend in portable C, static, so that each row's file compiles it for its own
-// instruction set and replaces what it does better. This is the readable reference of docs/paths.md.
+// generic: every kernel of the cpu backend in portable C, static, so that each row's file compiles it for its
+// own instruction set and replaces what it does better. This is the readable reference of docs/paths.md.
 #pragma once
 #include "kernels/cpu/row.h"
 #include "kernels/half.h"
 #include "kernels/numerics.h"
 #include <string.h>
 
-#define REAL        float
-#define REAL_FN(x)  x##_f32
-#define NUM(x)      num_##x##_f32
-#define REAL_SQRT   __builtin_sqrtf
+#define REAL       float
+#define REAL_FN(x) x##_f32
+#define NUM(x)     num_##x##_f32
+#define REAL_SQRT  __builtin_sqrtf
 #include "kernels/cpu/generic_real.h"
 #undef REAL
 #undef REAL_FN
 #undef NUM
 #undef REAL_SQRT
 
-#define REAL        double
-#define REAL_FN(x)  x##_f64
-#define NUM(x)      num_##x##_f64
-#define REAL_SQRT   __builtin_sqrt
+#define REAL       double
+#define REAL_FN(x) x##_f64
+#define NUM(x)     num_##x##_f64
+#define REAL_SQRT  __builtin_sqrt
 #include "kernels/cpu/generic_real.h"
 #undef REAL
 #undef REAL_FN
@@ -136,8 +136,8 @@ static float dot_q6k_q8k_generic(const void *row, const block_q8_K *x, int64_t n
 
 typedef float (*dot_q8k)(const void *row, const block_q8_K *x, int64_t n);
 
-static inline void product_q8k_with(dot_q8k dot, float *const *out, const matrix *rows, const block_q8_K *const *x,
-                                    int64_t n_tokens) {
+static inline void product_q8k_with(dot_q8k dot, float *const *out, const matrix *rows,
+                                    const block_q8_K *const *x, int64_t n_tokens) {
   size_t row_bytes = type_row_bytes(type_find(rows->type), (size_t)rows->cols);
   for (int64_t r = 0; r < rows->rows; r++)
     for (int64_t t = 0; t < n_tokens; t++)

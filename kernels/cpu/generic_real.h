@@ -1,5 +1,5 @@
-// generic_real: docs/paths.md in portable C for one real type. Included by generic.h once with REAL float and once
-// with REAL double; REAL_FN(name) appends the type's suffix, NUM(name) picks the function of numerics.h.
+// generic_real: docs/paths.md in portable C for one real type. Included by generic.h once with REAL float and
+// once with REAL double; REAL_FN(name) appends the type's suffix, NUM(name) picks the function of numerics.h.
 
 static REAL REAL_FN(dot)(const REAL *a, const float *w, int64_t n) {
   REAL lane[LANES] = {0};
@@ -19,7 +19,8 @@ static void REAL_FN(product)(void *const *out, const matrix *rows, const void *c
       dequantize_row(scratch, rows->type, w, (size_t)rows->cols);
       w = scratch;
     }
-    for (int64_t t = 0; t < n_tokens; t++) ((REAL *)out[t])[r] = REAL_FN(dot)((const REAL *)x[t], w, rows->cols);
+    for (int64_t t = 0; t < n_tokens; t++)
+      ((REAL *)out[t])[r] = REAL_FN(dot)((const REAL *)x[t], w, rows->cols);
   }
 }
 
@@ -74,7 +75,8 @@ static void REAL_FN(kv_store)(kv_head *kv, int64_t position, const void *k, cons
 }
 
 // The cache's numbers from `at` on as reals: in place, or widened into scratch.
-static const REAL *REAL_FN(kv_read)(const kv_head *kv, const void *cache, int64_t at, int64_t n, REAL *scratch) {
+static const REAL *REAL_FN(kv_read)(const kv_head *kv, const void *cache, int64_t at, int64_t n,
+                                    REAL *scratch) {
   if (kv->storage == KV_REAL) return (const REAL *)cache + at;
   for (int64_t i = 0; i < n; i++) scratch[i] = (REAL)half_to_f32(((const uint16_t *)cache)[at + i]);
   return scratch;
@@ -131,7 +133,8 @@ static void REAL_FN(attend)(void *result, const void *q, const kv_head *kv, int6
   for (int64_t d = 0; d < head_dim; d++) run[d] = run[d] * inverse;
 }
 
-static void REAL_FN(route)(int32_t *expert, void *weight, double *margin, void *logits, int64_t n, int64_t k) {
+static void REAL_FN(route)(int32_t *expert, void *weight, double *margin, void *logits, int64_t n,
+                           int64_t k) {
   REAL *p = (REAL *)logits, *w = (REAL *)weight, max = p[0], sum = 0;
   double all = 0;
   for (int64_t e = 1; e < n; e++) max = p[e] > max ? p[e] : max;

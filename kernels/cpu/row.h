@@ -10,14 +10,15 @@ enum {
   ATTENTION_CHUNK = 64, // key positions to a chunk, on every path
   ATTEND_TOKENS = 16,   // tokens and query heads of the largest span
   ATTEND_HEADS = 8,
-  ROW_TILE = 32,        // rows of a matrix and tokens in the largest call of a product
-  TOKEN_TILE = 256,
+  ROW_TILE = 32,    // rows of a matrix that a thread takes at a time
+  TOKEN_TILE = 256, // tokens to which it puts them
 };
 
 typedef enum { KV_HALF, KV_REAL } kv_storage;
 
-// A cache of one (layer, sequence, key/value head). Keys lie [chunk][head_dim][ATTENTION_CHUNK], so that a score's
-// sum over head_dim is one chain a key and neighbouring keys are neighbours; values lie [position][head_dim].
+// A cache of one (layer, sequence, key/value head). Keys lie [chunk][head_dim][ATTENTION_CHUNK], so that a
+// score's sum over head_dim is one chain a key and neighbouring keys are neighbours; values lie
+// [position][head_dim].
 typedef struct {
   void *keys, *values;
   kv_storage storage; // f16, or the path's real
@@ -42,7 +43,8 @@ typedef struct {
   void (*rope_table)(void *table, double base, int64_t position, int64_t pairs);
   void (*kv_store)(kv_head *kv, int64_t position, const void *k, const void *v, int64_t head_dim);
   // out[head_dim] over keys 0 .. n_keys - 1; scratch: attention_scratch_reals reals
-  void (*attend)(void *out, const void *q, const kv_head *kv, int64_t n_keys, int64_t head_dim, void *scratch);
+  void (*attend)(void *out, const void *q, const kv_head *kv, int64_t n_keys, int64_t head_dim,
+                 void *scratch);
   // attend for each head of a span; NULL: the row has no better way
   void (*attend_span)(const attention_span *span, int64_t head_dim, void *scratch);
   // Top k of logits[n] in slot order into expert and weight (reals), and the margin.
@@ -50,16 +52,21 @@ typedef struct {
   void (*swiglu)(void *gate, const void *up, int64_t n); // gate = silu(gate) * up
   void (*add)(void *x, const void *y, int64_t n);
   void (*combine)(void *x, const void *const *slot, const void *weight, int64_t k, int64_t n);
-  // out[t][i] = sum of row i of `rows`, at most ROW_TILE, times x[t], for at most TOKEN_TILE tokens. scratch:
-  // product_scratch_floats
-  void (*product)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens, float *scratch);
-  // product_q8k of one token, where only the memory's speed counts: fetches what lies at `ahead`, a tile that the
-  // thread reads next, or NULL. Only of floats; NULL: the row has no better way
+  // out[t][i] = sum of row i of `rows` times x[t], for n_tokens tokens; scratch: cols floats
+  void (*product)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
+                  float *scratch);
+  // product of at most ROW_TILE rows and TOKEN_TILE tokens; scratch: product_scratch_floats; NULL: as
+  // attend_span
+  void (*product_tile)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
+                       float *scratch);
+  // product_q8k of one token and at most ROW_TILE rows, where the memory's speed counts: fetches what lies at
+  // `ahead`, as many rows that the thread reads next, or NULL. Only of floats; NULL: as attend_span
   void (*vector_q8k)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
 } real_ops;
 
 static inline int64_t attention_scratch_reals(int64_t head_dim) {
-  return 2 * ATTENTION_CHUNK * head_dim + ATTEND_HEADS * (ATTENTION_CHUNK + head_dim) + 2 * ATTEND_TOKENS * ATTEND_HEADS;
+  return 2 * ATTENTION_CHUNK * head_dim + ATTEND_HEADS * (ATTENTION_CHUNK + head_dim) +
+         2 * ATTEND_TOKENS * ATTEND_HEADS;
 }
 
 // For the weights of a tile of rows as floats.
@@ -78,5 +85,5 @@ typedef struct {
   void (*product_q8k)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
 } cpu_row;
 
-const cpu_row *const *cpu_row_table(void); // NULL-terminated, best first
+const cpu_row *const *cpu_row_table(void);     // NULL-terminated, best first
 const cpu_row *cpu_row_find(const char *name); // "auto": the best usable; NULL: none such, or not usable here

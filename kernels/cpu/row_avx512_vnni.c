@@ -2,12 +2,12 @@
 #include "kernels/cpu/avx512_attention.h"
 #include "kernels/cpu/avx512_f32.h"
 #include "kernels/cpu/avx512_q8k.h"
-#include "kernels/cpu/avx512_vector.h"
 
 static bool usable_avx512_vnni(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
 }
 
 static const real_ops ops_avx512 = {
@@ -24,6 +24,7 @@ static const real_ops ops_avx512 = {
     .add = add_f32,
     .combine = combine_avx512,
     .product = product_f32_avx512,
+    .product_tile = product_tile_avx512,
     .vector_q8k = vector_q8k_avx512,
 };
 

@@ -1,0 +1,80 @@
+#include "kernels/cpu/products.h"
+#include <omp.h>
+
+char *cpu_thread_scratch(cpu_backend *b) {
+  return b->scratch + (size_t)omp_get_thread_num() * b->scratch_bytes;
+}
+
+static bool takes_q8k(const side *s, const matrix *m) {
+  return s->path->kind == PATH_Q8K && type_find(m->type)->is_k_quant;
+}
+
+matrix matrix_rows(const matrix *m, int64_t first, int64_t count) {
+  matrix rows = *m;
+  rows.data = (const char *)m->data + (size_t)first * type_row_bytes(type_find(m->type), (size_t)m->cols);
+  rows.rows = count;
+  return rows;
+}
+
+int64_t matrix_tiles(const matrix *m) {
+  return (m->rows + ROW_TILE - 1) / ROW_TILE;
+}
+
+void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead) {
+  const real_ops *ops = p->side->ops;
+  int64_t first = tile * ROW_TILE, count = p->m->rows - first < ROW_TILE ? p->m->rows - first : ROW_TILE;
+  matrix rows = matrix_rows(p->m, first, count);
+  bool rounded = takes_q8k(p->side, p->m);
+  if (rounded && p->n == 1 && ops->vector_q8k) {
+    ops->vector_q8k((float *)p->out[0] + first, &rows, p->q8k[0], ahead);
+    return;
+  }
+  for (int64_t t = 0; t < p->n; t += TOKEN_TILE) {
+    int64_t n = p->n - t < TOKEN_TILE ? p->n - t : TOKEN_TILE;
+    void *at[TOKEN_TILE];
+    for (int64_t i = 0; i < n; i++) at[i] = (char *)p->out[t + i] + (size_t)first * ops->bytes;
+    if (rounded)
+      b->row->product_q8k((float *const *)at, &rows, p->q8k + t, n);
+    else
+      (ops->product_tile ? ops->product_tile : ops->product)(at, &rows, (const void *const *)(p->reals + t),
+                                                             n, (float *)cpu_thread_scratch(b));
+  }
+}
+
+const void *matrix_tile_data(const matrix *m, int64_t tile) {
+  return matrix_rows(m, tile * ROW_TILE, 0).data;
+}
+
+void product_list_add(product_list *l, product p) {
+  l->part[l->count] = p;
+  l->end[l->count] = (l->count ? l->end[l->count - 1] : 0) + matrix_tiles(p.m);
+  l->count++;
+}
+
+static int64_t list_tasks(const product_list *l) {
+  return l->end[l->count - 1];
+}
+
+static const product *list_find(const product_list *l, int64_t task, int64_t *tile) {
+  int64_t i = 0;
+  while (task >= l->end[i]) i++;
+  *tile = task - (i ? l->end[i - 1] : 0);
+  return &l->part[i];
+}
+
+static void list_tile(cpu_backend *b, const product_list *l, int64_t task) {
+  int64_t tile, next;
+  const product *p = list_find(l, task, &tile);
+  const product *q = task + 1 < list_tasks(l) ? list_find(l, task + 1, &next) : NULL;
+  product_tile(b, p, tile, q ? matrix_tile_data(q->m, next) : NULL);
+}
+
+void products_phase(cpu_backend *b, const product_list *l) {
+  if (l->part[0].n <= FEW_TOKENS) {
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < list_tasks(l); task++) list_tile(b, l, task);
+  } else {
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < list_tasks(l); task++) list_tile(b, l, task);
+  }
+}

@@ -1,0 +1,36 @@
+// products: matrices times activations as tasks, a tile of rows each.
+//
+// Owns: how a product is cut into tasks and which of a row's kernels takes a task.
+// Invariant: a task writes its own rows of the output, so any order of tasks gives the same bits.
+#pragma once
+#include "kernels/cpu/state.h"
+
+// With few tokens a product waits for the memory: threads then take fixed, contiguous shares, so that each
+// knows what it reads next. With more it waits for arithmetic, and a share is what a thread has time for.
+enum { FEW_TOKENS = 4 };
+
+typedef struct { // some rows of a matrix times the activations of n tokens, out[t] the row of token t
+  const side *side;
+  const matrix *m;
+  void *const *out;
+  void *const *reals;
+  const block_q8_K *const *q8k;
+  int64_t n;
+} product;
+
+// All tiles of up to three products, one after the other in the order of the list.
+typedef struct {
+  product part[3];
+  int64_t count, end[3]; // tasks up to the end of each part
+} product_list;
+
+char *cpu_thread_scratch(cpu_backend *b); // inside a parallel region
+matrix matrix_rows(const matrix *m, int64_t first, int64_t count);
+int64_t matrix_tiles(const matrix *m);
+const void *matrix_tile_data(const matrix *m, int64_t tile);
+
+// Rows of tile `tile`. ahead: what the thread reads next, or NULL.
+void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead);
+
+void product_list_add(product_list *l, product p);
+void products_phase(cpu_backend *b, const product_list *l); // inside a parallel region, by all its threads

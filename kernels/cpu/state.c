@@ -1,0 +1,181 @@
+#include "kernels/cpu/state.h"
+#include "base/memory.h"
+#include <stdlib.h>
+#include <string.h>
+
+static status take(cpu_backend *b, void *pointer, size_t count, size_t size, const char *what) {
+  b->bytes += count * size;
+  return memory_take((void **)pointer, count, size, what);
+}
+
+static status activations_open(cpu_backend *b, activations *a, const side *s, int64_t rows, int64_t width,
+                               const char *what) {
+  a->width = width;
+  TRY(take(b, &a->reals, (size_t)(rows * width), s->ops->bytes, what));
+  TRY(take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
+  TRY(take(b, &a->q8k_rows, (size_t)rows, sizeof *a->q8k_rows, what));
+  bool rounded = s->path->kind == PATH_Q8K && width % QK_K == 0;
+  if (rounded) TRY(take(b, &a->q8k, (size_t)(rows * width / QK_K), sizeof *a->q8k, what));
+  for (int64_t r = 0; r < rows; r++) {
+    a->real_rows[r] = a->reals + (size_t)(r * width) * s->ops->bytes;
+    if (rounded) a->q8k_rows[r] = a->q8k + r * (width / QK_K);
+  }
+  return 0;
+}
+
+static status outputs_open(cpu_backend *b, outputs *o, int64_t width, const char *what) {
+  size_t rows = (size_t)b->params.max_batch, real = b->shared.ops->bytes;
+  o->width = width;
+  TRY(take(b, &o->reals, rows * (size_t)width, real, what));
+  TRY(take(b, &o->rows, rows, sizeof *o->rows, what));
+  for (size_t r = 0; r < rows; r++) o->rows[r] = o->reals + r * (size_t)width * real;
+  return 0;
+}
+
+static void outputs_close(outputs *o) {
+  free(o->reals);
+  free(o->rows);
+}
+
+static void activations_close(activations *a) {
+  free(a->reals);
+  free(a->q8k);
+  free(a->real_rows);
+  free(a->q8k_rows);
+}
+
+static side side_of(const cpu_row *row, path_kind kind) {
+  return (side){path_get(kind), kind == PATH_F64 ? row->f64 : row->f32};
+}
+
+void cpu_close(backend *base) {
+  cpu_backend *b = (cpu_backend *)base;
+  if (!b) return;
+  activations *sets[] = {&b->normed, &b->expert_in, &b->attended, &b->hidden_in, &b->head_in};
+  for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
+  outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits};
+  for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
+  void *owned[] = {b->x,       b->rope_tables, b->keys,     b->values, b->slot_rows, b->slot_weights,
+                   b->own,     b->first,       b->slots,    b->active, b->up,        b->narrow,
+                   b->in_rows, b->in_q8k,      b->gate_out, b->up_out, b->down_out,  b->logits_out,
+                   b->spans,   b->scratch};
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+  free(b);
+}
+
+kv_storage cpu_kv_storage(const cpu_backend *b) {
+  return b->params.kv_f16 && b->shared.path->kind != PATH_F64 ? KV_HALF : KV_REAL;
+}
+
+static status open_attention(cpu_backend *b) {
+  const model_shape *s = &b->shape;
+  int64_t n = b->params.max_batch, real = (int64_t)b->shared.ops->bytes;
+  int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
+  TRY(take(b, &b->x, (size_t)(n * s->hidden), (size_t)real, "the residual stream"));
+  TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
+  TRY(outputs_open(b, &b->q, q_width, "queries"));
+  TRY(outputs_open(b, &b->k, kv_width, "keys"));
+  TRY(outputs_open(b, &b->v, kv_width, "values"));
+  TRY(take(b, &b->spans, (size_t)n, sizeof *b->spans, "attention spans"));
+  TRY(activations_open(b, &b->attended, &b->shared, n, q_width, "attention outputs"));
+  TRY(outputs_open(b, &b->projected, s->hidden, "projected attention"));
+  TRY(take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
+  size_t kv_bytes = cpu_kv_storage(b) == KV_HALF ? 2 : (size_t)real;
+  int64_t positions = (b->params.context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
+  size_t heads = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads);
+  b->kv_head_bytes = (size_t)(positions * s->head_dim) * kv_bytes;
+  TRY(take(b, &b->keys, heads, b->kv_head_bytes, "the key cache"));
+  return take(b, &b->values, heads, b->kv_head_bytes, "the value cache");
+}
+
+static status open_experts(cpu_backend *b) {
+  const model_shape *s = &b->shape;
+  int64_t n = b->params.max_batch, slots = n * s->top_k;
+  for (int64_t e = 0; e < s->n_experts; e++) b->n_own += b->params.local[e] >= 0;
+  TRY(take(b, &b->own, (size_t)b->n_own, sizeof *b->own, "expert lists"));
+  for (int64_t e = 0; e < s->n_experts; e++)
+    if (b->params.local[e] >= 0) b->own[b->params.local[e]] = (expert_global)e;
+  TRY(outputs_open(b, &b->router_logits, s->n_experts, "router logits"));
+  TRY(take(b, &b->slot_weights, (size_t)slots, b->shared.ops->bytes, "slot weights"));
+  TRY(take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
+  TRY(activations_open(b, &b->expert_in, &b->experts, n, s->hidden, "expert inputs"));
+  TRY(activations_open(b, &b->hidden_in, &b->experts, slots, s->expert_width, "expert activations"));
+  TRY(take(b, &b->up, (size_t)(slots * s->expert_width), b->experts.ops->bytes, "expert activations"));
+  if (b->experts.ops->bytes != b->shared.ops->bytes)
+    TRY(take(b, &b->narrow, (size_t)(slots * s->hidden), b->experts.ops->bytes, "expert outputs"));
+  TRY(take(b, &b->first, (size_t)b->n_own + 1, sizeof *b->first, "expert lists"));
+  TRY(take(b, &b->active, (size_t)b->n_own, sizeof *b->active, "expert lists"));
+  TRY(take(b, &b->slots, (size_t)slots, sizeof *b->slots, "expert lists"));
+  TRY(take(b, &b->in_rows, (size_t)slots, sizeof *b->in_rows, "expert lists"));
+  TRY(take(b, &b->in_q8k, (size_t)slots, sizeof *b->in_q8k, "expert lists"));
+  TRY(take(b, &b->gate_out, (size_t)slots, sizeof *b->gate_out, "expert lists"));
+  TRY(take(b, &b->up_out, (size_t)slots, sizeof *b->up_out, "expert lists"));
+  return take(b, &b->down_out, (size_t)slots, sizeof *b->down_out, "expert lists");
+}
+
+static int64_t widest_row(const model_shape *s) {
+  int64_t q_width = s->n_heads * s->head_dim, widest = s->hidden;
+  if (q_width > widest) widest = q_width;
+  return s->expert_width > widest ? s->expert_width : widest;
+}
+
+static status cpu_open_fields(cpu_backend *b) {
+  const backend_params *p = &b->params;
+  TRY(open_attention(b));
+  TRY(open_experts(b));
+  TRY(activations_open(b, &b->head_in, &b->shared, p->max_logit_rows, b->shape.hidden, "head inputs"));
+  TRY(take(b, &b->logits_out, (size_t)p->max_logit_rows, sizeof *b->logits_out, "output rows"));
+  b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
+  size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
+  if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;
+  b->scratch_bytes = (b->scratch_bytes + 63) / 64 * 64;
+  TRY(take(b, &b->scratch, (size_t)p->threads, b->scratch_bytes, "thread scratch"));
+  for (int64_t t = 0; t < p->context; t++)
+    b->shared.ops->rope_table(b->rope_tables + (size_t)(t * b->shape.head_dim) * b->shared.ops->bytes,
+                              b->shape.rope_base, t, b->shape.head_dim / 2);
+  return 0;
+}
+
+status cpu_open(backend **out, const backend_params *params) {
+  *out = NULL;
+  const cpu_row *row = cpu_row_find(params->row);
+  if (!row)
+    return FAIL("run.rows = \"%s\": this machine or build has no such row of the cpu backend", params->row);
+  cpu_backend *b;
+  TRY(memory_take((void **)&b, 1, sizeof *b, "the cpu backend"));
+  b->base.ops = &cpu_backend_ops;
+  b->params = *params;
+  b->shape = params->weights->shape;
+  b->row = row;
+  b->shared = side_of(row, params->shared);
+  b->experts = side_of(row, params->experts);
+  if (cpu_open_fields(b)) {
+    cpu_close(&b->base);
+    return 1;
+  }
+  *out = &b->base;
+  return 0;
+}
+
+const char *cpu_rows(void) {
+  static char names[256];
+  names[0] = 0;
+  for (const cpu_row *const *row = cpu_row_table(); *row; row++)
+    if ((*row)->usable()) {
+      if (names[0]) strcat(names, ", ");
+      strncat(names, (*row)->name, sizeof names - strlen(names) - 3);
+    }
+  return names;
+}
+
+bool cpu_has_path(path_kind kind) {
+  return kind == PATH_F64 || kind == PATH_F32 || kind == PATH_Q8K;
+}
+
+const char *cpu_row_name(const backend *base) {
+  return ((const cpu_backend *)base)->row->name;
+}
+
+uint64_t cpu_state_bytes(const backend *base) {
+  return ((const cpu_backend *)base)->bytes;
+}

@@ -1,0 +1,82 @@
+// state: what the cpu backend keeps of one arm on one rank.
+//
+// Owns: activations, KV caches and work space, all of it allocated at open. Refuses to know: arithmetic
+// (rows), the order of the steps.
+#pragma once
+#include "kernels/cpu/row.h"
+
+typedef struct {   // activations of one kind for up to max_batch (or max slots) rows
+  char *reals;     // [rows][width] of the path's real
+  block_q8_K *q8k; // [rows][width / QK_K]; only on q8k and where width is a multiple of QK_K
+  int64_t width;
+  void **real_rows; // pointers to the rows
+  const block_q8_K **q8k_rows;
+} activations;
+
+typedef struct { // what a product of the shared path fills
+  char *reals;   // [max_batch][width]
+  void **rows;   // pointers to the rows
+  int64_t width;
+} outputs;
+
+typedef struct { // tokens of one sequence, neighbours in the batch, whose attention is one task a head slice
+  int64_t first, n;
+} token_span;
+
+typedef struct { // one path's operations and what its products need
+  const path_info *path;
+  const real_ops *ops;
+} side;
+
+typedef struct {
+  backend base;
+  backend_params params;
+  model_shape shape;
+  const cpu_row *row;
+  side shared, experts;
+  uint64_t bytes;
+
+  char *x;               // residual stream [max_batch][hidden]
+  activations normed;    // what q, k, v, router (shared) read
+  activations expert_in; // what own experts read, in the experts' real
+  outputs q, k, v;       // [max_batch][heads * head_dim]
+  token_span *spans;     // [max_batch]
+  activations attended;  // [max_batch][n_heads * head_dim]
+  outputs projected;     // [max_batch][hidden]
+  char *rope_tables;     // [context][head_dim] of (cos, sin)
+  char *keys, *values;   // caches
+  size_t kv_head_bytes;  // of one (layer, sequence, head)
+  outputs router_logits; // [max_batch][n_experts]
+  char *slot_weights;    // [max_batch][top_k]
+  char *slot_rows;       // [max_batch * top_k][hidden]
+
+  int64_t n_own;         // experts of this rank in a layer
+  expert_global *own;    // [n_own]
+  int32_t *first;        // [n_own + 1] begin of each own expert's slots in `slots`
+  int32_t *slots;        // token * top_k + slot, grouped by own expert, ascending
+  int32_t *active;       // own experts with at least one slot
+  activations hidden_in; // [max slots][expert_width]: gate, then silu(gate) * up
+  char *up;              // [max slots][expert_width]
+  char *narrow;          // [max slots][hidden] of the experts' real, when it is not the shared real
+  void **in_rows;        // [max slots] gathered rows
+  const block_q8_K **in_q8k;
+  void **gate_out, **up_out, **down_out;
+  void **logits_out; // [max_logit_rows]
+  char *scratch;     // [threads][scratch_bytes]
+  size_t scratch_bytes;
+  activations head_in; // [max_logit_rows][hidden]
+} cpu_backend;
+
+// The fields of backend_ops that need no step.
+status cpu_open(backend **out, const backend_params *params);
+void cpu_close(backend *base); // takes NULL
+const char *cpu_rows(void);
+bool cpu_has_path(path_kind kind);
+const char *cpu_row_name(const backend *base);
+uint64_t cpu_state_bytes(const backend *base);
+
+kv_storage cpu_kv_storage(const cpu_backend *b);
+
+static inline void *row_at(const cpu_backend *b, char *base, int64_t row, int64_t width) {
+  return base + (size_t)(row * width) * b->shared.ops->bytes;
+}

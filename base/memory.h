@@ -15,8 +15,12 @@ status memory_take(void **out, size_t count, size_t size, const char *what);
 #define TAKE(pointer, count, what) memory_take((void **)(pointer), (count), sizeof **(pointer), (what))
 
 // a * b or a + b into *out; false when the result does not fit.
-static inline bool size_mul(size_t *out, size_t a, size_t b) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool size_add(size_t *out, size_t a, size_t b) { return !__builtin_add_overflow(a, b, out); }
+static inline bool size_mul(size_t *out, size_t a, size_t b) {
+  return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool size_add(size_t *out, size_t a, size_t b) {
+  return !__builtin_add_overflow(a, b, out);
+}
 
 #ifdef __cplusplus
 }

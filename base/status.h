@@ -22,17 +22,17 @@ void status_reset(void);       // forgets the stored fault: for tests and for ca
 #define FAIL(...) (status_fail(__FILE__, __LINE__, __VA_ARGS__), (status)1)
 
 // Returns from the calling function when `expression` is a fault; for functions that own nothing yet.
-#define TRY(expression)                                                                                          \
-  do {                                                                                                           \
-    status try_status_ = (expression);                                                                           \
-    if (try_status_) return try_status_;                                                                         \
+#define TRY(expression)                                                                                      \
+  do {                                                                                                       \
+    status try_status_ = (expression);                                                                       \
+    if (try_status_) return try_status_;                                                                     \
   } while (0)
 
 // Jumps to the label `done` with `result` set; for functions that clean up.
-#define TRY_DONE(result, expression)                                                                             \
-  do {                                                                                                           \
-    (result) = (expression);                                                                                     \
-    if (result) goto done;                                                                                       \
+#define TRY_DONE(result, expression)                                                                         \
+  do {                                                                                                       \
+    (result) = (expression);                                                                                 \
+    if (result) goto done;                                                                                   \
   } while (0)
 
 #ifdef __cplusplus

@@ -21,6 +21,7 @@ struct comm {
   char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
   char library[MPI_MAX_LIBRARY_VERSION_STRING];
   MPI_Request *requests; // [2 * size]
+  bool *arrived;         // [size] at a missed deadline
   bool agreed, told_elsewhere;
 };
 
@@ -44,6 +45,7 @@ status comm_open(comm **out, int *argc, char ***argv) {
   c->library[strcspn(c->library, ",\n")] = 0;
   TRY(memory_take((void **)&c->hosts, (size_t)c->size, sizeof *c->hosts, "host names"));
   TRY(TAKE(&c->requests, 2 * (size_t)c->size, "message requests"));
+  TRY(TAKE(&c->arrived, (size_t)c->size, "message requests"));
   *out = c;
   memcpy(c->hosts[c->rank], c->host, sizeof c->host);
   return comm_allgather(c, c->hosts, c->host, sizeof c->host, "the exchange of host names");
@@ -55,6 +57,7 @@ void comm_close(comm *c) {
   MPI_Finalize();
   free(c->hosts);
   free(c->requests);
+  free(c->arrived);
   free(c);
 }
 
@@ -94,15 +97,14 @@ static void pause_between_polls(int polls) {
   }
 }
 
-static status name_the_missing(comm *c, const int *done, const char *what) {
+static status name_the_missing(const comm *c, const char *what) {
   char names[512] = "";
   for (int r = 0; r < c->size; r++) {
     size_t used = strlen(names);
-    if (r != c->rank && !done[r])
+    if (r != c->rank && !c->arrived[r])
       snprintf(names + used, sizeof names - used, "%s%d (%s)", used ? ", " : "", r, c->hosts[r]);
   }
-  return FAIL("%s: after comm.deadline = %g s, still waiting for rank %s", what, c->deadline,
-              names[0] ? names : "(only for own messages to leave)");
+  return FAIL("%s: after comm.deadline = %g s, still waiting for rank %s", what, c->deadline, names);
 }
 
 // Waits for requests[0 .. size): receives, by rank, and [size .. 2 size): sends.
@@ -121,9 +123,13 @@ static status wait_all(comm *c, const char *what) {
     if ((polls & 255) == 255 && clock_seconds() > limit) break;
     pause_between_polls(polls);
   }
-  int arrived[4096];
-  for (int r = 0; r < c->size && r < 4096; r++) MPI_Test(&c->requests[r], &arrived[r], MPI_STATUS_IGNORE);
-  return name_the_missing(c, arrived, what);
+  for (int r = 0; r < c->size; r++) { // both what it sends and what it takes
+    int sent, taken;
+    MPI_Test(&c->requests[r], &sent, MPI_STATUS_IGNORE);
+    MPI_Test(&c->requests[c->size + r], &taken, MPI_STATUS_IGNORE);
+    c->arrived[r] = sent && taken;
+  }
+  return name_the_missing(c, what);
 }
 
 // One piece of everyone's part: `from` bytes on, at most piece_bytes.
@@ -134,12 +140,14 @@ static status exchange_piece(comm *c, char *buffer, const size_t *offset, const 
   for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
   for (int step = 1; step < c->size; step++) { // start at the next rank, so that no rank is everyone's first
     int r = (c->rank + c->size - step) % c->size, to = (c->rank + step) % c->size;
-    size_t in = bytes[r] > from ? bytes[r] - from : 0, out = bytes[c->rank] > from ? bytes[c->rank] - from : 0;
+    size_t in = bytes[r] > from ? bytes[r] - from : 0,
+           out = bytes[c->rank] > from ? bytes[c->rank] - from : 0;
     if (in > piece_bytes) in = piece_bytes;
     if (out > piece_bytes) out = piece_bytes;
     if (in) MPI_Irecv(buffer + offset[r] + from, (int)in, MPI_BYTE, r, tag, c->world, &c->requests[r]);
     if (out)
-      MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world, &c->requests[c->size + to]);
+      MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world,
+                &c->requests[c->size + to]);
   }
   return wait_all(c, what);
 }
@@ -147,7 +155,8 @@ static status exchange_piece(comm *c, char *buffer, const size_t *offset, const 
 status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
   size_t most = 0;
   for (int r = 0; r < c->size; r++) most = bytes[r] > most ? bytes[r] : most;
-  for (size_t from = 0; from < most; from += piece_bytes) TRY(exchange_piece(c, buffer, offset, bytes, from, what));
+  for (size_t from = 0; from < most; from += piece_bytes)
+    TRY(exchange_piece(c, buffer, offset, bytes, from, what));
   return 0;
 }
 
@@ -172,8 +181,9 @@ status comm_agree(comm *c, status mine, const char *what) {
   for (int r = 0; r < c->size && !result; r++) {
     if (!all[r]) continue;
     c->agreed = true;
-    if (own) break;
+    if (r == c->rank) break;
     c->told_elsewhere = true;
+    if (own) break;
     result = FAIL("%s: rank %d (%s) failed; its own message says why", what, r, c->hosts[r]);
   }
   free(all);
@@ -194,7 +204,8 @@ status comm_equal(comm *c, const void *data, size_t bytes, const char *what) {
   if (result || !names[0]) return result;
   c->agreed = true;
   c->told_elsewhere = c->rank != 0;
-  return FAIL("%s: expected the same on every rank, but rank %s differs from rank 0 (%s)", what, names, c->hosts[0]);
+  return FAIL("%s: expected the same on every rank, but rank %s differs from rank 0 (%s)", what, names,
+              c->hosts[0]);
 }
 
 bool comm_fault_is_agreed(const comm *c) {

@@ -18,14 +18,14 @@ _Noreturn void comm_abort(comm *c, int code);          // local; ends every rank
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
 const char *comm_host(const comm *c);
-const char *comm_library(const comm *c);               // "Open MPI v4.1.4"
-void comm_set_deadline(comm *c, double seconds);       // 300 before the first call
+const char *comm_library(const comm *c);         // "Open MPI v4.1.4"
+void comm_set_deadline(comm *c, double seconds); // 300 before the first call
 
 // Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the fault.
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what);
 
-// Collective. Rank r's part of `buffer` is bytes[r] at offset[r]; own part filled before, all filled after. Sizes
-// are known to all ranks beforehand.
+// Collective. Rank r's part of `buffer` is bytes[r] at offset[r]; own part filled before, all filled after.
+// Sizes are known to all ranks beforehand.
 status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what);
 
 // Collective. Fails on every rank when `mine` is a fault on any.
@@ -34,7 +34,7 @@ status comm_agree(comm *c, status mine, const char *what);
 // Collective. Fails on every rank when `bytes` of `data` differ from rank 0's on any, and names those ranks.
 status comm_equal(comm *c, const void *data, size_t bytes, const char *what);
 
-// After a fault of comm_agree or comm_equal: every rank has it, so all can end in order. Another rank tells it,
-// where this one itself was good.
+// After a fault of comm_agree or comm_equal: every rank has it, so all can end in order. Another rank tells
+// it, where this one itself was good.
 bool comm_fault_is_agreed(const comm *c);
 bool comm_fault_is_told_elsewhere(const comm *c);

@@ -15,9 +15,9 @@ struct exchange {
   comm *c;
   const transport_ops *transport;
   const int32_t *rank_of_expert;
-  int64_t *row_of_slot;  // [max_slots]
-  int64_t *rows_of_rank; // [size] of the last plan
-  int64_t *next_row;     // [size]
+  int64_t *row_of_slot;   // [max_slots]
+  int64_t *rows_of_rank;  // [size] of the last plan
+  int64_t *next_row;      // [size]
   size_t *offset, *bytes; // [size]
   double seconds;
   uint64_t sent;
@@ -54,7 +54,8 @@ static status choose_transport(exchange *x, const char *name) {
       x->transport = t;
       return 0;
     }
-    if (strcmp(name, "auto")) return FAIL("comm.transport = \"%s\" cannot serve %d ranks", name, comm_size(x->c));
+    if (strcmp(name, "auto"))
+      return FAIL("comm.transport = \"%s\" cannot serve %d ranks", name, comm_size(x->c));
   }
   return FAIL("comm.transport = \"%s\": this build has \"self\" and \"mpi\"", name);
 }
@@ -103,7 +104,8 @@ const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t
     x->next_row[r] = first;
     first += x->rows_of_rank[r];
   }
-  for (int64_t i = 0; i < n_slots; i++) x->row_of_slot[i] = x->next_row[x->rank_of_expert[expert_of_slot[i]]]++;
+  for (int64_t i = 0; i < n_slots; i++)
+    x->row_of_slot[i] = x->next_row[x->rank_of_expert[expert_of_slot[i]]]++;
   return x->row_of_slot;
 }
 

@@ -1,7 +1,7 @@
 // topology: the cores of this host, which of them this rank uses, and its threads' places on them.
 //
-// Owns: hwloc. Invariant: ranks of a host never share a core unless there are more ranks than cores; a binding
-// that the launcher made is kept.
+// Owns: hwloc. Invariant: ranks of a host never share a core unless there are more ranks than cores; a
+// binding that the launcher made is kept.
 #pragma once
 #include "dist/comm.h"
 

@@ -40,13 +40,15 @@ status arm_parse(arm *out, const char *name) {
   out->path = path_find(path);
   if (!out->path) return FAIL("arm \"%s\": no path \"%s\"; there are f64, f32, q8k", name, path);
   out->backend = backend_find(at + 1);
-  if (!out->backend) return FAIL("arm \"%s\": this build has no backend \"%s\" (see --version)", name, at + 1);
+  if (!out->backend)
+    return FAIL("arm \"%s\": this build has no backend \"%s\" (see --version)", name, at + 1);
   if (!out->backend->has_path(out->path->kind))
     return FAIL("arm \"%s\": the backend %s does not compute the path %s", name, at + 1, path);
   return 0;
 }
 
-void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals, size_t n) {
+void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
+                size_t n) {
   uint64_t row = num_digest_row(path->tag, layer, token), total = 0;
   if (path->real_bytes == sizeof(double)) {
     const double *x = (const double *)reals;

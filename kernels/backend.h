@@ -1,5 +1,5 @@
-// backend: where a path is computed. One table of functions over whole steps, so that a backend can fuse inside
-// a step and keeps its state on its device.
+// backend: where a path is computed. One table of functions over whole steps, so that a backend can fuse
+// inside a step and keeps its state on its device.
 //
 // Owns: the interface, the shapes and weights that it is given, and the table of backends that were built in.
 // Refuses to know: files, MPI, which rank owns what beyond the shard that it is told.
@@ -23,8 +23,8 @@ enum { MAX_TOP_K = 64 }; // experts to a token; model.c refuses more
 typedef struct {
   path_kind kind;
   const char *name;
-  int version;     // of its definition in docs/paths.md
-  uint64_t tag;    // names path and version in a digest
+  int version;       // of its definition in docs/paths.md
+  uint64_t tag;      // names path and version in a digest
   size_t real_bytes; // of one activation: 8 for f64, else 4
 } path_info;
 
@@ -46,9 +46,10 @@ typedef struct { // rows of `cols` weights, row after row; an expert stack is n_
 
 typedef struct {
   const float *attn_norm, *q_norm, *k_norm, *ffn_norm; // [hidden], [head_dim], [head_dim], [hidden]
-  matrix q, k, v, o;                                    // rows = outputs
-  matrix router;                                        // [n_experts][hidden]
-  matrix gate, up, down; // of one expert: [expert_width][hidden] twice, [hidden][expert_width]; expert e follows e - 1
+  matrix q, k, v, o;                                   // rows = outputs
+  matrix router;                                       // [n_experts][hidden]
+  matrix gate, up,
+      down; // of one expert: [expert_width][hidden] twice, [hidden][expert_width]; expert e follows e - 1
 } layer_weights;
 
 typedef struct {
@@ -71,7 +72,8 @@ typedef struct { // n tokens, each at a position of a sequence; a sequence's pos
 
 typedef struct { // host arrays, filled by route; [n][top_k] in slot order
   expert_global *expert;
-  double *margin; // [n] probability of slot k - 1 minus that of the best expert not chosen, over the sum of all
+  double
+      *margin; // [n] probability of slot k - 1 minus that of the best expert not chosen, over the sum of all
 } routing;
 
 typedef enum {
@@ -92,27 +94,30 @@ typedef struct {
   int64_t max_logit_rows;    // rows in the largest head call
   bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
   int threads;
-  int host_rank;             // this rank's place among the ranks of its host: chooses a device
-  const char *row;           // ISA row, "auto" or a name
+  int host_rank;   // this rank's place among the ranks of its host: chooses a device
+  const char *row; // ISA row, "auto" or a name
 } backend_params;
 
 typedef struct {
-  const char *name; // "cpu"
+  const char *name;          // "cpu"
   const char *(*rows)(void); // names of the rows that this machine can run, best first, comma-separated
   bool (*has_path)(path_kind);
 
   // Allocates everything that the forward pass needs. The forward pass itself allocates nothing.
   status (*open)(backend **out, const backend_params *params);
-  void (*close)(backend *);             // takes NULL
-  const char *(*row)(const backend *);  // name of the row in use
+  void (*close)(backend *);            // takes NULL
+  const char *(*row)(const backend *); // name of the row in use
   uint64_t (*state_bytes)(const backend *);
 
-  // The steps, in the order in which layer.c calls them. Residual stream, queries and slot outputs stay inside.
+  // The steps, in the order in which layer.c calls them. Residual stream, queries and slot outputs stay
+  // inside.
   status (*embed)(backend *, const token_batch *);
-  status (*attention)(backend *, int64_t layer, const token_batch *); // adds its output to the residual stream
+  status (*attention)(backend *, int64_t layer,
+                      const token_batch *); // adds its output to the residual stream
   status (*route)(backend *, int64_t layer, const token_batch *, routing *out);
   // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k].
-  status (*experts)(backend *, int64_t layer, const token_batch *, const routing *, const int64_t *row_of_slot);
+  status (*experts)(backend *, int64_t layer, const token_batch *, const routing *,
+                    const int64_t *row_of_slot);
   // The rows [n * top_k][hidden] of `shared`'s reals, for the exchange to complete; host memory.
   void *(*slot_rows)(backend *);
   // Sums each token's slots in slot order and adds the sum to the residual stream.
@@ -120,17 +125,19 @@ typedef struct {
   // Logits of batch rows first .. first + count - 1, reals of `shared`, [count][vocabulary].
   status (*head)(backend *, int64_t first, int64_t count, void *logits);
 
-  // For backends whose state lies on a device; NULL where it lies in host memory. There `route` and `experts` take
-  // a NULL routing and row map when one rank owns every expert, so that routing never leaves the device; `head`
-  // takes NULL logits and keeps them; `digest` may be done only when `finish` returns.
+  // For backends whose state lies on a device; NULL where it lies in host memory. There `route` and `experts`
+  // take a NULL routing and row map when one rank owns every expert, so that routing never leaves the device;
+  // `head` takes NULL logits and keeps them; `digest` may be done only when `finish` returns.
   status (*finish)(backend *);
   status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
   status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
-  status (*slots_read)(backend *, int64_t first, int64_t count); // rows of own slots to slot_rows' host memory
-  status (*slots_write)(backend *, int64_t count);               // and the completed rows back
-  // Takes `steps` (embed and all layers of a batch): records them once for a shape of batch and replays the recording
-  // after that, or simply runs them. Only for one rank that owns every expert, with a NULL routing.
-  status (*recorded)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *), void *context);
+  status (*slots_read)(backend *, int64_t first,
+                       int64_t count);             // rows of own slots to slot_rows' host memory
+  status (*slots_write)(backend *, int64_t count); // and the completed rows back
+  // Takes `steps` (embed and all layers of a batch): records them once for a shape of batch and replays the
+  // recording after that, or simply runs them. Only for one rank that owns every expert, with a NULL routing.
+  status (*recorded)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *),
+                     void *context);
 
   // Copies n rows of a probe to the host, widened to double.
   status (*probe)(backend *, probe_point, int64_t n, double *out);
@@ -156,7 +163,8 @@ typedef struct {
 status arm_parse(arm *out, const char *name); // "q8k@cpu"; the fault names what is missing in this build
 
 // Adds to *sum the digest of n reals (float or double by real_bytes) as row (layer, token) of a path.
-void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals, size_t n);
+void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
+                size_t n);
 
 #ifdef __cplusplus
 }

@@ -72,10 +72,13 @@ typedef struct {
 } type_info;
 
 const type_info *type_find(uint32_t ggml_type); // NULL: not one that the program computes with
-const char *type_name_any(uint32_t ggml_type);  // a name also for types that are refused; "type 77" style for unknown
+const char *
+type_name_any(uint32_t ggml_type); // a name also for types that are refused; "type 77" style for unknown
 
 // Bytes of a row of n elements; n is a multiple of type->elements.
-static inline size_t type_row_bytes(const type_info *type, size_t n) { return n / type->elements * type->bytes; }
+static inline size_t type_row_bytes(const type_info *type, size_t n) {
+  return n / type->elements * type->bytes;
+}
 
 // out[n] = the row's weights as floats, bit for bit as ggml's dequantize_row_* without contraction.
 void dequantize_row(float *out, weight_type type, const void *row, size_t n);

@@ -44,8 +44,9 @@ NUM_FN double num_tree_f64(double lane[LANES]) {
 
 // ---- exp and silu ----
 
-// e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; the polynomial's coefficients are a Chebyshev fit of
-// (e^r - 1 - r) / r^2, own computation. Overflows to infinity, underflows through subnormals to 0; NaN stays.
+// e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; the polynomial's coefficients are a Chebyshev fit
+// of (e^r - 1 - r) / r^2, own computation. Overflows to infinity, underflows through subnormals to 0; NaN
+// stays.
 NUM_FN float num_exp_f32(float x) {
   const float round_magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer, ties to even
   if (x != x) return x;
@@ -61,7 +62,8 @@ NUM_FN float num_exp_f32(float x) {
   p = num_fma_f32(p, r, 0.5f);
   p = num_fma_f32(p, r * r, r) + 1.0f;
   int32_t i = (int32_t)n, first = i >> 1, second = i - first; // two factors: 2^i alone may not be a float
-  return p * num_from_bits_f32((uint32_t)(first + 127) << 23) * num_from_bits_f32((uint32_t)(second + 127) << 23);
+  return p * num_from_bits_f32((uint32_t)(first + 127) << 23) *
+         num_from_bits_f32((uint32_t)(second + 127) << 23);
 }
 
 NUM_FN double num_exp_f64(double x) {
@@ -86,7 +88,8 @@ NUM_FN double num_exp_f64(double x) {
   p = num_fma_f64(p, r, 0.5);
   p = num_fma_f64(p, r * r, r) + 1.0;
   int64_t i = (int64_t)n, first = i >> 1, second = i - first;
-  return p * num_from_bits_f64((uint64_t)(first + 1023) << 52) * num_from_bits_f64((uint64_t)(second + 1023) << 52);
+  return p * num_from_bits_f64((uint64_t)(first + 1023) << 52) *
+         num_from_bits_f64((uint64_t)(second + 1023) << 52);
 }
 
 NUM_FN float num_silu_f32(float x) {
@@ -113,7 +116,8 @@ NUM_FN int32_t num_q8k_round(float inverse_scale, float x) {
 
 // ---- RoPE: everything in double, from the model's base and the absolute position ----
 
-// Natural logarithm of x > 0, normal: x = 2^e m with m in [sqrt 1/2, sqrt 2), ln m = 2 artanh((m - 1)/(m + 1)).
+// Natural logarithm of x > 0, normal: x = 2^e m with m in [sqrt 1/2, sqrt 2), ln m = 2 artanh((m - 1)/(m +
+// 1)).
 NUM_FN double num_log_f64(double x) {
   uint64_t bits = num_bits_f64(x);
   int64_t e = (int64_t)(bits >> 52 & 0x7ff) - 1023;
@@ -123,7 +127,8 @@ NUM_FN double num_log_f64(double x) {
     e = e + 1;
   }
   double s = (m - 1.0) / (m + 1.0), z = s * s, p = 0.0;
-  for (int k = 25; k >= 3; k -= 2) p = num_fma_f64(p, z, 1.0 / (double)k); // z <= 0.0295: the rest is under 2^-64
+  for (int k = 25; k >= 3; k -= 2)
+    p = num_fma_f64(p, z, 1.0 / (double)k); // z <= 0.0295: the rest is under 2^-64
   double ln_m = num_fma_f64(2.0 * s * z, p, 2.0 * s);
   return num_fma_f64((double)e, 0x1.62e42fefa39efp-1, num_fma_f64((double)e, 0x1.abc9e3b39803fp-56, ln_m));
 }
@@ -157,8 +162,8 @@ NUM_FN uint64_t num_mix64(uint64_t z) { // the finaliser of SplitMix64 (Steele, 
   return z ^ z >> 31;
 }
 
-// The part of the mix that a row shares. layer is -1 for logits; token is the position in its sequence; path_tag
-// names the path and its version.
+// The part of the mix that a row shares. layer is -1 for logits; token is the position in its sequence;
+// path_tag names the path and its version.
 NUM_FN uint64_t num_digest_row(uint64_t path_tag, int64_t layer, int64_t token) {
   uint64_t h = num_mix64(path_tag + 0x9e3779b97f4a7c15u);
   h = num_mix64(h ^ (uint64_t)layer) + 0x9e3779b97f4a7c15u;

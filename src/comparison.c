@@ -18,15 +18,17 @@ void comparison_close(comparison *c) {
   free(c->has_target);
 }
 
-void comparison_layer(comparison *c, int64_t layer, int64_t position, const double *a, const double *b, int64_t hidden,
-                      const int32_t *experts_a, const int32_t *experts_b, int k, double margin_b) {
+void comparison_layer(comparison *c, int64_t layer, int64_t position, const double *a, const double *b,
+                      int64_t hidden, const int32_t *experts_a, const int32_t *experts_b, int k,
+                      double margin_b) {
   layer_point *p = &c->layer[layer * c->n_positions + position];
   divergence_row(&p->row, a, b, (size_t)hidden);
   p->flips = divergence_router_flips(experts_a, experts_b, k);
   p->margin = margin_b;
 }
 
-void comparison_logits(comparison *c, int64_t position, const double *a, const double *b, int64_t n, int64_t target) {
+void comparison_logits(comparison *c, int64_t position, const double *a, const double *b, int64_t n,
+                       int64_t target) {
   divergence_logits(&c->logits[position], a, b, (size_t)n, target);
   c->has_target[position] = target >= 0;
 }
@@ -41,7 +43,8 @@ int64_t comparison_flips(const comparison *c, int64_t position) {
 static status spread_of(spread *out, const double *first, size_t stride, int64_t n) {
   double *values;
   TRY(TAKE(&values, (size_t)n, "a spread"));
-  for (int64_t i = 0; i < n; i++) values[i] = *(const double *)(const void *)((const char *)first + (size_t)i * stride);
+  for (int64_t i = 0; i < n; i++)
+    values[i] = *(const double *)(const void *)((const char *)first + (size_t)i * stride);
   status result = divergence_spread(out, values, (size_t)n);
   free(values);
   return result;
@@ -79,7 +82,8 @@ static void reduce_targets(const comparison *c, report_pair *out) {
   }
   out->top1_agreement = (double)agrees / (double)c->n_positions;
   out->perplexity_delta = (double)NAN;
-  if (targets) out->perplexity_delta = num_exp_f64(sum_a / (double)targets) - num_exp_f64(sum_b / (double)targets);
+  if (targets)
+    out->perplexity_delta = num_exp_f64(sum_a / (double)targets) - num_exp_f64(sum_b / (double)targets);
 }
 
 status comparison_reduce(const comparison *c, report_pair *out) {

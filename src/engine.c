@@ -47,8 +47,8 @@ status engine_open(engine **out, const engine_params *params) {
   e->wants_logits = true;
   status result;
   TRY_DONE(result, open_backend(e));
-  TRY_DONE(result, exchange_open(&e->forward.slots, params->c, params->transport, params->experts->rank_of_expert,
-                                 params->max_batch * s->top_k));
+  TRY_DONE(result, exchange_open(&e->forward.slots, params->c, params->transport,
+                                 params->experts->rank_of_expert, params->max_batch * s->top_k));
   TRY_DONE(result, open_arrays(e));
   *out = e;
 done:
@@ -102,7 +102,8 @@ static status run_steps(void *context, const token_batch *batch) {
 
 status engine_forward(engine *e, const token_batch *batch) {
   backend *b = e->forward.compute;
-  if (!b->ops->recorded || e->forward.wants_routing || !exchange_is_alone(e->forward.slots)) return run_steps(e, batch);
+  if (!b->ops->recorded || e->forward.wants_routing || !exchange_is_alone(e->forward.slots))
+    return run_steps(e, batch);
   double before = e->seconds, start = clock_seconds();
   TRY(b->ops->recorded(b, batch, run_steps, e));
   e->seconds = before + clock_seconds() - start; // the steps' own clocks would count twice

@@ -26,11 +26,11 @@ typedef struct {
   engine_params params;
   forward_state forward;
   int64_t vocabulary, n_layers;
-  void *logits; // [LOGIT_ROWS][vocabulary] reals of the shared path, of the last engine_head
+  void *logits;           // [LOGIT_ROWS][vocabulary] reals of the shared path, of the last engine_head
   uint64_t *logit_digest; // [n_sequences]
   uint64_t *layer_digest; // [n_layers][n_sequences]
-  bool wants_logits; // true from the start: engine_head brings the logits to `logits`
-  double seconds;    // in the steps since engine_reset, digests and probes not counted
+  bool wants_logits;      // true from the start: engine_head brings the logits to `logits`
+  double seconds;         // in the steps since engine_reset, digests and probes not counted
   double exchange_seconds_before;
 } engine;
 
@@ -44,14 +44,14 @@ status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t c
 // Embed and all layers.
 status engine_forward(engine *e, const token_batch *batch);
 
-// Local. Waits for a device backend; seconds and digests are complete only then. engine_head with wants_logits has
-// done it already.
+// Local. Waits for a device backend; seconds and digests are complete only then. engine_head with
+// wants_logits has done it already.
 status engine_finish(engine *e);
 
 // Row i of the last engine_head, widened to double.
 void engine_logits(const engine *e, int64_t i, double *out);
 
-void engine_reset(engine *e);                        // forgets digests and clocks; KV caches are simply rewritten
-double engine_exchange_seconds(const engine *e);     // since engine_reset
-uint64_t engine_digest(const engine *e);             // of the logits, all sequences
+void engine_reset(engine *e);                    // forgets digests and clocks; KV caches are simply rewritten
+double engine_exchange_seconds(const engine *e); // since engine_reset
+uint64_t engine_digest(const engine *e);         // of the logits, all sequences
 uint64_t engine_layer_digest(const engine *e, int64_t layer);

@@ -3,6 +3,9 @@
 #include <stdlib.h>
 
 status feed_open(feed *out, const token_sequence *sequences, int64_t n_sequences, int64_t chunk) {
+  int64_t n_tokens = 0;
+  for (int64_t s = 0; s < n_sequences; s++) n_tokens += sequences[s].n;
+  if (chunk > n_tokens) chunk = n_tokens;
   *out = (feed){.sequences = sequences, .n_sequences = n_sequences, .chunk = chunk};
   TRY(TAKE(&out->token, (size_t)chunk, "a batch"));
   TRY(TAKE(&out->of_sequence, (size_t)chunk, "a batch"));

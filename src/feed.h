@@ -18,5 +18,5 @@ typedef struct {
 
 // At most `chunk` tokens to a batch; a batch may hold the end of one sequence and the begin of the next.
 status feed_open(feed *out, const token_sequence *sequences, int64_t n_sequences, int64_t chunk);
-void feed_close(feed *f);                       // takes NULL
-bool feed_next(feed *f, token_batch *batch);    // false: all given out; the batch is valid until the next call
+void feed_close(feed *f);                    // takes NULL
+bool feed_next(feed *f, token_batch *batch); // false: all given out; the batch is valid until the next call

@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { // one decoding run
-  int64_t n;       // sequences
-  int32_t *token;  // [n] that each sequence feeds next
+typedef struct {  // one decoding run
+  int64_t n;      // sequences
+  int32_t *token; // [n] that each sequence feeds next
   int32_t *sequence, *position;
-  bool *ended;     // [n] wrote its end token
-  double *logits;  // [vocabulary]
+  bool *ended;    // [n] wrote its end token
+  double *logits; // [vocabulary]
   sampler *s;
 } decoding;
 
@@ -71,7 +71,8 @@ static status decode_step(job *j, engine *e, decoding *d, const token_batch *bat
   return 0;
 }
 
-static status decode_all(job *j, engine *e, decoding *d, const double *last, report_text *texts, int64_t *decoded) {
+static status decode_all(job *j, engine *e, decoding *d, const double *last, report_text *texts,
+                         int64_t *decoded) {
   int64_t vocabulary = j->m->weights.shape.vocabulary, limit = j->cfg->run.generate;
   progress shown = progress_begin(job_is_printer(j), e->params.name, "tokens written", limit);
   int32_t *packed;
@@ -126,7 +127,8 @@ done:
   return result;
 }
 
-// Computes the prompts; only each sequence's last position needs logits to write on, but the digest covers all.
+// Computes the prompts; only each sequence's last position needs logits to write on, but the digest covers
+// all.
 static status compute_prompts(job *j, engine *e, double *last) {
   int64_t vocabulary = j->m->weights.shape.vocabulary, done = 0;
   progress shown = progress_begin(job_is_printer(j), e->params.name, "tokens read", j->n_tokens);

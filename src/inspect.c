@@ -34,7 +34,8 @@ static void print_shape(const model *m) {
   printf("model    %s: %lld layers, hidden %lld, %lld query and %lld key/value heads of %lld,\n", m->name,
          (long long)s->n_layers, (long long)s->hidden, (long long)s->n_heads, (long long)s->n_kv_heads,
          (long long)s->head_dim);
-  printf("         %lld experts of width %lld, top-%lld, vocabulary %lld%s, RoPE base %g, epsilon %g, context %lld\n",
+  printf("         %lld experts of width %lld, top-%lld, vocabulary %lld%s, RoPE base %g, epsilon %g, "
+         "context %lld\n",
          (long long)s->n_experts, (long long)s->expert_width, (long long)s->top_k, (long long)s->vocabulary,
          m->tied ? " (tied)" : "", s->rope_base, s->rms_epsilon, (long long)m->context_length);
   printf("types    %s\n", m->types);

@@ -27,7 +27,8 @@ static status add_text(job *j, const char *what, const char *text, size_t length
   int32_t *ids;
   size_t n;
   if (!j->words)
-    return FAIL("%s: %s is text, but this model has no tokenizer; give input.tokens", gguf_path(j->m->file), what);
+    return FAIL("%s: %s is text, but this model has no tokenizer; give input.tokens", gguf_path(j->m->file),
+                what);
   TRY(tokenizer_encode(j->words, text, length, &ids, &n));
   return add_sequence(j, ids, n);
 }
@@ -35,15 +36,16 @@ static status add_text(job *j, const char *what, const char *text, size_t length
 static status read_text_file(const char *path, char **text, size_t *length) {
   struct stat s;
   FILE *f = fopen(path, "rb");
+  *text = NULL;
   if (!f) return FAIL("input.file %s: cannot be opened: %m", path);
   status result = 0;
-  *text = NULL;
   if (fstat(fileno(f), &s) || !S_ISREG(s.st_mode) || s.st_size > (off_t)1 << 30)
     result = FAIL("input.file %s: expected a regular file of at most 1 GiB", path);
   if (!result) result = TAKE(text, (size_t)s.st_size + 1, "the input");
   if (!result) {
     *length = fread(*text, 1, (size_t)s.st_size, f);
-    if (*length != (size_t)s.st_size) result = FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
+    if (*length != (size_t)s.st_size)
+      result = FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
   }
   fclose(f);
   return result;
@@ -90,8 +92,9 @@ static status check_tokens(const job *j) {
     for (int64_t t = 0; t < j->sequences[s].n; t++) {
       int32_t id = j->sequences[s].tokens[t];
       if (id < 0 || id >= vocabulary)
-        return FAIL("input: token %lld of sequence %lld: expected an id below the vocabulary's %lld, found %d",
-                    (long long)t, (long long)s, (long long)vocabulary, id);
+        return FAIL(
+            "input: token %lld of sequence %lld: expected an id below the vocabulary's %lld, found %d",
+            (long long)t, (long long)s, (long long)vocabulary, id);
     }
   return 0;
 }
@@ -100,7 +103,8 @@ static status check_tokens(const job *j) {
 static status plan_context(job *j) {
   int64_t longest = 0, given = j->cfg->run.context;
   bool windows = !strcmp(j->command, "perplexity");
-  for (int64_t s = 0; s < j->n_sequences; s++) longest = j->sequences[s].n > longest ? j->sequences[s].n : longest;
+  for (int64_t s = 0; s < j->n_sequences; s++)
+    longest = j->sequences[s].n > longest ? j->sequences[s].n : longest;
   int64_t needed = longest + (windows ? 0 : j->cfg->run.generate);
   j->context = given ? given : windows ? (needed < 512 ? needed : 512) : needed;
   if (j->context > j->m->context_length)
@@ -108,7 +112,8 @@ static status plan_context(job *j) {
                 (long long)j->context, (long long)j->m->context_length);
   if (!windows && needed > j->context)
     return FAIL("run.context = %lld: the input's %lld tokens and run.generate = %lld need %lld positions",
-                (long long)j->context, (long long)longest, (long long)j->cfg->run.generate, (long long)needed);
+                (long long)j->context, (long long)longest, (long long)j->cfg->run.generate,
+                (long long)needed);
   int64_t most = j->n_tokens < j->cfg->run.chunk ? j->n_tokens : j->cfg->run.chunk;
   j->max_batch = most > j->n_sequences ? most : j->n_sequences; // decoding takes all sequences at once
   return 0;
@@ -136,7 +141,8 @@ static status open_model(job *j) {
   TRY(tokenizer_open(&j->words, j->m->file));
   if (j->words && (int64_t)tokenizer_vocabulary(j->words) > j->m->weights.shape.vocabulary)
     return FAIL("%s: key tokenizer.ggml.tokens: expected at most the embedding's %lld tokens, found %zu",
-                gguf_path(j->m->file), (long long)j->m->weights.shape.vocabulary, tokenizer_vocabulary(j->words));
+                gguf_path(j->m->file), (long long)j->m->weights.shape.vocabulary,
+                tokenizer_vocabulary(j->words));
   return 0;
 }
 
@@ -153,8 +159,8 @@ static status compare_model(job *j) {
   return comm_equal(j->c, &hash, sizeof hash, "the model file's header");
 }
 
-// Every rank reads the shared tensors and its own experts once: values are checked, pages are warm, and the sum
-// over ranks is the fingerprint of the whole file.
+// Every rank reads the shared tensors and its own experts once: values are checked, pages are warm, and the
+// sum over ranks is the fingerprint of the whole file.
 static status check_weights(job *j) {
   uint64_t shared, own, *all;
   status mine = model_check_weights(j->m, j->experts.local, topology_threads(j->place), &shared, &own);

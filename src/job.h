@@ -1,8 +1,8 @@
 // job: what every command needs before it starts: ranks that agree, the model, the plan, the input.
 //
 // Owns: the model, tokenizer, plan, topology and token sequences of a run.
-// Invariant: after job_open all ranks have the same configuration, the same model and the same tokens; each local
-// phase that can fail is followed by an agreement, so one rank's bad file ends all and hangs none.
+// Invariant: after job_open all ranks have the same configuration, the same model and the same tokens; each
+// local phase that can fail is followed by an agreement, so one rank's bad file ends all and hangs none.
 #pragma once
 #include "src/config.h"
 #include "src/engine.h"
@@ -42,7 +42,8 @@ status job_open_arm(job *j, const char *name, engine **out);
 // Collective: every rank's digests of the arm are the same, or the law is broken and the fault says so.
 status job_check_digest(job *j, engine *e);
 
-// Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on rank 0.
+// Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on
+// rank 0.
 status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows);
 void job_report_close(report *r);
 // Rank 0: fills an arm's section from its engine.

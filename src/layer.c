@@ -22,7 +22,8 @@ status forward_layer(forward_state *f, int64_t layer, const token_batch *batch) 
   routing *route = on_device && !f->wants_routing ? NULL : &f->route;
   TRY(step->attention(b, layer, batch));    // x += o(attention(norm(x))), the same on every rank
   TRY(step->route(b, layer, batch, route)); // the same on every rank, so all know who computes what
-  const int64_t *row_of_slot = on_device ? NULL : exchange_plan(f->slots, f->route.expert, batch->n * f->top_k);
+  const int64_t *row_of_slot =
+      on_device ? NULL : exchange_plan(f->slots, f->route.expert, batch->n * f->top_k);
   TRY(step->experts(b, layer, batch, route, row_of_slot)); // this rank's own experts only
   if (!alone) TRY(gather_slots(f, layer, batch->n * f->top_k));
   return step->combine(b, layer, batch, row_of_slot); // x += sum of the slots, in slot order

@@ -8,7 +8,7 @@
 
 typedef struct {
   backend *compute;
-  exchange *slots; // carries the slots' outputs
+  exchange *slots;       // carries the slots' outputs
   const path_info *path; // of the shared steps
   int64_t hidden, top_k;
   routing route;      // of the last layer

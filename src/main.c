@@ -152,10 +152,12 @@ static void print_fault(const comm *c) {
 }
 
 // A page of the map that cannot be read any more (a file cut short, a disk or server gone) arrives as SIGBUS.
+static char bus_error_text[1024] =
+    "moe_run: a mapped file changed or became unreadable\n"; // the rank is not known yet
+
 static void on_bus_error(int signal_number) {
-  static const char text[] = "moe_run: the model file changed or became unreadable while it was mapped\n";
   (void)signal_number;
-  if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(1);
+  if (write(STDERR_FILENO, bus_error_text, strlen(bus_error_text)) < 0) _exit(1);
   _exit(1);
 }
 
@@ -174,6 +176,10 @@ static status run_command(const arguments *a, comm *c) {
   if (!mine && a->out) mine = config_set_dir(&cfg, a->out);
   TRY(comm_agree(c, mine, "reading the configuration"));
   comm_set_deadline(c, cfg.comm.deadline);
+  snprintf(bus_error_text, sizeof bus_error_text,
+           "rank %d (%s): %.800s: expected the bytes that were there at the start, found the file cut short "
+           "or unreadable\n",
+           comm_rank(c), comm_host(c), cfg.model.path);
   status result = job_open(&j, a->command->name, &cfg, c, a->command->input);
   if (!result) result = a->command->run(&j);
   job_close(&j);

@@ -58,8 +58,8 @@ static status refuse_settings(const gguf *g) {
   if (!gguf_key_exists(g, "qwen3moe.rope.scaling.type")) return 0;
   TRY(gguf_key_string(g, "qwen3moe.rope.scaling.type", &kind));
   if (kind.length != 4 || memcmp(kind.text, "none", 4))
-    return FAIL("%s: key qwen3moe.rope.scaling.type: only \"none\" is supported, found \"%.*s\"", gguf_path(g),
-                (int)(kind.length < 64 ? kind.length : 64), kind.text);
+    return FAIL("%s: key qwen3moe.rope.scaling.type: only \"none\" is supported, found \"%.*s\"",
+                gguf_path(g), (int)(kind.length < 64 ? kind.length : 64), kind.text);
   return 0;
 }
 
@@ -74,7 +74,8 @@ static status check_architecture(const gguf *g) {
 static status read_real(const gguf *g, const char *key, double above, double below, double *out) {
   TRY(gguf_key_f64(g, key, out));
   if (!(*out > above && *out < below))
-    return FAIL("%s: key %s: expected a number between %g and %g, found %g", gguf_path(g), key, above, below, *out);
+    return FAIL("%s: key %s: expected a number between %g and %g, found %g", gguf_path(g), key, above, below,
+                *out);
   return 0;
 }
 
@@ -92,8 +93,8 @@ static status read_heads(const gguf *g, model_shape *s) {
     return FAIL("%s: key qwen3moe.attention.key_length: expected an even number up to 4096, found %lld",
                 gguf_path(g), (long long)s->head_dim);
   if (value_length != s->head_dim || turned != s->head_dim)
-    return FAIL("%s: head of %lld keys, %lld values, %lld turned by RoPE: expected the same three", gguf_path(g),
-                (long long)s->head_dim, (long long)value_length, (long long)turned);
+    return FAIL("%s: head of %lld keys, %lld values, %lld turned by RoPE: expected the same three",
+                gguf_path(g), (long long)s->head_dim, (long long)value_length, (long long)turned);
   return 0;
 }
 
@@ -186,7 +187,8 @@ static status bind_outer(model *m, size_t *bound) {
   if (!embedding) return FAIL("%s: tensor token_embd.weight is missing", gguf_path(m->file));
   w->shape.vocabulary = embedding->dim[1];
   if (w->shape.vocabulary < 1 || w->shape.vocabulary > INT32_MAX)
-    return FAIL("%s: tensor token_embd.weight: a vocabulary of %lld", embedding->file, (long long)embedding->dim[1]);
+    return FAIL("%s: tensor token_embd.weight: a vocabulary of %lld", embedding->file,
+                (long long)embedding->dim[1]);
   m->tied = !gguf_tensor_find(m->file, "output.weight");
   expected_tensor list[3] = {
       {"token_embd.weight", {w->shape.hidden, w->shape.vocabulary}, NULL, &w->embedding},
@@ -212,8 +214,9 @@ static status refuse_unknown(model *m) {
     if (!known && sscanf(t->name, "blk.%lld.", &layer) == 1 && layer >= 0 && layer < s->n_layers)
       for (size_t k = layer_tensors(m, layer, list); !known && k--;) known = !strcmp(t->name, list[k].name);
     if (!known)
-      return FAIL("%s: tensor %s is none of a Qwen3-MoE of %lld layers; without it another model would be computed",
-                  t->file, t->name, (long long)s->n_layers);
+      return FAIL(
+          "%s: tensor %s is none of a Qwen3-MoE of %lld layers; without it another model would be computed",
+          t->file, t->name, (long long)s->n_layers);
   }
   return 0;
 }
@@ -323,7 +326,8 @@ static status check_slice(const slice *s, uint64_t *hash) {
   const char *data = (const char *)s->tensor->data + s->first_row * s->row_bytes;
   *hash = num_mix64(XXH3_64bits(data, s->rows * s->row_bytes) ^ num_mix64(s->key));
   for (size_t r = 0; r < s->rows; r++) {
-    int64_t block = row_first_not_finite(s->tensor->type->type, data + r * s->row_bytes, (size_t)s->tensor->dim[0]);
+    int64_t block =
+        row_first_not_finite(s->tensor->type->type, data + r * s->row_bytes, (size_t)s->tensor->dim[0]);
     if (block >= 0)
       return FAIL("%s: tensor %s: row %zu, block %lld: expected finite numbers, found a NaN or infinity",
                   s->tensor->file, s->tensor->name, s->first_row + r, (long long)block);

@@ -27,7 +27,7 @@ void model_close(model *m); // takes NULL
 // Bytes of the experts that `owned` marks with >= 0, over all layers.
 uint64_t model_experts_bytes(const model *m, const expert_local *owned);
 
-// Reads the shared tensors and the owned experts once: refuses a scale that is not finite and sums hashes. The
-// sums do not depend on threads; hashes of different experts add up over ranks to that of the whole file.
+// Reads the shared tensors and the owned experts once: refuses a scale that is not finite and sums hashes.
+// The sums do not depend on threads; hashes of different experts add up over ranks to that of the whole file.
 status model_check_weights(const model *m, const expert_local *owned, int threads, uint64_t *shared_hash,
                            uint64_t *experts_hash);

@@ -13,7 +13,8 @@ typedef struct {
   size_t n_arms, n_pairs;
   engine *arm[CONFIG_MAX_ARMS];
   npy *logits_file[CONFIG_MAX_ARMS];
-  double *last[CONFIG_MAX_ARMS];   // [n_sequences][vocabulary]: where writing on begins; NULL without run.generate
+  double
+      *last[CONFIG_MAX_ARMS]; // [n_sequences][vocabulary]: where writing on begins; NULL without run.generate
   double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; rank 0
   double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; rank 0
   double nll[CONFIG_MAX_ARMS];     // summed over positions with a next token
@@ -58,8 +59,8 @@ static status open_rank0(parity *p) {
     if (c->output.logits && c->output.dir[0]) {
       char name[64];
       snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.name[a]);
-      TRY(npy_open(&p->logits_file[a], c->output.dir, name, p->arm[a]->forward.path->real_bytes == sizeof(double),
-                   (size_t)s->vocabulary));
+      TRY(npy_open(&p->logits_file[a], c->output.dir, name,
+                   p->arm[a]->forward.path->real_bytes == sizeof(double), (size_t)s->vocabulary));
     }
   }
   TRY(TAKE(&p->pairs, p->n_pairs, "the comparisons"));
@@ -128,18 +129,19 @@ static void compare_logit_row(parity *p, const token_batch *batch, int64_t t, in
     int64_t at = p->position + t;
     comparison_logits(&p->pairs[n], at, p->logits[pair->a], p->logits[pair->b], vocabulary, target);
     const logit_metrics *m = &p->pairs[n].logits[at];
-    p->r.tokens[(size_t)at * p->n_pairs + n] = (report_token){.sequence = batch->sequence[t],
-                                                             .position = batch->position[t],
-                                                             .token = batch->token[t],
-                                                             .pair = n,
-                                                             .rel_l2 = m->row.rel_l2,
-                                                             .one_minus_cos = m->row.one_minus_cos,
-                                                             .max_abs = m->row.max_abs,
-                                                             .max_rel = m->row.max_rel,
-                                                             .kl = m->kl,
-                                                             .top1_agrees = m->top1_agrees,
-                                                             .margin = m->margin,
-                                                             .router_flips = comparison_flips(&p->pairs[n], at)};
+    p->r.tokens[(size_t)at * p->n_pairs + n] =
+        (report_token){.sequence = batch->sequence[t],
+                       .position = batch->position[t],
+                       .token = batch->token[t],
+                       .pair = n,
+                       .rel_l2 = m->row.rel_l2,
+                       .one_minus_cos = m->row.one_minus_cos,
+                       .max_abs = m->row.max_abs,
+                       .max_rel = m->row.max_rel,
+                       .kl = m->kl,
+                       .top1_agrees = m->top1_agrees,
+                       .margin = m->margin,
+                       .router_flips = comparison_flips(&p->pairs[n], at)};
   }
   if (target < 0) return;
   for (size_t a = 0; a < p->n_arms; a++) {

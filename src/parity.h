@@ -1,5 +1,5 @@
-// parity: the main command. Runs the arms over the same tokens in step, layer by layer, and measures each against
-// the truth and against each other.
+// parity: the main command. Runs the arms over the same tokens in step, layer by layer, and measures each
+// against the truth and against each other.
 #pragma once
 #include "src/job.h"
 

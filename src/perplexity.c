@@ -31,7 +31,8 @@ static status score_batch(scoring *s, const token_batch *batch, const token_sequ
   while (first < batch->n && batch->position[first] < s->skip) first++;
   for (; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
-    if (batch->position[first + count - 1] == window->n - 1) count--; // the window's last token predicts nothing here
+    if (batch->position[first + count - 1] == window->n - 1)
+      count--; // the window's last token predicts nothing here
     if (!count) break;
     TRY(engine_head(s->e, batch, first, count));
     for (int64_t i = 0; i < count; i++) TRY(score_row(s, i, window->tokens[batch->position[first + i] + 1]));
@@ -42,7 +43,8 @@ static status score_batch(scoring *s, const token_batch *batch, const token_sequ
 static status score_window(scoring *s, const token_sequence *window) {
   feed f;
   token_batch batch;
-  status result = feed_open(&f, window, 1, s->j->cfg->run.chunk < s->j->max_batch ? s->j->cfg->run.chunk : s->j->max_batch);
+  status result = feed_open(&f, window, 1,
+                            s->j->cfg->run.chunk < s->j->max_batch ? s->j->cfg->run.chunk : s->j->max_batch);
   while (!result && feed_next(&f, &batch)) {
     result = engine_forward(s->e, &batch);
     if (!result) result = score_batch(s, &batch, window);
@@ -72,8 +74,9 @@ static status perplexity_arm(job *j, size_t index, report *r) {
   TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
   for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, &j->sequences[i]));
   progress_end(&s.shown);
-  if (!s.scored) TRY_DONE(result, FAIL("perplexity: no token is scored: a window of %lld with perplexity.skip = %lld",
-                                       (long long)s.window, (long long)s.skip));
+  if (!s.scored)
+    TRY_DONE(result, FAIL("perplexity: no token is scored: a window of %lld with perplexity.skip = %lld",
+                          (long long)s.window, (long long)s.skip));
   TRY_DONE(result, job_report_arm(j, s.e, r, index, s.computed));
   r->arms[index].perplexity = num_exp_f64(s.nll / (double)s.scored);
   result = job_check_digest(j, s.e);

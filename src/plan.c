@@ -15,11 +15,12 @@ static int32_t contiguous_owner(int64_t expert, int64_t n, int64_t ranks) {
 
 static status check_list(const int32_t *list, size_t length, int64_t n_experts, int n_ranks) {
   if ((int64_t)length != n_experts)
-    return FAIL("experts.placement: expected %lld ranks, one for each expert, found %zu", (long long)n_experts,
-                length);
+    return FAIL("experts.placement: expected %lld ranks, one for each expert, found %zu",
+                (long long)n_experts, length);
   for (size_t e = 0; e < length; e++)
     if (list[e] < 0 || list[e] >= n_ranks)
-      return FAIL("experts.placement: expert %zu: expected a rank from 0 to %d, found %d", e, n_ranks - 1, list[e]);
+      return FAIL("experts.placement: expert %zu: expected a rank from 0 to %d, found %d", e, n_ranks - 1,
+                  list[e]);
   return 0;
 }
 
@@ -36,7 +37,8 @@ status plan_open(plan *out, placement_kind kind, const int32_t *list, size_t lis
                  int n_ranks, int rank) {
   *out = (plan){.n_experts = n_experts, .n_ranks = n_ranks};
   if (n_ranks > n_experts)
-    return FAIL("%d ranks for %lld experts: expected at most one rank to an expert", n_ranks, (long long)n_experts);
+    return FAIL("%d ranks for %lld experts: expected at most one rank to an expert", n_ranks,
+                (long long)n_experts);
   if (kind == PLACEMENT_LIST) TRY(check_list(list, list_length, n_experts, n_ranks));
   TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the plan"));
   TRY(TAKE(&out->local, (size_t)n_experts, "the plan"));

@@ -1,4 +1,5 @@
-// progress: tells on standard error how far long work is; one line rewritten on a terminal, plain lines otherwise.
+// progress: tells on standard error how far long work is; one line rewritten on a terminal, plain lines
+// otherwise.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>

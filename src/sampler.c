@@ -69,8 +69,8 @@ status sampler_next(sampler *s, const double *logits, int64_t position, int32_t 
   int32_t best = 0;
   for (int64_t v = 0; v < s->vocabulary; v++) {
     if (!isfinite(logits[v]))
-      return FAIL("position %lld: logit %lld is %g: nothing can be sampled", (long long)position, (long long)v,
-                  logits[v]);
+      return FAIL("position %lld: logit %lld is %g: nothing can be sampled", (long long)position,
+                  (long long)v, logits[v]);
     if (logits[v] > logits[best]) best = (int32_t)v;
   }
   *token = s->settings.temperature > 0 ? draw(s, logits, logits[best], position) : best;

@@ -1,6 +1,7 @@
 // sampler: the next token from a row of logits.
 //
-// Invariant: a function of (logits, settings, seed, position) alone: the same on every rank, alone or in a batch.
+// Invariant: a function of (logits, settings, seed, position) alone: the same on every rank, alone or in a
+// batch.
 #pragma once
 #include "base/status.h"
 #include <stdint.h>

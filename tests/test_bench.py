@@ -54,7 +54,7 @@ def rows(ranks=1, **sets):
 
 @functools.cache
 def base():
-    return rows(bench__depth=[0, 7])
+    return rows(bench__depth=[0, 30])
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def hexadecimal(digest):
 class Digests(unittest.TestCase):
     def test_they_are_those_of_parity(self):
         for arm in ARMS:
-            for depth, mark in ((0, ""), (7, " @ d7")):
+            for depth, mark in ((0, ""), (30, " @ d30")):
                 with self.subTest(arm=arm, depth=depth):
                     last = digest_of_span(arm, 0, depth + 19, depth + 20)
                     self.assertEqual(base()[arm, f"pp20{mark}"]["digest"], hexadecimal(last))
@@ -94,9 +94,9 @@ class Digests(unittest.TestCase):
 
     def test_ranks_chunks_and_order_change_nothing(self):
         for ranks, sets in ((2, {}), (3, {"run__chunk": 7}), (1, {"run__chunk": 1, "run__threads": 1}),
-                            (2, {"bench__depth": [7, 0]}), (1, {"run__context": 300})):
+                            (2, {"bench__depth": [30, 0], "run__context": 300})):
             with self.subTest(ranks=ranks, **sets):
-                found = rows(ranks, **{"bench__depth": [0, 7], **sets})
+                found = rows(ranks, **{"bench__depth": [0, 30], **sets})
                 self.assertEqual({key: row["digest"] for key, row in found.items()},
                                  {key: row["digest"] for key, row in base().items()})
 
@@ -159,10 +159,10 @@ class Forms(unittest.TestCase):
             self.assertAlmostEqual(rate["median"], np.median(rate["runs"]), delta=1e-6 * rate["median"])
             self.assertEqual((rate["min"], rate["max"]), (min(rate["runs"]), max(rate["runs"])))
             self.assertGreater(rate["min"], 0)
-        self.assertEqual(list(base()), [(a, t) for a in ARMS for t in ("pp20", "tg5", "pp20 @ d7", "tg5 @ d7")])
+        self.assertEqual(list(base()), [(a, t) for a in ARMS for t in ("pp20", "tg5", "pp20 @ d30", "tg5 @ d30")])
 
     def test_the_same_rows_in_each(self):
-        sets = {"bench__depth": [0, 7], "bench__repeats": 1, "bench__warmup": 0}
+        sets = {"bench__depth": [0, 30], "bench__repeats": 1, "bench__warmup": 0}
         table = list(csv.DictReader(io.StringIO(bench(form="csv", **sets))))
         expected = {key: row["digest"] for key, row in base().items()}
         self.assertEqual({(row["arm"], row["test"]): row["digest"] for row in table}, expected)

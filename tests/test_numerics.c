@@ -73,7 +73,7 @@ static void exp_f32_over_all_exponents(void **state) {
   }
   print_message("exp, float: %.4f ulp at %a; %.4f where the result is subnormal\n", worst_normal,
                 (double)where, worst_subnormal);
-  assert_true(worst_normal < 1.1); // 1.0955 over all floats; it passes 1 for one in 100,000
+  assert_true(worst_normal < 1.1);     // 1.0955 over all floats; it passes 1 for one in 100,000
   assert_true(worst_subnormal < 1.51); // rounded twice
 }
 

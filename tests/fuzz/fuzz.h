@@ -21,13 +21,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 _Noreturn void fuzz_broken(const char *condition, const char *file, int line);
 
 enum { FUZZ_MOST_FILES = 2 };
-enum {
-  VALUE_U32 = 4,
-  VALUE_I32 = 5,
-  VALUE_F32 = 6,
-  VALUE_STRING = 8,
-  VALUE_ARRAY = 9
-}; // of the GGUF specification
+// Numbers of the GGUF specification.
+enum { VALUE_U32 = 4, VALUE_I32 = 5, VALUE_F32 = 6, VALUE_STRING = 8, VALUE_ARRAY = 9 };
 
 // The path under which `size` bytes can be read as file `no` (from 0) of a split set of `of`, until the next
 // call for that place. FUZZ_MEMORY: the bytes are in memory of their own, so that AddressSanitizer sees a

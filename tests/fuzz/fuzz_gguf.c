@@ -24,6 +24,15 @@ static void read_tensor(const gguf *g, size_t i, uint64_t *sum) {
     dequantize_row(row, t->type->type, t->data, (size_t)t->dim[0]);
 }
 
+static void check_apart(const gguf *g, size_t i) {
+  const gguf_tensor *t = gguf_tensor_at(g, i);
+  for (size_t k = 0; k < i; k++) {
+    const gguf_tensor *other = gguf_tensor_at(g, k);
+    bool before = t->offset + t->bytes <= other->offset, after = other->offset + other->bytes <= t->offset;
+    REQUIRE(before || after || t->file != other->file);
+  }
+}
+
 static void read_arrays(const gguf *g, const char *name, uint64_t *sum) {
   gguf_string *texts;
   int32_t *numbers;
@@ -91,7 +100,10 @@ FUZZ_TARGET(gguf) {
   status result = gguf_open(&g, path);
   REQUIRE((result != 0) == (g == NULL) && (result != 0) == (*status_text() != 0));
   if (g) {
-    for (size_t i = 0; i < gguf_tensor_count(g); i++) read_tensor(g, i, &sum);
+    for (size_t i = 0; i < gguf_tensor_count(g); i++) {
+      read_tensor(g, i, &sum);
+      check_apart(g, i);
+    }
     for (size_t i = 0; i < gguf_key_count(g); i++) read_key(g, i, &sum);
     sum += gguf_header_hash(g);
     status_reset();

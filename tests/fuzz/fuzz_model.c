@@ -187,6 +187,13 @@ static void copy_base(gguf_bytes *out, const gguf_bytes *base) {
   out->fields = base->fields;
 }
 
+// What a backend will read of a tensor is all of it.
+static void check_matrix(const model *m, const char *name, const matrix *w, int64_t copies) {
+  const gguf_tensor *t = gguf_tensor_find(m->file, name);
+  size_t row = type_row_bytes(type_find((uint32_t)w->type), (size_t)w->cols);
+  REQUIRE(t && t->data == w->data && t->bytes == row * (size_t)w->rows * (size_t)copies);
+}
+
 static void check_model(const char *path, bool untouched) {
   static const expert_local owned[65536];
   model *m;
@@ -200,6 +207,13 @@ static void check_model(const char *path, bool untouched) {
   uint64_t bytes = 0;
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) bytes += gguf_tensor_at(m->file, i)->bytes;
   REQUIRE(bytes == m->shared_bytes + m->expert_bytes * (uint64_t)m->weights.shape.n_experts);
+  int64_t experts_held = m->weights.shape.n_experts;
+  check_matrix(m, "token_embd.weight", &m->weights.embedding, 1);
+  check_matrix(m, "blk.0.attn_q.weight", &m->weights.layers[0].q, 1);
+  check_matrix(m, "blk.0.attn_output.weight", &m->weights.layers[0].o, 1);
+  check_matrix(m, "blk.0.ffn_gate_inp.weight", &m->weights.layers[0].router, 1);
+  check_matrix(m, "blk.0.ffn_gate_exps.weight", &m->weights.layers[0].gate, experts_held);
+  check_matrix(m, "blk.0.ffn_down_exps.weight", &m->weights.layers[0].down, experts_held);
   model_close(m);
 }
 

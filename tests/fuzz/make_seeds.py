@@ -87,6 +87,10 @@ def every_type():
     return gguf([], tensors, b"\x01" * at, version=2)
 
 
+def overlap():
+    return gguf([], [tensor("a", 0, [16], 0), tensor("b", 0, [1], 32)], b"\0" * 64)
+
+
 CONFIG = """[model]
 path = "a.gguf"
 [input]
@@ -99,16 +103,18 @@ arm = ["q8k@cpu"]
 """
 INPUTS = {
     "gguf": [gguf(), model(), gguf(vocabulary()), every_kind(), every_type(),
-             gguf([u32("split.no", 0), u32("split.count", 1)])],
+             gguf([u32("split.no", 0), u32("split.count", 1)]), overlap()],
     "model": [b"\0", b"\1", b"\0\0\5\0\1\0\0", b"\1\x11\2\0\xff\xff\0"],
     "config": [b"\0" + CONFIG.encode(), b"\1experts.placement=[0,1,0]\x1e", b"\6run.top_p=0.5\x1erun.kv=f32",
-               b"\0input.prompts = ['a', \"\\u00e9\"]\nbench.prompt = [1, 2]\n", b"\4"],
+               b"\0input.prompts = ['a', \"\\u00e9\"]\nbench.prompt = [1, 2]\n", b"\4",
+               b"\0input.prompt = 'a\\b\"c'\n"],
     "toml": [CONFIG.encode(), b"a.b = {c = [1, [2.5, 'x']], d = 1979-05-27T07:32:00Z}\n[[t]]\nx = '''\ny'''\n",
              b"a = 0xff\nb = inf\nc = \"\\U0001F600\"\n[\"q d\"]\n"],
     "tokenizer": [b"Hello, world! 12 don't\n\n", "e\u0301 \uac00\u11a8 \u4f60\u597d".encode(), b"<|im_start|>a<|im_end|>\n",
                   "\u00ab\u00e9\u00bb<think>\u0338".encode(), b"\xff"],
     "text": ["a\u0301\u0327\u0315 1\u00b2 \r\n\u2003x".encode(), "\U0001d160\U00011935\u1100\u1161\u11a7".encode(), b"I'LL we'\xc5\xbf"],
-    "tokens": [struct.pack("<4H", 1, 200, 3000, 3029), b"\xff\xff\xff\xff\xff\xff", struct.pack("<3H", 226, 130, 172)],
+    "tokens": [struct.pack("<4H", 1, 200, 3000, 3029), b"\xff\xff\xff\xff\xff\xff", struct.pack("<3H", 226, 130, 172),
+               b"\xff\xff" + struct.pack("<I", 3030)],
     "vocabulary": [b"\1t\1ab\xffma b\xffabab", b"\1t\3<|x|>\xff<|x|>a", b"\5t\4\xc3\xa9\xff\xc3\xa9", b"\0t\1a\xfft\1b\xffa"],
     "bpe": [b"\2\1\2\3\3\1\4" + b"\1\2\1\2\1", b"\1\0\0\0" + b"\0" * 20],
     "plan": [b"\0\0\7\3\1", b"\0\2\3\1\0\0\1\0\1", b"\1\4\3\0\11"],

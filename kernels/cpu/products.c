@@ -45,14 +45,28 @@ const void *matrix_tile_data(const matrix *m, int64_t tile) {
   return matrix_rows(m, tile * ROW_TILE, 0).data;
 }
 
-void product_list_add(product_list *l, product p) {
-  l->part[l->count] = p;
-  l->end[l->count] = (l->count ? l->end[l->count - 1] : 0) + matrix_tiles(p.m);
-  l->count++;
+static int64_t take_task(task_queue *q) {
+  int64_t task;
+#pragma omp atomic capture
+  task = q->next++;
+  return task;
 }
 
-static int64_t list_tasks(const product_list *l) {
-  return l->end[l->count - 1];
+void tasks_phase(cpu_backend *b, task_queue *q, task_function *run, const void *what) {
+  int64_t task = take_task(q);
+  while (task < q->count) {
+    int64_t after = q->ahead ? take_task(q) : -1;
+    run(b, what, task, after < q->count ? after : -1);
+    task = q->ahead ? after : take_task(q);
+  }
+#pragma omp barrier
+}
+
+void product_list_add(product_list *l, product p) {
+  l->part[l->count] = p;
+  l->tasks.count += matrix_tiles(p.m);
+  l->tasks.ahead = p.n <= FEW_TOKENS;
+  l->end[l->count++] = l->tasks.count;
 }
 
 static const product *list_find(const product_list *l, int64_t task, int64_t *tile) {
@@ -62,19 +76,13 @@ static const product *list_find(const product_list *l, int64_t task, int64_t *ti
   return &l->part[i];
 }
 
-static void list_tile(cpu_backend *b, const product_list *l, int64_t task) {
+static void list_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const product_list *l = (const product_list *)what;
   int64_t tile, next;
-  const product *p = list_find(l, task, &tile);
-  const product *q = task + 1 < list_tasks(l) ? list_find(l, task + 1, &next) : NULL;
+  const product *p = list_find(l, task, &tile), *q = after >= 0 ? list_find(l, after, &next) : NULL;
   product_tile(b, p, tile, q ? matrix_tile_data(q->m, next) : NULL);
 }
 
-void products_phase(cpu_backend *b, const product_list *l) {
-  if (l->part[0].n <= FEW_TOKENS) {
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < list_tasks(l); task++) list_tile(b, l, task);
-  } else {
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < list_tasks(l); task++) list_tile(b, l, task);
-  }
+void products_phase(cpu_backend *b, product_list *l) {
+  tasks_phase(b, &l->tasks, list_task, l);
 }

@@ -5,9 +5,21 @@
 #pragma once
 #include "kernels/cpu/state.h"
 
-// With few tokens a product waits for the memory: threads then take fixed, contiguous shares, so that each
-// knows what it reads next. With more it waits for arithmetic, and a share is what a thread has time for.
+// With few tokens a product waits for the memory: threads then take each task one ahead, so that its weights
+// are fetched while the one before is computed. With more it waits for arithmetic, and a task held back costs
+// time.
 enum { FEW_TOKENS = 4 };
+
+typedef struct { // the tasks of one phase, which its threads share out as they find time
+  int64_t next, count;
+  bool ahead; // taken one ahead
+} task_queue;
+
+// Runs task `task`; `after` is what the thread runs next, or -1 when that is not known.
+typedef void task_function(cpu_backend *b, const void *what, int64_t task, int64_t after);
+
+// Inside a parallel region, by all its threads, which leave it together.
+void tasks_phase(cpu_backend *b, task_queue *q, task_function *run, const void *what);
 
 typedef struct { // some rows of a matrix times the activations of n tokens, out[t] the row of token t
   const side *side;
@@ -22,6 +34,7 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
 typedef struct {
   product part[3];
   int64_t count, end[3]; // tasks up to the end of each part
+  task_queue tasks;
 } product_list;
 
 char *cpu_thread_scratch(cpu_backend *b); // inside a parallel region
@@ -33,4 +46,4 @@ const void *matrix_tile_data(const matrix *m, int64_t tile);
 void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead);
 
 void product_list_add(product_list *l, product p);
-void products_phase(cpu_backend *b, const product_list *l); // inside a parallel region, by all its threads
+void products_phase(cpu_backend *b, product_list *l); // as tasks_phase

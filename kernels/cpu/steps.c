@@ -235,39 +235,39 @@ typedef struct { // a stacked matrix times the inputs of each active expert's sl
   const block_q8_K *const *q8k;
 } expert_product;
 
-// Tile `tile` of the list's matrices for active expert `index`: for each expert, one matrix after the other.
-static product expert_part(const cpu_backend *b, const expert_product *list, int64_t index, int64_t *tile,
+typedef struct { // every (active expert, tile of its matrices) is one task
+  expert_product part[2];
+  int64_t tiles; // of one expert, of one matrix after the other
+  task_queue tasks;
+} expert_list;
+
+static void expert_list_add(expert_list *l, int64_t index, expert_product p, int64_t n_active,
+                            int64_t n_tokens) {
+  l->part[index] = p;
+  l->tiles += matrix_tiles(p.m);
+  l->tasks.count = l->tiles * n_active;
+  l->tasks.ahead = n_tokens <= FEW_TOKENS;
+}
+
+// The product that task `task` is a tile of; `room` holds the expert's matrix.
+static product expert_part(const cpu_backend *b, const expert_list *l, int64_t task, int64_t *tile,
                            matrix *room) {
-  while (*tile >= matrix_tiles(list->m)) *tile -= matrix_tiles(list++->m);
-  int64_t e = b->active[index], first = b->first[e];
-  *room = matrix_rows(list->m, b->own[e] * list->m->rows, list->m->rows);
+  const expert_product *part = l->part;
+  int64_t e = b->active[task / l->tiles], first = b->first[e];
+  *tile = task % l->tiles;
+  if (*tile >= matrix_tiles(part->m)) *tile -= matrix_tiles(part++->m);
+  *room = matrix_rows(part->m, b->own[e] * part->m->rows, part->m->rows);
   return (product){
-      &b->experts, room, list->out + first, list->reals + first, list->q8k + first, b->first[e + 1] - first};
+      &b->experts, room, part->out + first, part->reals + first, part->q8k + first, b->first[e + 1] - first};
 }
 
-static void expert_task(cpu_backend *b, const expert_product *list, int64_t tiles, int64_t task,
-                        int64_t n_tasks) {
-  int64_t tile = task % tiles, next = (task + 1) % tiles;
+static void expert_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const expert_list *l = (const expert_list *)what;
+  int64_t tile, next;
   matrix m, ahead;
-  product p = expert_part(b, list, task / tiles, &tile, &m);
-  if (task + 1 < n_tasks) expert_part(b, list, (task + 1) / tiles, &next, &ahead);
-  product_tile(b, &p, tile, task + 1 < n_tasks ? matrix_tile_data(&ahead, next) : NULL);
-}
-
-// Every (active expert, tile of the list's matrices) is one task.
-static void expert_products_phase(cpu_backend *b, const expert_product *list, int64_t n_matrices,
-                                  int64_t n_active, int64_t n_tokens) {
-  int64_t tiles = 0;
-  for (int64_t i = 0; i < n_matrices; i++) tiles += matrix_tiles(list[i].m);
-  if (n_tokens <= FEW_TOKENS) {
-#pragma omp for schedule(static)
-    for (int64_t task = 0; task < n_active * tiles; task++)
-      expert_task(b, list, tiles, task, n_active * tiles);
-  } else {
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < n_active * tiles; task++)
-      expert_task(b, list, tiles, task, n_active * tiles);
-  }
+  product p = expert_part(b, l, task, &tile, &m);
+  if (after >= 0) expert_part(b, l, after, &next, &ahead);
+  product_tile(b, &p, tile, after >= 0 ? matrix_tile_data(&ahead, next) : NULL);
 }
 
 static void swiglu_phase(cpu_backend *b, int64_t n_own_slots) {
@@ -294,15 +294,20 @@ static status cpu_experts(backend *base, int64_t layer, const token_batch *batch
   int64_t n_own_slots = b->first[b->n_own];
   if (!n_own_slots) return 0;
   point_at_rows(b, n_own_slots, row_of_slot);
-  const expert_product widening[] = {{&w->gate, b->gate_out, b->in_rows, b->in_q8k},
-                                     {&w->up, b->up_out, b->in_rows, b->in_q8k}};
-  const expert_product narrowing = {&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows};
+  expert_list widening = {0}, narrowing = {0};
+  expert_list_add(&widening, 0, (expert_product){&w->gate, b->gate_out, b->in_rows, b->in_q8k}, n_active,
+                  batch->n);
+  expert_list_add(&widening, 1, (expert_product){&w->up, b->up_out, b->in_rows, b->in_q8k}, n_active,
+                  batch->n);
+  expert_list_add(&narrowing, 0,
+                  (expert_product){&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows},
+                  n_active, batch->n);
 #pragma omp parallel num_threads(b->params.threads)
   {
     expert_inputs_phase(b, batch->n);
-    expert_products_phase(b, widening, 2, n_active, batch->n);
+    tasks_phase(b, &widening.tasks, expert_task, &widening);
     swiglu_phase(b, n_own_slots);
-    expert_products_phase(b, &narrowing, 1, n_active, batch->n);
+    tasks_phase(b, &narrowing.tasks, expert_task, &narrowing);
     widen_phase(b, n_own_slots, row_of_slot);
   }
   return 0;

@@ -5,7 +5,7 @@
 // Owns: activations, caches and work space of one arm on one GPU, all taken at open.
 // Refuses to know: other ranks; where slots' rows travel, the exchange moves the host copy.
 #include "base/memory.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/decode.cuh"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +41,8 @@ struct cuda_backend {
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
   kv_cache cache;
   attention_work work;
+  unsigned *arrived; // counters of decode.cu
+  bool decodes;      // decode.cu holds this model on these paths
   int *expert, *member, *first, *order, *tiles;
   int64_t *place;
   double *margin;
@@ -159,6 +161,7 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->k, n * kv_width, "keys"));
   TRY(take(b, &b->v, n * kv_width, "values"));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, "attention outputs"));
+  TRY(take(b, &b->arrived, (size_t)s->n_heads, "split attention"));
   TRY(open_rope(b));
   return open_cache(b);
 }
@@ -189,6 +192,7 @@ static status open_fields(cuda_backend *b) {
   CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
   TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
   b->alone = b->weights->n_local == s->n_experts;
+  b->decodes = b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K && decode_fits(s, b->weights);
   TRY(open_attention(b));
   TRY(open_experts(b));
   TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, "head inputs"));
@@ -305,11 +309,31 @@ static status cuda_embed(backend *base, const token_batch *batch) {
   return embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream);
 }
 
+// One token on q8k: decode.cu's launches in place of the steps' own. The same bits.
+static bool decodes(const cuda_backend *b, const token_batch *batch) {
+  return b->decodes && batch->n == 1;
+}
+
+static status decode_attention(cuda_backend *b, int64_t layer, const dev_layer *w) {
+  const model_shape *s = &b->shape;
+  TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, (float)s->rms_epsilon, b->stream));
+  if (decode_attends(&b->work, (int)s->n_heads, b->max_keys)) {
+    TRY(decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
+                                &b->batch, b->max_keys, &b->work, b->arrived, b->stream));
+  } else {
+    TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
+    TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
+                         &b->work, b->stream));
+  }
+  return decode_output_launch(b->x, b->attended.x, w, b->stream);
+}
+
 static status cuda_attention(backend *base, int64_t layer, const token_batch *batch) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n = (int)batch->n;
+  if (decodes(b, batch)) return decode_attention(b, layer, w);
   TRY(norm_launch(b->normed, b->x, w->attn_norm, n, (float)s->rms_epsilon, rounds(b), b->stream));
   product_set qkv = {{shared_product(b->q, &w->q, &b->normed, n), shared_product(b->k, &w->k, &b->normed, n),
                       shared_product(b->v, &w->v, &b->normed, n)},
@@ -329,8 +353,13 @@ static status cuda_route(backend *base, int64_t layer, const token_batch *batch,
   const dev_layer *w = &b->weights->layers[layer];
   int n = (int)batch->n, slots = n * (int)s->top_k;
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
-  TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
-  TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
+  if (decodes(b, batch)) {
+    TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
+    if (!out) return 0; // the experts' step chooses from the logits
+  } else {
+    TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
+    TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
+  }
   TRY(route_launch(b->expert, b->slot_weights, b->member, out ? b->margin : nullptr, b->router_logits,
                    b->weights->local_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
   if (!out) return 0;
@@ -360,6 +389,18 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   return p;
 }
 
+static status decode_own_experts(cuda_backend *b, int64_t layer, const dev_layer *w) {
+  decode_experts e = {};
+  e.normed = b->normed;
+  e.router_logits = b->router_logits;
+  e.hidden = b->gate.x;
+  e.x = b->x;
+  e.sums = b->sums + layer * b->params.n_sequences;
+  e.tag = b->shared->tag;
+  e.layer = (int)layer;
+  return decode_experts_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
+}
+
 static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *,
                            const int64_t *row_of_slot) {
   cuda_backend *b = self(base);
@@ -367,6 +408,7 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
   const dev_layer *w = &b->weights->layers[layer];
   int n_slots = (int)(batch->n * s->top_k);
   bool grouped = n_slots > 2 * s->top_k;
+  if (decodes(b, batch) && b->alone) return decode_own_experts(b, layer, w);
   b->placed = row_of_slot != nullptr && !b->alone;
   if (b->placed)
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
@@ -404,8 +446,9 @@ static status cuda_slots_write(backend *base, int64_t count) {
   return 0;
 }
 
-static status cuda_combine(backend *base, int64_t layer, const token_batch *, const int64_t *) {
+static status cuda_combine(backend *base, int64_t layer, const token_batch *batch, const int64_t *) {
   cuda_backend *b = self(base);
+  if (decodes(b, batch) && b->alone) return 0; // the experts' last kernel had every slot at hand
   return combine_launch(b->x, b->slots, b->slot_weights, b->placed ? b->place : nullptr, &b->batch,
                         (int)b->shape.top_k, (int)b->shape.hidden, b->sums + layer * b->params.n_sequences,
                         b->shared->tag, (int)layer, b->stream);
@@ -423,6 +466,10 @@ static status cuda_logits_read(backend *base, int64_t first, int64_t count, void
 static status cuda_head(backend *base, int64_t first, int64_t count, void *logits) {
   cuda_backend *b = self(base);
   const float *x = b->x + (size_t)(first * b->shape.hidden);
+  if (b->decodes && count == 1) {
+    TRY(decode_head_launch(b->logits, x, b->weights, (float)b->shape.rms_epsilon, b->stream));
+    return logits ? cuda_logits_read(base, 0, count, logits) : 0;
+  }
   TRY(norm_launch(b->head_in, x, b->weights->output_norm, (int)count, (float)b->shape.rms_epsilon,
                   b->head_in.qs != nullptr, b->stream));
   TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));

@@ -299,11 +299,6 @@ status group_launch(int *first, int *order, int *tiles, const int *member, int n
 
 // ---- digest ----
 
-__device__ __forceinline__ void add_digest(unsigned long long *to, unsigned long long sum) {
-  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
-  if (threadIdx.x % WARP == 0) atomicAdd(to, sum);
-}
-
 __global__ void digest_rows(unsigned long long *sums, const float *rows, const int *sequence,
                             const int *position, int width, uint64_t tag, int64_t layer) {
   wait_for_inputs();

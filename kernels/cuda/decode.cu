@@ -60,6 +60,8 @@ template <weight_type TYPE> __host__ __device__ constexpr int batch_of(int parts
   return n < 1 ? 1 : n * at_once > WARP ? WARP / at_once : n;
 }
 
+static constexpr uint32_t AHEAD_BYTES = 16 << 10; // of a warp's rows
+
 struct row_range { // rows 0 .. n_rows - 1 of up to two matrices of one shape
   const uint8_t *rows[2];
   uint32_t row_bytes;
@@ -88,6 +90,9 @@ __device__ __forceinline__ void stream_rows(const row_range &w, const rounded_ro
         }
   };
   if (w.n_rows > 0) load(0, 0);
+  uint32_t bytes = w.n_rows * w.row_bytes; // what a later batch needs is on its way as well
+  for (uint32_t at = ROWS * w.row_bytes + 128 * lane; at < bytes && bytes <= AHEAD_BYTES; at += 128 * WARP)
+    for (int m = 0; m < MATRICES; m++) asm volatile("prefetch.global.L2 [%0];" ::"l"(w.rows[m] + at));
   prepare();
   quarter_inputs x; // of the blocks from `held` on
   float dx[GROUPS];
@@ -283,17 +288,20 @@ static constexpr int MOST_EXPERTS = THREADS;
 
 struct chosen_experts {       // in shared memory
   uint32_t key[MOST_EXPERTS]; // bits of the probability plus 1; 0: not a number, chosen last
+  float g[MOST_EXPERTS];      // first of all: the logits; then [top_k]
   int member[MAX_TOP_K];
-  float g[MAX_TOP_K];
+  float weight[MAX_TOP_K];
 };
 
 // A slot is an expert's rank: how many are more probable, or as probable and of lower index. All experts at
 // once, so the choice of docs/paths.md takes one pass. By all threads of the block; `local` is the thread's
 // expert's member.
 __device__ void choose_experts(chosen_experts *c, const float *logits, int n_experts, int top_k, int local) {
-  int e = threadIdx.x, lane = threadIdx.x % WARP;
-  float max = logits[0], mine = e < n_experts ? logits[e] : max;
-  for (int i = lane; i < n_experts; i += WARP) max = logits[i] > max ? logits[i] : max;
+  int e = threadIdx.x;
+  c->g[e] = e < n_experts ? logits[e] : 0.0f; // one wait for the memory, whatever the number of experts
+  __syncthreads();
+  float mine = c->g[e], max = c->g[0];
+  for (int i = threadIdx.x % WARP; i < n_experts; i += WARP) max = c->g[i] > max ? c->g[i] : max;
   for (int half = WARP / 2; half; half /= 2) {
     float other = __shfl_xor_sync(~0u, max, half);
     max = other > max ? other : max;
@@ -352,14 +360,14 @@ static __host__ __device__ constexpr size_t down_y_bytes(int top_k, int rows) {
 }
 
 // Combines a block's rows of all slots: each lane a row, slots in slot order.
-__device__ __forceinline__ void combine_rows(const experts_args &a, const float *y, const float *g, float sum,
+__device__ __forceinline__ void combine_rows(const experts_args &a, const float *y, const float *weight,
                                              int first, int count) {
   uint64_t digest_row = num_digest_row(a.tag, a.layer, a.position[0]);
   unsigned long long digest = 0;
   for (int r = threadIdx.x % WARP; r < count; r += WARP) {
     float before = a.x[first + r], total = 0;
     for (int slot = 0; slot < a.top_k; slot++) {
-      float w = g[slot] / sum, part = y[slot * a.rows_per_block + r];
+      float w = weight[slot], part = y[slot * a.rows_per_block + r];
       total = slot ? num_fma_f32(w, part, total) : w * part;
     }
     a.x[first + r] = before + total;
@@ -386,8 +394,11 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
       rounded_at(memory + down_y_bytes(a.top_k, a.rows_per_block) + warp * rounded_bytes(width), width);
   choose_experts(&chosen, a.logits, a.n_experts, a.top_k,
                  (int)threadIdx.x < a.n_experts ? a.local_of_expert[threadIdx.x] : -1);
-  float sum = 0;
-  for (int slot = 0; slot < a.top_k; slot++) sum = sum + chosen.g[slot];
+  if ((int)threadIdx.x < a.top_k) {
+    float sum = 0;
+    for (int slot = 0; slot < a.top_k; slot++) sum = sum + chosen.g[slot];
+    chosen.weight[threadIdx.x] = chosen.g[threadIdx.x] / sum;
+  }
   bool waits = true; // until the warp's first product
   int slot = warp % a.top_k;
 #pragma unroll 1
@@ -425,7 +436,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
   } while (slot < a.top_k);
   if (a.slots) return;
   __syncthreads();
-  if (warp == 0) combine_rows(a, y, chosen.g, sum, block_first, block_rows);
+  if (warp == 0) combine_rows(a, y, chosen.weight, block_first, block_rows);
 }
 
 // ---- launches ----

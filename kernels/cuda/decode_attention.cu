@@ -58,7 +58,7 @@ template <int DIM> struct near_rows { // of a cache in halves
 // A thread a key: chunk `c`, one head.
 template <int DIM> __device__ __forceinline__ void score_key(near_rows<DIM> *s, int h, int c, int j) {
   float x = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int d = 0; d < DIM; d += 4) {
     float4 q = *(const float4 *)&s->q[h][d];
     float k0 = half_bits_to_f32(s->keys[c][d][j]), k1 = half_bits_to_f32(s->keys[c][d + 1][j]);
@@ -72,6 +72,7 @@ template <int DIM> __device__ __forceinline__ void score_key(near_rows<DIM> *s, 
 template <int DIM> __device__ __forceinline__ void weigh_pair(near_rows<DIM> *s, int h, int c, int d, int n) {
   float2 out = make_float2(0, 0);
   int j = 0;
+#pragma unroll 4
   for (; j + 4 <= n; j += 4) {
     float4 e = *(const float4 *)&s->score[h][c][j];
     float weight[4] = {e.x, e.y, e.z, e.w};

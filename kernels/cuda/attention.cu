@@ -5,9 +5,10 @@
 // folded by a second kernel in ascending order. The fold is the same function either way.
 #include "kernels/cuda/attention.cuh"
 
-static constexpr int ROWS = 32; // (token, head) pairs to a block
+static constexpr int ROWS = 64; // (token, head) pairs to a block
 static constexpr int THREADS = 256;
-static constexpr int WIDE = 128; // head_dim that the registers of a block hold
+static constexpr int EACH = ROWS / (THREADS / WARP); // rows of a warp in all but the scores
+static constexpr int WIDE = 128;                     // head_dim that the registers of a block hold
 
 struct attention_args {
   float *out;     // [n][n_heads][head_dim]
@@ -23,10 +24,10 @@ __device__ __forceinline__ float kv_at(const void *base, bool f16, size_t i) {
   return f16 ? half_bits_to_f32(((const uint16_t *)base)[i]) : ((const float *)base)[i];
 }
 
-struct shared_rows {
-  float q[ROWS][WIDE + 4];
+struct shared_rows { // rows are neighbours, so that a thread takes four or eight with one load
+  float q[WIDE][ROWS + 4];
   float kv[WIDE * CHUNK]; // keys [d][key], then values [key][d]
-  float score[ROWS][CHUNK + 4];
+  float score[CHUNK][ROWS + 4];
   float run_max[ROWS], run_sum[ROWS], old[ROWS], fresh[ROWS];
   int keys[ROWS]; // key positions that the row may read: its own position + 1; 0: no such row
 };
@@ -36,7 +37,7 @@ __device__ void load_queries(shared_rows *s, const attention_args &a, int first,
   for (int i = threadIdx.x; i < ROWS * dim; i += THREADS) {
     int r = i / dim, d = i % dim, t = r / a.group;
     size_t head = (size_t)(first + t) * a.n_heads + kv_head * a.group + r % a.group;
-    s->q[r][d] = t < count ? a.q[head * dim + d] : 0.0f;
+    s->q[d][r] = t < count ? a.q[head * dim + d] : 0.0f;
   }
   if (threadIdx.x < ROWS) {
     int t = threadIdx.x / a.group;
@@ -51,6 +52,7 @@ __device__ void load_cache(float *to, const void *from, bool f16, size_t at, int
       *(float4 *)&to[i] = *(const float4 *)((const float *)from + at + i);
     return;
   }
+#pragma unroll 4
   for (int i = 8 * threadIdx.x; i < n; i += 8 * THREADS) {
     uint4 eight = *(const uint4 *)((const uint16_t *)from + at + i);
     const __half2 *pair = (const __half2 *)&eight;
@@ -61,35 +63,39 @@ __device__ void load_cache(float *to, const void *from, bool f16, size_t at, int
   }
 }
 
-// Thread (pair of rows, four keys): one chain over d for each of its eight scores.
-__device__ void scores(shared_rows *s, int dim) {
-  int r = threadIdx.x / 16 * 2, j = threadIdx.x % 16 * 4;
-  float acc[2][4] = {};
-  for (int d = 0; d < dim; d++) {
-    float4 k = *(const float4 *)&s->kv[d * CHUNK + j];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      float q = s->q[r + i][d];
-      acc[i][0] = num_fma_f32(q, k.x, acc[i][0]);
-      acc[i][1] = num_fma_f32(q, k.y, acc[i][1]);
-      acc[i][2] = num_fma_f32(q, k.z, acc[i][2]);
-      acc[i][3] = num_fma_f32(q, k.w, acc[i][3]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-    *(float4 *)&s->score[r + i][j] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+__device__ __forceinline__ void fma4(float acc[4], float a, float4 b) {
+  acc[0] = num_fma_f32(a, b.x, acc[0]);
+  acc[1] = num_fma_f32(a, b.y, acc[1]);
+  acc[2] = num_fma_f32(a, b.z, acc[2]);
+  acc[3] = num_fma_f32(a, b.w, acc[3]);
 }
 
-// Warp w turns rows 4 w .. 4 w + 3 into weights and prepares their fold. `first`: the chunk starts the
+// Thread (four keys, four rows): one chain over d for each of its sixteen scores.
+__device__ void scores(shared_rows *s, int dim) {
+  int r = threadIdx.x / 16 * 4, j = threadIdx.x % 16 * 4;
+  float acc[4][4] = {}; // [key][row]
+#pragma unroll 4
+  for (int d = 0; d < dim; d++) {
+    float4 k = *(const float4 *)&s->kv[d * CHUNK + j], q = *(const float4 *)&s->q[d][r];
+    fma4(acc[0], k.x, q);
+    fma4(acc[1], k.y, q);
+    fma4(acc[2], k.z, q);
+    fma4(acc[3], k.w, q);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+    *(float4 *)&s->score[j + i][r] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+}
+
+// Warp w turns rows 8 w .. 8 w + 7 into weights and prepares their fold. `first`: the chunk starts the
 // running values.
 __device__ void weigh(shared_rows *s, int base, bool first) {
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  for (int r = 4 * warp; r < 4 * warp + 4; r++) {
+  for (int r = EACH * warp; r < EACH * warp + EACH; r++) {
     int n = s->keys[r] - base;
     if (n <= 0) continue;
     float max, sum;
-    chunk_weights(s->score[r], n < CHUNK ? n : CHUNK, &max, &sum);
+    chunk_weights(&s->score[0][r], ROWS + 4, n < CHUNK ? n : CHUNK, &max, &sum);
     __syncwarp();
     if (lane) continue;
     if (first) {
@@ -101,33 +107,38 @@ __device__ void weigh(shared_rows *s, int base, bool first) {
   }
 }
 
-// Thread (four rows, four dimensions): sums weights times values over the chunk's keys, ascending, and folds.
-__device__ void weighted_values(float run[4][4], const shared_rows *s, int base, int dim, bool first) {
-  int r0 = threadIdx.x / WARP * 4, d = threadIdx.x % WARP * 4;
-  if (d >= dim) return;
-  float acc[4][4] = {};
-  int n[4], all = CHUNK, most = 0;
+__device__ __forceinline__ void add_values(float acc[EACH][4], const shared_rows *s, int r0, int j, float4 v,
+                                           const int *n) { // n NULL: all rows see key j
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < EACH; i += 4) {
+    float4 e = *(const float4 *)&s->score[j][r0 + i];
+    if (!n || j < n[i]) fma4(acc[i], e.x, v);
+    if (!n || j < n[i + 1]) fma4(acc[i + 1], e.y, v);
+    if (!n || j < n[i + 2]) fma4(acc[i + 2], e.z, v);
+    if (!n || j < n[i + 3]) fma4(acc[i + 3], e.w, v);
+  }
+}
+
+// Thread (eight rows, four dimensions): sums weights times values over the chunk's keys, ascending, and
+// folds.
+__device__ void weighted_values(float run[EACH][4], const shared_rows *s, int base, int dim, bool first) {
+  int r0 = threadIdx.x / WARP * EACH, d = threadIdx.x % WARP * 4;
+  if (d >= dim) return;
+  float acc[EACH][4] = {};
+  int n[EACH], all = CHUNK, most = 0;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
     n[i] = s->keys[r0 + i] - base;
     n[i] = n[i] < 0 ? 0 : n[i] > CHUNK ? CHUNK : n[i];
     all = n[i] < all ? n[i] : all;
     most = n[i] > most ? n[i] : most;
   }
-  for (int j = 0; j < most; j++) {
-    float4 v = *(const float4 *)&s->kv[j * dim + d];
+#pragma unroll 2
+  for (int j = 0; j < all; j++) add_values(acc, s, r0, j, *(const float4 *)&s->kv[j * dim + d], nullptr);
+  for (int j = all; j < most; j++) // only in the chunk that holds a row's own position
+    add_values(acc, s, r0, j, *(const float4 *)&s->kv[j * dim + d], n);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (j >= all && j >= n[i]) continue; // only in the chunk that holds a row's own position
-      float e = s->score[r0 + i][j];
-      acc[i][0] = num_fma_f32(e, v.x, acc[i][0]);
-      acc[i][1] = num_fma_f32(e, v.y, acc[i][1]);
-      acc[i][2] = num_fma_f32(e, v.z, acc[i][2]);
-      acc[i][3] = num_fma_f32(e, v.w, acc[i][3]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < EACH; i++) {
     if (!n[i]) continue;
 #pragma unroll
     for (int c = 0; c < 4; c++)
@@ -137,7 +148,7 @@ __device__ void weighted_values(float run[4][4], const shared_rows *s, int base,
 
 // One run of tokens of one sequence over chunks begin .. end - 1.
 __device__ void attend_run(shared_rows *s, const attention_args &a, int first, int count, int kv_head,
-                           int begin, int end, float run[4][4]) {
+                           int begin, int end, float run[EACH][4]) {
   int dim = a.cache.head_dim, sequence = a.batch.sequence[first];
   size_t head = ((size_t)a.layer * a.cache.n_sequences + sequence) * a.cache.n_kv_heads + kv_head;
   load_queries(s, a, first, count, kv_head);
@@ -163,21 +174,24 @@ __device__ int run_length(const dev_batch &b, int first, int end) {
   return n;
 }
 
-__global__ void __launch_bounds__(THREADS) attend_tiles(attention_args a) {
+__global__ void __launch_bounds__(THREADS, 2) attend_tiles(const __grid_constant__ attention_args a) {
   wait_for_inputs();
   extern __shared__ __align__(16) uint8_t memory[];
   shared_rows *s = (shared_rows *)memory;
-  int begin = blockIdx.x * a.tokens, end = min(begin + a.tokens, a.batch.n), dim = a.cache.head_dim;
+  int begin = (gridDim.x - 1 - blockIdx.x) * a.tokens, end = min(begin + a.tokens, a.batch.n),
+      dim = a.cache.head_dim;
   for (int first = begin; first < end;) {
     int count = run_length(a.batch, first, end);
     int last = a.batch.position[first + count - 1];
     int from = a.n_chunks ? blockIdx.z : 0, to = a.n_chunks ? from + 1 : last / CHUNK + 1;
     if (from <= last / CHUNK) {
-      float run[4][4] = {};
+      float run[EACH][4] = {};
       attend_run(s, a, first, count, blockIdx.y, from, to, run);
       int d = threadIdx.x % WARP * 4;
-      for (int i = 0; i < 4 && d < dim; i++) {
-        int r = threadIdx.x / WARP * 4 + i, t = r / a.group;
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        int r = threadIdx.x / WARP * EACH + i, t = r / a.group;
+        if (d >= dim) break;
         if (s->keys[r] <= from * CHUNK) continue;
         size_t row = (size_t)(first + t) * a.n_heads + blockIdx.y * a.group + r % a.group;
         if (a.n_chunks) {
@@ -237,7 +251,7 @@ __global__ void attend_plain(attention_args a) {
     __syncthreads();
     if (threadIdx.x < WARP) {
       float max, sum;
-      chunk_weights(score, n, &max, &sum);
+      chunk_weights(score, 1, n, &max, &sum);
       if (threadIdx.x == 0 && base == 0) {
         run_max = max;
         run_sum = sum;

@@ -2,20 +2,21 @@
 #pragma once
 #include "kernels/cuda/device.cuh"
 
-// Scores of one row's n keys become weights relative to their maximum; the warp's lanes are sum32's lanes.
-// Keys beyond n get weight 0 and no lane.
-__device__ __forceinline__ void chunk_weights(float *score, int n, float *max_out, float *sum_out) {
+// Scores of one row's n keys, `stride` apart, become weights relative to their maximum; the warp's lanes are
+// sum32's lanes. Keys beyond n get weight 0 and no lane.
+__device__ __forceinline__ void chunk_weights(float *score, int stride, int n, float *max_out,
+                                              float *sum_out) {
   int lane = threadIdx.x % WARP;
   float max = score[0];
-  for (int j = lane; j < n; j += WARP) max = score[j] > max ? score[j] : max;
+  for (int j = lane; j < n; j += WARP) max = score[j * stride] > max ? score[j * stride] : max;
   for (int half = WARP / 2; half; half /= 2) {
     float other = __shfl_xor_sync(~0u, max, half);
     max = other > max ? other : max;
   }
   float sum = 0;
   for (int j = lane; j < CHUNK; j += WARP) {
-    float e = j < n ? num_exp_f32(score[j] - max) : 0.0f;
-    score[j] = e;
+    float e = j < n ? num_exp_f32(score[j * stride] - max) : 0.0f;
+    score[j * stride] = e;
     if (j < n) sum = sum + e;
   }
   *max_out = max;

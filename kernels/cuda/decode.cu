@@ -39,7 +39,7 @@ __device__ __forceinline__ void load8(float v[8], const float *from) {
 }
 
 __device__ __forceinline__ void round_to(const rounded_row &to, int block, const float v[8]) {
-  round_block(v, to.qs + block * QK_K, to.d + block, to.bsums + block * (QK_K / 16));
+  round_block(v, to.qs + block * QK_K, to.d + block, to.bsums + block * (QK_K / 16), nullptr);
 }
 
 // sum32 of squares by one warp, on all its lanes
@@ -262,7 +262,8 @@ __global__ void __launch_bounds__(WARP) decode_router(const __grid_constant__ ro
     v[i] = x[at] * inverse * norm[at];
     a.normed.x[at] = v[i];
   }
-  round_block(v, a.normed.qs + b * QK_K, a.normed.d + b, a.normed.bsums + b * (QK_K / 16));
+  round_block(v, a.normed.qs + b * QK_K, a.normed.d + b, a.normed.bsums + b * (QK_K / 16),
+              a.normed.halves + b * 16);
 }
 
 // ---- experts ----

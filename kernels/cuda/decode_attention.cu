@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(NEAR_HEADS *NEAR_CHUNKS *CHUNK)
   if (warp < NEAR_HEADS * (last + 1)) {
     int head_of = warp % NEAR_HEADS, chunk = warp / NEAR_HEADS;
     float max, sum;
-    chunk_weights(s->score[head_of][chunk], min(CHUNK, position + 1 - chunk * CHUNK), &max, &sum);
+    chunk_weights(s->score[head_of][chunk], 1, min(CHUNK, position + 1 - chunk * CHUNK), &max, &sum);
     if (lane == 0) {
       s->max[head_of][chunk] = max;
       s->sum[head_of][chunk] = sum;
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
   __syncthreads();
   if (is_query) {
     float max, sum;
-    chunk_weights(s->score[warp], n, &max, &sum);
+    chunk_weights(s->score[warp], 1, n, &max, &sum);
     if (lane == 0) {
       s->max[warp] = max;
       s->sum[warp] = sum;

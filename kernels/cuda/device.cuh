@@ -89,6 +89,7 @@ struct dev_inputs {
   int8_t *qs;     // [rows][width]
   float *d;       // [rows][width / 256]
   int16_t *bsums; // [rows][width / 16]
+  int8_t *halves; // [rows][width / 256][16]: sums of 32, s = low + 128 * high, 8 low (0..127) and 8 high
   int width;
 };
 

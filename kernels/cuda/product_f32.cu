@@ -93,7 +93,36 @@ __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const produ
   }
 }
 
-template <int ITEMS, bool BLOCKS> __global__ void __launch_bounds__(256) product_f32_rows(product p) {
+// As sum_elements of F32 rows, in pieces of AHEAD lanes' widths whose loads do not wait for each other.
+template <int ITEMS>
+__device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
+                                           int row0, const float *const x[ITEMS], int lane) {
+  constexpr int AHEAD = ITEMS > 4 ? 4 : 8;
+  const float *w[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+    w[r] = (const float *)(rows + min(row0 + r, p.w.rows - 1) * p.w.row_bytes) + lane;
+  for (int k = 0; k < p.w.cols; k += AHEAD * WARP) {
+    float a[AHEAD][ROWS], v[AHEAD][ITEMS];
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++) {
+#pragma unroll
+      for (int r = 0; r < ROWS; r++) a[s][r] = w[r][k + s * WARP];
+#pragma unroll
+      for (int i = 0; i < ITEMS; i++) v[s][i] = x[i][k + s * WARP + lane];
+    }
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++)
+#pragma unroll
+      for (int i = 0; i < ITEMS; i++)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) sum[r][i] = num_fma_f32(a[s][r], v[s][i], sum[r][i]);
+  }
+}
+
+enum weight_kind { K_QUANTS, FLOATS, ELEMENTS }; // FLOATS: F32 in rows of a multiple of 256
+
+template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) product_f32_rows(product p) {
   wait_for_inputs();
   item_tile tile = tile_of(p, ITEMS);
   if (tile.count <= 0) return;
@@ -109,8 +138,10 @@ template <int ITEMS, bool BLOCKS> __global__ void __launch_bounds__(256) product
     x[i] = p.in.x + (size_t)(item[i] / p.input_divisor) * p.w.cols;
   }
   float sum[ROWS][ITEMS] = {};
-  if (BLOCKS)
+  if (KIND == K_QUANTS)
     sum_blocks<ITEMS>(sum, p, rows, row0, x, lane);
+  else if (KIND == FLOATS)
+    sum_floats<ITEMS>(sum, p, rows, row0, x, lane);
   else
     sum_elements<ITEMS>(sum, p, rows, row0, x, lane);
 #pragma unroll
@@ -127,8 +158,10 @@ template <int ITEMS, bool BLOCKS> __global__ void __launch_bounds__(256) product
 template <int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
   dim3 grid((unsigned)((p->w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), tile_count(p, ITEMS));
   if (type_find(p->w.type)->is_k_quant)
-    return launch(product_f32_rows<ITEMS, true>, grid, WARPS * WARP, 0, stream, *p);
-  return launch(product_f32_rows<ITEMS, false>, grid, WARPS * WARP, 0, stream, *p);
+    return launch(product_f32_rows<ITEMS, K_QUANTS>, grid, WARPS * WARP, 0, stream, *p);
+  if (p->w.type == TYPE_F32 && p->w.cols % QK_K == 0)
+    return launch(product_f32_rows<ITEMS, FLOATS>, grid, WARPS * WARP, 0, stream, *p);
+  return launch(product_f32_rows<ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
 }
 
 status product_f32_launch(const product *p, cudaStream_t stream) {

@@ -105,8 +105,19 @@ struct block_tile {
 
 template <int ITEMS> struct input_tile {
   int8_t qs[ITEMS][PITCH];
-  int8_t sum_low[ITEMS][8], sum_high[ITEMS][8];
+  int8_t sums[ITEMS][16]; // as dev_inputs::halves
   float dx[ITEMS];
+};
+
+// A thread block of 64 rows and ITEMS items: 16 rows and WIDE items a warp, which its registers hold.
+template <int ITEMS> struct many_shape {
+  static constexpr int WIDE = ITEMS < 32 ? ITEMS : 32, THREADS = 128 * (ITEMS / WIDE);
+  static constexpr int PARTS = TILE_ROWS * 4 / THREADS, BLOCKS = 512 / THREADS; // on a multiprocessor
+};
+
+template <int ITEMS> struct many_memory {
+  block_tile w;
+  input_tile<ITEMS> x[2]; // the block in work and the next
   int item[ITEMS];
 };
 
@@ -118,17 +129,15 @@ __device__ __forceinline__ void split_scaled(uint32_t quants, uint32_t scale, ui
   *high = (even >> 7 & 0x00ff00ffu) | (odd >> 7 & 0x00ff00ffu) << 8;
 }
 
-// As split_scaled with signed scale and quants - 32.
+// As split_scaled with signed scale and quants - 32. With 4096 added, (q - 32) * scale + 4096 is in 32 ..
+// 8192: two fit in one word, and the 32 that this adds to `high` is taken from each byte again.
 __device__ __forceinline__ void split_scaled_q6(uint32_t quants, int scale, uint32_t *low, uint32_t *high) {
-  uint32_t l = 0, h = 0;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    int v = ((int)(quants >> 8 * i & 63) - 32) * scale;
-    l |= (uint32_t)(v & 127) << 8 * i;
-    h |= (uint32_t)(v >> 7 & 255) << 8 * i;
-  }
-  *low = l;
-  *high = h;
+  uint32_t bias = (uint32_t)(4096 - 32 * scale) * 0x00010001u;
+  uint32_t even = (quants & 0x00ff00ffu) * (uint32_t)scale + bias,
+           odd = (quants >> 8 & 0x00ff00ffu) * (uint32_t)scale + bias;
+  *low = (even & 0x007f007fu) | (odd & 0x007f007fu) << 8;
+  uint32_t h = (even >> 7 & 0x00ff00ffu) | (odd >> 7 & 0x00ff00ffu) << 8;
+  *high = ((h | 0x80808080u) - 0x20202020u) ^ 0x80808080u;
 }
 
 __device__ __forceinline__ uint32_t word_of(uint4 v, int i) {
@@ -137,8 +146,7 @@ __device__ __forceinline__ uint32_t word_of(uint4 v, int i) {
 
 // Thread (row, quarter) writes the 64 elements of its quarter in both operands.
 template <weight_type TYPE>
-__device__ void unpack_quarter(block_tile *t, int r, const uint8_t *row, int n_blocks, int b, int q) {
-  quarter<TYPE> w = load_quarter<TYPE>(row, n_blocks, b, q);
+__device__ __forceinline__ void unpack_quarter(block_tile *t, int r, const quarter<TYPE> &w, int q) {
   quarter_quants v = quants_of<TYPE>(w, q);
   uint32_t scale, unused;
   if constexpr (TYPE == TYPE_Q6_K) {
@@ -184,48 +192,61 @@ __device__ __forceinline__ void mma_k16(int c[4], const uint32_t a[2], uint32_t 
                : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
-__device__ __forceinline__ void load_a(uint32_t a[4], const int8_t (*tile)[PITCH], int warp_row, int k) {
-  int lane = threadIdx.x % WARP, row = warp_row + lane / 4, at = k + lane % 4 * 4;
-  a[0] = *(const uint32_t *)&tile[row][at];
-  a[1] = *(const uint32_t *)&tile[row + 8][at];
-  a[2] = *(const uint32_t *)&tile[row][at + 16];
-  a[3] = *(const uint32_t *)&tile[row + 8][at + 16];
+// Four 8 x 16 byte tiles, as a lane of mma_k32 holds them; `at` is the lane's row.
+__device__ __forceinline__ void load_tiles(uint32_t out[4], const int8_t *at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"((uint32_t)__cvta_generic_to_shared(at)));
 }
 
-template <int ITEMS> __device__ void load_items(input_tile<ITEMS> *t, const product &p, int b, int count) {
-  int n_blocks = p.w.cols / QK_K;
-  for (int i = threadIdx.x; i < ITEMS * 16; i += blockDim.x) {
-    int item = i / 16, part = i % 16;
-    bool live = item < count;
-    size_t block = live ? (size_t)(t->item[item] / p.input_divisor) * n_blocks + b : 0;
-    int4 x = live ? *(const int4 *)(p.in.qs + block * QK_K + part * 16) : make_int4(0, 0, 0, 0);
-    *(int4 *)&t->qs[item][part * 16] = x;
-    if (part < 8) {
-      int sum = live ? p.in.bsums[block * 16 + 2 * part] + p.in.bsums[block * 16 + 2 * part + 1] : 0;
-      t->sum_low[item][part] = (int8_t)(sum & 127);
-      t->sum_high[item][part] = (int8_t)(sum >> 7);
-    }
-    if (part == 8) t->dx[item] = live ? p.in.d[block] : 0.0f;
-  }
+__device__ __forceinline__ void copy_async(void *shared, const void *global,
+                                           int bytes) { // 16, or 4 of a scale
+  uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
+  if (bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global));
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global));
 }
 
-// One block's integer products of a warp's 16 rows with all items, then its float step into y.
+// Starts the copy of block b of the tile's items. Items beyond the last repeat it; their results are not
+// stored.
 template <int ITEMS>
-__device__ void block_step(float y[ITEMS / 8][4], const block_tile *w, const input_tile<ITEMS> *x,
-                           int warp_row) {
+__device__ __forceinline__ void copy_items(input_tile<ITEMS> *t, const int *item, const product &p,
+                                           int n_blocks, int b) {
+  for (int i = threadIdx.x; i < ITEMS * 16; i += many_shape<ITEMS>::THREADS) {
+    size_t block = (size_t)item[i / 16] * n_blocks + b;
+    copy_async(&t->qs[i / 16][i % 16 * 16], p.in.qs + block * QK_K + i % 16 * 16, 16);
+  }
+  if ((int)threadIdx.x < ITEMS) {
+    size_t block = (size_t)item[threadIdx.x] * n_blocks + b;
+    copy_async(t->sums[threadIdx.x], p.in.halves + block * 16, 16);
+    copy_async(&t->dx[threadIdx.x], p.in.d + block, 4);
+  }
+  asm volatile("cp.async.commit_group;");
+}
+
+// One block's integer products of a warp's 16 rows with its items, then its float step into y.
+template <int ITEMS, int WIDE>
+__device__ __forceinline__ void block_step(float y[WIDE / 8][4], const block_tile *w,
+                                           const input_tile<ITEMS> *x, int warp_row, int first_item) {
   int lane = threadIdx.x % WARP;
-  int low[ITEMS / 8][4] = {}, high[ITEMS / 8][4] = {};
+  int low[WIDE / 8][4] = {}, high[WIDE / 8][4] = {};
+  const int8_t *row_low = &w->low[warp_row + lane % 16][lane / 16 * 16],
+               *row_high = &w->high[warp_row + lane % 16][lane / 16 * 16];
+  const int8_t *items = &x->qs[first_item + lane / 16 * 8 + lane % 8][lane / 8 % 2 * 16];
 #pragma unroll
   for (int k = 0; k < QK_K; k += 32) {
     uint32_t al[4], ah[4];
-    load_a(al, w->low, warp_row, k);
-    load_a(ah, w->high, warp_row, k);
+    load_tiles(al, row_low + k);
+    load_tiles(ah, row_high + k);
 #pragma unroll
-    for (int n = 0; n < ITEMS / 8; n++) {
-      const int8_t *from = &x->qs[n * 8 + lane / 4][k + lane % 4 * 4];
-      uint32_t b0 = *(const uint32_t *)from, b1 = *(const uint32_t *)(from + 16);
-      mma_k32(low[n], al, b0, b1);
-      mma_k32(high[n], ah, b0, b1);
+    for (int n = 0; n < WIDE / 8; n += 2) {
+      uint32_t in[4];
+      load_tiles(in, items + n * 8 * PITCH + k);
+      mma_k32(low[n], al, in[0], in[1]);
+      mma_k32(high[n], ah, in[0], in[1]);
+      mma_k32(low[n + 1], al, in[2], in[3]);
+      mma_k32(high[n + 1], ah, in[2], in[3]);
     }
   }
   int row = warp_row + lane / 4, part = lane % 4 * 4;
@@ -236,61 +257,86 @@ __device__ void block_step(float y[ITEMS / 8][4], const block_tile *w, const inp
   }
   float d[2] = {w->d[row], w->d[row + 8]}, dmin[2] = {w->dmin[row], w->dmin[row + 8]};
 #pragma unroll
-  for (int n = 0; n < ITEMS / 8; n++) {
-    int min_low[4] = {}, min_high[4] = {}, item = n * 8 + lane / 4;
-    mma_k16(min_low, am, part < 8 ? *(const uint32_t *)&x->sum_low[item][part] : 0);
-    mma_k16(min_high, am, part < 8 ? *(const uint32_t *)&x->sum_high[item][part] : 0);
+  for (int n = 0; n < WIDE / 8; n++) {
+    int min_low[4] = {}, min_high[4] = {}, item = first_item + n * 8 + lane / 4;
+    mma_k16(min_low, am, part < 8 ? *(const uint32_t *)&x->sums[item][part] : 0);
+    mma_k16(min_high, am, part < 8 ? *(const uint32_t *)&x->sums[item][8 + part] : 0);
+    float2 dx = *(const float2 *)&x->dx[first_item + n * 8 + lane % 4 * 2];
 #pragma unroll
     for (int c = 0; c < 4; c++) {
       float u =
           block_value(d[c / 2], dmin[c / 2], low[n][c] + (high[n][c] << 7), min_low[c] + (min_high[c] << 7));
-      y[n][c] = num_fma_f32(x->dx[n * 8 + lane % 4 * 2 + (c & 1)], u, y[n][c]);
+      y[n][c] = num_fma_f32(c & 1 ? dx.y : dx.x, u, y[n][c]);
     }
   }
 }
 
-template <weight_type TYPE, int ITEMS> __global__ void __launch_bounds__(128) product_q8k_many(product p) {
+template <weight_type TYPE, int ITEMS>
+__global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>::BLOCKS)
+    product_q8k_many(const __grid_constant__ product p) {
+  constexpr int WIDE = many_shape<ITEMS>::WIDE, THREADS = many_shape<ITEMS>::THREADS,
+                PARTS = many_shape<ITEMS>::PARTS;
   wait_for_inputs();
   extern __shared__ __align__(16) uint8_t shared[];
-  block_tile *w = (block_tile *)shared;
-  input_tile<ITEMS> *x = (input_tile<ITEMS> *)(shared + sizeof(block_tile));
+  many_memory<ITEMS> *m = (many_memory<ITEMS> *)shared;
   int n_blocks = p.w.cols / QK_K, left = p.n_items - (int)blockIdx.y * ITEMS;
   item_tile tile = p.first ? find_tile(p, ITEMS, blockIdx.y)
                            : item_tile{0, (int)blockIdx.y * ITEMS, left < ITEMS ? left : ITEMS};
   int begin = tile.begin, count = tile.count;
   if (count <= 0) return;
-  if ((int)threadIdx.x < ITEMS)
-    x->item[threadIdx.x] =
-        (int)threadIdx.x < count ? p.order ? p.order[begin + threadIdx.x] : begin + threadIdx.x : 0;
+  for (int i = threadIdx.x; i < ITEMS; i += THREADS) {
+    int at = begin + min(i, count - 1);
+    m->item[i] =
+        (p.order ? p.order[at] : at) / p.input_divisor; // input rows; results find theirs again below
+  }
   const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
-  int row0 = blockIdx.x * TILE_ROWS, warp_row = threadIdx.x / WARP * 16, lane = threadIdx.x % WARP;
-  float y[ITEMS / 8][4] = {};
-  __syncthreads();
-  for (int b = 0; b < n_blocks; b++) {
-    for (int i = threadIdx.x; i < TILE_ROWS * 4; i += blockDim.x) {
-      int row =
-          row0 + i / 4 < p.w.rows ? row0 + i / 4 : p.w.rows - 1; // a ragged last tile repeats its last row
-      unpack_quarter<TYPE>(w, i / 4, rows + (size_t)row * p.w.row_bytes, n_blocks, b, i % 4);
+  int row0 = blockIdx.x * TILE_ROWS, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  int warp_row = warp % 4 * 16, first_item = warp / 4 * WIDE;
+  quarter<TYPE> part[PARTS]; // raw weights of the next block
+  auto load_parts = [&](int b) {
+#pragma unroll
+    for (int k = 0; k < PARTS; k++) {
+      int task = threadIdx.x + k * THREADS,
+          row = min(row0 + task / 4, p.w.rows - 1); // a ragged tile repeats its last row
+      part[k] = load_quarter<TYPE>(rows + (size_t)row * p.w.row_bytes, n_blocks, b, task % 4);
     }
-    load_items<ITEMS>(x, p, b, count);
+  };
+  float y[WIDE / 8][4] = {};
+  load_parts(0);
+  __syncthreads();
+  copy_items<ITEMS>(&m->x[0], m->item, p, n_blocks, 0);
+#pragma unroll 1
+  for (int b = 0; b < n_blocks; b++) {
+#pragma unroll
+    for (int k = 0; k < PARTS; k++) {
+      int task = threadIdx.x + k * THREADS;
+      unpack_quarter<TYPE>(&m->w, task / 4, part[k], task % 4);
+    }
+    if (b + 1 < n_blocks) {
+      load_parts(b + 1);
+      copy_items<ITEMS>(&m->x[(b + 1) % 2], m->item, p, n_blocks, b + 1);
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+    } else {
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+    }
     __syncthreads();
-    block_step<ITEMS>(y, w, x, warp_row);
+    block_step<ITEMS, WIDE>(y, &m->w, &m->x[b % 2], warp_row, first_item);
     __syncthreads();
   }
 #pragma unroll
-  for (int n = 0; n < ITEMS / 8; n++)
+  for (int n = 0; n < WIDE / 8; n++)
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      int i = n * 8 + lane % 4 * 2 + (c & 1), row = row0 + warp_row + lane / 4 + c / 2 * 8;
+      int i = first_item + n * 8 + lane % 4 * 2 + (c & 1), row = row0 + warp_row + lane / 4 + c / 2 * 8;
       if (i >= count || row >= p.w.rows) continue;
-      int item = x->item[i];
+      int item = p.order ? p.order[begin + i] : begin + i;
       float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows + row;
       *out = p.adds ? *out + y[n][c] : y[n][c];
     }
 }
 
 template <weight_type TYPE, int ITEMS> static status launch_many(const product *p, cudaStream_t stream) {
-  size_t bytes = sizeof(block_tile) + sizeof(input_tile<ITEMS>);
+  size_t bytes = sizeof(many_memory<ITEMS>);
   static bool ready; // the attribute is the kernel's own; setting it twice does no harm
   if (!ready) {
     CUDA_TRY(cudaFuncSetAttribute(product_q8k_many<TYPE, ITEMS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -298,7 +344,7 @@ template <weight_type TYPE, int ITEMS> static status launch_many(const product *
     ready = true;
   }
   dim3 grid((unsigned)((p->w.rows + TILE_ROWS - 1) / TILE_ROWS), tile_count(p, ITEMS));
-  return launch(product_q8k_many<TYPE, ITEMS>, grid, 128, bytes, stream, *p);
+  return launch(product_q8k_many<TYPE, ITEMS>, grid, many_shape<ITEMS>::THREADS, bytes, stream, *p);
 }
 
 template <weight_type TYPE> static status many(const product *p, cudaStream_t stream) {

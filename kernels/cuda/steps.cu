@@ -92,7 +92,8 @@ static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t
   if (!rounded || width % QK_K) return 0;
   TRY(take(b, &out->qs, rows * (size_t)width, what));
   TRY(take(b, &out->d, rows * (size_t)width / QK_K, what));
-  return take(b, &out->bsums, rows * (size_t)width / 16, what);
+  TRY(take(b, &out->bsums, rows * (size_t)width / 16, what));
+  return take(b, &out->halves, rows * (size_t)width / 16, what);
 }
 
 static void cuda_close(backend *base) {

@@ -29,7 +29,7 @@ __device__ void round_row_block(dev_inputs io, int row, int block, const float *
   float v[8];
   for (int i = 0; i < 8; i++) v[i] = from[block * QK_K + 8 * lane + i];
   size_t b = (size_t)row * (io.width / QK_K) + block;
-  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16);
+  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.halves + b * 16);
 }
 
 __global__ void round_rows(dev_inputs io, int n_blocks) {
@@ -158,7 +158,7 @@ __global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member,
     }
     if (round) {
       size_t b = (size_t)slot * per_row + piece;
-      round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16);
+      round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16, gate.halves + b * 16);
     }
   }
 }
@@ -248,6 +248,7 @@ __global__ void count_members(int *first, const int *member, int n_items, int n_
   int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (m >= n_members) return;
   int count = 0;
+#pragma unroll 8
   for (int i = lane; i < n_items; i += WARP) count += member[i] == m;
   for (int half = WARP / 2; half; half /= 2) count += __shfl_xor_sync(~0u, count, half);
   if (lane == 0) first[m + 1] = count;
@@ -274,16 +275,23 @@ __global__ void scan_counts(int *first, int *tiles, int n_members) {
     first[0] = 0;
 }
 
+static constexpr int AT_ONCE = 8; // loads in flight
+
 __global__ void fill_members(int *order, const int *first, const int *member, int n_items, int n_members) {
   wait_for_inputs();
   int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (m >= n_members) return;
   int at = first[m];
-  for (int i = lane; i < (n_items + WARP - 1) / WARP * WARP; i += WARP) {
-    bool mine = i < n_items && member[i] == m;
-    unsigned mask = __ballot_sync(~0u, mine);
-    if (mine) order[at + __popc(mask & ((1u << lane) - 1))] = i;
-    at += __popc(mask);
+  for (int base = lane; base < (n_items + WARP - 1) / WARP * WARP; base += AT_ONCE * WARP) {
+    int of[AT_ONCE];
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; k++) of[k] = base + k * WARP < n_items ? member[base + k * WARP] : -1;
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; k++) {
+      unsigned mask = __ballot_sync(~0u, of[k] == m);
+      if (of[k] == m) order[at + __popc(mask & ((1u << lane) - 1))] = base + k * WARP;
+      at += __popc(mask);
+    }
   }
 }
 

@@ -23,6 +23,8 @@ struct comm {
   MPI_Request *requests; // [2 * size]
   bool *arrived;         // [size] at a missed deadline
   bool agreed, told_elsewhere;
+  void (*close)(void *);
+  void *close_context;
 };
 
 status comm_open(comm **out, int *argc, char ***argv) {
@@ -53,6 +55,7 @@ status comm_open(comm **out, int *argc, char ***argv) {
 
 void comm_close(comm *c) {
   if (!c) return;
+  if (c->close) c->close(c->close_context);
   MPI_Comm_free(&c->world);
   MPI_Finalize();
   free(c->hosts);
@@ -75,6 +78,12 @@ int comm_size(const comm *c) {
   return c->size;
 }
 
+int comm_host_rank(const comm *c) {
+  int place = 0;
+  for (int r = 0; r < c->rank; r++) place += !strcmp(c->hosts[r], c->host);
+  return place;
+}
+
 const char *comm_host(const comm *c) {
   return c->host;
 }
@@ -85,6 +94,15 @@ const char *comm_library(const comm *c) {
 
 void comm_set_deadline(comm *c, double seconds) {
   c->deadline = seconds;
+}
+
+double comm_deadline(const comm *c) {
+  return c->deadline;
+}
+
+void comm_at_close(comm *c, void (*close)(void *), void *context) {
+  c->close = close;
+  c->close_context = context;
 }
 
 // Lets others run: ranks may share cores. The first waits only yield, so that a fast exchange stays fast.
@@ -108,8 +126,8 @@ static status name_the_missing(const comm *c, const char *what) {
 }
 
 // Waits for requests[0 .. size): receives, by rank, and [size .. 2 size): sends.
-static status wait_all(comm *c, const char *what) {
-  double limit = clock_seconds() + c->deadline;
+static status wait_all(comm *c, double seconds, const char *what) {
+  double limit = clock_seconds() + seconds;
   for (int polls = 0;; polls++) {
     int done = 0;
     int error = MPI_Testall(2 * c->size, c->requests, &done, MPI_STATUSES_IGNORE);
@@ -149,7 +167,7 @@ static status exchange_piece(comm *c, char *buffer, const size_t *offset, const 
       MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world,
                 &c->requests[c->size + to]);
   }
-  return wait_all(c, what);
+  return wait_all(c, c->deadline, what);
 }
 
 status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
@@ -158,6 +176,19 @@ status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t
   for (size_t from = 0; from < most; from += piece_bytes)
     TRY(exchange_piece(c, buffer, offset, bytes, from, what));
   return 0;
+}
+
+status comm_name_missing(comm *c, const char *what) {
+  const int tag = 0x4000; // outside of next_tag's: it answers no collective, nor does a collective answer it
+  // ranks pass their deadlines at different times, as they began to wait
+  double patience = c->deadline < 1 ? 1 : c->deadline > 20 ? 20 : c->deadline;
+  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
+  for (int r = 0; r < c->size; r++) {
+    if (r == c->rank) continue;
+    MPI_Irecv(NULL, 0, MPI_BYTE, r, tag, c->world, &c->requests[r]);
+    MPI_Isend(NULL, 0, MPI_BYTE, r, tag, c->world, &c->requests[c->size + r]);
+  }
+  return wait_all(c, patience, what);
 }
 
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what) {

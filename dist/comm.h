@@ -17,9 +17,15 @@ _Noreturn void comm_abort(comm *c, int code);          // local; ends every rank
 
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
+int comm_host_rank(const comm *c); // place of this rank among those of its host
 const char *comm_host(const comm *c);
 const char *comm_library(const comm *c);         // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds); // 300 before the first call
+double comm_deadline(const comm *c);
+
+// `close` is called with `context` at the head of comm_close, where all ranks end in order: for what ranks
+// can only give back together. At most one.
+void comm_at_close(comm *c, void (*close)(void *context), void *context);
 
 // Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the fault.
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what);
@@ -27,6 +33,10 @@ status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const 
 // Collective. Rank r's part of `buffer` is bytes[r] at offset[r]; own part filled before, all filled after.
 // Sizes are known to all ranks beforehand.
 status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what);
+
+// For a rank whose wait for the others outside of this file passed the deadline: fails and names those that
+// do not say, for a while, that they wait as well. Good when all do.
+status comm_name_missing(comm *c, const char *what);
 
 // Collective. Fails on every rank when `mine` is a fault on any.
 status comm_agree(comm *c, status mine, const char *what);

@@ -1,75 +1,30 @@
 #include "dist/exchange.h"
-#include "base/clock.h"
 #include "base/memory.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { // one way of carrying rows
-  const char *name;
-  bool (*serves)(const comm *c);
-  status (*gather)(exchange *x, char *rows, const char *what);
-} transport_ops;
-
 struct exchange {
   comm *c;
-  const transport_ops *transport;
+  transport *carrier;
   const int32_t *rank_of_expert;
   int64_t *row_of_slot;   // [max_slots]
   int64_t *rows_of_rank;  // [size] of the last plan
   int64_t *next_row;      // [size]
   size_t *offset, *bytes; // [size]
-  double seconds;
   uint64_t sent;
 };
 
-static bool self_serves(const comm *c) {
-  return comm_size(c) == 1;
-}
-
-static status self_gather(exchange *x, char *rows, const char *what) {
-  (void)x, (void)rows, (void)what; // a lone rank computed every row itself
-  return 0;
-}
-
-static bool mpi_serves(const comm *c) {
-  (void)c;
-  return true;
-}
-
-static status mpi_gather(exchange *x, char *rows, const char *what) {
-  return comm_allgatherv(x->c, rows, x->offset, x->bytes, what);
-}
-
-static const transport_ops transports[] = {
-    {"self", self_serves, self_gather},
-    {"mpi", mpi_serves, mpi_gather},
-};
-
-static status choose_transport(exchange *x, const char *name) {
-  for (size_t i = 0; i < sizeof transports / sizeof *transports; i++) {
-    const transport_ops *t = &transports[i];
-    if (strcmp(name, "auto") && strcmp(name, t->name)) continue;
-    if (t->serves(x->c)) {
-      x->transport = t;
-      return 0;
-    }
-    if (strcmp(name, "auto"))
-      return FAIL("comm.transport = \"%s\" cannot serve %d ranks", name, comm_size(x->c));
-  }
-  return FAIL("comm.transport = \"%s\": this build has \"self\" and \"mpi\"", name);
-}
-
-status exchange_open(exchange **out, comm *c, const char *transport, const int32_t *rank_of_expert,
+status exchange_open(exchange **out, comm *c, transport *carrier, const int32_t *rank_of_expert,
                      int64_t max_slots) {
   *out = NULL;
   exchange *x;
   TRY(memory_take((void **)&x, 1, sizeof *x, "the exchange"));
   x->c = c;
+  x->carrier = carrier;
   x->rank_of_expert = rank_of_expert;
   size_t size = (size_t)comm_size(c);
   status result;
-  TRY_DONE(result, choose_transport(x, transport));
   TRY_DONE(result, TAKE(&x->row_of_slot, (size_t)max_slots, "the rows of slots"));
   TRY_DONE(result, TAKE(&x->rows_of_rank, size, "the rows of ranks"));
   TRY_DONE(result, TAKE(&x->next_row, size, "the rows of ranks"));
@@ -92,7 +47,7 @@ void exchange_close(exchange *x) {
 }
 
 const char *exchange_transport(const exchange *x) {
-  return x->transport->name;
+  return transport_name(x->carrier);
 }
 
 const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t n_slots) {
@@ -119,24 +74,38 @@ bool exchange_is_alone(const exchange *x) {
   return comm_size(x->c) == 1;
 }
 
-status exchange_gather(exchange *x, void *rows, size_t row_bytes, int64_t layer) {
+static status gather(exchange *x, void *rows, void *stream, int64_t layer) {
   char what[64];
   snprintf(what, sizeof what, "the exchange of layer %lld", (long long)layer);
+  x->sent += x->bytes[comm_rank(x->c)] * (uint64_t)(comm_size(x->c) - 1);
+  return transport_gather(x->carrier, rows, stream, x->offset, x->bytes, what);
+}
+
+status exchange_gather(exchange *x, void *rows, void *stream, size_t row_bytes, int64_t layer) {
   size_t first = 0;
   for (int r = 0; r < comm_size(x->c); r++) {
     x->offset[r] = first;
     x->bytes[r] = (size_t)x->rows_of_rank[r] * row_bytes;
     first += x->bytes[r];
   }
-  double start = clock_seconds();
-  status result = x->transport->gather(x, (char *)rows, what);
-  x->seconds += clock_seconds() - start;
-  x->sent += x->bytes[comm_rank(x->c)] * (uint64_t)(comm_size(x->c) - 1);
-  return result;
+  return gather(x, rows, stream, layer);
+}
+
+bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
+  return n_tokens <= FIXED_TOKENS && comm_size(x->c) > 1 && transport_all_on_device(x->carrier);
+}
+
+status exchange_gather_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
+                             int64_t layer) {
+  for (int r = 0; r < comm_size(x->c); r++) {
+    x->bytes[r] = (size_t)n_slots * row_bytes;
+    x->offset[r] = (size_t)r * x->bytes[r];
+  }
+  return gather(x, rows, stream, layer);
 }
 
 double exchange_seconds(const exchange *x) {
-  return x->seconds;
+  return transport_seconds(x->carrier);
 }
 
 uint64_t exchange_bytes_sent(const exchange *x) {

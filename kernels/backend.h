@@ -5,6 +5,7 @@
 // Refuses to know: files, MPI, which rank owns what beyond the shard that it is told.
 // Invariant: the same path on the same input gives the same bits in every backend and row (docs/paths.md).
 #pragma once
+#include "base/device.h"
 #include "base/status.h"
 #include "kernels/blocks.h"
 #include <stdint.h>
@@ -96,12 +97,26 @@ typedef struct {
   int threads;
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
+
+  // Where rows of slots lie when the host does not know the routing (`route` with NULL, several ranks): that
+  // of slot i at rank_of_expert[expert] * n_slots + i, in batches of up to fixed_tokens tokens (0: never so).
+  int rank, n_ranks;
+  const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
+  int64_t fixed_tokens;
+  uint64_t device_reserve; // bytes of device memory that are not the backend's to take
+  // Asked now and then while the host waits for the device, with the seconds waited so far: a fault ends the
+  // wait, and then the device may never answer again. NULL: waits have no end.
+  status (*watch)(void *context, double waited);
+  void *watch_context;
 } backend_params;
 
 typedef struct {
   const char *name;          // "cpu"
   const char *(*rows)(void); // names of the rows that this machine can run, best first, comma-separated
   bool (*has_path)(path_kind);
+
+  // The device that the rank with this place on its host takes; NULL, or false: none.
+  bool (*device)(device_id *out, int host_rank);
 
   // Allocates everything that the forward pass needs. The forward pass itself allocates nothing.
   status (*open)(backend **out, const backend_params *params);
@@ -126,16 +141,21 @@ typedef struct {
   status (*head)(backend *, int64_t first, int64_t count, void *logits);
 
   // For backends whose state lies on a device; NULL where it lies in host memory. There `route` and `experts`
-  // take a NULL routing and row map when one rank owns every expert, so that routing never leaves the device;
-  // `head` takes NULL logits and keeps them; `digest` may be done only when `finish` returns.
+  // take a NULL routing and row map, so that routing never leaves the device: when one rank owns every
+  // expert, or when rows have fixed places (backend_params); `head` takes NULL logits and keeps them;
+  // `digest` may be done only when `finish` returns.
   status (*finish)(backend *);
   status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
   status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
   status (*slots_read)(backend *, int64_t first,
                        int64_t count);             // rows of own slots to slot_rows' host memory
   status (*slots_write)(backend *, int64_t count); // and the completed rows back
+  // The slots' rows where they are computed, [n * top_k][hidden] or at fixed places [n_ranks][n *
+  // top_k][hidden], and the stream that orders all work: for a transport that takes them from there.
+  void *(*slots_device)(backend *);
+  void *(*stream)(backend *);
   // Takes `steps` (embed and all layers of a batch): records them once for a shape of batch and replays the
-  // recording after that, or simply runs them. Only for one rank that owns every expert, with a NULL routing.
+  // recording after that, or simply runs them. Only with a NULL routing.
   status (*recorded)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *),
                      void *context);
 

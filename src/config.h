@@ -70,7 +70,7 @@ typedef struct {
   } experts;
 
   struct {
-    char *transport; // comm.transport: "auto" (default), "mpi", "self"
+    char *transport; // comm.transport: "auto" (default), "mpi", "nccl", "self"
     double deadline; // comm.deadline: seconds that a rank waits for another; default 300
   } comm;
 

@@ -164,7 +164,7 @@ static int find_word(const toml_value *v, const char *const *words, int n) {
   return -1;
 }
 
-static const char *const TRANSPORTS[] = {"auto", "mpi", "self"};
+static const char *const TRANSPORTS[] = {"auto", "mpi", "nccl", "self"};
 static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
 static const char *const PLACEMENTS[] = {
     [PLACEMENT_CONTIGUOUS] = "contiguous", [PLACEMENT_STRIDED] = "strided"};

@@ -4,6 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+static status watch_device(void *context, double waited) {
+  return transport_watch(((engine *)context)->carrier, waited);
+}
+
+static bool is_on_device(const engine *e) {
+  return e->params.own.backend->finish != NULL;
+}
+
 static status open_backend(engine *e) {
   const engine_params *p = &e->params;
   backend_params b = {
@@ -17,8 +25,15 @@ static status open_backend(engine *e) {
       .max_logit_rows = LOGIT_ROWS,
       .kv_f16 = p->kv_f16,
       .threads = topology_threads(p->place),
-      .host_rank = topology_host_rank(p->place),
+      .host_rank = comm_host_rank(p->c),
       .row = p->row,
+      .rank = comm_rank(p->c),
+      .n_ranks = comm_size(p->c),
+      .rank_of_expert = p->experts->rank_of_expert,
+      .fixed_tokens = exchange_is_fixed(e->forward.slots, 1) ? FIXED_TOKENS : 0,
+      .device_reserve = transport_reserve_bytes(e->carrier),
+      .watch = watch_device,
+      .watch_context = e,
   };
   return p->own.backend->open(&e->forward.compute, &b);
 }
@@ -31,6 +46,22 @@ static status open_arrays(engine *e) {
   TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
   TRY(TAKE(&e->logit_digest, (size_t)p->n_sequences, "digests"));
   return TAKE(&e->layer_digest, (size_t)(e->n_layers * p->n_sequences), "digests");
+}
+
+// What is this rank's own; all ranks agree on the outcome.
+static status open_parts(engine *e) {
+  const engine_params *p = &e->params;
+  TRY(exchange_open(&e->forward.slots, p->c, e->carrier, p->experts->rank_of_expert,
+                    p->max_batch * e->forward.top_k));
+  e->forward.takes_device = transport_takes_device(e->carrier);
+  TRY(open_backend(e));
+  return open_arrays(e);
+}
+
+// Of a gather of rows that a transport for devices finds in host memory.
+static size_t host_bytes(const engine *e) {
+  if (is_on_device(e)) return 0;
+  return (size_t)(e->params.max_batch * e->forward.top_k * e->forward.hidden) * e->forward.path->real_bytes;
 }
 
 status engine_open(engine **out, const engine_params *params) {
@@ -46,10 +77,11 @@ status engine_open(engine **out, const engine_params *params) {
   e->forward.top_k = s->top_k;
   e->wants_logits = true;
   status result;
-  TRY_DONE(result, open_backend(e));
-  TRY_DONE(result, exchange_open(&e->forward.slots, params->c, params->transport,
-                                 params->experts->rank_of_expert, params->max_batch * s->top_k));
-  TRY_DONE(result, open_arrays(e));
+  TRY_DONE(result,
+           transport_choose(&e->carrier, params->c, params->transport, params->device, is_on_device(e)));
+  // what the device has to hold is planned before the transport takes its part
+  TRY_DONE(result, comm_agree(params->c, open_parts(e), params->name));
+  TRY_DONE(result, transport_start(e->carrier, host_bytes(e)));
   *out = e;
 done:
   if (result) engine_close(e);
@@ -60,6 +92,7 @@ void engine_close(engine *e) {
   if (!e) return;
   if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
   exchange_close(e->forward.slots);
+  transport_close(e->carrier);
   free(e->forward.route.expert);
   free(e->forward.route.margin);
   free(e->logits);
@@ -88,9 +121,10 @@ status engine_finish(engine *e) {
   backend *b = e->forward.compute;
   if (!b->ops->finish) return 0;
   double start = clock_seconds();
-  TRY(b->ops->finish(b));
+  status result = b->ops->finish(b);
+  if (result) status_within("the end of a batch");
   e->seconds += clock_seconds() - start;
-  return 0;
+  return result;
 }
 
 static status run_steps(void *context, const token_batch *batch) {
@@ -102,8 +136,7 @@ static status run_steps(void *context, const token_batch *batch) {
 
 status engine_forward(engine *e, const token_batch *batch) {
   backend *b = e->forward.compute;
-  if (!b->ops->recorded || e->forward.wants_routing || !exchange_is_alone(e->forward.slots))
-    return run_steps(e, batch);
+  if (!b->ops->recorded || !forward_is_on_device(&e->forward, batch)) return run_steps(e, batch);
   double before = e->seconds, start = clock_seconds();
   TRY(b->ops->recorded(b, batch, run_steps, e));
   e->seconds = before + clock_seconds() - start; // the steps' own clocks would count twice

@@ -17,7 +17,8 @@ typedef struct {
   comm *c;
   const topology *place;
   const char *transport, *row;
-  arm shared, own; // of the shared steps, and of this rank's experts
+  const device_id *device; // that this rank takes, whatever its arm
+  arm shared, own;         // of the shared steps, and of this rank's experts
   int64_t n_sequences, context, max_batch;
   bool kv_f16;
 } engine_params;
@@ -25,6 +26,7 @@ typedef struct {
 typedef struct {
   engine_params params;
   forward_state forward;
+  transport *carrier;
   int64_t vocabulary, n_layers;
   void *logits;           // [LOGIT_ROWS][vocabulary] reals of the shared path, of the last engine_head
   uint64_t *logit_digest; // [n_sequences]
@@ -34,7 +36,7 @@ typedef struct {
   double exchange_seconds_before;
 } engine;
 
-status engine_open(engine **out, const engine_params *params); // collective
+status engine_open(engine **out, const engine_params *params); // collective, and so is its outcome
 void engine_close(engine *e);                                  // takes NULL
 
 // Collective. One after the other: embed, each layer, then head for any rows.

@@ -184,6 +184,26 @@ static status check_output(const job *j) {
   return job_is_printer(j) && j->cfg->output.dir[0] ? report_dir_check(j->cfg->output.dir) : 0;
 }
 
+static bool names_backend(const char *arm_name, const backend_ops *b) {
+  const char *at = strchr(arm_name, '@');
+  return at && !strcmp(at + 1, b->name);
+}
+
+// Devices are asked for only where one has a part: it takes time.
+static bool needs_device(const config *c, const backend_ops *b) {
+  bool needs = !strcmp(c->comm.transport, "nccl");
+  for (size_t i = 0; i < c->run.arms.count; i++) needs = needs || names_backend(c->run.arms.name[i], b);
+  for (size_t i = 0; i < c->ranks.arm.count; i++) needs = needs || names_backend(c->ranks.arm.name[i], b);
+  return needs;
+}
+
+static device_id find_device(const job *j) {
+  device_id found;
+  for (const backend_ops *const *b = backend_table(); *b; b++)
+    if ((*b)->device && needs_device(j->cfg, *b) && (*b)->device(&found, comm_host_rank(j->c))) return found;
+  return (device_id){.index = -1};
+}
+
 status job_open(job *out, const char *command, const config *cfg, comm *c, input_use input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
@@ -191,7 +211,8 @@ status job_open(job *out, const char *command, const config *cfg, comm *c, input
   TRY(job_agree(j, open_model(j), "opening the model"));
   TRY(compare_model(j));
   TRY(job_agree(j, open_plan(j), "the placement of experts"));
-  TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind));
+  j->device = find_device(j);
+  TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
   topology_bind_threads(j->place);
   if (input == INPUT_UNUSED) return 0;
   TRY(job_agree(j, open_input(j), "the input"));
@@ -234,15 +255,15 @@ status job_open_arm(job *j, const char *name, engine **out) {
       .c = j->c,
       .place = j->place,
       .transport = j->cfg->comm.transport,
+      .device = &j->device,
       .row = j->cfg->run.rows,
       .n_sequences = j->n_sequences,
       .context = j->context,
       .max_batch = j->max_batch,
       .kv_f16 = j->cfg->run.kv == KV_F16,
   };
-  status mine = resolve_arm(j, name, &p.shared, &p.own);
-  if (!mine) mine = engine_open(out, &p);
-  return job_agree(j, mine, name);
+  TRY(job_agree(j, resolve_arm(j, name, &p.shared, &p.own), name));
+  return engine_open(out, &p);
 }
 
 status job_check_digest(job *j, engine *e) {
@@ -257,16 +278,18 @@ status job_check_digest(job *j, engine *e) {
 
 typedef struct { // what a rank tells rank 0
   char host[64], cores[96], arm[ARM_NAME_BYTES];
-  int32_t threads;
-  uint64_t experts_bytes, shared_bytes, state_bytes;
+  device_id device;
+  int32_t threads, device_node;
+  uint64_t experts_bytes, shared_bytes;
   int64_t experts;
 } rank_facts;
 
-static rank_facts own_facts(const job *j, uint64_t state_bytes) {
-  rank_facts f = {.threads = topology_threads(j->place),
+static rank_facts own_facts(const job *j) {
+  rank_facts f = {.device = j->device,
+                  .device_node = topology_device_node(j->place),
+                  .threads = topology_threads(j->place),
                   .experts_bytes = model_experts_bytes(j->m, j->experts.local),
                   .shared_bytes = j->m->shared_bytes,
-                  .state_bytes = state_bytes,
                   .experts = j->experts.n_own};
   snprintf(f.host, sizeof f.host, "%s", comm_host(j->c));
   snprintf(f.cores, sizeof f.cores, "%s", topology_cores(j->place));
@@ -276,7 +299,7 @@ static rank_facts own_facts(const job *j, uint64_t state_bytes) {
 
 static status report_ranks(job *j, report *r) {
   size_t n = (size_t)comm_size(j->c);
-  rank_facts mine = own_facts(j, 0), *all;
+  rank_facts mine = own_facts(j), *all;
   TRY(TAKE(&all, n, "ranks' facts"));
   r->n_ranks = n;
   status result = TAKE(&r->ranks, n, "the report");
@@ -289,7 +312,11 @@ static status report_ranks(job *j, report *r) {
                                 .threads = all[i].threads,
                                 .experts_bytes = all[i].experts_bytes,
                                 .shared_bytes = all[i].shared_bytes,
-                                .experts = all[i].experts};
+                                .experts = all[i].experts,
+                                .gpu = all[i].device.index,
+                                .gpu_node = all[i].device_node,
+                                .gpu_pci = strdup(all[i].device.pci),
+                                .gpu_name = strdup(all[i].device.name)};
   free(all);
   return result;
 }
@@ -365,6 +392,8 @@ void job_report_close(report *r) {
     free((char *)r->ranks[i].host);
     free((char *)r->ranks[i].cores);
     free((char *)r->ranks[i].arm);
+    free((char *)r->ranks[i].gpu_pci);
+    free((char *)r->ranks[i].gpu_name);
   }
   free(r->arms);
   free(r->pairs);
@@ -380,7 +409,11 @@ status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t 
   uint64_t state = e->forward.compute->ops->state_bytes(e->forward.compute);
   for (size_t i = 0; i < r->n_ranks; i++)
     if (state > r->ranks[i].state_bytes) r->ranks[i].state_bytes = state;
-  r->transport = exchange_transport(e->forward.slots);
+  a->transport = transport_name(e->carrier);
+  if (!r->transport || *transport_reason(e->carrier)) { // an arm that needs no words does not hide another's
+    r->transport = a->transport;
+    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(e->carrier));
+  }
   r->build.row = e->forward.compute->ops->row(e->forward.compute);
   a->name = e->params.name;
   a->path_version = e->forward.path->version;

@@ -15,6 +15,7 @@ typedef struct {
   const config *cfg;
   comm *c;
   topology *place;
+  device_id device; // that this rank takes, whatever its arm; index -1: no arm needs one, or there is none
   model *m;
   tokenizer *words; // NULL: the file has none
   plan experts;

@@ -13,7 +13,11 @@ typedef struct {
   int64_t hidden, top_k;
   routing route;      // of the last layer
   bool wants_routing; // false: a device backend may keep it to itself, and does not wait for it
+  bool takes_device;  // the transport takes rows from where a device backend has them
 } forward_state;
+
+// Local, the same on every rank: the batch's layers need nothing from the host, so that they can be recorded.
+bool forward_is_on_device(const forward_state *f, const token_batch *batch);
 
 // Collective: all three. The residual stream of the batch stays in the backend from one call to the next.
 status forward_embed(forward_state *f, const token_batch *batch);

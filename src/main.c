@@ -140,6 +140,7 @@ static void print_version(void) {
          MOE_BUILD_FLAGS);
   for (const backend_ops *const *b = backend_table(); *b; b++)
     printf("backend %s, rows that run here: %s\n", (*b)->name, (*b)->rows());
+  printf("transports %s\n", transport_list());
   for (int p = 0; p < PATH_COUNT; p++)
     printf("path %s, version %d\n", path_get((path_kind)p)->name, path_get((path_kind)p)->version);
 }

@@ -101,6 +101,24 @@ static void print_ranks(const report *r, FILE *out) {
   if (r->n_ranks > MAX_RANK_LINES) fprintf(out, "  ... and %zu more ranks\n", r->n_ranks - MAX_RANK_LINES);
 }
 
+// Where ranks' devices are; nothing where no arm needs one.
+static void print_devices(const report *r, FILE *out) {
+  bool any = false;
+  for (size_t i = 0; i < r->n_ranks; i++) any = any || r->ranks[i].gpu >= 0;
+  if (!any) return;
+  fprintf(out, "\n  rank  gpu  at            node     name\n");
+  for (size_t i = 0; i < r->n_ranks && i < MAX_RANK_LINES; i++) {
+    const report_rank *k = &r->ranks[i];
+    char node[16] = "unknown";
+    if (k->gpu_node >= 0) snprintf(node, sizeof node, "%d", k->gpu_node);
+    if (k->gpu < 0)
+      fprintf(out, "  %4d    -\n", k->rank);
+    else
+      fprintf(out, "  %4d  %3d  %-12.12s  %-7s  %.64s\n", k->rank, k->gpu, or_none(k->gpu_pci), node,
+              or_none(k->gpu_name));
+  }
+}
+
 static void print_head(const report *r, FILE *out) {
   int64_t tokens = r->n_arms ? r->arms[0].tokens : 0;
   fprintf(out, "moe_run %s  ", r->command);
@@ -121,13 +139,17 @@ static void print_head(const report *r, FILE *out) {
           "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64
           ", %s cache\n",
           tokens, r->n_sequences, r->n_sequences == 1 ? "" : "s", r->chunk, r->context, or_none(r->kv));
-  fprintf(out, "  ranks   %zu on %d host%s of %d cores, transport %s, experts %s, cpu row %s\n", r->n_ranks,
-          r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, or_none(r->transport),
-          or_none(r->placement), or_none(r->build.row));
+  fprintf(out, "  ranks   %zu on %d host%s of %d cores, experts %s, cpu row %s\n", r->n_ranks,
+          r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, or_none(r->placement),
+          or_none(r->build.row));
+  fprintf(out, "  by      transport %s", or_none(r->transport));
+  if (r->transport_reason[0]) fprintf(out, " (%.80s)", r->transport_reason);
+  fputc('\n', out);
   fprintf(out, "  on      ");
   print_line(out, or_none(r->machine.cpu), 96, false);
   fputc('\n', out);
   print_ranks(r, out);
+  print_devices(r, out);
 }
 
 // ---- divergences ----

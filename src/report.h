@@ -32,6 +32,7 @@ typedef struct {
   int64_t tokens; // positions computed, all sequences
   double prefill_tokens_per_s;
   double decode_tokens_per_s; // NaN: nothing was decoded
+  const char *transport;      // of its exchange
   double exchange_seconds;    // time in the exchange on rank 0, waiting included
   double perplexity;          // over the input's own next tokens; NaN: fewer than two tokens
   report_text *texts;
@@ -78,6 +79,9 @@ typedef struct {
   uint64_t shared_bytes;  // tensors that every rank holds
   uint64_t state_bytes;   // KV caches and work space, largest arm
   int64_t experts;        // experts that it owns in each layer
+  int gpu;                // that it takes, as its host counts them; -1: none
+  int gpu_node;           // NUMA node at which it is; -1: unknown
+  const char *gpu_pci, *gpu_name;
 } report_rank;
 
 typedef struct {
@@ -98,6 +102,7 @@ typedef struct {
   } build;
   const char *config_text; // canonical
   const char *transport;
+  char transport_reason[256]; // "": none need be given
   const char *placement;
   const char *kv;
   int64_t chunk, context;

@@ -236,7 +236,7 @@ static void test_wrong_types(void **state) {
   REFUSES("run.bind = 1\n", NULL, "true or false", "the integer 1");
   REFUSES("run.kv = \"q8\"\n", NULL, "\"f16\" or \"f32\"", "\"q8\"");
   REFUSES("run.kv = true\n", NULL, "\"f16\" or \"f32\"", "found true");
-  REFUSES("comm.transport = \"nccl\"\n", NULL, "\"auto\", \"mpi\" or \"self\"", "nccl");
+  REFUSES("comm.transport = \"pigeon\"\n", NULL, "\"auto\", \"mpi\", \"nccl\" or \"self\"", "pigeon");
   REFUSES("model.path = 2024-01-01\n", NULL, "model.path", "a date");
   REFUSES("input.prompts = \"x\"\n", NULL, "list of strings", "the string");
   REFUSES("input.prompts = [\"x\",\n 3]\n", NULL, "run.toml:2", "the integer 3");

@@ -2,8 +2,8 @@
 // in, logits (or their digest) come out. Steps are enqueued on one stream and return; `finish` and every read
 // wait.
 //
-// Owns: activations, caches and work space of one arm on one GPU, all taken at open.
-// Refuses to know: other ranks; where slots' rows travel, the exchange moves the host copy.
+// Owns: activations, caches and work space of one arm on one GPU, all planned and then taken at open.
+// Refuses to know: how slots' rows travel; the exchange moves them, or the host's copy.
 #include "base/memory.h"
 #include "kernels/cuda/device.cuh"
 #include <stdio.h>
@@ -14,6 +14,7 @@ static constexpr int MAX_BLOCKS = 64;
 
 static constexpr int MAX_RECORDINGS = 24;
 static constexpr int RECORDED_TOKENS = 64; // larger batches keep the device busy without it
+static constexpr int AHEAD = 16;           // batches that the host may be ahead of the device
 
 struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
                    // positions
@@ -31,7 +32,11 @@ struct cuda_backend {
   void *blocks[MAX_BLOCKS];
   int n_blocks;
   uint64_t bytes;
-  bool alone; // this rank owns every expert, so slots need no exchange
+  int n_local;       // experts of this rank
+  bool alone;        // it owns every expert, so slots need no exchange
+  memory_plan *plan; // not NULL: memory is not taken but added up
+  cudaEvent_t batch_end[AHEAD];
+  int64_t n_batches;
 
   int *token, *sequence, *position;
   dev_batch batch;
@@ -41,7 +46,7 @@ struct cuda_backend {
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
   kv_cache cache;
   attention_work work;
-  int *expert, *member, *first, *order, *tiles;
+  int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
   bool placed;       // `place` holds the row of each slot
@@ -67,6 +72,10 @@ bool overlaps_launches() {
 // ---- open and close ----
 
 static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *what) {
+  if (b->plan) {
+    memory_plan_add(b->plan, what, bytes);
+    return 0;
+  }
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
   if (bytes > free_bytes || b->n_blocks == MAX_BLOCKS)
@@ -96,10 +105,14 @@ static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t
 static void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
-  for (int i = 0; i < b->n_recordings; i++) cudaGraphExecDestroy(b->recordings[i].graph);
-  for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
-  if (b->host_slots) cudaFreeHost(b->host_slots);
-  if (b->stream) cudaStreamDestroy(b->stream);
+  if (!device_is_stuck()) { // giving back waits for the device
+    for (int i = 0; i < b->n_recordings; i++) cudaGraphExecDestroy(b->recordings[i].graph);
+    for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
+    for (int i = 0; i < AHEAD; i++)
+      if (b->batch_end[i]) cudaEventDestroy(b->batch_end[i]);
+    if (b->host_slots) cudaFreeHost(b->host_slots);
+    if (b->stream) cudaStreamDestroy(b->stream);
+  }
   weights_release(b->weights);
   free(b->sums_to);
   free(b);
@@ -114,20 +127,21 @@ static status open_cache(cuda_backend *b) {
   b->cache.n_kv_heads = (int)s->n_kv_heads;
   b->cache.head_dim = (int)s->head_dim;
   size_t elements = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads) * b->cache.head_elements;
-  TRY(take_bytes(b, &b->cache.keys, elements * (b->cache.f16 ? 2 : 4), "the key cache"));
-  TRY(take_bytes(b, &b->cache.values, elements * (b->cache.f16 ? 2 : 4), "the value cache"));
+  TRY(take_bytes(b, &b->cache.keys, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
+  TRY(take_bytes(b, &b->cache.values, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
   // enough to split up to 256 blocks' worth of queries over all chunks
   size_t chunks = positions / CHUNK;
   b->work.capacity = 256 * 8 * chunks;
-  TRY(take(b, &b->work.max, b->work.capacity, "split attention"));
-  TRY(take(b, &b->work.sum, b->work.capacity, "split attention"));
-  return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, "split attention");
+  TRY(take(b, &b->work.max, b->work.capacity, PART_ATTENTION));
+  TRY(take(b, &b->work.sum, b->work.capacity, PART_ATTENTION));
+  return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION);
 }
 
 static status open_rope(cuda_backend *b) {
   int64_t dim = b->shape.head_dim, n = b->params.context;
   float *table;
-  TRY(take(b, &b->rope, (size_t)(n * dim), "RoPE tables"));
+  TRY(take(b, &b->rope, (size_t)(n * dim), PART_WORK));
+  if (b->plan) return 0;
   TRY(TAKE(&table, (size_t)(n * dim), "RoPE tables"));
   for (int64_t i = 0; i < dim / 2; i++) {
     double frequency = num_rope_frequency(b->shape.rope_base, i, dim / 2);
@@ -149,72 +163,131 @@ static status open_attention(cuda_backend *b) {
   size_t n = (size_t)b->params.max_batch, q_width = (size_t)(s->n_heads * s->head_dim);
   size_t kv_width = (size_t)(s->n_kv_heads * s->head_dim);
   bool rounded = b->shared->kind == PATH_Q8K;
-  TRY(take(b, &b->token, n, "the batch"));
-  TRY(take(b, &b->sequence, n, "the batch"));
-  TRY(take(b, &b->position, n, "the batch"));
-  TRY(take(b, &b->x, n * (size_t)s->hidden, "the residual stream"));
-  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K,
-                  "normed activations"));
-  TRY(take(b, &b->q, n * q_width, "queries"));
-  TRY(take(b, &b->k, n * kv_width, "keys"));
-  TRY(take(b, &b->v, n * kv_width, "values"));
-  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, "attention outputs"));
+  TRY(take(b, &b->token, n, PART_WORK));
+  TRY(take(b, &b->sequence, n, PART_WORK));
+  TRY(take(b, &b->position, n, PART_WORK));
+  TRY(take(b, &b->x, n * (size_t)s->hidden, PART_WORK));
+  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K, PART_WORK));
+  TRY(take(b, &b->q, n * q_width, PART_WORK));
+  TRY(take(b, &b->k, n * kv_width, PART_WORK));
+  TRY(take(b, &b->v, n * kv_width, PART_WORK));
+  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
+}
+
+// Rows of slots: as many as slots, or more where each rank has fixed places for all of a small batch's.
+static size_t slot_places(const cuda_backend *b) {
+  int64_t n = b->params.max_batch, fixed = n < b->params.fixed_tokens ? n : b->params.fixed_tokens;
+  int64_t places = fixed * b->params.n_ranks;
+  return (size_t)((places > n ? places : n) * b->shape.top_k);
 }
 
 static status open_experts(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
-  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, "router logits"));
-  TRY(take(b, &b->slot_weights, slots, "slot weights"));
-  TRY(take(b, &b->margin, n, "router margins"));
-  TRY(take(b, &b->expert, slots, "slots"));
-  TRY(take(b, &b->member, slots, "slots"));
-  TRY(take(b, &b->order, slots, "slots"));
-  TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->weights->n_local + 1), "slots"));
-  TRY(take(b, &b->place, slots, "slots"));
-  TRY(take(b, &b->first, (size_t)b->weights->n_local + 1, "slots"));
-  TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, "expert activations"));
-  TRY(take(b, &b->up, slots * (size_t)s->expert_width, "expert activations"));
-  TRY(take(b, &b->slots, slots * (size_t)s->hidden, "slot outputs"));
-  if (b->alone) return 0;
+  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, PART_WORK));
+  TRY(take(b, &b->slot_weights, slots, PART_WORK));
+  TRY(take(b, &b->margin, n, PART_WORK));
+  TRY(take(b, &b->expert, slots, PART_WORK));
+  TRY(take(b, &b->member, slots, PART_WORK));
+  TRY(take(b, &b->order, slots, PART_WORK));
+  TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->n_local + 1), PART_WORK));
+  TRY(take(b, &b->place, slots, PART_WORK));
+  TRY(take(b, &b->first, (size_t)b->n_local + 1, PART_WORK));
+  TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, PART_WORK));
+  TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
+  TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
+  TRY(take(b, &b->slots, slot_places(b) * (size_t)s->hidden, PART_WORK));
+  if (b->plan || b->alone) return 0;
+  if (b->params.fixed_tokens)
+    CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
+                        cudaMemcpyHostToDevice));
   CUDA_TRY(cudaMallocHost((void **)&b->host_slots, slots * (size_t)s->hidden * sizeof(float)));
   return 0;
 }
 
-static status open_fields(cuda_backend *b) {
+// All that is taken on the device but the weights; with b->plan it is only added up.
+static status open_memory(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t rows = (size_t)b->params.max_logit_rows, sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
-  CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
-  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
-  b->alone = b->weights->n_local == s->n_experts;
   TRY(open_attention(b));
   TRY(open_experts(b));
-  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, "head inputs"));
-  TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, "logits"));
-  TRY(take(b, &b->sums, sums, "digests"));
+  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, PART_LOGITS));
+  TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS));
+  return take(b, &b->sums, sums, PART_WORK);
+}
+
+static void set_params(cuda_backend *b, const backend_params *params) {
+  b->params = *params;
+  b->shape = params->weights->shape;
+  b->shared = path_get(params->shared);
+  b->experts = path_get(params->experts);
+  for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += params->local[e] >= 0;
+  b->alone = b->n_local == b->shape.n_experts;
+}
+
+// The same code adds up the memory that will take it, so that a plan cannot disagree with what follows.
+static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chunk) {
+  backend_params p = *(const backend_params *)with;
+  cuda_backend b = {};
+  p.context = context;
+  p.max_batch = chunk;
+  set_params(&b, &p);
+  b.plan = out;
+  weights_plan(out, p.weights, p.local); // planning takes a small table only, and for that there is memory
+  open_memory(&b);
+  memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
+  memory_plan_add(out, PART_TRANSPORT, p.device_reserve);
+}
+
+static status plan_memory(cuda_backend *b) {
+  size_t free_bytes = 0, total = 0;
+  memory_plan plan = {};
+  device_id device;
+  char name[128];
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  device_take(&device, b->params.host_rank);
+  snprintf(name, sizeof name, "GPU %d (%s, %s)", device.index, device.name, device.pci);
+  memory_question q = {};
+  q.device = name;
+  q.free_bytes = free_bytes;
+  q.total_bytes = total;
+  q.context = b->params.context;
+  q.chunk = b->params.max_batch;
+  q.least_chunk = b->params.n_sequences;
+  q.n_own = b->n_local;
+  q.n_experts = b->shape.n_experts;
+  q.plan = plan_for;
+  q.with = &b->params;
+  plan_for(&plan, q.with, q.context, q.chunk);
+  return memory_plan_check(&plan, &q);
+}
+
+static status open_fields(cuda_backend *b) {
+  TRY(plan_memory(b));
+  CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
+  for (int i = 0; i < AHEAD; i++)
+    CUDA_TRY(cudaEventCreateWithFlags(&b->batch_end[i], cudaEventDisableTiming));
+  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
+  TRY(open_memory(b));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
-  return memory_take((void **)&b->sums_to, (size_t)s->n_layers + 1, sizeof *b->sums_to, "digests");
+  return memory_take((void **)&b->sums_to, (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
 }
 
 extern "C" const backend_ops cuda_backend_ops;
 
 static status cuda_open(backend **out, const backend_params *params) {
   *out = nullptr;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices)
-    return FAIL("backend cuda: this host has no usable GPU");
+  device_id device;
+  if (!device_take(&device, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
   if (params->shared == PATH_F64 || params->experts == PATH_F64)
     return FAIL("backend cuda: it does not compute the path f64");
-  CUDA_TRY(cudaSetDevice(params->host_rank % devices)); // ranks of a host share its GPUs evenly
+  CUDA_TRY(cudaSetDevice(device.index));
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
   b->base.ops = &cuda_backend_ops;
-  b->params = *params;
-  b->shape = params->weights->shape;
-  b->shared = path_get(params->shared);
-  b->experts = path_get(params->experts);
+  set_params(b, params);
   if (open_fields(b)) {
     cuda_close(&b->base);
     return 1;
@@ -286,8 +359,18 @@ static bool rounds(const cuda_backend *b) {
 
 // ---- the steps ----
 
+// Without a bound the host would fill the driver's queue, and then wait in a launch, where nobody watches.
+static status keep_pace(cuda_backend *b) {
+  cudaEvent_t mark = b->batch_end[b->n_batches % AHEAD];
+  if (b->n_batches >= AHEAD) TRY(device_wait_event(mark, &b->params));
+  CUDA_TRY(cudaEventRecord(mark, b->stream));
+  b->n_batches++;
+  return 0;
+}
+
 static status load_batch(cuda_backend *b, const token_batch *batch) {
   size_t bytes = (size_t)batch->n * sizeof(int);
+  TRY(keep_pace(b));
   b->batch = dev_batch{b->token, b->sequence, b->position, (int)batch->n};
   b->max_keys = 0;
   for (int64_t t = 0; t < batch->n; t++)
@@ -331,9 +414,11 @@ static status cuda_route(backend *base, int64_t layer, const token_batch *batch,
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
   TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
   TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
-  TRY(route_launch(b->expert, b->slot_weights, b->member, out ? b->margin : nullptr, b->router_logits,
-                   b->weights->local_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
+  TRY(route_launch(b->expert, b->slot_weights, b->member, out || b->alone ? nullptr : b->place,
+                   out ? b->margin : nullptr, b->router_logits, b->weights->local_of_expert,
+                   b->rank_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
   if (!out) return 0;
+  TRY(device_wait(b->stream, &b->params));
   CUDA_TRY(cudaMemcpyAsync(out->expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost,
                            b->stream));
   CUDA_TRY(
@@ -367,8 +452,8 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
   const dev_layer *w = &b->weights->layers[layer];
   int n_slots = (int)(batch->n * s->top_k);
   bool grouped = n_slots > 2 * s->top_k;
-  b->placed = row_of_slot != nullptr && !b->alone;
-  if (b->placed)
+  b->placed = !b->alone;
+  if (b->placed && row_of_slot) // else route wrote the fixed places
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
                              b->stream));
   if (grouped)
@@ -393,8 +478,15 @@ static status cuda_slots_read(backend *base, int64_t first, int64_t count) {
   size_t row = (size_t)b->shape.hidden;
   CUDA_TRY(cudaMemcpyAsync(b->host_slots + (size_t)first * row, b->slots + (size_t)first * row,
                            (size_t)count * row * sizeof(float), cudaMemcpyDeviceToHost, b->stream));
-  CUDA_TRY(cudaStreamSynchronize(b->stream));
-  return 0;
+  return device_wait(b->stream, &b->params);
+}
+
+static void *cuda_slots_device(backend *base) {
+  return self(base)->slots;
+}
+
+static void *cuda_stream(backend *base) {
+  return self(base)->stream;
 }
 
 static status cuda_slots_write(backend *base, int64_t count) {
@@ -414,6 +506,8 @@ static status cuda_combine(backend *base, int64_t layer, const token_batch *, co
 static status cuda_logits_read(backend *base, int64_t first, int64_t count, void *out) {
   cuda_backend *b = self(base);
   size_t row = (size_t)b->shape.vocabulary;
+  TRY(device_wait(b->stream,
+                  &b->params)); // a copy to memory that is not pinned would wait as well, unwatched
   CUDA_TRY(cudaMemcpyAsync(out, b->logits + (size_t)first * row, (size_t)count * row * sizeof(float),
                            cudaMemcpyDeviceToHost, b->stream));
   CUDA_TRY(cudaStreamSynchronize(b->stream));
@@ -436,6 +530,7 @@ static status cuda_probe(backend *base, probe_point point, int64_t n, double *ou
   const float *from = point == PROBE_LAYER_INPUT ? b->x : b->normed.x;
   size_t count = (size_t)(n * b->shape.hidden);
   float *narrow;
+  TRY(device_wait(b->stream, &b->params));
   TRY(TAKE(&narrow, count, "a probe"));
   cudaError_t error = cudaMemcpyAsync(narrow, from, count * sizeof(float), cudaMemcpyDeviceToHost, b->stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(b->stream);
@@ -465,6 +560,7 @@ static status cuda_finish(backend *base) {
   cuda_backend *b = self(base);
   size_t rows = (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
   uint64_t *sums;
+  TRY(device_wait(b->stream, &b->params));
   TRY(TAKE(&sums, rows * each, "digests"));
   cudaError_t error =
       cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
@@ -527,6 +623,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .name = "cuda",
     .rows = cuda_rows,
     .has_path = cuda_has_path,
+    .device = device_take,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,
@@ -543,6 +640,8 @@ extern "C" const backend_ops cuda_backend_ops = {
     .logits_digest = cuda_logits_digest,
     .slots_read = cuda_slots_read,
     .slots_write = cuda_slots_write,
+    .slots_device = cuda_slots_device,
+    .stream = cuda_stream,
     .recorded = cuda_recorded,
     .probe = cuda_probe,
     .digest = cuda_digest,

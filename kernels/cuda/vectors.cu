@@ -229,8 +229,9 @@ __device__ int first_left(const float *p, int n) {
   return 0;
 }
 
-__global__ void route_tokens(int *expert, float *weight, int *member, double *margin, const float *logits,
-                             const int *local_of_expert, int n, int k) {
+__global__ void route_tokens(int *expert, float *weight, int *member, int64_t *place, double *margin,
+                             const float *logits, const int *local_of_expert, const int *rank_of_expert,
+                             int n, int k) {
   wait_for_inputs();
   extern __shared__ float p[];
   int t = blockIdx.x, lane = threadIdx.x;
@@ -259,6 +260,7 @@ __global__ void route_tokens(int *expert, float *weight, int *member, double *ma
     if (lane == 0) {
       expert[t * k + slot] = e;
       member[t * k + slot] = local_of_expert[e];
+      if (place) place[t * k + slot] = (int64_t)rank_of_expert[e] * gridDim.x * k + t * k + slot;
       weight[t * k + slot] = found;
       p[e] = -1.0f;
     }
@@ -269,10 +271,11 @@ __global__ void route_tokens(int *expert, float *weight, int *member, double *ma
   for (int slot = lane; slot < k; slot += WARP) weight[t * k + slot] = weight[t * k + slot] / sum;
 }
 
-status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
-                    const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream) {
+status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
+                    const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,
+                    int n_experts, int k, cudaStream_t stream) {
   return launch(route_tokens, dim3((unsigned)(n)), WARP, (size_t)n_experts * sizeof(float), stream, expert,
-                weight, member, margin, logits, local_of_expert, n_experts, k);
+                weight, member, place, margin, logits, local_of_expert, rank_of_expert, n_experts, k);
 }
 
 // ---- grouping slots by this rank's experts ----

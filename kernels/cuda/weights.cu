@@ -33,7 +33,12 @@ __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, in
   }
 }
 
+// what: the part of the plan
 static status take_device(dev_weights *w, void **out, size_t bytes, const char *what) {
+  if (w->plan) {
+    memory_plan_add(w->plan, what, bytes);
+    return 0;
+  }
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
   if (bytes > free_bytes || w->n_blocks == (int)(sizeof w->blocks / sizeof *w->blocks))
@@ -55,10 +60,13 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
   if (m->type == TYPE_Q6_K) out->row_bytes = q6k_row_bytes(m->cols);
   out->member_bytes = out->row_bytes * (size_t)m->rows;
-  void *data, *staging = nullptr;
-  TRY(take_device(w, &data, out->member_bytes * (size_t)count, "weights"));
+  void *data = nullptr, *staging = nullptr;
+  TRY(take_device(w, &data, out->member_bytes * (size_t)count, local ? PART_EXPERTS : PART_SHARED));
+  size_t staged = m->type == TYPE_Q6_K ? member_native * (size_t)count : 0;
+  if (staged > w->staging) w->staging = staged;
+  if (w->plan) return 0;
   out->data = (const uint8_t *)data;
-  if (m->type == TYPE_Q6_K) CUDA_TRY(cudaMalloc(&staging, member_native * (size_t)count));
+  if (staged) CUDA_TRY(cudaMalloc(&staging, staged));
   uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
     if (local && local[e] < 0) continue;
@@ -75,8 +83,9 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
 }
 
 static status upload_floats(dev_weights *w, const float **out, const float *from, int64_t n) {
-  void *to;
-  TRY(take_device(w, &to, (size_t)n * sizeof(float), "norm weights"));
+  void *to = nullptr;
+  TRY(take_device(w, &to, (size_t)n * sizeof(float), PART_SHARED));
+  if (w->plan) return 0;
   CUDA_TRY(cudaMemcpy(to, from, (size_t)n * sizeof(float), cudaMemcpyHostToDevice));
   *out = (const float *)to;
   return 0;
@@ -102,9 +111,10 @@ static status upload_all(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
   for (int64_t e = 0; e < s->n_experts; e++) w->n_local += w->local[e] >= 0;
-  void *to;
-  TRY(take_device(w, &to, (size_t)s->n_experts * sizeof(int), "the experts' map"));
-  CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
+  void *to = nullptr;
+  TRY(take_device(w, &to, (size_t)s->n_experts * sizeof(int), PART_SHARED));
+  if (!w->plan)
+    CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
   w->local_of_expert = (int *)to;
   TRY(upload(w, &w->embedding, &m->embedding, nullptr, 1));
   w->output = w->embedding;
@@ -112,19 +122,37 @@ static status upload_all(dev_weights *w) {
   TRY(upload_floats(w, &w->output_norm, m->output_norm, s->hidden));
   TRY(memory_take((void **)&w->layers, (size_t)s->n_layers, sizeof *w->layers, "the layers' table"));
   for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_layer(w, &w->layers[l], &m->layers[l]));
+  if (w->plan) return 0;
   CUDA_TRY(cudaDeviceSynchronize());
   return 0;
 }
 
 static void weights_free(dev_weights *w) {
-  for (int i = 0; i < w->n_blocks; i++) cudaFree(w->blocks[i]);
+  for (int i = 0; i < w->n_blocks && !device_is_stuck(); i++) cudaFree(w->blocks[i]);
   free(w->layers);
   free(w);
 }
 
+static bool is_held(const model_weights *source, const expert_local *local) {
+  return held && held->source == source && held->local == local;
+}
+
+status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local) {
+  if (is_held(source, local)) return 0;
+  dev_weights *w;
+  TRY(memory_take((void **)&w, 1, sizeof *w, "the weights' table"));
+  w->source = source;
+  w->local = local;
+  w->plan = out;
+  status result = upload_all(w);
+  memory_plan_add(out, PART_SHARED, w->staging);
+  weights_free(w);
+  return result;
+}
+
 status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local) {
   *out = nullptr;
-  if (held && held->source == source && held->local == local) {
+  if (is_held(source, local)) {
     held->users++;
     *out = held;
     return 0;

@@ -74,6 +74,12 @@ __device__ __forceinline__ float half_bits_to_f32(uint16_t bits) { // exact, as 
   return __half2float(__ushort_as_half(bits));
 }
 
+// Adds the warp's sums to a digest.
+__device__ __forceinline__ void add_digest(unsigned long long *to, unsigned long long sum) {
+  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
+  if (threadIdx.x % WARP == 0) atomicAdd(to, sum);
+}
+
 // A matrix, or a stack of them (one an expert of this rank), in device memory. Rows keep their K-quant bits;
 // those of Q6_K, whose 210 bytes are not aligned, lie as four planes a row (weights.cu).
 struct dev_matrix {

@@ -1,129 +1,14 @@
 // product_q8k: K-quant weights times Q8_K activations. Integer sums over a block of 256 are exact in any
 // order, so the few-item kernel uses DP4A and the many-item kernel the tensor cores; both then take the float
 // steps of docs/paths.md, block after block.
-#include "kernels/cuda/device.cuh"
-
-// One block's float step: y + dx * (d * isum - dmin * msum). With dmin = 0 and msum = 0 the inner fma adds a
-// negative zero, so it is Q6_K's d * isum to the bit.
-__device__ __forceinline__ float block_value(float d, float dmin, int isum, int msum) {
-  return num_fma_f32(d, (float)isum, -(dmin * (float)msum));
-}
-
-// The eight 6-bit scales and minimums of a Q4_K or Q5_K block, a byte each.
-struct scales8 {
-  uint32_t scale[2], min[2];
-};
-
-__device__ __forceinline__ scales8 unpack_scales(uint32_t a, uint32_t b, uint32_t c) {
-  scales8 s;
-  s.scale[0] = a & 0x3f3f3f3fu;
-  s.min[0] = b & 0x3f3f3f3fu;
-  s.scale[1] = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
-  s.min[1] = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
-  return s;
-}
-
-__device__ __forceinline__ int dot16(uint4 w, int4 x) { // 16 bytes of each, as signed
-  int sum = __dp4a((int)w.x, x.x, 0);
-  sum = __dp4a((int)w.y, x.y, sum);
-  sum = __dp4a((int)w.z, x.z, sum);
-  return __dp4a((int)w.w, x.w, sum);
-}
-
-__device__ __forceinline__ uint4 and4(uint4 v, int shift, uint32_t mask) {
-  return make_uint4(v.x >> shift & mask, v.y >> shift & mask, v.z >> shift & mask, v.w >> shift & mask);
-}
-
-__device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
-  return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
-}
+#include "kernels/cuda/block_q8k.cuh"
 
 // ---- few items: four lanes a block, each 64 of its elements ----
-
-struct quarter_inputs { // of lane q of a block: four runs of 16 activations and their sums
-  int4 x[4];
-  int bsum[4];
-  float dx;
-};
-
-struct quarter_sums {
-  int isum, msum;
-  float d, dmin;
-};
-
-// Where the four runs of lane q begin: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K those of a
-// half.
-template <weight_type TYPE> __device__ __forceinline__ int run_begin(int q, int i) {
-  if (TYPE == TYPE_Q6_K) return q / 2 * 128 + (q & 1) * 16 + i * 32;
-  return (q / 2 + i / 2 * 2) * 64 + (q & 1) * 16 + (i & 1) * 32;
-}
-
-template <weight_type TYPE>
-__device__ __forceinline__ quarter_inputs load_inputs(const dev_inputs &in, int row, int b, int q) {
-  quarter_inputs r;
-  size_t block = (size_t)row * (in.width / QK_K) + b;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    int begin = run_begin<TYPE>(q, i);
-    r.x[i] = *(const int4 *)(in.qs + block * QK_K + begin);
-    r.bsum[i] = in.bsums[block * 16 + begin / 16];
-  }
-  r.dx = in.d[block];
-  return r;
-}
-
-template <weight_type TYPE>
-__device__ __forceinline__ quarter_sums quarter_product(const uint8_t *row, int n_blocks, int b, int q,
-                                                        const quarter_inputs &in) {
-  quarter_sums s;
-  if (TYPE == TYPE_Q6_K) {
-    const uint8_t *ql = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
-    uint4 low0 = *(const uint4 *)ql, low1 = *(const uint4 *)(ql + 32);
-    uint4 high = *(const uint4 *)(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
-    const int8_t *scale = (const int8_t *)row + n_blocks * 192 + b * 16 + q / 2 * 8 + (q & 1);
-    s.d = half_bits_to_f32(((const uint16_t *)(row + n_blocks * 208))[b]);
-    s.dmin = 0;
-    s.msum = 0;
-    s.isum = 0;
-    uint4 w[4] = {or4(and4(low0, 0, 0x0f0f0f0fu), and4(high, 0, 0x03030303u), 4),
-                  or4(and4(low1, 0, 0x0f0f0f0fu), and4(high, 2, 0x03030303u), 4),
-                  or4(and4(low0, 4, 0x0f0f0f0fu), and4(high, 4, 0x03030303u), 4),
-                  or4(and4(low1, 4, 0x0f0f0f0fu), and4(high, 6, 0x03030303u), 4)};
-#pragma unroll
-    for (int i = 0; i < 4; i++) s.isum += scale[2 * i] * (dot16(w[i], in.x[i]) - 32 * in.bsum[i]);
-    return s;
-  }
-  const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
-  uint4 head = *(const uint4 *)block;
-  const uint8_t *qs = block + (TYPE == TYPE_Q4_K ? 16 : 48);
-  uint4 w0 = *(const uint4 *)(qs + 16 * q), w1 = *(const uint4 *)(qs + 64 + 16 * q);
-  uint4 w[4] = {and4(w0, 0, 0x0f0f0f0fu), and4(w0, 4, 0x0f0f0f0fu), and4(w1, 0, 0x0f0f0f0fu),
-                and4(w1, 4, 0x0f0f0f0fu)};
-  if (TYPE == TYPE_Q5_K) {
-    uint4 high = *(const uint4 *)(block + 16 + 16 * (q & 1));
-    int j = q / 2 * 2;
-    w[0] = or4(w[0], and4(high, j, 0x01010101u), 4);
-    w[1] = or4(w[1], and4(high, j + 1, 0x01010101u), 4);
-    w[2] = or4(w[2], and4(high, j + 4, 0x01010101u), 4);
-    w[3] = or4(w[3], and4(high, j + 5, 0x01010101u), 4);
-  }
-  scales8 packed = unpack_scales(head.y, head.z, head.w);
-  int shift = q / 2 * 16;
-  s.d = half_bits_to_f32((uint16_t)(head.x & 0xffffu));
-  s.dmin = half_bits_to_f32((uint16_t)(head.x >> 16));
-  s.isum = s.msum = 0;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    int at = shift + 8 * (i & 1);
-    s.isum += (int)(packed.scale[i / 2] >> at & 63) * dot16(w[i], in.x[i]);
-    s.msum += (int)(packed.min[i / 2] >> at & 63) * in.bsum[i];
-  }
-  return s;
-}
 
 static constexpr int WARPS = 4, PASSES = 4;
 
 // A warp takes PASSES times 8 / GROUPS rows of one item; a row has GROUPS groups of four lanes, one a block.
+// All rows' weights are asked for before the first is used.
 template <weight_type TYPE, int GROUPS>
 __device__ __forceinline__ void few_rows(const product &p, int block) {
   constexpr int at_once = 8 / GROUPS;
@@ -131,32 +16,25 @@ __device__ __forceinline__ void few_rows(const product &p, int block) {
   int item = blockIdx.y, member = p.member ? p.member[item] : 0, n_blocks = p.w.cols / QK_K;
   if (member < 0) return;
   const uint8_t *rows = p.w.data + (size_t)member * p.w.member_bytes;
-  int input = item / p.input_divisor, first_row = (block * WARPS + threadIdx.x / WARP) * PASSES * at_once;
-  quarter_inputs in = {};
-  if (g < n_blocks) in = load_inputs<TYPE>(p.in, input, g, q);
+  int first_row = (block * WARPS + threadIdx.x / WARP) * PASSES * at_once;
+  size_t input = (size_t)(item / p.input_divisor) * n_blocks;
   float y[PASSES] = {};
   for (int begin = 0; begin < n_blocks; begin += GROUPS) {
-    int b = begin + g;
-    if (begin && b < n_blocks) in = load_inputs<TYPE>(p.in, input, b, q);
+    int b = begin + g < n_blocks ? begin + g : n_blocks - 1; // lanes without a block repeat the last
+    quarter<TYPE> w[PASSES];
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       int row = first_row + pass * at_once + sub;
-      quarter_sums s = {};
-      if (b < n_blocks && row < p.w.rows)
-        s = quarter_product<TYPE>(rows + (size_t)row * p.w.row_bytes, n_blocks, b, q, in);
-#pragma unroll
-      for (int step = 1; step <= 2; step++) {
-        s.isum += __shfl_xor_sync(~0u, s.isum, step);
-        s.msum += __shfl_xor_sync(~0u, s.msum, step);
-      }
-      float u = block_value(s.d, s.dmin, s.isum, s.msum);
-#pragma unroll
-      for (int j = 0; j < GROUPS; j++) { // the row's blocks, ascending
-        int from = (sub * GROUPS + j) * 4;
-        float term = __shfl_sync(~0u, u, from), dx = __shfl_sync(~0u, in.dx, from);
-        if (begin + j < n_blocks) y[pass] = num_fma_f32(dx, term, y[pass]);
-      }
+      w[pass] = load_quarter<TYPE>(rows + (size_t)(row < p.w.rows ? row : p.w.rows - 1) * p.w.row_bytes,
+                                   n_blocks, b, q);
     }
+    quarter_inputs in = load_inputs<TYPE>(p.in.qs + (input + b) * QK_K, p.in.bsums + (input + b) * 16, q);
+    float dx[GROUPS];
+#pragma unroll
+    for (int j = 0; j < GROUPS; j++) dx[j] = begin + j < n_blocks ? p.in.d[input + begin + j] : 0.0f;
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++)
+      y[pass] = add_terms<GROUPS>(y[pass], block_term<TYPE>(w[pass], in, q), dx, n_blocks - begin, sub);
   }
   float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows;
 #pragma unroll
@@ -257,63 +135,32 @@ __device__ __forceinline__ uint32_t word_of(uint4 v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// Thread (row, quarter) writes the 64 elements of its quarter in both operands, as in quarter_product.
+// Thread (row, quarter) writes the 64 elements of its quarter in both operands.
 template <weight_type TYPE>
 __device__ void unpack_quarter(block_tile *t, int r, const uint8_t *row, int n_blocks, int b, int q) {
-  uint4 w[4];
-  uint32_t scale[4];
-  int scale6[4] = {0, 0, 0, 0};
-  if (TYPE == TYPE_Q6_K) {
-    const uint8_t *ql = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
-    uint4 low0 = *(const uint4 *)ql, low1 = *(const uint4 *)(ql + 32);
-    uint4 high = *(const uint4 *)(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
-    const int8_t *s = (const int8_t *)row + n_blocks * 192 + b * 16 + q / 2 * 8 + (q & 1);
-    w[0] = or4(and4(low0, 0, 0x0f0f0f0fu), and4(high, 0, 0x03030303u), 4);
-    w[1] = or4(and4(low1, 0, 0x0f0f0f0fu), and4(high, 2, 0x03030303u), 4);
-    w[2] = or4(and4(low0, 4, 0x0f0f0f0fu), and4(high, 4, 0x03030303u), 4);
-    w[3] = or4(and4(low1, 4, 0x0f0f0f0fu), and4(high, 6, 0x03030303u), 4);
-    for (int i = 0; i < 4; i++) scale6[i] = s[2 * i];
-    if (q == 0) {
-      t->d[r] = half_bits_to_f32(((const uint16_t *)(row + n_blocks * 208))[b]);
-      t->dmin[r] = 0;
-      *(uint2 *)t->min[r] = make_uint2(0, 0);
+  quarter<TYPE> w = load_quarter<TYPE>(row, n_blocks, b, q);
+  quarter_quants v = quants_of<TYPE>(w, q);
+  quarter_scales s = scales_of<TYPE>(w, q);
+  if (q == 0) {
+    uint2 min = make_uint2(0, 0);
+    if constexpr (TYPE != TYPE_Q6_K) {
+      scales8 packed = unpack_scales(w.head.y, w.head.z, w.head.w);
+      min = make_uint2(packed.min[0], packed.min[1]);
     }
-  } else {
-    const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
-    uint4 head = *(const uint4 *)block;
-    const uint8_t *qs = block + (TYPE == TYPE_Q4_K ? 16 : 48);
-    uint4 w0 = *(const uint4 *)(qs + 16 * q), w1 = *(const uint4 *)(qs + 64 + 16 * q);
-    w[0] = and4(w0, 0, 0x0f0f0f0fu);
-    w[1] = and4(w0, 4, 0x0f0f0f0fu);
-    w[2] = and4(w1, 0, 0x0f0f0f0fu);
-    w[3] = and4(w1, 4, 0x0f0f0f0fu);
-    if (TYPE == TYPE_Q5_K) {
-      uint4 high = *(const uint4 *)(block + 16 + 16 * (q & 1));
-      int j = q / 2 * 2;
-      w[0] = or4(w[0], and4(high, j, 0x01010101u), 4);
-      w[1] = or4(w[1], and4(high, j + 1, 0x01010101u), 4);
-      w[2] = or4(w[2], and4(high, j + 4, 0x01010101u), 4);
-      w[3] = or4(w[3], and4(high, j + 5, 0x01010101u), 4);
-    }
-    scales8 packed = unpack_scales(head.y, head.z, head.w);
-    for (int i = 0; i < 4; i++) scale[i] = packed.scale[i / 2] >> (q / 2 * 16 + 8 * (i & 1)) & 63;
-    if (q == 0) {
-      t->d[r] = half_bits_to_f32((uint16_t)(head.x & 0xffffu));
-      t->dmin[r] = half_bits_to_f32((uint16_t)(head.x >> 16));
-      *(uint2 *)t->min[r] = make_uint2(packed.min[0], packed.min[1]);
-    }
+    t->d[r] = s.d;
+    t->dmin[r] = s.dmin;
+    *(uint2 *)t->min[r] = min;
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    int begin = TYPE == TYPE_Q6_K ? q / 2 * 128 + (q & 1) * 16 + i * 32
-                                  : (q / 2 + i / 2 * 2) * 64 + (q & 1) * 16 + (i & 1) * 32;
+    int begin = run_begin<TYPE>(q, i);
     uint32_t low[4], high[4];
 #pragma unroll
     for (int k = 0; k < 4; k++)
       if (TYPE == TYPE_Q6_K)
-        split_scaled_q6(word_of(w[i], k), scale6[i], &low[k], &high[k]);
+        split_scaled_q6(word_of(v.run[i], k), s.scale[i], &low[k], &high[k]);
       else
-        split_scaled(word_of(w[i], k), scale[i], &low[k], &high[k]);
+        split_scaled(word_of(v.run[i], k), (uint32_t)s.scale[i], &low[k], &high[k]);
     *(uint4 *)&t->low[r][begin] = make_uint4(low[0], low[1], low[2], low[3]);
     *(uint4 *)&t->high[r][begin] = make_uint4(high[0], high[1], high[2], high[3]);
   }

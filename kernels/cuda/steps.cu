@@ -5,7 +5,7 @@
 // Owns: activations, caches and work space of one arm on one GPU, all planned and then taken at open.
 // Refuses to know: how slots' rows travel; the exchange moves them, or the host's copy.
 #include "base/memory.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/decode.cuh"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +46,8 @@ struct cuda_backend {
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
   kv_cache cache;
   attention_work work;
+  unsigned *arrived; // counters of decode.cu
+  bool decodes;      // decode.cu holds this model on these paths
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
@@ -172,6 +174,7 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->k, n * kv_width, PART_WORK));
   TRY(take(b, &b->v, n * kv_width, PART_WORK));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
+  TRY(take(b, &b->arrived, (size_t)b->shape.n_heads, PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
 }
@@ -270,6 +273,8 @@ static status open_fields(cuda_backend *b) {
   for (int i = 0; i < AHEAD; i++)
     CUDA_TRY(cudaEventCreateWithFlags(&b->batch_end[i], cudaEventDisableTiming));
   TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
+  b->decodes =
+      b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K && decode_fits(&b->shape, b->weights);
   TRY(open_memory(b));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
   return memory_take((void **)&b->sums_to, (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
@@ -388,11 +393,31 @@ static status cuda_embed(backend *base, const token_batch *batch) {
   return embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream);
 }
 
+// One token on q8k: decode.cu's launches in place of the steps' own. The same bits.
+static bool decodes(const cuda_backend *b, const token_batch *batch) {
+  return b->decodes && batch->n == 1;
+}
+
+static status decode_attention(cuda_backend *b, int64_t layer, const dev_layer *w) {
+  const model_shape *s = &b->shape;
+  TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, (float)s->rms_epsilon, b->stream));
+  if (decode_attends(&b->work, (int)s->n_heads, b->max_keys)) {
+    TRY(decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
+                                &b->batch, b->max_keys, &b->work, b->arrived, b->stream));
+  } else {
+    TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
+    TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
+                         &b->work, b->stream));
+  }
+  return decode_output_launch(b->x, b->attended.x, w, b->stream);
+}
+
 static status cuda_attention(backend *base, int64_t layer, const token_batch *batch) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n = (int)batch->n;
+  if (decodes(b, batch)) return decode_attention(b, layer, w);
   TRY(norm_launch(b->normed, b->x, w->attn_norm, n, (float)s->rms_epsilon, rounds(b), b->stream));
   product_set qkv = {{shared_product(b->q, &w->q, &b->normed, n), shared_product(b->k, &w->k, &b->normed, n),
                       shared_product(b->v, &w->v, &b->normed, n)},
@@ -412,8 +437,13 @@ static status cuda_route(backend *base, int64_t layer, const token_batch *batch,
   const dev_layer *w = &b->weights->layers[layer];
   int n = (int)batch->n, slots = n * (int)s->top_k;
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
-  TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
-  TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
+  if (decodes(b, batch)) {
+    TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
+    if (!out && b->alone) return 0; // the experts' step chooses from the logits
+  } else {
+    TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
+    TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
+  }
   TRY(route_launch(b->expert, b->slot_weights, b->member, out || b->alone ? nullptr : b->place,
                    out ? b->margin : nullptr, b->router_logits, b->weights->local_of_expert,
                    b->rank_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
@@ -445,6 +475,20 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   return p;
 }
 
+static status decode_own_experts(cuda_backend *b, int64_t layer, const dev_layer *w) {
+  decode_experts e = {};
+  e.normed = b->normed;
+  e.router_logits = b->router_logits;
+  e.hidden = b->gate.x;
+  e.slots = b->placed ? b->slots : nullptr;
+  e.place = b->placed ? b->place : nullptr;
+  e.x = b->x;
+  e.sums = b->sums + layer * b->params.n_sequences;
+  e.tag = b->shared->tag;
+  e.layer = (int)layer;
+  return decode_experts_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
+}
+
 static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *,
                            const int64_t *row_of_slot) {
   cuda_backend *b = self(base);
@@ -456,6 +500,7 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
   if (b->placed && row_of_slot) // else route wrote the fixed places
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
                              b->stream));
+  if (decodes(b, batch)) return decode_own_experts(b, layer, w);
   if (grouped)
     TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k, grouped),
@@ -496,8 +541,9 @@ static status cuda_slots_write(backend *base, int64_t count) {
   return 0;
 }
 
-static status cuda_combine(backend *base, int64_t layer, const token_batch *, const int64_t *) {
+static status cuda_combine(backend *base, int64_t layer, const token_batch *batch, const int64_t *) {
   cuda_backend *b = self(base);
+  if (decodes(b, batch) && b->alone) return 0; // the experts' last kernel had every slot at hand
   return combine_launch(b->x, b->slots, b->slot_weights, b->placed ? b->place : nullptr, &b->batch,
                         (int)b->shape.top_k, (int)b->shape.hidden, b->sums + layer * b->params.n_sequences,
                         b->shared->tag, (int)layer, b->stream);
@@ -517,6 +563,10 @@ static status cuda_logits_read(backend *base, int64_t first, int64_t count, void
 static status cuda_head(backend *base, int64_t first, int64_t count, void *logits) {
   cuda_backend *b = self(base);
   const float *x = b->x + (size_t)(first * b->shape.hidden);
+  if (b->decodes && count == 1) {
+    TRY(decode_head_launch(b->logits, x, b->weights, (float)b->shape.rms_epsilon, b->stream));
+    return logits ? cuda_logits_read(base, 0, count, logits) : 0;
+  }
   TRY(norm_launch(b->head_in, x, b->weights->output_norm, (int)count, (float)b->shape.rms_epsilon,
                   b->head_in.qs != nullptr, b->stream));
   TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));

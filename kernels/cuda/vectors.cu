@@ -1,5 +1,5 @@
 // vectors: the steps between the products: embedding, norms, rounding, RoPE, routing, combining, digests.
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/round_q8k.cuh"
 #include "kernels/cuda/weight_at.cuh"
 
 static constexpr int BLOCK = 256;
@@ -22,42 +22,7 @@ status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, c
   return launch(embed, dim3((unsigned)(b->n)), BLOCK, 0, stream, x, *embedding, b->token);
 }
 
-// ---- rounding to Q8_K: a warp a block of 256, lane l holds elements 8 l .. 8 l + 7 ----
-
-__device__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums) {
-  int lane = threadIdx.x % WARP;
-  // largest magnitude, then lowest index: one 64-bit maximum; a NaN is no magnitude, as in the C comparison
-  unsigned long long best = 0;
-  for (int i = 0; i < 8; i++) {
-    float m = fabsf(v[i]);
-    if (m > 0.0f) {
-      unsigned long long key =
-          (unsigned long long)__float_as_uint(m) << 32 | (uint32_t)(QK_K - 1 - (8 * lane + i));
-      best = key > best ? key : best;
-    }
-  }
-  for (int half = WARP / 2; half; half /= 2) {
-    unsigned long long other = __shfl_xor_sync(~0u, best, half);
-    best = other > best ? other : best;
-  }
-  int owner = QK_K - 1 - (int)(uint32_t)best;
-  float mine = 0;
-  for (int i = 0; i < 8; i++)
-    if (i == (owner & 7)) mine = v[i];
-  float extreme = __shfl_sync(~0u, mine, best ? owner / 8 : 0);
-  float inverse = best ? num_q8k_inverse_scale(extreme) : 0.0f;
-  int sum = 0;
-  uint32_t packed[2] = {0, 0};
-  for (int i = 0; i < 8; i++) {
-    int q = best ? num_q8k_round(inverse, v[i]) : 0;
-    sum += q;
-    packed[i / 4] |= (uint32_t)(uint8_t)q << 8 * (i % 4);
-  }
-  *(uint2 *)(qs + 8 * lane) = make_uint2(packed[0], packed[1]);
-  sum += __shfl_xor_sync(~0u, sum, 1);
-  if (lane % 2 == 0) bsums[lane / 2] = (int16_t)sum;
-  if (lane == 0) *d = best ? 1.0f / inverse : 0.0f;
-}
+// ---- rounding to Q8_K ----
 
 __device__ void round_row_block(dev_inputs io, int row, int block, const float *from) {
   int lane = threadIdx.x % WARP;
@@ -336,11 +301,6 @@ status group_launch(int *first, int *order, int *tiles, const int *member, int n
 }
 
 // ---- digest ----
-
-__device__ __forceinline__ void add_digest(unsigned long long *to, unsigned long long sum) {
-  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
-  if (threadIdx.x % WARP == 0) atomicAdd(to, sum);
-}
 
 __global__ void digest_rows(unsigned long long *sums, const float *rows, const int *sequence,
                             const int *position, int width, uint64_t tag, int64_t layer) {

@@ -1,0 +1,204 @@
+// block_q8k: a K-quant block times a Q8_K block, on four lanes of a warp, each of which has a quarter of the
+// block's elements in its registers.
+//
+// Owns: where a quarter's bits lie in each block type. Refuses to know: which rows and blocks a warp takes.
+// Invariant: sums of integers are exact in any order; the float steps are those of docs/paths.md.
+#pragma once
+#include "kernels/cuda/device.cuh"
+
+// One block's term: d * isum - dmin * msum. With dmin = 0 and msum = 0 the fma adds a negative zero, so it is
+// Q6_K's d * isum to the bit.
+__device__ __forceinline__ float block_value(float d, float dmin, int isum, int msum) {
+  return num_fma_f32(d, (float)isum, -(dmin * (float)msum));
+}
+
+__device__ __forceinline__ int dot16(uint4 w, int4 x) { // 16 bytes of each, as signed
+  int sum = __dp4a((int)w.x, x.x, 0);
+  sum = __dp4a((int)w.y, x.y, sum);
+  sum = __dp4a((int)w.z, x.z, sum);
+  return __dp4a((int)w.w, x.w, sum);
+}
+
+__device__ __forceinline__ uint4 and4(uint4 v, int shift, uint32_t mask) {
+  return make_uint4(v.x >> shift & mask, v.y >> shift & mask, v.z >> shift & mask, v.w >> shift & mask);
+}
+
+__device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
+  return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
+}
+
+// Weights stream past: they are read once and leave the first cache to the activations.
+template <typename T> __device__ __forceinline__ T load_weights(const uint8_t *at) {
+  return __ldcs((const T *)at);
+}
+
+// ---- a quarter of a block as it lies in memory ----
+
+template <weight_type TYPE> struct quarter;
+
+template <> struct quarter<TYPE_Q4_K> {
+  uint4 head, low[2]; // head: d, dmin, 12 bytes of scales and minimums
+};
+
+template <> struct quarter<TYPE_Q5_K> { uint4 head, low[2], high; };
+
+template <> struct quarter<TYPE_Q6_K> { // of a row in planes (weights.cu)
+  uint4 low[2], high;
+  uint2 scales; // 8 of the half block
+  uint16_t d;
+};
+
+// Lane q of block b of a row of n_blocks.
+template <weight_type TYPE>
+__device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_blocks, int b, int q) {
+  quarter<TYPE> w;
+  if constexpr (TYPE == TYPE_Q6_K) {
+    const uint8_t *low = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
+    w.low[0] = load_weights<uint4>(low);
+    w.low[1] = load_weights<uint4>(low + 32);
+    w.high = load_weights<uint4>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
+    w.scales = load_weights<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
+    w.d = load_weights<uint16_t>(row + n_blocks * 208 + b * 2);
+  } else {
+    const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
+    const uint8_t *low = block + (TYPE == TYPE_Q4_K ? 16 : 48) + 16 * q;
+    w.head = load_weights<uint4>(block);
+    w.low[0] = load_weights<uint4>(low);
+    w.low[1] = load_weights<uint4>(low + 64);
+    if constexpr (TYPE == TYPE_Q5_K) w.high = load_weights<uint4>(block + 16 + 16 * (q & 1));
+  }
+  return w;
+}
+
+// ---- its numbers ----
+
+// Where run i of lane q begins: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K those of a half.
+template <weight_type TYPE> __device__ __forceinline__ int run_begin(int q, int i) {
+  if (TYPE == TYPE_Q6_K) return q / 2 * 128 + (q & 1) * 16 + i * 32;
+  return (q / 2 + i / 2 * 2) * 64 + (q & 1) * 16 + (i & 1) * 32;
+}
+
+struct quarter_quants { // four runs of 16 elements, unsigned (Q6_K: before the offset of 32)
+  uint4 run[4];
+};
+
+template <weight_type TYPE>
+__device__ __forceinline__ quarter_quants quants_of(const quarter<TYPE> &w, int q) {
+  constexpr uint32_t nibble = 0x0f0f0f0fu;
+  quarter_quants r;
+  if constexpr (TYPE == TYPE_Q6_K) {
+    constexpr uint32_t two = 0x03030303u;
+    r.run[0] = or4(and4(w.low[0], 0, nibble), and4(w.high, 0, two), 4);
+    r.run[1] = or4(and4(w.low[1], 0, nibble), and4(w.high, 2, two), 4);
+    r.run[2] = or4(and4(w.low[0], 4, nibble), and4(w.high, 4, two), 4);
+    r.run[3] = or4(and4(w.low[1], 4, nibble), and4(w.high, 6, two), 4);
+  } else {
+    r.run[0] = and4(w.low[0], 0, nibble);
+    r.run[1] = and4(w.low[0], 4, nibble);
+    r.run[2] = and4(w.low[1], 0, nibble);
+    r.run[3] = and4(w.low[1], 4, nibble);
+    if constexpr (TYPE == TYPE_Q5_K) {
+      constexpr uint32_t one = 0x01010101u;
+      int j = q / 2 * 2;
+      r.run[0] = or4(r.run[0], and4(w.high, j, one), 4);
+      r.run[1] = or4(r.run[1], and4(w.high, j + 1, one), 4);
+      r.run[2] = or4(r.run[2], and4(w.high, j + 4, one), 4);
+      r.run[3] = or4(r.run[3], and4(w.high, j + 5, one), 4);
+    }
+  }
+  return r;
+}
+
+struct quarter_scales { // of the four runs; Q6_K has no minimums
+  int scale[4], min[4];
+  float d, dmin;
+};
+
+// The eight 6-bit scales and minimums of a Q4_K or Q5_K block, a byte each.
+struct scales8 {
+  uint32_t scale[2], min[2];
+};
+
+__device__ __forceinline__ scales8 unpack_scales(uint32_t a, uint32_t b, uint32_t c) {
+  scales8 s;
+  s.scale[0] = a & 0x3f3f3f3fu;
+  s.min[0] = b & 0x3f3f3f3fu;
+  s.scale[1] = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
+  s.min[1] = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
+  return s;
+}
+
+template <weight_type TYPE>
+__device__ __forceinline__ quarter_scales scales_of(const quarter<TYPE> &w, int q) {
+  quarter_scales s;
+  if constexpr (TYPE == TYPE_Q6_K) {
+    int odd = 8 * (q & 1);
+    for (int i = 0; i < 4; i++) {
+      s.scale[i] = (int8_t)((i < 2 ? w.scales.x : w.scales.y) >> (16 * (i & 1) + odd));
+      s.min[i] = 0;
+    }
+    s.d = half_bits_to_f32(w.d);
+    s.dmin = 0;
+  } else {
+    scales8 packed = unpack_scales(w.head.y, w.head.z, w.head.w);
+    for (int i = 0; i < 4; i++) {
+      int at = q / 2 * 16 + 8 * (i & 1);
+      s.scale[i] = (int)(packed.scale[i / 2] >> at & 63);
+      s.min[i] = (int)(packed.min[i / 2] >> at & 63);
+    }
+    s.d = half_bits_to_f32((uint16_t)(w.head.x & 0xffffu));
+    s.dmin = half_bits_to_f32((uint16_t)(w.head.x >> 16));
+  }
+  return s;
+}
+
+// ---- times a quarter of an activation block ----
+
+struct quarter_inputs { // the lane's four runs of 16 activations and their sums
+  int4 x[4];
+  int bsum[4];
+};
+
+template <weight_type TYPE>
+__device__ __forceinline__ quarter_inputs load_inputs(const int8_t *qs, const int16_t *bsums, int q) {
+  quarter_inputs r;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int begin = run_begin<TYPE>(q, i);
+    r.x[i] = *(const int4 *)(qs + begin);
+    r.bsum[i] = bsums[begin / 16];
+  }
+  return r;
+}
+
+// The block's term, on all four of its lanes.
+template <weight_type TYPE>
+__device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarter_inputs &in, int q) {
+  quarter_quants v = quants_of<TYPE>(w, q);
+  quarter_scales s = scales_of<TYPE>(w, q);
+  int isum = 0, msum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int dot = dot16(v.run[i], in.x[i]);
+    isum += s.scale[i] * (TYPE == TYPE_Q6_K ? dot - 32 * in.bsum[i] : dot);
+    if (TYPE != TYPE_Q6_K) msum += s.min[i] * in.bsum[i];
+  }
+#pragma unroll
+  for (int step = 1; step <= 2; step++) {
+    isum += __shfl_xor_sync(~0u, isum, step);
+    if (TYPE != TYPE_Q6_K) msum += __shfl_xor_sync(~0u, msum, step);
+  }
+  return block_value(s.d, s.dmin, isum, msum);
+}
+
+// y + the terms of GROUPS blocks of the lane's row, ascending, each times its dx. The warp holds 8 / GROUPS
+// rows, a block to four lanes; `sub` is the lane's row, `count` how many of the blocks exist.
+template <int GROUPS>
+__device__ __forceinline__ float add_terms(float y, float term, const float *dx, int count, int sub) {
+#pragma unroll
+  for (int j = 0; j < GROUPS; j++) {
+    float t = __shfl_sync(~0u, term, (sub * GROUPS + j) * 4);
+    if (j < count) y = num_fma_f32(dx[j], t, y);
+  }
+  return y;
+}

@@ -26,6 +26,8 @@ static status open_backend(engine *e) {
 static status open_arrays(engine *e) {
   const engine_params *p = &e->params;
   int64_t slots = p->max_batch * e->forward.top_k;
+  TRY(TAKE(&e->forward.cost, (size_t)p->max_batch, "the split of attention"));
+  TRY(TAKE(&e->forward.tokens_of_rank, (size_t)comm_size(p->c), "the split of attention"));
   TRY(TAKE(&e->forward.route.expert, (size_t)slots, "routing"));
   TRY(TAKE(&e->forward.route.margin, (size_t)p->max_batch, "routing"));
   TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
@@ -44,11 +46,12 @@ status engine_open(engine **out, const engine_params *params) {
   e->forward.path = params->shared.path;
   e->forward.hidden = s->hidden;
   e->forward.top_k = s->top_k;
+  e->forward.is_shared = true;
   e->wants_logits = true;
   status result;
   TRY_DONE(result, open_backend(e));
-  TRY_DONE(result, exchange_open(&e->forward.slots, params->c, params->transport,
-                                 params->experts->rank_of_expert, params->max_batch * s->top_k));
+  TRY_DONE(result, exchange_open(&e->forward.ranks, params->c, params->transport,
+                                 params->experts->rank_of_expert, NULL, params->max_batch * s->top_k));
   TRY_DONE(result, open_arrays(e));
   *out = e;
 done:
@@ -59,7 +62,9 @@ done:
 void engine_close(engine *e) {
   if (!e) return;
   if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
-  exchange_close(e->forward.slots);
+  exchange_close(e->forward.ranks);
+  free(e->forward.cost);
+  free(e->forward.tokens_of_rank);
   free(e->forward.route.expert);
   free(e->forward.route.margin);
   free(e->logits);
@@ -102,7 +107,7 @@ static status run_steps(void *context, const token_batch *batch) {
 
 status engine_forward(engine *e, const token_batch *batch) {
   backend *b = e->forward.compute;
-  if (!b->ops->recorded || e->forward.wants_routing || !exchange_is_alone(e->forward.slots))
+  if (!b->ops->recorded || e->forward.wants_routing || !exchange_is_alone(e->forward.ranks))
     return run_steps(e, batch);
   double before = e->seconds, start = clock_seconds();
   TRY(b->ops->recorded(b, batch, run_steps, e));
@@ -149,11 +154,11 @@ void engine_reset(engine *e) {
   memset(e->logit_digest, 0, (size_t)e->params.n_sequences * sizeof *e->logit_digest);
   memset(e->layer_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->layer_digest);
   e->seconds = 0;
-  e->exchange_seconds_before = exchange_seconds(e->forward.slots);
+  e->exchange_seconds_before = exchange_seconds(e->forward.ranks);
 }
 
 double engine_exchange_seconds(const engine *e) {
-  return exchange_seconds(e->forward.slots) - e->exchange_seconds_before;
+  return exchange_seconds(e->forward.ranks) - e->exchange_seconds_before;
 }
 
 static uint64_t sum_of(const uint64_t *x, int64_t n) {

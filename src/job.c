@@ -380,7 +380,7 @@ status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t 
   uint64_t state = e->forward.compute->ops->state_bytes(e->forward.compute);
   for (size_t i = 0; i < r->n_ranks; i++)
     if (state > r->ranks[i].state_bytes) r->ranks[i].state_bytes = state;
-  r->transport = exchange_transport(e->forward.slots);
+  r->transport = exchange_transport(e->forward.ranks);
   r->build.row = e->forward.compute->ops->row(e->forward.compute);
   a->name = e->params.name;
   a->path_version = e->forward.path->version;

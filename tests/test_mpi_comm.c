@@ -96,7 +96,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
   unsigned char rows[SLOTS * ROW], wanted[ROW];
   for (int e = 0; e < EXPERTS; e++) owner[e] = (int32_t)(num_mix64((uint64_t)e + 5) % (uint64_t)size);
   exchange *x;
-  assert_int_equal(exchange_open(&x, ranks, "auto", owner, SLOTS), 0);
+  assert_int_equal(exchange_open(&x, ranks, "auto", owner, NULL, SLOTS), 0);
   assert_string_equal(exchange_transport(x), size == 1 ? "self" : "mpi");
   uint64_t sent = 0;
   for (int layer = 0; layer < 100; layer++) {
@@ -115,7 +115,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
       fill_row(rows + row_of_slot[i] * ROW, i, layer);
       own++;
     }
-    assert_int_equal(exchange_gather(x, rows, ROW, layer), 0);
+    assert_int_equal(exchange_gather(x, rows, ROW, exchange_rows_of_rank(x), SHARED_RANKS, layer), 0);
     for (int64_t i = 0; i < n; i++) {
       fill_row(wanted, i, layer);
       assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
@@ -133,13 +133,83 @@ static void transports_that_cannot_serve_are_refused(void **state) {
   (void)state;
   const int32_t owner[1] = {0};
   exchange *x;
-  assert_int_not_equal(exchange_open(&x, ranks, "pigeon", owner, 1), 0);
+  assert_int_not_equal(exchange_open(&x, ranks, "pigeon", owner, NULL, 1), 0);
   assert_non_null(strstr(status_text(), "pigeon"));
   status_reset();
-  assert_int_equal(exchange_open(&x, ranks, "self", owner, 1) != 0, size > 1);
+  assert_int_equal(exchange_open(&x, ranks, "self", owner, NULL, 1) != 0, size > 1);
   if (size > 1) assert_non_null(strstr(status_text(), "cannot serve"));
   status_reset();
   exchange_close(x);
+}
+
+// ---- parts of a batch ----
+
+static exchange *open_with(const bool *shared) {
+  static const int32_t owner[1] = {0};
+  exchange *x;
+  assert_int_equal(exchange_open(&x, ranks, "auto", owner, shared, 1), 0);
+  return x;
+}
+
+static void splits_are_even_and_complete(void **state) {
+  (void)state;
+  int64_t part[64], cost[300], first, count;
+  exchange *x = open_with(NULL);
+  assert_int_equal(exchange_shared_count(x), size);
+  for (int n = 0; n < 300; n += 7) {
+    int64_t total = 0, before = 0, most = 1;
+    for (int i = 0; i < n; i++) total += cost[i] = 50 + (n % 2 ? i : (int64_t)(num_mix64((uint64_t)i) % 100));
+    for (int i = 0; i < n; i++) most = cost[i] > most ? cost[i] : most;
+    exchange_split(x, part, cost, n);
+    assert_int_equal(exchange_own_rows(x, part, &first, &count), n);
+    for (int r = 0, i = 0; r < size; r++) {
+      int64_t share = 0;
+      if (r == rank) assert_int_equal(first, i);
+      if (r == rank) assert_int_equal(count, part[r]);
+      for (int64_t end = i + part[r]; i < end; i++) share += cost[i];
+      assert_true(share * size <= total + most * size && share * size >= total - most * size);
+      before += part[r];
+    }
+    assert_int_equal(before, n);
+    exchange_split(x, part, NULL, n);
+    for (int r = 0; r < size; r++) assert_true(part[r] >= n / size && part[r] <= (n + size - 1) / size);
+  }
+  exchange_close(x);
+}
+
+// Every set of shared ranks: they compute parts, and the ranks of either set take them.
+static void rows_reach_the_ranks_that_take_them(void **state) {
+  (void)state;
+  for (int set = 1; set < 1 << size; set++) {
+    bool shared[64];
+    for (int r = 0; r < size; r++) shared[r] = set >> r & 1;
+    exchange *x = open_with(shared);
+    for (int to = SHARED_RANKS; to <= EXPERT_RANKS; to++) {
+      unsigned char rows[SLOTS * ROW], wanted[ROW];
+      int64_t part[64], first, count;
+      exchange_split(x, part, NULL, SLOTS);
+      assert_int_equal(exchange_own_rows(x, part, &first, &count), SLOTS);
+      assert_int_equal(count > 0, shared[rank]);
+      memset(rows, 0xa5, sizeof rows);
+      for (int64_t i = first; i < first + count; i++) fill_row(rows + i * ROW, i, set);
+      assert_int_equal(exchange_gather(x, rows, ROW, part, (rank_set)to, 0), 0);
+      for (int64_t i = 0; i < SLOTS; i++) {
+        fill_row(wanted, i, set);
+        if (!exchange_takes(x, (rank_set)to) && (i < first || i >= first + count))
+          memset(wanted, 0xa5, sizeof wanted);
+        assert_memory_equal(rows + i * ROW, wanted, ROW);
+      }
+    }
+    int told = shared[rank] ? rank : -1, teller = 0;
+    while (!shared[teller]) teller++;
+    assert_int_equal(exchange_tell(x, &told, sizeof told, "a test"), 0);
+    assert_int_equal(told, shared[rank] ? rank : teller);
+    exchange_close(x);
+  }
+  const bool none[64] = {false};
+  exchange *x;
+  assert_int_not_equal(exchange_open(&x, ranks, "auto", NULL, none, 1), 0);
+  status_reset();
 }
 
 // ---- outcomes that all share ----
@@ -249,6 +319,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_rank_knows_itself),
       cmocka_unit_test(gathered_parts_are_equal),
       cmocka_unit_test(slots_arrive_where_the_plan_says),
+      cmocka_unit_test(splits_are_even_and_complete),
+      cmocka_unit_test(rows_reach_the_ranks_that_take_them),
       cmocka_unit_test(transports_that_cannot_serve_are_refused),
       cmocka_unit_test(a_fault_of_one_is_a_fault_of_all),
       cmocka_unit_test(what_differs_is_named),

@@ -151,8 +151,8 @@ static status wait_all(comm *c, double seconds, const char *what) {
 }
 
 // One piece of everyone's part: `from` bytes on, at most piece_bytes.
-static status exchange_piece(comm *c, char *buffer, const size_t *offset, const size_t *bytes, size_t from,
-                             const char *what) {
+static status exchange_piece(comm *c, char *buffer, const size_t *offset, const size_t *bytes,
+                             const bool *takes, size_t from, const char *what) {
   int tag = c->next_tag;
   c->next_tag = (c->next_tag + 1) & 0x3fff;
   for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
@@ -162,20 +162,26 @@ static status exchange_piece(comm *c, char *buffer, const size_t *offset, const 
            out = bytes[c->rank] > from ? bytes[c->rank] - from : 0;
     if (in > piece_bytes) in = piece_bytes;
     if (out > piece_bytes) out = piece_bytes;
-    if (in) MPI_Irecv(buffer + offset[r] + from, (int)in, MPI_BYTE, r, tag, c->world, &c->requests[r]);
-    if (out)
+    if (in && (!takes || takes[c->rank]))
+      MPI_Irecv(buffer + offset[r] + from, (int)in, MPI_BYTE, r, tag, c->world, &c->requests[r]);
+    if (out && (!takes || takes[to]))
       MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world,
                 &c->requests[c->size + to]);
   }
   return wait_all(c, c->deadline, what);
 }
 
-status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
+status comm_gather_to(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const bool *takes,
+                      const char *what) {
   size_t most = 0;
   for (int r = 0; r < c->size; r++) most = bytes[r] > most ? bytes[r] : most;
   for (size_t from = 0; from < most; from += piece_bytes)
-    TRY(exchange_piece(c, buffer, offset, bytes, from, what));
+    TRY(exchange_piece(c, buffer, offset, bytes, takes, from, what));
   return 0;
+}
+
+status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
+  return comm_gather_to(c, buffer, offset, bytes, NULL, what);
 }
 
 status comm_name_missing(comm *c, const char *what) {

@@ -6,6 +6,7 @@
 // hang. Functions marked collective are called by all ranks in the same order.
 #pragma once
 #include "base/status.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +34,10 @@ status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const 
 // Collective. Rank r's part of `buffer` is bytes[r] at offset[r]; own part filled before, all filled after.
 // Sizes are known to all ranks beforehand.
 status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what);
+
+// Collective. The same, but only ranks r with takes[r] get the parts of others. NULL: all do.
+status comm_gather_to(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const bool *takes,
+                      const char *what);
 
 // For a rank whose wait for the others outside of this file passed the deadline: fails and names those that
 // do not say, for a while, that they wait as well. Good when all do.

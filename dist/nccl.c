@@ -154,23 +154,26 @@ static bool parts_are_alike(const size_t *offset, const size_t *bytes, int size)
   return true;
 }
 
-static ncclResult_t send_parts(char *rows, cudaStream_t stream, const size_t *offset, const size_t *bytes) {
+static void note(ncclResult_t *result, ncclResult_t one) {
+  if (*result == ncclSuccess && one != ncclInProgress) *result = one;
+}
+
+static ncclResult_t send_parts(char *rows, cudaStream_t stream, const size_t *offset, const size_t *bytes,
+                               const bool *takes) {
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
-  if (parts_are_alike(offset, bytes, size))
+  if (!takes && parts_are_alike(offset, bytes, size))
     return bytes[0] ? ncclAllGather(rows + offset[rank], rows, bytes[0], ncclInt8, world.handle, stream)
                     : ncclSuccess;
-  ncclResult_t result = ncclGroupStart(), one;
+  ncclResult_t result = ncclGroupStart();
   for (int step = 1; step < size; step++) {
     int to = (rank + step) % size, from = (rank + size - step) % size;
-    one = bytes[rank] ? ncclSend(rows + offset[rank], bytes[rank], ncclInt8, to, world.handle, stream)
-                      : ncclSuccess;
-    if (result == ncclSuccess && one != ncclInProgress) result = one;
-    one = bytes[from] ? ncclRecv(rows + offset[from], bytes[from], ncclInt8, from, world.handle, stream)
-                      : ncclSuccess;
-    if (result == ncclSuccess && one != ncclInProgress) result = one;
+    if (bytes[rank] && (!takes || takes[to]))
+      note(&result, ncclSend(rows + offset[rank], bytes[rank], ncclInt8, to, world.handle, stream));
+    if (bytes[from] && (!takes || takes[rank]))
+      note(&result, ncclRecv(rows + offset[from], bytes[from], ncclInt8, from, world.handle, stream));
   }
-  one = ncclGroupEnd();
-  return result == ncclSuccess ? one : result;
+  ncclResult_t ended = ncclGroupEnd();
+  return result == ncclSuccess ? ended : result;
 }
 
 // Adds the seconds of gathers that have ended, in their order.
@@ -185,7 +188,7 @@ static void count_ended(nccl_state *s) {
 }
 
 static status gather_timed(nccl_state *s, char *rows, cudaStream_t stream, const size_t *offset,
-                           const size_t *bytes, const char *what) {
+                           const size_t *bytes, const bool *takes, const char *what) {
   if (s->begun - s->counted == TIMED) {
     TRY(wait_event(s->timed[s->counted % TIMED].end, what));
     count_ended(s);
@@ -193,7 +196,7 @@ static status gather_timed(nccl_state *s, char *rows, cudaStream_t stream, const
   timed_gather *t = &s->timed[s->begun % TIMED];
   snprintf(t->what, sizeof t->what, "%s", what);
   CUDA_TRY(cudaEventRecord(t->begin, stream));
-  TRY(settle(send_parts(rows, stream, offset, bytes), what));
+  TRY(settle(send_parts(rows, stream, offset, bytes, takes), what));
   CUDA_TRY(cudaEventRecord(t->end, stream));
   s->begun++;
   return 0;
@@ -201,30 +204,30 @@ static status gather_timed(nccl_state *s, char *rows, cudaStream_t stream, const
 
 // Through the device's memory, in which the parts have the places that they have on the host.
 static status gather_staged(nccl_state *s, char *rows, const size_t *offset, const size_t *bytes,
-                            const char *what) {
+                            const bool *takes, const char *what) {
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
   for (int r = 0; r < size; r++)
     if (offset[r] + bytes[r] > s->staging_bytes)
       return FAIL("%s: expected at most %zu bytes, found %zu", what, s->staging_bytes, offset[r] + bytes[r]);
   CUDA_TRY(cudaMemcpyAsync(s->staging + offset[rank], rows + offset[rank], bytes[rank],
                            cudaMemcpyHostToDevice, s->stream));
-  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, what));
+  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, takes, what));
   TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
   for (int r = 0; r < size; r++)
-    if (r != rank)
+    if (r != rank && (!takes || takes[rank]))
       CUDA_TRY(cudaMemcpy(rows + offset[r], s->staging + offset[r], bytes[r], cudaMemcpyDeviceToHost));
   return 0;
 }
 
 static status nccl_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                          const char *what) {
+                          const bool *takes, const char *what) {
   nccl_state *s = state;
   enum cudaStreamCaptureStatus capture;
-  if (!stream) return gather_staged(s, rows, offset, bytes, what);
+  if (!stream) return gather_staged(s, rows, offset, bytes, takes, what);
   CUDA_TRY(cudaStreamIsCapturing((cudaStream_t)stream, &capture));
   if (capture == cudaStreamCaptureStatusNone)
-    return gather_timed(s, rows, (cudaStream_t)stream, offset, bytes, what);
-  return settle(send_parts(rows, (cudaStream_t)stream, offset, bytes), what);
+    return gather_timed(s, rows, (cudaStream_t)stream, offset, bytes, takes, what);
+  return settle(send_parts(rows, (cudaStream_t)stream, offset, bytes, takes), what);
 }
 
 static double nccl_seconds(void *state) {
@@ -257,7 +260,7 @@ static status try_out(nccl_state *s, size_t *offset, size_t *bytes, size_t part,
     bytes[r] = alike || r ? part : part / 2;
   }
   CUDA_TRY(cudaMemsetAsync(s->staging + offset[rank], rank + 1, bytes[rank], s->stream));
-  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, what));
+  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, NULL, what));
   TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
   for (int r = 0; r < size; r++) {
     char found;

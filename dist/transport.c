@@ -31,17 +31,18 @@ struct transport {
 // ---- self and mpi ----
 
 static status lone_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                          const char *what) {
-  (void)state, (void)rows, (void)stream, (void)offset, (void)bytes, (void)what; // it has every row itself
+                          const bool *takes, const char *what) {
+  (void)state, (void)rows, (void)stream, (void)offset, (void)bytes, (void)takes,
+      (void)what; // it has every row
   return 0;
 }
 
 static status mpi_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                         const char *what) {
+                         const bool *takes, const char *what) {
   transport *t = state;
   (void)stream; // its rows lie in host memory
   double start = clock_seconds();
-  status result = comm_allgatherv(t->c, rows, offset, bytes, what);
+  status result = comm_gather_to(t->c, rows, offset, bytes, takes, what);
   t->seconds += clock_seconds() - start;
   return result;
 }
@@ -198,8 +199,8 @@ size_t transport_reserve_bytes(const transport *t) {
 }
 
 status transport_gather(transport *t, void *rows, void *stream, const size_t *offset, const size_t *bytes,
-                        const char *what) {
-  return t->ops->gather(t->state, rows, stream, offset, bytes, what);
+                        const bool *takes, const char *what) {
+  return t->ops->gather(t->state, rows, stream, offset, bytes, takes, what);
 }
 
 static status name_the_late(transport *t, const char *broken) {

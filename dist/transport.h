@@ -24,10 +24,10 @@ bool transport_takes_device(const transport *t);    // rows on the device travel
 bool transport_all_on_device(const transport *t);   // and every rank's rows lie there
 size_t transport_reserve_bytes(const transport *t); // device memory that transport_start will take
 
-// Collective. As comm_allgatherv; stream NULL: rows in host memory; else on the device, ordered by that
+// Collective. As comm_gather_to; stream NULL: rows in host memory; else on the device, ordered by that
 // stream.
 status transport_gather(transport *t, void *rows, void *stream, const size_t *offset, const size_t *bytes,
-                        const char *what);
+                        const bool *takes, const char *what);
 
 // Local, asked now and then by one who has waited so many seconds for the device: a fault when what is under
 // way there broke, or at comm.deadline; it names the ranks that did not come.

@@ -13,11 +13,11 @@ typedef struct {
   status (*start)(void **state, comm *c, const device_id *device, size_t host_bytes);
   void (*stop)(void *state); // local; takes NULL
 
-  // Collective. As comm_allgatherv. stream NULL: rows lie in host memory, and all parts are there on return.
+  // Collective. As comm_gather_to. stream NULL: rows lie in host memory, and all parts are there on return.
   // Else they lie on the device, and the parts are there for what is enqueued on the stream after it; a
   // stream that is being recorded is recorded.
   status (*gather)(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                   const char *what);
+                   const bool *takes, const char *what);
   double (*seconds)(void *state); // in gathers that have ended and were not recorded, waiting included
 
   // Local; NULL where gathers end before they return.

@@ -82,6 +82,12 @@ typedef enum {
   PROBE_NORMED,      // what the experts read [n][hidden]
 } probe_point;
 
+typedef enum {   // rows of `shared`'s reals that cross ranks
+  ROWS_RESIDUAL, // the residual stream [n][hidden]
+  ROWS_NORMED,   // what the experts read [n][hidden]
+  ROWS_SLOTS,    // the slots' outputs [n * top_k][hidden]
+} row_kind;
+
 typedef struct backend backend;
 
 typedef struct {
@@ -127,14 +133,15 @@ typedef struct {
   // The steps, in the order in which layer.c calls them. Residual stream, queries and slot outputs stay
   // inside.
   status (*embed)(backend *, const token_batch *);
-  status (*attention)(backend *, int64_t layer,
-                      const token_batch *); // adds its output to the residual stream
+  // Caches keys and values of the whole batch; for the `count` tokens from `first` on adds the attention's
+  // output to the residual stream. The other tokens' rows stay as they are.
+  status (*attention)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
   status (*route)(backend *, int64_t layer, const token_batch *, routing *out);
   // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k].
   status (*experts)(backend *, int64_t layer, const token_batch *, const routing *,
                     const int64_t *row_of_slot);
-  // The rows [n * top_k][hidden] of `shared`'s reals, for the exchange to complete; host memory.
-  void *(*slot_rows)(backend *);
+  // Host memory of all rows of a kind, for the exchange to complete.
+  void *(*rows_host)(backend *, row_kind);
   // Sums each token's slots in slot order and adds the sum to the residual stream.
   status (*combine)(backend *, int64_t layer, const token_batch *, const int64_t *row_of_slot);
   // Logits of batch rows first .. first + count - 1, reals of `shared`, [count][vocabulary].
@@ -147,12 +154,13 @@ typedef struct {
   status (*finish)(backend *);
   status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
   status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
-  status (*slots_read)(backend *, int64_t first,
-                       int64_t count);             // rows of own slots to slot_rows' host memory
-  status (*slots_write)(backend *, int64_t count); // and the completed rows back
-  // The slots' rows where they are computed, [n * top_k][hidden] or at fixed places [n_ranks][n *
-  // top_k][hidden], and the stream that orders all work: for a transport that takes them from there.
-  void *(*slots_device)(backend *);
+  // Rows first .. first + count - 1 to the memory of `rows_host`, and from there back. One host buffer serves
+  // every kind: rows_read waits for the writes before it, and each use begins with one, of 0 rows if need be.
+  status (*rows_read)(backend *, row_kind, int64_t first, int64_t count);
+  status (*rows_write)(backend *, row_kind, int64_t first, int64_t count);
+  // All rows of a kind where they are computed, slots also at fixed places [n_ranks][n * top_k][hidden], and
+  // the stream that orders all work: for a transport that takes them from there.
+  void *(*rows_device)(backend *, row_kind);
   void *(*stream)(backend *);
   // Takes `steps` (embed and all layers of a batch): records them once for a shape of batch and replays the
   // recording after that, or simply runs them. Only with a NULL routing.

@@ -30,7 +30,7 @@ static status open_backend(engine *e) {
       .rank = comm_rank(p->c),
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
-      .fixed_tokens = exchange_is_fixed(e->forward.slots, 1) ? FIXED_TOKENS : 0,
+      .fixed_tokens = exchange_is_fixed(e->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .device_reserve = transport_reserve_bytes(e->carrier),
       .watch = watch_device,
       .watch_context = e,
@@ -41,6 +41,8 @@ static status open_backend(engine *e) {
 static status open_arrays(engine *e) {
   const engine_params *p = &e->params;
   int64_t slots = p->max_batch * e->forward.top_k;
+  TRY(TAKE(&e->forward.cost, (size_t)p->max_batch, "the split of attention"));
+  TRY(TAKE(&e->forward.tokens_of_rank, (size_t)comm_size(p->c), "the split of attention"));
   TRY(TAKE(&e->forward.route.expert, (size_t)slots, "routing"));
   TRY(TAKE(&e->forward.route.margin, (size_t)p->max_batch, "routing"));
   TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
@@ -51,7 +53,7 @@ static status open_arrays(engine *e) {
 // What is this rank's own; all ranks agree on the outcome.
 static status open_parts(engine *e) {
   const engine_params *p = &e->params;
-  TRY(exchange_open(&e->forward.slots, p->c, e->carrier, p->experts->rank_of_expert,
+  TRY(exchange_open(&e->forward.ranks, p->c, e->carrier, p->experts->rank_of_expert, NULL,
                     p->max_batch * e->forward.top_k));
   e->forward.takes_device = transport_takes_device(e->carrier);
   TRY(open_backend(e));
@@ -75,6 +77,7 @@ status engine_open(engine **out, const engine_params *params) {
   e->forward.path = params->shared.path;
   e->forward.hidden = s->hidden;
   e->forward.top_k = s->top_k;
+  e->forward.is_shared = true;
   e->wants_logits = true;
   status result;
   TRY_DONE(result,
@@ -91,8 +94,10 @@ done:
 void engine_close(engine *e) {
   if (!e) return;
   if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
-  exchange_close(e->forward.slots);
+  exchange_close(e->forward.ranks);
   transport_close(e->carrier);
+  free(e->forward.cost);
+  free(e->forward.tokens_of_rank);
   free(e->forward.route.expert);
   free(e->forward.route.margin);
   free(e->logits);
@@ -182,11 +187,11 @@ void engine_reset(engine *e) {
   memset(e->logit_digest, 0, (size_t)e->params.n_sequences * sizeof *e->logit_digest);
   memset(e->layer_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->layer_digest);
   e->seconds = 0;
-  e->exchange_seconds_before = exchange_seconds(e->forward.slots);
+  e->exchange_seconds_before = exchange_seconds(e->forward.ranks);
 }
 
 double engine_exchange_seconds(const engine *e) {
-  return exchange_seconds(e->forward.slots) - e->exchange_seconds_before;
+  return exchange_seconds(e->forward.ranks) - e->exchange_seconds_before;
 }
 
 static uint64_t sum_of(const uint64_t *x, int64_t n) {

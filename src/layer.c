@@ -6,54 +6,92 @@ static status in_step(status result, int64_t layer, const char *step) {
   return result;
 }
 
+bool forward_is_on_device(const forward_state *f, const token_batch *batch) {
+  return f->compute->ops->finish && !f->wants_routing &&
+         (exchange_is_alone(f->ranks) || exchange_is_fixed(f->ranks, batch->n));
+}
+
 status forward_embed(forward_state *f, const token_batch *batch) {
-  status result = f->compute->ops->embed(f->compute, batch);
+  status result = f->is_shared ? f->compute->ops->embed(f->compute, batch) : 0;
   if (result) status_within("embedding");
   return result;
 }
 
-bool forward_is_on_device(const forward_state *f, const token_batch *batch) {
-  return f->compute->ops->finish && !f->wants_routing &&
-         (exchange_is_alone(f->slots) || exchange_is_fixed(f->slots, batch->n));
+static size_t row_bytes(const forward_state *f) {
+  return (size_t)f->hidden * f->path->real_bytes;
 }
 
-// Completes the slots' rows: on the device, where the transport takes them from there; else own rows come to
-// host memory for it, and all rows go back.
-static status gather_slots(forward_state *f, int64_t layer, int64_t n_slots, bool fixed) {
+// Each rank has computed its rows_of_rank; then those of `to` have all. A device's rows pass through the
+// host, unless the transport takes them where they are.
+static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_of_rank, rank_set to,
+                          int64_t layer) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
-  size_t row_bytes = (size_t)f->hidden * f->path->real_bytes;
+  if (step->rows_device && f->takes_device)
+    return exchange_gather(f->ranks, step->rows_device(b, kind), step->stream(b), row_bytes(f), rows_of_rank,
+                           to, layer);
+  int64_t first, count, all = exchange_own_rows(f->ranks, rows_of_rank, &first, &count);
+  if (step->rows_read) TRY(in_step(step->rows_read(b, kind, first, count), layer, "rows to the host"));
+  TRY(exchange_gather(f->ranks, step->rows_host(b, kind), NULL, row_bytes(f), rows_of_rank, to, layer));
+  if (!step->rows_write || !exchange_takes(f->ranks, to)) return 0;
+  TRY(in_step(step->rows_write(b, kind, 0, first), layer, "rows from the host"));
+  return in_step(step->rows_write(b, kind, first + count, all - first - count), layer, "rows from the host");
+}
+
+// Of a large batch each rank takes some of the queries. A query costs its own two products (q and o) over
+// `hidden` and the two of scores and values over the positions that it sees.
+static status attend(forward_state *f, int64_t layer, const token_batch *batch) {
+  backend *b = f->compute;
+  int n_ranks = exchange_shared_count(f->ranks);
+  if (n_ranks == 1 || batch->n < (int64_t)n_ranks * SPLIT_TOKENS)
+    return in_step(b->ops->attention(b, layer, batch, 0, batch->n), layer, "attention");
   int64_t first, count;
-  if (fixed)
-    return exchange_gather_fixed(f->slots, step->slots_device(b), step->stream(b), n_slots, row_bytes, layer);
-  if (step->slots_device && f->takes_device)
-    return exchange_gather(f->slots, step->slots_device(b), step->stream(b), row_bytes, layer);
-  exchange_own_rows(f->slots, &first, &count);
-  if (step->slots_read) TRY(in_step(step->slots_read(b, first, count), layer, "experts"));
-  TRY(exchange_gather(f->slots, step->slot_rows(b), NULL, row_bytes, layer));
-  return step->slots_write ? in_step(step->slots_write(b, n_slots), layer, "combine") : 0;
+  for (int64_t t = 0; t < batch->n; t++) f->cost[t] = f->hidden + batch->position[t] + 1;
+  exchange_split(f->ranks, f->tokens_of_rank, f->cost, batch->n);
+  exchange_own_rows(f->ranks, f->tokens_of_rank, &first, &count);
+  TRY(in_step(b->ops->attention(b, layer, batch, first, count), layer, "attention"));
+  return gather_rows(f, ROWS_RESIDUAL, f->tokens_of_rank, SHARED_RANKS, layer);
+}
+
+// The shared ranks each send a part of what the experts read, and of who computes what.
+static status inform_expert_ranks(forward_state *f, int64_t layer, const token_batch *batch) {
+  exchange_split(f->ranks, f->tokens_of_rank, NULL, batch->n);
+  TRY(exchange_gather_host(f->ranks, f->route.expert, (size_t)f->top_k * sizeof *f->route.expert,
+                           f->tokens_of_rank, EXPERT_RANKS, "the exchange of the routing"));
+  return gather_rows(f, ROWS_NORMED, f->tokens_of_rank, EXPERT_RANKS, layer);
+}
+
+// The slots' outputs come to the shared ranks.
+static status gather_slots(forward_state *f, int64_t layer, int64_t n_slots, bool fixed) {
+  backend *b = f->compute;
+  if (!fixed) return gather_rows(f, ROWS_SLOTS, exchange_rows_of_rank(f->ranks), SHARED_RANKS, layer);
+  return exchange_gather_fixed(f->ranks, b->ops->rows_device(b, ROWS_SLOTS), b->ops->stream(b), n_slots,
+                               row_bytes(f), layer);
 }
 
 status forward_layer(forward_state *f, int64_t layer, const token_batch *batch) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
-  bool alone = exchange_is_alone(f->slots), on_device = forward_is_on_device(f, batch);
-  bool knows = !on_device && !(alone && step->finish); // the host has the routing and places the rows
+  bool alone = exchange_is_alone(f->ranks), on_device = forward_is_on_device(f, batch);
+  bool places = !on_device && !(alone && step->finish); // the host knows the routing and places the rows
   routing *route = on_device ? NULL : &f->route;
-  // x += o(attention(norm(x))), the same on every rank
-  TRY(in_step(step->attention(b, layer, batch), layer, "attention"));
-  // the same on every rank, so all know who computes what
-  TRY(in_step(step->route(b, layer, batch, route), layer, "route"));
-  const int64_t *row_of_slot = knows ? exchange_plan(f->slots, f->route.expert, batch->n * f->top_k) : NULL;
+  if (f->is_shared) {
+    TRY(attend(f, layer, batch)); // x += o(attention(norm(x))), then the same on every shared rank
+    // the same on these, so all of them know who computes what
+    TRY(in_step(step->route(b, layer, batch, route), layer, "route"));
+  }
+  if (exchange_has(f->ranks, EXPERT_RANKS)) TRY(inform_expert_ranks(f, layer, batch));
+  const int64_t *row_of_slot = places ? exchange_plan(f->ranks, f->route.expert, batch->n * f->top_k) : NULL;
   // this rank's own experts only
   TRY(in_step(step->experts(b, layer, batch, route, row_of_slot), layer, "experts"));
   if (!alone) TRY(gather_slots(f, layer, batch->n * f->top_k, on_device));
+  if (!f->is_shared) return 0;
   // x += sum of the slots, in slot order
   return in_step(step->combine(b, layer, batch, row_of_slot), layer, "combine");
 }
 
 status forward_head(forward_state *f, int64_t first, int64_t count, void *logits) {
-  status result = f->compute->ops->head(f->compute, first, count, logits);
+  status result = f->is_shared ? f->compute->ops->head(f->compute, first, count, logits) : 0;
   if (result) status_within("head");
   return result;
 }

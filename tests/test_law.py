@@ -16,6 +16,7 @@ SHAPE = dict(layers=2, hidden=768, heads=6, kv_heads=2, head_dim=64, experts=9, 
 MODEL = moe.model(SEED, **SHAPE)
 WITH_WORDS = moe.model(SEED, tokenizer=True, **SHAPE)
 TOKENS = np.random.default_rng(SEED).integers(0, 512, 140).tolist()
+LONG = np.random.default_rng(SEED + 1).integers(0, 512, 330).tolist()  # 64 tokens and more for each of four ranks
 TEXTS = ["The quick brown fox jumps over the lazy dog, and then the dog thinks that the fox is there. " * 3, "a",
          "Numbers are 0123456789 and naïve cafés; the world is 世界.", "In the beginning there was an answer to the"]
 
@@ -77,6 +78,15 @@ class Law(unittest.TestCase):
         for ranks, chunk in ((1, 1), (2, 7), (1, 64), (1, 65)):
             with self.subTest(ranks=ranks, chunk=chunk):
                 self.same(parity(ranks, run__chunk=chunk), ranks)
+
+    def test_attention_split_over_ranks(self):
+        """Batches that are large enough for each rank to take some of the queries; the last batch is not."""
+        for words in ({"input__tokens": LONG}, {"input__tokens": None, "input__prompts": TEXTS * 2,
+                                                "model__path": WITH_WORDS}):
+            one = parity(1, **words)
+            for ranks, chunk in ((2, 512), (3, 200), (4, 512)):
+                with self.subTest(ranks=ranks, chunk=chunk, input=words.keys()):
+                    self.assertEqual(digests(parity(ranks, run__chunk=chunk, **words)), digests(one))
 
     def test_placements(self):
         for ranks, placement in ((3, "strided"), (3, [2, 0, 0, 1, 2, 2, 2, 0, 2]), (7, "strided")):

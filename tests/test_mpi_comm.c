@@ -87,6 +87,13 @@ static void gathered_parts_are_equal(void **state) {
 enum { EXPERTS = 9, SLOTS = 50, ROW = 24 };
 static const device_id no_device = {.index = -1};
 
+static transport *open_transport(void) {
+  transport *t;
+  assert_int_equal(transport_choose(&t, ranks, "auto", &no_device, false), 0);
+  assert_int_equal(transport_start(t, 0), 0);
+  return t;
+}
+
 static void fill_row(unsigned char *row, int64_t slot, int layer) {
   for (size_t i = 0; i < ROW; i++) row[i] = content((int)slot, i, layer);
 }
@@ -97,13 +104,11 @@ static void slots_arrive_where_the_plan_says(void **state) {
   unsigned char rows[SLOTS * ROW], wanted[ROW];
   for (int e = 0; e < EXPERTS; e++) owner[e] = (int32_t)(num_mix64((uint64_t)e + 5) % (uint64_t)size);
   exchange *x;
-  transport *t;
-  assert_int_equal(transport_choose(&t, ranks, "auto", &no_device, false), 0);
+  transport *t = open_transport();
   assert_string_equal(transport_name(t), size == 1 ? "self" : "mpi");
   assert_string_equal(transport_reason(t), "");
   assert_false(transport_takes_device(t));
-  assert_int_equal(transport_start(t, 0), 0);
-  assert_int_equal(exchange_open(&x, ranks, t, owner, SLOTS), 0);
+  assert_int_equal(exchange_open(&x, ranks, t, owner, NULL, SLOTS), 0);
   uint64_t sent = 0;
   for (int layer = 0; layer < 100; layer++) {
     int64_t n = layer % (SLOTS + 1), own = 0;
@@ -121,7 +126,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
       fill_row(rows + row_of_slot[i] * ROW, i, layer);
       own++;
     }
-    assert_int_equal(exchange_gather(x, rows, NULL, ROW, layer), 0);
+    assert_int_equal(exchange_gather(x, rows, NULL, ROW, exchange_rows_of_rank(x), SHARED_RANKS, layer), 0);
     for (int64_t i = 0; i < n; i++) {
       fill_row(wanted, i, layer);
       assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
@@ -177,12 +182,84 @@ static void devices_decide_what_auto_is(void **state) {
 // The watch over a device that does not answer ends at the deadline, and names nobody where nothing travels.
 static void a_device_that_does_not_answer_is_a_fault(void **state) {
   (void)state;
-  transport *t;
-  assert_int_equal(transport_choose(&t, ranks, "auto", &no_device, false), 0);
-  assert_int_equal(transport_start(t, 0), 0);
+  transport *t = open_transport();
   assert_int_equal(transport_watch(t, 0.5 * comm_deadline(ranks)), 0);
   assert_int_not_equal(transport_watch(t, 1.5 * comm_deadline(ranks)), 0);
   assert_non_null(strstr(status_text(), "GPU"));
+  status_reset();
+  transport_close(t);
+}
+
+// ---- parts of a batch ----
+
+static exchange *open_with(transport *t, const bool *shared) {
+  static const int32_t owner[1] = {0};
+  exchange *x;
+  assert_int_equal(exchange_open(&x, ranks, t, owner, shared, 1), 0);
+  return x;
+}
+
+static void splits_are_even_and_complete(void **state) {
+  (void)state;
+  int64_t part[64], cost[300], first, count;
+  transport *t = open_transport();
+  exchange *x = open_with(t, NULL);
+  assert_int_equal(exchange_shared_count(x), size);
+  for (int n = 0; n < 300; n += 7) {
+    int64_t total = 0, before = 0, most = 1;
+    for (int i = 0; i < n; i++) total += cost[i] = 50 + (n % 2 ? i : (int64_t)(num_mix64((uint64_t)i) % 100));
+    for (int i = 0; i < n; i++) most = cost[i] > most ? cost[i] : most;
+    exchange_split(x, part, cost, n);
+    assert_int_equal(exchange_own_rows(x, part, &first, &count), n);
+    for (int r = 0, i = 0; r < size; r++) {
+      int64_t share = 0;
+      if (r == rank) assert_int_equal(first, i);
+      if (r == rank) assert_int_equal(count, part[r]);
+      for (int64_t end = i + part[r]; i < end; i++) share += cost[i];
+      assert_true(share * size <= total + most * size && share * size >= total - most * size);
+      before += part[r];
+    }
+    assert_int_equal(before, n);
+    exchange_split(x, part, NULL, n);
+    for (int r = 0; r < size; r++) assert_true(part[r] >= n / size && part[r] <= (n + size - 1) / size);
+  }
+  exchange_close(x);
+  transport_close(t);
+}
+
+// Every set of shared ranks: they compute parts, and the ranks of either set take them.
+static void rows_reach_the_ranks_that_take_them(void **state) {
+  (void)state;
+  transport *t = open_transport();
+  for (int set = 1; set < 1 << size; set++) {
+    bool shared[64];
+    for (int r = 0; r < size; r++) shared[r] = set >> r & 1;
+    exchange *x = open_with(t, shared);
+    for (int to = SHARED_RANKS; to <= EXPERT_RANKS; to++) {
+      unsigned char rows[SLOTS * ROW], wanted[ROW];
+      int64_t part[64], first, count;
+      exchange_split(x, part, NULL, SLOTS);
+      assert_int_equal(exchange_own_rows(x, part, &first, &count), SLOTS);
+      assert_int_equal(count > 0, shared[rank]);
+      memset(rows, 0xa5, sizeof rows);
+      for (int64_t i = first; i < first + count; i++) fill_row(rows + i * ROW, i, set);
+      assert_int_equal(exchange_gather(x, rows, NULL, ROW, part, (rank_set)to, 0), 0);
+      for (int64_t i = 0; i < SLOTS; i++) {
+        fill_row(wanted, i, set);
+        if (!exchange_takes(x, (rank_set)to) && (i < first || i >= first + count))
+          memset(wanted, 0xa5, sizeof wanted);
+        assert_memory_equal(rows + i * ROW, wanted, ROW);
+      }
+    }
+    int told = shared[rank] ? rank : -1, teller = 0;
+    while (!shared[teller]) teller++;
+    assert_int_equal(exchange_tell(x, &told, sizeof told, "a test"), 0);
+    assert_int_equal(told, shared[rank] ? rank : teller);
+    exchange_close(x);
+  }
+  const bool none[64] = {false};
+  exchange *x;
+  assert_int_not_equal(exchange_open(&x, ranks, t, NULL, none, 1), 0);
   status_reset();
   transport_close(t);
 }
@@ -319,6 +396,8 @@ int main(int argc, char **argv) {
       cmocka_unit_test(gathered_parts_are_equal),
       cmocka_unit_test(slots_arrive_where_the_plan_says),
       cmocka_unit_test(a_device_that_does_not_answer_is_a_fault),
+      cmocka_unit_test(splits_are_even_and_complete),
+      cmocka_unit_test(rows_reach_the_ranks_that_take_them),
       cmocka_unit_test(a_fault_of_one_is_a_fault_of_all),
       cmocka_unit_test(transports_that_cannot_serve_are_refused),
       cmocka_unit_test(devices_decide_what_auto_is),

@@ -51,8 +51,8 @@ struct cuda_backend {
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
-  bool placed;       // `place` holds the row of each slot
-  float *host_slots; // pinned, [max slots][hidden]; only with other ranks
+  bool placed;      // `place` holds the row of each slot
+  float *host_rows; // pinned, [max slots][hidden]; only with other ranks
   recording recordings[MAX_RECORDINGS];
   int n_recordings;
   bool is_recording;        // the steps are being recorded: the batch is on the device already
@@ -112,7 +112,7 @@ static void cuda_close(backend *base) {
     for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
     for (int i = 0; i < AHEAD; i++)
       if (b->batch_end[i]) cudaEventDestroy(b->batch_end[i]);
-    if (b->host_slots) cudaFreeHost(b->host_slots);
+    if (b->host_rows) cudaFreeHost(b->host_rows);
     if (b->stream) cudaStreamDestroy(b->stream);
   }
   weights_release(b->weights);
@@ -206,7 +206,7 @@ static status open_experts(cuda_backend *b) {
   if (b->params.fixed_tokens)
     CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
                         cudaMemcpyHostToDevice));
-  CUDA_TRY(cudaMallocHost((void **)&b->host_slots, slots * (size_t)s->hidden * sizeof(float)));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_rows, slots * (size_t)s->hidden * sizeof(float)));
   return 0;
 }
 
@@ -341,6 +341,17 @@ static status multiply(cuda_backend *b, const path_info *path, product_set *set)
   return 0;
 }
 
+// Rows first .. of inputs.
+static dev_inputs rows_from(dev_inputs in, int64_t first) {
+  size_t elements = (size_t)first * (size_t)in.width;
+  in.x += elements;
+  if (!in.qs) return in;
+  in.qs += elements;
+  in.d += elements / QK_K;
+  in.bsums += elements / 16;
+  return in;
+}
+
 static product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, int n) {
   product p = {};
   p.w = *m;
@@ -405,26 +416,51 @@ static status decode_attention(cuda_backend *b, int64_t layer, const dev_layer *
     TRY(decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
                                 &b->batch, b->max_keys, &b->work, b->arrived, b->stream));
   } else {
-    TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
+    TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, 1, b->stream));
     TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
                          &b->work, b->stream));
   }
   return decode_output_launch(b->x, b->attended.x, w, b->stream);
 }
 
-static status cuda_attention(backend *base, int64_t layer, const token_batch *batch) {
+// Queries of a part of the batch: their products apart from those of the keys and values of all.
+static status attend_range(cuda_backend *b, int64_t layer, int64_t first, int n) {
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  size_t q_width = (size_t)(s->n_heads * s->head_dim);
+  dev_inputs normed = rows_from(b->normed, first), attended = rows_from(b->attended, first);
+  dev_batch queries = {b->token + first, b->sequence + first, b->position + first, n};
+  float *q = b->q + (size_t)first * q_width, *x = b->x + first * s->hidden;
+  product_set kv = {{shared_product(b->k, &w->k, &b->normed, b->batch.n),
+                     shared_product(b->v, &w->v, &b->normed, b->batch.n)},
+                    {0},
+                    2};
+  TRY(multiply(b, b->shared, &kv));
+  if (n) TRY(product_shared(b, q, &w->q, &normed, n, false));
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, (int)first, n,
+                   b->stream));
+  if (!n) return 0;
+  TRY(attention_launch(attended.x, q, b->cache, (int)layer, &queries, (int)s->n_heads, b->max_keys, &b->work,
+                       b->stream));
+  if (attended.qs) TRY(round_launch(attended, n, b->stream));
+  return product_shared(b, x, &w->o, &attended, n, true);
+}
+
+static status cuda_attention(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                             int64_t count) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n = (int)batch->n;
   if (decodes(b, batch)) return decode_attention(b, layer, w);
   TRY(norm_launch(b->normed, b->x, w->attn_norm, n, (float)s->rms_epsilon, rounds(b), b->stream));
+  if (count < batch->n) return attend_range(b, layer, first, (int)count);
   product_set qkv = {{shared_product(b->q, &w->q, &b->normed, n), shared_product(b->k, &w->k, &b->normed, n),
                       shared_product(b->v, &w->v, &b->normed, n)},
                      {0},
                      3};
   TRY(multiply(b, b->shared, &qkv));
-  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, n, b->stream));
   TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
                        &b->work, b->stream));
   if (b->attended.qs) TRY(round_launch(b->attended, n, b->stream));
@@ -514,30 +550,39 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
   return multiply(b, b->experts, &down);
 }
 
-static void *cuda_slot_rows(backend *base) {
-  return self(base)->host_slots;
+// ---- rows that cross ranks ----
+
+static void *cuda_rows_host(backend *base, row_kind) {
+  return self(base)->host_rows;
 }
 
-static status cuda_slots_read(backend *base, int64_t first, int64_t count) {
-  cuda_backend *b = self(base);
-  size_t row = (size_t)b->shape.hidden;
-  CUDA_TRY(cudaMemcpyAsync(b->host_slots + (size_t)first * row, b->slots + (size_t)first * row,
-                           (size_t)count * row * sizeof(float), cudaMemcpyDeviceToHost, b->stream));
-  return device_wait(b->stream, &b->params);
+static float *device_rows(const cuda_backend *b, row_kind kind) {
+  return kind == ROWS_RESIDUAL ? b->x : kind == ROWS_NORMED ? b->normed.x : b->slots;
 }
 
-static void *cuda_slots_device(backend *base) {
-  return self(base)->slots;
+static void *cuda_rows_device(backend *base, row_kind kind) {
+  return device_rows(self(base), kind);
 }
 
 static void *cuda_stream(backend *base) {
   return self(base)->stream;
 }
 
-static status cuda_slots_write(backend *base, int64_t count) {
+static status cuda_rows_read(backend *base, row_kind kind, int64_t first, int64_t count) {
   cuda_backend *b = self(base);
-  CUDA_TRY(cudaMemcpyAsync(b->slots, b->host_slots, (size_t)(count * b->shape.hidden) * sizeof(float),
-                           cudaMemcpyHostToDevice, b->stream));
+  size_t at = (size_t)(first * b->shape.hidden), n = (size_t)(count * b->shape.hidden);
+  if (n)
+    CUDA_TRY(cudaMemcpyAsync(b->host_rows + at, device_rows(b, kind) + at, n * sizeof(float),
+                             cudaMemcpyDeviceToHost, b->stream));
+  return device_wait(b->stream, &b->params); // also for writes before: the buffer is free after it
+}
+
+static status cuda_rows_write(backend *base, row_kind kind, int64_t first, int64_t count) {
+  cuda_backend *b = self(base);
+  size_t at = (size_t)(first * b->shape.hidden), n = (size_t)(count * b->shape.hidden);
+  if (n)
+    CUDA_TRY(cudaMemcpyAsync(device_rows(b, kind) + at, b->host_rows + at, n * sizeof(float),
+                             cudaMemcpyHostToDevice, b->stream));
   return 0;
 }
 
@@ -682,15 +727,15 @@ extern "C" const backend_ops cuda_backend_ops = {
     .attention = cuda_attention,
     .route = cuda_route,
     .experts = cuda_experts,
-    .slot_rows = cuda_slot_rows,
+    .rows_host = cuda_rows_host,
     .combine = cuda_combine,
     .head = cuda_head,
     .finish = cuda_finish,
     .logits_read = cuda_logits_read,
     .logits_digest = cuda_logits_digest,
-    .slots_read = cuda_slots_read,
-    .slots_write = cuda_slots_write,
-    .slots_device = cuda_slots_device,
+    .rows_read = cuda_rows_read,
+    .rows_write = cuda_rows_write,
+    .rows_device = cuda_rows_device,
     .stream = cuda_stream,
     .recorded = cuda_recorded,
     .probe = cuda_probe,

@@ -98,7 +98,7 @@ __device__ void store_value(kv_cache c, size_t head, int position, int d, float 
 
 __global__ void turn_heads(float *q, const float *k, const float *v, const float *q_norm, const float *k_norm,
                            const float *rope, kv_cache cache, int layer, int n_heads, float epsilon,
-                           float scale, dev_batch b) {
+                           float scale, dev_batch b, int first, int n) {
   wait_for_inputs();
   int per_token = n_heads + cache.n_kv_heads, lane = threadIdx.x % WARP;
   int item = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
@@ -106,6 +106,7 @@ __global__ void turn_heads(float *q, const float *k, const float *v, const float
   int t = item / per_token, h = item % per_token, dim = cache.head_dim, position = b.position[t];
   bool is_query = h < n_heads;
   int kv = h - n_heads;
+  if (is_query && (t < first || t >= first + n)) return;
   const float *from =
       is_query ? q + ((size_t)t * n_heads + h) * dim : k + ((size_t)t * cache.n_kv_heads + kv) * dim;
   const float *weight = is_query ? q_norm : k_norm;
@@ -132,11 +133,12 @@ __global__ void turn_heads(float *q, const float *k, const float *v, const float
 }
 
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
-                    const float *rope, kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream) {
+                    const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
+                    cudaStream_t stream) {
   size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
   float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
   return launch(turn_heads, dim3((unsigned)((int)((items + 3) / 4))), 4 * WARP, 0, stream, q, k, v, w->q_norm,
-                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b);
+                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b, first, n);
 }
 
 // ---- experts' activations ----

@@ -15,7 +15,7 @@ static const size_t piece_bytes = (size_t)256 << 20;
 struct comm {
   MPI_Comm world;
   int rank, size;
-  double deadline;
+  double deadline, patience; // waits deadline * patience seconds
   int next_tag; // counts the collectives: a rank that skipped one can never be taken for one that is on time
   char host[MPI_MAX_PROCESSOR_NAME];
   char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
@@ -39,6 +39,7 @@ status comm_open(comm **out, int *argc, char ***argv) {
   MPI_Comm_rank(c->world, &c->rank);
   MPI_Comm_size(c->world, &c->size);
   c->deadline = 300;
+  c->patience = 1;
   int length;
   MPI_Get_processor_name(c->host, &length);
   MPI_Get_library_version(c->library, &length);
@@ -87,6 +88,10 @@ void comm_set_deadline(comm *c, double seconds) {
   c->deadline = seconds;
 }
 
+void comm_set_patience(comm *c, double deadlines) {
+  c->patience = deadlines;
+}
+
 // Lets others run: ranks may share cores. The first waits only yield, so that a fast exchange stays fast.
 static void pause_between_polls(int polls) {
   if (polls < 2000) {
@@ -109,7 +114,7 @@ static status name_the_missing(const comm *c, const char *what) {
 
 // Waits for requests[0 .. size): receives, by rank, and [size .. 2 size): sends.
 static status wait_all(comm *c, const char *what) {
-  double limit = clock_seconds() + c->deadline;
+  double limit = clock_seconds() + c->deadline * c->patience;
   for (int polls = 0;; polls++) {
     int done = 0;
     int error = MPI_Testall(2 * c->size, c->requests, &done, MPI_STATUSES_IGNORE);

@@ -21,6 +21,9 @@ int comm_size(const comm *c);
 const char *comm_host(const comm *c);
 const char *comm_library(const comm *c);         // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds); // 300 before the first call
+// Waits so many deadlines: more than 1 for a rank that waits only for ranks that may wait for another, so
+// that these name the one that is missing before it names them.
+void comm_set_patience(comm *c, double deadlines);
 
 // Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the fault.
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what);

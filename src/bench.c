@@ -166,7 +166,7 @@ static uint64_t shared_bytes(const bench *b, const engine *e, const token_batch 
 }
 
 static status forward_counted(bench *b, engine *e, const token_batch *batch, uint64_t *bytes) {
-  *bytes += shared_bytes(b, e, batch);
+  if (e->forward.is_shared) *bytes += shared_bytes(b, e, batch);
   e->forward.wants_routing = true;
   status result = engine_embed(e, batch);
   for (int64_t layer = 0; layer < e->n_layers && !result; layer++) {
@@ -256,7 +256,7 @@ typedef struct { // what a rank tells
 } rank_reads;
 
 static bool is_on_cpu(const engine *e) {
-  return !strcmp(e->params.shared.backend->name, "cpu") && !strcmp(e->params.own.backend->name, "cpu");
+  return !strcmp(e->params.own.backend->name, "cpu");
 }
 
 // The bandwidth is that of the hosts' memory, so it bounds only what all ranks compute from there.

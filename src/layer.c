@@ -5,7 +5,7 @@ status forward_embed(forward_state *f, const token_batch *batch) {
 }
 
 // Each rank has computed its rows_of_rank; then those of `to` have all. A device's rows pass through the
-// host.
+// host. Every rank comes here, also one that neither gives nor takes, so that their collectives stay in step.
 static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_of_rank, rank_set to,
                           int64_t layer) {
   backend *b = f->compute;
@@ -19,18 +19,18 @@ static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_o
   return step->rows_write(b, kind, first + count, all - first - count);
 }
 
-// Of a large batch each rank takes some of the queries. A query costs its own two products (q and o) over
-// `hidden` and the two of scores and values over the positions that it sees.
+// Of a large batch each shared rank takes some of the queries. A query costs its own two products (q and o)
+// over `hidden` and the two of scores and values over the positions that it sees.
 static status attend(forward_state *f, int64_t layer, const token_batch *batch) {
   backend *b = f->compute;
   int n_ranks = exchange_shared_count(f->ranks);
   if (n_ranks == 1 || batch->n < (int64_t)n_ranks * SPLIT_TOKENS)
-    return b->ops->attention(b, layer, batch, 0, batch->n);
+    return f->is_shared ? b->ops->attention(b, layer, batch, 0, batch->n) : 0;
   int64_t first, count;
   for (int64_t t = 0; t < batch->n; t++) f->cost[t] = f->hidden + batch->position[t] + 1;
   exchange_split(f->ranks, f->tokens_of_rank, f->cost, batch->n);
   exchange_own_rows(f->ranks, f->tokens_of_rank, &first, &count);
-  TRY(b->ops->attention(b, layer, batch, first, count));
+  if (f->is_shared) TRY(b->ops->attention(b, layer, batch, first, count));
   return gather_rows(f, ROWS_RESIDUAL, f->tokens_of_rank, SHARED_RANKS, layer);
 }
 
@@ -47,10 +47,9 @@ status forward_layer(forward_state *f, int64_t layer, const token_batch *batch) 
   const backend_ops *step = b->ops;
   bool alone = exchange_is_alone(f->ranks), on_device = step->finish && alone;
   routing *route = on_device && !f->wants_routing ? NULL : &f->route;
-  if (f->is_shared) {
-    TRY(attend(f, layer, batch)); // x += o(attention(norm(x))), then the same on every shared rank
-    TRY(step->route(b, layer, batch, route)); // the same on these, so all of them know who computes what
-  }
+  TRY(attend(f, layer, batch)); // x += o(attention(norm(x))), then the same on every shared rank
+  if (f->is_shared)             // the same on these, so all of them know who computes what
+    TRY(step->route(b, layer, batch, route));
   if (exchange_has(f->ranks, EXPERT_RANKS)) TRY(inform_expert_ranks(f, layer, batch));
   const int64_t *row_of_slot =
       on_device ? NULL : exchange_plan(f->ranks, f->route.expert, batch->n * f->top_k);

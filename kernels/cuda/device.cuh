@@ -135,11 +135,12 @@ struct product_set {
   int count;
 };
 
-// Where the shared tensors and this rank's experts lie; one copy for all arms.
+// Where this rank's experts and, if an arm wants them, the shared tensors lie; one copy for all arms.
 struct dev_weights {
   const model_weights *source;
   const expert_local *local;
   int users, n_local;
+  bool has_shared;
   dev_matrix embedding, output;
   const float *output_norm;
   dev_layer *layers;    // host array
@@ -149,7 +150,8 @@ struct dev_weights {
   size_t bytes;
 };
 
-status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local);
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
+                       bool wants_shared);
 void weights_release(dev_weights *w);
 
 // products.cu
@@ -182,6 +184,9 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 // Also the member of each slot's expert among this rank's own, -1 for others.
 status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
                     const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream);
+// The members alone, where another rank has routed.
+status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
+                      cudaStream_t stream);
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
                     cudaStream_t stream);
 // x += the slots' sum; the new rows' digest as layer `layer` is added to sums[sequence].

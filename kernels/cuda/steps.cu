@@ -45,7 +45,7 @@ struct cuda_backend {
   int64_t *place;
   double *margin;
   bool placed;      // `place` holds the row of each slot
-  float *host_rows; // pinned, [max slots][hidden]; only with other ranks
+  float *host_rows; // pinned, [max slots][hidden]; only where rows cross ranks
   recording recordings[MAX_RECORDINGS];
   int n_recordings;
   bool is_recording;        // the steps are being recorded: the batch is on the device already
@@ -153,8 +153,6 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->sequence, n, "the batch"));
   TRY(take(b, &b->position, n, "the batch"));
   TRY(take(b, &b->x, n * (size_t)s->hidden, "the residual stream"));
-  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K,
-                  "normed activations"));
   TRY(take(b, &b->q, n * q_width, "queries"));
   TRY(take(b, &b->k, n * kv_width, "keys"));
   TRY(take(b, &b->v, n * kv_width, "values"));
@@ -166,9 +164,8 @@ static status open_attention(cuda_backend *b) {
 static status open_experts(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
-  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, "router logits"));
-  TRY(take(b, &b->slot_weights, slots, "slot weights"));
-  TRY(take(b, &b->margin, n, "router margins"));
+  TRY(take_inputs(b, &b->normed, n, s->hidden, b->shared->kind == PATH_Q8K || b->experts->kind == PATH_Q8K,
+                  "normed activations"));
   TRY(take(b, &b->expert, slots, "slots"));
   TRY(take(b, &b->member, slots, "slots"));
   TRY(take(b, &b->order, slots, "slots"));
@@ -178,21 +175,31 @@ static status open_experts(cuda_backend *b) {
   TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, "expert activations"));
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, "expert activations"));
   TRY(take(b, &b->slots, slots * (size_t)s->hidden, "slot outputs"));
-  if (b->alone) return 0;
+  if (b->alone && b->params.computes_shared) return 0;
   CUDA_TRY(cudaMallocHost((void **)&b->host_rows, slots * (size_t)s->hidden * sizeof(float)));
   return 0;
 }
 
+// The shared steps but attention.
+static status open_router_and_head(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch, rows = (size_t)b->params.max_logit_rows;
+  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, "router logits"));
+  TRY(take(b, &b->slot_weights, n * (size_t)s->top_k, "slot weights"));
+  TRY(take(b, &b->margin, n, "router margins"));
+  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, "head inputs"));
+  return take(b, &b->logits, rows * (size_t)s->vocabulary, "logits");
+}
+
 static status open_fields(cuda_backend *b) {
   const model_shape *s = &b->shape;
-  size_t rows = (size_t)b->params.max_logit_rows, sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
+  size_t sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
   CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
-  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
+  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local, b->params.computes_shared));
   b->alone = b->weights->n_local == s->n_experts;
-  TRY(open_attention(b));
+  if (b->params.computes_shared) TRY(open_attention(b));
+  if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
-  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, "head inputs"));
-  TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, "logits"));
   TRY(take(b, &b->sums, sums, "digests"));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
   return memory_take((void **)&b->sums_to, (size_t)s->n_layers + 1, sizeof *b->sums_to, "digests");
@@ -235,6 +242,11 @@ static const char *cuda_rows(void) {
 
 static bool cuda_has_path(path_kind kind) {
   return kind == PATH_F32 || kind == PATH_Q8K;
+}
+
+static int cuda_devices(void) {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
 }
 
 static const char *cuda_row(const backend *) {
@@ -396,13 +408,23 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   return p;
 }
 
-static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *,
+// On an expert rank: the inputs are in place, the routing is on the host.
+static status take_routed(cuda_backend *b, const routing *route, int n_tokens) {
+  int n_slots = n_tokens * (int)b->shape.top_k;
+  CUDA_TRY(cudaMemcpyAsync(b->expert, route->expert, (size_t)n_slots * sizeof(int), cudaMemcpyHostToDevice,
+                           b->stream));
+  TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, n_slots, b->stream));
+  return b->normed.qs ? round_launch(b->normed, n_tokens, b->stream) : 0;
+}
+
+static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *route,
                            const int64_t *row_of_slot) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n_slots = (int)(batch->n * s->top_k);
   bool grouped = n_slots > 2 * s->top_k;
+  if (!b->params.computes_shared) TRY(take_routed(b, route, (int)batch->n));
   b->placed = row_of_slot != nullptr && !b->alone;
   if (b->placed)
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
@@ -572,6 +594,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .name = "cuda",
     .rows = cuda_rows,
     .has_path = cuda_has_path,
+    .devices = cuda_devices,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,

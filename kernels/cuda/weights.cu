@@ -82,7 +82,14 @@ static status upload_floats(dev_weights *w, const float **out, const float *from
   return 0;
 }
 
-static status upload_layer(dev_weights *w, dev_layer *out, const layer_weights *from) {
+static status upload_experts(dev_weights *w, dev_layer *out, const layer_weights *from) {
+  int64_t n = w->source->shape.n_experts;
+  TRY(upload(w, &out->gate, &from->gate, w->local, n));
+  TRY(upload(w, &out->up, &from->up, w->local, n));
+  return upload(w, &out->down, &from->down, w->local, n);
+}
+
+static status upload_attention(dev_weights *w, dev_layer *out, const layer_weights *from) {
   const model_shape *s = &w->source->shape;
   TRY(upload_floats(w, &out->attn_norm, from->attn_norm, s->hidden));
   TRY(upload_floats(w, &out->q_norm, from->q_norm, s->head_dim));
@@ -92,13 +99,10 @@ static status upload_layer(dev_weights *w, dev_layer *out, const layer_weights *
   TRY(upload(w, &out->k, &from->k, nullptr, 1));
   TRY(upload(w, &out->v, &from->v, nullptr, 1));
   TRY(upload(w, &out->o, &from->o, nullptr, 1));
-  TRY(upload(w, &out->router, &from->router, nullptr, 1));
-  TRY(upload(w, &out->gate, &from->gate, w->local, s->n_experts));
-  TRY(upload(w, &out->up, &from->up, w->local, s->n_experts));
-  return upload(w, &out->down, &from->down, w->local, s->n_experts);
+  return upload(w, &out->router, &from->router, nullptr, 1);
 }
 
-static status upload_all(dev_weights *w) {
+static status upload_own(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
   for (int64_t e = 0; e < s->n_experts; e++) w->n_local += w->local[e] >= 0;
@@ -106,13 +110,22 @@ static status upload_all(dev_weights *w) {
   TRY(take_device(w, &to, (size_t)s->n_experts * sizeof(int), "the experts' map"));
   CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
   w->local_of_expert = (int *)to;
+  TRY(memory_take((void **)&w->layers, (size_t)s->n_layers, sizeof *w->layers, "the layers' table"));
+  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_experts(w, &w->layers[l], &m->layers[l]));
+  CUDA_TRY(cudaDeviceSynchronize());
+  return 0;
+}
+
+static status upload_shared(dev_weights *w) {
+  const model_weights *m = w->source;
+  const model_shape *s = &m->shape;
   TRY(upload(w, &w->embedding, &m->embedding, nullptr, 1));
   w->output = w->embedding;
   if (m->output.data != m->embedding.data) TRY(upload(w, &w->output, &m->output, nullptr, 1));
   TRY(upload_floats(w, &w->output_norm, m->output_norm, s->hidden));
-  TRY(memory_take((void **)&w->layers, (size_t)s->n_layers, sizeof *w->layers, "the layers' table"));
-  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_layer(w, &w->layers[l], &m->layers[l]));
+  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_attention(w, &w->layers[l], &m->layers[l]));
   CUDA_TRY(cudaDeviceSynchronize());
+  w->has_shared = true;
   return 0;
 }
 
@@ -122,9 +135,11 @@ static void weights_free(dev_weights *w) {
   free(w);
 }
 
-status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local) {
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
+                       bool wants_shared) {
   *out = nullptr;
   if (held && held->source == source && held->local == local) {
+    if (wants_shared && !held->has_shared) TRY(upload_shared(held));
     held->users++;
     *out = held;
     return 0;
@@ -134,7 +149,7 @@ status weights_acquire(dev_weights **out, const model_weights *source, const exp
   w->source = source;
   w->local = local;
   w->users = 1;
-  if (upload_all(w)) {
+  if (upload_own(w) || (wants_shared && upload_shared(w))) {
     weights_free(w);
     return 1;
   }

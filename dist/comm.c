@@ -12,10 +12,13 @@
 // MPI counts are int, and a huge message in flight needs as much pinned memory: longer ones travel in pieces.
 static const size_t piece_bytes = (size_t)256 << 20;
 
+// Outside of next_tag's, so that they are never taken for a collective's.
+enum { question_tag = 0x4000, answer_tag = 0x4001 };
+
 struct comm {
   MPI_Comm world;
   int rank, size;
-  double deadline;
+  double deadline, patience; // waits deadline * patience seconds
   int next_tag; // counts the collectives: a rank that skipped one can never be taken for one that is on time
   char host[MPI_MAX_PROCESSOR_NAME];
   char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
@@ -41,6 +44,7 @@ status comm_open(comm **out, int *argc, char ***argv) {
   MPI_Comm_rank(c->world, &c->rank);
   MPI_Comm_size(c->world, &c->size);
   c->deadline = 300;
+  c->patience = 1;
   int length;
   MPI_Get_processor_name(c->host, &length);
   MPI_Get_library_version(c->library, &length);
@@ -100,6 +104,14 @@ double comm_deadline(const comm *c) {
   return c->deadline;
 }
 
+void comm_set_patience(comm *c, double deadlines) {
+  c->patience = deadlines;
+}
+
+double comm_patience(const comm *c) {
+  return c->deadline * c->patience;
+}
+
 void comm_at_close(comm *c, void (*close)(void *), void *context) {
   c->close = close;
   c->close_context = context;
@@ -112,6 +124,16 @@ static void pause_between_polls(int polls) {
   } else {
     struct timespec t = {0, 50000};
     nanosleep(&t, NULL);
+  }
+}
+
+void comm_answer(comm *c) {
+  for (int asked = 1; asked;) {
+    MPI_Status from;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, question_tag, c->world, &asked, &from)) return;
+    if (!asked) return;
+    MPI_Recv(NULL, 0, MPI_BYTE, from.MPI_SOURCE, question_tag, c->world, MPI_STATUS_IGNORE);
+    MPI_Send(NULL, 0, MPI_BYTE, from.MPI_SOURCE, answer_tag, c->world); // empty: it waits for nobody
   }
 }
 
@@ -138,7 +160,10 @@ static status wait_all(comm *c, double seconds, const char *what) {
       return FAIL("%s: MPI: %s", what, text);
     }
     if (done) return 0;
-    if ((polls & 255) == 255 && clock_seconds() > limit) break;
+    if ((polls & 255) == 255) {
+      comm_answer(c);
+      if (clock_seconds() > limit) break;
+    }
     pause_between_polls(polls);
   }
   for (int r = 0; r < c->size; r++) { // both what it sends and what it takes
@@ -168,7 +193,7 @@ static status exchange_piece(comm *c, char *buffer, const size_t *offset, const 
       MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world,
                 &c->requests[c->size + to]);
   }
-  return wait_all(c, c->deadline, what);
+  return wait_all(c, comm_patience(c), what);
 }
 
 status comm_gather_to(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const bool *takes,
@@ -184,15 +209,14 @@ status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t
   return comm_gather_to(c, buffer, offset, bytes, NULL, what);
 }
 
+// The others wait elsewhere: in their own watch, which asks as well, or here, where wait_all answers.
 status comm_name_missing(comm *c, const char *what) {
-  const int tag = 0x4000; // outside of next_tag's: it answers no collective, nor does a collective answer it
-  // ranks pass their deadlines at different times, as they began to wait
-  double patience = c->deadline < 1 ? 1 : c->deadline > 20 ? 20 : c->deadline;
+  double patience = c->deadline < 3 ? 1 : c->deadline > 60 ? 20 : c->deadline / 3;
   for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
   for (int r = 0; r < c->size; r++) {
     if (r == c->rank) continue;
-    MPI_Irecv(NULL, 0, MPI_BYTE, r, tag, c->world, &c->requests[r]);
-    MPI_Isend(NULL, 0, MPI_BYTE, r, tag, c->world, &c->requests[c->size + r]);
+    MPI_Irecv(NULL, 0, MPI_BYTE, r, answer_tag, c->world, &c->requests[r]);
+    MPI_Isend(NULL, 0, MPI_BYTE, r, question_tag, c->world, &c->requests[c->size + r]);
   }
   return wait_all(c, patience, what);
 }

@@ -184,6 +184,10 @@ status exchange_tell(exchange *x, void *data, size_t bytes, const char *what) {
   return comm_gather_to(x->c, (char *)data, x->offset, x->bytes, x->takes[EXPERT_RANKS], what);
 }
 
+status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes) {
+  return transport_measure(x->carrier, seconds, (size_t)n_slots * row_bytes);
+}
+
 double exchange_seconds(const exchange *x) {
   return transport_seconds(x->carrier);
 }

@@ -60,5 +60,8 @@ bool exchange_is_fixed(const exchange *x, int64_t n_tokens);
 status exchange_gather_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
                              int64_t layer);
 
+// Collective. Seconds of such an exchange with nothing else to do (transport_measure).
+status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes);
+
 double exchange_seconds(const exchange *x); // as transport_seconds
 uint64_t exchange_bytes_sent(const exchange *x);

@@ -1,10 +1,11 @@
 // nccl: rows travel from device to device, on the stream that computes them.
 //
 // Owns: NCCL (nccl.h is included here and nowhere else), one communicator for all transports of a process,
-// the staging of rows that lie in host memory, the events that time a gather. Refuses to know: what rows are;
-// who is late (comm.h finds that out). Invariant: the communicator does not block: every call returns, and
-// every wait here asks for errors and for comm.deadline. It is given back when the ranks end in order, never
-// by one of them alone.
+// the staging of rows that lie in host memory, the events that time a gather.
+// Refuses to know: what rows are; who is late (comm.h finds that out).
+// Invariant: the communicator does not block: every call returns, and every wait here asks for errors and for
+// comm.deadline. It is given back when the ranks end in order, never by one of them alone. All streams share
+// it, so that NCCL keeps its collectives in the order of their calls, which is the same on every rank.
 #include "base/clock.h"
 #include "base/memory.h"
 #include "dist/transport_ops.h"
@@ -53,6 +54,7 @@ static struct {
 
 static const char *world_error(void) {
   ncclResult_t now = ncclSuccess;
+  if (world.abandoned) return "abandoned";
   ncclResult_t asked = ncclCommGetAsyncError(world.handle, &now);
   if (asked != ncclSuccess) now = asked;
   return now == ncclSuccess || now == ncclInProgress ? NULL : ncclGetErrorString(now);
@@ -66,13 +68,14 @@ static status not_in_time(const char *what) {
 
 // Lets what a call began come to its end on the host: its work is then on its stream.
 static status settle(ncclResult_t result, const char *what) {
-  double limit = clock_seconds() + comm_deadline(world.ranks);
+  double limit = clock_seconds() + comm_patience(world.ranks);
   if (result == ncclSuccess) result = ncclInProgress; // the state of the communicator decides
-  while (result == ncclInProgress) {
+  for (unsigned polls = 1; result == ncclInProgress; polls++) {
     ncclResult_t asked = ncclCommGetAsyncError(world.handle, &result);
     if (asked != ncclSuccess) result = asked;
     if (result != ncclInProgress) break;
     if (clock_seconds() > limit) return not_in_time(what);
+    if (polls % 1024 == 0) comm_answer(world.ranks);
     sched_yield();
   }
   if (result == ncclSuccess) return 0;
@@ -82,12 +85,13 @@ static status settle(ncclResult_t result, const char *what) {
 }
 
 static status wait_event(cudaEvent_t event, const char *what) {
-  double limit = clock_seconds() + comm_deadline(world.ranks);
+  double limit = clock_seconds() + comm_patience(world.ranks);
   for (unsigned polls = 1;; polls++) {
     cudaError_t error = cudaEventQuery(event);
     if (error == cudaSuccess) return 0;
     cudaGetLastError(); // not ready is kept as an error otherwise, for another call to find
     if (error != cudaErrorNotReady) return FAIL("%s: CUDA: %s", what, cudaGetErrorString(error));
+    if (polls % 1024 == 0) comm_answer(world.ranks);
     const char *broken = polls % 64 ? NULL : world_error();
     if (broken) return FAIL("%s: NCCL: %s", what, broken);
     if (clock_seconds() > limit) return not_in_time(what);
@@ -219,9 +223,8 @@ static status gather_staged(nccl_state *s, char *rows, const size_t *offset, con
   return 0;
 }
 
-static status nccl_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                          const bool *takes, const char *what) {
-  nccl_state *s = state;
+static status gather(nccl_state *s, char *rows, void *stream, const size_t *offset, const size_t *bytes,
+                     const bool *takes, const char *what) {
   enum cudaStreamCaptureStatus capture;
   if (!stream) return gather_staged(s, rows, offset, bytes, takes, what);
   CUDA_TRY(cudaStreamIsCapturing((cudaStream_t)stream, &capture));
@@ -230,10 +233,66 @@ static status nccl_gather(void *state, char *rows, void *stream, const size_t *o
   return settle(send_parts(rows, (cudaStream_t)stream, offset, bytes, takes), what);
 }
 
+static status nccl_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
+                          const bool *takes, const char *what) {
+  status result = gather(state, rows, stream, offset, bytes, takes, what);
+  if (result) nccl_abandon(state); // a gather left half done would hold up the end
+  return result;
+}
+
 static double nccl_seconds(void *state) {
   nccl_state *s = state;
   count_ended(s);
   return s->seconds;
+}
+
+// ---- a gather alone ----
+
+enum { IN_RECORDING = 48, REPLAYS = 20 };
+
+static status time_replays(nccl_state *s, double *seconds, cudaGraphExec_t gathers, const char *what) {
+  timed_gather *t = &s->timed[s->begun % TIMED]; // its events are free between two gathers
+  float milliseconds = 0;
+  for (int round = 0; round < 2; round++) { // the first warms up
+    CUDA_TRY(cudaEventRecord(t->begin, s->stream));
+    for (int i = 0; i < REPLAYS; i++) CUDA_TRY(cudaGraphLaunch(gathers, s->stream));
+    CUDA_TRY(cudaEventRecord(t->end, s->stream));
+    TRY(wait_event(t->end, what));
+  }
+  CUDA_TRY(cudaEventElapsedTime(&milliseconds, t->begin, t->end));
+  *seconds = (double)milliseconds * 1e-3 / (REPLAYS * IN_RECORDING);
+  return 0;
+}
+
+static status measure_in(nccl_state *s, double *seconds, char *rows, size_t bytes) {
+  static const char what[] = "the measured exchange";
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t gathers = NULL;
+  status result = 0;
+  CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < IN_RECORDING && !result; i++)
+    result = settle(ncclAllGather(rows + (size_t)comm_rank(world.ranks) * bytes, rows, bytes, ncclInt8,
+                                  world.handle, s->stream),
+                    what);
+  cudaError_t error = cudaStreamEndCapture(s->stream, &graph);
+  if (!result && error == cudaSuccess) error = cudaGraphInstantiate(&gathers, graph, 0);
+  if (graph) cudaGraphDestroy(graph);
+  if (!result && error == cudaSuccess) result = time_replays(s, seconds, gathers, what);
+  if (result) return result; // the job ends
+  if (gathers) cudaGraphExecDestroy(gathers);
+  CUDA_TRY(error);
+  return 0;
+}
+
+static status nccl_measure(void *state, double *seconds, size_t bytes) {
+  char *rows;
+  CUDA_TRY(cudaMalloc((void **)&rows, (size_t)comm_size(world.ranks) * bytes));
+  if (measure_in(state, seconds, rows, bytes)) {
+    nccl_abandon(state);
+    return 1;
+  }
+  CUDA_TRY(cudaFree(rows));
+  return 0;
 }
 
 static const char *nccl_broken(void *state) {
@@ -343,6 +402,7 @@ const transport_ops nccl_transport_ops = {
     .stop = nccl_stop,
     .gather = nccl_gather,
     .seconds = nccl_seconds,
+    .measure = nccl_measure,
     .broken = nccl_broken,
     .under_way = nccl_under_way,
     .abandon = nccl_abandon,

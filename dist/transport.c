@@ -206,8 +206,8 @@ status transport_gather(transport *t, void *rows, void *stream, const size_t *of
 static status name_the_late(transport *t, const char *broken) {
   const char *oldest = t->ops->under_way(t->state);
   char what[256];
-  snprintf(what, sizeof what, "%s%s%s", oldest ? oldest : "the exchange of recorded layers",
-           broken ? ": " : "", broken ? broken : "");
+  snprintf(what, sizeof what, "%s%s%s", oldest ? oldest : "recorded layers", broken ? ": " : "",
+           broken ? broken : "");
   TRY(comm_name_missing(t->c, what));
   if (broken) return FAIL("%s", what);
   return FAIL("%s: not done after comm.deadline = %g s, though every rank is there", what,
@@ -215,9 +215,10 @@ static status name_the_late(transport *t, const char *broken) {
 }
 
 status transport_watch(transport *t, double waited) {
-  bool late = waited > comm_deadline(t->c);
+  bool late = waited > comm_patience(t->c);
   if (!t->started)
     return late ? FAIL("the GPU's work was not done after comm.deadline = %g s", comm_deadline(t->c)) : 0;
+  if (waited > 0.5) comm_answer(t->c); // a wait that takes so long can spare the time
   const char *broken = t->ops->broken(t->state);
   if (!broken && !late) return 0;
   status result = name_the_late(t, broken);
@@ -227,4 +228,9 @@ status transport_watch(transport *t, double waited) {
 
 double transport_seconds(const transport *t) {
   return t->ops->seconds && t->started ? t->ops->seconds(t->state) : t->seconds;
+}
+
+status transport_measure(transport *t, double *seconds, size_t bytes) {
+  *seconds = __builtin_nan("");
+  return t->ops->measure ? t->ops->measure(t->state, seconds, bytes) : 0;
 }

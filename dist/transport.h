@@ -34,3 +34,6 @@ status transport_gather(transport *t, void *rows, void *stream, const size_t *of
 status transport_watch(transport *t, double waited);
 
 double transport_seconds(const transport *t); // in gathers, waiting included, recorded ones not
+// Collective. Of one gather of `bytes` of each rank's device, replayed from a recording with nothing else to
+// do; NaN where rows do not travel from devices.
+status transport_measure(transport *t, double *seconds, size_t bytes);

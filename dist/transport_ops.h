@@ -19,6 +19,8 @@ typedef struct {
   status (*gather)(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
                    const bool *takes, const char *what);
   double (*seconds)(void *state); // in gathers that have ended and were not recorded, waiting included
+  // Collective; NULL: not there. Of one recorded gather of `bytes` of each rank, with nothing else to do.
+  status (*measure)(void *state, double *seconds, size_t bytes);
 
   // Local; NULL where gathers end before they return.
   const char *(*broken)(void *state);    // an error that came up since, or NULL

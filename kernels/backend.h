@@ -100,6 +100,8 @@ typedef struct {
   int64_t max_batch;         // tokens in the largest batch
   int64_t max_logit_rows;    // rows in the largest head call
   bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
+  bool computes_shared; // false: an expert rank; of the steps it takes only `experts`, with a routing, and of
+                        // the state there is only what that needs: n_sequences and context are not used
   int threads;
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
@@ -120,6 +122,7 @@ typedef struct {
   const char *name;          // "cpu"
   const char *(*rows)(void); // names of the rows that this machine can run, best first, comma-separated
   bool (*has_path)(path_kind);
+  int (*devices)(void); // on this host, each of which a rank can have to itself; NULL: computes on its cores
 
   // The device that the rank with this place on its host takes; NULL, or false: none.
   bool (*device)(device_id *out, int host_rank);
@@ -137,7 +140,8 @@ typedef struct {
   // output to the residual stream. The other tokens' rows stay as they are.
   status (*attention)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
   status (*route)(backend *, int64_t layer, const token_batch *, routing *out);
-  // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k].
+  // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k]. An
+  // expert rank's inputs are the ROWS_NORMED that were brought to it.
   status (*experts)(backend *, int64_t layer, const token_batch *, const routing *,
                     const int64_t *row_of_slot);
   // Host memory of all rows of a kind, for the exchange to complete.

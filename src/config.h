@@ -59,8 +59,11 @@ typedef struct {
   } run;
 
   struct {
-    arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job
-    char shared[ARM_NAME_BYTES]; // ranks.shared: arm of attention, router, head; "": that of rank 0
+    arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
+                  // "path@auto": cuda on a rank with a GPU of its own, else cpu
+    char shared[ARM_NAME_BYTES]; // ranks.shared: arm of attention, router, head; "": that of the first rank
+                                 // on a GPU, without one of rank 0
+    size_list shared_ranks; // ranks.shared_ranks: who computes these; empty: ranks on ranks.shared's backend
   } ranks;
 
   struct config_experts { // experts.placement: "contiguous" (default), "strided", or a list

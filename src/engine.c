@@ -24,6 +24,7 @@ static status open_backend(engine *e) {
       .max_batch = p->max_batch,
       .max_logit_rows = LOGIT_ROWS,
       .kv_f16 = p->kv_f16,
+      .computes_shared = e->forward.is_shared,
       .threads = topology_threads(p->place),
       .host_rank = comm_host_rank(p->c),
       .row = p->row,
@@ -45,7 +46,8 @@ static status open_arrays(engine *e) {
   TRY(TAKE(&e->forward.tokens_of_rank, (size_t)comm_size(p->c), "the split of attention"));
   TRY(TAKE(&e->forward.route.expert, (size_t)slots, "routing"));
   TRY(TAKE(&e->forward.route.margin, (size_t)p->max_batch, "routing"));
-  TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
+  if (e->forward.is_shared)
+    TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
   TRY(TAKE(&e->logit_digest, (size_t)p->n_sequences, "digests"));
   return TAKE(&e->layer_digest, (size_t)(e->n_layers * p->n_sequences), "digests");
 }
@@ -53,7 +55,7 @@ static status open_arrays(engine *e) {
 // What is this rank's own; all ranks agree on the outcome.
 static status open_parts(engine *e) {
   const engine_params *p = &e->params;
-  TRY(exchange_open(&e->forward.ranks, p->c, e->carrier, p->experts->rank_of_expert, NULL,
+  TRY(exchange_open(&e->forward.ranks, p->c, e->carrier, p->experts->rank_of_expert, p->computes_shared,
                     p->max_batch * e->forward.top_k));
   e->forward.takes_device = transport_takes_device(e->carrier);
   TRY(open_backend(e));
@@ -77,7 +79,7 @@ status engine_open(engine **out, const engine_params *params) {
   e->forward.path = params->shared.path;
   e->forward.hidden = s->hidden;
   e->forward.top_k = s->top_k;
-  e->forward.is_shared = true;
+  e->forward.is_shared = !params->computes_shared || params->computes_shared[comm_rank(params->c)];
   e->wants_logits = true;
   status result;
   TRY_DONE(result,
@@ -118,7 +120,8 @@ status engine_layer(engine *e, int64_t layer, const token_batch *batch) {
   TRY(forward_layer(&e->forward, layer, batch));
   e->seconds += clock_seconds() - start;
   backend *b = e->forward.compute;
-  TRY(b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences));
+  if (e->forward.is_shared)
+    TRY(b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences));
   return e->forward.wants_routing ? engine_finish(e) : 0; // the caller looks at the layer now
 }
 
@@ -148,6 +151,10 @@ status engine_forward(engine *e, const token_batch *batch) {
   return 0;
 }
 
+status engine_tell(engine *e, void *data, size_t bytes, const char *what) {
+  return exchange_tell(e->forward.ranks, data, bytes, what);
+}
+
 static const char *logit_row(const engine *e, int64_t i) {
   return (const char *)e->logits + (size_t)(i * e->vocabulary) * e->forward.path->real_bytes;
 }
@@ -165,6 +172,7 @@ static void digest_logits(engine *e, const token_batch *batch, int64_t first, in
 status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count) {
   backend *b = e->forward.compute;
   bool on_device = b->ops->finish != NULL;
+  if (!e->forward.is_shared) return 0;
   double start = clock_seconds();
   TRY(forward_head(&e->forward, first, count, on_device && !e->wants_logits ? NULL : e->logits));
   e->seconds += clock_seconds() - start;

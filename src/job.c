@@ -12,7 +12,7 @@ status job_agree(job *j, status mine, const char *what) {
 }
 
 bool job_is_printer(const job *j) {
-  return comm_rank(j->c) == 0;
+  return comm_rank(j->c) == j->roles.printer;
 }
 
 // ---- input ----
@@ -180,13 +180,27 @@ static status open_plan(job *j) {
                    j->m->weights.shape.n_experts, comm_size(j->c), comm_rank(j->c));
 }
 
+// A rank has a GPU of its own where its host has no fewer GPUs than ranks up to it.
+static status open_roles(job *j) {
+  const backend_ops *cuda = backend_find("cuda");
+  bool mine = cuda && comm_host_rank(j->c) < cuda->devices(), *has_gpu;
+  TRY(TAKE(&has_gpu, (size_t)comm_size(j->c), "the ranks' roles"));
+  status result = comm_allgather(j->c, has_gpu, &mine, sizeof mine, "the gathering of ranks' GPUs");
+  if (!result)
+    result = job_agree(j, roles_open(&j->roles, j->cfg, has_gpu, comm_size(j->c)), "the ranks' roles");
+  free(has_gpu);
+  if (!result && !j->roles.shared[comm_rank(j->c)])
+    comm_set_patience(j->c, 1.5); // it hears from shared ranks
+  return result;
+}
+
 static status check_output(const job *j) {
   return job_is_printer(j) && j->cfg->output.dir[0] ? report_dir_check(j->cfg->output.dir) : 0;
 }
 
 static bool names_backend(const char *arm_name, const backend_ops *b) {
   const char *at = strchr(arm_name, '@');
-  return at && !strcmp(at + 1, b->name);
+  return at && (!strcmp(at + 1, b->name) || !strcmp(at + 1, "auto"));
 }
 
 // Devices are asked for only where one has a part: it takes time.
@@ -214,6 +228,7 @@ status job_open(job *out, const char *command, const config *cfg, comm *c, input
   j->device = find_device(j);
   TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
   topology_bind_threads(j->place);
+  TRY(open_roles(j));
   if (input == INPUT_UNUSED) return 0;
   TRY(job_agree(j, open_input(j), "the input"));
   TRY(compare_input(j));
@@ -225,6 +240,7 @@ void job_close(job *j) {
   for (int64_t s = 0; s < j->n_sequences; s++) free(j->sequences[s].tokens);
   free(j->sequences);
   plan_close(&j->experts);
+  roles_close(&j->roles);
   tokenizer_close(j->words);
   model_close(j->m);
   topology_close(j->place);
@@ -232,18 +248,19 @@ void job_close(job *j) {
 
 // ---- arms ----
 
-// The arm of rank r's experts when `name` is "ranks": ranks.arm, repeated over ranks.
-static const char *mixed_arm(const config *c, int rank) {
-  return c->ranks.arm.name[(size_t)rank % c->ranks.arm.count];
+static bool is_mixed(const char *name) {
+  return !strcmp(name, "ranks");
+}
+
+// The arm of a rank's experts.
+static const char *arm_of_rank(const job *j, const char *name, int rank) {
+  return is_mixed(name) ? j->roles.arm[rank] : name;
 }
 
 static status resolve_arm(const job *j, const char *name, arm *shared, arm *own) {
-  const config *c = j->cfg;
-  bool mixed = !strcmp(name, "ranks");
-  if (mixed && !c->ranks.arm.count) return FAIL("run.arms has \"ranks\", but ranks.arm is not set");
-  const char *shared_name = !mixed ? name : c->ranks.shared[0] ? c->ranks.shared : mixed_arm(c, 0);
-  TRY(arm_parse(shared, shared_name));
-  return arm_parse(own, mixed ? mixed_arm(c, comm_rank(j->c)) : name);
+  if (is_mixed(name) && !j->roles.mixed) return FAIL("run.arms has \"ranks\", but ranks.arm is not set");
+  TRY(arm_parse(own, arm_of_rank(j, name, comm_rank(j->c))));
+  return arm_parse(shared, is_mixed(name) ? j->roles.shared_arm : name);
 }
 
 status job_open_arm(job *j, const char *name, engine **out) {
@@ -261,6 +278,7 @@ status job_open_arm(job *j, const char *name, engine **out) {
       .context = j->context,
       .max_batch = j->max_batch,
       .kv_f16 = j->cfg->run.kv == KV_F16,
+      .computes_shared = is_mixed(name) ? j->roles.shared : NULL,
   };
   TRY(job_agree(j, resolve_arm(j, name, &p.shared, &p.own), name));
   return engine_open(out, &p);
@@ -270,13 +288,14 @@ status job_check_digest(job *j, engine *e) {
   TRY(engine_finish(e));
   uint64_t digest = engine_digest(e);
   char what[96];
+  TRY(engine_tell(e, &digest, sizeof digest, "the digest"));
   snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", e->params.name);
   return comm_equal(j->c, &digest, sizeof digest, what);
 }
 
 // ---- report ----
 
-typedef struct { // what a rank tells rank 0
+typedef struct { // what a rank tells the printer
   char host[64], cores[96], arm[ARM_NAME_BYTES];
   device_id device;
   int32_t threads, device_node;
@@ -284,16 +303,24 @@ typedef struct { // what a rank tells rank 0
   int64_t experts;
 } rank_facts;
 
+// In some arm of the job.
+static bool computes_shared(const job *j) {
+  bool computes = j->roles.shared[comm_rank(j->c)];
+  for (size_t a = 0; a < j->cfg->run.arms.count; a++)
+    computes = computes || !is_mixed(j->cfg->run.arms.name[a]);
+  return computes;
+}
+
 static rank_facts own_facts(const job *j) {
   rank_facts f = {.device = j->device,
                   .device_node = topology_device_node(j->place),
                   .threads = topology_threads(j->place),
                   .experts_bytes = model_experts_bytes(j->m, j->experts.local),
-                  .shared_bytes = j->m->shared_bytes,
+                  .shared_bytes = computes_shared(j) ? j->m->shared_bytes : 0,
                   .experts = j->experts.n_own};
   snprintf(f.host, sizeof f.host, "%s", comm_host(j->c));
   snprintf(f.cores, sizeof f.cores, "%s", topology_cores(j->place));
-  if (j->cfg->ranks.arm.count) snprintf(f.arm, sizeof f.arm, "%s", mixed_arm(j->cfg, comm_rank(j->c)));
+  memcpy(f.arm, j->roles.arm[comm_rank(j->c)], sizeof f.arm);
   return f;
 }
 
@@ -309,6 +336,7 @@ static status report_ranks(job *j, report *r) {
                                 .host = strdup(all[i].host),
                                 .cores = strdup(all[i].cores),
                                 .arm = strdup(all[i].arm),
+                                .role = j->roles.shared[i] ? "shared" : "experts",
                                 .threads = all[i].threads,
                                 .experts_bytes = all[i].experts_bytes,
                                 .shared_bytes = all[i].shared_bytes,
@@ -402,13 +430,21 @@ void job_report_close(report *r) {
   free((char *)r->config_text);
 }
 
-status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t tokens) {
+static status report_state(job *j, const engine *e, report *r) {
+  uint64_t mine = e->forward.compute->ops->state_bytes(e->forward.compute), *all;
+  TRY(TAKE(&all, r->n_ranks, "ranks' bytes"));
+  status result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' bytes");
+  for (size_t i = 0; i < r->n_ranks && !result; i++)
+    if (all[i] > r->ranks[i].state_bytes) r->ranks[i].state_bytes = all[i];
+  free(all);
+  return result;
+}
+
+status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens) {
   TRY(engine_finish(e));
+  TRY(report_state(j, e, r));
   report_arm *a = &r->arms[index];
   size_t n_layers = r->n_layers, n_sequences = r->n_sequences;
-  uint64_t state = e->forward.compute->ops->state_bytes(e->forward.compute);
-  for (size_t i = 0; i < r->n_ranks; i++)
-    if (state > r->ranks[i].state_bytes) r->ranks[i].state_bytes = state;
   a->transport = transport_name(e->carrier);
   if (!r->transport || *transport_reason(e->carrier)) { // an arm that needs no words does not hide another's
     r->transport = a->transport;
@@ -429,8 +465,7 @@ status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t 
   for (size_t l = 0; l < n_layers; l++) a->layer_digests[l] = engine_layer_digest(e, (int64_t)l);
   for (size_t s = 0; s < n_sequences; s++)
     a->sequences[s] = (report_sequence){j->sequences[s].n, e->logit_digest[s]};
-  for (size_t i = 0; i < r->n_ranks; i++)
-    a->rank_arms[i] = strcmp(a->name, "ranks") ? a->name : mixed_arm(j->cfg, (int)i);
+  for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = arm_of_rank(j, a->name, (int)i);
   return 0;
 }
 

@@ -22,7 +22,8 @@ static size_t row_bytes(const forward_state *f) {
 }
 
 // Each rank has computed its rows_of_rank; then those of `to` have all. A device's rows pass through the
-// host, unless the transport takes them where they are.
+// host, unless the transport takes them where they are. Every rank comes here, also one that neither gives
+// nor takes, so that their collectives stay in step.
 static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_of_rank, rank_set to,
                           int64_t layer) {
   backend *b = f->compute;
@@ -38,18 +39,18 @@ static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_o
   return in_step(step->rows_write(b, kind, first + count, all - first - count), layer, "rows from the host");
 }
 
-// Of a large batch each rank takes some of the queries. A query costs its own two products (q and o) over
-// `hidden` and the two of scores and values over the positions that it sees.
+// Of a large batch each shared rank takes some of the queries. A query costs its own two products (q and o)
+// over `hidden` and the two of scores and values over the positions that it sees.
 static status attend(forward_state *f, int64_t layer, const token_batch *batch) {
   backend *b = f->compute;
   int n_ranks = exchange_shared_count(f->ranks);
   if (n_ranks == 1 || batch->n < (int64_t)n_ranks * SPLIT_TOKENS)
-    return in_step(b->ops->attention(b, layer, batch, 0, batch->n), layer, "attention");
+    return f->is_shared ? in_step(b->ops->attention(b, layer, batch, 0, batch->n), layer, "attention") : 0;
   int64_t first, count;
   for (int64_t t = 0; t < batch->n; t++) f->cost[t] = f->hidden + batch->position[t] + 1;
   exchange_split(f->ranks, f->tokens_of_rank, f->cost, batch->n);
   exchange_own_rows(f->ranks, f->tokens_of_rank, &first, &count);
-  TRY(in_step(b->ops->attention(b, layer, batch, first, count), layer, "attention"));
+  if (f->is_shared) TRY(in_step(b->ops->attention(b, layer, batch, first, count), layer, "attention"));
   return gather_rows(f, ROWS_RESIDUAL, f->tokens_of_rank, SHARED_RANKS, layer);
 }
 
@@ -75,11 +76,9 @@ status forward_layer(forward_state *f, int64_t layer, const token_batch *batch) 
   bool alone = exchange_is_alone(f->ranks), on_device = forward_is_on_device(f, batch);
   bool places = !on_device && !(alone && step->finish); // the host knows the routing and places the rows
   routing *route = on_device ? NULL : &f->route;
-  if (f->is_shared) {
-    TRY(attend(f, layer, batch)); // x += o(attention(norm(x))), then the same on every shared rank
-    // the same on these, so all of them know who computes what
+  TRY(attend(f, layer, batch)); // x += o(attention(norm(x))), then the same on every shared rank
+  if (f->is_shared)             // the same on these, so all of them know who computes what
     TRY(in_step(step->route(b, layer, batch, route), layer, "route"));
-  }
   if (exchange_has(f->ranks, EXPERT_RANKS)) TRY(inform_expert_ranks(f, layer, batch));
   const int64_t *row_of_slot = places ? exchange_plan(f->ranks, f->route.expert, batch->n * f->top_k) : NULL;
   // this rank's own experts only

@@ -140,6 +140,7 @@ static void put_ranks(branch root, const report *r) {
     put_text(o, "cores", k->cores);
     put_integer(o, "threads", k->threads);
     put_text(o, "arm", k->arm);
+    put_text(o, "role", k->role);
     put_integer(o, "experts", k->experts);
     put_integer(o, "experts_bytes", (int64_t)k->experts_bytes);
     put_integer(o, "shared_bytes", (int64_t)k->shared_bytes);

@@ -162,7 +162,8 @@ static void fill(sample *s, size_t n_layers) {
   r->build.mpi = "some MPI";
   r->build.row = "portable";
   for (int i = 0; i < N_RANKS; i++) {
-    s->ranks[i] = (report_rank){i, "a-host", "0-1", 2, "", 1000, 234, 99, 8, i ? i : -1, -1, "", ""};
+    s->ranks[i] =
+        (report_rank){i, "a-host", "0-1", 2, "", "shared", 1000, 234, 99, 8, i ? i : -1, -1, "", ""};
     if (i) s->ranks[i].gpu_pci = "0000:3b:00.0", s->ranks[i].gpu_node = i - 1, s->ranks[i].gpu_name = "a GPU";
     s->rank_arms[i] = "f32@cpu";
   }
@@ -347,6 +348,7 @@ static void test_console(void **state) {
     s.r.model.path =
         "/a/very/long/path/to/a/folder/of/models/that/goes/on/and/on/and/on/and/on/to/the/model.gguf";
     s.ranks[1].arm = "q8k@cpu";
+    s.ranks[1].role = "experts";
     size_t worst = layers[i % 5] - 1 - (layers[i % 5] > 2);
     s.layers[1][worst].rel_l2.max = 7.77e7;
     char *text;

@@ -152,11 +152,12 @@ struct product_set {
   int count;
 };
 
-// Where the shared tensors and this rank's experts lie; one copy for all arms.
+// Where this rank's experts and, if an arm wants them, the shared tensors lie; one copy for all arms.
 struct dev_weights {
   const model_weights *source;
   const expert_local *local;
   int users, n_local;
+  bool has_shared;
   dev_matrix embedding, output;
   const float *output_norm;
   dev_layer *layers;    // host array
@@ -168,10 +169,12 @@ struct dev_weights {
   size_t staging;    // of the largest tensor that is re-ordered
 };
 
-status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local);
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
+                       bool wants_shared);
 void weights_release(dev_weights *w);
 // Adds what weights_acquire would take.
-status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local);
+status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
+                    bool wants_shared);
 
 // products.cu
 status product_f32_launch(const product *p, cudaStream_t stream);
@@ -205,6 +208,9 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
                     const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,
                     int n_experts, int k, cudaStream_t stream);
+// The members alone, where another rank has routed.
+status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
+                      cudaStream_t stream);
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
                     cudaStream_t stream);
 // x += the slots' sum; the new rows' digest as layer `layer` is added to sums[sequence].

@@ -52,7 +52,7 @@ struct cuda_backend {
   int64_t *place;
   double *margin;
   bool placed;      // `place` holds the row of each slot
-  float *host_rows; // pinned, [max slots][hidden]; only with other ranks
+  float *host_rows; // pinned, [max slots][hidden]; only where rows cross ranks
   recording recordings[MAX_RECORDINGS];
   int n_recordings;
   bool is_recording;        // the steps are being recorded: the batch is on the device already
@@ -169,7 +169,6 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->sequence, n, PART_WORK));
   TRY(take(b, &b->position, n, PART_WORK));
   TRY(take(b, &b->x, n * (size_t)s->hidden, PART_WORK));
-  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K, PART_WORK));
   TRY(take(b, &b->q, n * q_width, PART_WORK));
   TRY(take(b, &b->k, n * kv_width, PART_WORK));
   TRY(take(b, &b->v, n * kv_width, PART_WORK));
@@ -189,9 +188,8 @@ static size_t slot_places(const cuda_backend *b) {
 static status open_experts(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
-  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, PART_WORK));
-  TRY(take(b, &b->slot_weights, slots, PART_WORK));
-  TRY(take(b, &b->margin, n, PART_WORK));
+  bool rounded = b->shared->kind == PATH_Q8K || b->experts->kind == PATH_Q8K;
+  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded, PART_WORK));
   TRY(take(b, &b->expert, slots, PART_WORK));
   TRY(take(b, &b->member, slots, PART_WORK));
   TRY(take(b, &b->order, slots, PART_WORK));
@@ -210,14 +208,24 @@ static status open_experts(cuda_backend *b) {
   return 0;
 }
 
+// The shared steps but attention.
+static status open_router_and_head(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch, rows = (size_t)b->params.max_logit_rows;
+  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, PART_WORK));
+  TRY(take(b, &b->slot_weights, n * (size_t)s->top_k, PART_WORK));
+  TRY(take(b, &b->margin, n, PART_WORK));
+  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, PART_LOGITS));
+  return take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS);
+}
+
 // All that is taken on the device but the weights; with b->plan it is only added up.
 static status open_memory(cuda_backend *b) {
   const model_shape *s = &b->shape;
-  size_t rows = (size_t)b->params.max_logit_rows, sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
-  TRY(open_attention(b));
+  size_t sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
+  if (b->params.computes_shared) TRY(open_attention(b));
+  if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
-  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, PART_LOGITS));
-  TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS));
   return take(b, &b->sums, sums, PART_WORK);
 }
 
@@ -238,7 +246,8 @@ static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chun
   p.max_batch = chunk;
   set_params(&b, &p);
   b.plan = out;
-  weights_plan(out, p.weights, p.local); // planning takes a small table only, and for that there is memory
+  // planning itself takes a small table only, and for that there is memory
+  weights_plan(out, p.weights, p.local, p.computes_shared);
   open_memory(&b);
   memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
   memory_plan_add(out, PART_TRANSPORT, p.device_reserve);
@@ -272,9 +281,9 @@ static status open_fields(cuda_backend *b) {
   CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
   for (int i = 0; i < AHEAD; i++)
     CUDA_TRY(cudaEventCreateWithFlags(&b->batch_end[i], cudaEventDisableTiming));
-  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
-  b->decodes =
-      b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K && decode_fits(&b->shape, b->weights);
+  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local, b->params.computes_shared));
+  b->decodes = b->params.computes_shared && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K &&
+               decode_fits(&b->shape, b->weights);
   TRY(open_memory(b));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
   return memory_take((void **)&b->sums_to, (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
@@ -313,6 +322,11 @@ static const char *cuda_rows(void) {
 
 static bool cuda_has_path(path_kind kind) {
   return kind == PATH_F32 || kind == PATH_Q8K;
+}
+
+static int cuda_devices(void) {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
 }
 
 static const char *cuda_row(const backend *) {
@@ -525,13 +539,23 @@ static status decode_own_experts(cuda_backend *b, int64_t layer, const dev_layer
   return decode_experts_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
 }
 
-static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *,
+// On an expert rank: the inputs are in place, the routing is on the host.
+static status take_routed(cuda_backend *b, const routing *route, int n_tokens) {
+  int n_slots = n_tokens * (int)b->shape.top_k;
+  CUDA_TRY(cudaMemcpyAsync(b->expert, route->expert, (size_t)n_slots * sizeof(int), cudaMemcpyHostToDevice,
+                           b->stream));
+  TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, n_slots, b->stream));
+  return b->normed.qs ? round_launch(b->normed, n_tokens, b->stream) : 0;
+}
+
+static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *route,
                            const int64_t *row_of_slot) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n_slots = (int)(batch->n * s->top_k);
   bool grouped = n_slots > 2 * s->top_k;
+  if (!b->params.computes_shared) TRY(take_routed(b, route, (int)batch->n));
   b->placed = !b->alone;
   if (b->placed && row_of_slot) // else route wrote the fixed places
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
@@ -718,6 +742,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .name = "cuda",
     .rows = cuda_rows,
     .has_path = cuda_has_path,
+    .devices = cuda_devices,
     .device = device_take,
     .open = cuda_open,
     .close = cuda_close,

@@ -292,6 +292,18 @@ __global__ void fill_members(int *order, const int *first, const int *member, in
   }
 }
 
+__global__ void find_members(int *member, const int *expert, const int *local_of_expert, int n_slots) {
+  wait_for_inputs();
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n_slots) member[i] = local_of_expert[expert[i]];
+}
+
+status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
+                      cudaStream_t stream) {
+  return launch(find_members, dim3((unsigned)((n_slots + BLOCK - 1) / BLOCK)), BLOCK, 0, stream, member,
+                expert, local_of_expert, n_slots);
+}
+
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
                     cudaStream_t stream) {
   int blocks = (n_members + 3) / 4;

@@ -175,10 +175,18 @@ static status check_weights(job *j) {
   return result;
 }
 
-// A rank has a GPU of its own where its host has no fewer GPUs than ranks up to it.
-static status open_roles(job *j) {
+// Its host has no fewer GPUs than ranks up to it. Asked only where an arm wants to know: a driver takes time
+// to start.
+static bool has_own_gpu(const job *j) {
+  const arm_list *arms = &j->cfg->ranks.arm;
   const backend_ops *cuda = backend_find("cuda");
-  bool mine = cuda && topology_host_rank(j->place) < cuda->devices(), *has_gpu;
+  bool wanted = false;
+  for (size_t i = 0; i < arms->count; i++) wanted = wanted || strstr(arms->name[i], "@auto");
+  return wanted && cuda && topology_host_rank(j->place) < cuda->devices();
+}
+
+static status open_roles(job *j) {
+  bool mine = has_own_gpu(j), *has_gpu;
   TRY(TAKE(&has_gpu, (size_t)comm_size(j->c), "the ranks' roles"));
   status result = comm_allgather(j->c, has_gpu, &mine, sizeof mine, "the gathering of ranks' GPUs");
   if (!result)

@@ -166,8 +166,9 @@ static int find_word(const toml_value *v, const char *const *words, int n) {
 
 static const char *const TRANSPORTS[] = {"auto", "mpi", "nccl", "self"};
 static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
-static const char *const PLACEMENTS[] = {
-    [PLACEMENT_CONTIGUOUS] = "contiguous", [PLACEMENT_STRIDED] = "strided"};
+static const char *const PLACEMENTS[] = {[PLACEMENT_CONTIGUOUS] = "contiguous",
+                                         [PLACEMENT_STRIDED] = "strided",
+                                         [PLACEMENT_BALANCED] = "balanced"};
 static const char *const PATHS[] = {"f64", "f32", "q8k"};
 static const char *const BACKENDS[] = {"cpu", "cuda", "auto"}; // the last in ranks.arm alone
 static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};

@@ -1,6 +1,7 @@
 #include "src/job.h"
 #include "base/memory.h"
 #include "kernels/numerics.h"
+#include "src/calibrate.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -174,16 +175,18 @@ static status check_weights(job *j) {
   return result;
 }
 
-static status open_plan(job *j) {
-  const config *c = j->cfg;
-  return plan_open(&j->experts, c->experts.placement, c->experts.rank_of_expert, c->experts.n_experts,
-                   j->m->weights.shape.n_experts, comm_size(j->c), comm_rank(j->c));
+// Its host has no fewer GPUs than ranks up to it. Asked only where an arm wants to know: a driver takes time
+// to start.
+static bool has_own_gpu(const job *j) {
+  const arm_list *arms = &j->cfg->ranks.arm;
+  const backend_ops *cuda = backend_find("cuda");
+  bool wanted = false;
+  for (size_t i = 0; i < arms->count; i++) wanted = wanted || strstr(arms->name[i], "@auto");
+  return wanted && cuda && comm_host_rank(j->c) < cuda->devices();
 }
 
-// A rank has a GPU of its own where its host has no fewer GPUs than ranks up to it.
 static status open_roles(job *j) {
-  const backend_ops *cuda = backend_find("cuda");
-  bool mine = cuda && comm_host_rank(j->c) < cuda->devices(), *has_gpu;
+  bool mine = has_own_gpu(j), *has_gpu;
   TRY(TAKE(&has_gpu, (size_t)comm_size(j->c), "the ranks' roles"));
   status result = comm_allgather(j->c, has_gpu, &mine, sizeof mine, "the gathering of ranks' GPUs");
   if (!result)
@@ -191,6 +194,51 @@ static status open_roles(job *j) {
   free(has_gpu);
   if (!result && !j->roles.shared[comm_rank(j->c)])
     comm_set_patience(j->c, 1.5); // it hears from shared ranks
+  return result;
+}
+
+static bool is_mixed(const char *name) {
+  return !strcmp(name, "ranks");
+}
+
+// The arm of a rank's experts.
+static const char *arm_of_rank(const job *j, const char *name, int rank) {
+  return is_mixed(name) ? j->roles.arm[rank] : name;
+}
+
+static status measure_own_speed(const job *j, double *speed) {
+  const config *c = j->cfg;
+  double seconds = 0;
+  for (size_t i = 0; i < c->run.arms.count; i++) {
+    arm own;
+    TRY(arm_parse(&own, arm_of_rank(j, c->run.arms.name[i], comm_rank(j->c))));
+    TRY(calibrate_arm(&seconds, j->m, &own, j->place, comm_host_rank(j->c), c->run.rows));
+  }
+  *speed = 1 / seconds;
+  return 0;
+}
+
+// All ranks at the same time, as in the forward pass: those of a host share its memory.
+static status measure_speeds(job *j, double *all) {
+  double mine = 0;
+  TRY(job_agree(j, 0, "the measurement of ranks' speeds"));
+  TRY(job_agree(j, measure_own_speed(j, &mine), "the measurement of ranks' speeds"));
+  return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' speeds");
+}
+
+static status open_plan(job *j) {
+  const config *c = j->cfg;
+  int64_t n_experts = j->m->weights.shape.n_experts;
+  double *speed;
+  TRY(TAKE(&speed, (size_t)comm_size(j->c), "ranks' speeds"));
+  status result = 0;
+  if (c->experts.placement == PLACEMENT_BALANCED) result = measure_speeds(j, speed);
+  if (!result)
+    result = job_agree(j,
+                       plan_open(&j->experts, c->experts.placement, c->experts.rank_of_expert,
+                                 c->experts.n_experts, speed, n_experts, comm_size(j->c), comm_rank(j->c)),
+                       "the placement of experts");
+  free(speed);
   return result;
 }
 
@@ -224,11 +272,11 @@ status job_open(job *out, const char *command, const config *cfg, comm *c, input
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));
   TRY(compare_model(j));
-  TRY(job_agree(j, open_plan(j), "the placement of experts"));
   j->device = find_device(j);
   TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
   topology_bind_threads(j->place);
   TRY(open_roles(j));
+  TRY(open_plan(j));
   if (input == INPUT_UNUSED) return 0;
   TRY(job_agree(j, open_input(j), "the input"));
   TRY(compare_input(j));
@@ -247,15 +295,6 @@ void job_close(job *j) {
 }
 
 // ---- arms ----
-
-static bool is_mixed(const char *name) {
-  return !strcmp(name, "ranks");
-}
-
-// The arm of a rank's experts.
-static const char *arm_of_rank(const job *j, const char *name, int rank) {
-  return is_mixed(name) ? j->roles.arm[rank] : name;
-}
 
 static status resolve_arm(const job *j, const char *name, arm *shared, arm *own) {
   if (is_mixed(name) && !j->roles.mixed) return FAIL("run.arms has \"ranks\", but ranks.arm is not set");

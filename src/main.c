@@ -49,7 +49,7 @@ static const command commands[] = {
      .run = inspect_run,
      .input = INPUT_UNUSED,
      .help = "Prints what the model file holds and what each rank of this job would hold. Reads no\n"
-             "weights.\n"},
+             "weights but the few that the placement \"balanced\" times.\n"},
     {.name = "synth",
      .run_words = synth_run,
      .print_options = synth_print_options,

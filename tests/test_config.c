@@ -246,7 +246,7 @@ static void test_wrong_types(void **state) {
   REFUSES("input.tokens = [[1]]\n", NULL, "an array of 1");
   REFUSES("input.tokens = [{a = 1}]\n", NULL, "a table");
   REFUSES("input.tokens = []\n", NULL, "an array of 0");
-  REFUSES("experts.placement = \"round\"\n", NULL, "contiguous", "strided", "round");
+  REFUSES("experts.placement = \"round\"\n", NULL, "contiguous", "strided", "balanced", "round");
   REFUSES("experts.placement = [0, -1]\n", NULL, "element 1");
   REFUSES("experts.placement = 3\n", NULL, "the integer 3");
   REFUSES("model.path = \"\"\n", NULL, "not empty");

@@ -90,9 +90,19 @@ class Law(unittest.TestCase):
                     self.assertEqual(digests(parity(ranks, run__chunk=chunk, **words)), digests(one))
 
     def test_placements(self):
-        for ranks, placement in ((3, "strided"), (3, [2, 0, 0, 1, 2, 2, 2, 0, 2]), (7, "strided")):
-            with self.subTest(placement=placement):
-                self.same(parity(ranks, experts__placement=placement), ranks)
+        for ranks, placement in ((3, "strided"), (3, [2, 0, 0, 1, 2, 2, 2, 0, 2]), (7, "strided"), (1, "balanced"),
+                                 (2, "balanced"), (4, "balanced")):
+            with self.subTest(placement=placement, ranks=ranks):
+                outcome = parity(ranks, experts__placement=placement)
+                self.same(outcome, ranks)
+                owned = [rank["experts"] for rank in outcome.report()["ranks"]]
+                self.assertEqual((sum(owned), min(owned) > 0), (9, True))
+
+    def test_balanced_gives_the_slow_less(self):
+        """f64 takes several times as long as f32."""
+        outcome = parity(2, run__arms=["ranks"], ranks__arm=["f64@cpu", "f32@cpu"], experts__placement="balanced")
+        slow, fast = [rank["experts"] for rank in outcome.report()["ranks"]]
+        self.assertLess(slow, fast)
 
     def test_rows_and_transports(self):
         rows = [{"run__rows": row} for row in rows_that_run() if row != "portable"]

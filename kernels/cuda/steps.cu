@@ -200,7 +200,7 @@ static status open_experts(cuda_backend *b) {
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
   TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
   TRY(take(b, &b->slots, slot_places(b) * (size_t)s->hidden, PART_WORK));
-  if (b->plan || b->alone) return 0;
+  if (b->plan || (b->alone && b->params.computes_shared)) return 0;
   if (b->params.fixed_tokens)
     CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
                         cudaMemcpyHostToDevice));

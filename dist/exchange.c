@@ -139,12 +139,18 @@ static void lay_out(exchange *x, const int64_t *rows_of_rank, size_t row_bytes) 
   }
 }
 
+typedef char exchange_name[64];
+
+static const char *name_of(exchange_name out, int64_t layer) {
+  snprintf(out, sizeof(exchange_name), "the exchange of layer %lld", (long long)layer);
+  return out;
+}
+
 static status carry(exchange *x, void *rows, void *stream, rank_set to, int64_t layer) {
-  char what[64];
-  snprintf(what, sizeof what, "the exchange of layer %lld", (long long)layer);
-  x->sent += x->bytes[comm_rank(x->c)] * (uint64_t)(x->count[to] - exchange_takes(x, to));
+  exchange_name what;
   const bool *takes = x->count[to] == comm_size(x->c) ? NULL : x->takes[to];
-  return transport_gather(x->carrier, rows, stream, x->offset, x->bytes, takes, what);
+  x->sent += x->bytes[comm_rank(x->c)] * (uint64_t)(x->count[to] - exchange_takes(x, to));
+  return transport_gather(x->carrier, rows, stream, x->offset, x->bytes, takes, name_of(what, layer));
 }
 
 status exchange_gather(exchange *x, void *rows, void *stream, size_t row_bytes, const int64_t *rows_of_rank,
@@ -154,9 +160,10 @@ status exchange_gather(exchange *x, void *rows, void *stream, size_t row_bytes, 
 }
 
 status exchange_gather_host(exchange *x, void *items, size_t item_bytes, const int64_t *items_of_rank,
-                            rank_set to, const char *what) {
+                            rank_set to, int64_t layer) {
+  exchange_name what;
   lay_out(x, items_of_rank, item_bytes);
-  return comm_gather_to(x->c, (char *)items, x->offset, x->bytes, x->takes[to], what);
+  return comm_gather_to(x->c, (char *)items, x->offset, x->bytes, x->takes[to], name_of(what, layer));
 }
 
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {

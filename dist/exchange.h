@@ -47,7 +47,7 @@ status exchange_gather(exchange *x, void *rows, void *stream, size_t row_bytes, 
                        rank_set to, int64_t layer);
 // The same for what every rank has in host memory, whatever its backend: it never takes the transport's way.
 status exchange_gather_host(exchange *x, void *items, size_t item_bytes, const int64_t *items_of_rank,
-                            rank_set to, const char *what);
+                            rank_set to, int64_t layer);
 
 // Collective. `bytes` of `data` of the first shared rank come to the expert ranks.
 status exchange_tell(exchange *x, void *data, size_t bytes, const char *what);

@@ -58,7 +58,7 @@ static status attend(forward_state *f, int64_t layer, const token_batch *batch) 
 static status inform_expert_ranks(forward_state *f, int64_t layer, const token_batch *batch) {
   exchange_split(f->ranks, f->tokens_of_rank, NULL, batch->n);
   TRY(exchange_gather_host(f->ranks, f->route.expert, (size_t)f->top_k * sizeof *f->route.expert,
-                           f->tokens_of_rank, EXPERT_RANKS, "the exchange of the routing"));
+                           f->tokens_of_rank, EXPERT_RANKS, layer));
   return gather_rows(f, ROWS_NORMED, f->tokens_of_rank, EXPERT_RANKS, layer);
 }
 

@@ -12,6 +12,25 @@ import sys
 import time
 import unittest
 
+
+
+def fill_gpu(leave):
+    """Takes all memory of GPU 0 but `leave` MiB, says so and waits; a process of its own."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+    device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    at = ctypes.c_uint64()
+    assert cuda.cuInit(0) == 0 and cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
+    assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 and cuda.cuCtxSetCurrent(context) == 0
+    assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+    assert cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(free.value - (leave << 20))) == 0
+    print("full", flush=True)
+    sys.stdin.read()
+
+
+if sys.argv[1:2] == ["fill"]:
+    fill_gpu(int(sys.argv[2]))
+    sys.exit(0)
+
 import moe
 import numpy as np
 
@@ -104,6 +123,11 @@ class Law(unittest.TestCase):
                     found = digests("wide", ["ranks"], len(arms), chunk=chunk, wants=wants, ranks__arm=arms)
                     self.assertEqual(found["ranks"], wanted("wide")[path])
 
+    def test_ranks_that_own_gpus_and_compute_elsewhere(self):
+        for chunk in (512, 1):
+            found = digests("wide", ["q8k@cpu"], 2, chunk=chunk, transport="nccl", wants="nccl")
+            self.assertEqual(found["q8k@cpu"], wanted("wide")["q8k"])
+
     def test_a_shared_gpu_falls_back_and_says_so(self):
         os.environ["CUDA_VISIBLE_DEVICES"] = "0"
         self.addCleanup(os.environ.pop, "CUDA_VISIBLE_DEVICES")
@@ -184,19 +208,6 @@ class Faults(unittest.TestCase):
         self.refused(2, r"nccl.*ranks 0, 1 share a GPU", comm__transport="nccl")
 
 
-def fill_gpu(leave):
-    """Takes all memory of GPU 0 but `leave` MiB, says so and waits; a process of its own."""
-    cuda = ctypes.CDLL("libcuda.so.1")
-    device, context, free, total = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
-    at = ctypes.c_uint64()
-    assert cuda.cuInit(0) == 0 and cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
-    assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 and cuda.cuCtxSetCurrent(context) == 0
-    assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
-    assert cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(free.value - (leave << 20))) == 0
-    print("full", flush=True)
-    sys.stdin.read()
-
-
 class Memory(unittest.TestCase):
     CONTEXT = 300000  # about 7 GiB of caches and work space
 
@@ -223,7 +234,4 @@ class Memory(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["fill"]:
-        fill_gpu(int(sys.argv[2]))
-    else:
-        moe.main()
+    moe.main()

@@ -14,7 +14,7 @@ static constexpr int MAX_BLOCKS = 64;
 
 static constexpr int MAX_RECORDINGS = 24;
 static constexpr int RECORDED_TOKENS = 64; // larger batches keep the device busy without it
-static constexpr int AHEAD = 16;           // batches that the host may be ahead of the device
+static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
 
 struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
                    // positions

@@ -12,11 +12,17 @@ __device__ __forceinline__ float block_value(float d, float dmin, int isum, int 
   return num_fma_f32(d, (float)isum, -(dmin * (float)msum));
 }
 
-__device__ __forceinline__ int dot16(uint4 w, int4 x) { // 16 bytes of each, as signed
-  int sum = __dp4a((int)w.x, x.x, 0);
-  sum = __dp4a((int)w.y, x.y, sum);
-  sum = __dp4a((int)w.z, x.z, sum);
-  return __dp4a((int)w.w, x.w, sum);
+__device__ __forceinline__ int dp4a_unsigned(uint32_t w, int x, int sum) { // bytes of w unsigned, of x signed
+  int out;
+  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(w), "r"(x), "r"(sum));
+  return out;
+}
+
+__device__ __forceinline__ int dot16(uint4 w, int4 x, int sum) {
+  sum = dp4a_unsigned(w.x, x.x, sum);
+  sum = dp4a_unsigned(w.y, x.y, sum);
+  sum = dp4a_unsigned(w.z, x.z, sum);
+  return dp4a_unsigned(w.w, x.w, sum);
 }
 
 __device__ __forceinline__ uint4 and4(uint4 v, int shift, uint32_t mask) {
@@ -27,9 +33,13 @@ __device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
   return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
 }
 
-// Weights stream past: they are read once and leave the first cache to the activations.
-template <typename T> __device__ __forceinline__ T load_weights(const uint8_t *at) {
-  return __ldcs((const T *)at);
+// Where a row lies. From global memory weights stream past: they are read once and leave the first cache to
+// the activations.
+enum row_memory { ROW_GLOBAL, ROW_SHARED };
+
+template <typename T, row_memory FROM> __device__ __forceinline__ T load_weights(const uint8_t *at) {
+  if constexpr (FROM == ROW_GLOBAL) return __ldcs((const T *)at);
+  return *(const T *)at;
 }
 
 // ---- a quarter of a block as it lies in memory ----
@@ -40,7 +50,7 @@ template <> struct quarter<TYPE_Q4_K> {
   uint4 head, low[2]; // head: d, dmin, 12 bytes of scales and minimums
 };
 
-template <> struct quarter<TYPE_Q5_K> { uint4 head, low[2], high; };
+template <> struct quarter<TYPE_Q5_K> { uint4 head, low[2], high[2]; };
 
 template <> struct quarter<TYPE_Q6_K> { // of a row in planes (weights.cu)
   uint4 low[2], high;
@@ -49,33 +59,36 @@ template <> struct quarter<TYPE_Q6_K> { // of a row in planes (weights.cu)
 };
 
 // Lane q of block b of a row of n_blocks.
-template <weight_type TYPE>
+template <weight_type TYPE, row_memory FROM = ROW_GLOBAL>
 __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_blocks, int b, int q) {
   quarter<TYPE> w;
   if constexpr (TYPE == TYPE_Q6_K) {
     const uint8_t *low = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
-    w.low[0] = load_weights<uint4>(low);
-    w.low[1] = load_weights<uint4>(low + 32);
-    w.high = load_weights<uint4>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
-    w.scales = load_weights<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
-    w.d = load_weights<uint16_t>(row + n_blocks * 208 + b * 2);
+    w.low[0] = load_weights<uint4, FROM>(low);
+    w.low[1] = load_weights<uint4, FROM>(low + 32);
+    w.high = load_weights<uint4, FROM>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
+    w.scales = load_weights<uint2, FROM>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
+    w.d = load_weights<uint16_t, FROM>(row + n_blocks * 208 + b * 2);
   } else {
     const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
-    const uint8_t *low = block + (TYPE == TYPE_Q4_K ? 16 : 48) + 16 * q;
-    w.head = load_weights<uint4>(block);
-    w.low[0] = load_weights<uint4>(low);
-    w.low[1] = load_weights<uint4>(low + 64);
-    if constexpr (TYPE == TYPE_Q5_K) w.high = load_weights<uint4>(block + 16 + 16 * (q & 1));
+    const uint8_t *low = block + (TYPE == TYPE_Q4_K ? 16 : 48) + 32 * q;
+    w.head = load_weights<uint4, FROM>(block);
+    w.low[0] = load_weights<uint4, FROM>(low);
+    w.low[1] = load_weights<uint4, FROM>(low + 16);
+    if constexpr (TYPE == TYPE_Q5_K) {
+      w.high[0] = load_weights<uint4, FROM>(block + 16);
+      w.high[1] = load_weights<uint4, FROM>(block + 32);
+    }
   }
   return w;
 }
 
 // ---- its numbers ----
 
-// Where run i of lane q begins: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K those of a half.
-template <weight_type TYPE> __device__ __forceinline__ int run_begin(int q, int i) {
-  if (TYPE == TYPE_Q6_K) return q / 2 * 128 + (q & 1) * 16 + i * 32;
-  return (q / 2 + i / 2 * 2) * 64 + (q & 1) * 16 + (i & 1) * 32;
+// Where run i of 16 elements of lane q begins: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K
+// those of a half block.
+__device__ __forceinline__ int run_begin(weight_type type, int q, int i) {
+  return type == TYPE_Q6_K ? q / 2 * 128 + (q & 1) * 16 + i * 32 : 64 * q + 16 * i;
 }
 
 struct quarter_quants { // four runs of 16 elements, unsigned (Q6_K: before the offset of 32)
@@ -93,80 +106,61 @@ __device__ __forceinline__ quarter_quants quants_of(const quarter<TYPE> &w, int 
     r.run[2] = or4(and4(w.low[0], 4, nibble), and4(w.high, 4, two), 4);
     r.run[3] = or4(and4(w.low[1], 4, nibble), and4(w.high, 6, two), 4);
   } else {
-    r.run[0] = and4(w.low[0], 0, nibble);
-    r.run[1] = and4(w.low[0], 4, nibble);
-    r.run[2] = and4(w.low[1], 0, nibble);
-    r.run[3] = and4(w.low[1], 4, nibble);
-    if constexpr (TYPE == TYPE_Q5_K) {
-      constexpr uint32_t one = 0x01010101u;
-      int j = q / 2 * 2;
-      r.run[0] = or4(r.run[0], and4(w.high, j, one), 4);
-      r.run[1] = or4(r.run[1], and4(w.high, j + 1, one), 4);
-      r.run[2] = or4(r.run[2], and4(w.high, j + 4, one), 4);
-      r.run[3] = or4(r.run[3], and4(w.high, j + 5, one), 4);
+    for (int i = 0; i < 4; i++) {
+      r.run[i] = and4(w.low[i % 2], i / 2 * 4, nibble);
+      if constexpr (TYPE == TYPE_Q5_K)
+        r.run[i] = or4(r.run[i], and4(w.high[i % 2], 2 * q + i / 2, 0x01010101u), 4);
     }
   }
   return r;
 }
-
-struct quarter_scales { // of the four runs; Q6_K has no minimums
-  int scale[4], min[4];
-  float d, dmin;
-};
 
 // The eight 6-bit scales and minimums of a Q4_K or Q5_K block, a byte each.
 struct scales8 {
   uint32_t scale[2], min[2];
 };
 
-__device__ __forceinline__ scales8 unpack_scales(uint32_t a, uint32_t b, uint32_t c) {
+__device__ __forceinline__ scales8 unpack_scales(uint4 head) {
   scales8 s;
-  s.scale[0] = a & 0x3f3f3f3fu;
-  s.min[0] = b & 0x3f3f3f3fu;
-  s.scale[1] = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
-  s.min[1] = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
+  s.scale[0] = head.y & 0x3f3f3f3fu;
+  s.min[0] = head.z & 0x3f3f3f3fu;
+  s.scale[1] = (head.w & 0x0f0f0f0fu) | (head.y >> 2 & 0x30303030u);
+  s.min[1] = (head.w >> 4 & 0x0f0f0f0fu) | (head.z >> 2 & 0x30303030u);
   return s;
 }
 
-template <weight_type TYPE>
-__device__ __forceinline__ quarter_scales scales_of(const quarter<TYPE> &w, int q) {
-  quarter_scales s;
-  if constexpr (TYPE == TYPE_Q6_K) {
-    int odd = 8 * (q & 1);
-    for (int i = 0; i < 4; i++) {
-      s.scale[i] = (int8_t)((i < 2 ? w.scales.x : w.scales.y) >> (16 * (i & 1) + odd));
-      s.min[i] = 0;
-    }
-    s.d = half_bits_to_f32(w.d);
-    s.dmin = 0;
-  } else {
-    scales8 packed = unpack_scales(w.head.y, w.head.z, w.head.w);
-    for (int i = 0; i < 4; i++) {
-      int at = q / 2 * 16 + 8 * (i & 1);
-      s.scale[i] = (int)(packed.scale[i / 2] >> at & 63);
-      s.min[i] = (int)(packed.min[i / 2] >> at & 63);
-    }
-    s.d = half_bits_to_f32((uint16_t)(w.head.x & 0xffffu));
-    s.dmin = half_bits_to_f32((uint16_t)(w.head.x >> 16));
-  }
-  return s;
+// Those of lane q's two sub-blocks: the lower byte the first.
+__device__ __forceinline__ void scales_of_pair(uint32_t *scale, uint32_t *min, uint4 head, int q) {
+  int shift = (q & 1) * 16;
+  uint32_t a = head.y >> shift, b = head.z >> shift, c = head.w >> shift;
+  *scale = q < 2 ? a & 0x3f3fu : (c & 0x0f0fu) | (a >> 2 & 0x3030u);
+  *min = q < 2 ? b & 0x3f3fu : (c >> 4 & 0x0f0fu) | (b >> 2 & 0x3030u);
+}
+
+__device__ __forceinline__ int scale_q6(uint2 scales, int q, int i) { // of run i
+  return (int8_t)((i < 2 ? scales.x : scales.y) >> (16 * (i & 1) + 8 * (q & 1)));
 }
 
 // ---- times a quarter of an activation block ----
 
-struct quarter_inputs { // the lane's four runs of 16 activations and their sums
+struct quarter_inputs { // the lane's four runs of 16 activations and their sums; but for Q6_K of two runs
+                        // each
   int4 x[4];
   int bsum[4];
 };
 
-template <weight_type TYPE>
-__device__ __forceinline__ quarter_inputs load_inputs(const int8_t *qs, const int16_t *bsums, int q) {
+__device__ __forceinline__ quarter_inputs load_inputs(weight_type type, const int8_t *qs,
+                                                      const int16_t *bsums, int q) {
   quarter_inputs r;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    int begin = run_begin<TYPE>(q, i);
+    int begin = run_begin(type, q, i);
     r.x[i] = *(const int4 *)(qs + begin);
     r.bsum[i] = bsums[begin / 16];
+  }
+  if (type != TYPE_Q6_K) {
+    r.bsum[0] += r.bsum[1];
+    r.bsum[1] = r.bsum[2] + r.bsum[3];
   }
   return r;
 }
@@ -174,21 +168,45 @@ __device__ __forceinline__ quarter_inputs load_inputs(const int8_t *qs, const in
 // The block's term, on all four of its lanes.
 template <weight_type TYPE>
 __device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarter_inputs &in, int q) {
-  quarter_quants v = quants_of<TYPE>(w, q);
-  quarter_scales s = scales_of<TYPE>(w, q);
   int isum = 0, msum = 0;
+  float d, dmin = 0;
+  if constexpr (TYPE == TYPE_Q6_K) {
+    quarter_quants v = quants_of<TYPE>(w, q);
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    int dot = dot16(v.run[i], in.x[i]);
-    isum += s.scale[i] * (TYPE == TYPE_Q6_K ? dot - 32 * in.bsum[i] : dot);
-    if (TYPE != TYPE_Q6_K) msum += s.min[i] * in.bsum[i];
+    for (int i = 0; i < 4; i++) {
+      int scale = scale_q6(w.scales, q, i);
+      isum += scale * dot16(v.run[i], in.x[i], 0);
+      msum += scale * in.bsum[i];
+    }
+    isum -= 32 * msum; // the quants' offset
+    msum = 0;
+    d = half_bits_to_f32(w.d);
+  } else {
+    uint32_t scale, min;
+    scales_of_pair(&scale, &min, w.head, q);
+    int first, second;
+    if constexpr (TYPE == TYPE_Q4_K) { // high nibbles where they are: 16 times their sum
+      first =
+          dot16(and4(w.low[1], 0, 0x0f0f0f0fu), in.x[1], dot16(and4(w.low[0], 0, 0x0f0f0f0fu), in.x[0], 0));
+      second =
+          dot16(and4(w.low[1], 0, 0xf0f0f0f0u), in.x[3], dot16(and4(w.low[0], 0, 0xf0f0f0f0u), in.x[2], 0)) >>
+          4;
+    } else {
+      quarter_quants v = quants_of<TYPE>(w, q);
+      first = dot16(v.run[1], in.x[1], dot16(v.run[0], in.x[0], 0));
+      second = dot16(v.run[3], in.x[3], dot16(v.run[2], in.x[2], 0));
+    }
+    isum = (int)(scale & 255) * first + (int)(scale >> 8) * second;
+    msum = (int)(min & 255) * in.bsum[0] + (int)(min >> 8) * in.bsum[1];
+    d = half_bits_to_f32((uint16_t)(w.head.x & 0xffffu));
+    dmin = half_bits_to_f32((uint16_t)(w.head.x >> 16));
   }
 #pragma unroll
   for (int step = 1; step <= 2; step++) {
     isum += __shfl_xor_sync(~0u, isum, step);
     if (TYPE != TYPE_Q6_K) msum += __shfl_xor_sync(~0u, msum, step);
   }
-  return block_value(s.d, s.dmin, isum, msum);
+  return block_value(d, dmin, isum, msum);
 }
 
 // y + the terms of GROUPS blocks of the lane's row, ascending, each times its dx. The warp holds 8 / GROUPS

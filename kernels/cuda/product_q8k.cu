@@ -28,7 +28,7 @@ __device__ __forceinline__ void few_rows(const product &p, int block) {
       w[pass] = load_quarter<TYPE>(rows + (size_t)(row < p.w.rows ? row : p.w.rows - 1) * p.w.row_bytes,
                                    n_blocks, b, q);
     }
-    quarter_inputs in = load_inputs<TYPE>(p.in.qs + (input + b) * QK_K, p.in.bsums + (input + b) * 16, q);
+    quarter_inputs in = load_inputs(TYPE, p.in.qs + (input + b) * QK_K, p.in.bsums + (input + b) * 16, q);
     float dx[GROUPS];
 #pragma unroll
     for (int j = 0; j < GROUPS; j++) dx[j] = begin + j < n_blocks ? p.in.d[input + begin + j] : 0.0f;
@@ -140,27 +140,32 @@ template <weight_type TYPE>
 __device__ void unpack_quarter(block_tile *t, int r, const uint8_t *row, int n_blocks, int b, int q) {
   quarter<TYPE> w = load_quarter<TYPE>(row, n_blocks, b, q);
   quarter_quants v = quants_of<TYPE>(w, q);
-  quarter_scales s = scales_of<TYPE>(w, q);
-  if (q == 0) {
-    uint2 min = make_uint2(0, 0);
-    if constexpr (TYPE != TYPE_Q6_K) {
-      scales8 packed = unpack_scales(w.head.y, w.head.z, w.head.w);
-      min = make_uint2(packed.min[0], packed.min[1]);
+  uint32_t scale, unused;
+  if constexpr (TYPE == TYPE_Q6_K) {
+    if (q == 0) {
+      t->d[r] = half_bits_to_f32(w.d);
+      t->dmin[r] = 0;
+      *(uint2 *)t->min[r] = make_uint2(0, 0);
     }
-    t->d[r] = s.d;
-    t->dmin[r] = s.dmin;
-    *(uint2 *)t->min[r] = min;
+  } else {
+    scales_of_pair(&scale, &unused, w.head, q);
+    if (q == 0) {
+      scales8 packed = unpack_scales(w.head);
+      t->d[r] = half_bits_to_f32((uint16_t)(w.head.x & 0xffffu));
+      t->dmin[r] = half_bits_to_f32((uint16_t)(w.head.x >> 16));
+      *(uint2 *)t->min[r] = make_uint2(packed.min[0], packed.min[1]);
+    }
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    int begin = run_begin<TYPE>(q, i);
+    int begin = run_begin(TYPE, q, i);
     uint32_t low[4], high[4];
 #pragma unroll
     for (int k = 0; k < 4; k++)
-      if (TYPE == TYPE_Q6_K)
-        split_scaled_q6(word_of(v.run[i], k), s.scale[i], &low[k], &high[k]);
+      if constexpr (TYPE == TYPE_Q6_K)
+        split_scaled_q6(word_of(v.run[i], k), scale_q6(w.scales, q, i), &low[k], &high[k]);
       else
-        split_scaled(word_of(v.run[i], k), (uint32_t)s.scale[i], &low[k], &high[k]);
+        split_scaled(word_of(v.run[i], k), scale >> i / 2 * 8 & 255, &low[k], &high[k]);
     *(uint4 *)&t->low[r][begin] = make_uint4(low[0], low[1], low[2], low[3]);
     *(uint4 *)&t->high[r][begin] = make_uint4(high[0], high[1], high[2], high[3]);
   }

@@ -12,7 +12,7 @@ import moe
 LIMIT = 30.0
 DEADLINE = 3.0
 # much to write: the runs would take minutes
-SHAPE = dict(layers=2, hidden=256, heads=2, kv_heads=1, expert_width=256, experts=6, top_k=4, context=20000)
+SHAPE = dict(layers=4, hidden=256, heads=2, kv_heads=1, expert_width=256, experts=6, top_k=4, context=20000)
 MODEL = moe.model(moe.random_seed(), **SHAPE)
 
 

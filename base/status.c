@@ -24,6 +24,22 @@ void status_fail(const char *file, int line, const char *format, ...) {
   pthread_mutex_unlock(&lock);
 }
 
+void status_within(const char *format, ...) {
+  char where[128];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(where, sizeof where, format, args);
+  va_end(args);
+  pthread_mutex_lock(&lock);
+  char *said = strstr(text, ": "); // after file and line
+  if (said) {
+    char rest[sizeof text];
+    snprintf(rest, sizeof rest, "%s", said + 2);
+    snprintf(said, sizeof text - (size_t)(said - text), ": %s: %s", where, rest);
+  }
+  pthread_mutex_unlock(&lock);
+}
+
 const char *status_text(void) {
   return text;
 }

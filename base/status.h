@@ -16,6 +16,9 @@ typedef int status; // 0 is good; any other value is a fault whose text status_t
 // was expected and what was found. Thread-safe. Use it through FAIL.
 void status_fail(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+// Says where in its work a caller was, ahead of the stored fault's text: "file.c:212: layer 3, route: text".
+void status_within(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 const char *status_text(void); // "file.c:212: text" of the stored fault, "" if there is none
 void status_reset(void);       // forgets the stored fault: for tests and for callers that recover
 

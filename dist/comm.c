@@ -12,10 +12,13 @@
 // MPI counts are int, and a huge message in flight needs as much pinned memory: longer ones travel in pieces.
 static const size_t piece_bytes = (size_t)256 << 20;
 
+// Outside of next_tag's, so that they are never taken for a collective's.
+enum { question_tag = 0x4000, answer_tag = 0x4001 };
+
 struct comm {
   MPI_Comm world;
   int rank, size;
-  double deadline;
+  double deadline, patience; // waits deadline * patience seconds
   int next_tag; // counts the collectives: a rank that skipped one can never be taken for one that is on time
   char host[MPI_MAX_PROCESSOR_NAME];
   char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
@@ -23,6 +26,8 @@ struct comm {
   MPI_Request *requests; // [2 * size]
   bool *arrived;         // [size] at a missed deadline
   bool agreed, told_elsewhere;
+  void (*close)(void *);
+  void *close_context;
 };
 
 status comm_open(comm **out, int *argc, char ***argv) {
@@ -39,6 +44,7 @@ status comm_open(comm **out, int *argc, char ***argv) {
   MPI_Comm_rank(c->world, &c->rank);
   MPI_Comm_size(c->world, &c->size);
   c->deadline = 300;
+  c->patience = 1;
   int length;
   MPI_Get_processor_name(c->host, &length);
   MPI_Get_library_version(c->library, &length);
@@ -53,6 +59,7 @@ status comm_open(comm **out, int *argc, char ***argv) {
 
 void comm_close(comm *c) {
   if (!c) return;
+  if (c->close) c->close(c->close_context);
   MPI_Comm_free(&c->world);
   MPI_Finalize();
   free(c->hosts);
@@ -75,6 +82,12 @@ int comm_size(const comm *c) {
   return c->size;
 }
 
+int comm_host_rank(const comm *c) {
+  int place = 0;
+  for (int r = 0; r < c->rank; r++) place += !strcmp(c->hosts[r], c->host);
+  return place;
+}
+
 const char *comm_host(const comm *c) {
   return c->host;
 }
@@ -87,6 +100,23 @@ void comm_set_deadline(comm *c, double seconds) {
   c->deadline = seconds;
 }
 
+double comm_deadline(const comm *c) {
+  return c->deadline;
+}
+
+void comm_set_patience(comm *c, double deadlines) {
+  c->patience = deadlines;
+}
+
+double comm_patience(const comm *c) {
+  return c->deadline * c->patience;
+}
+
+void comm_at_close(comm *c, void (*close)(void *), void *context) {
+  c->close = close;
+  c->close_context = context;
+}
+
 // Lets others run: ranks may share cores. The first waits only yield, so that a fast exchange stays fast.
 static void pause_between_polls(int polls) {
   if (polls < 2000) {
@@ -94,6 +124,16 @@ static void pause_between_polls(int polls) {
   } else {
     struct timespec t = {0, 50000};
     nanosleep(&t, NULL);
+  }
+}
+
+void comm_answer(comm *c) {
+  for (int asked = 1; asked;) {
+    MPI_Status from;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, question_tag, c->world, &asked, &from)) return;
+    if (!asked) return;
+    MPI_Recv(NULL, 0, MPI_BYTE, from.MPI_SOURCE, question_tag, c->world, MPI_STATUS_IGNORE);
+    MPI_Send(NULL, 0, MPI_BYTE, from.MPI_SOURCE, answer_tag, c->world); // empty: it waits for nobody
   }
 }
 
@@ -108,8 +148,8 @@ static status name_the_missing(const comm *c, const char *what) {
 }
 
 // Waits for requests[0 .. size): receives, by rank, and [size .. 2 size): sends.
-static status wait_all(comm *c, const char *what) {
-  double limit = clock_seconds() + c->deadline;
+static status wait_all(comm *c, double seconds, const char *what) {
+  double limit = clock_seconds() + seconds;
   for (int polls = 0;; polls++) {
     int done = 0;
     int error = MPI_Testall(2 * c->size, c->requests, &done, MPI_STATUSES_IGNORE);
@@ -120,7 +160,10 @@ static status wait_all(comm *c, const char *what) {
       return FAIL("%s: MPI: %s", what, text);
     }
     if (done) return 0;
-    if ((polls & 255) == 255 && clock_seconds() > limit) break;
+    if ((polls & 255) == 255) {
+      comm_answer(c);
+      if (clock_seconds() > limit) break;
+    }
     pause_between_polls(polls);
   }
   for (int r = 0; r < c->size; r++) { // both what it sends and what it takes
@@ -133,8 +176,8 @@ static status wait_all(comm *c, const char *what) {
 }
 
 // One piece of everyone's part: `from` bytes on, at most piece_bytes.
-static status exchange_piece(comm *c, char *buffer, const size_t *offset, const size_t *bytes, size_t from,
-                             const char *what) {
+static status exchange_piece(comm *c, char *buffer, const size_t *offset, const size_t *bytes,
+                             const bool *takes, size_t from, const char *what) {
   int tag = c->next_tag;
   c->next_tag = (c->next_tag + 1) & 0x3fff;
   for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
@@ -144,20 +187,38 @@ static status exchange_piece(comm *c, char *buffer, const size_t *offset, const 
            out = bytes[c->rank] > from ? bytes[c->rank] - from : 0;
     if (in > piece_bytes) in = piece_bytes;
     if (out > piece_bytes) out = piece_bytes;
-    if (in) MPI_Irecv(buffer + offset[r] + from, (int)in, MPI_BYTE, r, tag, c->world, &c->requests[r]);
-    if (out)
+    if (in && (!takes || takes[c->rank]))
+      MPI_Irecv(buffer + offset[r] + from, (int)in, MPI_BYTE, r, tag, c->world, &c->requests[r]);
+    if (out && (!takes || takes[to]))
       MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world,
                 &c->requests[c->size + to]);
   }
-  return wait_all(c, what);
+  return wait_all(c, comm_patience(c), what);
 }
 
-status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
+status comm_gather_to(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const bool *takes,
+                      const char *what) {
   size_t most = 0;
   for (int r = 0; r < c->size; r++) most = bytes[r] > most ? bytes[r] : most;
   for (size_t from = 0; from < most; from += piece_bytes)
-    TRY(exchange_piece(c, buffer, offset, bytes, from, what));
+    TRY(exchange_piece(c, buffer, offset, bytes, takes, from, what));
   return 0;
+}
+
+status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
+  return comm_gather_to(c, buffer, offset, bytes, NULL, what);
+}
+
+// The others wait elsewhere: in their own watch, which asks as well, or here, where wait_all answers.
+status comm_name_missing(comm *c, const char *what) {
+  double patience = c->deadline < 3 ? 1 : c->deadline > 60 ? 20 : c->deadline / 3;
+  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
+  for (int r = 0; r < c->size; r++) {
+    if (r == c->rank) continue;
+    MPI_Irecv(NULL, 0, MPI_BYTE, r, answer_tag, c->world, &c->requests[r]);
+    MPI_Isend(NULL, 0, MPI_BYTE, r, question_tag, c->world, &c->requests[c->size + r]);
+  }
+  return wait_all(c, patience, what);
 }
 
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what) {

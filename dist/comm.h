@@ -6,6 +6,7 @@
 // hang. Functions marked collective are called by all ranks in the same order.
 #pragma once
 #include "base/status.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,9 +18,19 @@ _Noreturn void comm_abort(comm *c, int code);          // local; ends every rank
 
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
+int comm_host_rank(const comm *c); // place of this rank among those of its host
 const char *comm_host(const comm *c);
 const char *comm_library(const comm *c);         // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds); // 300 before the first call
+double comm_deadline(const comm *c);
+// Waits so many deadlines: more than 1 for a rank that waits only for ranks that may wait for another, so
+// that these name the one that is missing before it names them.
+void comm_set_patience(comm *c, double deadlines);
+double comm_patience(const comm *c); // seconds that this rank waits
+
+// `close` is called with `context` at the head of comm_close, where all ranks end in order: for what ranks
+// can only give back together. At most one.
+void comm_at_close(comm *c, void (*close)(void *context), void *context);
 
 // Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the fault.
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what);
@@ -27,6 +38,16 @@ status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const 
 // Collective. Rank r's part of `buffer` is bytes[r] at offset[r]; own part filled before, all filled after.
 // Sizes are known to all ranks beforehand.
 status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what);
+
+// Collective. The same, but only ranks r with takes[r] get the parts of others. NULL: all do.
+status comm_gather_to(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const bool *takes,
+                      const char *what);
+
+// For a rank whose wait for the others outside of comm.c passed the deadline: fails and names those that do
+// not answer within a third of it (1 to 20 s). Good when all do. Ranks that wait in a collective here answer;
+// those that wait elsewhere do it by calling comm_answer now and then.
+status comm_name_missing(comm *c, const char *what);
+void comm_answer(comm *c); // local
 
 // Collective. Fails on every rank when `mine` is a fault on any.
 status comm_agree(comm *c, status mine, const char *what);

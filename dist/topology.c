@@ -11,11 +11,12 @@ enum { CORES_TEXT = 224 };
 typedef struct { // what a rank tells the others
   char host[96];
   char cores[CORES_TEXT]; // the cores that the launcher lets it use, as a list
+  char near[CORES_TEXT];  // those of them at its device's socket; "": no device, or its place is not known
 } rank_place;
 
 struct topology {
   hwloc_topology_t hw;
-  int threads, host_cores, hosts, host_rank;
+  int threads, host_cores, hosts, device_node;
   bool bound;
   int *core_of_thread; // [threads], logical index of a core; only when bound
   char text[CORES_TEXT + 16];
@@ -48,6 +49,26 @@ static int count_cores(const topology *t) {
   return n > 0 ? n : 1;
 }
 
+// The cpus at the device's socket, or NULL: a virtual machine may not say where its devices are.
+static hwloc_const_cpuset_t device_cpus(topology *t, const device_id *device) {
+  t->device_node = -1;
+  hwloc_obj_t at = device && device->index >= 0 ? hwloc_get_pcidev_by_busidstring(t->hw, device->pci) : NULL;
+  at = at ? hwloc_get_non_io_ancestor_obj(t->hw, at) : NULL;
+  if (!at || !at->cpuset || !at->nodeset || hwloc_bitmap_iszero(at->cpuset)) return NULL;
+  bool whole = hwloc_bitmap_isequal(at->cpuset, hwloc_get_root_obj(t->hw)->cpuset);
+  if (whole && hwloc_get_nbobjs_by_type(t->hw, HWLOC_OBJ_NUMANODE) > 1) return NULL; // it says nothing
+  if (hwloc_bitmap_weight(at->nodeset) == 1) t->device_node = hwloc_bitmap_first(at->nodeset);
+  return at->cpuset;
+}
+
+// Of the n cores those that lie in `cpus`; NULL: none.
+static int cores_within(const topology *t, int *out, const int *cores, int n, hwloc_const_cpuset_t cpus) {
+  int count = 0;
+  for (int i = 0; i < n && cpus; i++)
+    if (hwloc_bitmap_intersects(core_at(t, cores[i])->cpuset, cpus)) out[count++] = cores[i];
+  return count;
+}
+
 // Cores that this process may use, in ascending order.
 static int allowed_cores(const topology *t, int *cores) {
   hwloc_cpuset_t set = hwloc_bitmap_alloc();
@@ -66,18 +87,37 @@ static void read_cpu_name(topology *t) {
   snprintf(t->cpu, sizeof t->cpu, "%s", name ? name : "unknown");
 }
 
+static bool same_cores(const rank_place *a, const rank_place *b) {
+  return !strcmp(a->host, b->host) && !strcmp(a->cores, b->cores);
+}
+
 // Ranks with the same host and cores as this one share them: how many, and which place among them this one
-// has.
-static void count_sharers(const rank_place *all, int size, int rank, int *sharers, int *place, int *hosts) {
-  *sharers = *place = *hosts = 0;
+// has. `near`: only those whose devices are where its own is.
+static void count_sharers(const rank_place *all, int size, int rank, bool near, int *sharers, int *place) {
+  *sharers = *place = 0;
   for (int r = 0; r < size; r++) {
-    bool first = true;
-    for (int q = 0; q < r; q++) first = first && strcmp(all[q].host, all[r].host);
-    *hosts += first;
-    if (memcmp(&all[r], &all[rank], sizeof *all)) continue;
+    if (!same_cores(&all[r], &all[rank]) || (near && strcmp(all[r].near, all[rank].near))) continue;
     *sharers += 1;
     *place += r < rank;
   }
+}
+
+// A rank that goes to its device's socket leaves the other cores to nobody, and those of other ranks overlap
+// with its own: so all who share cores do it, or none.
+static bool all_have_devices(const rank_place *all, int size, int rank) {
+  for (int r = 0; r < size; r++)
+    if (same_cores(&all[r], &all[rank]) && !all[r].near[0]) return false;
+  return true;
+}
+
+static int count_hosts(const rank_place *all, int size) {
+  int hosts = 0;
+  for (int r = 0; r < size; r++) {
+    bool first = true;
+    for (int q = 0; q < r; q++) first = first && strcmp(all[q].host, all[r].host);
+    hosts += first;
+  }
+  return hosts;
 }
 
 // Divides the n allowed cores among the sharers, neighbours together.
@@ -97,36 +137,47 @@ static status place_threads(topology *t, const int *cores, int n, int sharers, i
   return 0;
 }
 
-static status topology_place(topology *t, comm *c, int64_t threads, bool bind) {
-  int *cores, n, sharers, place;
+static status topology_place(topology *t, comm *c, int64_t threads, bool bind, const device_id *device) {
+  int *cores, *near, n, n_near, sharers, place, rank = comm_rank(c), size = comm_size(c);
   rank_place mine = {0}, *all;
-  TRY(TAKE(&cores, (size_t)t->host_cores, "cores"));
-  status result = TAKE(&all, (size_t)comm_size(c), "ranks' places");
+  TRY(TAKE(&cores, 2 * (size_t)t->host_cores, "cores"));
+  near = cores + t->host_cores;
+  status result = TAKE(&all, (size_t)size, "ranks' places");
   n = allowed_cores(t, cores);
+  n_near = cores_within(t, near, cores, n, device_cpus(t, device));
   snprintf(mine.host, sizeof mine.host, "%s", comm_host(c));
   cores_text(mine.cores, sizeof mine.cores, cores, n);
+  cores_text(mine.near, sizeof mine.near, near, n_near);
   if (!result) result = comm_allgather(c, all, &mine, sizeof mine, "the exchange of ranks' cores");
   if (!result) {
-    for (int r = 0; r < comm_rank(c); r++) t->host_rank += !strcmp(all[r].host, mine.host);
-    count_sharers(all, comm_size(c), comm_rank(c), &sharers, &place, &t->hosts);
-    result = place_threads(t, cores, n, sharers, place, threads, bind);
+    bool goes = all_have_devices(all, size, rank);
+    t->hosts = count_hosts(all, size);
+    count_sharers(all, size, rank, goes, &sharers, &place);
+    result = place_threads(t, goes ? near : cores, goes ? n_near : n, sharers, place, threads, bind);
   }
   free(cores);
   free(all);
   return result;
 }
 
-status topology_open(topology **out, comm *c, int64_t threads, bool bind) {
+status topology_open(topology **out, comm *c, int64_t threads, bool bind, const device_id *device) {
   *out = NULL;
   topology *t;
   TRY(memory_take((void **)&t, 1, sizeof *t, "the topology"));
-  if (hwloc_topology_init(&t->hw) || hwloc_topology_load(t->hw)) {
+  if (hwloc_topology_init(&t->hw)) {
     free(t);
+    return FAIL("hwloc could not begin to read this host's topology");
+  }
+  // devices are looked for only where one matters: reading the buses takes time
+  if (device && device->index >= 0)
+    hwloc_topology_set_io_types_filter(t->hw, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
+  if (hwloc_topology_load(t->hw)) {
+    topology_close(t);
     return FAIL("hwloc could not read this host's topology");
   }
   t->host_cores = count_cores(t);
   read_cpu_name(t);
-  if (topology_place(t, c, threads, bind)) {
+  if (topology_place(t, c, threads, bind, device)) {
     topology_close(t);
     return 1;
   }
@@ -157,8 +208,8 @@ int topology_host_cores(const topology *t) {
   return t->host_cores;
 }
 
-int topology_host_rank(const topology *t) {
-  return t->host_rank;
+int topology_device_node(const topology *t) {
+  return t->device_node;
 }
 
 int topology_hosts(const topology *t) {

@@ -1,21 +1,24 @@
 // topology: the cores of this host, which of them this rank uses, and its threads' places on them.
 //
-// Owns: hwloc. Invariant: ranks of a host never share a core unless there are more ranks than cores; a
-// binding that the launcher made is kept.
+// Owns: hwloc. Refuses to know: how a device is used. Invariant: ranks of a host never share a core unless
+// there are more ranks than cores; a binding that the launcher made is kept.
 #pragma once
+#include "base/device.h"
 #include "dist/comm.h"
 
 typedef struct topology topology;
 
 // Collective. threads 0: as many as the rank has cores. With more ranks than cores, one thread each, unbound.
-status topology_open(topology **out, comm *c, int64_t threads, bool bind);
+// device (NULL: none): the one that this rank takes. Where the launcher left ranks the same cores and all of
+// them have a device whose place is known, each gets cores at its device's socket.
+status topology_open(topology **out, comm *c, int64_t threads, bool bind, const device_id *device);
 void topology_close(topology *t); // takes NULL
 
 int topology_threads(const topology *t);
 const char *topology_cores(const topology *t); // "0-3": where this rank's threads sit; "any of 0-1": unbound
 const char *topology_cpu(const topology *t);   // the processor's name
 int topology_host_cores(const topology *t);    // physical cores of this host
-int topology_host_rank(const topology *t);     // place of this rank among those of its host
+int topology_device_node(const topology *t);   // NUMA node of this rank's device; -1: unknown, or none
 int topology_hosts(const topology *t);         // hosts of the job
 
 // Binds each OpenMP thread of a team of topology_threads to its core, when binding is on.

@@ -5,6 +5,7 @@
 // Refuses to know: files, MPI, which rank owns what beyond the shard that it is told.
 // Invariant: the same path on the same input gives the same bits in every backend and row (docs/paths.md).
 #pragma once
+#include "base/device.h"
 #include "base/status.h"
 #include "kernels/blocks.h"
 #include <stdint.h>
@@ -81,6 +82,12 @@ typedef enum {
   PROBE_NORMED,      // what the experts read [n][hidden]
 } probe_point;
 
+typedef enum {   // rows of `shared`'s reals that cross ranks
+  ROWS_RESIDUAL, // the residual stream [n][hidden]
+  ROWS_NORMED,   // what the experts read [n][hidden]
+  ROWS_SLOTS,    // the slots' outputs [n * top_k][hidden]
+} row_kind;
+
 typedef struct backend backend;
 
 typedef struct {
@@ -93,15 +100,32 @@ typedef struct {
   int64_t max_batch;         // tokens in the largest batch
   int64_t max_logit_rows;    // rows in the largest head call
   bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
+  bool computes_shared; // false: an expert rank; of the steps it takes only `experts`, with a routing, and of
+                        // the state there is only what that needs: n_sequences and context are not used
   int threads;
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
+
+  // Where rows of slots lie when the host does not know the routing (`route` with NULL, several ranks): that
+  // of slot i at rank_of_expert[expert] * n_slots + i, in batches of up to fixed_tokens tokens (0: never so).
+  int rank, n_ranks;
+  const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
+  int64_t fixed_tokens;
+  uint64_t device_reserve; // bytes of device memory that are not the backend's to take
+  // Asked now and then while the host waits for the device, with the seconds waited so far: a fault ends the
+  // wait, and then the device may never answer again. NULL: waits have no end.
+  status (*watch)(void *context, double waited);
+  void *watch_context;
 } backend_params;
 
 typedef struct {
   const char *name;          // "cpu"
   const char *(*rows)(void); // names of the rows that this machine can run, best first, comma-separated
   bool (*has_path)(path_kind);
+  int (*devices)(void); // on this host, each of which a rank can have to itself; NULL: computes on its cores
+
+  // The device that the rank with this place on its host takes; NULL, or false: none.
+  bool (*device)(device_id *out, int host_rank);
 
   // Allocates everything that the forward pass needs. The forward pass itself allocates nothing.
   status (*open)(backend **out, const backend_params *params);
@@ -112,30 +136,38 @@ typedef struct {
   // The steps, in the order in which layer.c calls them. Residual stream, queries and slot outputs stay
   // inside.
   status (*embed)(backend *, const token_batch *);
-  status (*attention)(backend *, int64_t layer,
-                      const token_batch *); // adds its output to the residual stream
+  // Caches keys and values of the whole batch; for the `count` tokens from `first` on adds the attention's
+  // output to the residual stream. The other tokens' rows stay as they are.
+  status (*attention)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
   status (*route)(backend *, int64_t layer, const token_batch *, routing *out);
-  // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k].
+  // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k]. An
+  // expert rank's inputs are the ROWS_NORMED that were brought to it.
   status (*experts)(backend *, int64_t layer, const token_batch *, const routing *,
                     const int64_t *row_of_slot);
-  // The rows [n * top_k][hidden] of `shared`'s reals, for the exchange to complete; host memory.
-  void *(*slot_rows)(backend *);
+  // Host memory of all rows of a kind, for the exchange to complete.
+  void *(*rows_host)(backend *, row_kind);
   // Sums each token's slots in slot order and adds the sum to the residual stream.
   status (*combine)(backend *, int64_t layer, const token_batch *, const int64_t *row_of_slot);
   // Logits of batch rows first .. first + count - 1, reals of `shared`, [count][vocabulary].
   status (*head)(backend *, int64_t first, int64_t count, void *logits);
 
   // For backends whose state lies on a device; NULL where it lies in host memory. There `route` and `experts`
-  // take a NULL routing and row map when one rank owns every expert, so that routing never leaves the device;
-  // `head` takes NULL logits and keeps them; `digest` may be done only when `finish` returns.
+  // take a NULL routing and row map, so that routing never leaves the device: when one rank owns every
+  // expert, or when rows have fixed places (backend_params); `head` takes NULL logits and keeps them;
+  // `digest` may be done only when `finish` returns.
   status (*finish)(backend *);
   status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
   status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
-  status (*slots_read)(backend *, int64_t first,
-                       int64_t count);             // rows of own slots to slot_rows' host memory
-  status (*slots_write)(backend *, int64_t count); // and the completed rows back
+  // Rows first .. first + count - 1 to the memory of `rows_host`, and from there back. One host buffer serves
+  // every kind: rows_read waits for the writes before it, and each use begins with one, of 0 rows if need be.
+  status (*rows_read)(backend *, row_kind, int64_t first, int64_t count);
+  status (*rows_write)(backend *, row_kind, int64_t first, int64_t count);
+  // All rows of a kind where they are computed, slots also at fixed places [n_ranks][n * top_k][hidden], and
+  // the stream that orders all work: for a transport that takes them from there.
+  void *(*rows_device)(backend *, row_kind);
+  void *(*stream)(backend *);
   // Takes `steps` (embed and all layers of a batch): records them once for a shape of batch and replays the
-  // recording after that, or simply runs them. Only for one rank that owns every expert, with a NULL routing.
+  // recording after that, or simply runs them. Only with a NULL routing.
   status (*recorded)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *),
                      void *context);
 

@@ -166,7 +166,7 @@ static uint64_t shared_bytes(const bench *b, const engine *e, const token_batch 
 }
 
 static status forward_counted(bench *b, engine *e, const token_batch *batch, uint64_t *bytes) {
-  *bytes += shared_bytes(b, e, batch);
+  if (e->forward.is_shared) *bytes += shared_bytes(b, e, batch);
   e->forward.wants_routing = true;
   status result = engine_embed(e, batch);
   for (int64_t layer = 0; layer < e->n_layers && !result; layer++) {
@@ -256,7 +256,7 @@ typedef struct { // what a rank tells
 } rank_reads;
 
 static bool is_on_cpu(const engine *e) {
-  return !strcmp(e->params.shared.backend->name, "cpu") && !strcmp(e->params.own.backend->name, "cpu");
+  return !strcmp(e->params.own.backend->name, "cpu");
 }
 
 // The bandwidth is that of the hosts' memory, so it bounds only what all ranks compute from there.
@@ -289,6 +289,19 @@ static status gather_rates(bench *b, const test *t, bench_row *row) {
   return 0;
 }
 
+// What is recorded has no clock of its own, so it is measured apart, without the wait for the slowest rank.
+static status measure_exchange(const bench *b, engine *e, const test *t, bench_row *row) {
+  const forward_state *f = &e->forward;
+  int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);
+  double each;
+  row->exchange_seconds = exchange_is_alone(f->ranks) ? __builtin_nan("") : engine_exchange_seconds(e);
+  row->exchange_is_alone = exchange_is_fixed(f->ranks, n);
+  if (!row->exchange_is_alone) return 0;
+  TRY(exchange_measure_fixed(f->ranks, &each, n * f->top_k, (size_t)f->hidden * f->path->real_bytes));
+  row->exchange_seconds = each * (double)(e->n_layers * ((all + n - 1) / n));
+  return 0;
+}
+
 static status time_passes(bench *b, engine *e, const test *t, bench_row *row) {
   for (size_t i = 0; i < row->n; i++) {
     TRY(job_agree(b->j, 0, "the start of a timed run")); // no rank's clock runs while it waits for a late one
@@ -311,6 +324,7 @@ static status run_test(bench *b, engine *e, const test *t, bench_row *row) {
   for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, e, t, NULL));
   TRY(job_agree(b->j, time_passes(b, e, t, row), "the timed runs"));
   TRY(job_check_digest(b->j, e));
+  TRY(measure_exchange(b, e, t, row));
   TRY(gather_rates(b, t, row));
   return gather_bytes(b, e, t, bytes, row);
 }

@@ -3,4 +3,4 @@
 #pragma once
 #include "src/job.h"
 
-status bench_run(job *j); // collective; rank 0 prints
+status bench_run(job *j); // collective; one rank prints

@@ -34,6 +34,11 @@ static double share_of_bandwidth(const bench_report *r, const bench_row *row) {
   return row->bytes_per_token * rates_of(row).median / r->bandwidth;
 }
 
+// Of the time of a run of median rate.
+static double share_of_time(const bench_row *row) {
+  return row->exchange_seconds * rates_of(row).median / (double)(row->tokens * row->batch);
+}
+
 // ---- Markdown ----
 
 static void print_head(const bench_report *r, FILE *out) {
@@ -47,22 +52,27 @@ static void print_md(const bench_report *r, FILE *out) {
   fprintf(
       out,
       "| arm          | row          | test                 |  n | median tok/s |        min |        max | "
-      "MB/token | of bandwidth | digest           |\n"
+      "MB/token | of bandwidth | in exchange | digest           |\n"
       "|:-------------|:-------------|:---------------------|---:|-------------:|-----------:|-----------:|--"
       "------"
-      "-:|-------------:|:-----------------|\n");
+      "-:|-------------:|------------:|:-----------------|\n");
   for (size_t i = 0; i < r->n_rows; i++) {
     const bench_row *row = &r->rows[i];
     rates s = rates_of(row);
-    char name[80], bytes[32] = "-", share[32] = "-";
+    char name[80], bytes[32] = "-", share[32] = "-", exchange[32] = "-";
     test_name(name, row);
     if (isfinite(row->bytes_per_token)) {
       snprintf(bytes, sizeof bytes, "%.2f", row->bytes_per_token * 1e-6);
       snprintf(share, sizeof share, "%.1f %%", 100 * share_of_bandwidth(r, row));
     }
+    if (isfinite(row->exchange_seconds))
+      snprintf(exchange, sizeof exchange, "%.1f %%%s", 100 * share_of_time(row),
+               row->exchange_is_alone ? " alone" : "");
     fprintf(out,
-            "| %-12s | %-12s | %-20s | %2zu | %12.2f | %10.2f | %10.2f | %8s | %12s | %016" PRIx64 " |\n",
-            row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, row->digest);
+            "| %-12s | %-12s | %-20s | %2zu | %12.2f | %10.2f | %10.2f | %8s | %12s | %11s | %016" PRIx64
+            " |\n",
+            row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, exchange,
+            row->digest);
   }
 }
 
@@ -77,10 +87,11 @@ static void print_real(FILE *out, double x, const char *nothing) {
 }
 
 static void print_csv(const bench_report *r, FILE *out) {
-  fprintf(out,
-          "arm,row,test,kind,tokens,depth,batch,ranks,threads,n,median_tokens_per_s,min_tokens_per_s,max_"
-          "tokens_per_s,"
-          "bytes_per_token,bandwidth_bytes_per_s,share_of_bandwidth,digest\n");
+  fprintf(
+      out,
+      "arm,row,test,kind,tokens,depth,batch,ranks,threads,n,median_tokens_per_s,min_tokens_per_s,max_"
+      "tokens_per_s,"
+      "bytes_per_token,bandwidth_bytes_per_s,share_of_bandwidth,exchange_seconds,exchange_is_alone,digest\n");
   for (size_t i = 0; i < r->n_rows; i++) {
     const bench_row *row = &r->rows[i];
     rates s = rates_of(row);
@@ -92,7 +103,9 @@ static void print_csv(const bench_report *r, FILE *out) {
     print_real(out, row->bytes_per_token, "");
     fprintf(out, ",%.9g,", r->bandwidth);
     print_real(out, share_of_bandwidth(r, row), "");
-    fprintf(out, ",%016" PRIx64 "\n", row->digest);
+    fputc(',', out);
+    print_real(out, row->exchange_seconds, "");
+    fprintf(out, ",%d,%016" PRIx64 "\n", row->exchange_is_alone, row->digest);
   }
 }
 
@@ -122,6 +135,9 @@ static void print_json_row(const bench_report *r, const bench_row *row, FILE *ou
   print_real(out, row->bytes_per_token, "null");
   fputs(", \"share_of_bandwidth\": ", out);
   print_real(out, share_of_bandwidth(r, row), "null");
+  fputs(", \"exchange_seconds\": ", out);
+  print_real(out, row->exchange_seconds, "null");
+  fprintf(out, ", \"exchange_is_alone\": %s", row->exchange_is_alone ? "true" : "false");
   fprintf(out, ", \"digest\": \"%016" PRIx64 "\"}", row->digest);
 }
 

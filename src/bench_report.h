@@ -15,6 +15,8 @@ typedef struct {
   double *rate;                 // [n] tokens/s of all sequences, in the order of the runs
   double bytes_per_token;       // read from memory by all ranks, decode only; NaN otherwise
   uint64_t digest;              // of the logits of each run
+  double exchange_seconds;      // between ranks, of the last run; NaN: one rank
+  bool exchange_is_alone;       // it is recorded with the other steps; this is what it takes on its own
 } bench_row;
 
 typedef struct {

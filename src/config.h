@@ -11,7 +11,7 @@
 
 typedef enum { INPUT_NONE, INPUT_TOKENS, INPUT_PROMPT, INPUT_PROMPTS, INPUT_FILE } input_kind;
 typedef enum { KV_F16, KV_F32 } kv_type;
-typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_LIST } placement_kind;
+typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLACEMENT_LIST } placement_kind;
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
 
@@ -59,18 +59,21 @@ typedef struct {
   } run;
 
   struct {
-    arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job
-    char shared[ARM_NAME_BYTES]; // ranks.shared: arm of attention, router, head; "": that of rank 0
+    arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
+                  // "path@auto": cuda on a rank with a GPU of its own, else cpu
+    char shared[ARM_NAME_BYTES]; // ranks.shared: arm of attention, router, head; "": that of the first rank
+                                 // on a GPU, without one of rank 0
+    size_list shared_ranks; // ranks.shared_ranks: who computes these; empty: ranks on ranks.shared's backend
   } ranks;
 
-  struct config_experts { // experts.placement: "contiguous" (default), "strided", or a list
+  struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced" or a list
     placement_kind placement;
     int32_t *rank_of_expert; // entry e is the rank that owns expert e
     size_t n_experts;        // length of the list
   } experts;
 
   struct {
-    char *transport; // comm.transport: "auto" (default), "mpi", "self"
+    char *transport; // comm.transport: "auto" (default), "mpi", "nccl", "self"
     double deadline; // comm.deadline: seconds that a rank waits for another; default 300
   } comm;
 

@@ -164,12 +164,13 @@ static int find_word(const toml_value *v, const char *const *words, int n) {
   return -1;
 }
 
-static const char *const TRANSPORTS[] = {"auto", "mpi", "self"};
+static const char *const TRANSPORTS[] = {"auto", "mpi", "nccl", "self"};
 static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
-static const char *const PLACEMENTS[] = {
-    [PLACEMENT_CONTIGUOUS] = "contiguous", [PLACEMENT_STRIDED] = "strided"};
+static const char *const PLACEMENTS[] = {[PLACEMENT_CONTIGUOUS] = "contiguous",
+                                         [PLACEMENT_STRIDED] = "strided",
+                                         [PLACEMENT_BALANCED] = "balanced"};
 static const char *const PATHS[] = {"f64", "f32", "q8k"};
-static const char *const BACKENDS[] = {"cpu", "cuda"};
+static const char *const BACKENDS[] = {"cpu", "cuda", "auto"}; // the last in ranks.arm alone
 static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
@@ -276,14 +277,15 @@ static status check_arm_part(const char *what, const char *text, size_t length, 
 }
 
 static status read_arm_name(char *out, const value_key *k, const toml_value *v, const value_origin *from,
-                            const char *expected) {
+                            bool takes_auto) {
   const char *at = v->kind == TOML_STRING ? memchr(v->text, '@', v->length) : NULL;
   char place[VALUE_PLACE_BYTES];
-  if (!at) return refuse(k, v, from, expected);
+  if (!at) return refuse(k, v, from, k->type);
   value_place(place, from, v->line);
   size_t path = (size_t)(at - v->text);
   TRY(check_arm_part("path", v->text, path, PATHS, COUNT(PATHS), place, k));
-  TRY(check_arm_part("backend", at + 1, v->length - path - 1, BACKENDS, COUNT(BACKENDS), place, k));
+  TRY(check_arm_part("backend", at + 1, v->length - path - 1, BACKENDS, COUNT(BACKENDS) - !takes_auto, place,
+                     k));
   snprintf(out, ARM_NAME_BYTES, "%.*s", (int)v->length, v->text);
   return 0;
 }
@@ -301,7 +303,7 @@ static status read_arm_list(arm_list *list, const value_key *k, const toml_value
     if (distinct && !find_word(&element, ranks, 1))
       strcpy(name, "ranks");
     else
-      TRY(read_arm_name(name, k, &element, from, k->type));
+      TRY(read_arm_name(name, k, &element, from, !distinct));
     for (size_t i = 0; distinct && i < found.count; i++)
       if (!strcmp(found.name[i], name)) return refuse(k, &element, from, "each arm once, no second time");
   }
@@ -330,7 +332,7 @@ status value_read_arm_or_empty(void *field, const value_key *k, const toml_value
     *(char *)field = 0;
     return 0;
   }
-  return read_arm_name(field, k, v, from, k->type);
+  return read_arm_name(field, k, v, from, false);
 }
 
 void value_write_arm(FILE *out, const void *field) {

@@ -4,6 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+static status watch_device(void *context, double waited) {
+  return transport_watch(((engine *)context)->carrier, waited);
+}
+
+static bool is_on_device(const engine *e) {
+  return e->params.own.backend->finish != NULL;
+}
+
 static status open_backend(engine *e) {
   const engine_params *p = &e->params;
   backend_params b = {
@@ -16,9 +24,17 @@ static status open_backend(engine *e) {
       .max_batch = p->max_batch,
       .max_logit_rows = LOGIT_ROWS,
       .kv_f16 = p->kv_f16,
+      .computes_shared = e->forward.is_shared,
       .threads = topology_threads(p->place),
-      .host_rank = topology_host_rank(p->place),
+      .host_rank = comm_host_rank(p->c),
       .row = p->row,
+      .rank = comm_rank(p->c),
+      .n_ranks = comm_size(p->c),
+      .rank_of_expert = p->experts->rank_of_expert,
+      .fixed_tokens = exchange_is_fixed(e->forward.ranks, 1) ? FIXED_TOKENS : 0,
+      .device_reserve = transport_reserve_bytes(e->carrier),
+      .watch = watch_device,
+      .watch_context = e,
   };
   return p->own.backend->open(&e->forward.compute, &b);
 }
@@ -26,11 +42,30 @@ static status open_backend(engine *e) {
 static status open_arrays(engine *e) {
   const engine_params *p = &e->params;
   int64_t slots = p->max_batch * e->forward.top_k;
+  TRY(TAKE(&e->forward.cost, (size_t)p->max_batch, "the split of attention"));
+  TRY(TAKE(&e->forward.tokens_of_rank, (size_t)comm_size(p->c), "the split of attention"));
   TRY(TAKE(&e->forward.route.expert, (size_t)slots, "routing"));
   TRY(TAKE(&e->forward.route.margin, (size_t)p->max_batch, "routing"));
-  TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
+  if (e->forward.is_shared)
+    TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
   TRY(TAKE(&e->logit_digest, (size_t)p->n_sequences, "digests"));
   return TAKE(&e->layer_digest, (size_t)(e->n_layers * p->n_sequences), "digests");
+}
+
+// What is this rank's own; all ranks agree on the outcome.
+static status open_parts(engine *e) {
+  const engine_params *p = &e->params;
+  TRY(exchange_open(&e->forward.ranks, p->c, e->carrier, p->experts->rank_of_expert, p->computes_shared,
+                    p->max_batch * e->forward.top_k));
+  e->forward.takes_device = transport_takes_device(e->carrier);
+  TRY(open_backend(e));
+  return open_arrays(e);
+}
+
+// Of a gather of rows that a transport for devices finds in host memory.
+static size_t host_bytes(const engine *e) {
+  if (is_on_device(e)) return 0;
+  return (size_t)(e->params.max_batch * e->forward.top_k * e->forward.hidden) * e->forward.path->real_bytes;
 }
 
 status engine_open(engine **out, const engine_params *params) {
@@ -44,12 +79,14 @@ status engine_open(engine **out, const engine_params *params) {
   e->forward.path = params->shared.path;
   e->forward.hidden = s->hidden;
   e->forward.top_k = s->top_k;
+  e->forward.is_shared = !params->computes_shared || params->computes_shared[comm_rank(params->c)];
   e->wants_logits = true;
   status result;
-  TRY_DONE(result, open_backend(e));
-  TRY_DONE(result, exchange_open(&e->forward.slots, params->c, params->transport,
-                                 params->experts->rank_of_expert, params->max_batch * s->top_k));
-  TRY_DONE(result, open_arrays(e));
+  TRY_DONE(result,
+           transport_choose(&e->carrier, params->c, params->transport, params->device, is_on_device(e)));
+  // what the device has to hold is planned before the transport takes its part
+  TRY_DONE(result, comm_agree(params->c, open_parts(e), params->name));
+  TRY_DONE(result, transport_start(e->carrier, host_bytes(e)));
   *out = e;
 done:
   if (result) engine_close(e);
@@ -59,7 +96,10 @@ done:
 void engine_close(engine *e) {
   if (!e) return;
   if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
-  exchange_close(e->forward.slots);
+  exchange_close(e->forward.ranks);
+  transport_close(e->carrier);
+  free(e->forward.cost);
+  free(e->forward.tokens_of_rank);
   free(e->forward.route.expert);
   free(e->forward.route.margin);
   free(e->logits);
@@ -80,7 +120,8 @@ status engine_layer(engine *e, int64_t layer, const token_batch *batch) {
   TRY(forward_layer(&e->forward, layer, batch));
   e->seconds += clock_seconds() - start;
   backend *b = e->forward.compute;
-  TRY(b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences));
+  if (e->forward.is_shared)
+    TRY(b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences));
   return e->forward.wants_routing ? engine_finish(e) : 0; // the caller looks at the layer now
 }
 
@@ -88,9 +129,10 @@ status engine_finish(engine *e) {
   backend *b = e->forward.compute;
   if (!b->ops->finish) return 0;
   double start = clock_seconds();
-  TRY(b->ops->finish(b));
+  status result = b->ops->finish(b);
+  if (result) status_within("the end of a batch");
   e->seconds += clock_seconds() - start;
-  return 0;
+  return result;
 }
 
 static status run_steps(void *context, const token_batch *batch) {
@@ -102,12 +144,15 @@ static status run_steps(void *context, const token_batch *batch) {
 
 status engine_forward(engine *e, const token_batch *batch) {
   backend *b = e->forward.compute;
-  if (!b->ops->recorded || e->forward.wants_routing || !exchange_is_alone(e->forward.slots))
-    return run_steps(e, batch);
+  if (!b->ops->recorded || !forward_is_on_device(&e->forward, batch)) return run_steps(e, batch);
   double before = e->seconds, start = clock_seconds();
   TRY(b->ops->recorded(b, batch, run_steps, e));
   e->seconds = before + clock_seconds() - start; // the steps' own clocks would count twice
   return 0;
+}
+
+status engine_tell(engine *e, void *data, size_t bytes, const char *what) {
+  return exchange_tell(e->forward.ranks, data, bytes, what);
 }
 
 static const char *logit_row(const engine *e, int64_t i) {
@@ -127,6 +172,7 @@ static void digest_logits(engine *e, const token_batch *batch, int64_t first, in
 status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count) {
   backend *b = e->forward.compute;
   bool on_device = b->ops->finish != NULL;
+  if (!e->forward.is_shared) return 0;
   double start = clock_seconds();
   TRY(forward_head(&e->forward, first, count, on_device && !e->wants_logits ? NULL : e->logits));
   e->seconds += clock_seconds() - start;
@@ -149,11 +195,11 @@ void engine_reset(engine *e) {
   memset(e->logit_digest, 0, (size_t)e->params.n_sequences * sizeof *e->logit_digest);
   memset(e->layer_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->layer_digest);
   e->seconds = 0;
-  e->exchange_seconds_before = exchange_seconds(e->forward.slots);
+  e->exchange_seconds_before = exchange_seconds(e->forward.ranks);
 }
 
 double engine_exchange_seconds(const engine *e) {
-  return exchange_seconds(e->forward.slots) - e->exchange_seconds_before;
+  return exchange_seconds(e->forward.ranks) - e->exchange_seconds_before;
 }
 
 static uint64_t sum_of(const uint64_t *x, int64_t n) {

@@ -1,7 +1,8 @@
 // engine: one arm, opened on this rank: its backend, its exchange, its clocks and its digests.
 //
 // Refuses to know: other arms, what the tokens mean, the report.
-// Invariant: a digest covers every logit computed since the last engine_reset, whatever the batches were.
+// Invariant: a digest covers every logit computed since the last engine_reset, whatever the batches were. On
+// a rank that computes only experts (forward.is_shared is false) there are no logits and no digests.
 #pragma once
 #include "dist/topology.h"
 #include "src/layer.h"
@@ -17,7 +18,10 @@ typedef struct {
   comm *c;
   const topology *place;
   const char *transport, *row;
-  arm shared, own; // of the shared steps, and of this rank's experts
+  const device_id *device; // that this rank takes, whatever its arm
+  arm shared,
+      own; // the path of the shared steps; this rank's experts, and its backend for all that it computes
+  const bool *computes_shared; // [ranks] that compute the shared steps; NULL: all
   int64_t n_sequences, context, max_batch;
   bool kv_f16;
 } engine_params;
@@ -25,6 +29,7 @@ typedef struct {
 typedef struct {
   engine_params params;
   forward_state forward;
+  transport *carrier;
   int64_t vocabulary, n_layers;
   void *logits;           // [LOGIT_ROWS][vocabulary] reals of the shared path, of the last engine_head
   uint64_t *logit_digest; // [n_sequences]
@@ -34,7 +39,7 @@ typedef struct {
   double exchange_seconds_before;
 } engine;
 
-status engine_open(engine **out, const engine_params *params); // collective
+status engine_open(engine **out, const engine_params *params); // collective, and so is its outcome
 void engine_close(engine *e);                                  // takes NULL
 
 // Collective. One after the other: embed, each layer, then head for any rows.
@@ -48,7 +53,10 @@ status engine_forward(engine *e, const token_batch *batch);
 // wants_logits has done it already.
 status engine_finish(engine *e);
 
-// Row i of the last engine_head, widened to double.
+// Collective. `bytes` of `data` of the first shared rank come to those that compute only experts.
+status engine_tell(engine *e, void *data, size_t bytes, const char *what);
+
+// Row i of the last engine_head, widened to double. Shared ranks.
 void engine_logits(const engine *e, int64_t i, double *out);
 
 void engine_reset(engine *e);                    // forgets digests and clocks; KV caches are simply rewritten

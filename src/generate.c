@@ -9,8 +9,9 @@ typedef struct {  // one decoding run
   int64_t n;      // sequences
   int32_t *token; // [n] that each sequence feeds next
   int32_t *sequence, *position;
-  bool *ended;    // [n] wrote its end token
-  double *logits; // [vocabulary]
+  int32_t *written; // [n] of the last step, in the order of its batch
+  bool *ended;      // [n] wrote its end token
+  double *logits;   // [vocabulary]
   sampler *s;
 } decoding;
 
@@ -18,6 +19,7 @@ static void decoding_close(decoding *d) {
   free(d->token);
   free(d->sequence);
   free(d->position);
+  free(d->written);
   free(d->ended);
   free(d->logits);
   sampler_close(d->s);
@@ -29,19 +31,22 @@ static status decoding_open(decoding *d, const job *j) {
   TRY(TAKE(&d->token, (size_t)d->n, "decoding"));
   TRY(TAKE(&d->sequence, (size_t)d->n, "decoding"));
   TRY(TAKE(&d->position, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->written, (size_t)d->n, "decoding"));
   TRY(TAKE(&d->ended, (size_t)d->n, "decoding"));
   TRY(TAKE(&d->logits, (size_t)j->m->weights.shape.vocabulary, "decoding"));
   sampler_settings s = {c->run.temperature, c->run.top_k, c->run.top_p, c->run.seed};
   return sampler_open(&d->s, &s, j->m->weights.shape.vocabulary);
 }
 
-static status write_token(const job *j, decoding *d, int64_t sequence, const double *logits, int64_t position,
-                          report_text *text) {
-  int32_t token;
-  TRY(sampler_next(d->s, logits, position, &token));
-  text->tokens[text->n_tokens++] = token;
-  d->token[sequence] = token;
-  d->ended[sequence] = j->words && tokenizer_is_end(j->words, token);
+// d->written is of the n sequences in d->sequence; shared ranks have sampled it, the others are told.
+static status write_tokens(const job *j, engine *e, decoding *d, int64_t n, report_text *texts) {
+  TRY(engine_tell(e, d->written, (size_t)n * sizeof *d->written, "the tokens written"));
+  for (int64_t i = 0; i < n; i++) {
+    int32_t s = d->sequence[i], token = d->written[i];
+    texts[s].tokens[texts[s].n_tokens++] = token;
+    d->token[s] = token;
+    d->ended[s] = j->words && tokenizer_is_end(j->words, token);
+  }
   return 0;
 }
 
@@ -62,24 +67,31 @@ static status decode_step(job *j, engine *e, decoding *d, const token_batch *bat
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
     TRY(engine_head(e, batch, first, count));
-    for (int64_t i = 0; i < count; i++) {
-      int64_t s = batch->sequence[first + i];
+    for (int64_t i = 0; i < count && e->forward.is_shared; i++) {
       engine_logits(e, i, d->logits);
-      TRY(write_token(j, d, s, d->logits, batch->position[first + i], &texts[s]));
+      TRY(sampler_next(d->s, d->logits, batch->position[first + i], &d->written[first + i]));
     }
   }
-  return 0;
+  return write_tokens(j, e, d, batch->n, texts);
+}
+
+// The first token of each sequence, from the logits `last` of its prompt.
+static status decode_first(const job *j, engine *e, decoding *d, const double *last, report_text *texts) {
+  for (int64_t s = 0; s < d->n; s++) {
+    d->sequence[s] = (int32_t)s;
+    if (e->forward.is_shared)
+      TRY(sampler_next(d->s, last + s * e->vocabulary, j->sequences[s].n - 1, &d->written[s]));
+  }
+  return write_tokens(j, e, d, d->n, texts);
 }
 
 static status decode_all(job *j, engine *e, decoding *d, const double *last, report_text *texts,
                          int64_t *decoded) {
-  int64_t vocabulary = j->m->weights.shape.vocabulary, limit = j->cfg->run.generate;
+  int64_t limit = j->cfg->run.generate;
   progress shown = progress_begin(job_is_printer(j), e->params.name, "tokens written", limit);
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
-  status result = 0;
-  for (int64_t s = 0; s < d->n && !result; s++)
-    result = write_token(j, d, s, last + s * vocabulary, j->sequences[s].n - 1, &texts[s]);
+  status result = decode_first(j, e, d, last, texts);
   for (int64_t step = 0; step + 1 < limit && !result; step++) {
     token_batch batch = next_batch(d, j, step, packed);
     if (!batch.n) break;
@@ -140,7 +152,7 @@ static status compute_prompts(job *j, engine *e, double *last) {
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {
       int64_t count = batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS;
       result = engine_head(e, &batch, first, count);
-      for (int64_t i = 0; i < count && !result; i++) {
+      for (int64_t i = 0; i < count && !result && e->forward.is_shared; i++) {
         int64_t s = batch.sequence[first + i];
         if (batch.position[first + i] == j->sequences[s].n - 1) engine_logits(e, i, last + s * vocabulary);
       }
@@ -158,7 +170,8 @@ static status generate_arm(job *j, size_t index, report *r) {
   TRY(job_open_arm(j, j->cfg->run.arms.name[index], &e));
   engine_reset(e);
   status result;
-  TRY_DONE(result, TAKE(&last, (size_t)(j->n_sequences * j->m->weights.shape.vocabulary), "last logits"));
+  if (e->forward.is_shared)
+    TRY_DONE(result, TAKE(&last, (size_t)(j->n_sequences * j->m->weights.shape.vocabulary), "last logits"));
   TRY_DONE(result, compute_prompts(j, e, last));
   TRY_DONE(result, job_report_arm(j, e, r, index, j->n_tokens));
   if (j->cfg->run.generate) TRY_DONE(result, generate_continue(j, e, last, &r->arms[index]));

@@ -2,4 +2,4 @@
 #pragma once
 #include "src/job.h"
 
-status inspect_run(job *j); // collective; rank 0 prints
+status inspect_run(job *j); // collective; one rank prints

@@ -1,6 +1,7 @@
 #include "src/job.h"
 #include "base/memory.h"
 #include "kernels/numerics.h"
+#include "src/calibrate.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +13,7 @@ status job_agree(job *j, status mine, const char *what) {
 }
 
 bool job_is_printer(const job *j) {
-  return comm_rank(j->c) == 0;
+  return comm_rank(j->c) == j->roles.printer;
 }
 
 // ---- input ----
@@ -174,14 +175,95 @@ static status check_weights(job *j) {
   return result;
 }
 
+// Its host has no fewer GPUs than ranks up to it. Asked only where an arm wants to know: a driver takes time
+// to start.
+static bool has_own_gpu(const job *j) {
+  const arm_list *arms = &j->cfg->ranks.arm;
+  const backend_ops *cuda = backend_find("cuda");
+  bool wanted = false;
+  for (size_t i = 0; i < arms->count; i++) wanted = wanted || strstr(arms->name[i], "@auto");
+  return wanted && cuda && comm_host_rank(j->c) < cuda->devices();
+}
+
+static status open_roles(job *j) {
+  bool mine = has_own_gpu(j), *has_gpu;
+  TRY(TAKE(&has_gpu, (size_t)comm_size(j->c), "the ranks' roles"));
+  status result = comm_allgather(j->c, has_gpu, &mine, sizeof mine, "the gathering of ranks' GPUs");
+  if (!result)
+    result = job_agree(j, roles_open(&j->roles, j->cfg, has_gpu, comm_size(j->c)), "the ranks' roles");
+  free(has_gpu);
+  if (!result && !j->roles.shared[comm_rank(j->c)])
+    comm_set_patience(j->c, 1.5); // it hears from shared ranks
+  return result;
+}
+
+static bool is_mixed(const char *name) {
+  return !strcmp(name, "ranks");
+}
+
+// The arm of a rank's experts.
+static const char *arm_of_rank(const job *j, const char *name, int rank) {
+  return is_mixed(name) ? j->roles.arm[rank] : name;
+}
+
+static status measure_own_speed(const job *j, double *speed) {
+  const config *c = j->cfg;
+  double seconds = 0;
+  for (size_t i = 0; i < c->run.arms.count; i++) {
+    arm own;
+    TRY(arm_parse(&own, arm_of_rank(j, c->run.arms.name[i], comm_rank(j->c))));
+    TRY(calibrate_arm(&seconds, j->m, &own, j->place, comm_host_rank(j->c), c->run.rows));
+  }
+  *speed = 1 / seconds;
+  return 0;
+}
+
+// All ranks at the same time, as in the forward pass: those of a host share its memory.
+static status measure_speeds(job *j, double *all) {
+  double mine = 0;
+  TRY(job_agree(j, 0, "the measurement of ranks' speeds"));
+  TRY(job_agree(j, measure_own_speed(j, &mine), "the measurement of ranks' speeds"));
+  return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' speeds");
+}
+
 static status open_plan(job *j) {
   const config *c = j->cfg;
-  return plan_open(&j->experts, c->experts.placement, c->experts.rank_of_expert, c->experts.n_experts,
-                   j->m->weights.shape.n_experts, comm_size(j->c), comm_rank(j->c));
+  int64_t n_experts = j->m->weights.shape.n_experts;
+  double *speed;
+  TRY(TAKE(&speed, (size_t)comm_size(j->c), "ranks' speeds"));
+  status result = 0;
+  if (c->experts.placement == PLACEMENT_BALANCED) result = measure_speeds(j, speed);
+  if (!result)
+    result = job_agree(j,
+                       plan_open(&j->experts, c->experts.placement, c->experts.rank_of_expert,
+                                 c->experts.n_experts, speed, n_experts, comm_size(j->c), comm_rank(j->c)),
+                       "the placement of experts");
+  free(speed);
+  return result;
 }
 
 static status check_output(const job *j) {
   return job_is_printer(j) && j->cfg->output.dir[0] ? report_dir_check(j->cfg->output.dir) : 0;
+}
+
+static bool names_backend(const char *arm_name, const backend_ops *b) {
+  const char *at = strchr(arm_name, '@');
+  return at && (!strcmp(at + 1, b->name) || !strcmp(at + 1, "auto"));
+}
+
+// Devices are asked for only where one has a part: it takes time.
+static bool needs_device(const config *c, const backend_ops *b) {
+  bool needs = !strcmp(c->comm.transport, "nccl");
+  for (size_t i = 0; i < c->run.arms.count; i++) needs = needs || names_backend(c->run.arms.name[i], b);
+  for (size_t i = 0; i < c->ranks.arm.count; i++) needs = needs || names_backend(c->ranks.arm.name[i], b);
+  return needs;
+}
+
+static device_id find_device(const job *j) {
+  device_id found;
+  for (const backend_ops *const *b = backend_table(); *b; b++)
+    if ((*b)->device && needs_device(j->cfg, *b) && (*b)->device(&found, comm_host_rank(j->c))) return found;
+  return (device_id){.index = -1};
 }
 
 status job_open(job *out, const char *command, const config *cfg, comm *c, input_use input) {
@@ -190,9 +272,11 @@ status job_open(job *out, const char *command, const config *cfg, comm *c, input
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));
   TRY(compare_model(j));
-  TRY(job_agree(j, open_plan(j), "the placement of experts"));
-  TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind));
+  j->device = find_device(j);
+  TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
   topology_bind_threads(j->place);
+  TRY(open_roles(j));
+  TRY(open_plan(j));
   if (input == INPUT_UNUSED) return 0;
   TRY(job_agree(j, open_input(j), "the input"));
   TRY(compare_input(j));
@@ -204,6 +288,7 @@ void job_close(job *j) {
   for (int64_t s = 0; s < j->n_sequences; s++) free(j->sequences[s].tokens);
   free(j->sequences);
   plan_close(&j->experts);
+  roles_close(&j->roles);
   tokenizer_close(j->words);
   model_close(j->m);
   topology_close(j->place);
@@ -211,18 +296,10 @@ void job_close(job *j) {
 
 // ---- arms ----
 
-// The arm of rank r's experts when `name` is "ranks": ranks.arm, repeated over ranks.
-static const char *mixed_arm(const config *c, int rank) {
-  return c->ranks.arm.name[(size_t)rank % c->ranks.arm.count];
-}
-
 static status resolve_arm(const job *j, const char *name, arm *shared, arm *own) {
-  const config *c = j->cfg;
-  bool mixed = !strcmp(name, "ranks");
-  if (mixed && !c->ranks.arm.count) return FAIL("run.arms has \"ranks\", but ranks.arm is not set");
-  const char *shared_name = !mixed ? name : c->ranks.shared[0] ? c->ranks.shared : mixed_arm(c, 0);
-  TRY(arm_parse(shared, shared_name));
-  return arm_parse(own, mixed ? mixed_arm(c, comm_rank(j->c)) : name);
+  if (is_mixed(name) && !j->roles.mixed) return FAIL("run.arms has \"ranks\", but ranks.arm is not set");
+  TRY(arm_parse(own, arm_of_rank(j, name, comm_rank(j->c))));
+  return arm_parse(shared, is_mixed(name) ? j->roles.shared_arm : name);
 }
 
 status job_open_arm(job *j, const char *name, engine **out) {
@@ -234,49 +311,61 @@ status job_open_arm(job *j, const char *name, engine **out) {
       .c = j->c,
       .place = j->place,
       .transport = j->cfg->comm.transport,
+      .device = &j->device,
       .row = j->cfg->run.rows,
       .n_sequences = j->n_sequences,
       .context = j->context,
       .max_batch = j->max_batch,
       .kv_f16 = j->cfg->run.kv == KV_F16,
+      .computes_shared = is_mixed(name) ? j->roles.shared : NULL,
   };
-  status mine = resolve_arm(j, name, &p.shared, &p.own);
-  if (!mine) mine = engine_open(out, &p);
-  return job_agree(j, mine, name);
+  TRY(job_agree(j, resolve_arm(j, name, &p.shared, &p.own), name));
+  return engine_open(out, &p);
 }
 
 status job_check_digest(job *j, engine *e) {
   TRY(engine_finish(e));
   uint64_t digest = engine_digest(e);
   char what[96];
+  TRY(engine_tell(e, &digest, sizeof digest, "the digest"));
   snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", e->params.name);
   return comm_equal(j->c, &digest, sizeof digest, what);
 }
 
 // ---- report ----
 
-typedef struct { // what a rank tells rank 0
+typedef struct { // what a rank tells the printer
   char host[64], cores[96], arm[ARM_NAME_BYTES];
-  int32_t threads;
-  uint64_t experts_bytes, shared_bytes, state_bytes;
+  device_id device;
+  int32_t threads, device_node;
+  uint64_t experts_bytes, shared_bytes;
   int64_t experts;
 } rank_facts;
 
-static rank_facts own_facts(const job *j, uint64_t state_bytes) {
-  rank_facts f = {.threads = topology_threads(j->place),
+// In some arm of the job.
+static bool computes_shared(const job *j) {
+  bool computes = j->roles.shared[comm_rank(j->c)];
+  for (size_t a = 0; a < j->cfg->run.arms.count; a++)
+    computes = computes || !is_mixed(j->cfg->run.arms.name[a]);
+  return computes;
+}
+
+static rank_facts own_facts(const job *j) {
+  rank_facts f = {.device = j->device,
+                  .device_node = topology_device_node(j->place),
+                  .threads = topology_threads(j->place),
                   .experts_bytes = model_experts_bytes(j->m, j->experts.local),
-                  .shared_bytes = j->m->shared_bytes,
-                  .state_bytes = state_bytes,
+                  .shared_bytes = computes_shared(j) ? j->m->shared_bytes : 0,
                   .experts = j->experts.n_own};
   snprintf(f.host, sizeof f.host, "%s", comm_host(j->c));
   snprintf(f.cores, sizeof f.cores, "%s", topology_cores(j->place));
-  if (j->cfg->ranks.arm.count) snprintf(f.arm, sizeof f.arm, "%s", mixed_arm(j->cfg, comm_rank(j->c)));
+  memcpy(f.arm, j->roles.arm[comm_rank(j->c)], sizeof f.arm);
   return f;
 }
 
 static status report_ranks(job *j, report *r) {
   size_t n = (size_t)comm_size(j->c);
-  rank_facts mine = own_facts(j, 0), *all;
+  rank_facts mine = own_facts(j), *all;
   TRY(TAKE(&all, n, "ranks' facts"));
   r->n_ranks = n;
   status result = TAKE(&r->ranks, n, "the report");
@@ -286,10 +375,15 @@ static status report_ranks(job *j, report *r) {
                                 .host = strdup(all[i].host),
                                 .cores = strdup(all[i].cores),
                                 .arm = strdup(all[i].arm),
+                                .role = j->roles.shared[i] ? "shared" : "experts",
                                 .threads = all[i].threads,
                                 .experts_bytes = all[i].experts_bytes,
                                 .shared_bytes = all[i].shared_bytes,
-                                .experts = all[i].experts};
+                                .experts = all[i].experts,
+                                .gpu = all[i].device.index,
+                                .gpu_node = all[i].device_node,
+                                .gpu_pci = strdup(all[i].device.pci),
+                                .gpu_name = strdup(all[i].device.name)};
   free(all);
   return result;
 }
@@ -365,6 +459,8 @@ void job_report_close(report *r) {
     free((char *)r->ranks[i].host);
     free((char *)r->ranks[i].cores);
     free((char *)r->ranks[i].arm);
+    free((char *)r->ranks[i].gpu_pci);
+    free((char *)r->ranks[i].gpu_name);
   }
   free(r->arms);
   free(r->pairs);
@@ -373,14 +469,26 @@ void job_report_close(report *r) {
   free((char *)r->config_text);
 }
 
-status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t tokens) {
+static status report_state(job *j, const engine *e, report *r) {
+  uint64_t mine = e->forward.compute->ops->state_bytes(e->forward.compute), *all;
+  TRY(TAKE(&all, r->n_ranks, "ranks' bytes"));
+  status result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' bytes");
+  for (size_t i = 0; i < r->n_ranks && !result; i++)
+    if (all[i] > r->ranks[i].state_bytes) r->ranks[i].state_bytes = all[i];
+  free(all);
+  return result;
+}
+
+status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens) {
   TRY(engine_finish(e));
+  TRY(report_state(j, e, r));
   report_arm *a = &r->arms[index];
   size_t n_layers = r->n_layers, n_sequences = r->n_sequences;
-  uint64_t state = e->forward.compute->ops->state_bytes(e->forward.compute);
-  for (size_t i = 0; i < r->n_ranks; i++)
-    if (state > r->ranks[i].state_bytes) r->ranks[i].state_bytes = state;
-  r->transport = exchange_transport(e->forward.slots);
+  a->transport = transport_name(e->carrier);
+  if (!r->transport || *transport_reason(e->carrier)) { // an arm that needs no words does not hide another's
+    r->transport = a->transport;
+    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(e->carrier));
+  }
   r->build.row = e->forward.compute->ops->row(e->forward.compute);
   a->name = e->params.name;
   a->path_version = e->forward.path->version;
@@ -396,8 +504,7 @@ status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t 
   for (size_t l = 0; l < n_layers; l++) a->layer_digests[l] = engine_layer_digest(e, (int64_t)l);
   for (size_t s = 0; s < n_sequences; s++)
     a->sequences[s] = (report_sequence){j->sequences[s].n, e->logit_digest[s]};
-  for (size_t i = 0; i < r->n_ranks; i++)
-    a->rank_arms[i] = strcmp(a->name, "ranks") ? a->name : mixed_arm(j->cfg, (int)i);
+  for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = arm_of_rank(j, a->name, (int)i);
   return 0;
 }
 

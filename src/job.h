@@ -8,6 +8,7 @@
 #include "src/engine.h"
 #include "src/feed.h"
 #include "src/report.h"
+#include "src/roles.h"
 #include "src/tokenizer.h"
 
 typedef struct {
@@ -15,9 +16,11 @@ typedef struct {
   const config *cfg;
   comm *c;
   topology *place;
+  device_id device; // that this rank takes, whatever its arm; index -1: no arm needs one, or there is none
   model *m;
   tokenizer *words; // NULL: the file has none
   plan experts;
+  roles roles; // in the arm "ranks"
   uint64_t fingerprint;
   token_sequence *sequences;
   int64_t n_sequences, n_tokens; // of all sequences
@@ -34,19 +37,21 @@ void job_close(job *j);
 // Collective: faults of any rank become faults of all.
 status job_agree(job *j, status mine, const char *what);
 
-bool job_is_printer(const job *j); // rank 0: the one that reports
+bool job_is_printer(
+    const job *j); // the one that reports: the first rank that has every result, mostly rank 0
 
 // Collective. Opens the arm `name` of run.arms; the engine's caches hold the job's sequences.
 status job_open_arm(job *j, const char *name, engine **out);
 
-// Collective: every rank's digests of the arm are the same, or the law is broken and the fault says so.
+// Collective: every shared rank's digests of the arm are the same, or the law is broken and the fault says
+// so.
 status job_check_digest(job *j, engine *e);
 
 // Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on
-// rank 0.
+// the printer.
 status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows);
 void job_report_close(report *r);
-// Rank 0: fills an arm's section from its engine.
-status job_report_arm(const job *j, engine *e, report *r, size_t index, int64_t tokens);
-// Rank 0 prints and writes the report where output.dir asks for it; collective agreement on the outcome.
+// Collective: fills an arm's section from its engine.
+status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens);
+// The printer prints and writes the report where output.dir asks for it; collective agreement on the outcome.
 status job_report_finish(job *j, report *r);

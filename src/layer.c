@@ -1,34 +1,96 @@
 #include "src/layer.h"
 
-status forward_embed(forward_state *f, const token_batch *batch) {
-  return f->compute->ops->embed(f->compute, batch);
+// A fault in a step says which one it was.
+static status in_step(status result, int64_t layer, const char *step) {
+  if (result) status_within("layer %lld, %s", (long long)layer, step);
+  return result;
 }
 
-// Completes the slots' rows. A device backend's own rows come to host memory for it, and all rows go back.
-static status gather_slots(forward_state *f, int64_t layer, int64_t n_slots) {
+bool forward_is_on_device(const forward_state *f, const token_batch *batch) {
+  return f->compute->ops->finish && !f->wants_routing &&
+         (exchange_is_alone(f->ranks) || exchange_is_fixed(f->ranks, batch->n));
+}
+
+status forward_embed(forward_state *f, const token_batch *batch) {
+  status result = f->is_shared ? f->compute->ops->embed(f->compute, batch) : 0;
+  if (result) status_within("embedding");
+  return result;
+}
+
+static size_t row_bytes(const forward_state *f) {
+  return (size_t)f->hidden * f->path->real_bytes;
+}
+
+// Each rank has computed its rows_of_rank; then those of `to` have all. A device's rows pass through the
+// host, unless the transport takes them where they are. Every rank comes here, also one that neither gives
+// nor takes, so that their collectives stay in step.
+static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_of_rank, rank_set to,
+                          int64_t layer) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
+  if (step->rows_device && f->takes_device)
+    return exchange_gather(f->ranks, step->rows_device(b, kind), step->stream(b), row_bytes(f), rows_of_rank,
+                           to, layer);
+  int64_t first, count, all = exchange_own_rows(f->ranks, rows_of_rank, &first, &count);
+  if (step->rows_read) TRY(in_step(step->rows_read(b, kind, first, count), layer, "rows to the host"));
+  TRY(exchange_gather(f->ranks, step->rows_host(b, kind), NULL, row_bytes(f), rows_of_rank, to, layer));
+  if (!step->rows_write || !exchange_takes(f->ranks, to)) return 0;
+  TRY(in_step(step->rows_write(b, kind, 0, first), layer, "rows from the host"));
+  return in_step(step->rows_write(b, kind, first + count, all - first - count), layer, "rows from the host");
+}
+
+// Of a large batch each shared rank takes some of the queries. A query costs its own two products (q and o)
+// over `hidden` and the two of scores and values over the positions that it sees.
+static status attend(forward_state *f, int64_t layer, const token_batch *batch) {
+  backend *b = f->compute;
+  int n_ranks = exchange_shared_count(f->ranks);
+  if (n_ranks == 1 || batch->n < (int64_t)n_ranks * SPLIT_TOKENS)
+    return f->is_shared ? in_step(b->ops->attention(b, layer, batch, 0, batch->n), layer, "attention") : 0;
   int64_t first, count;
-  exchange_own_rows(f->slots, &first, &count);
-  if (step->slots_read) TRY(step->slots_read(b, first, count));
-  TRY(exchange_gather(f->slots, step->slot_rows(b), (size_t)f->hidden * f->path->real_bytes, layer));
-  return step->slots_write ? step->slots_write(b, n_slots) : 0;
+  for (int64_t t = 0; t < batch->n; t++) f->cost[t] = f->hidden + batch->position[t] + 1;
+  exchange_split(f->ranks, f->tokens_of_rank, f->cost, batch->n);
+  exchange_own_rows(f->ranks, f->tokens_of_rank, &first, &count);
+  if (f->is_shared) TRY(in_step(b->ops->attention(b, layer, batch, first, count), layer, "attention"));
+  return gather_rows(f, ROWS_RESIDUAL, f->tokens_of_rank, SHARED_RANKS, layer);
+}
+
+// The shared ranks each send a part of what the experts read, and of who computes what.
+static status inform_expert_ranks(forward_state *f, int64_t layer, const token_batch *batch) {
+  exchange_split(f->ranks, f->tokens_of_rank, NULL, batch->n);
+  TRY(exchange_gather_host(f->ranks, f->route.expert, (size_t)f->top_k * sizeof *f->route.expert,
+                           f->tokens_of_rank, EXPERT_RANKS, layer));
+  return gather_rows(f, ROWS_NORMED, f->tokens_of_rank, EXPERT_RANKS, layer);
+}
+
+// The slots' outputs come to the shared ranks.
+static status gather_slots(forward_state *f, int64_t layer, int64_t n_slots, bool fixed) {
+  backend *b = f->compute;
+  if (!fixed) return gather_rows(f, ROWS_SLOTS, exchange_rows_of_rank(f->ranks), SHARED_RANKS, layer);
+  return exchange_gather_fixed(f->ranks, b->ops->rows_device(b, ROWS_SLOTS), b->ops->stream(b), n_slots,
+                               row_bytes(f), layer);
 }
 
 status forward_layer(forward_state *f, int64_t layer, const token_batch *batch) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
-  bool alone = exchange_is_alone(f->slots), on_device = step->finish && alone;
-  routing *route = on_device && !f->wants_routing ? NULL : &f->route;
-  TRY(step->attention(b, layer, batch));    // x += o(attention(norm(x))), the same on every rank
-  TRY(step->route(b, layer, batch, route)); // the same on every rank, so all know who computes what
-  const int64_t *row_of_slot =
-      on_device ? NULL : exchange_plan(f->slots, f->route.expert, batch->n * f->top_k);
-  TRY(step->experts(b, layer, batch, route, row_of_slot)); // this rank's own experts only
-  if (!alone) TRY(gather_slots(f, layer, batch->n * f->top_k));
-  return step->combine(b, layer, batch, row_of_slot); // x += sum of the slots, in slot order
+  bool alone = exchange_is_alone(f->ranks), on_device = forward_is_on_device(f, batch);
+  bool places = !on_device && !(alone && step->finish); // the host knows the routing and places the rows
+  routing *route = on_device ? NULL : &f->route;
+  TRY(attend(f, layer, batch)); // x += o(attention(norm(x))), then the same on every shared rank
+  if (f->is_shared)             // the same on these, so all of them know who computes what
+    TRY(in_step(step->route(b, layer, batch, route), layer, "route"));
+  if (exchange_has(f->ranks, EXPERT_RANKS)) TRY(inform_expert_ranks(f, layer, batch));
+  const int64_t *row_of_slot = places ? exchange_plan(f->ranks, f->route.expert, batch->n * f->top_k) : NULL;
+  // this rank's own experts only
+  TRY(in_step(step->experts(b, layer, batch, route, row_of_slot), layer, "experts"));
+  if (!alone) TRY(gather_slots(f, layer, batch->n * f->top_k, on_device));
+  if (!f->is_shared) return 0;
+  // x += sum of the slots, in slot order
+  return in_step(step->combine(b, layer, batch, row_of_slot), layer, "combine");
 }
 
 status forward_head(forward_state *f, int64_t first, int64_t count, void *logits) {
-  return f->compute->ops->head(f->compute, first, count, logits);
+  status result = f->is_shared ? f->compute->ops->head(f->compute, first, count, logits) : 0;
+  if (result) status_within("head");
+  return result;
 }

@@ -49,7 +49,7 @@ static const command commands[] = {
      .run = inspect_run,
      .input = INPUT_UNUSED,
      .help = "Prints what the model file holds and what each rank of this job would hold. Reads no\n"
-             "weights.\n"},
+             "weights but the few that the placement \"balanced\" times.\n"},
     {.name = "synth",
      .run_words = synth_run,
      .print_options = synth_print_options,
@@ -140,6 +140,7 @@ static void print_version(void) {
          MOE_BUILD_FLAGS);
   for (const backend_ops *const *b = backend_table(); *b; b++)
     printf("backend %s, rows that run here: %s\n", (*b)->name, (*b)->rows());
+  printf("transports %s\n", transport_list());
   for (int p = 0; p < PATH_COUNT; p++)
     printf("path %s, version %d\n", path_get((path_kind)p)->name, path_get((path_kind)p)->version);
 }

@@ -13,12 +13,11 @@ typedef struct {
   size_t n_arms, n_pairs;
   engine *arm[CONFIG_MAX_ARMS];
   npy *logits_file[CONFIG_MAX_ARMS];
-  double
-      *last[CONFIG_MAX_ARMS]; // [n_sequences][vocabulary]: where writing on begins; NULL without run.generate
-  double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; rank 0
-  double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; rank 0
+  double *last[CONFIG_MAX_ARMS];   // [n_sequences][vocabulary]: where writing on begins; NULL: has none
+  double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; the printer
+  double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; the printer
   double nll[CONFIG_MAX_ARMS];     // summed over positions with a next token
-  comparison *pairs;               // rank 0
+  comparison *pairs;               // the printer
   report r;
   int64_t position; // of the batch's first token, counted over all sequences
 } parity;
@@ -50,7 +49,7 @@ static void list_pairs(const arm_list *arms, report_pair *out) {
 
 // ---- open and close ----
 
-static status open_rank0(parity *p) {
+static status open_printer(parity *p) {
   const model_shape *s = &p->j->m->weights.shape;
   const config *c = p->j->cfg;
   for (size_t a = 0; a < p->n_arms; a++) {
@@ -77,9 +76,10 @@ static status parity_open(parity *p, job *j) {
   for (size_t a = 0; a < p->n_arms; a++) {
     TRY(job_open_arm(j, arms->name[a], &p->arm[a]));
     p->arm[a]->forward.wants_routing = true;
-    if (j->cfg->run.generate) TRY(TAKE(&p->last[a], logit_count, "last logits"));
+    if (j->cfg->run.generate && p->arm[a]->forward.is_shared)
+      TRY(TAKE(&p->last[a], logit_count, "last logits"));
   }
-  return job_agree(j, job_is_printer(j) ? open_rank0(p) : 0, "opening the comparison");
+  return job_agree(j, job_is_printer(j) ? open_printer(p) : 0, "opening the comparison");
 }
 
 static void parity_close(parity *p) {
@@ -156,7 +156,8 @@ static void keep_last(parity *p, const token_batch *batch, int64_t first, int64_
   for (int64_t i = 0; i < count && p->j->cfg->run.generate; i++) {
     int64_t s = batch->sequence[first + i];
     if (batch->position[first + i] != p->j->sequences[s].n - 1) continue;
-    for (size_t a = 0; a < p->n_arms; a++) engine_logits(p->arm[a], i, p->last[a] + s * vocabulary);
+    for (size_t a = 0; a < p->n_arms; a++)
+      if (p->last[a]) engine_logits(p->arm[a], i, p->last[a] + s * vocabulary);
   }
 }
 
@@ -208,7 +209,7 @@ static status finish_arm(parity *p, size_t a) {
   return job_check_digest(p->j, p->arm[a]);
 }
 
-static status finish_rank0(parity *p) {
+static status finish_printer(parity *p) {
   for (size_t i = 0; i < p->n_pairs; i++) TRY(comparison_reduce(&p->pairs[i], &p->r.pairs[i]));
   for (size_t a = 0; a < p->n_arms; a++) {
     npy *f = p->logits_file[a];
@@ -225,7 +226,7 @@ status parity_run(job *j) {
   for (size_t a = 0; a < p.n_arms; a++) engine_reset(p.arm[a]);
   TRY_DONE(result, compute_all(&p));
   for (size_t a = 0; a < p.n_arms; a++) TRY_DONE(result, finish_arm(&p, a));
-  TRY_DONE(result, job_agree(j, job_is_printer(j) ? finish_rank0(&p) : 0, "reducing the comparison"));
+  TRY_DONE(result, job_agree(j, job_is_printer(j) ? finish_printer(&p) : 0, "reducing the comparison"));
   result = job_report_finish(j, &p.r);
 done:
   parity_close(&p);

@@ -17,11 +17,12 @@ typedef struct {
 static status score_row(scoring *s, int64_t i, int32_t target) {
   logit_metrics m;
   int64_t n = s->j->m->weights.shape.vocabulary;
+  s->scored++;
+  if (!s->e->forward.is_shared) return 0;
   engine_logits(s->e, i, s->logits);
   divergence_logits(&m, s->logits, s->logits, (size_t)n, target);
   if (!m.row.finite) return FAIL("%s: a logit is not finite; no perplexity can be told", s->e->params.name);
   s->nll += m.nll_a;
-  s->scored++;
   return 0;
 }
 

@@ -1,4 +1,4 @@
-// plan: which rank owns which expert. Pure: the same on every rank.
+// plan: which rank owns which expert. Pure: the same on every rank that is given the same.
 //
 // Invariant: every expert has one owner and every rank owns at least one, so that no rank idles by mistake.
 #pragma once
@@ -13,7 +13,10 @@ typedef struct {
   int64_t n_own;
 } plan;
 
-status plan_open(plan *out, placement_kind kind, const int32_t *list, size_t list_length, int64_t n_experts,
-                 int n_ranks, int rank);
+// list: of PLACEMENT_LIST, each expert's owner. speed[n_ranks]: of PLACEMENT_BALANCED, experts a second in
+// any unit; each rank gets the share of the experts that it has of the sum, by largest remainder, but at
+// least one.
+status plan_open(plan *out, placement_kind kind, const int32_t *list, size_t list_length, const double *speed,
+                 int64_t n_experts, int n_ranks, int rank);
 void plan_close(plan *p); // takes NULL
 const char *placement_name(placement_kind kind);

@@ -78,7 +78,7 @@ static void print_line(FILE *out, const char *text, size_t room, bool tail) {
 // ---- what ran ----
 
 static void print_ranks(const report *r, FILE *out) {
-  int host = 4, cores = 5, arm = 3;
+  int host = 4, cores = 5, arm = 3, role = 7;
   bool mixed = false;
   for (size_t i = 0; i < r->n_ranks && i < MAX_RANK_LINES; i++) {
     host = widest(host, or_none(r->ranks[i].host));
@@ -86,19 +86,39 @@ static void print_ranks(const report *r, FILE *out) {
     arm = widest(arm, or_none(r->ranks[i].arm));
     mixed = mixed || (r->ranks[i].arm && *r->ranks[i].arm);
   }
-  if (host > 24) host = 24;
+  if (host > 24 - (mixed ? 9 : 0)) host = 24 - (mixed ? 9 : 0);
   if (cores > 16) cores = 16;
-  if (!mixed) arm = 0;
-  fprintf(out, "\n  rank  %-*s  %-*s  threads  %-*s%sexperts  expert bytes  shared bytes       state\n", host,
-          "host", cores, "cores", arm, mixed ? "arm" : "", mixed ? "  " : "");
+  if (!mixed) arm = role = 0;
+  fprintf(out, "\n  rank  %-*s  %-*s  threads  %-*s%s%-*s%sexperts  expert bytes  shared bytes       state\n",
+          host, "host", cores, "cores", arm, mixed ? "arm" : "", mixed ? "  " : "", role, mixed ? "role" : "",
+          mixed ? "  " : "");
   for (size_t i = 0; i < r->n_ranks && i < MAX_RANK_LINES; i++) {
     const report_rank *k = &r->ranks[i];
-    fprintf(out, "  %4d  %-*.*s  %-*.*s  %7d  %-*s%s%7" PRId64 "  %12s  %12s  %10s\n", k->rank, host, host,
-            or_none(k->host), cores, cores, or_none(k->cores), k->threads, arm, mixed ? or_none(k->arm) : "",
-            mixed ? "  " : "", k->experts, bytes_cell(k->experts_bytes).text,
-            bytes_cell(k->shared_bytes).text, bytes_cell(k->state_bytes).text);
+    fprintf(out, "  %4d  %-*.*s  %-*.*s  %7d  %-*s%s%-*s%s%7" PRId64 "  %12s  %12s  %10s\n", k->rank, host,
+            host, or_none(k->host), cores, cores, or_none(k->cores), k->threads, arm,
+            mixed ? or_none(k->arm) : "", mixed ? "  " : "", role, mixed ? k->role : "", mixed ? "  " : "",
+            k->experts, bytes_cell(k->experts_bytes).text, bytes_cell(k->shared_bytes).text,
+            bytes_cell(k->state_bytes).text);
   }
   if (r->n_ranks > MAX_RANK_LINES) fprintf(out, "  ... and %zu more ranks\n", r->n_ranks - MAX_RANK_LINES);
+}
+
+// Where ranks' devices are; nothing where no arm needs one.
+static void print_devices(const report *r, FILE *out) {
+  bool any = false;
+  for (size_t i = 0; i < r->n_ranks; i++) any = any || r->ranks[i].gpu >= 0;
+  if (!any) return;
+  fprintf(out, "\n  rank  gpu  at            node     name\n");
+  for (size_t i = 0; i < r->n_ranks && i < MAX_RANK_LINES; i++) {
+    const report_rank *k = &r->ranks[i];
+    char node[16] = "unknown";
+    if (k->gpu_node >= 0) snprintf(node, sizeof node, "%d", k->gpu_node);
+    if (k->gpu < 0)
+      fprintf(out, "  %4d    -\n", k->rank);
+    else
+      fprintf(out, "  %4d  %3d  %-12.12s  %-7s  %.64s\n", k->rank, k->gpu, or_none(k->gpu_pci), node,
+              or_none(k->gpu_name));
+  }
 }
 
 static void print_head(const report *r, FILE *out) {
@@ -121,13 +141,17 @@ static void print_head(const report *r, FILE *out) {
           "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64
           ", %s cache\n",
           tokens, r->n_sequences, r->n_sequences == 1 ? "" : "s", r->chunk, r->context, or_none(r->kv));
-  fprintf(out, "  ranks   %zu on %d host%s of %d cores, transport %s, experts %s, cpu row %s\n", r->n_ranks,
-          r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, or_none(r->transport),
-          or_none(r->placement), or_none(r->build.row));
+  bool explained = r->transport_reason[0]; // then on a line of its own
+  fprintf(out, "  ranks   %zu on %d host%s of %d cores, %s%s%sexperts %s, cpu row %s\n", r->n_ranks,
+          r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, explained ? "" : "transport ",
+          explained ? "" : or_none(r->transport), explained ? "" : ", ", or_none(r->placement),
+          or_none(r->build.row));
+  if (explained) fprintf(out, "  over    transport %s (%.80s)\n", or_none(r->transport), r->transport_reason);
   fprintf(out, "  on      ");
   print_line(out, or_none(r->machine.cpu), 96, false);
   fputc('\n', out);
   print_ranks(r, out);
+  print_devices(r, out);
 }
 
 // ---- divergences ----

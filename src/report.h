@@ -2,7 +2,7 @@
 //
 // Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
 // get their names when they are whole and synced; an old report.json goes first, the new one comes last.
-// Refuses to know: how the numbers came about. Only rank 0 calls it.
+// Refuses to know: how the numbers came about. Only the printer calls it.
 // Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
 #include "base/status.h"
@@ -32,7 +32,8 @@ typedef struct {
   int64_t tokens; // positions computed, all sequences
   double prefill_tokens_per_s;
   double decode_tokens_per_s; // NaN: nothing was decoded
-  double exchange_seconds;    // time in the exchange on rank 0, waiting included
+  const char *transport;      // of its exchange
+  double exchange_seconds;    // time in the exchange on the printing rank, waiting included
   double perplexity;          // over the input's own next tokens; NaN: fewer than two tokens
   report_text *texts;
   size_t n_texts;
@@ -74,10 +75,14 @@ typedef struct {
   const char *cores; // "0-3", of its threads
   int threads;
   const char *arm;        // arm of its experts in a mixed job, else ""
+  const char *role;       // "shared", or "experts": in the arm "ranks" it computes nothing else
   uint64_t experts_bytes; // its own experts
-  uint64_t shared_bytes;  // tensors that every rank holds
+  uint64_t shared_bytes;  // all other tensors; 0: it computes only experts
   uint64_t state_bytes;   // KV caches and work space, largest arm
   int64_t experts;        // experts that it owns in each layer
+  int gpu;                // that it takes, as its host counts them; -1: none
+  int gpu_node;           // NUMA node at which it is; -1: unknown
+  const char *gpu_pci, *gpu_name;
 } report_rank;
 
 typedef struct {
@@ -98,6 +103,7 @@ typedef struct {
   } build;
   const char *config_text; // canonical
   const char *transport;
+  char transport_reason[256]; // "": none need be given
   const char *placement;
   const char *kv;
   int64_t chunk, context;

@@ -106,11 +106,28 @@ static void put_surroundings(branch root, const report *r) {
   branch run = put_object(root, "run");
   put_text(run, "config", r->config_text);
   put_text(run, "transport", r->transport);
+  put_text(run, "transport_reason", r->transport_reason);
   put_text(run, "placement", r->placement);
   put_text(run, "kv", r->kv);
   put_integer(run, "chunk", r->chunk);
   put_integer(run, "context", r->context);
   put_integer(run, "sequences", (int64_t)r->n_sequences);
+}
+
+// null where the rank takes no device
+static void put_device(branch rank, const report_rank *k) {
+  if (k->gpu < 0) {
+    put(rank, "gpu", json_null());
+    return;
+  }
+  branch o = put_object(rank, "gpu");
+  put_integer(o, "index", k->gpu);
+  put_text(o, "pci", k->gpu_pci);
+  put_text(o, "name", k->gpu_name);
+  if (k->gpu_node >= 0)
+    put_integer(o, "numa_node", k->gpu_node);
+  else
+    put(o, "numa_node", json_null());
 }
 
 static void put_ranks(branch root, const report *r) {
@@ -123,10 +140,12 @@ static void put_ranks(branch root, const report *r) {
     put_text(o, "cores", k->cores);
     put_integer(o, "threads", k->threads);
     put_text(o, "arm", k->arm);
+    put_text(o, "role", k->role);
     put_integer(o, "experts", k->experts);
     put_integer(o, "experts_bytes", (int64_t)k->experts_bytes);
     put_integer(o, "shared_bytes", (int64_t)k->shared_bytes);
     put_integer(o, "state_bytes", (int64_t)k->state_bytes);
+    put_device(o, k);
   }
 }
 
@@ -157,6 +176,7 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
   put_integer(o, "tokens", a->tokens);
   put_real(o, "prefill_tokens_per_s", a->prefill_tokens_per_s);
   put_real(o, "decode_tokens_per_s", a->decode_tokens_per_s);
+  put_text(o, "transport", a->transport);
   put_real(o, "exchange_seconds", a->exchange_seconds);
   put_real(o, "perplexity", a->perplexity);
   branch bytes = put_array(o, "bytes_per_rank"), arms = put_array(o, "rank_arms"),

@@ -202,7 +202,7 @@ status synth_run(comm *c, int n_words, char **words) {
   status result;
   TRY_DONE(result, comm_agree(c, open_synthesis(&s, n_words, words), "the arguments of synth"));
   TRY_DONE(result, comm_equal(c, s.layout.header, s.layout.header_bytes, "the model to write"));
-  TRY_DONE(result, topology_open(&s.place, c, s.options.threads, true));
+  TRY_DONE(result, topology_open(&s.place, c, s.options.threads, true, NULL));
   topology_bind_threads(s.place);
   result = make_file(&s);
   if (result && first) unlink(s.partial);

@@ -321,6 +321,9 @@ class BadInput(unittest.TestCase):
         "an arm that is nowhere built": ({"run.arms": ["f64@cuda"]}, ["f64@cuda"]),
         "no arms": ({"run.arms": []}, ["run.arms"]),
         "a row that is not here": ({"run.rows": "sve9"}, ["run.rows", "sve9"]),
+        "a rank that computes what is shared and is not there":
+            ({"ranks.arm": ["q8k@cpu"], "ranks.shared_ranks": [3]}, ["ranks.shared_ranks", "found 3"]),
+        "a backend that no rank has": ({"ranks.arm": ["q8k@cpu"], "ranks.shared": "q8k@cuda"}, ["ranks.shared", "cuda"]),
         "ranks without arms": ({"run.arms": ["ranks"]}, ["ranks.arm"]),
         "no model": ({"model.path": None}, ["model.path"]),
         "no input": ({"input.tokens": None}, ["input.tokens"]),

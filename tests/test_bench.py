@@ -151,6 +151,11 @@ class Bytes(unittest.TestCase):
                 self.assertLess(abs(row["share_of_bandwidth"] / share - 1), 1e-6)
 
 
+def row_seconds(row):
+    """Of its slowest run."""
+    return row["tokens"] * row["batch"] / row["tokens_per_s"]["min"]
+
+
 class Forms(unittest.TestCase):
     def test_the_numbers(self):
         for row in base().values():
@@ -159,6 +164,8 @@ class Forms(unittest.TestCase):
             self.assertAlmostEqual(rate["median"], np.median(rate["runs"]), delta=1e-6 * rate["median"])
             self.assertEqual((rate["min"], rate["max"]), (min(rate["runs"]), max(rate["runs"])))
             self.assertGreater(rate["min"], 0)
+            self.assertIsNone(row["exchange_seconds"])  # of one rank
+            self.assertFalse(row["exchange_is_alone"])
         self.assertEqual(list(base()), [(a, t) for a in ARMS for t in ("pp20", "tg5", "pp20 @ d30", "tg5 @ d30")])
 
     def test_the_same_rows_in_each(self):
@@ -170,7 +177,13 @@ class Forms(unittest.TestCase):
         lines = [line for line in bench(form="md", **sets).splitlines() if line.startswith("|")]
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
         self.assertEqual({(row[0], row[2]): row[-1] for row in cells[2:]}, expected)
-        self.assertEqual({len(row) for row in cells}, {10})
+        self.assertEqual({len(row) for row in cells}, {11})
+
+    def test_the_time_in_the_exchange(self):
+        for row in rows(2).values():
+            self.assertFalse(row["exchange_is_alone"])
+            self.assertGreater(row["exchange_seconds"], 0)
+            self.assertLess(row["exchange_seconds"], 2 * row_seconds(row))
 
     def test_the_file(self):
         folder = moe.fresh()

@@ -87,6 +87,7 @@ static void test_defaults(void **state) {
   assert_true(c.run.bind);
   assert_int_equal(c.ranks.arm.count, 0);
   assert_string_equal(c.ranks.shared, "");
+  assert_int_equal(c.ranks.shared_ranks.count, 0);
   assert_int_equal(c.experts.placement, PLACEMENT_CONTIGUOUS);
   assert_string_equal(c.comm.transport, "auto");
   assert_true(c.comm.deadline == 300);
@@ -236,7 +237,7 @@ static void test_wrong_types(void **state) {
   REFUSES("run.bind = 1\n", NULL, "true or false", "the integer 1");
   REFUSES("run.kv = \"q8\"\n", NULL, "\"f16\" or \"f32\"", "\"q8\"");
   REFUSES("run.kv = true\n", NULL, "\"f16\" or \"f32\"", "found true");
-  REFUSES("comm.transport = \"nccl\"\n", NULL, "\"auto\", \"mpi\" or \"self\"", "nccl");
+  REFUSES("comm.transport = \"pigeon\"\n", NULL, "\"auto\", \"mpi\", \"nccl\" or \"self\"", "pigeon");
   REFUSES("model.path = 2024-01-01\n", NULL, "model.path", "a date");
   REFUSES("input.prompts = \"x\"\n", NULL, "list of strings", "the string");
   REFUSES("input.prompts = [\"x\",\n 3]\n", NULL, "run.toml:2", "the integer 3");
@@ -245,7 +246,7 @@ static void test_wrong_types(void **state) {
   REFUSES("input.tokens = [[1]]\n", NULL, "an array of 1");
   REFUSES("input.tokens = [{a = 1}]\n", NULL, "a table");
   REFUSES("input.tokens = []\n", NULL, "an array of 0");
-  REFUSES("experts.placement = \"round\"\n", NULL, "contiguous", "strided", "round");
+  REFUSES("experts.placement = \"round\"\n", NULL, "contiguous", "strided", "balanced", "round");
   REFUSES("experts.placement = [0, -1]\n", NULL, "element 1");
   REFUSES("experts.placement = 3\n", NULL, "the integer 3");
   REFUSES("model.path = \"\"\n", NULL, "not empty");
@@ -286,6 +287,11 @@ static void test_arms(void **state) {
   REFUSES(NULL, "run.arms=[\"ranks\"]", "run.arms", "ranks.arm");
   REFUSES("ranks.arm = [\"q8k@cpu\"]\n", "ranks.arm=[\"ranks\"]", "ranks.arm", "\"ranks\"");
   REFUSES(NULL, "ranks.shared=ranks", "ranks.shared", "path@backend");
+  REFUSES(NULL, "run.arms=[\"f32@auto\"]", "unknown backend \"auto\"");
+  REFUSES(NULL, "ranks.shared=f32@auto", "unknown backend \"auto\"");
+  REFUSES(NULL, "ranks.arm=[\"f32@gpu\"]", "expected one of cpu, cuda, auto");
+  REFUSES(NULL, "ranks.shared_ranks=[0, -1]", "integer from 0", "element 1");
+  REFUSES(NULL, "ranks.shared_ranks=0", "list", "the integer 0");
   REFUSES(NULL, "ranks.shared=f16@cpu", "ranks.shared", "f64, f32, q8k");
   char list[400] = "ranks.arm=[";
   for (int i = 0; i < 17; i++) strcat(list, "\"f32@cpu\",");
@@ -293,6 +299,11 @@ static void test_arms(void **state) {
   REFUSES(NULL, list, "at most 16", "an array of 17");
   config c;
   accepts(&c, "run.arms = [\"ranks\"]\n", "ranks.arm=[\"q8k@cpu\"]"); // checked when all is read
+  config_close(&c);
+  accepts(&c, "ranks.arm = [\"q8k@auto\"]\n", "ranks.shared_ranks=[2, 0]");
+  assert_string_equal(c.ranks.arm.name[0], "q8k@auto");
+  assert_int_equal(c.ranks.shared_ranks.count, 2);
+  assert_int_equal(c.ranks.shared_ranks.size[0], 2);
   config_close(&c);
 }
 

@@ -2,7 +2,8 @@
 """The law across backends: q8k@cuda gives the digest of q8k@cpu, f32@cuda that of f32@cpu. Needs a GPU.
 
 Every shape is run in prefill (one chunk, an odd cut) and token by token, with both kinds of cache, on models of every
-weight type; layer digests are compared too, so that a failure names its first layer.
+weight type, with one rank and with more that share the GPUs, batches large enough to split the attention too; then mixed
+jobs of a CPU and a GPU rank. Layer digests are compared as well, so that a failure names its first layer.
 """
 import json
 import os
@@ -42,6 +43,28 @@ def run(model, tokens, chunk, kv, arms, out, ranks=1, extra=()):
         return {a["name"]: a for a in json.load(f)["arms"]}
 
 
+def mixed_jobs(model, tokens, out):
+    """Jobs of a CPU and a GPU rank: one digest, that of two CPU ranks, whoever computes the shared steps and however
+    the rows travel. Returns the number of those that differ, and of all."""
+    faults = cases = 0
+    for paths, shared in ((("q8k", "f32"), "f32"), (("f32", "q8k"), "q8k")):
+        def job(backends, roles, chunk):
+            names = [f"{path}@{backend}" for path, backend in zip(paths, backends)]
+            extra = ["--set", "ranks.arm=" + json.dumps(names), "--set", f'ranks.shared="{shared}@{backends[1]}"', "--set",
+                     f"ranks.shared_ranks={roles}", "--set", "run.generate=4"]
+            arm = run(model, tokens, chunk, "f16", ["ranks"], out, 2, extra)["ranks"]
+            return arm["digest"], arm["layer_digests"], [text["digest"] for text in arm["generated"]]
+
+        true = job(("cpu", "cpu"), [], 512)
+        for roles in ([], [0], [1], [0, 1]):
+            for chunk in (512, 33):
+                cases += 1
+                if job(("cpu", "cuda"), roles, chunk) != true:
+                    faults += 1
+                    print(f"FAIL mixed {paths} on (cpu, cuda), shared {shared} on ranks {roles}, chunk {chunk}")
+    return faults, cases
+
+
 def main():
     version = subprocess.run([MOE_RUN, "--version"], capture_output=True, text=True, check=True).stdout
     cuda = [line for line in version.splitlines() if line.startswith("backend cuda")]
@@ -57,7 +80,8 @@ def main():
             write_model(model, seed=seed, **shape)
             vocab = shape.get("vocab", 512)
             tokens = [int(t) for t in rng.integers(0, vocab, 150)]
-            for chunk, kv, ranks in ((512, "f16", 1), (37, "f32", 1), (1, "f16", 1), (64, "f16", 2)):
+            for chunk, kv, ranks in ((512, "f16", 1), (37, "f32", 1), (1, "f16", 1), (64, "f16", 2),
+                                     (512, "f16", 2)):
                 used = tokens if chunk > 1 else tokens[:70]
                 got = run(model, used, chunk, kv, ["f32@cpu", "f32@cuda", "q8k@cpu", "q8k@cuda"],
                           os.path.join(folder, "out"), ranks)
@@ -69,6 +93,9 @@ def main():
                         faults += 1
                         print(f"FAIL {path} shape {index} {shape} seed {seed} chunk {chunk} kv {kv} ranks {ranks}: "
                               f"layers that differ {layers}, logits equal {cpu['digest'] == cuda['digest']}")
+            if index == 0:
+                bad, jobs = mixed_jobs(model, tokens, os.path.join(folder, "out"))
+                faults, cases = faults + bad, cases + jobs
     print(f"{cases - faults} of {cases} digests equal")
     return 1 if faults else 0
 

@@ -12,7 +12,7 @@ import moe
 LIMIT = 30.0
 DEADLINE = 3.0
 # much to write: the runs would take minutes
-SHAPE = dict(layers=2, hidden=256, heads=2, kv_heads=1, expert_width=256, experts=6, top_k=4, context=20000)
+SHAPE = dict(layers=4, hidden=256, heads=2, kv_heads=1, expert_width=256, experts=6, top_k=4, context=20000)
 MODEL = moe.model(moe.random_seed(), **SHAPE)
 
 
@@ -52,9 +52,10 @@ def seconds_of(pid):
 class Job:
     """A long run of three ranks that has got to its forward pass."""
 
-    def __init__(self, model=MODEL, ranks=3):
+    def __init__(self, model=MODEL, ranks=3, **sets):
         keys = {"model.path": model, "input.tokens": [1, 2, 3], "run.arms": ["q8k@cpu"], "run.threads": 1,
                 "run.generate": 19000, "comm.deadline": DEADLINE}
+        keys |= {key.replace("__", "."): value for key, value in sets.items()}
         self.folder, self.since = moe.fresh(), time.monotonic()
         self.process = moe.start(moe.under_mpirun([(ranks, moe.words(sets=keys, out=self.folder))]))
         while True:
@@ -106,9 +107,10 @@ class Faults(unittest.TestCase):
                 self.assertRegex(outcome.err, rf"rank {rank}\b")  # mpirun says it, or another rank
 
     def test_a_rank_stopped(self):
-        for rank in (0, 2):
-            with self.subTest(rank=rank):
-                job = Job()
+        shares = {"run__arms": ["ranks"], "ranks__arm": ["q8k@cpu"], "ranks__shared_ranks": [0]}
+        for rank, sets in ((0, {}), (2, {}), (0, shares), (2, shares)):
+            with self.subTest(rank=rank, **sets):
+                job = Job(**sets)
                 os.kill(job.ranks[rank], signal.SIGSTOP)
                 outcome = job.finish()
                 self.ended(job, outcome)

@@ -2,6 +2,7 @@
 """The law: same path, same bits, whatever the ranks, threads, cuts, batches, rows and placements; and a digest
 that catches each fault that is planted."""
 import functools
+import json
 import os
 import unittest
 
@@ -16,6 +17,7 @@ SHAPE = dict(layers=2, hidden=768, heads=6, kv_heads=2, head_dim=64, experts=9, 
 MODEL = moe.model(SEED, **SHAPE)
 WITH_WORDS = moe.model(SEED, tokenizer=True, **SHAPE)
 TOKENS = np.random.default_rng(SEED).integers(0, 512, 140).tolist()
+LONG = np.random.default_rng(SEED + 1).integers(0, 512, 330).tolist()  # 64 tokens and more for each of four ranks
 TEXTS = ["The quick brown fox jumps over the lazy dog, and then the dog thinks that the fox is there. " * 3, "a",
          "Numbers are 0123456789 and naïve cafés; the world is 世界.", "In the beginning there was an answer to the"]
 
@@ -78,10 +80,29 @@ class Law(unittest.TestCase):
             with self.subTest(ranks=ranks, chunk=chunk):
                 self.same(parity(ranks, run__chunk=chunk), ranks)
 
+    def test_attention_split_over_ranks(self):
+        """Batches that are large enough for each rank to take some of the queries; the last batch is not."""
+        for words in ({"input__tokens": LONG}, {"input__tokens": None, "input__prompts": TEXTS * 2,
+                                                "model__path": WITH_WORDS}):
+            one = parity(1, **words)
+            for ranks, chunk in ((2, 512), (3, 200), (4, 512)):
+                with self.subTest(ranks=ranks, chunk=chunk, input=words.keys()):
+                    self.assertEqual(digests(parity(ranks, run__chunk=chunk, **words)), digests(one))
+
     def test_placements(self):
-        for ranks, placement in ((3, "strided"), (3, [2, 0, 0, 1, 2, 2, 2, 0, 2]), (7, "strided")):
-            with self.subTest(placement=placement):
-                self.same(parity(ranks, experts__placement=placement), ranks)
+        for ranks, placement in ((3, "strided"), (3, [2, 0, 0, 1, 2, 2, 2, 0, 2]), (7, "strided"), (1, "balanced"),
+                                 (2, "balanced"), (4, "balanced")):
+            with self.subTest(placement=placement, ranks=ranks):
+                outcome = parity(ranks, experts__placement=placement)
+                self.same(outcome, ranks)
+                owned = [rank["experts"] for rank in outcome.report()["ranks"]]
+                self.assertEqual((sum(owned), min(owned) > 0), (9, True))
+
+    def test_balanced_gives_the_slow_less(self):
+        """f64 takes several times as long as f32."""
+        outcome = parity(2, run__arms=["ranks"], ranks__arm=["f64@cpu", "f32@cpu"], experts__placement="balanced")
+        slow, fast = [rank["experts"] for rank in outcome.report()["ranks"]]
+        self.assertLess(slow, fast)
 
     def test_rows_and_transports(self):
         rows = [{"run__rows": row} for row in rows_that_run() if row != "portable"]
@@ -143,6 +164,106 @@ class Law(unittest.TestCase):
                 for text, one in zip(arm["generated"], arms):
                     self.assertEqual(text["tokens"], one["generated"][0]["tokens"])
                     self.assertEqual(text["digest"], one["generated"][0]["digest"])
+
+
+# Experts 0 to 4 of the nine are q8k's, the others f32's, whatever the number of ranks.
+MIXES = {2: (["q8k@cpu", "f32@cpu"], [0, 0, 0, 0, 0, 1, 1, 1, 1]),
+         3: (["f32@cpu", "q8k@cpu", "q8k@cpu"], [2, 1, 2, 2, 1, 0, 0, 0, 0]),
+         4: (["q8k@cpu", "f32@cpu"], [0, 2, 0, 2, 0, 3, 3, 1, 1])}
+
+
+class Roles(unittest.TestCase):
+    """Mixed jobs: the result follows from the map expert to arm, whoever computes the shared steps."""
+
+    def mixed(self, ranks, shared, rest={}, **sets):
+        arms, placement = MIXES[ranks]
+        keys = {"run__arms": ["ranks"], "ranks__arm": arms, "ranks__shared": "q8k@cpu", "ranks__shared_ranks": shared,
+                "experts__placement": placement}
+        return parity(ranks, rest, **(keys | sets))
+
+    def subsets(self, ranks):
+        return [[r for r in range(ranks) if mask >> r & 1] for mask in range(1, 2**ranks)]
+
+    @functools.cache
+    def base(self):
+        return digests(self.mixed(2, []))["ranks"]
+
+    def test_sets_of_shared_ranks(self):
+        self.assertNotIn(self.base()[0], [digest for digest, layers in digests(base()).values()])
+        for ranks, sets in ((2, {}), (3, {"run__chunk": 50}), (4, {})):
+            for shared in [[]] + self.subsets(ranks)[::1 if ranks < 4 else 3]:
+                with self.subTest(ranks=ranks, shared=shared):
+                    outcome = self.mixed(ranks, shared, **sets)
+                    self.assertEqual(digests(outcome)["ranks"], self.base())
+                    roles = [rank["role"] for rank in outcome.report()["ranks"]]
+                    self.assertEqual(roles, ["shared" if not shared or r in shared else "experts" for r in range(ranks)])
+
+    def test_one_arm_whoever_shares(self):
+        for arm in ARMS:
+            for ranks, shared in ((1, [0]), (3, [0, 2]), (4, [2])):
+                with self.subTest(arm=arm, ranks=ranks, shared=shared):
+                    found = digests(parity(ranks, run__arms=["ranks"], ranks__arm=[arm], ranks__shared_ranks=shared))
+                    self.assertEqual(found["ranks"], digests(base())[arm])
+
+    def test_other_reals(self):
+        """Experts in floats whose inputs travel as doubles, and the other way round."""
+        for path, arms in (("f64@cpu", ["q8k@cpu", "f32@cpu"]), ("f32@cpu", ["f64@cpu", "q8k@cpu"])):
+            found = [digests(self.mixed(2, shared, ranks__arm=arms, ranks__shared=path)) for shared in ([], [0], [1])]
+            self.assertEqual(found, found[:1] * 3)
+
+    def test_cuts_and_batches(self):
+        words = {"model__path": WITH_WORDS, "input__tokens": None, "input__prompts": TEXTS * 2}
+        one = digests(self.mixed(2, [], **words))
+        for ranks, shared, chunk in ((2, [1], 512), (3, [0, 2], 200), (4, [1, 3], 7), (4, [0, 1, 2], 300)):
+            with self.subTest(ranks=ranks, shared=shared, chunk=chunk):
+                self.assertEqual(digests(self.mixed(ranks, shared, run__chunk=chunk, **words)), one)
+
+    def test_what_they_write(self):
+        sets = {"model__path": WITH_WORDS, "input__tokens": None, "input__prompts": TEXTS, "run__generate": 6,
+                "run__temperature": 0.9, "run__seed": SEED}
+        one = self.mixed(2, [], **sets).arm("ranks")
+        self.assertEqual(len(one["generated"]), len(TEXTS))
+        for ranks, shared, rest in ((2, [1], {}), (3, [0], {"command": "generate"}), (4, [2, 3], {"command": "generate"})):
+            with self.subTest(ranks=ranks, shared=shared, **rest):
+                other = self.mixed(ranks, shared, rest, **sets).arm("ranks")
+                for key in ("digest", "layer_digests", "generated", "sequences"):
+                    self.assertEqual(other[key], one[key])
+
+    def test_beside_pure_arms(self):
+        """These are shared by all ranks; the rank that reports is the first that has every result."""
+        def numbers(outcome):
+            report = outcome.report()
+            return digests(outcome), report["pairs"], [arm["perplexity"] for arm in report["arms"]]
+
+        arms = [*ARMS, "ranks"]
+        one = numbers(self.mixed(2, [], run__arms=arms))
+        self.assertEqual({name: one[0][name] for name in ARMS}, digests(base()))
+        for ranks, shared in ((2, [1]), (3, [2]), (4, [1, 2])):
+            with self.subTest(ranks=ranks, shared=shared):
+                self.assertEqual(numbers(self.mixed(ranks, shared, run__arms=arms)), one)
+
+    def test_perplexity_and_bench(self):
+        def found(ranks, shared):
+            perplexity = self.mixed(ranks, shared, {"command": "perplexity"}, run__context=70).arm("ranks")
+            folder = moe.fresh()
+            arms, placement = MIXES[ranks]
+            sets = {"model.path": MODEL, "run.arms": ["ranks", "f32@cpu"], "ranks.arm": arms, "ranks.shared": "q8k@cpu",
+                    "ranks.shared_ranks": shared, "experts.placement": placement, "run.threads": 1, "bench.prompt": [140],
+                    "bench.generate": [3], "bench.repeats": 2, "bench.depth": [9], "bench.format": "json"}
+            outcome = moe.attempt(sets, ranks, command="bench", out=folder)
+            self.assertEqual(outcome.code, 0, outcome.err)
+            rows = json.loads(outcome.out)["rows"]
+            return perplexity["perplexity"], perplexity["digest"], [(r["arm"], r["test"], r["digest"]) for r in rows]
+
+        one = found(2, [])
+        for ranks, shared in ((2, [1]), (4, [3, 1])):
+            with self.subTest(ranks=ranks, shared=shared):
+                self.assertEqual(found(ranks, shared), one)
+
+    def test_expert_ranks_hold_less(self):
+        ranks = self.mixed(2, [1], run__context=4000, run__chunk=8).report()["ranks"]
+        self.assertLess(4 * ranks[0]["state_bytes"], ranks[1]["state_bytes"])
+        self.assertEqual(ranks[0]["shared_bytes"], 0)
 
 
 @unittest.skipUnless(os.access(PLANTED, os.X_OK), "moe_run_planted is not built")

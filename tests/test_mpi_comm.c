@@ -85,6 +85,14 @@ static void gathered_parts_are_equal(void **state) {
 // ---- the exchange of slots ----
 
 enum { EXPERTS = 9, SLOTS = 50, ROW = 24 };
+static const device_id no_device = {.index = -1};
+
+static transport *open_transport(void) {
+  transport *t;
+  assert_int_equal(transport_choose(&t, ranks, "auto", &no_device, false), 0);
+  assert_int_equal(transport_start(t, 0), 0);
+  return t;
+}
 
 static void fill_row(unsigned char *row, int64_t slot, int layer) {
   for (size_t i = 0; i < ROW; i++) row[i] = content((int)slot, i, layer);
@@ -96,8 +104,11 @@ static void slots_arrive_where_the_plan_says(void **state) {
   unsigned char rows[SLOTS * ROW], wanted[ROW];
   for (int e = 0; e < EXPERTS; e++) owner[e] = (int32_t)(num_mix64((uint64_t)e + 5) % (uint64_t)size);
   exchange *x;
-  assert_int_equal(exchange_open(&x, ranks, "auto", owner, SLOTS), 0);
-  assert_string_equal(exchange_transport(x), size == 1 ? "self" : "mpi");
+  transport *t = open_transport();
+  assert_string_equal(transport_name(t), size == 1 ? "self" : "mpi");
+  assert_string_equal(transport_reason(t), "");
+  assert_false(transport_takes_device(t));
+  assert_int_equal(exchange_open(&x, ranks, t, owner, NULL, SLOTS), 0);
   uint64_t sent = 0;
   for (int layer = 0; layer < 100; layer++) {
     int64_t n = layer % (SLOTS + 1), own = 0;
@@ -115,7 +126,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
       fill_row(rows + row_of_slot[i] * ROW, i, layer);
       own++;
     }
-    assert_int_equal(exchange_gather(x, rows, ROW, layer), 0);
+    assert_int_equal(exchange_gather(x, rows, NULL, ROW, exchange_rows_of_rank(x), SHARED_RANKS, layer), 0);
     for (int64_t i = 0; i < n; i++) {
       fill_row(wanted, i, layer);
       assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
@@ -127,19 +138,130 @@ static void slots_arrive_where_the_plan_says(void **state) {
   assert_true(exchange_seconds(x) >= 0);
   exchange_close(x);
   exchange_close(NULL);
+  transport_close(t);
+  transport_close(NULL);
+}
+
+static void refused(const char *name, const device_id *device, const char *why) {
+  transport *t;
+  assert_int_not_equal(transport_choose(&t, ranks, name, device, true), 0);
+  assert_null(t);
+  assert_true(comm_fault_is_agreed(ranks));
+  if (rank == 0 && !strstr(status_text(), why)) fail_msg("\"%s\" does not say \"%s\"", status_text(), why);
+  status_reset();
 }
 
 static void transports_that_cannot_serve_are_refused(void **state) {
   (void)state;
-  const int32_t owner[1] = {0};
+  refused("pigeon", &no_device, "pigeon");
+  if (size > 1) refused("self", &no_device, "cannot serve");
+}
+
+// Whatever this build can do, ranks without a GPU of their own stay with mpi and say why.
+static void devices_decide_what_auto_is(void **state) {
+  (void)state;
+  if (size == 1) skip();
+  for (int lacking = 0; lacking < 2; lacking++) {
+    device_id device = {.index = lacking && rank == size - 1 ? -1 : 0, .uuid = {7}}; // one, of all ranks
+    transport *t;
+    char why[64];
+    if (lacking)
+      snprintf(why, sizeof why, "rank %d has no GPU", size - 1);
+    else
+      snprintf(why, sizeof why, "ranks 0, 1%s", size == 2 ? " share a GPU" : ", 2");
+    assert_int_equal(transport_choose(&t, ranks, "auto", &device, rank == 0), 0);
+    assert_string_equal(transport_name(t), "mpi");
+    if (!strstr(transport_reason(t), why) && !strstr(transport_reason(t), "no NCCL"))
+      fail_msg("\"%s\" does not say \"%s\"", transport_reason(t), why);
+    bool built = !strstr(transport_reason(t), "no NCCL");
+    transport_close(t);
+    refused("nccl", &device, built ? why : "this build has");
+  }
+}
+
+// The watch over a device that does not answer ends at the deadline, and names nobody where nothing travels.
+static void a_device_that_does_not_answer_is_a_fault(void **state) {
+  (void)state;
+  transport *t = open_transport();
+  assert_int_equal(transport_watch(t, 0.5 * comm_deadline(ranks)), 0);
+  assert_int_not_equal(transport_watch(t, 1.5 * comm_deadline(ranks)), 0);
+  assert_non_null(strstr(status_text(), "GPU"));
+  status_reset();
+  transport_close(t);
+}
+
+// ---- parts of a batch ----
+
+static exchange *open_with(transport *t, const bool *shared) {
+  static const int32_t owner[1] = {0};
   exchange *x;
-  assert_int_not_equal(exchange_open(&x, ranks, "pigeon", owner, 1), 0);
-  assert_non_null(strstr(status_text(), "pigeon"));
-  status_reset();
-  assert_int_equal(exchange_open(&x, ranks, "self", owner, 1) != 0, size > 1);
-  if (size > 1) assert_non_null(strstr(status_text(), "cannot serve"));
-  status_reset();
+  assert_int_equal(exchange_open(&x, ranks, t, owner, shared, 1), 0);
+  return x;
+}
+
+static void splits_are_even_and_complete(void **state) {
+  (void)state;
+  int64_t part[64], cost[300], first, count;
+  transport *t = open_transport();
+  exchange *x = open_with(t, NULL);
+  assert_int_equal(exchange_shared_count(x), size);
+  for (int n = 0; n < 300; n += 7) {
+    int64_t total = 0, before = 0, most = 1;
+    for (int i = 0; i < n; i++) total += cost[i] = 50 + (n % 2 ? i : (int64_t)(num_mix64((uint64_t)i) % 100));
+    for (int i = 0; i < n; i++) most = cost[i] > most ? cost[i] : most;
+    exchange_split(x, part, cost, n);
+    assert_int_equal(exchange_own_rows(x, part, &first, &count), n);
+    for (int r = 0, i = 0; r < size; r++) {
+      int64_t share = 0;
+      if (r == rank) assert_int_equal(first, i);
+      if (r == rank) assert_int_equal(count, part[r]);
+      for (int64_t end = i + part[r]; i < end; i++) share += cost[i];
+      assert_true(share * size <= total + most * size && share * size >= total - most * size);
+      before += part[r];
+    }
+    assert_int_equal(before, n);
+    exchange_split(x, part, NULL, n);
+    for (int r = 0; r < size; r++) assert_true(part[r] >= n / size && part[r] <= (n + size - 1) / size);
+  }
   exchange_close(x);
+  transport_close(t);
+}
+
+// Every set of shared ranks: they compute parts, and the ranks of either set take them.
+static void rows_reach_the_ranks_that_take_them(void **state) {
+  (void)state;
+  transport *t = open_transport();
+  for (int set = 1; set < 1 << size; set++) {
+    bool shared[64];
+    for (int r = 0; r < size; r++) shared[r] = set >> r & 1;
+    exchange *x = open_with(t, shared);
+    for (int to = SHARED_RANKS; to <= EXPERT_RANKS; to++) {
+      unsigned char rows[SLOTS * ROW], wanted[ROW];
+      int64_t part[64], first, count;
+      exchange_split(x, part, NULL, SLOTS);
+      assert_int_equal(exchange_own_rows(x, part, &first, &count), SLOTS);
+      assert_int_equal(count > 0, shared[rank]);
+      memset(rows, 0xa5, sizeof rows);
+      for (int64_t i = first; i < first + count; i++) fill_row(rows + i * ROW, i, set);
+      assert_int_equal(exchange_gather(x, rows, NULL, ROW, part, (rank_set)to, 0), 0);
+      for (int64_t i = 0; i < SLOTS; i++) {
+        fill_row(wanted, i, set);
+        if (!exchange_takes(x, (rank_set)to) && (i < first || i >= first + count))
+          memset(wanted, 0xa5, sizeof wanted);
+        assert_memory_equal(rows + i * ROW, wanted, ROW);
+      }
+    }
+    int told = shared[rank] ? rank : -1, teller = 0;
+    while (!shared[teller]) teller++;
+    assert_int_equal(exchange_tell(x, &told, sizeof told, "a test"), 0);
+    assert_int_equal(told, shared[rank] ? rank : teller);
+    exchange_close(x);
+  }
+  const bool none[64] = {false};
+  exchange *x;
+  assert_int_not_equal(exchange_open(&x, ranks, t, NULL, none, 1), 0);
+  status_reset();
+  transport_close(t);
 }
 
 // ---- outcomes that all share ----
@@ -227,6 +349,32 @@ static void come_late(char *buffer, size_t bytes_of_others, size_t bytes_of_last
   comm_set_deadline(ranks, 20);
 }
 
+// The same of a wait that another library does: ranks that ask as well answer, and so does one that waits in
+// a collective; the late one does not.
+static void a_rank_that_does_not_wait_is_named(void **state) {
+  (void)state;
+  if (size == 1) skip();
+  assert_int_equal(comm_name_missing(ranks, "all wait"), 0);
+  assert_int_equal(comm_agree(ranks, 0, "a start together"), 0);
+  if (rank == size - 1) {
+    const struct timespec late = {3, 0};
+    nanosleep(&late, NULL);
+    if (size > 2)
+      assert_int_equal(comm_name_missing(ranks, "too late"), 0); // takes what the others left for it
+  } else if (rank != 1 || size == 2) {
+    char named[192];
+    comm_set_deadline(ranks, 1);
+    assert_int_not_equal(comm_name_missing(ranks, "the test's wait"), 0);
+    comm_set_deadline(ranks, 20);
+    snprintf(named, sizeof named,
+             "the test's wait: after comm.deadline = 1 s, still waiting for rank %d (%s)", size - 1,
+             comm_host(ranks));
+    if (!strstr(status_text(), named)) fail_msg("\"%s\" does not say \"%s\"", status_text(), named);
+    status_reset();
+  }
+  assert_int_equal(comm_agree(ranks, 0, "an end together"), 0);
+}
+
 static void a_rank_that_does_not_come_is_named(void **state) {
   (void)state;
   static char small[LATE_RANKS * (size_t)LATE_BYTES], empty[LATE_RANKS * (size_t)LATE_BYTES];
@@ -249,10 +397,15 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_rank_knows_itself),
       cmocka_unit_test(gathered_parts_are_equal),
       cmocka_unit_test(slots_arrive_where_the_plan_says),
-      cmocka_unit_test(transports_that_cannot_serve_are_refused),
+      cmocka_unit_test(a_device_that_does_not_answer_is_a_fault),
+      cmocka_unit_test(splits_are_even_and_complete),
+      cmocka_unit_test(rows_reach_the_ranks_that_take_them),
       cmocka_unit_test(a_fault_of_one_is_a_fault_of_all),
+      cmocka_unit_test(transports_that_cannot_serve_are_refused),
+      cmocka_unit_test(devices_decide_what_auto_is),
       cmocka_unit_test(what_differs_is_named),
       cmocka_unit_test(a_rank_that_does_not_come_is_named),
+      cmocka_unit_test(a_rank_that_does_not_wait_is_named),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   fflush(stdout);

@@ -5,7 +5,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include "base/status.h"
+#include "kernels/numerics.h"
 #include "src/plan.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +18,7 @@ static void check_plans(placement_kind kind, const int32_t *list, int n, int ran
   int64_t total = 0;
   for (int rank = 0; rank < ranks; rank++) {
     plan p;
-    assert_int_equal(plan_open(&p, kind, list, list ? (size_t)n : 0, n, ranks, rank), 0);
+    assert_int_equal(plan_open(&p, kind, list, list ? (size_t)n : 0, NULL, n, ranks, rank), 0);
     int32_t next = 0;
     for (int e = 0; e < n; e++) {
       assert_in_range(p.rank_of_expert[e], 0, ranks - 1);
@@ -50,8 +52,8 @@ static void placements_divide_evenly(void **state) {
 static void contiguous_and_strided_are_what_they_say(void **state) {
   (void)state;
   plan a, b;
-  assert_int_equal(plan_open(&a, PLACEMENT_CONTIGUOUS, NULL, 0, 7, 3, 0), 0);
-  assert_int_equal(plan_open(&b, PLACEMENT_STRIDED, NULL, 0, 7, 3, 0), 0);
+  assert_int_equal(plan_open(&a, PLACEMENT_CONTIGUOUS, NULL, 0, NULL, 7, 3, 0), 0);
+  assert_int_equal(plan_open(&b, PLACEMENT_STRIDED, NULL, 0, NULL, 7, 3, 0), 0);
   const int32_t contiguous[] = {0, 0, 0, 1, 1, 2, 2}, strided[] = {0, 1, 2, 0, 1, 2, 0};
   assert_memory_equal(a.rank_of_expert, contiguous, sizeof contiguous);
   assert_memory_equal(b.rank_of_expert, strided, sizeof strided);
@@ -68,15 +70,60 @@ static void lists_are_taken_as_they_are(void **state) {
   assert_int_equal(owned[1], 1);
   assert_int_equal(owned[2], 3);
   plan p;
-  assert_int_equal(plan_open(&p, PLACEMENT_LIST, list, 6, 6, 3, 1), 0);
+  assert_int_equal(plan_open(&p, PLACEMENT_LIST, list, 6, NULL, 6, 3, 1), 0);
   assert_memory_equal(p.rank_of_expert, list, sizeof list);
   plan_close(&p);
+}
+
+// ---- by speed ----
+
+static void balanced(const double *speed, int n, int ranks, const int64_t *wanted) {
+  plan p;
+  int next = 0;
+  assert_int_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, speed, n, ranks, ranks - 1), 0);
+  for (int r = 0; r < ranks; r++)
+    for (int64_t i = 0; i < wanted[r]; i++) assert_int_equal(p.rank_of_expert[next++], r);
+  assert_int_equal(next, n);
+  assert_int_equal(p.n_own, wanted[ranks - 1]);
+  plan_close(&p);
+}
+
+static void speeds_are_shares(void **state) {
+  (void)state;
+  balanced((const double[]){1, 1, 1}, 8, 3, (const int64_t[]){3, 3, 2});
+  balanced((const double[]){1, 3}, 16, 2, (const int64_t[]){4, 12});
+  balanced((const double[]){0.3, 0.1, 0.2}, 10, 3, (const int64_t[]){5, 2, 3});
+  balanced((const double[]){2, 9, 9}, 10, 3, (const int64_t[]){1, 5, 4}); // 1, 4.5, 4.5: ties to the lower
+  balanced((const double[]){1e-9, 1, 1e9}, 128, 3, (const int64_t[]){1, 1, 126}); // at least one each
+  balanced((const double[]){1e-9, 1, 1.01}, 3, 3, (const int64_t[]){1, 1, 1});
+  balanced((const double[]){7}, 5, 1, (const int64_t[]){5});
+}
+
+static void every_expert_has_an_owner(void **state) {
+  (void)state;
+  for (uint64_t seed = 0; seed < 3000; seed++) {
+    double speed[20], sum = 0;
+    int ranks = (int)(num_mix64(seed) % 20) + 1, n = ranks + (int)(num_mix64(seed + 7) % 130);
+    for (int r = 0; r < ranks; r++) sum += speed[r] = 1 + (double)(num_mix64(seed << 8 | (uint64_t)r) % 1000);
+    plan p;
+    assert_int_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, speed, n, ranks, 0), 0);
+    for (int e = 1; e < n; e++) // contiguous, and no rank is left out
+      assert_in_range(p.rank_of_expert[e] - p.rank_of_expert[e - 1], 0, 1);
+    assert_int_equal(p.rank_of_expert[0], 0);
+    assert_int_equal(p.rank_of_expert[n - 1], ranks - 1);
+    for (int r = 0; r < ranks; r++) {
+      int count = 0;
+      for (int e = 0; e < n; e++) count += p.rank_of_expert[e] == r;
+      assert_true(count <= 1 || (double)count < (double)n * speed[r] / sum + 1);
+    }
+    plan_close(&p);
+  }
 }
 
 static void refused(placement_kind kind, const int32_t *list, size_t length, int64_t n, int ranks,
                     const char *what) {
   plan p;
-  assert_int_not_equal(plan_open(&p, kind, list, length, n, ranks, 0), 0);
+  assert_int_not_equal(plan_open(&p, kind, list, length, NULL, n, ranks, 0), 0);
   if (!strstr(status_text(), what)) fail_msg("\"%s\" does not say \"%s\"", status_text(), what);
   status_reset();
   plan_close(&p);
@@ -94,12 +141,23 @@ static void bad_plans_are_refused(void **state) {
   refused(PLACEMENT_LIST, beyond, 4, 4, 3, "expert 2: expected a rank from 0 to 2, found 3");
   refused(PLACEMENT_LIST, negative, 4, 4, 3, "expert 1");
   refused(PLACEMENT_LIST, idle, 4, 4, 3, "rank 1 owns no expert");
+  const double slow[] = {1, 0}, unknown[] = {(double)NAN, 1};
+  plan p;
+  assert_int_not_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, slow, 4, 2, 0), 0);
+  assert_non_null(strstr(status_text(), "rank 1"));
+  status_reset();
+  plan_close(&p);
+  assert_int_not_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, unknown, 4, 2, 0), 0);
+  assert_non_null(strstr(status_text(), "rank 0"));
+  status_reset();
+  plan_close(&p);
 }
 
 static void names(void **state) {
   (void)state;
   assert_string_equal(placement_name(PLACEMENT_CONTIGUOUS), "contiguous");
   assert_string_equal(placement_name(PLACEMENT_STRIDED), "strided");
+  assert_string_equal(placement_name(PLACEMENT_BALANCED), "balanced");
   assert_string_equal(placement_name(PLACEMENT_LIST), "list");
   plan_close(NULL);
 }
@@ -109,6 +167,8 @@ int main(void) {
       cmocka_unit_test(placements_divide_evenly),
       cmocka_unit_test(contiguous_and_strided_are_what_they_say),
       cmocka_unit_test(lists_are_taken_as_they_are),
+      cmocka_unit_test(speeds_are_shares),
+      cmocka_unit_test(every_expert_has_an_owner),
       cmocka_unit_test(bad_plans_are_refused),
       cmocka_unit_test(names),
   };

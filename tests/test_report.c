@@ -111,6 +111,7 @@ static void fill_arm(sample *s, int i, size_t n_layers) {
     a->digest += s->sequences[i][q].digest;
   }
   a->prefill_tokens_per_s = 100 * small_random();
+  a->transport = "mpi";
   a->exchange_seconds = small_random();
   a->perplexity = 1 + 30 * small_random();
   a->rank_arms = s->rank_arms;
@@ -161,7 +162,9 @@ static void fill(sample *s, size_t n_layers) {
   r->build.mpi = "some MPI";
   r->build.row = "portable";
   for (int i = 0; i < N_RANKS; i++) {
-    s->ranks[i] = (report_rank){i, "a-host", "0-1", 2, "", 1000, 234, 99, 8};
+    s->ranks[i] =
+        (report_rank){i, "a-host", "0-1", 2, "", "shared", 1000, 234, 99, 8, i ? i : -1, -1, "", ""};
+    if (i) s->ranks[i].gpu_pci = "0000:3b:00.0", s->ranks[i].gpu_node = i - 1, s->ranks[i].gpu_name = "a GPU";
     s->rank_arms[i] = "f32@cpu";
   }
   for (int i = 0; i < N_ARMS; i++) fill_arm(s, i, n_layers);
@@ -345,6 +348,7 @@ static void test_console(void **state) {
     s.r.model.path =
         "/a/very/long/path/to/a/folder/of/models/that/goes/on/and/on/and/on/and/on/to/the/model.gguf";
     s.ranks[1].arm = "q8k@cpu";
+    s.ranks[1].role = "experts";
     size_t worst = layers[i % 5] - 1 - (layers[i % 5] > 2);
     s.layers[1][worst].rel_l2.max = 7.77e7;
     char *text;

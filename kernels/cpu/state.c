@@ -72,7 +72,6 @@ static status open_attention(cpu_backend *b) {
   int64_t n = b->params.max_batch, real = (int64_t)b->shared.ops->bytes;
   int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
   TRY(take(b, &b->x, (size_t)(n * s->hidden), (size_t)real, "the residual stream"));
-  TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   TRY(outputs_open(b, &b->q, q_width, "queries"));
   TRY(outputs_open(b, &b->k, kv_width, "keys"));
   TRY(outputs_open(b, &b->v, kv_width, "values"));
@@ -95,8 +94,7 @@ static status open_experts(cpu_backend *b) {
   TRY(take(b, &b->own, (size_t)b->n_own, sizeof *b->own, "expert lists"));
   for (int64_t e = 0; e < s->n_experts; e++)
     if (b->params.local[e] >= 0) b->own[b->params.local[e]] = (expert_global)e;
-  TRY(outputs_open(b, &b->router_logits, s->n_experts, "router logits"));
-  TRY(take(b, &b->slot_weights, (size_t)slots, b->shared.ops->bytes, "slot weights"));
+  TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   TRY(take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
   TRY(activations_open(b, &b->expert_in, &b->experts, n, s->hidden, "expert inputs"));
   TRY(activations_open(b, &b->hidden_in, &b->experts, slots, s->expert_width, "expert activations"));
@@ -119,18 +117,27 @@ static int64_t widest_row(const model_shape *s) {
   return s->expert_width > widest ? s->expert_width : widest;
 }
 
+// The shared steps but attention.
+static status open_router_and_head(cpu_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t rows = (size_t)b->params.max_logit_rows, slots = (size_t)(b->params.max_batch * s->top_k);
+  TRY(outputs_open(b, &b->router_logits, s->n_experts, "router logits"));
+  TRY(take(b, &b->slot_weights, slots, b->shared.ops->bytes, "slot weights"));
+  TRY(activations_open(b, &b->head_in, &b->shared, (int64_t)rows, s->hidden, "head inputs"));
+  return take(b, &b->logits_out, rows, sizeof *b->logits_out, "output rows");
+}
+
 static status cpu_open_fields(cpu_backend *b) {
   const backend_params *p = &b->params;
-  TRY(open_attention(b));
+  if (p->computes_shared) TRY(open_attention(b));
+  if (p->computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
-  TRY(activations_open(b, &b->head_in, &b->shared, p->max_logit_rows, b->shape.hidden, "head inputs"));
-  TRY(take(b, &b->logits_out, (size_t)p->max_logit_rows, sizeof *b->logits_out, "output rows"));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
   size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
   if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;
   b->scratch_bytes = (b->scratch_bytes + 63) / 64 * 64;
   TRY(take(b, &b->scratch, (size_t)p->threads, b->scratch_bytes, "thread scratch"));
-  for (int64_t t = 0; t < p->context; t++)
+  for (int64_t t = 0; t < p->context && p->computes_shared; t++)
     b->shared.ops->rope_table(b->rope_tables + (size_t)(t * b->shape.head_dim) * b->shared.ops->bytes,
                               b->shape.rope_base, t, b->shape.head_dim / 2);
   return 0;

@@ -5,9 +5,10 @@
 #include "kernels/cpu/products.h"
 #include <string.h>
 
+// m times rows first .. first + n - 1 of a
 static product product_shared(const cpu_backend *b, void *const *out, const matrix *m, const activations *a,
-                              int64_t n) {
-  return (product){&b->shared, m, out, a->real_rows, a->q8k_rows, n};
+                              int64_t first, int64_t n) {
+  return (product){&b->shared, m, out + first, a->real_rows + first, a->q8k_rows + first, n};
 }
 
 static void quantize(const cpu_backend *b, const side *s, activations *a, int64_t row) {
@@ -56,14 +57,17 @@ static void turn_heads(cpu_backend *b, char *x, int64_t n_heads, const float *we
   }
 }
 
-static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, const token_batch *batch) {
+// Keys and values of the whole batch, queries of `count` tokens from `first` on.
+static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, const token_batch *batch,
+                        int64_t first, int64_t count) {
   const model_shape *s = &b->shape;
   size_t real = b->shared.ops->bytes;
   double scale = 1.0 / __builtin_sqrt((double)s->head_dim);
 #pragma omp for
   for (int64_t t = 0; t < batch->n; t++) {
     char *k = (char *)b->k.rows[t], *v = (char *)b->v.rows[t];
-    turn_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
+    if (t >= first && t < first + count)
+      turn_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
     turn_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
     for (int64_t h = 0; h < s->n_kv_heads; h++) {
       kv_head kv = kv_of(b, layer, batch->sequence[t], h);
@@ -73,10 +77,10 @@ static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, c
   }
 }
 
-// Cuts the batch into spans; returns their number.
-static int64_t find_spans(cpu_backend *b, const token_batch *batch) {
+// Cuts `count` tokens from `from` on into spans; returns their number.
+static int64_t find_spans(cpu_backend *b, const token_batch *batch, int64_t from, int64_t count) {
   int64_t n = 0;
-  for (int64_t t = 0; t < batch->n; t++) {
+  for (int64_t t = from; t < from + count; t++) {
     token_span *last = n ? &b->spans[n - 1] : NULL;
     if (last && last->n < ATTEND_TOKENS && batch->sequence[last->first] == batch->sequence[t])
       last->n++;
@@ -124,34 +128,40 @@ static void attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch
       attend_heads(b, layer, batch, &b->spans[n_spans - 1 - i], k / slices * group + first,
                    rest < ATTEND_HEADS ? rest : ATTEND_HEADS);
     }
+}
+
+// attended rounded where the path rounds
+static void attended_phase(cpu_backend *b, int64_t first, int64_t count) {
 #pragma omp for
-  for (int64_t t = 0; t < batch->n; t++) quantize(b, &b->shared, &b->attended, t);
+  for (int64_t t = first; t < first + count; t++) quantize(b, &b->shared, &b->attended, t);
 }
 
 // x += projected
-static void add_phase(cpu_backend *b, int64_t n) {
+static void add_phase(cpu_backend *b, int64_t first, int64_t count) {
 #pragma omp for
-  for (int64_t t = 0; t < n; t++)
+  for (int64_t t = first; t < first + count; t++)
     b->shared.ops->add(row_at(b, b->x, t, b->shape.hidden), b->projected.rows[t], b->shape.hidden);
 }
 
-static status cpu_attention(backend *base, int64_t layer, const token_batch *batch) {
+static status cpu_attention(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                            int64_t count) {
   cpu_backend *b = (cpu_backend *)base;
   const layer_weights *w = &b->params.weights->layers[layer];
-  int64_t n = batch->n, n_spans = find_spans(b, batch);
+  int64_t n = batch->n, n_spans = find_spans(b, batch, first, count);
   product_list turned = {0}, projected = {0};
-  product_list_add(&turned, product_shared(b, b->q.rows, &w->q, &b->normed, n));
-  product_list_add(&turned, product_shared(b, b->k.rows, &w->k, &b->normed, n));
-  product_list_add(&turned, product_shared(b, b->v.rows, &w->v, &b->normed, n));
-  product_list_add(&projected, product_shared(b, b->projected.rows, &w->o, &b->attended, n));
+  product_list_add(&turned, product_shared(b, b->q.rows, &w->q, &b->normed, first, count));
+  product_list_add(&turned, product_shared(b, b->k.rows, &w->k, &b->normed, 0, n));
+  product_list_add(&turned, product_shared(b, b->v.rows, &w->v, &b->normed, 0, n));
+  product_list_add(&projected, product_shared(b, b->projected.rows, &w->o, &b->attended, first, count));
 #pragma omp parallel num_threads(b->params.threads)
   {
     norm_phase(b, &b->normed, w->attn_norm, 0, n);
     products_phase(b, &turned);
-    heads_phase(b, w, layer, batch);
+    heads_phase(b, w, layer, batch, first, count);
     attend_phase(b, layer, batch, n_spans);
+    attended_phase(b, first, count);
     products_phase(b, &projected);
-    add_phase(b, n);
+    add_phase(b, first, count);
   }
   return 0;
 }
@@ -161,7 +171,7 @@ static status cpu_route(backend *base, int64_t layer, const token_batch *batch, 
   const model_shape *s = &b->shape;
   const layer_weights *w = &b->params.weights->layers[layer];
   product_list logits = {0};
-  product_list_add(&logits, product_shared(b, b->router_logits.rows, &w->router, &b->normed, batch->n));
+  product_list_add(&logits, product_shared(b, b->router_logits.rows, &w->router, &b->normed, 0, batch->n));
 #pragma omp parallel num_threads(b->params.threads)
   {
     norm_phase(b, &b->normed, w->ffn_norm, 0, batch->n);
@@ -313,8 +323,9 @@ static status cpu_experts(backend *base, int64_t layer, const token_batch *batch
   return 0;
 }
 
-static void *cpu_slot_rows(backend *base) {
-  return ((cpu_backend *)base)->slot_rows;
+static void *cpu_rows_host(backend *base, row_kind kind) {
+  cpu_backend *b = (cpu_backend *)base;
+  return kind == ROWS_RESIDUAL ? b->x : kind == ROWS_NORMED ? b->normed.reals : b->slot_rows;
 }
 
 static status cpu_combine(backend *base, int64_t layer, const token_batch *batch,
@@ -338,7 +349,7 @@ static status cpu_head(backend *base, int64_t first, int64_t count, void *logits
   const model_weights *w = b->params.weights;
   product_list logit_rows = {0};
   for (int64_t i = 0; i < count; i++) b->logits_out[i] = row_at(b, (char *)logits, i, w->output.rows);
-  product_list_add(&logit_rows, product_shared(b, b->logits_out, &w->output, &b->head_in, count));
+  product_list_add(&logit_rows, product_shared(b, b->logits_out, &w->output, &b->head_in, 0, count));
 #pragma omp parallel num_threads(b->params.threads)
   {
     norm_phase(b, &b->head_in, w->output_norm, first, count);
@@ -381,7 +392,7 @@ const backend_ops cpu_backend_ops = {
     .attention = cpu_attention,
     .route = cpu_route,
     .experts = cpu_experts,
-    .slot_rows = cpu_slot_rows,
+    .rows_host = cpu_rows_host,
     .combine = cpu_combine,
     .head = cpu_head,
     .probe = cpu_probe,

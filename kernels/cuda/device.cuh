@@ -5,6 +5,7 @@
 #pragma once
 #include "base/status.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/memory_plan.h"
 #include "kernels/half.h"
 #include "kernels/numerics.h"
 #include <cuda_fp16.h>
@@ -15,6 +16,16 @@
     cudaError_t cuda_error_ = (call);                                                                        \
     if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));     \
   } while (0)
+
+// ---- the device: device.cu ----
+
+// The one that the rank with this place on its host takes; false: this host has none.
+bool device_take(device_id *out, int host_rank);
+// Wait for all that was enqueued on the stream, or before the event, and ask p->watch meanwhile.
+status device_wait(cudaStream_t stream, const backend_params *p);
+status device_wait_event(cudaEvent_t event, const backend_params *p);
+// A watch ended a wait: the device may never answer again, so nothing that waits for it may be called.
+bool device_is_stuck();
 
 // ---- launches ----
 //
@@ -142,11 +153,12 @@ struct product_set {
   int count;
 };
 
-// Where the shared tensors and this rank's experts lie; one copy for all arms.
+// Where this rank's experts and, if an arm wants them, the shared tensors lie; one copy for all arms.
 struct dev_weights {
   const model_weights *source;
   const expert_local *local;
   int users, n_local;
+  bool has_shared;
   dev_matrix embedding, output;
   const float *output_norm;
   dev_layer *layers;    // host array
@@ -154,10 +166,16 @@ struct dev_weights {
   void *blocks[4096];   // allocations
   int n_blocks;
   size_t bytes;
+  memory_plan *plan; // not NULL: nothing is taken, all is only added up
+  size_t staging;    // of the largest tensor that is re-ordered
 };
 
-status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local);
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
+                       bool wants_shared);
 void weights_release(dev_weights *w);
+// Adds what weights_acquire would take.
+status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
+                    bool wants_shared);
 
 // products.cu
 status product_f32_launch(const product *p, cudaStream_t stream);
@@ -182,11 +200,18 @@ status norm_launch(dev_inputs out, const float *x, const float *weight, int n, f
 status round_launch(dev_inputs io, int n, cudaStream_t stream);
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round,
                      cudaStream_t stream);
+// Caches keys and values of the whole batch; turns the queries of n tokens from `first` on.
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
-                    const float *rope, kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream);
-// Also the member of each slot's expert among this rank's own, -1 for others.
-status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
-                    const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream);
+                    const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
+                    cudaStream_t stream);
+// Also the member of each slot's expert among this rank's own, -1 for others; and with `place` the fixed
+// place of each slot's row, from the rank that owns its expert.
+status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
+                    const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,
+                    int n_experts, int k, cudaStream_t stream);
+// The members alone, where another rank has routed.
+status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
+                      cudaStream_t stream);
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
                     cudaStream_t stream);
 // x += the slots' sum; the new rows' digest as layer `layer` is added to sums[sequence].

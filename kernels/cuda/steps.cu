@@ -2,8 +2,8 @@
 // in, logits (or their digest) come out. Steps are enqueued on one stream and return; `finish` and every read
 // wait.
 //
-// Owns: activations, caches and work space of one arm on one GPU, all taken at open.
-// Refuses to know: other ranks; where slots' rows travel, the exchange moves the host copy.
+// Owns: activations, caches and work space of one arm on one GPU, all planned and then taken at open.
+// Refuses to know: how slots' rows travel; the exchange moves them, or the host's copy.
 #include "base/memory.h"
 #include "kernels/cuda/decode.cuh"
 #include <stdio.h>
@@ -14,6 +14,7 @@ static constexpr int MAX_BLOCKS = 64;
 
 static constexpr int MAX_RECORDINGS = 24;
 static constexpr int RECORDED_TOKENS = 64; // larger batches keep the device busy without it
+static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
 
 struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
                    // positions
@@ -31,7 +32,11 @@ struct cuda_backend {
   void *blocks[MAX_BLOCKS];
   int n_blocks;
   uint64_t bytes;
-  bool alone; // this rank owns every expert, so slots need no exchange
+  int n_local;       // experts of this rank
+  bool alone;        // it owns every expert, so slots need no exchange
+  memory_plan *plan; // not NULL: memory is not taken but added up
+  cudaEvent_t batch_end[AHEAD];
+  int64_t n_batches;
 
   int *token, *sequence, *position;
   dev_batch batch;
@@ -43,11 +48,11 @@ struct cuda_backend {
   attention_work work;
   unsigned *arrived; // counters of decode.cu
   bool decodes;      // decode.cu holds this model on these paths
-  int *expert, *member, *first, *order, *tiles;
+  int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
-  bool placed;       // `place` holds the row of each slot
-  float *host_slots; // pinned, [max slots][hidden]; only with other ranks
+  bool placed;      // `place` holds the row of each slot
+  float *host_rows; // pinned, [max slots][hidden]; only where rows cross ranks
   recording recordings[MAX_RECORDINGS];
   int n_recordings;
   bool is_recording;        // the steps are being recorded: the batch is on the device already
@@ -69,6 +74,10 @@ bool overlaps_launches() {
 // ---- open and close ----
 
 static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *what) {
+  if (b->plan) {
+    memory_plan_add(b->plan, what, bytes);
+    return 0;
+  }
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
   if (bytes > free_bytes || b->n_blocks == MAX_BLOCKS)
@@ -99,10 +108,14 @@ static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t
 static void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
-  for (int i = 0; i < b->n_recordings; i++) cudaGraphExecDestroy(b->recordings[i].graph);
-  for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
-  if (b->host_slots) cudaFreeHost(b->host_slots);
-  if (b->stream) cudaStreamDestroy(b->stream);
+  if (!device_is_stuck()) { // giving back waits for the device
+    for (int i = 0; i < b->n_recordings; i++) cudaGraphExecDestroy(b->recordings[i].graph);
+    for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
+    for (int i = 0; i < AHEAD; i++)
+      if (b->batch_end[i]) cudaEventDestroy(b->batch_end[i]);
+    if (b->host_rows) cudaFreeHost(b->host_rows);
+    if (b->stream) cudaStreamDestroy(b->stream);
+  }
   weights_release(b->weights);
   free(b->sums_to);
   free(b);
@@ -117,20 +130,21 @@ static status open_cache(cuda_backend *b) {
   b->cache.n_kv_heads = (int)s->n_kv_heads;
   b->cache.head_dim = (int)s->head_dim;
   size_t elements = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads) * b->cache.head_elements;
-  TRY(take_bytes(b, &b->cache.keys, elements * (b->cache.f16 ? 2 : 4), "the key cache"));
-  TRY(take_bytes(b, &b->cache.values, elements * (b->cache.f16 ? 2 : 4), "the value cache"));
+  TRY(take_bytes(b, &b->cache.keys, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
+  TRY(take_bytes(b, &b->cache.values, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
   // enough to split up to 256 blocks' worth of queries over all chunks
   size_t chunks = positions / CHUNK;
   b->work.capacity = 256 * 8 * chunks;
-  TRY(take(b, &b->work.max, b->work.capacity, "split attention"));
-  TRY(take(b, &b->work.sum, b->work.capacity, "split attention"));
-  return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, "split attention");
+  TRY(take(b, &b->work.max, b->work.capacity, PART_ATTENTION));
+  TRY(take(b, &b->work.sum, b->work.capacity, PART_ATTENTION));
+  return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION);
 }
 
 static status open_rope(cuda_backend *b) {
   int64_t dim = b->shape.head_dim, n = b->params.context;
   float *table;
-  TRY(take(b, &b->rope, (size_t)(n * dim), "RoPE tables"));
+  TRY(take(b, &b->rope, (size_t)(n * dim), PART_WORK));
+  if (b->plan) return 0;
   TRY(TAKE(&table, (size_t)(n * dim), "RoPE tables"));
   for (int64_t i = 0; i < dim / 2; i++) {
     double frequency = num_rope_frequency(b->shape.rope_base, i, dim / 2);
@@ -152,74 +166,143 @@ static status open_attention(cuda_backend *b) {
   size_t n = (size_t)b->params.max_batch, q_width = (size_t)(s->n_heads * s->head_dim);
   size_t kv_width = (size_t)(s->n_kv_heads * s->head_dim);
   bool rounded = b->shared->kind == PATH_Q8K;
-  TRY(take(b, &b->token, n, "the batch"));
-  TRY(take(b, &b->sequence, n, "the batch"));
-  TRY(take(b, &b->position, n, "the batch"));
-  TRY(take(b, &b->x, n * (size_t)s->hidden, "the residual stream"));
-  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded || b->experts->kind == PATH_Q8K,
-                  "normed activations"));
-  TRY(take(b, &b->q, n * q_width, "queries"));
-  TRY(take(b, &b->k, n * kv_width, "keys"));
-  TRY(take(b, &b->v, n * kv_width, "values"));
-  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, "attention outputs"));
-  TRY(take(b, &b->arrived, (size_t)s->n_heads, "split attention"));
+  TRY(take(b, &b->token, n, PART_WORK));
+  TRY(take(b, &b->sequence, n, PART_WORK));
+  TRY(take(b, &b->position, n, PART_WORK));
+  TRY(take(b, &b->x, n * (size_t)s->hidden, PART_WORK));
+  TRY(take(b, &b->q, n * q_width, PART_WORK));
+  TRY(take(b, &b->k, n * kv_width, PART_WORK));
+  TRY(take(b, &b->v, n * kv_width, PART_WORK));
+  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
+  TRY(take(b, &b->arrived, (size_t)b->shape.n_heads, PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
+}
+
+// Rows of slots: as many as slots, or more where each rank has fixed places for all of a small batch's.
+static size_t slot_places(const cuda_backend *b) {
+  int64_t n = b->params.max_batch, fixed = n < b->params.fixed_tokens ? n : b->params.fixed_tokens;
+  int64_t places = fixed * b->params.n_ranks;
+  return (size_t)((places > n ? places : n) * b->shape.top_k);
 }
 
 static status open_experts(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
-  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, "router logits"));
-  TRY(take(b, &b->slot_weights, slots, "slot weights"));
-  TRY(take(b, &b->margin, n, "router margins"));
-  TRY(take(b, &b->expert, slots, "slots"));
-  TRY(take(b, &b->member, slots, "slots"));
-  TRY(take(b, &b->order, slots, "slots"));
-  TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->weights->n_local + 1), "slots"));
-  TRY(take(b, &b->place, slots, "slots"));
-  TRY(take(b, &b->first, (size_t)b->weights->n_local + 1, "slots"));
-  TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, "expert activations"));
-  TRY(take(b, &b->up, slots * (size_t)s->expert_width, "expert activations"));
-  TRY(take(b, &b->slots, slots * (size_t)s->hidden, "slot outputs"));
-  if (b->alone) return 0;
-  CUDA_TRY(cudaMallocHost((void **)&b->host_slots, slots * (size_t)s->hidden * sizeof(float)));
+  bool rounded = b->shared->kind == PATH_Q8K || b->experts->kind == PATH_Q8K;
+  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded, PART_WORK));
+  TRY(take(b, &b->expert, slots, PART_WORK));
+  TRY(take(b, &b->member, slots, PART_WORK));
+  TRY(take(b, &b->order, slots, PART_WORK));
+  TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->n_local + 1), PART_WORK));
+  TRY(take(b, &b->place, slots, PART_WORK));
+  TRY(take(b, &b->first, (size_t)b->n_local + 1, PART_WORK));
+  TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, PART_WORK));
+  TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
+  TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
+  TRY(take(b, &b->slots, slot_places(b) * (size_t)s->hidden, PART_WORK));
+  if (b->plan || (b->alone && b->params.computes_shared)) return 0;
+  if (b->params.fixed_tokens)
+    CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
+                        cudaMemcpyHostToDevice));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_rows, slots * (size_t)s->hidden * sizeof(float)));
   return 0;
 }
 
-static status open_fields(cuda_backend *b) {
+// The shared steps but attention.
+static status open_router_and_head(cuda_backend *b) {
   const model_shape *s = &b->shape;
-  size_t rows = (size_t)b->params.max_logit_rows, sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
-  CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
-  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local));
-  b->alone = b->weights->n_local == s->n_experts;
-  b->decodes = b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K && decode_fits(s, b->weights);
-  TRY(open_attention(b));
+  size_t n = (size_t)b->params.max_batch, rows = (size_t)b->params.max_logit_rows;
+  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, PART_WORK));
+  TRY(take(b, &b->slot_weights, n * (size_t)s->top_k, PART_WORK));
+  TRY(take(b, &b->margin, n, PART_WORK));
+  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, PART_LOGITS));
+  return take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS);
+}
+
+// All that is taken on the device but the weights; with b->plan it is only added up.
+static status open_memory(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
+  if (b->params.computes_shared) TRY(open_attention(b));
+  if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
-  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, "head inputs"));
-  TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, "logits"));
-  TRY(take(b, &b->sums, sums, "digests"));
+  return take(b, &b->sums, sums, PART_WORK);
+}
+
+static void set_params(cuda_backend *b, const backend_params *params) {
+  b->params = *params;
+  b->shape = params->weights->shape;
+  b->shared = path_get(params->shared);
+  b->experts = path_get(params->experts);
+  for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += params->local[e] >= 0;
+  b->alone = b->n_local == b->shape.n_experts;
+}
+
+// The same code adds up the memory that will take it, so that a plan cannot disagree with what follows.
+static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chunk) {
+  backend_params p = *(const backend_params *)with;
+  cuda_backend b = {};
+  p.context = context;
+  p.max_batch = chunk;
+  set_params(&b, &p);
+  b.plan = out;
+  // planning itself takes a small table only, and for that there is memory
+  weights_plan(out, p.weights, p.local, p.computes_shared);
+  open_memory(&b);
+  memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
+  memory_plan_add(out, PART_TRANSPORT, p.device_reserve);
+}
+
+static status plan_memory(cuda_backend *b) {
+  size_t free_bytes = 0, total = 0;
+  memory_plan plan = {};
+  device_id device;
+  char name[128];
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  device_take(&device, b->params.host_rank);
+  snprintf(name, sizeof name, "GPU %d (%s, %s)", device.index, device.name, device.pci);
+  memory_question q = {};
+  q.device = name;
+  q.free_bytes = free_bytes;
+  q.total_bytes = total;
+  q.context = b->params.context;
+  q.chunk = b->params.max_batch;
+  q.least_chunk = b->params.n_sequences;
+  q.n_own = b->n_local;
+  q.n_experts = b->shape.n_experts;
+  q.plan = plan_for;
+  q.with = &b->params;
+  plan_for(&plan, q.with, q.context, q.chunk);
+  return memory_plan_check(&plan, &q);
+}
+
+static status open_fields(cuda_backend *b) {
+  TRY(plan_memory(b));
+  CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
+  for (int i = 0; i < AHEAD; i++)
+    CUDA_TRY(cudaEventCreateWithFlags(&b->batch_end[i], cudaEventDisableTiming));
+  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local, b->params.computes_shared));
+  b->decodes = b->params.computes_shared && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K &&
+               decode_fits(&b->shape, b->weights);
+  TRY(open_memory(b));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
-  return memory_take((void **)&b->sums_to, (size_t)s->n_layers + 1, sizeof *b->sums_to, "digests");
+  return memory_take((void **)&b->sums_to, (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
 }
 
 extern "C" const backend_ops cuda_backend_ops;
 
 static status cuda_open(backend **out, const backend_params *params) {
   *out = nullptr;
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices)
-    return FAIL("backend cuda: this host has no usable GPU");
+  device_id device;
+  if (!device_take(&device, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
   if (params->shared == PATH_F64 || params->experts == PATH_F64)
     return FAIL("backend cuda: it does not compute the path f64");
-  CUDA_TRY(cudaSetDevice(params->host_rank % devices)); // ranks of a host share its GPUs evenly
+  CUDA_TRY(cudaSetDevice(device.index));
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
   b->base.ops = &cuda_backend_ops;
-  b->params = *params;
-  b->shape = params->weights->shape;
-  b->shared = path_get(params->shared);
-  b->experts = path_get(params->experts);
+  set_params(b, params);
   if (open_fields(b)) {
     cuda_close(&b->base);
     return 1;
@@ -240,6 +323,11 @@ static const char *cuda_rows(void) {
 
 static bool cuda_has_path(path_kind kind) {
   return kind == PATH_F32 || kind == PATH_Q8K;
+}
+
+static int cuda_devices(void) {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
 }
 
 static const char *cuda_row(const backend *) {
@@ -268,6 +356,17 @@ static status multiply(cuda_backend *b, const path_info *path, product_set *set)
   return 0;
 }
 
+// Rows first .. of inputs.
+static dev_inputs rows_from(dev_inputs in, int64_t first) {
+  size_t elements = (size_t)first * (size_t)in.width;
+  in.x += elements;
+  if (!in.qs) return in;
+  in.qs += elements;
+  in.d += elements / QK_K;
+  in.bsums += elements / 16;
+  return in;
+}
+
 static product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, int n) {
   product p = {};
   p.w = *m;
@@ -291,8 +390,18 @@ static bool rounds(const cuda_backend *b) {
 
 // ---- the steps ----
 
+// Without a bound the host would fill the driver's queue, and then wait in a launch, where nobody watches.
+static status keep_pace(cuda_backend *b) {
+  cudaEvent_t mark = b->batch_end[b->n_batches % AHEAD];
+  if (b->n_batches >= AHEAD) TRY(device_wait_event(mark, &b->params));
+  CUDA_TRY(cudaEventRecord(mark, b->stream));
+  b->n_batches++;
+  return 0;
+}
+
 static status load_batch(cuda_backend *b, const token_batch *batch) {
   size_t bytes = (size_t)batch->n * sizeof(int);
+  TRY(keep_pace(b));
   b->batch = dev_batch{b->token, b->sequence, b->position, (int)batch->n};
   b->max_keys = 0;
   for (int64_t t = 0; t < batch->n; t++)
@@ -322,26 +431,51 @@ static status decode_attention(cuda_backend *b, int64_t layer, const dev_layer *
     TRY(decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
                                 &b->batch, b->max_keys, &b->work, b->arrived, b->stream));
   } else {
-    TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
+    TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, 1, b->stream));
     TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
                          &b->work, b->stream));
   }
   return decode_output_launch(b->x, b->attended.x, w, b->stream);
 }
 
-static status cuda_attention(backend *base, int64_t layer, const token_batch *batch) {
+// Queries of a part of the batch: their products apart from those of the keys and values of all.
+static status attend_range(cuda_backend *b, int64_t layer, int64_t first, int n) {
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  size_t q_width = (size_t)(s->n_heads * s->head_dim);
+  dev_inputs normed = rows_from(b->normed, first), attended = rows_from(b->attended, first);
+  dev_batch queries = {b->token + first, b->sequence + first, b->position + first, n};
+  float *q = b->q + (size_t)first * q_width, *x = b->x + first * s->hidden;
+  product_set kv = {{shared_product(b->k, &w->k, &b->normed, b->batch.n),
+                     shared_product(b->v, &w->v, &b->normed, b->batch.n)},
+                    {0},
+                    2};
+  TRY(multiply(b, b->shared, &kv));
+  if (n) TRY(product_shared(b, q, &w->q, &normed, n, false));
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, (int)first, n,
+                   b->stream));
+  if (!n) return 0;
+  TRY(attention_launch(attended.x, q, b->cache, (int)layer, &queries, (int)s->n_heads, b->max_keys, &b->work,
+                       b->stream));
+  if (attended.qs) TRY(round_launch(attended, n, b->stream));
+  return product_shared(b, x, &w->o, &attended, n, true);
+}
+
+static status cuda_attention(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                             int64_t count) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n = (int)batch->n;
   if (decodes(b, batch)) return decode_attention(b, layer, w);
   TRY(norm_launch(b->normed, b->x, w->attn_norm, n, (float)s->rms_epsilon, rounds(b), b->stream));
+  if (count < batch->n) return attend_range(b, layer, first, (int)count);
   product_set qkv = {{shared_product(b->q, &w->q, &b->normed, n), shared_product(b->k, &w->k, &b->normed, n),
                       shared_product(b->v, &w->v, &b->normed, n)},
                      {0},
                      3};
   TRY(multiply(b, b->shared, &qkv));
-  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, b->stream));
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, n, b->stream));
   TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
                        &b->work, b->stream));
   if (b->attended.qs) TRY(round_launch(b->attended, n, b->stream));
@@ -356,14 +490,16 @@ static status cuda_route(backend *base, int64_t layer, const token_batch *batch,
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
   if (decodes(b, batch)) {
     TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
-    if (!out) return 0; // the experts' step chooses from the logits
+    if (!out && b->alone) return 0; // the experts' step chooses from the logits
   } else {
     TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
     TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
   }
-  TRY(route_launch(b->expert, b->slot_weights, b->member, out ? b->margin : nullptr, b->router_logits,
-                   b->weights->local_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
+  TRY(route_launch(b->expert, b->slot_weights, b->member, out || b->alone ? nullptr : b->place,
+                   out ? b->margin : nullptr, b->router_logits, b->weights->local_of_expert,
+                   b->rank_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
   if (!out) return 0;
+  TRY(device_wait(b->stream, &b->params));
   CUDA_TRY(cudaMemcpyAsync(out->expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost,
                            b->stream));
   CUDA_TRY(
@@ -395,6 +531,8 @@ static status decode_own_experts(cuda_backend *b, int64_t layer, const dev_layer
   e.normed = b->normed;
   e.router_logits = b->router_logits;
   e.hidden = b->gate.x;
+  e.slots = b->placed ? b->slots : nullptr;
+  e.place = b->placed ? b->place : nullptr;
   e.x = b->x;
   e.sums = b->sums + layer * b->params.n_sequences;
   e.tag = b->shared->tag;
@@ -402,18 +540,28 @@ static status decode_own_experts(cuda_backend *b, int64_t layer, const dev_layer
   return decode_experts_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
 }
 
-static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *,
+// On an expert rank: the inputs are in place, the routing is on the host.
+static status take_routed(cuda_backend *b, const routing *route, int n_tokens) {
+  int n_slots = n_tokens * (int)b->shape.top_k;
+  CUDA_TRY(cudaMemcpyAsync(b->expert, route->expert, (size_t)n_slots * sizeof(int), cudaMemcpyHostToDevice,
+                           b->stream));
+  TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, n_slots, b->stream));
+  return b->normed.qs ? round_launch(b->normed, n_tokens, b->stream) : 0;
+}
+
+static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *route,
                            const int64_t *row_of_slot) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n_slots = (int)(batch->n * s->top_k);
   bool grouped = n_slots > 2 * s->top_k;
-  if (decodes(b, batch) && b->alone) return decode_own_experts(b, layer, w);
-  b->placed = row_of_slot != nullptr && !b->alone;
-  if (b->placed)
+  if (!b->params.computes_shared) TRY(take_routed(b, route, (int)batch->n));
+  b->placed = !b->alone;
+  if (b->placed && row_of_slot) // else route wrote the fixed places
     CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
                              b->stream));
+  if (decodes(b, batch)) return decode_own_experts(b, layer, w);
   if (grouped)
     TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k, grouped),
@@ -427,23 +575,39 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
   return multiply(b, b->experts, &down);
 }
 
-static void *cuda_slot_rows(backend *base) {
-  return self(base)->host_slots;
+// ---- rows that cross ranks ----
+
+static void *cuda_rows_host(backend *base, row_kind) {
+  return self(base)->host_rows;
 }
 
-static status cuda_slots_read(backend *base, int64_t first, int64_t count) {
-  cuda_backend *b = self(base);
-  size_t row = (size_t)b->shape.hidden;
-  CUDA_TRY(cudaMemcpyAsync(b->host_slots + (size_t)first * row, b->slots + (size_t)first * row,
-                           (size_t)count * row * sizeof(float), cudaMemcpyDeviceToHost, b->stream));
-  CUDA_TRY(cudaStreamSynchronize(b->stream));
-  return 0;
+static float *device_rows(const cuda_backend *b, row_kind kind) {
+  return kind == ROWS_RESIDUAL ? b->x : kind == ROWS_NORMED ? b->normed.x : b->slots;
 }
 
-static status cuda_slots_write(backend *base, int64_t count) {
+static void *cuda_rows_device(backend *base, row_kind kind) {
+  return device_rows(self(base), kind);
+}
+
+static void *cuda_stream(backend *base) {
+  return self(base)->stream;
+}
+
+static status cuda_rows_read(backend *base, row_kind kind, int64_t first, int64_t count) {
   cuda_backend *b = self(base);
-  CUDA_TRY(cudaMemcpyAsync(b->slots, b->host_slots, (size_t)(count * b->shape.hidden) * sizeof(float),
-                           cudaMemcpyHostToDevice, b->stream));
+  size_t at = (size_t)(first * b->shape.hidden), n = (size_t)(count * b->shape.hidden);
+  if (n)
+    CUDA_TRY(cudaMemcpyAsync(b->host_rows + at, device_rows(b, kind) + at, n * sizeof(float),
+                             cudaMemcpyDeviceToHost, b->stream));
+  return device_wait(b->stream, &b->params); // also for writes before: the buffer is free after it
+}
+
+static status cuda_rows_write(backend *base, row_kind kind, int64_t first, int64_t count) {
+  cuda_backend *b = self(base);
+  size_t at = (size_t)(first * b->shape.hidden), n = (size_t)(count * b->shape.hidden);
+  if (n)
+    CUDA_TRY(cudaMemcpyAsync(device_rows(b, kind) + at, b->host_rows + at, n * sizeof(float),
+                             cudaMemcpyHostToDevice, b->stream));
   return 0;
 }
 
@@ -458,6 +622,8 @@ static status cuda_combine(backend *base, int64_t layer, const token_batch *batc
 static status cuda_logits_read(backend *base, int64_t first, int64_t count, void *out) {
   cuda_backend *b = self(base);
   size_t row = (size_t)b->shape.vocabulary;
+  TRY(device_wait(b->stream,
+                  &b->params)); // a copy to memory that is not pinned would wait as well, unwatched
   CUDA_TRY(cudaMemcpyAsync(out, b->logits + (size_t)first * row, (size_t)count * row * sizeof(float),
                            cudaMemcpyDeviceToHost, b->stream));
   CUDA_TRY(cudaStreamSynchronize(b->stream));
@@ -484,6 +650,7 @@ static status cuda_probe(backend *base, probe_point point, int64_t n, double *ou
   const float *from = point == PROBE_LAYER_INPUT ? b->x : b->normed.x;
   size_t count = (size_t)(n * b->shape.hidden);
   float *narrow;
+  TRY(device_wait(b->stream, &b->params));
   TRY(TAKE(&narrow, count, "a probe"));
   cudaError_t error = cudaMemcpyAsync(narrow, from, count * sizeof(float), cudaMemcpyDeviceToHost, b->stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(b->stream);
@@ -513,6 +680,7 @@ static status cuda_finish(backend *base) {
   cuda_backend *b = self(base);
   size_t rows = (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
   uint64_t *sums;
+  TRY(device_wait(b->stream, &b->params));
   TRY(TAKE(&sums, rows * each, "digests"));
   cudaError_t error =
       cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
@@ -575,6 +743,8 @@ extern "C" const backend_ops cuda_backend_ops = {
     .name = "cuda",
     .rows = cuda_rows,
     .has_path = cuda_has_path,
+    .devices = cuda_devices,
+    .device = device_take,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,
@@ -583,14 +753,16 @@ extern "C" const backend_ops cuda_backend_ops = {
     .attention = cuda_attention,
     .route = cuda_route,
     .experts = cuda_experts,
-    .slot_rows = cuda_slot_rows,
+    .rows_host = cuda_rows_host,
     .combine = cuda_combine,
     .head = cuda_head,
     .finish = cuda_finish,
     .logits_read = cuda_logits_read,
     .logits_digest = cuda_logits_digest,
-    .slots_read = cuda_slots_read,
-    .slots_write = cuda_slots_write,
+    .rows_read = cuda_rows_read,
+    .rows_write = cuda_rows_write,
+    .rows_device = cuda_rows_device,
+    .stream = cuda_stream,
     .recorded = cuda_recorded,
     .probe = cuda_probe,
     .digest = cuda_digest,

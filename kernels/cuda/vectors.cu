@@ -98,7 +98,7 @@ __device__ void store_value(kv_cache c, size_t head, int position, int d, float 
 
 __global__ void turn_heads(float *q, const float *k, const float *v, const float *q_norm, const float *k_norm,
                            const float *rope, kv_cache cache, int layer, int n_heads, float epsilon,
-                           float scale, dev_batch b) {
+                           float scale, dev_batch b, int first, int n) {
   wait_for_inputs();
   int per_token = n_heads + cache.n_kv_heads, lane = threadIdx.x % WARP;
   int item = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
@@ -106,6 +106,7 @@ __global__ void turn_heads(float *q, const float *k, const float *v, const float
   int t = item / per_token, h = item % per_token, dim = cache.head_dim, position = b.position[t];
   bool is_query = h < n_heads;
   int kv = h - n_heads;
+  if (is_query && (t < first || t >= first + n)) return;
   const float *from =
       is_query ? q + ((size_t)t * n_heads + h) * dim : k + ((size_t)t * cache.n_kv_heads + kv) * dim;
   const float *weight = is_query ? q_norm : k_norm;
@@ -132,11 +133,12 @@ __global__ void turn_heads(float *q, const float *k, const float *v, const float
 }
 
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
-                    const float *rope, kv_cache cache, int layer, const dev_batch *b, cudaStream_t stream) {
+                    const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
+                    cudaStream_t stream) {
   size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
   float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
   return launch(turn_heads, dim3((unsigned)((int)((items + 3) / 4))), 4 * WARP, 0, stream, q, k, v, w->q_norm,
-                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b);
+                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b, first, n);
 }
 
 // ---- experts' activations ----
@@ -194,8 +196,9 @@ __device__ int first_left(const float *p, int n) {
   return 0;
 }
 
-__global__ void route_tokens(int *expert, float *weight, int *member, double *margin, const float *logits,
-                             const int *local_of_expert, int n, int k) {
+__global__ void route_tokens(int *expert, float *weight, int *member, int64_t *place, double *margin,
+                             const float *logits, const int *local_of_expert, const int *rank_of_expert,
+                             int n, int k) {
   wait_for_inputs();
   extern __shared__ float p[];
   int t = blockIdx.x, lane = threadIdx.x;
@@ -224,6 +227,7 @@ __global__ void route_tokens(int *expert, float *weight, int *member, double *ma
     if (lane == 0) {
       expert[t * k + slot] = e;
       member[t * k + slot] = local_of_expert[e];
+      if (place) place[t * k + slot] = (int64_t)rank_of_expert[e] * gridDim.x * k + t * k + slot;
       weight[t * k + slot] = found;
       p[e] = -1.0f;
     }
@@ -234,10 +238,11 @@ __global__ void route_tokens(int *expert, float *weight, int *member, double *ma
   for (int slot = lane; slot < k; slot += WARP) weight[t * k + slot] = weight[t * k + slot] / sum;
 }
 
-status route_launch(int *expert, float *weight, int *member, double *margin, const float *logits,
-                    const int *local_of_expert, int n, int n_experts, int k, cudaStream_t stream) {
+status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
+                    const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,
+                    int n_experts, int k, cudaStream_t stream) {
   return launch(route_tokens, dim3((unsigned)(n)), WARP, (size_t)n_experts * sizeof(float), stream, expert,
-                weight, member, margin, logits, local_of_expert, n_experts, k);
+                weight, member, place, margin, logits, local_of_expert, rank_of_expert, n_experts, k);
 }
 
 // ---- grouping slots by this rank's experts ----
@@ -293,6 +298,18 @@ __global__ void fill_members(int *order, const int *first, const int *member, in
       at += __popc(mask);
     }
   }
+}
+
+__global__ void find_members(int *member, const int *expert, const int *local_of_expert, int n_slots) {
+  wait_for_inputs();
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n_slots) member[i] = local_of_expert[expert[i]];
+}
+
+status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
+                      cudaStream_t stream) {
+  return launch(find_members, dim3((unsigned)((n_slots + BLOCK - 1) / BLOCK)), BLOCK, 0, stream, member,
+                expert, local_of_expert, n_slots);
 }
 
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,

@@ -33,7 +33,12 @@ __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, in
   }
 }
 
+// what: the part of the plan
 static status take_device(dev_weights *w, void **out, size_t bytes, const char *what) {
+  if (w->plan) {
+    memory_plan_add(w->plan, what, bytes);
+    return 0;
+  }
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
   if (bytes > free_bytes || w->n_blocks == (int)(sizeof w->blocks / sizeof *w->blocks))
@@ -55,10 +60,13 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
   if (m->type == TYPE_Q6_K) out->row_bytes = q6k_row_bytes(m->cols);
   out->member_bytes = out->row_bytes * (size_t)m->rows;
-  void *data, *staging = nullptr;
-  TRY(take_device(w, &data, out->member_bytes * (size_t)count, "weights"));
+  void *data = nullptr, *staging = nullptr;
+  TRY(take_device(w, &data, out->member_bytes * (size_t)count, local ? PART_EXPERTS : PART_SHARED));
+  size_t staged = m->type == TYPE_Q6_K ? member_native * (size_t)count : 0;
+  if (staged > w->staging) w->staging = staged;
+  if (w->plan) return 0;
   out->data = (const uint8_t *)data;
-  if (m->type == TYPE_Q6_K) CUDA_TRY(cudaMalloc(&staging, member_native * (size_t)count));
+  if (staged) CUDA_TRY(cudaMalloc(&staging, staged));
   uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
     if (local && local[e] < 0) continue;
@@ -75,14 +83,22 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
 }
 
 static status upload_floats(dev_weights *w, const float **out, const float *from, int64_t n) {
-  void *to;
-  TRY(take_device(w, &to, (size_t)n * sizeof(float), "norm weights"));
+  void *to = nullptr;
+  TRY(take_device(w, &to, (size_t)n * sizeof(float), PART_SHARED));
+  if (w->plan) return 0;
   CUDA_TRY(cudaMemcpy(to, from, (size_t)n * sizeof(float), cudaMemcpyHostToDevice));
   *out = (const float *)to;
   return 0;
 }
 
-static status upload_layer(dev_weights *w, dev_layer *out, const layer_weights *from) {
+static status upload_experts(dev_weights *w, dev_layer *out, const layer_weights *from) {
+  int64_t n = w->source->shape.n_experts;
+  TRY(upload(w, &out->gate, &from->gate, w->local, n));
+  TRY(upload(w, &out->up, &from->up, w->local, n));
+  return upload(w, &out->down, &from->down, w->local, n);
+}
+
+static status upload_attention(dev_weights *w, dev_layer *out, const layer_weights *from) {
   const model_shape *s = &w->source->shape;
   TRY(upload_floats(w, &out->attn_norm, from->attn_norm, s->hidden));
   TRY(upload_floats(w, &out->q_norm, from->q_norm, s->head_dim));
@@ -92,39 +108,74 @@ static status upload_layer(dev_weights *w, dev_layer *out, const layer_weights *
   TRY(upload(w, &out->k, &from->k, nullptr, 1));
   TRY(upload(w, &out->v, &from->v, nullptr, 1));
   TRY(upload(w, &out->o, &from->o, nullptr, 1));
-  TRY(upload(w, &out->router, &from->router, nullptr, 1));
-  TRY(upload(w, &out->gate, &from->gate, w->local, s->n_experts));
-  TRY(upload(w, &out->up, &from->up, w->local, s->n_experts));
-  return upload(w, &out->down, &from->down, w->local, s->n_experts);
+  return upload(w, &out->router, &from->router, nullptr, 1);
 }
 
-static status upload_all(dev_weights *w) {
+static status take_layers(dev_weights *w) {
+  return memory_take((void **)&w->layers, (size_t)w->source->shape.n_layers, sizeof *w->layers,
+                     "the layers' table");
+}
+
+static status upload_own(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
   for (int64_t e = 0; e < s->n_experts; e++) w->n_local += w->local[e] >= 0;
-  void *to;
-  TRY(take_device(w, &to, (size_t)s->n_experts * sizeof(int), "the experts' map"));
-  CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
+  void *to = nullptr;
+  TRY(take_device(w, &to, (size_t)s->n_experts * sizeof(int), PART_SHARED));
+  if (!w->plan)
+    CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
   w->local_of_expert = (int *)to;
-  TRY(upload(w, &w->embedding, &m->embedding, nullptr, 1));
-  w->output = w->embedding;
-  if (m->output.data != m->embedding.data) TRY(upload(w, &w->output, &m->output, nullptr, 1));
-  TRY(upload_floats(w, &w->output_norm, m->output_norm, s->hidden));
-  TRY(memory_take((void **)&w->layers, (size_t)s->n_layers, sizeof *w->layers, "the layers' table"));
-  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_layer(w, &w->layers[l], &m->layers[l]));
+  TRY(take_layers(w));
+  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_experts(w, &w->layers[l], &m->layers[l]));
+  if (w->plan) return 0;
   CUDA_TRY(cudaDeviceSynchronize());
   return 0;
 }
 
+static status upload_shared(dev_weights *w) {
+  const model_weights *m = w->source;
+  const model_shape *s = &m->shape;
+  TRY(upload(w, &w->embedding, &m->embedding, nullptr, 1));
+  w->output = w->embedding;
+  if (m->output.data != m->embedding.data) TRY(upload(w, &w->output, &m->output, nullptr, 1));
+  TRY(upload_floats(w, &w->output_norm, m->output_norm, s->hidden));
+  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_attention(w, &w->layers[l], &m->layers[l]));
+  if (w->plan) return 0;
+  CUDA_TRY(cudaDeviceSynchronize());
+  w->has_shared = true;
+  return 0;
+}
+
 static void weights_free(dev_weights *w) {
-  for (int i = 0; i < w->n_blocks; i++) cudaFree(w->blocks[i]);
+  for (int i = 0; i < w->n_blocks && !device_is_stuck(); i++) cudaFree(w->blocks[i]);
   free(w->layers);
   free(w);
 }
 
-status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local) {
+static bool is_held(const model_weights *source, const expert_local *local) {
+  return held && held->source == source && held->local == local;
+}
+
+status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
+                    bool wants_shared) {
+  bool has_own = is_held(source, local), has_shared = has_own && held->has_shared;
+  dev_weights *w;
+  TRY(memory_take((void **)&w, 1, sizeof *w, "the weights' table"));
+  w->source = source;
+  w->local = local;
+  w->plan = out;
+  status result = has_own ? take_layers(w) : upload_own(w);
+  if (!result && wants_shared && !has_shared) result = upload_shared(w);
+  memory_plan_add(out, PART_SHARED, w->staging);
+  weights_free(w);
+  return result;
+}
+
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
+                       bool wants_shared) {
   *out = nullptr;
-  if (held && held->source == source && held->local == local) {
+  if (is_held(source, local)) {
+    if (wants_shared && !held->has_shared) TRY(upload_shared(held));
     held->users++;
     *out = held;
     return 0;
@@ -134,7 +185,7 @@ status weights_acquire(dev_weights **out, const model_weights *source, const exp
   w->source = source;
   w->local = local;
   w->users = 1;
-  if (upload_all(w)) {
+  if (upload_own(w) || (wants_shared && upload_shared(w))) {
     weights_free(w);
     return 1;
   }

@@ -5,6 +5,7 @@
 #include "tests/fuzz/fuzz.h"
 #include "src/feed.h"
 #include "src/plan.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,12 +26,14 @@ static void check_plan(const plan *p, int rank) {
 static void fuzz_placement(fuzz_input *in) {
   plan p;
   int32_t list[MOST_EXPERTS];
-  placement_kind kind = (placement_kind)(fuzz_take(in, 1) % 3);
+  placement_kind kind = (placement_kind)(fuzz_take(in, 1) % 4);
   int64_t experts = (int64_t)fuzz_take(in, 1) + 1;
   int ranks = (int)fuzz_take(in, 1) + 1, rank = (int)fuzz_take(in, 1) % ranks;
   size_t length = 0;
   while (in->left && length < MOST_EXPERTS) list[length++] = (int8_t)fuzz_take(in, 1);
-  status result = plan_open(&p, kind, list, length, experts, ranks, rank);
+  double speed[MOST_EXPERTS]; // over the range of float
+  for (int r = 0; r < ranks; r++) speed[r] = ldexp(1, (size_t)r < length ? list[r] : r % 7);
+  status result = plan_open(&p, kind, list, length, speed, experts, ranks, rank);
   REQUIRE(kind == PLACEMENT_LIST || (result == 0) == (ranks <= experts));
   if (!result) check_plan(&p, rank);
   plan_close(&p);

@@ -1,0 +1,409 @@
+// nccl: rows travel from device to device, on the stream that computes them.
+//
+// Owns: NCCL (nccl.h is included here and nowhere else), one communicator for all transports of a process,
+// the staging of rows that lie in host memory, the events that time a gather.
+// Refuses to know: what rows are; who is late (comm.h finds that out).
+// Invariant: the communicator does not block: every call returns, and every wait here asks for errors and for
+// comm.deadline. It is given back when the ranks end in order, never by one of them alone. All streams share
+// it, so that NCCL keeps its collectives in the order of their calls, which is the same on every rank.
+#include "base/clock.h"
+#include "base/memory.h"
+#include "dist/transport_ops.h"
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define CUDA_TRY(call)                                                                                       \
+  do {                                                                                                       \
+    cudaError_t cuda_error_ = (call);                                                                        \
+    if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));     \
+  } while (0)
+
+enum { TIMED = 64 }; // gathers whose events are out at the same time
+
+// What a communicator and the channels of its first collectives take on a device, generously.
+static const size_t reserve_bytes = (size_t)512 << 20;
+static const size_t trial_bytes = (size_t)2 << 20; // of a rank in the largest trial
+
+typedef struct {
+  cudaEvent_t begin, end;
+  char what[64];
+} timed_gather;
+
+typedef struct {
+  cudaStream_t stream; // for rows in host memory
+  char *staging;       // their copy on the device
+  size_t staging_bytes;
+  timed_gather timed[TIMED];
+  int64_t begun, counted; // gathers so far; those whose seconds are in `seconds`
+  double seconds;
+} nccl_state;
+
+static struct {
+  ncclComm_t handle;
+  comm *ranks;
+  bool open, abandoned;
+} world;
+
+// ---- waiting ----
+
+static const char *world_error(void) {
+  ncclResult_t now = ncclSuccess;
+  if (world.abandoned) return "abandoned";
+  ncclResult_t asked = ncclCommGetAsyncError(world.handle, &now);
+  if (asked != ncclSuccess) now = asked;
+  return now == ncclSuccess || now == ncclInProgress ? NULL : ncclGetErrorString(now);
+}
+
+static status not_in_time(const char *what) {
+  TRY(comm_name_missing(world.ranks, what));
+  return FAIL("%s: NCCL: not done after comm.deadline = %g s, though every rank is there", what,
+              comm_deadline(world.ranks));
+}
+
+// Lets what a call began come to its end on the host: its work is then on its stream.
+static status settle(ncclResult_t result, const char *what) {
+  double limit = clock_seconds() + comm_patience(world.ranks);
+  if (result == ncclSuccess) result = ncclInProgress; // the state of the communicator decides
+  for (unsigned polls = 1; result == ncclInProgress; polls++) {
+    ncclResult_t asked = ncclCommGetAsyncError(world.handle, &result);
+    if (asked != ncclSuccess) result = asked;
+    if (result != ncclInProgress) break;
+    if (clock_seconds() > limit) return not_in_time(what);
+    if (polls % 1024 == 0) comm_answer(world.ranks);
+    sched_yield();
+  }
+  if (result == ncclSuccess) return 0;
+  const char *detail = ncclGetLastError(world.handle);
+  return FAIL("%s: NCCL: %s%s%s", what, ncclGetErrorString(result), detail && *detail ? ": " : "",
+              detail ? detail : "");
+}
+
+static status wait_event(cudaEvent_t event, const char *what) {
+  double limit = clock_seconds() + comm_patience(world.ranks);
+  for (unsigned polls = 1;; polls++) {
+    cudaError_t error = cudaEventQuery(event);
+    if (error == cudaSuccess) return 0;
+    cudaGetLastError(); // not ready is kept as an error otherwise, for another call to find
+    if (error != cudaErrorNotReady) return FAIL("%s: CUDA: %s", what, cudaGetErrorString(error));
+    if (polls % 1024 == 0) comm_answer(world.ranks);
+    const char *broken = polls % 64 ? NULL : world_error();
+    if (broken) return FAIL("%s: NCCL: %s", what, broken);
+    if (clock_seconds() > limit) return not_in_time(what);
+    sched_yield();
+  }
+}
+
+// ---- the communicator ----
+
+static void *abort_world(void *done) {
+  ncclCommAbort(world.handle);
+  *(volatile bool *)done = true;
+  return NULL;
+}
+
+// The abort may itself wait for a device that does not answer; the job ends without it then.
+static void nccl_abandon(void *state) {
+  (void)state;
+  static volatile bool done;
+  pthread_t helper;
+  if (world.abandoned) return;
+  world.abandoned = true;
+  if (pthread_create(&helper, NULL, abort_world, (void *)&done)) return;
+  pthread_detach(helper);
+  const struct timespec pause = {0, 1000000};
+  for (double limit = clock_seconds() + 3; !done && clock_seconds() < limit;) nanosleep(&pause, NULL);
+}
+
+static void world_close(void *context) {
+  (void)context;
+  if (!world.open || world.abandoned) return;
+  world.open = false;
+  ncclResult_t now = ncclCommFinalize(world.handle);
+  double limit = clock_seconds() + 10;
+  while ((now == ncclSuccess || now == ncclInProgress) && clock_seconds() < limit) {
+    if (ncclCommGetAsyncError(world.handle, &now) != ncclSuccess || now == ncclSuccess) break;
+    sched_yield();
+  }
+  if (now == ncclSuccess) ncclCommDestroy(world.handle);
+}
+
+static status begin_world(comm *c) {
+  ncclUniqueId mine = {{0}}, *all;
+  ncclResult_t got = comm_rank(c) == 0 ? ncclGetUniqueId(&mine) : ncclSuccess;
+  TRY(comm_agree(c, got == ncclSuccess ? 0 : FAIL("NCCL: %s", ncclGetErrorString(got)), "NCCL's id"));
+  TRY(TAKE(&all, (size_t)comm_size(c), "NCCL's id"));
+  status result = comm_allgather(c, all, &mine, sizeof mine, "NCCL's id");
+  if (!result) {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    world.ranks = c;
+    result = settle(ncclCommInitRankConfig(&world.handle, comm_size(c), all[0], comm_rank(c), &config),
+                    "the start of NCCL");
+  }
+  free(all);
+  return result;
+}
+
+// ---- gathers ----
+
+static bool parts_are_alike(const size_t *offset, const size_t *bytes, int size) {
+  for (int r = 0; r < size; r++)
+    if (bytes[r] != bytes[0] || offset[r] != (size_t)r * bytes[0]) return false;
+  return true;
+}
+
+static void note(ncclResult_t *result, ncclResult_t one) {
+  if (*result == ncclSuccess && one != ncclInProgress) *result = one;
+}
+
+static ncclResult_t send_parts(char *rows, cudaStream_t stream, const size_t *offset, const size_t *bytes,
+                               const bool *takes) {
+  int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
+  if (!takes && parts_are_alike(offset, bytes, size))
+    return bytes[0] ? ncclAllGather(rows + offset[rank], rows, bytes[0], ncclInt8, world.handle, stream)
+                    : ncclSuccess;
+  ncclResult_t result = ncclGroupStart();
+  for (int step = 1; step < size; step++) {
+    int to = (rank + step) % size, from = (rank + size - step) % size;
+    if (bytes[rank] && (!takes || takes[to]))
+      note(&result, ncclSend(rows + offset[rank], bytes[rank], ncclInt8, to, world.handle, stream));
+    if (bytes[from] && (!takes || takes[rank]))
+      note(&result, ncclRecv(rows + offset[from], bytes[from], ncclInt8, from, world.handle, stream));
+  }
+  ncclResult_t ended = ncclGroupEnd();
+  return result == ncclSuccess ? ended : result;
+}
+
+// Adds the seconds of gathers that have ended, in their order.
+static void count_ended(nccl_state *s) {
+  for (; s->counted < s->begun; s->counted++) {
+    const timed_gather *t = &s->timed[s->counted % TIMED];
+    float milliseconds;
+    if (cudaEventElapsedTime(&milliseconds, t->begin, t->end) != cudaSuccess) break;
+    s->seconds += (double)milliseconds * 1e-3;
+  }
+  cudaGetLastError(); // of one that has not ended
+}
+
+static status gather_timed(nccl_state *s, char *rows, cudaStream_t stream, const size_t *offset,
+                           const size_t *bytes, const bool *takes, const char *what) {
+  if (s->begun - s->counted == TIMED) {
+    TRY(wait_event(s->timed[s->counted % TIMED].end, what));
+    count_ended(s);
+  }
+  timed_gather *t = &s->timed[s->begun % TIMED];
+  snprintf(t->what, sizeof t->what, "%s", what);
+  CUDA_TRY(cudaEventRecord(t->begin, stream));
+  TRY(settle(send_parts(rows, stream, offset, bytes, takes), what));
+  CUDA_TRY(cudaEventRecord(t->end, stream));
+  s->begun++;
+  return 0;
+}
+
+// Through the device's memory, in which the parts have the places that they have on the host.
+static status gather_staged(nccl_state *s, char *rows, const size_t *offset, const size_t *bytes,
+                            const bool *takes, const char *what) {
+  int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
+  for (int r = 0; r < size; r++)
+    if (offset[r] + bytes[r] > s->staging_bytes)
+      return FAIL("%s: expected at most %zu bytes, found %zu", what, s->staging_bytes, offset[r] + bytes[r]);
+  CUDA_TRY(cudaMemcpyAsync(s->staging + offset[rank], rows + offset[rank], bytes[rank],
+                           cudaMemcpyHostToDevice, s->stream));
+  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, takes, what));
+  TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
+  for (int r = 0; r < size; r++)
+    if (r != rank && (!takes || takes[rank]))
+      CUDA_TRY(cudaMemcpy(rows + offset[r], s->staging + offset[r], bytes[r], cudaMemcpyDeviceToHost));
+  return 0;
+}
+
+static status gather(nccl_state *s, char *rows, void *stream, const size_t *offset, const size_t *bytes,
+                     const bool *takes, const char *what) {
+  enum cudaStreamCaptureStatus capture;
+  if (!stream) return gather_staged(s, rows, offset, bytes, takes, what);
+  CUDA_TRY(cudaStreamIsCapturing((cudaStream_t)stream, &capture));
+  if (capture == cudaStreamCaptureStatusNone)
+    return gather_timed(s, rows, (cudaStream_t)stream, offset, bytes, takes, what);
+  return settle(send_parts(rows, (cudaStream_t)stream, offset, bytes, takes), what);
+}
+
+static status nccl_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
+                          const bool *takes, const char *what) {
+  status result = gather(state, rows, stream, offset, bytes, takes, what);
+  if (result) nccl_abandon(state); // a gather left half done would hold up the end
+  return result;
+}
+
+static double nccl_seconds(void *state) {
+  nccl_state *s = state;
+  count_ended(s);
+  return s->seconds;
+}
+
+// ---- a gather alone ----
+
+enum { IN_RECORDING = 48, REPLAYS = 20 };
+
+static status time_replays(nccl_state *s, double *seconds, cudaGraphExec_t gathers, const char *what) {
+  timed_gather *t = &s->timed[s->begun % TIMED]; // its events are free between two gathers
+  float milliseconds = 0;
+  for (int round = 0; round < 2; round++) { // the first warms up
+    CUDA_TRY(cudaEventRecord(t->begin, s->stream));
+    for (int i = 0; i < REPLAYS; i++) CUDA_TRY(cudaGraphLaunch(gathers, s->stream));
+    CUDA_TRY(cudaEventRecord(t->end, s->stream));
+    TRY(wait_event(t->end, what));
+  }
+  CUDA_TRY(cudaEventElapsedTime(&milliseconds, t->begin, t->end));
+  *seconds = (double)milliseconds * 1e-3 / (REPLAYS * IN_RECORDING);
+  return 0;
+}
+
+static status measure_in(nccl_state *s, double *seconds, char *rows, size_t bytes) {
+  static const char what[] = "the measured exchange";
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t gathers = NULL;
+  status result = 0;
+  CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < IN_RECORDING && !result; i++)
+    result = settle(ncclAllGather(rows + (size_t)comm_rank(world.ranks) * bytes, rows, bytes, ncclInt8,
+                                  world.handle, s->stream),
+                    what);
+  cudaError_t error = cudaStreamEndCapture(s->stream, &graph);
+  if (!result && error == cudaSuccess) error = cudaGraphInstantiate(&gathers, graph, 0);
+  if (graph) cudaGraphDestroy(graph);
+  if (!result && error == cudaSuccess) result = time_replays(s, seconds, gathers, what);
+  if (result) return result; // the job ends
+  if (gathers) cudaGraphExecDestroy(gathers);
+  CUDA_TRY(error);
+  return 0;
+}
+
+static status nccl_measure(void *state, double *seconds, size_t bytes) {
+  char *rows;
+  CUDA_TRY(cudaMalloc((void **)&rows, (size_t)comm_size(world.ranks) * bytes));
+  if (measure_in(state, seconds, rows, bytes)) {
+    nccl_abandon(state);
+    return 1;
+  }
+  CUDA_TRY(cudaFree(rows));
+  return 0;
+}
+
+static const char *nccl_broken(void *state) {
+  (void)state;
+  return world_error();
+}
+
+static const char *nccl_under_way(void *state) {
+  nccl_state *s = state;
+  for (int64_t i = s->counted; i < s->begun; i++)
+    if (cudaEventQuery(s->timed[i % TIMED].end) == cudaErrorNotReady) return s->timed[i % TIMED].what;
+  return NULL;
+}
+
+// ---- start and stop ----
+
+// Gathers known bytes, alike or of two lengths, so that the channels are there before anything is recorded or
+// timed, and a transport that does not carry what it is given is found now.
+static status try_out(nccl_state *s, size_t *offset, size_t *bytes, size_t part, bool alike) {
+  static const char what[] = "the trial of NCCL";
+  int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
+  for (int r = 0; r < size; r++) {
+    offset[r] = (size_t)r * part;
+    bytes[r] = alike || r ? part : part / 2;
+  }
+  CUDA_TRY(cudaMemsetAsync(s->staging + offset[rank], rank + 1, bytes[rank], s->stream));
+  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, NULL, what));
+  TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
+  for (int r = 0; r < size; r++) {
+    char found;
+    CUDA_TRY(cudaMemcpy(&found, s->staging + offset[r] + bytes[r] - 1, 1, cudaMemcpyDeviceToHost));
+    if (found != (char)(r + 1))
+      return FAIL("%s: rank %d's bytes: expected %d, found %d", what, r, (char)(r + 1), found);
+  }
+  return 0;
+}
+
+static status try_world(nccl_state *s) {
+  size_t n = (size_t)comm_size(world.ranks), *sizes;
+  CUDA_TRY(cudaMalloc((void **)&s->staging, n * trial_bytes));
+  status result = TAKE(&sizes, 2 * n, "message sizes");
+  for (size_t part = trial_bytes / 256; part <= trial_bytes && !result; part *= 16) {
+    result = try_out(s, sizes, sizes + n, part, true);
+    if (!result && n > 1) result = try_out(s, sizes, sizes + n, part, false);
+  }
+  free(sizes);
+  if (result) return result;
+  CUDA_TRY(cudaFree(s->staging));
+  s->staging = NULL;
+  count_ended(s);
+  s->seconds = 0;
+  world.open = true;
+  comm_at_close(world.ranks, world_close, NULL);
+  return 0;
+}
+
+static void nccl_stop(void *state) {
+  nccl_state *s = state;
+  if (!s) return;
+  for (int i = 0; i < TIMED && !world.abandoned; i++) { // giving back may wait for the device
+    if (s->timed[i].begin) cudaEventDestroy(s->timed[i].begin);
+    if (s->timed[i].end) cudaEventDestroy(s->timed[i].end);
+  }
+  if (s->staging && !world.abandoned) cudaFree(s->staging);
+  if (s->stream && !world.abandoned) cudaStreamDestroy(s->stream);
+  free(s);
+}
+
+static status open_state(nccl_state *s, comm *c, const device_id *device, size_t host_bytes) {
+  CUDA_TRY(cudaSetDevice(device->index));
+  CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
+  for (int i = 0; i < TIMED; i++) {
+    CUDA_TRY(cudaEventCreate(&s->timed[i].begin));
+    CUDA_TRY(cudaEventCreate(&s->timed[i].end));
+  }
+  if (!world.open) {
+    TRY(begin_world(c));
+    TRY(try_world(s));
+  }
+  if (!host_bytes) return 0;
+  CUDA_TRY(cudaMalloc((void **)&s->staging, host_bytes));
+  s->staging_bytes = host_bytes;
+  return 0;
+}
+
+static status nccl_start(void **out, comm *c, const device_id *device, size_t host_bytes) {
+  nccl_state *s;
+  TRY(memory_take((void **)&s, 1, sizeof *s, "the transport"));
+  if (open_state(s, c, device, host_bytes)) {
+    if (world.handle && !world.open) nccl_abandon(s);
+    nccl_stop(s);
+    return 1;
+  }
+  *out = s;
+  return 0;
+}
+
+static size_t nccl_reserve_bytes(void) {
+  return world.open ? 0 : reserve_bytes;
+}
+
+const transport_ops nccl_transport_ops = {
+    .name = "nccl",
+    .on_device = true,
+    .reserve_bytes = nccl_reserve_bytes,
+    .start = nccl_start,
+    .stop = nccl_stop,
+    .gather = nccl_gather,
+    .seconds = nccl_seconds,
+    .measure = nccl_measure,
+    .broken = nccl_broken,
+    .under_way = nccl_under_way,
+    .abandon = nccl_abandon,
+};

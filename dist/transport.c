@@ -1,0 +1,236 @@
+#include "dist/transport.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include "dist/table.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct { // what a rank tells the others
+  char host[96];
+  device_id device;
+  int32_t computes;
+} rank_device;
+
+typedef struct { // what follows from them
+  int size;
+  bool one_computes, all_compute, all_own;
+  char why_not[256]; // "ranks 0, 1 share a GPU"
+} device_survey;
+
+struct transport {
+  const transport_ops *ops;
+  comm *c;
+  device_id device;
+  bool all_on_device, started;
+  char reason[256];
+  void *state; // of ops->start; for self and mpi the transport itself
+  double seconds;
+};
+
+// ---- self and mpi ----
+
+static status lone_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
+                          const bool *takes, const char *what) {
+  (void)state, (void)rows, (void)stream, (void)offset, (void)bytes, (void)takes,
+      (void)what; // it has every row
+  return 0;
+}
+
+static status mpi_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
+                         const bool *takes, const char *what) {
+  transport *t = state;
+  (void)stream; // its rows lie in host memory
+  double start = clock_seconds();
+  status result = comm_gather_to(t->c, rows, offset, bytes, takes, what);
+  t->seconds += clock_seconds() - start;
+  return result;
+}
+
+static const transport_ops self_ops = {.name = "self", .gather = lone_gather};
+static const transport_ops mpi_ops = {.name = "mpi", .gather = mpi_gather};
+
+static const transport_ops *const table[] = {&self_ops, &mpi_ops, TRANSPORT_TABLE_ROWS NULL};
+
+const char *transport_list(void) {
+  static char text[64];
+  text[0] = 0;
+  for (int i = 0; table[i]; i++) {
+    size_t used = strlen(text);
+    snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", table[i]->name);
+  }
+  return text;
+}
+
+// ---- the choice ----
+
+static bool same_device(const rank_device *a, const rank_device *b) {
+  return a->device.index >= 0 && b->device.index >= 0 && !strcmp(a->host, b->host) &&
+         !memcmp(a->device.uuid, b->device.uuid, sizeof a->device.uuid);
+}
+
+static bool shares(const rank_device *all, int size, int rank) {
+  for (int r = 0; r < size; r++)
+    if (r != rank && same_device(&all[r], &all[rank])) return true;
+  return false;
+}
+
+// "rank 1 has no GPU" or "ranks 0, 1 share a GPU"; "" where neither is so
+static void list_ranks(char *out, size_t size, const rank_device *all, int n, bool lacking) {
+  char ranks[160] = "";
+  int count = 0;
+  for (int r = 0; r < n; r++) {
+    size_t used = strlen(ranks);
+    if (lacking ? all[r].device.index >= 0 : !shares(all, n, r)) continue;
+    if (count++ < 16) snprintf(ranks + used, sizeof ranks - used, "%s%d", used ? ", " : "", r);
+  }
+  if (count)
+    snprintf(out, size, "rank%s %s%s %s", count > 1 ? "s" : "", ranks, count > 16 ? ", ..." : "",
+             lacking     ? (count > 1 ? "have no GPU" : "has no GPU")
+             : count > 2 ? "share GPUs"
+                         : "share a GPU");
+}
+
+static status survey_devices(device_survey *out, comm *c, const device_id *device, bool computes) {
+  rank_device mine = {.device = *device, .computes = computes}, *all;
+  int n = comm_size(c);
+  snprintf(mine.host, sizeof mine.host, "%s", comm_host(c));
+  *out = (device_survey){.size = n, .all_compute = true};
+  TRY(TAKE(&all, (size_t)n, "ranks' devices"));
+  status result = comm_allgather(c, all, &mine, sizeof mine, "the exchange of ranks' devices");
+  for (int r = 0; r < n && !result; r++) {
+    out->one_computes = out->one_computes || all[r].computes;
+    out->all_compute = out->all_compute && all[r].computes;
+  }
+  if (!result) list_ranks(out->why_not, sizeof out->why_not, all, n, true);
+  if (!result && !out->why_not[0]) list_ranks(out->why_not, sizeof out->why_not, all, n, false);
+  out->all_own = !out->why_not[0];
+  free(all);
+  return result;
+}
+
+static const transport_ops *device_transport(void) {
+  for (int i = 0; table[i]; i++)
+    if (table[i]->on_device) return table[i];
+  return NULL;
+}
+
+static void choose_for_them(transport *t, const device_survey *s) {
+  t->ops = s->size == 1 ? &self_ops : &mpi_ops;
+  if (s->size == 1 || !s->one_computes) return; // no device has a part in it, and no words are needed
+  if (!device_transport()) {
+    snprintf(t->reason, sizeof t->reason, "this build has no NCCL");
+  } else if (s->all_own) {
+    t->ops = device_transport();
+    snprintf(t->reason, sizeof t->reason, "each rank has a GPU");
+  } else {
+    snprintf(t->reason, sizeof t->reason, "%s", s->why_not);
+  }
+}
+
+static status choose_by_name(transport *t, const char *name, const device_survey *s) {
+  for (int i = 0; table[i]; i++)
+    if (!strcmp(name, table[i]->name)) t->ops = table[i];
+  if (!t->ops) return FAIL("comm.transport = \"%s\": this build has %s", name, transport_list());
+  if (t->ops == &self_ops && s->size > 1)
+    return FAIL("comm.transport = \"%s\" cannot serve %d ranks", name, s->size);
+  if (t->ops->on_device && !s->all_own)
+    return FAIL("comm.transport = \"%s\": expected a GPU of its own for each rank, but %s", name, s->why_not);
+  snprintf(t->reason, sizeof t->reason, "as set");
+  return 0;
+}
+
+status transport_choose(transport **out, comm *c, const char *name, const device_id *device, bool computes) {
+  *out = NULL;
+  transport *t;
+  device_survey s;
+  TRY(memory_take((void **)&t, 1, sizeof *t, "the transport"));
+  t->c = c;
+  t->device = *device;
+  status result = survey_devices(&s, c, device, computes);
+  if (!result && !strcmp(name, "auto"))
+    choose_for_them(t, &s);
+  else if (!result)
+    result = comm_agree(c, choose_by_name(t, name, &s), "the choice of the transport");
+  if (result) {
+    free(t);
+    return result;
+  }
+  t->all_on_device = t->ops->on_device && s.all_compute;
+  *out = t;
+  return 0;
+}
+
+// ---- in use ----
+
+status transport_start(transport *t, size_t host_bytes) {
+  t->state = t;
+  if (!t->ops->start) return 0;
+  status mine = t->ops->start(&t->state, t->c, &t->device, host_bytes);
+  t->started = !mine;
+  if (mine && comm_fault_is_agreed(t->c)) return mine;
+  return comm_agree(t->c, mine, "the start of the transport");
+}
+
+void transport_close(transport *t) {
+  if (!t) return;
+  if (t->started && t->ops->stop) t->ops->stop(t->state);
+  free(t);
+}
+
+const char *transport_name(const transport *t) {
+  return t->ops->name;
+}
+
+const char *transport_reason(const transport *t) {
+  return t->reason;
+}
+
+bool transport_takes_device(const transport *t) {
+  return t->ops->on_device;
+}
+
+bool transport_all_on_device(const transport *t) {
+  return t->all_on_device;
+}
+
+size_t transport_reserve_bytes(const transport *t) {
+  return t->ops->reserve_bytes ? t->ops->reserve_bytes() : 0;
+}
+
+status transport_gather(transport *t, void *rows, void *stream, const size_t *offset, const size_t *bytes,
+                        const bool *takes, const char *what) {
+  return t->ops->gather(t->state, rows, stream, offset, bytes, takes, what);
+}
+
+static status name_the_late(transport *t, const char *broken) {
+  const char *oldest = t->ops->under_way(t->state);
+  char what[256];
+  snprintf(what, sizeof what, "%s%s%s", oldest ? oldest : "recorded layers", broken ? ": " : "",
+           broken ? broken : "");
+  TRY(comm_name_missing(t->c, what));
+  if (broken) return FAIL("%s", what);
+  return FAIL("%s: not done after comm.deadline = %g s, though every rank is there", what,
+              comm_deadline(t->c));
+}
+
+status transport_watch(transport *t, double waited) {
+  bool late = waited > comm_patience(t->c);
+  if (!t->started)
+    return late ? FAIL("the GPU's work was not done after comm.deadline = %g s", comm_deadline(t->c)) : 0;
+  if (waited > 0.5) comm_answer(t->c); // a wait that takes so long can spare the time
+  const char *broken = t->ops->broken(t->state);
+  if (!broken && !late) return 0;
+  status result = name_the_late(t, broken);
+  t->ops->abandon(t->state); // what waits on the device would hold up the end
+  return result;
+}
+
+double transport_seconds(const transport *t) {
+  return t->ops->seconds && t->started ? t->ops->seconds(t->state) : t->seconds;
+}
+
+status transport_measure(transport *t, double *seconds, size_t bytes) {
+  *seconds = __builtin_nan("");
+  return t->ops->measure ? t->ops->measure(t->state, seconds, bytes) : 0;
+}

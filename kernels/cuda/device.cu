@@ -1,0 +1,53 @@
+// device: which GPU a rank takes, and waiting for it.
+#include "base/clock.h"
+#include "kernels/cuda/device.cuh"
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+
+bool device_take(device_id *out, int host_rank) {
+  int devices = 0;
+  *out = device_id{};
+  out->index = -1;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) return false;
+  cudaDeviceProp p;
+  int index = host_rank % devices; // ranks of a host share its GPUs evenly
+  if (cudaGetDeviceProperties(&p, index) != cudaSuccess) return false;
+  out->index = index;
+  snprintf(out->pci, sizeof out->pci, "%04x:%02x:%02x.0", (unsigned)p.pciDomainID, (unsigned)p.pciBusID,
+           (unsigned)p.pciDeviceID);
+  static_assert(sizeof out->uuid == sizeof p.uuid.bytes);
+  memcpy(out->uuid, p.uuid.bytes, sizeof out->uuid);
+  snprintf(out->name, sizeof out->name, "%.63s", p.name);
+  return true;
+}
+
+static bool stuck;
+
+bool device_is_stuck() {
+  return stuck;
+}
+
+template <typename Query> static status wait_for(Query query, const backend_params *p) {
+  double start = clock_seconds();
+  for (unsigned polls = 1;; polls++) {
+    cudaError_t error = query();
+    if (error == cudaSuccess) return 0;
+    cudaGetLastError(); // not ready is kept as an error otherwise, for another call to find
+    if (error != cudaErrorNotReady)
+      return FAIL("CUDA: work that was enqueued before: %s", cudaGetErrorString(error));
+    if (p->watch && polls % 64 == 0 && p->watch(p->watch_context, clock_seconds() - start)) {
+      stuck = true;
+      return 1;
+    }
+    sched_yield();
+  }
+}
+
+status device_wait(cudaStream_t stream, const backend_params *p) {
+  return wait_for([=] { return cudaStreamQuery(stream); }, p);
+}
+
+status device_wait_event(cudaEvent_t event, const backend_params *p) {
+  return wait_for([=] { return cudaEventQuery(event); }, p);
+}

@@ -36,6 +36,11 @@ status job_agree(job *j, status mine, const char *what);
 
 bool job_is_printer(const job *j); // rank 0: the one that reports
 
+// Collective. Every rank reads the shared tensors and its own experts once: values are checked, pages are
+// warm, and the sum over ranks is j->fingerprint, that of the whole file. job_open has done it where input is
+// required.
+status job_check_weights(job *j);
+
 // Collective. Opens the arm `name` of run.arms; the engine's caches hold the job's sequences.
 status job_open_arm(job *j, const char *name, engine **out);
 

@@ -1,4 +1,6 @@
-// row_avx2: compiled with AVX2, FMA and F16C; the portable kernels, vectorised by the compiler lane by lane.
+// row_avx2: compiled with AVX2, FMA and F16C; the portable kernels, vectorised by the compiler lane by lane,
+// but for products with rounded activations.
+#include "kernels/cpu/avx2_q8k.h"
 #include "kernels/cpu/generic.h"
 
 static bool usable_avx2(void) {
@@ -11,5 +13,5 @@ const cpu_row cpu_row_avx2 = {
     .f32 = &ops_f32,
     .f64 = &ops_f64,
     .quantize_q8k = quantize_q8k_generic,
-    .product_q8k = product_q8k_generic,
+    .product_q8k = product_q8k_avx2,
 };

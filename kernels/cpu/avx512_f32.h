@@ -188,28 +188,20 @@ static float vector_row(const float *x, weight_type type, const void *row, int64
   return tree_lanes(sink.sum[0], sink.sum[1]);
 }
 
-// 16 of the 32 lanes of n tokens, side by side as a pass reads them. Left in place, rows of a power of two
-// bytes would all want the same few sets of the first cache.
-static void pack_tokens(float *packed, const float *const *x, int64_t steps, int64_t n) {
-  for (int64_t t = 0; t < n; t++)
-    for (int64_t i = 0; i < steps; i++)
-      _mm512_store_ps(packed + (i * n + t) * FLOATS, _mm512_loadu_ps(x[t] + i * LANES));
-}
-
-// One pass: 16 of the 32 lanes of 4 rows times n tokens.
+// One pass: 16 of the 32 lanes of 4 rows times n tokens. x[t] begins at the pass's first element.
 static inline __attribute__((always_inline)) void few_rows_times(__m512 sum[FLOAT_TOKENS][FEW_ROWS],
-                                                                 const float *w, const float *x,
+                                                                 const float *w, const float *const *x,
                                                                  int64_t steps, const int n) {
   for (int t = 0; t < n; t++)
     for (int r = 0; r < FEW_ROWS; r++) sum[t][r] = _mm512_setzero_ps();
-  for (int64_t i = 0; i < steps; i++, w += FEW_ROWS * FLOATS, x += n * FLOATS) {
+  for (int64_t i = 0; i < steps; i++, w += FEW_ROWS * FLOATS) {
     __m512 row[FEW_ROWS];
     for (int r = 0; r < FEW_ROWS; r++) {
       row[r] = _mm512_load_ps(w + r * FLOATS);
       _mm_prefetch((const char *)(w + (4 * FEW_ROWS + r) * FLOATS), _MM_HINT_T0);
     }
     for (int t = 0; t < n; t++) {
-      __m512 a = _mm512_load_ps(x + t * FLOATS);
+      __m512 a = _mm512_loadu_ps(x[t] + i * LANES);
       for (int r = 0; r < FEW_ROWS; r++) sum[t][r] = _mm512_fmadd_ps(row[r], a, sum[t][r]);
     }
   }
@@ -228,7 +220,7 @@ static inline __m128 tree_four(const __m512 v[FEW_ROWS]) {
 // half 0 leaves its sums in `kept`; half 1 folds its own with them into out[t][first .. first + 3].
 static inline __attribute__((always_inline)) void pass(float *const *out, int64_t first, int64_t n_rows,
                                                        __m512 (*kept)[FEW_ROWS], int half, const float *w,
-                                                       const float *x, int64_t steps, const int n) {
+                                                       const float *const *x, int64_t steps, const int n) {
   __m512 sum[FLOAT_TOKENS][FEW_ROWS];
   few_rows_times(sum, w, x, steps, n);
   for (int t = 0; t < n; t++) {
@@ -247,7 +239,7 @@ static inline __attribute__((always_inline)) void pass(float *const *out, int64_
 #define PASS(n)                                                                                              \
   static __attribute__((noinline)) void pass_##n(float *const *out, int64_t first, int64_t n_rows,           \
                                                  __m512(*kept)[FEW_ROWS], int half, const float *w,          \
-                                                 const float *x, int64_t steps) {                            \
+                                                 const float *const *x, int64_t steps) {                     \
     pass(out, first, n_rows, kept, half, w, x, steps, n);                                                    \
   }
 PASS(1)
@@ -259,7 +251,7 @@ PASS(6)
 #undef PASS
 
 typedef void pass_n(float *const *out, int64_t first, int64_t n_rows, __m512 (*kept)[FEW_ROWS], int half,
-                    const float *w, const float *x, int64_t steps);
+                    const float *w, const float *const *x, int64_t steps);
 static pass_n *const passes[FLOAT_TOKENS + 1] = {NULL, pass_1, pass_2, pass_3, pass_4, pass_5, pass_6};
 
 static void product_f32_avx512(void *const *out, const matrix *m, const void *const *x, int64_t n_tokens,
@@ -290,7 +282,6 @@ static void product_tile_avx512(void *const *out, const matrix *m, const void *c
     return;
   }
   int64_t steps = m->cols / LANES, groups = (m->rows + FEW_ROWS - 1) / FEW_ROWS;
-  float *packed = scratch + ROW_TILE * m->cols;
   tile_rows(scratch, m, groups * FEW_ROWS);
   __m512 kept[ROW_GROUPS][FLOAT_TOKENS][FEW_ROWS];
   int64_t tiles = (n_tokens + FLOAT_TOKENS - 1) / FLOAT_TOKENS, t = 0;
@@ -299,10 +290,9 @@ static void product_tile_avx512(void *const *out, const matrix *m, const void *c
     for (int half = 0; half < 2; half++) {
       const float *from[FLOAT_TOKENS];
       for (int64_t i = 0; i < count; i++) from[i] = (const float *)x[t + i] + half * FLOATS;
-      pack_tokens(packed, from, steps, count);
       for (int64_t g = 0; g < groups; g++)
         passes[count]((float *const *)out + t, g * FEW_ROWS, m->rows, kept[g], half,
-                      scratch + (g * 2 + half) * FEW_ROWS * steps * FLOATS, packed, steps);
+                      scratch + (g * 2 + half) * FEW_ROWS * steps * FLOATS, from, steps);
     }
     t += count;
   }

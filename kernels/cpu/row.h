@@ -69,9 +69,9 @@ static inline int64_t attention_scratch_reals(int64_t head_dim) {
          2 * ATTEND_TOKENS * ATTEND_HEADS;
 }
 
-// For the weights of a tile of rows as floats, and for half of the lanes of 6 tokens.
+// For the weights of a tile of rows as floats.
 static inline int64_t product_scratch_floats(int64_t cols) {
-  return (ROW_TILE + 3) * cols;
+  return ROW_TILE * cols;
 }
 
 extern const backend_ops cpu_backend_ops; // steps.c

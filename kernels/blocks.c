@@ -1,9 +1,7 @@
-// blocks: names and sizes of the stored types, and the plain C dequantisation of each.
+// blocks: names and sizes of the stored types, which numbers of theirs are finite, and dequantisation for any
+// caller.
 //
-// Owns: the table of types; the order of float operations in a dequantised weight.
-// Refuses to know: files, instruction sets.
-// Invariant: each weight is computed by the float operations that ggml's dequantize_row_* does, in its order,
-// each rounded once. Built with contraction off: a fused d * q - m would be another weight.
+// Owns: the table of types. Refuses to know: files, instruction sets.
 #include "kernels/blocks.h"
 #include "kernels/dequantize.h"
 #include "kernels/half.h"

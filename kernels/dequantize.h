@@ -1,7 +1,9 @@
 // dequantize: blocks to floats in plain C, static, so that each row of the cpu backend compiles it for its
 // own instruction set; dequantize_row of blocks.h is this one for any.
 //
-// Owns: the order of a block's bits. Invariant: a weight is the float that docs/paths.md says, in any row.
+// Owns: the order of a block's bits and of the float operations in a weight. Invariant: they are those of
+// ggml's dequantize_row_*, each rounded once. Built with contraction off: a fused d * q - m would be another
+// weight.
 #pragma once
 #include "kernels/blocks.h"
 #include "kernels/half.h"

@@ -1,10 +1,9 @@
-// blocks: names and sizes of the stored types, and the plain C dequantisation of each.
+// blocks: names and sizes of the stored types, which numbers of theirs are finite, and dequantisation for any
+// caller.
 //
-// Owns: the table of types; the order of float operations in a dequantised weight.
-// Refuses to know: files, instruction sets.
-// Invariant: each weight is computed by the float operations that ggml's dequantize_row_* does, in its order,
-// each rounded once. Built with contraction off: a fused d * q - m would be another weight.
+// Owns: the table of types. Refuses to know: files, instruction sets.
 #include "kernels/blocks.h"
+#include "kernels/dequantize.h"
 #include "kernels/half.h"
 #include <stdbool.h>
 #include <stdio.h>
@@ -46,87 +45,8 @@ const char *type_name_any(uint32_t ggml_type) {
   return unknown;
 }
 
-static void dequantize_q8_0(float *out, const block_q8_0 *block) {
-  float d = half_to_f32(block->d);
-  for (int i = 0; i < QK8_0; i++) out[i] = (float)block->qs[i] * d;
-}
-
-// Scale and minimum of sub-block j. The first four of each are the low 6 bits of bytes j and j + 4; the last
-// four have their low nibbles in bytes 8 to 11 and their top two bits above those of the first four.
-static void unpack_scale_min(int *scale, int *min, const uint8_t *packed, int j) {
-  if (j < 4) {
-    *scale = packed[j] & 63;
-    *min = packed[j + 4] & 63;
-  } else {
-    *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
-    *min = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
-  }
-}
-
-static void dequantize_q4_K(float *out, const block_q4_K *block) {
-  float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
-  for (int j = 0; j < QK_K / 32; j++) {
-    int scale, min;
-    unpack_scale_min(&scale, &min, block->scales, j);
-    float step = d * (float)scale, base = dmin * (float)min;
-    const uint8_t *q = block->qs + j / 2 * 32;
-    for (int i = 0; i < 32; i++) out[j * 32 + i] = step * (float)((q[i] >> (j % 2 * 4)) & 15) - base;
-  }
-}
-
-static void dequantize_q5_K(float *out, const block_q5_K *block) {
-  float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
-  for (int j = 0; j < QK_K / 32; j++) {
-    int scale, min;
-    unpack_scale_min(&scale, &min, block->scales, j);
-    float step = d * (float)scale, base = dmin * (float)min;
-    const uint8_t *q = block->qs + j / 2 * 32;
-    for (int i = 0; i < 32; i++) {
-      int low = (q[i] >> (j % 2 * 4)) & 15, high = (block->qh[i] >> j) & 1;
-      out[j * 32 + i] = step * (float)(low + 16 * high) - base;
-    }
-  }
-}
-
-// Each half of 128 elements has 64 bytes ql and 32 bytes qh; its four groups of 32 take the low then the high
-// nibbles of ql (two groups each) and successive bit pairs of qh.
-static void dequantize_q6_K(float *out, const block_q6_K *block) {
-  float d = half_to_f32(block->d);
-  for (int group = 0; group < QK_K / 32; group++) {
-    int half = group / 4, g = group % 4;
-    const uint8_t *ql = block->ql + half * 64 + g % 2 * 32, *qh = block->qh + half * 32;
-    for (int i = 0; i < 32; i++) {
-      int low = (ql[i] >> (g / 2 * 4)) & 15, high = (qh[i] >> (g * 2)) & 3;
-      float step = d * (float)block->scales[group * 2 + i / 16];
-      out[group * 32 + i] = step * (float)((low | high << 4) - 32);
-    }
-  }
-}
-
 void dequantize_row(float *out, weight_type type, const void *row, size_t n) {
-  switch (type) {
-  case TYPE_F32:
-    memcpy(out, row, n * sizeof *out);
-    break;
-  case TYPE_F16:
-    for (size_t i = 0; i < n; i++) out[i] = half_to_f32(((const uint16_t *)row)[i]);
-    break;
-  case TYPE_BF16:
-    for (size_t i = 0; i < n; i++) out[i] = bf16_to_f32(((const uint16_t *)row)[i]);
-    break;
-  case TYPE_Q8_0:
-    for (size_t b = 0; b < n / QK8_0; b++) dequantize_q8_0(out + b * QK8_0, (const block_q8_0 *)row + b);
-    break;
-  case TYPE_Q4_K:
-    for (size_t b = 0; b < n / QK_K; b++) dequantize_q4_K(out + b * QK_K, (const block_q4_K *)row + b);
-    break;
-  case TYPE_Q5_K:
-    for (size_t b = 0; b < n / QK_K; b++) dequantize_q5_K(out + b * QK_K, (const block_q5_K *)row + b);
-    break;
-  case TYPE_Q6_K:
-    for (size_t b = 0; b < n / QK_K; b++) dequantize_q6_K(out + b * QK_K, (const block_q6_K *)row + b);
-    break;
-  }
+  dequantize(out, type, row, n);
 }
 
 static bool half_is_finite(uint16_t h) {

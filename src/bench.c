@@ -355,13 +355,6 @@ static status run_arm(bench *b, const char *name) {
 
 // ---- the command ----
 
-// Every page that this rank will read is in memory before a clock runs, and holds numbers.
-static status read_weights(job *j) {
-  uint64_t shared, own;
-  status mine = model_check_weights(j->m, j->experts.local, topology_threads(j->place), &shared, &own);
-  return job_agree(j, mine, "the check of the weights");
-}
-
 static void describe(bench *b) {
   const job *j = b->j;
   bench_report *r = &b->report;
@@ -371,6 +364,7 @@ static void describe(bench *b) {
   r->ranks = comm_size(j->c);
   r->threads = topology_threads(j->place);
   r->hosts = topology_hosts(j->place);
+  r->fingerprint = j->fingerprint;
   for (size_t i = 0; i < gguf_file_count(j->m->file); i++) r->model_bytes += gguf_file_bytes(j->m->file, i);
 }
 
@@ -386,7 +380,7 @@ status bench_run(job *j) {
   bench b = {.j = j};
   status result;
   TRY_DONE(result, job_agree(j, bench_open(&b), "the plan of bench"));
-  TRY_DONE(result, read_weights(j));
+  TRY_DONE(result, job_check_weights(j)); // no clock runs while a page is missing from memory
   TRY_DONE(result, bench_bandwidth(&b.report.bandwidth, j->c, j->place));
   describe(&b);
   for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, j->cfg->run.arms.name[a]));

@@ -42,9 +42,12 @@ static double share_of_time(const bench_row *row) {
 // ---- Markdown ----
 
 static void print_head(const bench_report *r, FILE *out) {
-  fprintf(out, "%s (%s), %.2f GB; %d rank%s of %d thread%s on %d host%s, %s; all ranks read %.1f GB/s\n\n",
-          r->model, r->types, (double)r->model_bytes * 1e-9, r->ranks, r->ranks == 1 ? "" : "s", r->threads,
-          r->threads == 1 ? "" : "s", r->hosts, r->hosts == 1 ? "" : "s", r->cpu, r->bandwidth * 1e-9);
+  fprintf(out,
+          "%s (%s), %.2f GB, fingerprint %016" PRIx64
+          "; %d rank%s of %d thread%s on %d host%s, %s; all ranks read %.1f GB/s\n\n",
+          r->model, r->types, (double)r->model_bytes * 1e-9, r->fingerprint, r->ranks,
+          r->ranks == 1 ? "" : "s", r->threads, r->threads == 1 ? "" : "s", r->hosts,
+          r->hosts == 1 ? "" : "s", r->cpu, r->bandwidth * 1e-9);
 }
 
 static void print_md(const bench_report *r, FILE *out) {
@@ -87,19 +90,17 @@ static void print_real(FILE *out, double x, const char *nothing) {
 }
 
 static void print_csv(const bench_report *r, FILE *out) {
-  fprintf(
-      out,
-      "arm,row,test,kind,tokens,depth,batch,ranks,threads,n,median_tokens_per_s,min_tokens_per_s,max_"
-      "tokens_per_s,"
-      "bytes_per_token,bandwidth_bytes_per_s,share_of_bandwidth,exchange_seconds,exchange_is_alone,digest\n");
+  fprintf(out, "fingerprint,arm,row,test,kind,tokens,depth,batch,ranks,threads,n,median_tokens_per_s,"
+               "min_tokens_per_s,max_tokens_per_s,bytes_per_token,bandwidth_bytes_per_s,share_of_bandwidth,"
+               "exchange_seconds,exchange_is_alone,digest\n");
   for (size_t i = 0; i < r->n_rows; i++) {
     const bench_row *row = &r->rows[i];
     rates s = rates_of(row);
     char name[80];
     test_name(name, row);
-    fprintf(out, "%s,%s,%s,%s,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,%d,%zu,%.9g,%.9g,%.9g,", row->arm,
-            row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth, row->batch, r->ranks,
-            r->threads, row->n, s.median, s.least, s.most);
+    fprintf(out, "%016" PRIx64 ",%s,%s,%s,%s,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,%d,%zu,%.9g,%.9g,%.9g,",
+            r->fingerprint, row->arm, row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth,
+            row->batch, r->ranks, r->threads, row->n, s.median, s.least, s.most);
     print_real(out, row->bytes_per_token, "");
     fprintf(out, ",%.9g,", r->bandwidth);
     print_real(out, share_of_bandwidth(r, row), "");
@@ -152,8 +153,10 @@ static void print_json(const bench_report *r, FILE *out) {
   print_field(out, "model", r->model);
   print_field(out, "types", r->types);
   print_field(out, "cpu", r->cpu);
-  fprintf(out, "  \"model_bytes\": %" PRIu64 ",\n  \"ranks\": %d,\n  \"threads\": %d,\n  \"hosts\": %d,\n",
-          r->model_bytes, r->ranks, r->threads, r->hosts);
+  fprintf(out,
+          "  \"model_bytes\": %" PRIu64 ",\n  \"fingerprint\": \"%016" PRIx64
+          "\",\n  \"ranks\": %d,\n  \"threads\": %d,\n  \"hosts\": %d,\n",
+          r->model_bytes, r->fingerprint, r->ranks, r->threads, r->hosts);
   fprintf(out, "  \"bandwidth_bytes_per_s\": %.9g,\n  \"rows\": [\n", r->bandwidth);
   for (size_t i = 0; i < r->n_rows; i++) {
     print_json_row(r, &r->rows[i], out);

@@ -21,9 +21,9 @@ typedef struct {
 
 typedef struct {
   const char *model, *types, *cpu;
-  uint64_t model_bytes;
-  int ranks, threads, hosts; // threads of a rank
-  double bandwidth;          // bytes/s that all ranks read at once
+  uint64_t model_bytes, fingerprint; // of the model's file
+  int ranks, threads, hosts;         // threads of a rank
+  double bandwidth;                  // bytes/s that all ranks read at once
   bench_row *rows;
   size_t n_rows;
 } bench_report;

@@ -160,9 +160,7 @@ static status compare_model(job *j) {
   return comm_equal(j->c, &hash, sizeof hash, "the model file's header");
 }
 
-// Every rank reads the shared tensors and its own experts once: values are checked, pages are warm, and the
-// sum over ranks is the fingerprint of the whole file.
-static status check_weights(job *j) {
+status job_check_weights(job *j) {
   uint64_t shared, own, *all;
   status mine = model_check_weights(j->m, j->experts.local, topology_threads(j->place), &shared, &own);
   TRY(job_agree(j, mine, "the check of the weights"));
@@ -281,7 +279,7 @@ status job_open(job *out, const char *command, const config *cfg, comm *c, input
   TRY(job_agree(j, open_input(j), "the input"));
   TRY(compare_input(j));
   TRY(job_agree(j, check_output(j), "the output folder"));
-  return check_weights(j);
+  return job_check_weights(j);
 }
 
 void job_close(job *j) {

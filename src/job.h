@@ -40,6 +40,11 @@ status job_agree(job *j, status mine, const char *what);
 bool job_is_printer(
     const job *j); // the one that reports: the first rank that has every result, mostly rank 0
 
+// Collective. Every rank reads the shared tensors and its own experts once: values are checked, pages are
+// warm, and the sum over ranks is j->fingerprint, that of the whole file. job_open has done it where input is
+// required.
+status job_check_weights(job *j);
+
 // Collective. Opens the arm `name` of run.arms; the engine's caches hold the job's sequences.
 status job_open_arm(job *j, const char *name, engine **out);
 

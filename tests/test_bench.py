@@ -192,6 +192,13 @@ class Forms(unittest.TestCase):
             self.assertEqual(json.load(file), printed)
         self.assertEqual(os.listdir(folder), ["bench.json"])
 
+    def test_the_fingerprint_is_that_of_parity(self):
+        run = moe.run({"model.path": model(), "run.arms": ["q8k@cpu"], "input.tokens": [1, 2]})
+        expected, few = run.report()["model"]["fingerprint"], {"bench__repeats": 1, "run__arms": ["q8k@cpu"]}
+        self.assertEqual(json.loads(bench(2, **few))["fingerprint"], expected)
+        self.assertIn(f"fingerprint {expected};", bench(form="md", **few))
+        self.assertEqual({row["fingerprint"] for row in csv.DictReader(io.StringIO(bench(form="csv", **few)))}, {expected})
+
     def test_lists(self):
         self.assertEqual(list(rows(bench__prompt=[], bench__generate=[3, 1], run__arms=["q8k@cpu"])),
                          [("q8k@cpu", "tg3"), ("q8k@cpu", "tg1")])

@@ -4,6 +4,7 @@
 // what a kernel takes, the portable one is called. Invariant: each lane does the operations of numerics.h in
 // their order.
 #pragma once
+#include "kernels/cpu/avx512_row.h"
 #include "kernels/cpu/generic.h"
 #include <immintrin.h>
 
@@ -153,7 +154,7 @@ static inline void sums_of_16(int16_t *bsums, __m512i bytes) {
   }
 }
 
-static void quantize_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
+void quantize_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
   const __m512 magic = _mm512_set1_ps(12582912.0f);
   const __m512i mantissa = _mm512_set1_epi32(0x007fffff), middle = _mm512_set1_epi32(0x00400000);
   for (int64_t b = 0; b < n / QK_K; b++, x += QK_K, out++) {

@@ -170,6 +170,15 @@ static inline void panel_q6k(panel *p, const char *const row[PANEL_ROWS]) {
   }
 }
 
+static inline void panel_of(panel *p, weight_type type, const char *const row[PANEL_ROWS]) {
+  if (type == TYPE_Q4_K)
+    panel_q4k(p, row);
+  else if (type == TYPE_Q5_K)
+    panel_q5k(p, row);
+  else
+    panel_q6k(p, row);
+}
+
 // ---- what the kernels over panels and over rows need of the activations ----
 
 typedef struct { // of one token's block: sums of the sub-blocks of 32 as pairs of 16 bits

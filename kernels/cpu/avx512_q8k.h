@@ -4,6 +4,7 @@
 // Owns: the order of the work. Invariant: a lane is one row; its floats are added in the order of
 // docs/paths.md, its integers in any.
 #pragma once
+#include "kernels/cpu/avx512_row.h"
 #include "kernels/cpu/avx512_vector.h"
 
 enum {
@@ -103,15 +104,6 @@ static panel_times_n *const times_q6k[FEW_TOKENS + 1] = {NULL,
                                                          panel_times_5_16,
                                                          panel_times_6_16};
 
-static inline void panel_of(panel *p, weight_type type, const char *const row[PANEL_ROWS]) {
-  if (type == TYPE_Q4_K)
-    panel_q4k(p, row);
-  else if (type == TYPE_Q5_K)
-    panel_q5k(p, row);
-  else
-    panel_q6k(p, row);
-}
-
 // One block of up to 32 rows, for all tokens of a group; tiles of tokens are as even as they can be.
 static void block_times(float (*sum)[PAIR_ROWS], const panel *p, weight_type type, const block_q8_K *const *x,
                         int64_t b, int64_t n) {
@@ -147,8 +139,7 @@ static void product_rows(float *const *out, int64_t first, int64_t n_rows, const
   for (int64_t t = 0; t < n; t++) memcpy(out[t] + first, sum[t], (size_t)n_rows * sizeof(float));
 }
 
-static void product_q8k_avx512(float *const *out, const matrix *m, const block_q8_K *const *x,
-                               int64_t n_tokens) {
+void product_q8k_avx512(float *const *out, const matrix *m, const block_q8_K *const *x, int64_t n_tokens) {
   for (int64_t t = 0; t < n_tokens; t += TOKEN_TILE) {
     int64_t n = n_tokens - t < TOKEN_TILE ? n_tokens - t : TOKEN_TILE;
     for (int64_t r = 0; r < m->rows; r += PAIR_ROWS)

@@ -164,7 +164,7 @@ static inline __attribute__((always_inline)) __m512 vector_rows(const char *cons
   memcpy(row, rows, sizeof row);
   __m512 y = _mm512_setzero_ps();
   for (int64_t b = 0; b < blocks; b++) {
-    for (size_t i = 0; i < PANEL_ROWS * type->bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+    for (size_t i = 0; i < PANEL_ROWS * type->bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
     ahead += PANEL_ROWS * type->bytes;
     y = kind == TYPE_Q6_K ? term_q6k(y, row, x + b) : term_with_mins(y, row, x + b, kind == TYPE_Q5_K);
     for (int r = 0; r < PANEL_ROWS; r++) row[r] += type->bytes;
@@ -181,7 +181,10 @@ static void vector_q8k_avx512(float *out, const matrix *m, const block_q8_K *x, 
     int64_t n = m->rows - first < PANEL_ROWS ? m->rows - first : PANEL_ROWS;
     for (int64_t r = 0; r < PANEL_ROWS; r++)
       row[r] = data + (size_t)(first + (r < n ? r : n - 1)) * row_bytes;
-    const char *fetch = (ahead ? (const char *)ahead : data) + (size_t)first * row_bytes;
+    // 16 rows ahead and no further: the first cache would lose what it is told to fetch
+    bool last = first + PANEL_ROWS >= m->rows;
+    const char *next = last ? (const char *)ahead : data + (size_t)(first + PANEL_ROWS) * row_bytes;
+    const char *fetch = next ? next : data;
     __m512 y = m->type == TYPE_Q4_K   ? vector_rows(row, type, x, blocks, fetch, TYPE_Q4_K)
                : m->type == TYPE_Q5_K ? vector_rows(row, type, x, blocks, fetch, TYPE_Q5_K)
                                       : vector_rows(row, type, x, blocks, fetch, TYPE_Q6_K);

@@ -2,6 +2,7 @@
 // own instruction set and replaces what it does better. This is the readable reference of docs/paths.md.
 #pragma once
 #include "kernels/cpu/row.h"
+#include "kernels/dequantize.h"
 #include "kernels/half.h"
 #include "kernels/numerics.h"
 #include <string.h>

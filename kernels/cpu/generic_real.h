@@ -16,7 +16,7 @@ static void REAL_FN(product)(void *const *out, const matrix *rows, const void *c
   for (int64_t r = 0; r < rows->rows; r++) {
     const float *w = (const float *)((const char *)rows->data + (size_t)r * row_bytes);
     if (rows->type != TYPE_F32) {
-      dequantize_row(scratch, rows->type, w, (size_t)rows->cols);
+      dequantize(scratch, rows->type, w, (size_t)rows->cols);
       w = scratch;
     }
     for (int64_t t = 0; t < n_tokens; t++)
@@ -26,8 +26,8 @@ static void REAL_FN(product)(void *const *out, const matrix *rows, const void *c
 
 static void REAL_FN(embed)(void *x, const matrix *embedding, int64_t token, float *scratch) {
   size_t row_bytes = type_row_bytes(type_find(embedding->type), (size_t)embedding->cols);
-  dequantize_row(scratch, embedding->type, (const char *)embedding->data + (size_t)token * row_bytes,
-                 (size_t)embedding->cols);
+  dequantize(scratch, embedding->type, (const char *)embedding->data + (size_t)token * row_bytes,
+             (size_t)embedding->cols);
   for (int64_t i = 0; i < embedding->cols; i++) ((REAL *)x)[i] = (REAL)scratch[i];
 }
 

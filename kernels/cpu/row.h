@@ -59,8 +59,8 @@ typedef struct {
   // attend_span
   void (*product_tile)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
                        float *scratch);
-  // product_q8k of one token and at most ROW_TILE rows, where the memory's speed counts: fetches what lies at
-  // `ahead`, as many rows that the thread reads next, or NULL. Only of floats; NULL: as attend_span
+  // product_q8k of one token and at most ROW_TILE rows, where the memory's speed counts: fetches the first of
+  // the rows at `ahead`, which the thread reads next, or NULL. Only of floats; NULL: as attend_span
   void (*vector_q8k)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
 } real_ops;
 

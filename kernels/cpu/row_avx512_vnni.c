@@ -3,14 +3,14 @@
 #include "kernels/cpu/avx512_f32.h"
 #include "kernels/cpu/avx512_q8k.h"
 
-static bool usable_avx512_vnni(void) {
+bool usable_avx512_vnni(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
 }
 
-static const real_ops ops_avx512 = {
+const real_ops ops_avx512 = {
     .bytes = sizeof(float),
     .embed = embed_f32,
     .rms_norm = rms_norm_avx512,

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { CACHE_LINE = 64 };
+
 static status take(cpu_backend *b, void *pointer, size_t count, size_t size, const char *what) {
   b->bytes += count * size;
   return memory_take((void **)pointer, count, size, what);
@@ -11,13 +13,15 @@ static status take(cpu_backend *b, void *pointer, size_t count, size_t size, con
 static status activations_open(cpu_backend *b, activations *a, const side *s, int64_t rows, int64_t width,
                                const char *what) {
   a->width = width;
-  TRY(take(b, &a->reals, (size_t)(rows * width), s->ops->bytes, what));
+  // An odd number of lines apart: rows of a power of two bytes would all want the same few sets of a cache.
+  size_t lines = ((size_t)width * s->ops->bytes + CACHE_LINE - 1) / CACHE_LINE | 1;
+  TRY(take(b, &a->reals, (size_t)rows, lines * CACHE_LINE, what));
   TRY(take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
   TRY(take(b, &a->q8k_rows, (size_t)rows, sizeof *a->q8k_rows, what));
   bool rounded = s->path->kind == PATH_Q8K && width % QK_K == 0;
   if (rounded) TRY(take(b, &a->q8k, (size_t)(rows * width / QK_K), sizeof *a->q8k, what));
   for (int64_t r = 0; r < rows; r++) {
-    a->real_rows[r] = a->reals + (size_t)(r * width) * s->ops->bytes;
+    a->real_rows[r] = a->reals + (size_t)r * lines * CACHE_LINE;
     if (rounded) a->q8k_rows[r] = a->q8k + r * (width / QK_K);
   }
   return 0;

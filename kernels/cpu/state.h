@@ -6,7 +6,7 @@
 #include "kernels/cpu/row.h"
 
 typedef struct {   // activations of one kind for up to max_batch (or max slots) rows
-  char *reals;     // [rows][width] of the path's real
+  char *reals;     // rows of the path's real, width long and a little further apart
   block_q8_K *q8k; // [rows][width / QK_K]; only on q8k and where width is a multiple of QK_K
   int64_t width;
   void **real_rows; // pointers to the rows

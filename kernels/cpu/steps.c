@@ -362,8 +362,11 @@ static status cpu_head(backend *base, int64_t first, int64_t count, void *logits
 
 static status cpu_probe(backend *base, probe_point point, int64_t n, double *out) {
   cpu_backend *b = (cpu_backend *)base;
-  const char *from = point == PROBE_LAYER_INPUT ? b->x : b->normed.reals;
-  convert_reals(out, sizeof(double), from, b->shared.ops->bytes, n * b->shape.hidden);
+  for (int64_t t = 0; t < n; t++, out += b->shape.hidden) {
+    const void *from =
+        point == PROBE_LAYER_INPUT ? row_at(b, b->x, t, b->shape.hidden) : b->normed.real_rows[t];
+    convert_reals(out, sizeof(double), from, b->shared.ops->bytes, b->shape.hidden);
+  }
   return 0;
 }
 

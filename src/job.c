@@ -245,8 +245,20 @@ status job_open_arm(job *j, const char *name, engine **out) {
   return job_agree(j, mine, name);
 }
 
+static status refuse_change(const job *j) {
+  const char *path = gguf_changed_file(j->m->file);
+  return path ? FAIL("%s: the file changed while the run read it: no number of this run is good", path) : 0;
+}
+
+void job_explain_fault(const job *j) {
+  if (!j->m || !gguf_changed_file(j->m->file)) return;
+  status_reset();
+  refuse_change(j);
+}
+
 status job_check_digest(job *j, engine *e) {
   TRY(engine_finish(e));
+  TRY(job_agree(j, refuse_change(j), "the model file"));
   uint64_t digest = engine_digest(e);
   char what[96];
   snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", e->params.name);

@@ -7,9 +7,11 @@
 #include "src/perplexity.h"
 #include "src/synth.h"
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -155,14 +157,20 @@ static void print_fault(const comm *c) {
 static char bus_error_text[1024] =
     "moe_run: a mapped file changed or became unreadable\n"; // the rank is not known yet
 
+static struct timespec own_turn; // see comm_turn_seconds
+
 static void on_bus_error(int signal_number) {
+  static atomic_flag told = ATOMIC_FLAG_INIT;
   (void)signal_number;
+  while (atomic_flag_test_and_set(&told)) pause(); // another thread's fault, which ends this process
+  nanosleep(&own_turn, NULL);
   if (write(STDERR_FILENO, bus_error_text, strlen(bus_error_text)) < 0) _exit(1);
   _exit(1);
 }
 
 // Every rank has an agreed fault, so all end in order; from any other fault the rest must be told by force.
 static int end_with_fault(comm *c) {
+  if (comm_wait_has_failed(c)) nanosleep(&own_turn, NULL);
   if (!comm_fault_is_told_elsewhere(c)) print_fault(c);
   if (!comm_fault_is_agreed(c)) comm_abort(c, 1);
   comm_close(c);
@@ -182,6 +190,7 @@ static status run_command(const arguments *a, comm *c) {
            comm_rank(c), comm_host(c), cfg.model.path);
   status result = job_open(&j, a->command->name, &cfg, c, a->command->input);
   if (!result) result = a->command->run(&j);
+  if (result) job_explain_fault(&j);
   job_close(&j);
   config_close(&cfg);
   return result;
@@ -206,8 +215,10 @@ int main(int argc, char **argv) {
     if (c) comm_abort(c, 1);
     return 1;
   }
+  own_turn.tv_sec = comm_turn_seconds(c);
   status result = a.command->run_words ? a.command->run_words(c, a.n_words, a.words) : run_command(&a, c);
   free(a.sets);
+  if (!result) result = comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
   if (result) return end_with_fault(c);
   comm_close(c);
   return 0;

@@ -19,6 +19,7 @@ typedef struct {
   tokenizer *words; // NULL: the file has none
   plan experts;
   uint64_t fingerprint;
+  uint64_t input; // hash of the tokens of all sequences
   token_sequence *sequences;
   int64_t n_sequences, n_tokens; // of all sequences
   int64_t context;               // positions that the run needs

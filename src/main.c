@@ -5,6 +5,7 @@
 #include "src/inspect.h"
 #include "src/parity.h"
 #include "src/perplexity.h"
+#include "src/report_compare.h"
 #include "src/synth.h"
 #include <signal.h>
 #include <stdatomic.h>
@@ -21,6 +22,8 @@ typedef struct {
   const char *help;
   // A command that has no job: it reads the words after its name itself. Then `run` is NULL.
   status (*run_words)(comm *c, int n_words, char **words);
+  // One that needs no ranks either; *code is what the program ends with, and a fault ends it with 2.
+  status (*run_alone)(int *code, int n_words, char **words);
   void (*print_options)(FILE *out);
 } command;
 
@@ -56,6 +59,11 @@ static const command commands[] = {
      .run_words = synth_run,
      .print_options = synth_print_options,
      .help = "Writes a synthetic model: moe_run synth --shape NAME --out FILE [OPTION]...\n"},
+    {.name = "compare",
+     .run_alone = compare_run,
+     .print_options = compare_print_options,
+     .help = "Says of two reports, of one machine or two, whether the same path gave the same bits:\n"
+             "moe_run compare A B\n"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
@@ -114,7 +122,7 @@ static status parse_arguments(arguments *a, int argc, char **argv) {
       return FAIL("unknown argument \"%s\"; see --help", word);
     } else {
       TRY(find_command(a, word));
-      if (!a->command->run_words) continue;
+      if (!a->command->run_words && !a->command->run_alone) continue;
       if (i > 1) return FAIL("%s takes its options after its name, and none of the others", word);
       take_words(a, argc - i - 1, argv + i + 1);
       return 0;
@@ -207,6 +215,13 @@ int main(int argc, char **argv) {
     if (a.help) print_help(&a);
     if (a.version) print_version();
     return fflush(stdout) ? 1 : 0;
+  }
+  if (a.command->run_alone) {
+    int code;
+    status result = a.command->run_alone(&code, a.n_words, a.words);
+    if (result) fprintf(stderr, "moe_run: %s\n", status_text());
+    free(a.sets);
+    return result ? 2 : code;
   }
   signal(SIGBUS, on_bus_error);
   signal(SIGXFSZ, SIG_IGN); // a file over its size limit is an error that names the file, not a kill

@@ -7,35 +7,15 @@
 #include <cmocka.h>
 
 #include "src/report_compare.h"
+#include "tests/good_report.h"
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char GOOD[] =
-    "{\"schema\": 2, \"command\": \"parity\", \"model\": {\"name\": \"m\", \"fingerprint\": "
-    "\"00000000000000aa\","
-    " \"n_layers\": 2}, \"machine\": {\"cpu\": \"c\", \"hosts\": 1}, \"build\": {\"version\": \"0.1.0\", "
-    "\"row\":"
-    " \"portable\"}, \"run\": {\"config\": \"run.arms = [\\\"q8k@cpu\\\"]\\nrun.generate = 2\\nrun.seed = "
-    "1\\n\","
-    " \"kv\": \"f16\", \"input\": \"00000000000000bb\", \"context\": 9}, \"ranks\": [{}, {}],"
-    " \"arms\": [{\"name\": \"q8k@cpu\", \"path\": \"q8k\", \"path_version\": 1, \"expert_paths\":"
-    " \"00000000000000cc\", \"digest\": \"0000000000000000\", \"ranks\": 2, \"layer_digests\":"
-    " [\"0000000000000001\", \"0000000000000002\"], \"sequences\": [{\"tokens\": 3, \"digest\":"
-    " \"ffffffffffffffff\"}, {\"tokens\": 4, \"digest\": \"0000000000000001\"}], \"generated\": "
-    "[{\"sequence\": 0,"
-    " \"tokens\": [5, 6], \"digest\": \"0000000000000003\"}, {\"sequence\": 1, \"tokens\": [], \"digest\":"
-    " \"0000000000000004\"}]}, {\"name\": \"f64@cpu\", \"path\": \"f64\", \"path_version\": 1, "
-    "\"expert_paths\":"
-    " \"00000000000000dd\", \"digest\": \"0000000000000007\", \"ranks\": 2, \"layer_digests\":"
-    " [\"0000000000000005\", \"0000000000000006\"], \"sequences\": [{\"tokens\": 3, \"digest\":"
-    " \"0000000000000003\"}, {\"tokens\": 4, \"digest\": \"0000000000000004\"}], \"generated\": []}],"
-    " \"complete\": true}";
-
 // The node at "arms.0.digest" takes `value` (a JSON text), or goes where that is NULL; an array's end is
 // ".+".
 static json_t *edited(const char *path, const char *value) {
-  json_t *root = json_loads(GOOD, 0, NULL), *node = root;
+  json_t *root = json_loads(GOOD_REPORT, 0, NULL), *node = root;
   char parts[8][32], *text = strdup(path);
   int n = 0;
   assert_non_null(root);
@@ -70,7 +50,7 @@ static status read_tree(recorded_report *out, json_t *root) {
 }
 
 static void read_good(recorded_report *out) {
-  if (report_read_text(out, "r.json", GOOD, strlen(GOOD))) fail_msg("%s", status_text());
+  if (report_read_text(out, "r.json", GOOD_REPORT, strlen(GOOD_REPORT))) fail_msg("%s", status_text());
 }
 
 static void test_good(void **state) {
@@ -193,7 +173,7 @@ static void test_values_that_lie(void **state) {
 static void test_two_arms_of_one_name(void **state) {
   (void)state;
   recorded_report r;
-  json_t *root = json_loads(GOOD, 0, NULL), *arms = json_object_get(root, "arms");
+  json_t *root = json_loads(GOOD_REPORT, 0, NULL), *arms = json_object_get(root, "arms");
   json_array_append(arms, json_array_get(arms, 0));
   assert_int_not_equal(read_tree(&r, root), 0);
   assert_non_null(strstr(status_text(), "arms[2].name: \"q8k@cpu\" is arms[0] already"));
@@ -202,24 +182,24 @@ static void test_two_arms_of_one_name(void **state) {
 static void test_cut_short_anywhere(void **state) {
   (void)state;
   recorded_report r;
-  for (size_t n = 0; n < strlen(GOOD); n++) {
+  for (size_t n = 0; n < strlen(GOOD_REPORT); n++) {
     char *exact = malloc(n ? n : 1); // so that a sanitizer sees a byte too many
-    memcpy(exact, GOOD, n);
+    memcpy(exact, GOOD_REPORT, n);
     status_reset();
     assert_int_not_equal(report_read_text(&r, "r.json", exact, n), 0);
     assert_non_null(strstr(status_text(), "r.json:"));
     free(exact);
   }
-  char twice[sizeof GOOD + 32];
-  snprintf(twice, sizeof twice, "%s {}", GOOD);
+  char twice[sizeof GOOD_REPORT + 32];
+  snprintf(twice, sizeof twice, "%s {}", GOOD_REPORT);
   assert_int_not_equal(report_read_text(&r, "r.json", twice, strlen(twice)), 0);
-  snprintf(twice, sizeof twice, "{\"schema\": 2, %s", GOOD + 1); // a key that stands twice
+  snprintf(twice, sizeof twice, "{\"schema\": 2, %s", GOOD_REPORT + 1); // a key that stands twice
   assert_int_not_equal(report_read_text(&r, "r.json", twice, strlen(twice)), 0);
 }
 
 // ---- two reports ----
 
-// Compares GOOD with GOOD edited; *out: what was printed, caller frees.
+// Compares GOOD_REPORT with GOOD_REPORT edited; *out: what was printed, caller frees.
 static status compare_with(bool *same, char **out, const char *path, const char *value) {
   recorded_report a, b;
   size_t size;

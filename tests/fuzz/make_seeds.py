@@ -110,6 +110,7 @@ INPUTS = {
                b"\0input.prompt = 'a\\b\"c'\n"],
     "toml": [CONFIG.encode(), b"a.b = {c = [1, [2.5, 'x']], d = 1979-05-27T07:32:00Z}\n[[t]]\nx = '''\ny'''\n",
              b"a = 0xff\nb = inf\nc = \"\\U0001F600\"\n[\"q d\"]\n"],
+    "report": [b"\0{\"schema\": 2, \"complete\": true}", b"\1", b"\1\x20\0\1\1x", b"\1\x40\1\0\4null", b"\0[[[[1e9]]]]"],
     "tokenizer": [b"Hello, world! 12 don't\n\n", "e\u0301 \uac00\u11a8 \u4f60\u597d".encode(), b"<|im_start|>a<|im_end|>\n",
                   "\u00ab\u00e9\u00bb<think>\u0338".encode(), b"\xff"],
     "text": ["a\u0301\u0327\u0315 1\u00b2 \r\n\u2003x".encode(), "\U0001d160\U00011935\u1100\u1161\u11a7".encode(), b"I'LL we'\xc5\xbf"],
@@ -147,6 +148,9 @@ def main():
               "[[", "]]", "\\u0000", "\\U0010FFFF", "1979-05-27", "07:32:00.5", "\"f64@cpu\"", "\"ranks\"", "\"strided\"",
               "\"f32\"", "{", "}", "\n", "\x1e", " = "]
     words(HERE / "config.dict", [word.encode() for word in keys + values])
+    words(HERE / "report.dict", [word.encode() for word in values if word.isalnum()] + [b"null", b"[]", b"{}", b"\\u0000",
+          b"0000000000000001", b"ffffffffffffffff", b"-1", b"1e400", b"9223372036854775808", b"\"q8k@cuda\"", b"\"ranks\"",
+          b"\"generated\": []", b"\"tokens\": ", b"perplexity", b"\"f32\"", b"layer_digests"])
     words(HERE / "toml.dict", [word.encode() for word in values])
     marks = ["\u0301", "\u0327", "\u1161", "\u11a7", "\u11a8", "\uac00", "\U0001d15e", "\U00011935", "\u0f71",
              "\u00e9", "\u2003", "\u017f", "\u0338", "\u0344", "\u212b", "\u3099", "\U0001f600", "'ll", "\r\n", "<|im_end|>",

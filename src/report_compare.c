@@ -8,8 +8,9 @@ enum { VERDICT_BYTES = 120 };
 
 static status refuse_others(const recorded_report *a, const recorded_report *b) {
   if (a->fingerprint != b->fingerprint || a->n_layers != b->n_layers)
-    return FAIL("%s and %s cannot be compared: the model's fingerprint is %016" PRIx64 " and %016" PRIx64,
-                a->file, b->file, a->fingerprint, b->fingerprint);
+    return FAIL("%s and %s cannot be compared: the model's fingerprint is %016" PRIx64 " (%" PRId64
+                " layers) and %016" PRIx64 " (%" PRId64 " layers)",
+                a->file, b->file, a->fingerprint, a->n_layers, b->fingerprint, b->n_layers);
   if (a->input != b->input || a->arms[0].n_sequences != b->arms[0].n_sequences)
     return FAIL("%s and %s cannot be compared: the hash of the input's tokens is %016" PRIx64
                 " and %016" PRIx64,

@@ -261,10 +261,10 @@ static void test_not_comparable(void **state) {
   (void)state;
   static const struct {
     const char *path, *value, *told;
-  } CASES[] = {
-      {"model.fingerprint", "\"00000000000000ab\"", "the model's fingerprint is 00000000000000aa and"},
-      {"run.input", "\"00000000000000ab\"", "tokens is 00000000000000bb and 00000000000000ab"},
-      {"command", "\"perplexity\"", "perplexity computes windows"}};
+  } CASES[] = {{"model.fingerprint", "\"00000000000000ab\"",
+                "the model's fingerprint is 00000000000000aa (2 layers) and 00000000000000ab"},
+               {"run.input", "\"00000000000000ab\"", "tokens is 00000000000000bb and 00000000000000ab"},
+               {"command", "\"perplexity\"", "perplexity computes windows"}};
   for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
     bool same;
     char *out;
@@ -311,6 +311,23 @@ static void test_other_settings_of_writing(void **state) {
   report_read_close(&b);
 }
 
+// A fingerprint that lies must not lead beyond the shorter list of layers.
+static void test_other_layers(void **state) {
+  (void)state;
+  recorded_report a, b;
+  bool same;
+  json_t *root = edited("model.n_layers", "1"), *arms = json_object_get(root, "arms");
+  for (size_t i = 0; i < json_array_size(arms); i++)
+    json_array_remove(json_object_get(json_array_get(arms, i), "layer_digests"), 1);
+  read_good(&a);
+  assert_int_equal(read_tree(&b, root), 0);
+  status_reset();
+  assert_int_not_equal(report_compare(&same, stdout, &a, &b), 0);
+  assert_non_null(strstr(status_text(), "(2 layers) and 00000000000000aa (1 layers)"));
+  report_read_close(&a);
+  report_read_close(&b);
+}
+
 static void test_no_arm_in_common(void **state) {
   (void)state;
   recorded_report a, b;
@@ -338,6 +355,7 @@ int main(void) {
       cmocka_unit_test(test_not_comparable),
       cmocka_unit_test(test_what_makes_another_path),
       cmocka_unit_test(test_other_settings_of_writing),
+      cmocka_unit_test(test_other_layers),
       cmocka_unit_test(test_no_arm_in_common),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

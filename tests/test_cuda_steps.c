@@ -298,7 +298,7 @@ static model_shape random_shape(bool is_long) {
   s.n_kv_heads = is_long ? 1 : RANDOM_OF(1, 2, 4);
   s.n_heads = s.n_kv_heads * RANDOM_OF(1, 2, 3, 4, 8);
   if (s.n_heads * s.head_dim > 2048) s.n_heads = s.n_kv_heads;
-  s.n_experts = random_below(8) ? 1 + random_below(24) : 128;
+  s.n_experts = random_below(8) || s.hidden > 512 ? 1 + random_below(24) : 128;
   s.top_k = 1 + random_below(s.n_experts < 8 ? s.n_experts : 8);
   s.expert_width = s.n_experts == 128 ? 256 : RANDOM_OF(256, 256, 512, 768, 96, 40);
   s.vocabulary = 60 + random_below(500);

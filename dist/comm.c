@@ -1,12 +1,15 @@
 #include "dist/comm.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include <limits.h>
 #include <mpi.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 // MPI counts are int, and a huge message in flight needs as much pinned memory: longer ones travel in pieces.
@@ -25,7 +28,7 @@ struct comm {
   char library[MPI_MAX_LIBRARY_VERSION_STRING];
   MPI_Request *requests; // [2 * size]
   bool *arrived;         // [size] at a missed deadline
-  bool agreed, told_elsewhere;
+  bool agreed, told_elsewhere, late;
   void (*close)(void *);
   void *close_context;
 };
@@ -57,11 +60,31 @@ status comm_open(comm **out, int *argc, char ***argv) {
   return comm_allgather(c, c->hosts, c->host, sizeof c->host, "the exchange of host names");
 }
 
+static char end_text[MPI_MAX_PROCESSOR_NAME + 128];
+
+static void on_late_end(int signal_number) {
+  (void)signal_number;
+  if (write(STDERR_FILENO, end_text, strlen(end_text)) < 0) _exit(1);
+  _exit(1);
+}
+
+// MPI_Finalize waits for all ranks and knows no deadline, so a clock of the system ends it.
+static void limit_the_end(const comm *c) {
+  snprintf(end_text, sizeof end_text,
+           "rank %d (%s): the end of MPI: after comm.deadline = %g s, still waiting for other ranks\n",
+           c->rank, c->host, c->deadline);
+  signal(SIGALRM, on_late_end);
+  double limit = c->deadline + comm_turn_seconds(c);
+  alarm(limit < 1 ? 1 : limit > INT_MAX ? INT_MAX : (unsigned)limit);
+}
+
 void comm_close(comm *c) {
   if (!c) return;
   if (c->close) c->close(c->close_context);
+  limit_the_end(c);
   MPI_Comm_free(&c->world);
   MPI_Finalize();
+  alarm(0);
   free(c->hosts);
   free(c->requests);
   free(c->arrived);
@@ -137,8 +160,9 @@ void comm_answer(comm *c) {
   }
 }
 
-static status name_the_missing(const comm *c, const char *what) {
+static status name_the_missing(comm *c, const char *what) {
   char names[512] = "";
+  c->late = true;
   for (int r = 0; r < c->size; r++) {
     size_t used = strlen(names);
     if (r != c->rank && !c->arrived[r])
@@ -157,6 +181,7 @@ static status wait_all(comm *c, double seconds, const char *what) {
       char text[MPI_MAX_ERROR_STRING];
       int length;
       MPI_Error_string(error, text, &length);
+      c->late = true;
       return FAIL("%s: MPI: %s", what, text);
     }
     if (done) return 0;
@@ -275,4 +300,12 @@ bool comm_fault_is_agreed(const comm *c) {
 
 bool comm_fault_is_told_elsewhere(const comm *c) {
   return c->told_elsewhere;
+}
+
+int comm_turn_seconds(const comm *c) {
+  return 2 * (c->rank < 3 ? c->rank : 3);
+}
+
+bool comm_wait_has_failed(const comm *c) {
+  return c->late;
 }

@@ -13,8 +13,9 @@
 typedef struct comm comm;
 
 status comm_open(comm **out, int *argc, char ***argv); // collective; starts MPI
-void comm_close(comm *c);                              // collective; takes NULL; ends MPI
-_Noreturn void comm_abort(comm *c, int code);          // local; ends every rank with a non-zero code
+// Collective; takes NULL; ends MPI. A rank that waits here past the deadline says so and exits with 1.
+void comm_close(comm *c);
+_Noreturn void comm_abort(comm *c, int code); // local; ends every rank with a non-zero code
 
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
@@ -59,3 +60,10 @@ status comm_equal(comm *c, const void *data, size_t bytes, const char *what);
 // it, where this one itself was good.
 bool comm_fault_is_agreed(const comm *c);
 bool comm_fault_is_told_elsewhere(const comm *c);
+
+// Ranks that have one fault at one moment and no way to agree tell it in turn: the first to speak also ends
+// the others, who speak only where nothing has ended them. Seconds that this rank waits for those before it.
+int comm_turn_seconds(const comm *c);
+
+// A wait for other ranks missed its deadline or lost one. The others that wait have the same fault.
+bool comm_wait_has_failed(const comm *c);

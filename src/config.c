@@ -210,19 +210,24 @@ static status apply_document(config *c, const config_toml *document, const value
   return 0;
 }
 
-static status apply_file(config *c, const char *path) {
-  const value_origin from = {.file = path};
+static status apply_text(config *c, const char *text, size_t length, const value_origin *from) {
   config_toml *document = NULL;
   toml_fault fault;
+  status result;
+  if (config_toml_parse(&document, &fault, text, length))
+    result = apply_document(c, document, from);
+  else
+    result = FAIL("%s:%d: expected TOML: %s", from->file, fault.line, fault.text);
+  config_toml_close(document);
+  return result;
+}
+
+static status apply_file(config *c, const char *path) {
+  const value_origin from = {.file = path};
   char *text;
   size_t length = 0;
   TRY(read_file(&text, &length, path));
-  status result;
-  if (config_toml_parse(&document, &fault, text, length))
-    result = apply_document(c, document, &from);
-  else
-    result = FAIL("%s:%d: expected TOML: %s", path, fault.line, fault.text);
-  config_toml_close(document);
+  status result = apply_text(c, text, length, &from);
   free(text);
   return result;
 }
@@ -269,12 +274,19 @@ static status apply_set(config *c, const char *set) {
   return k ? apply_value(c, k, equals + 1, &from) : refuse_key(name, &from, 1);
 }
 
+// One document: a parse for each key would take most of the time of a load.
 static status apply_defaults(config *c) {
-  for (int i = 0; i < N_KEYS; i++) {
-    const value_origin from = {.set = KEYS[i].name};
-    if (KEYS[i].initial) TRY(apply_value(c, &KEYS[i], KEYS[i].initial, &from));
-  }
-  return 0;
+  const value_origin from = {.file = "defaults"};
+  char *text = NULL;
+  size_t length;
+  FILE *f = open_memstream(&text, &length);
+  if (!f) return FAIL("cannot allocate the defaults: %s", strerror(errno));
+  for (int i = 0; i < N_KEYS; i++)
+    if (KEYS[i].initial) fprintf(f, "%s = %s\n", KEYS[i].name, KEYS[i].initial);
+  status result = fclose(f) ? FAIL("cannot allocate the defaults: out of memory") : 0;
+  if (!result) result = apply_text(c, text, length, &from);
+  free(text);
+  return result;
 }
 
 // What only all values together can say.

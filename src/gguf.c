@@ -222,6 +222,12 @@ size_t gguf_file_bytes(const gguf *g, size_t file) {
   return g->files[file].bytes;
 }
 
+const char *gguf_changed_file(const gguf *g) {
+  for (size_t i = 0; i < g->n_files; i++)
+    if (gguf_file_changed(&g->files[i])) return g->files[i].path;
+  return NULL;
+}
+
 size_t gguf_tensor_count(const gguf *g) {
   return g->n_tensors;
 }

@@ -38,6 +38,9 @@ uint64_t gguf_header_hash(const gguf *g); // XXH3 over every file's header bytes
 size_t gguf_file_count(const gguf *g);
 const char *gguf_file_path(const gguf *g, size_t file);
 size_t gguf_file_bytes(const gguf *g, size_t file);
+// The path of a file that was written to or cut since it was opened; NULL: none was. A change through a map
+// of another process shows only where the system notes it.
+const char *gguf_changed_file(const gguf *g);
 size_t gguf_tensor_count(const gguf *g);
 const gguf_tensor *gguf_tensor_at(const gguf *g, size_t i);           // in file order
 const gguf_tensor *gguf_tensor_find(const gguf *g, const char *name); // NULL: none; hashed, O(1)

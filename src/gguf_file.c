@@ -80,26 +80,27 @@ status gguf_read_name(gguf_string *out, gguf_reader *r, const char *kind, size_t
 
 static status file_map(gguf_file *file) {
   // O_NONBLOCK: a named pipe without a writer must be refused, not waited for.
-  int descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) return FAIL("%s: cannot be opened: %s", file->path, strerror(errno));
+  file->descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (file->descriptor < 0) return FAIL("%s: cannot be opened: %s", file->path, strerror(errno));
   struct stat info;
-  status result = 0;
-  if (fstat(descriptor, &info) != 0)
-    TRY_DONE(result, FAIL("%s: cannot be examined: %s", file->path, strerror(errno)));
-  if (S_ISDIR(info.st_mode))
-    TRY_DONE(result, FAIL("%s: expected a GGUF file, found a directory", file->path));
+  if (fstat(file->descriptor, &info)) return FAIL("%s: cannot be examined: %s", file->path, strerror(errno));
+  if (S_ISDIR(info.st_mode)) return FAIL("%s: expected a GGUF file, found a directory", file->path);
   if (!S_ISREG(info.st_mode))
-    TRY_DONE(result, FAIL("%s: expected a GGUF file, found something that is no regular file", file->path));
-  if (info.st_size == 0) TRY_DONE(result, FAIL("%s: expected a GGUF file, found an empty file", file->path));
-  void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, descriptor, 0);
+    return FAIL("%s: expected a GGUF file, found something that is no regular file", file->path);
+  if (info.st_size == 0) return FAIL("%s: expected a GGUF file, found an empty file", file->path);
+  void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, file->descriptor, 0);
   if (map == MAP_FAILED)
-    TRY_DONE(result,
-             FAIL("%s: cannot be mapped (%zu bytes): %s", file->path, (size_t)info.st_size, strerror(errno)));
+    return FAIL("%s: cannot be mapped (%zu bytes): %s", file->path, (size_t)info.st_size, strerror(errno));
   file->map = map;
   file->bytes = (size_t)info.st_size;
-done:
-  close(descriptor);
-  return result;
+  file->written = info.st_mtim;
+  return 0;
+}
+
+bool gguf_file_changed(const gguf_file *file) {
+  struct stat now;
+  return fstat(file->descriptor, &now) || (size_t)now.st_size != file->bytes ||
+         now.st_mtim.tv_sec != file->written.tv_sec || now.st_mtim.tv_nsec != file->written.tv_nsec;
 }
 
 static status read_version(gguf_reader *r) {
@@ -304,6 +305,7 @@ static status file_read(gguf_file *file, gguf_string **tensor_names) {
 
 void gguf_file_close(gguf_file *file) {
   if (file->map) munmap((void *)(uintptr_t)file->map, file->bytes);
+  if (file->path && file->descriptor >= 0) close(file->descriptor);
   name_table_close(&file->key_names);
   free(file->keys);
   free(file->tensors);
@@ -314,6 +316,7 @@ void gguf_file_close(gguf_file *file) {
 
 status gguf_file_open(gguf_file *file, const char *path) {
   gguf_string *tensor_names = NULL;
+  file->descriptor = -1;
   TRY(TAKE(&file->path, strlen(path) + 1, "path"));
   strcpy(file->path, path);
   TRY(file_map(file));

@@ -5,6 +5,7 @@
 // Invariant: a reader never points beyond its file, and each number from the file is checked before use.
 #pragma once
 #include "src/gguf.h"
+#include <time.h>
 
 typedef enum { // numbers of the GGUF specification
   VALUE_U8 = 0,
@@ -41,9 +42,11 @@ typedef struct { // open addressing, at most half full
 
 typedef struct {
   char *path;
+  int descriptor; // kept open: it tells of a change, whatever the path leads to by then
   const uint8_t *map;
   size_t bytes;
-  size_t header_bytes; // up to the end of the tensor table
+  struct timespec written; // the last time, when the file was mapped
+  size_t header_bytes;     // up to the end of the tensor table
   gguf_key *keys;
   size_t n_keys;
   name_table key_names;
@@ -80,6 +83,7 @@ status gguf_read_name(gguf_string *out, gguf_reader *r, const char *kind, size_t
 
 // FILE is zeroed; after a fault it still is to be closed.
 status gguf_file_open(gguf_file *file, const char *path);
+bool gguf_file_changed(const gguf_file *file);
 void gguf_file_close(gguf_file *file);
 
 status name_table_open(name_table *t, size_t count);

@@ -127,10 +127,11 @@ static status open_input(job *j) {
 }
 
 static status compare_input(job *j) {
-  uint64_t sum = 0;
+  uint64_t sum = num_mix64((uint64_t)j->n_sequences);
   for (int64_t s = 0; s < j->n_sequences; s++)
     for (int64_t t = 0; t < j->sequences[s].n; t++)
       sum = num_mix64(sum + (uint64_t)j->sequences[s].tokens[t] + ((uint64_t)s << 32));
+  j->input = sum;
   return comm_equal(j->c, &sum, sizeof sum, "the input's tokens");
 }
 
@@ -321,8 +322,20 @@ status job_open_arm(job *j, const char *name, engine **out) {
   return engine_open(out, &p);
 }
 
+static status refuse_change(const job *j) {
+  const char *path = gguf_changed_file(j->m->file);
+  return path ? FAIL("%s: the file changed while the run read it: no number of this run is good", path) : 0;
+}
+
+void job_explain_fault(const job *j) {
+  if (!j->m || !gguf_changed_file(j->m->file)) return;
+  status_reset();
+  refuse_change(j);
+}
+
 status job_check_digest(job *j, engine *e) {
   TRY(engine_finish(e));
+  TRY(job_agree(j, refuse_change(j), "the model file"));
   uint64_t digest = engine_digest(e);
   char what[96];
   TRY(engine_tell(e, &digest, sizeof digest, "the digest"));
@@ -427,6 +440,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->n_sequences = (size_t)j->n_sequences;
   r->chunk = j->cfg->run.chunk;
   r->context = j->context;
+  r->input = j->input;
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
   r->placement = placement_name(j->cfg->experts.placement);
   char *text;
@@ -467,6 +481,21 @@ void job_report_close(report *r) {
   free((char *)r->config_text);
 }
 
+static uint64_t path_tag(const char *arm_name) {
+  char path[16];
+  snprintf(path, sizeof path, "%.*s", (int)strcspn(arm_name, "@"), arm_name);
+  const path_info *info = path_find(path);
+  return info ? info->tag : 0;
+}
+
+// Equal where the experts have equal paths, whatever ranks own them and whichever backends compute them.
+static uint64_t hash_expert_paths(const job *j, const char *const *rank_arms) {
+  uint64_t sum = 0;
+  for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++)
+    sum = num_mix64(sum + path_tag(rank_arms[j->experts.rank_of_expert[e]]));
+  return sum;
+}
+
 static status report_state(job *j, const engine *e, report *r) {
   uint64_t mine = e->forward.compute->ops->state_bytes(e->forward.compute), *all;
   TRY(TAKE(&all, r->n_ranks, "ranks' bytes"));
@@ -489,6 +518,7 @@ status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens
   }
   r->build.row = e->forward.compute->ops->row(e->forward.compute);
   a->name = e->params.name;
+  a->path = e->forward.path->name;
   a->path_version = e->forward.path->version;
   a->digest = engine_digest(e);
   a->tokens = tokens;
@@ -503,6 +533,7 @@ status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens
   for (size_t s = 0; s < n_sequences; s++)
     a->sequences[s] = (report_sequence){j->sequences[s].n, e->logit_digest[s]};
   for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = arm_of_rank(j, a->name, (int)i);
+  a->expert_paths = hash_expert_paths(j, a->rank_arms);
   return 0;
 }
 

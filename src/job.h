@@ -22,6 +22,7 @@ typedef struct {
   plan experts;
   roles roles; // in the arm "ranks"
   uint64_t fingerprint;
+  uint64_t input; // hash of the tokens of all sequences
   token_sequence *sequences;
   int64_t n_sequences, n_tokens; // of all sequences
   int64_t context;               // positions that the run needs
@@ -48,8 +49,12 @@ status job_check_weights(job *j);
 // Collective. Opens the arm `name` of run.arms; the engine's caches hold the job's sequences.
 status job_open_arm(job *j, const char *name, engine **out);
 
-// Collective: every shared rank's digests of the arm are the same, or the law is broken and the fault says
-// so.
+// Local. After a fault: a model file that changed in mid-run makes faults of many kinds, so the change is
+// told in their place.
+void job_explain_fault(const job *j);
+
+// Collective: the model's files are as they were, and every shared rank's digests of the arm are the same, or
+// the law is broken and the fault says so.
 status job_check_digest(job *j, engine *e);
 
 // Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on

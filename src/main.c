@@ -5,11 +5,14 @@
 #include "src/inspect.h"
 #include "src/parity.h"
 #include "src/perplexity.h"
+#include "src/report_compare.h"
 #include "src/synth.h"
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -19,6 +22,8 @@ typedef struct {
   const char *help;
   // A command that has no job: it reads the words after its name itself. Then `run` is NULL.
   status (*run_words)(comm *c, int n_words, char **words);
+  // One that needs no ranks either; *code is what the program ends with, and a fault ends it with 2.
+  status (*run_alone)(int *code, int n_words, char **words);
   void (*print_options)(FILE *out);
 } command;
 
@@ -54,6 +59,11 @@ static const command commands[] = {
      .run_words = synth_run,
      .print_options = synth_print_options,
      .help = "Writes a synthetic model: moe_run synth --shape NAME --out FILE [OPTION]...\n"},
+    {.name = "compare",
+     .run_alone = compare_run,
+     .print_options = compare_print_options,
+     .help = "Says of two reports, of one machine or two, whether the same path gave the same bits:\n"
+             "moe_run compare A B\n"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
@@ -112,7 +122,7 @@ static status parse_arguments(arguments *a, int argc, char **argv) {
       return FAIL("unknown argument \"%s\"; see --help", word);
     } else {
       TRY(find_command(a, word));
-      if (!a->command->run_words) continue;
+      if (!a->command->run_words && !a->command->run_alone) continue;
       if (i > 1) return FAIL("%s takes its options after its name, and none of the others", word);
       take_words(a, argc - i - 1, argv + i + 1);
       return 0;
@@ -156,14 +166,20 @@ static void print_fault(const comm *c) {
 static char bus_error_text[1024] =
     "moe_run: a mapped file changed or became unreadable\n"; // the rank is not known yet
 
+static struct timespec own_turn; // see comm_turn_seconds
+
 static void on_bus_error(int signal_number) {
+  static atomic_flag told = ATOMIC_FLAG_INIT;
   (void)signal_number;
+  while (atomic_flag_test_and_set(&told)) pause(); // another thread's fault, which ends this process
+  nanosleep(&own_turn, NULL);
   if (write(STDERR_FILENO, bus_error_text, strlen(bus_error_text)) < 0) _exit(1);
   _exit(1);
 }
 
 // Every rank has an agreed fault, so all end in order; from any other fault the rest must be told by force.
 static int end_with_fault(comm *c) {
+  if (comm_wait_has_failed(c)) nanosleep(&own_turn, NULL);
   if (!comm_fault_is_told_elsewhere(c)) print_fault(c);
   if (!comm_fault_is_agreed(c)) comm_abort(c, 1);
   comm_close(c);
@@ -183,6 +199,7 @@ static status run_command(const arguments *a, comm *c) {
            comm_rank(c), comm_host(c), cfg.model.path);
   status result = job_open(&j, a->command->name, &cfg, c, a->command->input);
   if (!result) result = a->command->run(&j);
+  if (result) job_explain_fault(&j);
   job_close(&j);
   config_close(&cfg);
   return result;
@@ -200,6 +217,13 @@ int main(int argc, char **argv) {
     if (a.version) print_version();
     return fflush(stdout) ? 1 : 0;
   }
+  if (a.command->run_alone) {
+    int code;
+    status result = a.command->run_alone(&code, a.n_words, a.words);
+    if (result) fprintf(stderr, "moe_run: %s\n", status_text());
+    free(a.sets);
+    return result ? 2 : code;
+  }
   signal(SIGBUS, on_bus_error);
   signal(SIGXFSZ, SIG_IGN); // a file over its size limit is an error that names the file, not a kill
   if (comm_open(&c, &argc, &argv)) {
@@ -207,8 +231,10 @@ int main(int argc, char **argv) {
     if (c) comm_abort(c, 1);
     return 1;
   }
+  own_turn.tv_sec = comm_turn_seconds(c);
   status result = a.command->run_words ? a.command->run_words(c, a.n_words, a.words) : run_command(&a, c);
   free(a.sets);
+  if (!result) result = comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
   if (result) return end_with_fault(c);
   comm_close(c);
   return 0;

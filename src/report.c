@@ -61,8 +61,7 @@ static void print_text(FILE *out, const char *text, size_t length) {
   }
 }
 
-// One line of at most `room` bytes; of a longer text the head, or with `tail` the end, as of a path.
-static void print_line(FILE *out, const char *text, size_t room, bool tail) {
+void report_print_line(FILE *out, const char *text, size_t room, bool tail) {
   size_t length = strlen(text), from = 0, to = length;
   if (length > room && tail) from = length - room;
   if (length > room && !tail) to = room;
@@ -124,9 +123,9 @@ static void print_devices(const report *r, FILE *out) {
 static void print_head(const report *r, FILE *out) {
   int64_t tokens = r->n_arms ? r->arms[0].tokens : 0;
   fprintf(out, "moe_run %s  ", r->command);
-  print_line(out, or_none(r->model.name), 80, false);
+  report_print_line(out, or_none(r->model.name), 80, false);
   fprintf(out, "\n  file    ");
-  print_line(out, or_none(r->model.path), 50, true);
+  report_print_line(out, or_none(r->model.path), 50, true);
   fprintf(out, "  %s, fingerprint %016" PRIx64 "\n", bytes_cell(r->model.bytes).text, r->model.fingerprint);
   fprintf(out,
           "  model   %.12s: %" PRId64 " layers, hidden %" PRId64 ", heads %" PRId64 "/%" PRId64 " of %" PRId64
@@ -135,7 +134,7 @@ static void print_head(const report *r, FILE *out) {
           r->model.n_kv_heads, r->model.head_dim, r->model.n_experts, r->model.expert_width, r->model.top_k,
           r->model.vocabulary);
   fprintf(out, "  types   ");
-  print_line(out, or_none(r->model.types), 96, false);
+  report_print_line(out, or_none(r->model.types), 96, false);
   fputc('\n', out);
   fprintf(out,
           "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64
@@ -148,7 +147,7 @@ static void print_head(const report *r, FILE *out) {
           or_none(r->build.row));
   if (explained) fprintf(out, "  over    transport %s (%.80s)\n", or_none(r->transport), r->transport_reason);
   fprintf(out, "  on      ");
-  print_line(out, or_none(r->machine.cpu), 96, false);
+  report_print_line(out, or_none(r->machine.cpu), 96, false);
   fputc('\n', out);
   print_ranks(r, out);
   print_devices(r, out);

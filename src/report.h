@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+enum { REPORT_SCHEMA = 2 }; // of report.json
+
 typedef struct {
   int64_t tokens;  // positions in the sequence that the digest covers
   uint64_t digest; // of its logits; the arm's digest is the sum over sequences modulo 2^64
@@ -25,7 +27,9 @@ typedef struct { // text that an arm wrote
 
 typedef struct {
   const char *name; // "q8k@cpu"
+  const char *path; // of all but the experts
   int path_version;
+  uint64_t expert_paths;   // hash of every expert's path and version, in the order of experts
   uint64_t digest;         // logits, all sequences
   uint64_t *layer_digests; // [n_layers], residual stream after each layer, all sequences
   report_sequence *sequences;
@@ -107,6 +111,7 @@ typedef struct {
   const char *placement;
   const char *kv;
   int64_t chunk, context;
+  uint64_t input; // hash of the tokens of all sequences
   report_rank *ranks;
   size_t n_ranks;
   report_arm *arms;
@@ -119,6 +124,9 @@ typedef struct {
   size_t n_sequences;
 } report;
 
+// One line of at most `room` bytes without what a terminal would obey; of a longer text the head, or with
+// `tail` the end, as of a path.
+void report_print_line(FILE *out, const char *text, size_t room, bool tail);
 void report_print(const report *r, FILE *out); // the table that a person reads in ten seconds, then the texts
 // Checks that DIR exists or can be made and that a file can be written there, before any work.
 status report_dir_check(const char *dir);

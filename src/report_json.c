@@ -4,8 +4,6 @@
 #include <string.h>
 #include <utf8proc.h>
 
-enum { SCHEMA_VERSION = 1 };
-
 typedef struct { // an object or array under construction; jansson takes NULL for a value that found no memory
   json_t *node;
   bool *bad;
@@ -109,6 +107,7 @@ static void put_surroundings(branch root, const report *r) {
   put_text(run, "transport_reason", r->transport_reason);
   put_text(run, "placement", r->placement);
   put_text(run, "kv", r->kv);
+  put_digest(run, "input", r->input);
   put_integer(run, "chunk", r->chunk);
   put_integer(run, "context", r->context);
   put_integer(run, "sequences", (int64_t)r->n_sequences);
@@ -167,7 +166,9 @@ static void put_texts(branch arm, const report_arm *a) {
 static void put_arm(branch list, const report *r, const report_arm *a) {
   branch o = put_object(list, NULL);
   put_text(o, "name", a->name);
+  put_text(o, "path", a->path);
   put_integer(o, "path_version", a->path_version);
+  put_digest(o, "expert_paths", a->expert_paths);
   put_digest(o, "digest", a->digest);
   branch layers = put_array(o, "layer_digests");
   for (size_t i = 0; i < r->n_layers && a->layer_digests; i++) put_digest(layers, NULL, a->layer_digests[i]);
@@ -245,7 +246,7 @@ static void put_pair(branch list, const report *r, const report_pair *p) {
 status report_json(json_t **out, const report *r) {
   bool bad = false;
   branch root = {json_object(), &bad};
-  put_integer(root, "schema", SCHEMA_VERSION);
+  put_integer(root, "schema", REPORT_SCHEMA);
   put_text(root, "command", r->command);
   put_model(root, r);
   put_surroundings(root, r);

@@ -37,7 +37,7 @@ LIBRARIES = [
     (r"hwloc.*", r"dist/topology\.c"),
     (r"toml.*", r"src/config_toml\.cc"),
     (r"pcre2\.h", r"src/tokenizer_text\.c"),
-    (r"jansson\.h", r"src/report_json\.[ch]"),
+    (r"jansson\.h", r"src/report_json\.[ch]|src/report_read\.c"),
     (r"(fcntl|unistd|dirent|sys/mman|sys/stat|sys/socket)\.h", r"(?!kernels/).*"),  # kernels know no files
 ]
 ONCE = [r"mpi\.h", r"nccl\.h", r"toml.*"]  # in one source of the tree at most

@@ -97,6 +97,8 @@ def disagreements(report):
             yield f"{arm['name']}: its number of ranks disagrees"
         if len(arm["layer_digests"]) not in (0, report["model"]["n_layers"]):
             yield f"{arm['name']}: its number of layers disagrees"
+        if arm["name"] not in ("ranks", arm["path"] + "@cpu", arm["path"] + "@cuda"):
+            yield f"{arm['name']}: its path disagrees"
         total = sum(int(s["digest"], 16) for s in arm["sequences"]) % 2**64
         if arm["sequences"] and total != int(arm["digest"], 16):
             yield f"{arm['name']}: the digest is not the sum over sequences"
@@ -181,6 +183,8 @@ def spoiled(report):
         yield f"{at}: better than its spread", changed((*where, "rel_l2"), put(1e-30))
         yield f"{at}: a better maximum", changed((*where, "spread", "rel_l2", "max"), put(0))
     for i, arm in enumerate(report["arms"]):
+        if arm["name"] != "ranks":
+            yield f"arm {i}: another path", changed(("arms", i, "path"), put("f32" if arm["path"] != "f32" else "f64"))
         if arm["sequences"]:
             yield f"arm {i}: another digest", changed(("arms", i, "digest"), put(f"{int(arm['digest'], 16) ^ 1:016x}"))
 

@@ -106,6 +106,10 @@ class Outcome:
 
 
 def start(line, **options):
+    """mpirun gets a temporary folder of its own: those that start and end at one time can take a common one away."""
+    folder = fresh()
+    os.mkdir(folder)
+    options.setdefault("env", os.environ | {"TMPDIR": folder})
     return subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             start_new_session=True, **options)
 

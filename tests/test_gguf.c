@@ -697,6 +697,31 @@ static void opens_a_split_set_by_any_of_its_files(void **state) {
   assert_true(hash[0] == hash[1] && hash[1] == hash[2]);
 }
 
+// A write to the second file of an open set, by its time alone and by its size; another file in its place is
+// none.
+static void tells_of_a_file_that_changed(void **state) {
+  (void)state;
+  const part set[] = SET_OF_THREE;
+  const struct timespec long_ago[2] = {{1000, 0}, {1000, 1}};
+  char path[3][512], aside[520];
+  gguf *g;
+  for (int how = 0; how < 3; how++) {
+    for (int i = 0; i < 3; i++) write_part(path[i], sizeof path[i], &set[i]);
+    if (gguf_open(&g, path[0])) fail_msg("%s", status_text());
+    assert_null(gguf_changed_file(g));
+    snprintf(aside, sizeof aside, "%s.aside", path[1]);
+    if (how == 0) assert_int_equal(utimensat(AT_FDCWD, path[1], long_ago, 0), 0);
+    if (how == 1) assert_int_equal(truncate(path[1], 4096), 0);
+    if (how == 2) assert_int_equal(rename(path[1], aside), 0), write_part(path[1], sizeof path[1], &set[1]);
+    if (how < 2)
+      assert_string_equal(gguf_changed_file(g), path[1]);
+    else
+      assert_null(gguf_changed_file(g));
+    gguf_close(g);
+  }
+  unlink(aside);
+}
+
 static void refuses_broken_split_sets(void **state) {
   (void)state;
   static const struct {
@@ -791,6 +816,7 @@ int main(void) {
       cmocka_unit_test(survives_random_flips),
       cmocka_unit_test(takes_memory_for_what_is_there_only),
       cmocka_unit_test(opens_a_split_set_by_any_of_its_files),
+      cmocka_unit_test(tells_of_a_file_that_changed),
       cmocka_unit_test(refuses_broken_split_sets),
       cmocka_unit_test(names_the_missing_sibling),
       cmocka_unit_test(takes_a_merged_file_as_whole),

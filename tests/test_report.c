@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "src/report.h"
+#include "src/report_read.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -101,8 +101,14 @@ typedef struct {
 
 static void fill_arm(sample *s, int i, size_t n_layers) {
   static const char *const NAMES[N_ARMS] = {"f64@cpu", "f32@cpu", "q8k@cpu"};
+  static const char *const PATHS[N_ARMS] = {"f64", "f32", "q8k"};
   report_arm *a = &s->arms[i];
-  *a = (report_arm){.name = NAMES[i], .path_version = 1, .tokens = 12, .decode_tokens_per_s = NAN};
+  *a = (report_arm){.name = NAMES[i],
+                    .path = PATHS[i],
+                    .path_version = 1,
+                    .expert_paths = random_digest(),
+                    .tokens = 12,
+                    .decode_tokens_per_s = NAN};
   a->layer_digests = s->digests[i];
   a->sequences = s->sequences[i];
   for (size_t l = 0; l < n_layers; l++) s->digests[i][l] = random_digest();
@@ -143,6 +149,7 @@ static void fill(sample *s, size_t n_layers) {
   r->kv = "f16";
   r->chunk = 512;
   r->context = 64;
+  r->input = random_digest();
   r->model.name = "tiny \"quoted\"";
   r->model.path = "models/tiny\xff.gguf"; // a path need not be UTF-8
   r->model.architecture = "qwen3moe";
@@ -189,6 +196,36 @@ static void fill(sample *s, size_t n_layers) {
   r->n_sequences = N_SEQUENCES;
 }
 
+static void check_read_back(const sample *s) {
+  recorded_report r;
+  if (report_read(&r, folder)) fail_msg("%s", status_text());
+  assert_string_equal(r.command, s->r.command);
+  assert_string_equal(r.config, s->r.config_text);
+  assert_string_equal(r.model, s->r.model.name);
+  assert_true(r.fingerprint == s->r.model.fingerprint && r.input == s->r.input);
+  assert_int_equal(r.n_layers, s->r.n_layers);
+  assert_int_equal(r.n_ranks, N_RANKS);
+  assert_int_equal(r.n_arms, N_ARMS);
+  for (size_t i = 0; i < N_ARMS; i++) {
+    const recorded_arm *a = &r.arms[i];
+    const report_arm *was = &s->arms[i];
+    assert_string_equal(a->name, was->name);
+    assert_string_equal(a->path, was->path);
+    assert_int_equal(a->path_version, was->path_version);
+    assert_true(a->digest == was->digest && a->expert_paths == was->expert_paths);
+    assert_memory_equal(a->layer_digests, was->layer_digests, s->r.n_layers * sizeof *a->layer_digests);
+    assert_int_equal(a->n_sequences, N_SEQUENCES);
+    assert_memory_equal(a->sequences, was->sequences, sizeof s->sequences[i]);
+    assert_int_equal(a->n_texts, was->n_texts);
+    for (size_t t = 0; t < a->n_texts; t++) {
+      assert_true(a->texts[t].digest == was->texts[t].digest);
+      assert_int_equal(a->texts[t].n_tokens, was->texts[t].n_tokens);
+      assert_memory_equal(a->texts[t].tokens, was->texts[t].tokens, a->texts[t].n_tokens * sizeof(int32_t));
+    }
+  }
+  report_read_close(&r);
+}
+
 static void write_report(const sample *s) {
   if (report_write(&s->r, folder)) fail_msg("%s", status_text());
 }
@@ -224,6 +261,7 @@ static void test_schema(void **state) {
   static sample s;
   fill(&s, 2);
   write_report(&s);
+  check_read_back(&s);
   check_schema("--self-test");
   s.r.command = "generate"; // arms only
   s.r.n_pairs = s.r.n_tokens = 0;

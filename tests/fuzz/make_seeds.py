@@ -4,7 +4,9 @@
 Owns: what a fuzzer would need long to guess: the formats' frames. Refuses to know: what the targets check.
 The corpus holds more than these: inputs that a run found, kept because they reach other code, and inputs of faults.
 """
+import codecs
 import pathlib
+import re
 import struct
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -101,6 +103,18 @@ temperature = 0.5
 [ranks]
 arm = ["q8k@cpu"]
 """
+GOOD_REPORT = codecs.decode("".join(re.findall(r'"((?:[^"\\]|\\.)*)"', (HERE.parent / "good_report.h").read_text())),
+                            "unicode_escape")
+
+
+def edits(*changes):
+    """An input of `report`: in the second arm of the good report each text gives way to another, the last one first."""
+    start, data = GOOD_REPORT.index('"f64@cpu"'), b"\1"
+    for old, new in sorted(changes, key=lambda change: -GOOD_REPORT.index(change[0], start)):
+        data += struct.pack("<HBB", GOOD_REPORT.index(old, start), len(old), len(new)) + new.encode()
+    return data
+
+
 INPUTS = {
     "gguf": [gguf(), model(), gguf(vocabulary()), every_kind(), every_type(),
              gguf([u32("split.no", 0), u32("split.count", 1)]), overlap()],
@@ -110,6 +124,11 @@ INPUTS = {
                b"\0input.prompt = 'a\\b\"c'\n"],
     "toml": [CONFIG.encode(), b"a.b = {c = [1, [2.5, 'x']], d = 1979-05-27T07:32:00Z}\n[[t]]\nx = '''\ny'''\n",
              b"a = 0xff\nb = inf\nc = \"\\U0001F600\"\n[\"q d\"]\n"],
+    "report": [b"\0{\"schema\": 2, \"complete\": true}", b"\1", b"\1\x20\0\1\1x", b"\1\x40\1\0\4null", b"\0[[[[1e9]]]]",
+               edits(('"f64@cpu"', '"q8k@cpu"'), ('"f64"', '"q8k"')), edits(('"generated": []', '"generated": 0')),
+               edits((', {"tokens": 4, "digest": "0000000000000004"}', ""), ('"0000000000000007"', '"0000000000000003"')),
+               edits(('"generated": []', '"generated": [{"sequence": 0, "tokens": [-1], "digest": "0000000000000003"}, '
+                      '{"sequence": 1, "tokens": [], "digest": "0000000000000004"}]'))],
     "tokenizer": [b"Hello, world! 12 don't\n\n", "e\u0301 \uac00\u11a8 \u4f60\u597d".encode(), b"<|im_start|>a<|im_end|>\n",
                   "\u00ab\u00e9\u00bb<think>\u0338".encode(), b"\xff"],
     "text": ["a\u0301\u0327\u0315 1\u00b2 \r\n\u2003x".encode(), "\U0001d160\U00011935\u1100\u1161\u11a7".encode(), b"I'LL we'\xc5\xbf"],
@@ -147,6 +166,9 @@ def main():
               "[[", "]]", "\\u0000", "\\U0010FFFF", "1979-05-27", "07:32:00.5", "\"f64@cpu\"", "\"ranks\"", "\"strided\"",
               "\"f32\"", "{", "}", "\n", "\x1e", " = "]
     words(HERE / "config.dict", [word.encode() for word in keys + values])
+    words(HERE / "report.dict", [word.encode() for word in values if word.isalnum()] + [b"null", b"[]", b"{}", b"\\u0000",
+          b"0000000000000001", b"ffffffffffffffff", b"-1", b"1e400", b"9223372036854775808", b"\"q8k@cuda\"", b"\"ranks\"",
+          b"\"generated\": []", b"\"tokens\": ", b"perplexity", b"\"f32\"", b"layer_digests"])
     words(HERE / "toml.dict", [word.encode() for word in values])
     marks = ["\u0301", "\u0327", "\u1161", "\u11a7", "\u11a8", "\uac00", "\U0001d15e", "\U00011935", "\u0f71",
              "\u00e9", "\u2003", "\u017f", "\u0338", "\u0344", "\u212b", "\u3099", "\U0001f600", "'ll", "\r\n", "<|im_end|>",

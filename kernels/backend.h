@@ -146,6 +146,11 @@ typedef struct {
                     const int64_t *row_of_slot);
   // Host memory of all rows of a kind, for the exchange to complete.
   void *(*rows_host)(backend *, row_kind);
+  // Rows first .. first + count - 1 to the memory of `rows_host`, and from there back. One host buffer serves
+  // every kind: rows_read waits for the writes before it, and each use begins with one, of 0 rows if need be.
+  // NULL where the rows lie there anyway.
+  status (*rows_read)(backend *, row_kind, int64_t first, int64_t count);
+  status (*rows_write)(backend *, row_kind, int64_t first, int64_t count);
   // Sums each token's slots in slot order and adds the sum to the residual stream.
   status (*combine)(backend *, int64_t layer, const token_batch *, const int64_t *row_of_slot);
   // Logits of batch rows first .. first + count - 1, reals of `shared`, [count][vocabulary].
@@ -158,10 +163,6 @@ typedef struct {
   status (*finish)(backend *);
   status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
   status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
-  // Rows first .. first + count - 1 to the memory of `rows_host`, and from there back. One host buffer serves
-  // every kind: rows_read waits for the writes before it, and each use begins with one, of 0 rows if need be.
-  status (*rows_read)(backend *, row_kind, int64_t first, int64_t count);
-  status (*rows_write)(backend *, row_kind, int64_t first, int64_t count);
   // All rows of a kind where they are computed, slots also at fixed places [n_ranks][n * top_k][hidden], and
   // the stream that orders all work: for a transport that takes them from there.
   void *(*rows_device)(backend *, row_kind);

@@ -59,10 +59,10 @@ void cpu_close(backend *base) {
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
   outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *owned[] = {b->x,       b->rope_tables, b->keys,     b->values, b->slot_rows, b->slot_weights,
-                   b->own,     b->first,       b->slots,    b->active, b->up,        b->narrow,
-                   b->in_rows, b->in_q8k,      b->gate_out, b->up_out, b->down_out,  b->logits_out,
-                   b->spans,   b->scratch};
+  void *owned[] = {
+      b->x,      b->rope_tables, b->keys,   b->values,   b->slot_rows,  b->normed_rows, b->slot_weights,
+      b->own,    b->first,       b->slots,  b->active,   b->up,         b->narrow,      b->in_rows,
+      b->in_q8k, b->gate_out,    b->up_out, b->down_out, b->logits_out, b->spans,       b->scratch};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
   free(b);
 }
@@ -99,6 +99,8 @@ static status open_experts(cpu_backend *b) {
   for (int64_t e = 0; e < s->n_experts; e++)
     if (b->params.local[e] >= 0) b->own[b->params.local[e]] = (expert_global)e;
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
+  if (b->params.n_ranks > 1 || !b->params.computes_shared)
+    TRY(take(b, &b->normed_rows, (size_t)(n * s->hidden), b->shared.ops->bytes, "normed activations"));
   TRY(take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
   TRY(activations_open(b, &b->expert_in, &b->experts, n, s->hidden, "expert inputs"));
   TRY(activations_open(b, &b->hidden_in, &b->experts, slots, s->expert_width, "expert activations"));

@@ -49,6 +49,7 @@ typedef struct {
   outputs router_logits; // [max_batch][n_experts]
   char *slot_weights;    // [max_batch][top_k]
   char *slot_rows;       // [max_batch * top_k][hidden]
+  char *normed_rows; // [max_batch][hidden] of `normed`, side by side as they cross ranks; only where they do
 
   int64_t n_own;         // experts of this rank in a layer
   expert_global *own;    // [n_own]

@@ -325,7 +325,24 @@ static status cpu_experts(backend *base, int64_t layer, const token_batch *batch
 
 static void *cpu_rows_host(backend *base, row_kind kind) {
   cpu_backend *b = (cpu_backend *)base;
-  return kind == ROWS_RESIDUAL ? b->x : kind == ROWS_NORMED ? b->normed.reals : b->slot_rows;
+  return kind == ROWS_RESIDUAL ? b->x : kind == ROWS_NORMED ? b->normed_rows : b->slot_rows;
+}
+
+// Of the rows that cross ranks only the normed ones lie apart from those that the steps use.
+static status cpu_rows_read(backend *base, row_kind kind, int64_t first, int64_t count) {
+  cpu_backend *b = (cpu_backend *)base;
+  size_t bytes = (size_t)b->shape.hidden * b->shared.ops->bytes;
+  for (int64_t t = first; t < first + count && kind == ROWS_NORMED; t++)
+    memcpy(b->normed_rows + (size_t)t * bytes, b->normed.real_rows[t], bytes);
+  return 0;
+}
+
+static status cpu_rows_write(backend *base, row_kind kind, int64_t first, int64_t count) {
+  cpu_backend *b = (cpu_backend *)base;
+  size_t bytes = (size_t)b->shape.hidden * b->shared.ops->bytes;
+  for (int64_t t = first; t < first + count && kind == ROWS_NORMED; t++)
+    memcpy(b->normed.real_rows[t], b->normed_rows + (size_t)t * bytes, bytes);
+  return 0;
 }
 
 static status cpu_combine(backend *base, int64_t layer, const token_batch *batch,
@@ -396,6 +413,8 @@ const backend_ops cpu_backend_ops = {
     .route = cpu_route,
     .experts = cpu_experts,
     .rows_host = cpu_rows_host,
+    .rows_read = cpu_rows_read,
+    .rows_write = cpu_rows_write,
     .combine = cpu_combine,
     .head = cpu_head,
     .probe = cpu_probe,

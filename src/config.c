@@ -274,7 +274,7 @@ static status apply_set(config *c, const char *set) {
   return k ? apply_value(c, k, equals + 1, &from) : refuse_key(name, &from, 1);
 }
 
-// One document: a parse for each key would take most of the time of a load.
+// As one document, which goes the way of a file's.
 static status apply_defaults(config *c) {
   const value_origin from = {.file = "defaults"};
   char *text = NULL;

@@ -40,14 +40,16 @@ static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_o
 }
 
 // Of a large batch each shared rank takes some of the queries. A query costs its own two products (q and o)
-// over `hidden` and the two of scores and values over the positions that it sees.
+// over `hidden` and the two of scores and values over the positions that it sees; products of integers take
+// an eighth of the time that those of floats do (docs/measurements.md).
 static status attend(forward_state *f, int64_t layer, const token_batch *batch) {
   backend *b = f->compute;
   int n_ranks = exchange_shared_count(f->ranks);
   if (n_ranks == 1 || batch->n < (int64_t)n_ranks * SPLIT_TOKENS)
     return f->is_shared ? in_step(b->ops->attention(b, layer, batch, 0, batch->n), layer, "attention") : 0;
   int64_t first, count;
-  for (int64_t t = 0; t < batch->n; t++) f->cost[t] = f->hidden + batch->position[t] + 1;
+  int64_t own = f->path->kind == PATH_Q8K ? f->hidden / 8 : f->hidden;
+  for (int64_t t = 0; t < batch->n; t++) f->cost[t] = own + batch->position[t] + 1;
   exchange_split(f->ranks, f->tokens_of_rank, f->cost, batch->n);
   exchange_own_rows(f->ranks, f->tokens_of_rank, &first, &count);
   if (f->is_shared) TRY(in_step(b->ops->attention(b, layer, batch, first, count), layer, "attention"));

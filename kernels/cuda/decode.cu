@@ -452,9 +452,8 @@ static bool layer_fits(const dev_layer &w) {
 }
 
 bool decode_fits(const model_shape *s, const dev_weights *w) {
-  bool fits = s->head_dim == 128 || s->head_dim == 64;
-  fits = fits && s->n_experts <= MOST_EXPERTS && s->hidden <= 8192 && s->expert_width <= 8192 &&
-         is_k_quant(w->output);
+  bool fits =
+      s->n_experts <= MOST_EXPERTS && s->hidden <= 8192 && s->expert_width <= 8192 && is_k_quant(w->output);
   for (int64_t l = 0; l < s->n_layers && fits; l++) fits = layer_fits(w->layers[l]);
   return fits;
 }

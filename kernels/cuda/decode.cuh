@@ -6,17 +6,20 @@
 // Whether the kernels hold this shape and these types of weights: K-quants but for a router of floats,
 // head_dim 64 or 128, at most 256 experts.
 bool decode_fits(const model_shape *s, const dev_weights *w);
-// And a cache of so many positions; longer ones go to attention.cu.
-bool decode_attends(const attention_work *work, int n_heads, int max_keys);
+// Whether decode_attention_launch serves n tokens of different sequences and so many positions; else
+// attention.cu does.
+bool decode_attends(const attention_work *work, const model_shape *s, int n, int max_keys);
 
 // q, k, v = products of rms_norm(x), as they come: decode_attention_launch norms and turns the heads.
 status decode_qkv_launch(float *q, float *k, float *v, const float *x, const dev_layer *w, float epsilon,
                          cudaStream_t stream);
-// out[n_heads][head_dim]; writes the token's key and value to the cache. arrived: [n_heads] zeros, left so.
+// Of the batch's tokens, no two of which are of one sequence: out[n][n_heads][head_dim]; writes their keys
+// and values to the cache. On any path. arrived: [n][n_heads] zeros, left so. early: it
+// follows decode_qkv_launch, so the cache may be read ahead of it.
 status decode_attention_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,
                                const model_shape *s, const float *rope, kv_cache cache, int layer,
                                const dev_batch *b, int max_keys, const attention_work *work,
-                               unsigned *arrived, cudaStream_t stream);
+                               unsigned *arrived, bool early, cudaStream_t stream);
 // x = x + o(attended)
 status decode_output_launch(float *x, const float *attended, const dev_layer *w, cudaStream_t stream);
 // normed = rms_norm(x), rounded too; logits[n_experts] of it

@@ -1,5 +1,5 @@
-// decode_attention: docs/paths.md steps 4 to 6 for one token: heads normed and turned, the new key and value
-// kept, the chunks attended and folded, in one launch.
+// decode_attention: docs/paths.md steps 4 to 6 for tokens of different sequences: heads normed and turned,
+// the new key and value kept, the chunks attended and folded, in one launch.
 //
 // Two ways: near, one block holds every chunk of a few heads, for a cache of up to four chunks; far, a block
 // a chunk, of which the last to end folds them all. The sums are the same.
@@ -9,13 +9,14 @@
 
 struct attend_args {
   const float *q, *k, *v, *q_norm, *k_norm, *rope;
-  float *out; // [n_heads][head_dim]
+  float *out; // [n][n_heads][head_dim]
   kv_cache cache;
   int layer, n_heads, group, n_chunks;
   float epsilon, scale;
+  bool early; // what earlier tokens left in the cache may be read before the wait
   const int *sequence, *position;
   attention_work work;
-  unsigned *arrived; // [kv heads * slices], 0 between launches
+  unsigned *arrived; // [n][kv heads * slices], 0 between launches
 };
 
 // The warp's row of q, k or v: lane l has elements l + 32 i. Norm and turn but for v.
@@ -98,11 +99,13 @@ __global__ void __launch_bounds__(NEAR_HEADS *NEAR_CHUNKS *CHUNK)
   extern __shared__ __align__(16) uint8_t memory[];
   near_rows<DIM> *s = (near_rows<DIM> *)memory;
   int slices = (a.group + NEAR_HEADS - 1) / NEAR_HEADS, kv = blockIdx.x / slices, slice = blockIdx.x % slices;
-  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, position = a.position[0], last = position / CHUNK;
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, t = blockIdx.y, position = a.position[t],
+      last = position / CHUNK;
   int first_head = kv * a.group + slice * NEAR_HEADS, heads = min(NEAR_HEADS, a.group - slice * NEAR_HEADS);
-  size_t head = ((size_t)a.layer * a.cache.n_sequences + a.sequence[0]) * a.cache.n_kv_heads + kv;
+  size_t head = ((size_t)a.layer * a.cache.n_sequences + a.sequence[t]) * a.cache.n_kv_heads + kv;
   uint16_t *keys = (uint16_t *)a.cache.keys + head * a.cache.head_elements;
   uint16_t *values = (uint16_t *)a.cache.values + head * a.cache.head_elements;
+  if (!a.early) wait_for_previous();
   for (int i = 8 * threadIdx.x; i < (last + 1) * CHUNK * DIM;
        i += 8 * blockDim.x) { // what earlier tokens left
     copy16_async(&s->keys[0][0][0] + i, keys + i);
@@ -111,9 +114,10 @@ __global__ void __launch_bounds__(NEAR_HEADS *NEAR_CHUNKS *CHUNK)
   bool is_query = warp < heads, is_key = warp == NEAR_HEADS, is_value = warp == NEAR_HEADS + 1;
   head_row<DIM> row;
   row.constants(is_query ? a.q_norm : a.k_norm, a.rope + (size_t)position * DIM);
-  wait_for_previous();
+  if (a.early) wait_for_previous();
+  size_t from_q = (size_t)t * a.n_heads + first_head + warp, from_kv = (size_t)t * a.cache.n_kv_heads + kv;
   if (is_query || is_key || is_value) {
-    row.load(is_query ? a.q + (size_t)(first_head + warp) * DIM : (is_key ? a.k : a.v) + (size_t)kv * DIM);
+    row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
     if (!is_value) row.norm_and_turn(a.epsilon, is_query ? a.scale : 1.0f);
   }
   for (int i = 0; i < DIM / WARP && is_query; i++) s->q[warp][lane + WARP * i] = row.x[i];
@@ -153,7 +157,7 @@ __global__ void __launch_bounds__(NEAR_HEADS *NEAR_CHUNKS *CHUNK)
       fold(&max, &sum, s->max[of][chunk], s->sum[of][chunk], &old, &fresh);
       out = num_fma_f32(s->out[of][chunk][d], fresh, out * old);
     }
-    a.out[(size_t)(first_head + of) * DIM + d] = out * (1.0f / sum);
+    a.out[((size_t)t * a.n_heads + first_head + of) * DIM + d] = out * (1.0f / sum);
   }
 }
 
@@ -192,6 +196,7 @@ __device__ __forceinline__ float store_cache(uint16_t *to, float x) {
 
 // Folds a head's chunks 0 .. last in ascending order: the factors of 32 chunks at once, a lane each, then the
 // sums.
+// head: counted over all tokens.
 template <int DIM> __device__ void fold_head(const attend_args &a, int head, int last) {
   constexpr int EACH = DIM / WARP, AHEAD = 4;
   int lane = threadIdx.x % WARP;
@@ -267,13 +272,15 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
   attend_rows<DIM> *s = (attend_rows<DIM> *)memory;
   int slices = (a.group + HEADS - 1) / HEADS, kv = blockIdx.y / slices, slice = blockIdx.y % slices;
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, chunk = blockIdx.x;
-  int position = a.position[0], last = position / CHUNK, n = min(CHUNK, position + 1 - chunk * CHUNK);
+  int t = blockIdx.z, position = a.position[t], last = position / CHUNK,
+      n = min(CHUNK, position + 1 - chunk * CHUNK);
   if (chunk > last) return;
   int first_head = kv * a.group + slice * HEADS, heads = min(HEADS, a.group - slice * HEADS);
-  size_t head = ((size_t)a.layer * a.cache.n_sequences + a.sequence[0]) * a.cache.n_kv_heads + kv;
+  size_t head = ((size_t)a.layer * a.cache.n_sequences + a.sequence[t]) * a.cache.n_kv_heads + kv;
   T *keys = (T *)a.cache.keys + head * a.cache.head_elements + (size_t)chunk * CHUNK * DIM;
   T *values = (T *)a.cache.values + head * a.cache.head_elements + (size_t)chunk * CHUNK * DIM;
   constexpr int PIECE = 16 / sizeof(T);
+  if (!a.early) wait_for_previous();
 #pragma unroll 2
   for (int i = PIECE * threadIdx.x; i < CHUNK * DIM;
        i += PIECE * ATTEND_THREADS) { // what earlier tokens left
@@ -283,8 +290,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
   bool is_key = warp == HEADS, is_query = warp < heads;
   head_row<DIM> row;
   row.constants(is_query ? a.q_norm : a.k_norm, a.rope + (size_t)position * DIM);
-  wait_for_previous();
-  row.load(is_query ? a.q + (size_t)(first_head + warp) * DIM : (is_key ? a.k : a.v) + (size_t)kv * DIM);
+  if (a.early) wait_for_previous();
+  size_t from_q = (size_t)t * a.n_heads + first_head + warp, from_kv = (size_t)t * a.cache.n_kv_heads + kv;
+  row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
   if (is_query || is_key) row.norm_and_turn(a.epsilon, is_query ? a.scale : 1.0f);
   for (int i = 0; i < DIM / WARP && is_query; i++) s->q[warp][lane + WARP * i] = row.x[i];
   __syncthreads(); // the copies are there, and have a hole at the new position
@@ -314,7 +322,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
     float2 out[2];
     weigh_values<DIM>(out, s, n);
     for (int i = 0; i < 2 && h + i < heads; i++) {
-      size_t at = (size_t)(first_head + h + i);
+      size_t at = (size_t)t * a.n_heads + first_head + h + i;
       float inverse = last ? 1.0f : 1.0f / s->sum[h + i];
       float *to = last ? a.work.out + (at * a.n_chunks + chunk) * DIM : a.out + at * DIM;
       *(float2 *)(to + d) = last ? out[i] : make_float2(out[i].x * inverse, out[i].y * inverse);
@@ -327,40 +335,43 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
   if (!last) return;
   __threadfence();
   __syncthreads();
+  unsigned *arrived = &a.arrived[blockIdx.z * gridDim.y + blockIdx.y];
   if (threadIdx.x == 0) { // the block that comes last folds, and leaves zero for the next launch
-    s->folds = atomicAdd(&a.arrived[blockIdx.y], 1) == (unsigned)last;
-    if (s->folds) a.arrived[blockIdx.y] = 0;
+    s->folds = atomicAdd(arrived, 1) == (unsigned)last;
+    if (s->folds) *arrived = 0;
   }
   __syncthreads();
   if (!s->folds) return;
   __threadfence();
-  if (is_query) fold_head<DIM>(a, first_head + warp, last);
+  if (is_query) fold_head<DIM>(a, t * a.n_heads + first_head + warp, last);
 }
 
 // ---- launch ----
 
-template <int DIM> static status launch_near(const attend_args &a, cudaStream_t stream) {
+template <int DIM> static status launch_near(const attend_args &a, int n, cudaStream_t stream) {
   int slices = ceil_div(a.group, NEAR_HEADS),
       threads = NEAR_HEADS * CHUNK * (a.n_chunks > 1 ? a.n_chunks : 2);
-  return start(decode_attend_near<DIM>, dim3((unsigned)(a.cache.n_kv_heads * slices)), threads,
+  return start(decode_attend_near<DIM>, dim3((unsigned)(a.cache.n_kv_heads * slices), (unsigned)n), threads,
                sizeof(near_rows<DIM>), stream, a);
 }
 
-template <int DIM, typename T> static status launch_far(const attend_args &a, cudaStream_t stream) {
+template <int DIM, typename T> static status launch_far(const attend_args &a, int n, cudaStream_t stream) {
   int slices = ceil_div(a.group, HEADS);
-  return start(decode_attend<DIM, T>, dim3((unsigned)a.n_chunks, (unsigned)(a.cache.n_kv_heads * slices)),
+  return start(decode_attend<DIM, T>,
+               dim3((unsigned)a.n_chunks, (unsigned)(a.cache.n_kv_heads * slices), (unsigned)n),
                ATTEND_THREADS, sizeof(attend_rows<DIM>), stream, a);
 }
 
-bool decode_attends(const attention_work *work, int n_heads, int max_keys) {
+bool decode_attends(const attention_work *work, const model_shape *s, int n, int max_keys) {
   int chunks = ceil_div(max_keys, CHUNK);
-  return chunks <= 64 && (size_t)n_heads * (size_t)chunks <= work->capacity;
+  return (s->head_dim == 64 || s->head_dim == 128) && chunks <= 64 &&
+         (size_t)n * (size_t)s->n_heads * (size_t)chunks <= work->capacity;
 }
 
 status decode_attention_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,
                                const model_shape *s, const float *rope, kv_cache cache, int layer,
                                const dev_batch *b, int max_keys, const attention_work *work,
-                               unsigned *arrived, cudaStream_t stream) {
+                               unsigned *arrived, bool early, cudaStream_t stream) {
   attend_args a = {};
   a.q = q;
   a.k = k;
@@ -376,16 +387,17 @@ status decode_attention_launch(float *out, const float *q, const float *k, const
   a.n_chunks = ceil_div(max_keys, CHUNK);
   a.epsilon = (float)s->rms_epsilon;
   a.scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
+  a.early = early;
   a.sequence = b->sequence;
   a.position = b->position;
   a.work = *work;
   a.arrived = arrived;
   bool near = cache.f16 && a.n_chunks <= NEAR_CHUNKS;
   if (cache.head_dim == 64)
-    return near        ? launch_near<64>(a, stream)
-           : cache.f16 ? launch_far<64, uint16_t>(a, stream)
-                       : launch_far<64, float>(a, stream);
-  return near        ? launch_near<128>(a, stream)
-         : cache.f16 ? launch_far<128, uint16_t>(a, stream)
-                     : launch_far<128, float>(a, stream);
+    return near        ? launch_near<64>(a, b->n, stream)
+           : cache.f16 ? launch_far<64, uint16_t>(a, b->n, stream)
+                       : launch_far<64, float>(a, b->n, stream);
+  return near        ? launch_near<128>(a, b->n, stream)
+         : cache.f16 ? launch_far<128, uint16_t>(a, b->n, stream)
+                     : launch_far<128, float>(a, b->n, stream);
 }

@@ -273,12 +273,15 @@ __device__ __forceinline__ void block_step(float y[WIDE / 8][4], const block_til
 
 template <weight_type TYPE, int ITEMS>
 __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>::BLOCKS)
-    product_q8k_many(const __grid_constant__ product p) {
+    product_q8k_many(const __grid_constant__ product_set set) {
   constexpr int WIDE = many_shape<ITEMS>::WIDE, THREADS = many_shape<ITEMS>::THREADS,
                 PARTS = many_shape<ITEMS>::PARTS;
   wait_for_inputs();
   extern __shared__ __align__(16) uint8_t shared[];
   many_memory<ITEMS> *m = (many_memory<ITEMS> *)shared;
+  int which = 0;
+  while (which + 1 < set.count && (int)blockIdx.x >= set.begin[which + 1]) which++;
+  const product &p = set.p[which];
   int n_blocks = p.w.cols / QK_K, left = p.n_items - (int)blockIdx.y * ITEMS;
   item_tile tile = p.first ? find_tile(p, ITEMS, blockIdx.y)
                            : item_tile{0, (int)blockIdx.y * ITEMS, left < ITEMS ? left : ITEMS};
@@ -290,7 +293,8 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
         (p.order ? p.order[at] : at) / p.input_divisor; // input rows; results find theirs again below
   }
   const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
-  int row0 = blockIdx.x * TILE_ROWS, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  int row0 = ((int)blockIdx.x - set.begin[which]) * TILE_ROWS, warp = threadIdx.x / WARP,
+      lane = threadIdx.x % WARP;
   int warp_row = warp % 4 * 16, first_item = warp / 4 * WIDE;
   quarter<TYPE> part[PARTS]; // raw weights of the next block
   auto load_parts = [&](int b) {
@@ -335,7 +339,7 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
     }
 }
 
-template <weight_type TYPE, int ITEMS> static status launch_many(const product *p, cudaStream_t stream) {
+template <weight_type TYPE, int ITEMS> static status launch_many(product_set *set, cudaStream_t stream) {
   size_t bytes = sizeof(many_memory<ITEMS>);
   static bool ready; // the attribute is the kernel's own; setting it twice does no harm
   if (!ready) {
@@ -343,20 +347,27 @@ template <weight_type TYPE, int ITEMS> static status launch_many(const product *
                                   (int)bytes));
     ready = true;
   }
-  dim3 grid((unsigned)((p->w.rows + TILE_ROWS - 1) / TILE_ROWS), tile_count(p, ITEMS));
-  return launch(product_q8k_many<TYPE, ITEMS>, grid, many_shape<ITEMS>::THREADS, bytes, stream, *p);
+  int blocks = 0;
+  for (int i = 0; i < set->count; i++) {
+    set->begin[i] = blocks;
+    blocks += (set->p[i].w.rows + TILE_ROWS - 1) / TILE_ROWS;
+  }
+  return launch(product_q8k_many<TYPE, ITEMS>, dim3((unsigned)blocks, tile_count(&set->p[0], ITEMS)),
+                many_shape<ITEMS>::THREADS, bytes, stream, *set);
 }
 
-template <weight_type TYPE> static status many(const product *p, cudaStream_t stream) {
+template <weight_type TYPE> static status many(product_set *set, cudaStream_t stream) {
+  const product *p = &set->p[0];
   int each = p->first ? p->n_items / p->n_members : p->n_items;
-  return each > 16 ? launch_many<TYPE, 64>(p, stream) : launch_many<TYPE, 16>(p, stream);
+  return each > 16 ? launch_many<TYPE, 64>(set, stream) : launch_many<TYPE, 16>(set, stream);
 }
 
-static status many_of_type(const product *p, cudaStream_t stream) {
-  if (p->w.type == TYPE_Q4_K) return many<TYPE_Q4_K>(p, stream);
-  if (p->w.type == TYPE_Q5_K) return many<TYPE_Q5_K>(p, stream);
-  if (p->w.type == TYPE_Q6_K) return many<TYPE_Q6_K>(p, stream);
-  return FAIL("CUDA: the type %s has no product with Q8_K", type_find(p->w.type)->name);
+static status many_of_type(product_set *set, cudaStream_t stream) {
+  weight_type type = set->p[0].w.type;
+  if (type == TYPE_Q4_K) return many<TYPE_Q4_K>(set, stream);
+  if (type == TYPE_Q5_K) return many<TYPE_Q5_K>(set, stream);
+  if (type == TYPE_Q6_K) return many<TYPE_Q6_K>(set, stream);
+  return FAIL("CUDA: the type %s has no product with Q8_K", type_find(type)->name);
 }
 
 status product_q8k_launch(product_set *set, cudaStream_t stream) {
@@ -364,6 +375,11 @@ status product_q8k_launch(product_set *set, cudaStream_t stream) {
   if (p->n_items <= 0) return 0;
   bool each_alone = p->member && !p->first;
   if (each_alone || (!p->first && p->n_items <= 4)) return few(set, stream);
-  for (int i = 0; i < set->count; i++) TRY(many_of_type(&set->p[i], stream));
+  for (int i = 0; i < set->count;) { // neighbours of one type together
+    product_set part = {};
+    do part.p[part.count++] = set->p[i++];
+    while (i < set->count && set->p[i].w.type == part.p[0].w.type);
+    TRY(many_of_type(&part, stream));
+  }
   return 0;
 }

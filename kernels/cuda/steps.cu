@@ -19,6 +19,7 @@ static constexpr int AHEAD = 4;            // batches that the host may be ahead
 struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
                    // positions
   int n, max_keys;
+  bool distinct;
   cudaGraphExec_t graph;
 };
 
@@ -41,7 +42,8 @@ struct cuda_backend {
   int *token, *sequence, *position;
   dev_batch batch;
   int max_keys;
-  float *x; // residual stream
+  bool distinct; // no two tokens of the batch are of one sequence
+  float *x;      // residual stream
   dev_inputs normed, attended, gate, head_in;
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
   kv_cache cache;
@@ -52,7 +54,12 @@ struct cuda_backend {
   int64_t *place;
   double *margin;
   bool placed;      // `place` holds the row of each slot
-  float *host_rows; // pinned, [max slots][hidden]; only where rows cross ranks
+  bool begun;       // the experts' step, by route
+  int *host_expert; // pinned: [max slots], [max_batch], [max slots]
+  double *host_margin;
+  int64_t *host_place;
+  cudaEvent_t routed; // the routing has come to them
+  float *host_rows;   // pinned, [max slots][hidden]; only where rows cross ranks
   recording recordings[MAX_RECORDINGS];
   int n_recordings;
   bool is_recording;        // the steps are being recorded: the batch is on the device already
@@ -113,7 +120,10 @@ static void cuda_close(backend *base) {
     for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
     for (int i = 0; i < AHEAD; i++)
       if (b->batch_end[i]) cudaEventDestroy(b->batch_end[i]);
-    if (b->host_rows) cudaFreeHost(b->host_rows);
+    void *pinned[] = {b->host_rows, b->host_expert, b->host_margin, b->host_place};
+    for (void *memory : pinned)
+      if (memory) cudaFreeHost(memory);
+    if (b->routed) cudaEventDestroy(b->routed);
     if (b->stream) cudaStreamDestroy(b->stream);
   }
   weights_release(b->weights);
@@ -174,7 +184,7 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->k, n * kv_width, PART_WORK));
   TRY(take(b, &b->v, n * kv_width, PART_WORK));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
-  TRY(take(b, &b->arrived, (size_t)b->shape.n_heads, PART_WORK));
+  TRY(take(b, &b->arrived, (size_t)(RECORDED_TOKENS * b->shape.n_heads), PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
 }
@@ -201,7 +211,12 @@ static status open_experts(cuda_backend *b) {
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
   TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
   TRY(take(b, &b->slots, slot_places(b) * (size_t)s->hidden, PART_WORK));
-  if (b->plan || (b->alone && b->params.computes_shared)) return 0;
+  if (b->plan) return 0;
+  CUDA_TRY(cudaMallocHost((void **)&b->host_expert, slots * sizeof(int)));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_margin, n * sizeof(double)));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_place, slots * sizeof(int64_t)));
+  CUDA_TRY(cudaEventCreateWithFlags(&b->routed, cudaEventDisableTiming));
+  if (b->alone && b->params.computes_shared) return 0;
   if (b->params.fixed_tokens)
     CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
                         cudaMemcpyHostToDevice));
@@ -364,6 +379,7 @@ static dev_inputs rows_from(dev_inputs in, int64_t first) {
   in.qs += elements;
   in.d += elements / QK_K;
   in.bsums += elements / 16;
+  in.halves += elements / 16;
   return in;
 }
 
@@ -404,8 +420,11 @@ static status load_batch(cuda_backend *b, const token_batch *batch) {
   TRY(keep_pace(b));
   b->batch = dev_batch{b->token, b->sequence, b->position, (int)batch->n};
   b->max_keys = 0;
-  for (int64_t t = 0; t < batch->n; t++)
+  b->distinct = batch->n <= RECORDED_TOKENS;
+  for (int64_t t = 0; t < batch->n; t++) {
     if (batch->position[t] >= b->max_keys) b->max_keys = batch->position[t] + 1;
+    for (int64_t u = 0; u < t && b->distinct; u++) b->distinct = batch->sequence[u] != batch->sequence[t];
+  }
   // from pageable memory: the driver has its own copy when the call returns
   CUDA_TRY(cudaMemcpyAsync(b->token, batch->token, bytes, cudaMemcpyHostToDevice, b->stream));
   CUDA_TRY(cudaMemcpyAsync(b->sequence, batch->sequence, bytes, cudaMemcpyHostToDevice, b->stream));
@@ -424,17 +443,22 @@ static bool decodes(const cuda_backend *b, const token_batch *batch) {
   return b->decodes && batch->n == 1;
 }
 
-static status decode_attention(cuda_backend *b, int64_t layer, const dev_layer *w) {
+// Norms and turns the heads, keeps keys and values, attends: queries of the whole batch.
+static status attend_all(cuda_backend *b, int64_t layer, bool early) {
   const model_shape *s = &b->shape;
-  TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, (float)s->rms_epsilon, b->stream));
-  if (decode_attends(&b->work, (int)s->n_heads, b->max_keys)) {
-    TRY(decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
-                                &b->batch, b->max_keys, &b->work, b->arrived, b->stream));
-  } else {
-    TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, 1, b->stream));
-    TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
-                         &b->work, b->stream));
-  }
+  const dev_layer *w = &b->weights->layers[layer];
+  if (b->distinct && decode_attends(&b->work, s, b->batch.n, b->max_keys))
+    return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
+                                   &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, b->batch.n,
+                   b->stream));
+  return attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
+                          &b->work, b->stream);
+}
+
+static status decode_attention(cuda_backend *b, int64_t layer, const dev_layer *w) {
+  TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, (float)b->shape.rms_epsilon, b->stream));
+  TRY(attend_all(b, layer, true));
   return decode_output_launch(b->x, b->attended.x, w, b->stream);
 }
 
@@ -475,37 +499,9 @@ static status cuda_attention(backend *base, int64_t layer, const token_batch *ba
                      {0},
                      3};
   TRY(multiply(b, b->shared, &qkv));
-  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, n, b->stream));
-  TRY(attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
-                       &b->work, b->stream));
+  TRY(attend_all(b, layer, false));
   if (b->attended.qs) TRY(round_launch(b->attended, n, b->stream));
   return product_shared(b, b->x, &w->o, &b->attended, n, true); // x = x + o(attention)
-}
-
-static status cuda_route(backend *base, int64_t layer, const token_batch *batch, routing *out) {
-  cuda_backend *b = self(base);
-  const model_shape *s = &b->shape;
-  const dev_layer *w = &b->weights->layers[layer];
-  int n = (int)batch->n, slots = n * (int)s->top_k;
-  bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
-  if (decodes(b, batch)) {
-    TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
-    if (!out && b->alone) return 0; // the experts' step chooses from the logits
-  } else {
-    TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
-    TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
-  }
-  TRY(route_launch(b->expert, b->slot_weights, b->member, out || b->alone ? nullptr : b->place,
-                   out ? b->margin : nullptr, b->router_logits, b->weights->local_of_expert,
-                   b->rank_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
-  if (!out) return 0;
-  TRY(device_wait(b->stream, &b->params));
-  CUDA_TRY(cudaMemcpyAsync(out->expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost,
-                           b->stream));
-  CUDA_TRY(
-      cudaMemcpyAsync(out->margin, b->margin, (size_t)n * sizeof(double), cudaMemcpyDeviceToHost, b->stream));
-  CUDA_TRY(cudaStreamSynchronize(b->stream));
-  return 0;
 }
 
 // A stack's product over all slots of the batch. Few slots each read their expert alone; many are grouped by
@@ -549,19 +545,12 @@ static status take_routed(cuda_backend *b, const routing *route, int n_tokens) {
   return b->normed.qs ? round_launch(b->normed, n_tokens, b->stream) : 0;
 }
 
-static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *route,
-                           const int64_t *row_of_slot) {
-  cuda_backend *b = self(base);
+// The experts' step up to the hidden rows, which do not depend on where slots' outputs go.
+static status begin_experts(cuda_backend *b, int64_t layer, int n_tokens) {
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
-  int n_slots = (int)(batch->n * s->top_k);
+  int n_slots = n_tokens * (int)s->top_k;
   bool grouped = n_slots > 2 * s->top_k;
-  if (!b->params.computes_shared) TRY(take_routed(b, route, (int)batch->n));
-  b->placed = !b->alone;
-  if (b->placed && row_of_slot) // else route wrote the fixed places
-    CUDA_TRY(cudaMemcpyAsync(b->place, row_of_slot, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
-                             b->stream));
-  if (decodes(b, batch)) return decode_own_experts(b, layer, w);
   if (grouped)
     TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k, grouped),
@@ -569,7 +558,62 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
                     {0},
                     2};
   TRY(multiply(b, b->experts, &in));
-  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, b->stream));
+  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr,
+                    !takes_q8k(b->experts, &w->down), b->stream));
+  b->begun = true;
+  return 0;
+}
+
+static status cuda_route(backend *base, int64_t layer, const token_batch *batch, routing *out) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int n = (int)batch->n, slots = n * (int)s->top_k;
+  bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
+  if (decodes(b, batch)) {
+    TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
+    if (!out && b->alone) return 0; // the experts' step chooses from the logits
+  } else {
+    TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
+    TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
+  }
+  TRY(route_launch(b->expert, b->slot_weights, b->member, out || b->alone ? nullptr : b->place,
+                   out ? b->margin : nullptr, b->router_logits, b->weights->local_of_expert,
+                   b->rank_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
+  b->begun = false;
+  if (!out) return 0;
+  CUDA_TRY(cudaMemcpyAsync(b->host_expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost,
+                           b->stream));
+  CUDA_TRY(cudaMemcpyAsync(b->host_margin, b->margin, (size_t)n * sizeof(double), cudaMemcpyDeviceToHost,
+                           b->stream));
+  CUDA_TRY(cudaEventRecord(b->routed, b->stream));
+  if (n > RECORDED_TOKENS)
+    TRY(begin_experts(b, layer, n)); // the device works on while the host places the slots
+  TRY(device_wait_event(b->routed, &b->params));
+  memcpy(out->expert, b->host_expert, (size_t)slots * sizeof(int));
+  memcpy(out->margin, b->host_margin, (size_t)n * sizeof(double));
+  return 0;
+}
+
+static status cuda_experts(backend *base, int64_t layer, const token_batch *batch, const routing *route,
+                           const int64_t *row_of_slot) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int n_slots = (int)(batch->n * s->top_k);
+  if (!b->params.computes_shared) TRY(take_routed(b, route, (int)batch->n));
+  b->placed = !b->alone;
+  if (b->placed && row_of_slot) { // else route wrote the fixed places
+    const void *from = row_of_slot;
+    if (b->params.computes_shared) // the last copy from there is done, for route has waited since
+      from = memcpy(b->host_place, row_of_slot, (size_t)n_slots * sizeof(int64_t));
+    CUDA_TRY(cudaMemcpyAsync(b->place, from, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
+                             b->stream));
+  }
+  if (decodes(b, batch)) return decode_own_experts(b, layer, w);
+  if (!b->begun) TRY(begin_experts(b, layer, (int)batch->n));
+  b->begun = false;
+  bool grouped = n_slots > 2 * s->top_k;
   product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1, grouped)}, {0}, 1};
   down.p[0].place = b->placed ? b->place : nullptr;
   return multiply(b, b->experts, &down);
@@ -726,12 +770,15 @@ static status cuda_recorded(backend *base, const token_batch *batch,
   b->max_keys = recorded_keys(b->max_keys);
   recording *found = nullptr;
   for (int i = 0; i < b->n_recordings && !found; i++)
-    if (b->recordings[i].n == batch->n && b->recordings[i].max_keys == b->max_keys) found = &b->recordings[i];
+    if (b->recordings[i].n == batch->n && b->recordings[i].max_keys == b->max_keys &&
+        b->recordings[i].distinct == b->distinct)
+      found = &b->recordings[i];
   if (!found) {
     if (b->n_recordings == MAX_RECORDINGS) return steps(context, batch);
     found = &b->recordings[b->n_recordings];
     found->n = (int)batch->n;
     found->max_keys = b->max_keys;
+    found->distinct = b->distinct;
     TRY(record(b, batch, steps, context, found));
     b->n_recordings++;
   }

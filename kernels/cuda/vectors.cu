@@ -57,6 +57,7 @@ __global__ void norm_rows(dev_inputs out, const float *x, const float *weight, f
   __syncthreads();
   if (threadIdx.x < WARP) {
     float sum = 0;
+#pragma unroll 16
     for (int i = threadIdx.x; i < n; i += WARP) sum = num_fma_f32(row[i], row[i], sum);
     sum = warp_tree(sum);
     if (threadIdx.x == 0) inverse = 1.0f / sqrtf(sum / (float)n + epsilon);
@@ -144,7 +145,8 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 // ---- experts' activations ----
 
 // A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds.
-__global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member, int n_pieces, bool round) {
+__global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member, int n_pieces, bool round,
+                            bool floats) {
   wait_for_inputs();
   int per_row = (gate.width + QK_K - 1) / QK_K, lane = threadIdx.x % WARP;
   for (int p = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; p < n_pieces;
@@ -152,11 +154,27 @@ __global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member,
     int slot = p / per_row, piece = p % per_row;
     if (member[slot] < 0) continue;
     float v[8];
-    for (int i = 0; i < 8; i++) {
-      int col = piece * QK_K + 8 * lane + i;
-      size_t at = (size_t)slot * gate.width + col;
-      v[i] = col < gate.width ? num_silu_f32(gate.x[at]) * up[at] : 0.0f;
-      if (col < gate.width) gate.x[at] = v[i];
+    size_t begin = (size_t)slot * gate.width + piece * QK_K + 8 * lane;
+    if (gate.width % QK_K == 0) {
+      float4 g[2], u[2];
+      for (int i = 0; i < 2; i++) {
+        g[i] = ((const float4 *)(gate.x + begin))[i];
+        u[i] = ((const float4 *)(up + begin))[i];
+      }
+      for (int i = 0; i < 2; i++) {
+        v[4 * i] = num_silu_f32(g[i].x) * u[i].x;
+        v[4 * i + 1] = num_silu_f32(g[i].y) * u[i].y;
+        v[4 * i + 2] = num_silu_f32(g[i].z) * u[i].z;
+        v[4 * i + 3] = num_silu_f32(g[i].w) * u[i].w;
+      }
+      for (int i = 0; i < 2 && floats; i++)
+        ((float4 *)(gate.x + begin))[i] = make_float4(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]);
+    } else {
+      for (int i = 0; i < 8; i++) {
+        bool exists = piece * QK_K + 8 * lane + i < gate.width;
+        v[i] = exists ? num_silu_f32(gate.x[begin + i]) * up[begin + i] : 0.0f;
+        if (exists) gate.x[begin + i] = v[i];
+      }
     }
     if (round) {
       size_t b = (size_t)slot * per_row + piece;
@@ -165,11 +183,11 @@ __global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member,
   }
 }
 
-status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round,
+status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, bool floats,
                      cudaStream_t stream) {
   int n_pieces = n * ((gate.width + QK_K - 1) / QK_K);
   return launch(swiglu_rows, dim3((unsigned)(blocks_for((size_t)n_pieces * WARP))), BLOCK, 0, stream, gate,
-                up, member, n_pieces, round);
+                up, member, n_pieces, round, floats);
 }
 
 // ---- routing: a warp a token ----
@@ -259,23 +277,28 @@ __global__ void count_members(int *first, const int *member, int n_items, int n_
   if (lane == 0) first[m + 1] = count;
 }
 
+// Warp 0 sums items, the next three tiles of 8, 16, 64.
 __global__ void scan_counts(int *first, int *tiles, int n_members) {
   wait_for_inputs();
-  int which = threadIdx.x; // thread 0 sums items, the next three tiles of 8, 16, 64
-  if (which > TILE_SIZES) return;
-  int items = which ? which == 1 ? 8 : which == 2 ? 16 : 64 : 1, sum = 0;
+  int which = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  int items = which ? which == 1 ? 8 : which == 2 ? 16 : 64 : 1, before = 0;
   int *to = which ? tiles + (which - 1) * (n_members + 1) : nullptr;
-  for (int m = 0; m < n_members; m++) {
-    int count = first[m + 1];
-    __syncwarp((1u << (TILE_SIZES + 1)) - 1); // all have read the count before thread 0 overwrites it
-    if (which)
-      to[m] = sum;
-    else
-      first[m + 1] = sum + count;
-    sum += (count + items - 1) / items;
+  for (int base = 0; base < n_members; base += WARP) {
+    int m = base + lane, own = m < n_members ? (first[m + 1] + items - 1) / items : 0, sum = own;
+    for (int step = 1; step < WARP; step *= 2) {
+      int other = __shfl_up_sync(~0u, sum, step);
+      if (lane >= step) sum += other;
+    }
+    __syncthreads(); // all have read the counts before warp 0 overwrites them
+    if (m < n_members && which)
+      to[m] = before + sum - own;
+    else if (m < n_members)
+      first[m + 1] = before + sum;
+    before += __shfl_sync(~0u, sum, WARP - 1);
   }
+  if (lane) return;
   if (which)
-    to[n_members] = sum;
+    to[n_members] = before;
   else
     first[0] = 0;
 }
@@ -317,7 +340,7 @@ status group_launch(int *first, int *order, int *tiles, const int *member, int n
   int blocks = (n_members + 3) / 4;
   TRY(launch(count_members, dim3((unsigned)(blocks)), 4 * WARP, 0, stream, first, member, n_items,
              n_members));
-  TRY(launch(scan_counts, dim3(1), WARP, 0, stream, first, tiles, n_members));
+  TRY(launch(scan_counts, dim3(1), (1 + TILE_SIZES) * WARP, 0, stream, first, tiles, n_members));
   return launch(fill_members, dim3((unsigned)(blocks)), 4 * WARP, 0, stream, order, first, member, n_items,
                 n_members);
 }
@@ -347,16 +370,24 @@ status digest_launch(unsigned long long *sums, const float *rows, const dev_batc
 __global__ void combine_slots(float *x, const float *slots, const float *weight, const int64_t *place,
                               dev_batch b, int k, int hidden, unsigned long long *sums, uint64_t tag,
                               int layer) {
+  constexpr int AHEAD = 8; // slots whose loads do not wait for each other
   wait_for_inputs();
   int t = blockIdx.x;
   uint64_t row = num_digest_row(tag, layer, b.position[t]);
   unsigned long long digest = 0;
-  for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
+  for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < hidden; i += gridDim.y * blockDim.x) {
     float sum = 0;
-    for (int s = 0; s < k; s++) {
-      size_t at = (size_t)(place ? place[t * k + s] : t * k + s) * hidden + i;
-      float y = slots[at], w = weight[t * k + s];
-      sum = s ? num_fma_f32(w, y, sum) : w * y;
+    for (int from = 0; from < k; from += AHEAD) {
+      float y[AHEAD], w[AHEAD];
+#pragma unroll
+      for (int s = 0; s < AHEAD; s++) {
+        int slot = t * k + min(from + s, k - 1);
+        y[s] = slots[(size_t)(place ? place[slot] : slot) * hidden + i];
+        w[s] = weight[slot];
+      }
+#pragma unroll
+      for (int s = 0; s < AHEAD; s++)
+        if (from + s < k) sum = from + s ? num_fma_f32(w[s], y[s], sum) : w[s] * y[s];
     }
     float value = x[(size_t)t * hidden + i] + sum;
     x[(size_t)t * hidden + i] = value;
@@ -368,6 +399,8 @@ __global__ void combine_slots(float *x, const float *slots, const float *weight,
 status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place,
                       const dev_batch *b, int k, int hidden, unsigned long long *sums, uint64_t tag,
                       int layer, cudaStream_t stream) {
-  return launch(combine_slots, dim3((unsigned)(b->n)), BLOCK, 0, stream, x, slots, weight, place, *b, k,
-                hidden, sums, tag, layer);
+  unsigned parts =
+      b->n > 128 ? 1 : (unsigned)((hidden + BLOCK - 1) / BLOCK); // few tokens: a block each part of a row
+  return launch(combine_slots, dim3((unsigned)b->n, parts < 8 ? parts : 8), BLOCK, 0, stream, x, slots,
+                weight, place, *b, k, hidden, sums, tag, layer);
 }

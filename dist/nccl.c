@@ -27,7 +27,7 @@
 enum { TIMED = 64 }; // gathers whose events are out at the same time
 
 // What a communicator and the channels of its first collectives take on a device, generously.
-static const size_t reserve_bytes = (size_t)512 << 20;
+static const size_t reserve_bytes = (size_t)768 << 20;
 static const size_t trial_bytes = (size_t)2 << 20; // of a rank in the largest trial
 
 typedef struct {

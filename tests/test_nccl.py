@@ -230,7 +230,8 @@ class Memory(unittest.TestCase):
         self.assertRegex(fault, r"^rank 0 \(.*GPU 0 \(.*MiB \(.*KV cache \d+.*\), found \d+ of \d+ MiB free; the largest is")
         fits = int(re.search(r"run\.context = (\d+)", fault)[1])
         self.assertLess(fits, self.CONTEXT)
-        self.assertEqual(moe.attempt(self.keys(run__context=fits * 19 // 20), 2).code, 0)
+        outcome = moe.attempt(self.keys(run__context=fits * 19 // 20), 2)
+        self.assertEqual(outcome.code, 0, outcome.err)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ struct product {
   const int *member; // [n_items] stack member of an item, or NULL: member 0
   const int *first;  // [n_members + 1] begin of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member
-  const int *tiles;  // [TILE_SIZES][n_members + 1] with `first`: each member's first tile of 8, 16, 64 items
+  const int
+      *tiles; // [TILE_SIZES][n_members + 1] with `first`: each member's first tile of 8, 16, 32, 64 items
   const int64_t *place;                  // [n_items] output row of an item, or NULL: the item itself
   int n_members, n_items, input_divisor; // input row = item / input_divisor
   float *out;                            // [..][w.rows]
@@ -123,13 +124,13 @@ struct product {
 // Tile `index` of the grouped items, in tiles of `items`: its member, its first place in `order` and its
 // length (0: there is no such tile). A grid of n_items / items + n_members tiles holds all; only the last few
 // are empty.
-static constexpr int TILE_SIZES = 3;
+static constexpr int TILE_SIZES = 4;
 struct item_tile {
   int member, begin, count;
 };
 
 __device__ __forceinline__ item_tile find_tile(const product &p, int items, int index) {
-  const int *tiles = p.tiles + (items == 8 ? 0 : items == 16 ? 1 : 2) * (p.n_members + 1);
+  const int *tiles = p.tiles + (items == 8 ? 0 : items == 16 ? 1 : items == 32 ? 2 : 3) * (p.n_members + 1);
   int low = 0, high = p.n_members; // the last member whose first tile is at or before `index`
   while (high - low > 1) {
     int middle = (low + high) / 2;

@@ -97,7 +97,7 @@ __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const produ
 template <int ITEMS>
 __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                            int row0, const float *const x[ITEMS], int lane) {
-  constexpr int AHEAD = ITEMS > 8 ? 2 : ITEMS > 4 ? 4 : 8;
+  constexpr int AHEAD = ITEMS > 4 ? 4 : 8;
   const float *w[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
@@ -171,8 +171,6 @@ status product_f32_launch(const product *p, cudaStream_t stream) {
   if (each_alone || p->n_items == 1) return launch_rows<1>(p, stream);
   if (p->n_items <= 64 && p->w.type == TYPE_F32)
     return launch_rows<2>(p, stream); // many small blocks: latency counts
-  if (p->n_items >= 512 && p->w.type == TYPE_F32)
-    return launch_rows<16>(p, stream); // each row is read less often
   if (p->n_items <= 4) return launch_rows<4>(p, stream);
   return launch_rows<8>(p, stream);
 }

@@ -277,11 +277,11 @@ __global__ void count_members(int *first, const int *member, int n_items, int n_
   if (lane == 0) first[m + 1] = count;
 }
 
-// Warp 0 sums items, the next three tiles of 8, 16, 64.
+// Warp 0 sums items, the next four tiles of 8, 16, 32, 64.
 __global__ void scan_counts(int *first, int *tiles, int n_members) {
   wait_for_inputs();
   int which = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  int items = which ? which == 1 ? 8 : which == 2 ? 16 : 64 : 1, before = 0;
+  int items = which ? which < 4 ? 4 << which : 64 : 1, before = 0;
   int *to = which ? tiles + (which - 1) * (n_members + 1) : nullptr;
   for (int base = 0; base < n_members; base += WARP) {
     int m = base + lane, own = m < n_members ? (first[m + 1] + items - 1) / items : 0, sum = own;

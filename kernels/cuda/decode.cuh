@@ -1,5 +1,5 @@
-// decode: launches of a batch of one token on the path q8k (decode.cu). In this order, each in place of
-// several of the steps' launches for many tokens.
+// decode: launches of a batch of one token on the path q8k (decode.cu, decode_attention.cu,
+// decode_experts.cu). In this order, each in place of several of the steps' launches for many tokens.
 #pragma once
 #include "kernels/cuda/device.cuh"
 

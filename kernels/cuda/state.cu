@@ -1,0 +1,284 @@
+#include "kernels/cuda/state.cuh"
+#include "base/memory.h"
+#include "kernels/cuda/decode.cuh"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool overlaps_launches() {
+  static int major = -1;
+  if (major < 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess)
+    major = 0;
+  return major >= 9;
+}
+
+static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *what) {
+  if (b->plan) {
+    memory_plan_add(b->plan, what, bytes);
+    return 0;
+  }
+  size_t free_bytes = 0, total = 0;
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  if (bytes > free_bytes || b->n_blocks == MAX_BLOCKS)
+    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
+                free_bytes >> 20, total >> 20);
+  CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
+  b->blocks[b->n_blocks++] = *out;
+  b->bytes += bytes;
+  CUDA_TRY(cudaMemset(*out, 0, bytes ? bytes : 16));
+  return 0;
+}
+
+template <typename T> static status take(cuda_backend *b, T **out, size_t count, const char *what) {
+  return take_bytes(b, (void **)out, count * sizeof(T), what);
+}
+
+static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t width, bool rounded,
+                          const char *what) {
+  out->width = (int)width;
+  TRY(take(b, &out->x, rows * (size_t)width, what));
+  if (!rounded || width % QK_K) return 0;
+  TRY(take(b, &out->qs, rows * (size_t)width, what));
+  TRY(take(b, &out->d, rows * (size_t)width / QK_K, what));
+  TRY(take(b, &out->bsums, rows * (size_t)width / 16, what));
+  return take(b, &out->halves, rows * (size_t)width / 16, what);
+}
+
+void cuda_close(backend *base) {
+  cuda_backend *b = self(base);
+  if (!b) return;
+  if (!device_is_stuck()) { // giving back waits for the device
+    for (int i = 0; i < b->n_recordings; i++) cudaGraphExecDestroy(b->recordings[i].graph);
+    for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
+    for (int i = 0; i < AHEAD; i++)
+      if (b->batch_end[i]) cudaEventDestroy(b->batch_end[i]);
+    void *pinned[] = {b->host_rows, b->host_expert, b->host_margin, b->host_place};
+    for (void *memory : pinned)
+      if (memory) cudaFreeHost(memory);
+    if (b->routed) cudaEventDestroy(b->routed);
+    if (b->stream) cudaStreamDestroy(b->stream);
+  }
+  weights_release(b->weights);
+  free(b->sums_to);
+  free(b);
+}
+
+static status open_cache(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t positions = ((size_t)b->params.context + CHUNK - 1) / CHUNK * CHUNK;
+  b->cache.f16 = b->params.kv_f16;
+  b->cache.head_elements = positions * (size_t)s->head_dim;
+  b->cache.n_sequences = (int)b->params.n_sequences;
+  b->cache.n_kv_heads = (int)s->n_kv_heads;
+  b->cache.head_dim = (int)s->head_dim;
+  size_t elements = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads) * b->cache.head_elements;
+  TRY(take_bytes(b, &b->cache.keys, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
+  TRY(take_bytes(b, &b->cache.values, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
+  // enough to split up to 256 blocks' worth of queries over all chunks
+  size_t chunks = positions / CHUNK;
+  b->work.capacity = 256 * 8 * chunks;
+  TRY(take(b, &b->work.max, b->work.capacity, PART_ATTENTION));
+  TRY(take(b, &b->work.sum, b->work.capacity, PART_ATTENTION));
+  return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION);
+}
+
+static status open_rope(cuda_backend *b) {
+  int64_t dim = b->shape.head_dim, n = b->params.context;
+  float *table;
+  TRY(take(b, &b->rope, (size_t)(n * dim), PART_WORK));
+  if (b->plan) return 0;
+  TRY(TAKE(&table, (size_t)(n * dim), "RoPE tables"));
+  for (int64_t i = 0; i < dim / 2; i++) {
+    double frequency = num_rope_frequency(b->shape.rope_base, i, dim / 2);
+    for (int64_t p = 0; p < n; p++) {
+      double c, s;
+      num_cos_sin_f64(&c, &s, (double)p * frequency);
+      table[p * dim + 2 * i] = (float)c;
+      table[p * dim + 2 * i + 1] = (float)s;
+    }
+  }
+  cudaError_t error = cudaMemcpy(b->rope, table, (size_t)(n * dim) * sizeof(float), cudaMemcpyHostToDevice);
+  free(table);
+  CUDA_TRY(error);
+  return 0;
+}
+
+static status open_attention(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch, q_width = (size_t)(s->n_heads * s->head_dim);
+  size_t kv_width = (size_t)(s->n_kv_heads * s->head_dim);
+  bool rounded = b->shared->kind == PATH_Q8K;
+  TRY(take(b, &b->token, n, PART_WORK));
+  TRY(take(b, &b->sequence, n, PART_WORK));
+  TRY(take(b, &b->position, n, PART_WORK));
+  TRY(take(b, &b->x, n * (size_t)s->hidden, PART_WORK));
+  TRY(take(b, &b->q, n * q_width, PART_WORK));
+  TRY(take(b, &b->k, n * kv_width, PART_WORK));
+  TRY(take(b, &b->v, n * kv_width, PART_WORK));
+  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
+  TRY(take(b, &b->arrived, (size_t)(RECORDED_TOKENS * b->shape.n_heads), PART_WORK));
+  TRY(open_rope(b));
+  return open_cache(b);
+}
+
+// Rows of slots: as many as slots, or more where each rank has fixed places for all of a small batch's.
+static size_t slot_places(const cuda_backend *b) {
+  int64_t n = b->params.max_batch, fixed = n < b->params.fixed_tokens ? n : b->params.fixed_tokens;
+  int64_t places = fixed * b->params.n_ranks;
+  return (size_t)((places > n ? places : n) * b->shape.top_k);
+}
+
+static status open_experts(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
+  bool rounded = b->shared->kind == PATH_Q8K || b->experts->kind == PATH_Q8K;
+  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded, PART_WORK));
+  TRY(take(b, &b->expert, slots, PART_WORK));
+  TRY(take(b, &b->member, slots, PART_WORK));
+  TRY(take(b, &b->order, slots, PART_WORK));
+  TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->n_local + 1), PART_WORK));
+  TRY(take(b, &b->place, slots, PART_WORK));
+  TRY(take(b, &b->first, (size_t)b->n_local + 1, PART_WORK));
+  TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, PART_WORK));
+  TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
+  TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
+  TRY(take(b, &b->slots, slot_places(b) * (size_t)s->hidden, PART_WORK));
+  if (b->plan) return 0;
+  CUDA_TRY(cudaMallocHost((void **)&b->host_expert, slots * sizeof(int)));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_margin, n * sizeof(double)));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_place, slots * sizeof(int64_t)));
+  CUDA_TRY(cudaEventCreateWithFlags(&b->routed, cudaEventDisableTiming));
+  if (b->alone && b->params.computes_shared) return 0;
+  if (b->params.fixed_tokens)
+    CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
+                        cudaMemcpyHostToDevice));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_rows, slots * (size_t)s->hidden * sizeof(float)));
+  return 0;
+}
+
+// The shared steps but attention.
+static status open_router_and_head(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch, rows = (size_t)b->params.max_logit_rows;
+  TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, PART_WORK));
+  TRY(take(b, &b->slot_weights, n * (size_t)s->top_k, PART_WORK));
+  TRY(take(b, &b->margin, n, PART_WORK));
+  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, PART_LOGITS));
+  return take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS);
+}
+
+// All that is taken on the device but the weights; with b->plan it is only added up.
+static status open_memory(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
+  if (b->params.computes_shared) TRY(open_attention(b));
+  if (b->params.computes_shared) TRY(open_router_and_head(b));
+  TRY(open_experts(b));
+  return take(b, &b->sums, sums, PART_WORK);
+}
+
+static void set_params(cuda_backend *b, const backend_params *params) {
+  b->params = *params;
+  b->shape = params->weights->shape;
+  b->shared = path_get(params->shared);
+  b->experts = path_get(params->experts);
+  for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += params->local[e] >= 0;
+  b->alone = b->n_local == b->shape.n_experts;
+}
+
+// The same code adds up the memory that will take it, so that a plan cannot disagree with what follows.
+static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chunk) {
+  backend_params p = *(const backend_params *)with;
+  cuda_backend b = {};
+  p.context = context;
+  p.max_batch = chunk;
+  set_params(&b, &p);
+  b.plan = out;
+  // planning itself takes a small table only, and for that there is memory
+  weights_plan(out, p.weights, p.local, p.computes_shared);
+  open_memory(&b);
+  memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
+  memory_plan_add(out, PART_TRANSPORT, p.device_reserve);
+}
+
+static status plan_memory(cuda_backend *b) {
+  size_t free_bytes = 0, total = 0;
+  memory_plan plan = {};
+  device_id device;
+  char name[128];
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  device_take(&device, b->params.host_rank);
+  snprintf(name, sizeof name, "GPU %d (%s, %s)", device.index, device.name, device.pci);
+  memory_question q = {};
+  q.device = name;
+  q.free_bytes = free_bytes;
+  q.total_bytes = total;
+  q.context = b->params.context;
+  q.chunk = b->params.max_batch;
+  q.least_chunk = b->params.n_sequences;
+  q.n_own = b->n_local;
+  q.n_experts = b->shape.n_experts;
+  q.plan = plan_for;
+  q.with = &b->params;
+  plan_for(&plan, q.with, q.context, q.chunk);
+  return memory_plan_check(&plan, &q);
+}
+
+static status open_fields(cuda_backend *b) {
+  TRY(plan_memory(b));
+  CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
+  for (int i = 0; i < AHEAD; i++)
+    CUDA_TRY(cudaEventCreateWithFlags(&b->batch_end[i], cudaEventDisableTiming));
+  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local, b->params.computes_shared));
+  b->decodes = b->params.computes_shared && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K &&
+               decode_fits(&b->shape, b->weights);
+  TRY(open_memory(b));
+  CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
+  return memory_take((void **)&b->sums_to, (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
+}
+
+status cuda_open(backend **out, const backend_params *params) {
+  *out = nullptr;
+  device_id device;
+  if (!device_take(&device, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
+  if (params->shared == PATH_F64 || params->experts == PATH_F64)
+    return FAIL("backend cuda: it does not compute the path f64");
+  CUDA_TRY(cudaSetDevice(device.index));
+  cuda_backend *b;
+  TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
+  b->base.ops = &cuda_backend_ops;
+  set_params(b, params);
+  if (open_fields(b)) {
+    cuda_close(&b->base);
+    return 1;
+  }
+  *out = &b->base;
+  return 0;
+}
+
+const char *cuda_rows(void) {
+  static char text[128];
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) return "none (no GPU here)";
+  cudaDeviceProp p;
+  if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) return "none (the GPU does not answer)";
+  snprintf(text, sizeof text, "%d x %.80s, sm_%d%d", devices, p.name, p.major, p.minor);
+  return text;
+}
+
+bool cuda_has_path(path_kind kind) {
+  return kind == PATH_F32 || kind == PATH_Q8K;
+}
+
+int cuda_devices(void) {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+}
+
+const char *cuda_row(const backend *) {
+  return "cuda";
+}
+
+uint64_t cuda_state_bytes(const backend *b) {
+  return ((const cuda_backend *)b)->bytes;
+}

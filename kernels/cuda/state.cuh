@@ -1,0 +1,79 @@
+// state: what one arm keeps on one GPU, and how it is opened, planned and given back.
+//
+// Owns: activations, caches, work space and recordings, all taken at open. Refuses to know: the order of the
+// steps (steps.cu), arithmetic, other ranks.
+#pragma once
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/memory_plan.h"
+
+static constexpr int MAX_BLOCKS = 64;
+
+static constexpr int MAX_RECORDINGS = 24;
+static constexpr int RECORDED_TOKENS = 64; // larger batches keep the device busy without it
+static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
+
+struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
+                   // positions
+  int n, max_keys;
+  bool distinct;
+  cudaGraphExec_t graph;
+};
+
+struct cuda_backend {
+  backend base;
+  backend_params params;
+  model_shape shape;
+  const path_info *shared, *experts;
+  dev_weights *weights;
+  cudaStream_t stream;
+  void *blocks[MAX_BLOCKS];
+  int n_blocks;
+  uint64_t bytes;
+  int n_local;       // experts of this rank
+  bool alone;        // it owns every expert, so slots need no exchange
+  memory_plan *plan; // not NULL: memory is not taken but added up
+  cudaEvent_t batch_end[AHEAD];
+  int64_t n_batches;
+
+  int *token, *sequence, *position;
+  dev_batch batch;
+  int max_keys;
+  bool distinct; // no two tokens of the batch are of one sequence
+  float *x;      // residual stream
+  dev_inputs normed, attended, gate, head_in;
+  float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
+  kv_cache cache;
+  attention_work work;
+  unsigned *arrived; // counters of decode.cu
+  bool decodes;      // decode.cu holds this model on these paths
+  int *expert, *member, *first, *order, *tiles, *rank_of_expert;
+  int64_t *place;
+  double *margin;
+  bool placed;      // `place` holds the row of each slot
+  bool begun;       // the experts' step, by route
+  int *host_expert; // pinned: [max slots], [max_batch], [max slots]
+  double *host_margin;
+  int64_t *host_place;
+  cudaEvent_t routed; // the routing has come to them
+  float *host_rows;   // pinned, [max slots][hidden]; only where rows cross ranks
+  recording recordings[MAX_RECORDINGS];
+  int n_recordings;
+  bool is_recording;        // the steps are being recorded: the batch is on the device already
+  unsigned long long *sums; // [n_layers + 1][n_sequences] digests not yet read; the last row is the logits'
+  uint64_t **sums_to;       // [n_layers + 1] where they go
+};
+
+static inline cuda_backend *self(backend *b) {
+  return (cuda_backend *)b;
+}
+
+// The table's functions about the backend as a whole.
+status cuda_open(backend **out, const backend_params *params);
+void cuda_close(backend *base); // takes NULL
+const char *cuda_rows(void);
+bool cuda_has_path(path_kind kind);
+int cuda_devices(void);
+const char *cuda_row(const backend *base);
+uint64_t cuda_state_bytes(const backend *base);
+
+extern "C" const backend_ops cuda_backend_ops; // steps.cu

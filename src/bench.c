@@ -4,6 +4,7 @@
 #include "src/bench_bandwidth.h"
 #include "src/bench_report.h"
 #include "src/progress.h"
+#include "src/report.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 // generate: an arm writes on from its prompts, all sequences decoded together.
 #pragma once
-#include "src/job.h"
+#include "src/job_report.h"
 
 // Collective. Continues every sequence, whose prompt the engine has just computed, by run.generate tokens.
 // `last` holds each sequence's last logits [n_sequences][vocabulary]. Fills the arm's texts and decode rate.

@@ -7,7 +7,6 @@
 #include "src/config.h"
 #include "src/engine.h"
 #include "src/feed.h"
-#include "src/report.h"
 #include "src/roles.h"
 #include "src/tokenizer.h"
 
@@ -38,8 +37,11 @@ void job_close(job *j);
 // Collective: faults of any rank become faults of all.
 status job_agree(job *j, status mine, const char *what);
 
-bool job_is_printer(
-    const job *j); // the one that reports: the first rank that has every result, mostly rank 0
+// The one that reports: the first rank that has every result, mostly rank 0.
+bool job_is_printer(const job *j);
+
+bool job_is_mixed(const char *arm_name);                                   // "ranks"
+const char *job_arm_of_rank(const job *j, const char *arm_name, int rank); // of its experts: "q8k@cpu"
 
 // Collective. Every rank reads the shared tensors and its own experts once: values are checked, pages are
 // warm, and the sum over ranks is j->fingerprint, that of the whole file. job_open has done it where input is
@@ -56,12 +58,3 @@ void job_explain_fault(const job *j);
 // Collective: the model's files are as they were, and every shared rank's digests of the arm are the same, or
 // the law is broken and the fault says so.
 status job_check_digest(job *j, engine *e);
-
-// Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on
-// the printer.
-status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows);
-void job_report_close(report *r);
-// Collective: fills an arm's section from its engine.
-status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens);
-// The printer prints and writes the report where output.dir asks for it; collective agreement on the outcome.
-status job_report_finish(job *j, report *r);

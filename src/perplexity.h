@@ -5,6 +5,6 @@
 // tokens after position perplexity.skip (half of the window) are scored, each given all before it in the
 // window.
 #pragma once
-#include "src/job.h"
+#include "src/job_report.h"
 
 status perplexity_run(job *j); // collective

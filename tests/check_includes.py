@@ -18,7 +18,7 @@ COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 ARROWS = [
     (r"base/", r"base/"),
     (r"src/divergence\.[ch]", r"base/|src/divergence\.h"),
-    (r"src/(main|job)\.c", r"base/|src/|dist/|kernels/(backend|numerics|blocks|half)\.h|build_info\.h"),
+    (r"src/(main|job_report)\.c", r"base/|src/|dist/|kernels/(backend|numerics|blocks|half)\.h|build_info\.h"),
     (r"src/", r"base/|src/|dist/|kernels/(backend|numerics|blocks|half)\.h"),
     (r"kernels/cpu/", r"base/|kernels/(?!cuda/)"),
     (r"kernels/cuda/", r"base/|kernels/(?!cpu/)"),

@@ -271,7 +271,7 @@ __global__ void count_members(int *first, const int *member, int n_items, int n_
   int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
   if (m >= n_members) return;
   int count = 0;
-#pragma unroll 8
+#pragma unroll 16
   for (int i = lane; i < n_items; i += WARP) count += member[i] == m;
   for (int half = WARP / 2; half; half /= 2) count += __shfl_xor_sync(~0u, count, half);
   if (lane == 0) first[m + 1] = count;
@@ -303,7 +303,7 @@ __global__ void scan_counts(int *first, int *tiles, int n_members) {
     first[0] = 0;
 }
 
-static constexpr int AT_ONCE = 8; // loads in flight
+static constexpr int AT_ONCE = 16; // loads in flight
 
 __global__ void fill_members(int *order, const int *first, const int *member, int n_items, int n_members) {
   wait_for_inputs();
@@ -337,11 +337,9 @@ status members_launch(int *member, const int *expert, const int *local_of_expert
 
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
                     cudaStream_t stream) {
-  int blocks = (n_members + 3) / 4;
-  TRY(launch(count_members, dim3((unsigned)(blocks)), 4 * WARP, 0, stream, first, member, n_items,
-             n_members));
+  TRY(launch(count_members, dim3((unsigned)n_members), WARP, 0, stream, first, member, n_items, n_members));
   TRY(launch(scan_counts, dim3(1), (1 + TILE_SIZES) * WARP, 0, stream, first, tiles, n_members));
-  return launch(fill_members, dim3((unsigned)(blocks)), 4 * WARP, 0, stream, order, first, member, n_items,
+  return launch(fill_members, dim3((unsigned)n_members), WARP, 0, stream, order, first, member, n_items,
                 n_members);
 }
 

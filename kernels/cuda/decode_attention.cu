@@ -348,6 +348,13 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
 
 // ---- launch ----
 
+// That a thread block may have: near does not fit on every GPU.
+static size_t most_shared_bytes() {
+  static int bytes;
+  if (!bytes) cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  return (size_t)bytes;
+}
+
 template <int DIM> static status launch_near(const attend_args &a, int n, cudaStream_t stream) {
   int slices = ceil_div(a.group, NEAR_HEADS),
       threads = NEAR_HEADS * CHUNK * (a.n_chunks > 1 ? a.n_chunks : 2);
@@ -392,7 +399,8 @@ status decode_attention_launch(float *out, const float *q, const float *k, const
   a.position = b->position;
   a.work = *work;
   a.arrived = arrived;
-  bool near = cache.f16 && a.n_chunks <= NEAR_CHUNKS;
+  size_t needed = cache.head_dim == 64 ? sizeof(near_rows<64>) : sizeof(near_rows<128>);
+  bool near = cache.f16 && a.n_chunks <= NEAR_CHUNKS && needed <= most_shared_bytes();
   if (cache.head_dim == 64)
     return near        ? launch_near<64>(a, b->n, stream)
            : cache.f16 ? launch_far<64, uint16_t>(a, b->n, stream)

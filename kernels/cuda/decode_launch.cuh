@@ -12,15 +12,6 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-__device__ __forceinline__ void copy16_async(void *shared, const void *global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-               "l"(global));
-}
-
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 __device__ __forceinline__ float inverse_rms(float sum, int n, float epsilon) {
   return 1.0f / sqrtf(sum / (float)n + epsilon);
 }

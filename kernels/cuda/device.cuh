@@ -74,6 +74,21 @@ __device__ __forceinline__ float half_bits_to_f32(uint16_t bits) { // exact, as 
   return __half2float(__ushort_as_half(bits));
 }
 
+// Copies that the thread does not wait for until it asks.
+__device__ __forceinline__ void copy16_async(void *shared, const void *global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global));
+}
+
+__device__ __forceinline__ void copy4_async(void *shared, const void *global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global));
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 // Adds the warp's sums to a digest.
 __device__ __forceinline__ void add_digest(unsigned long long *to, unsigned long long sum) {
   for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
@@ -178,7 +193,7 @@ void weights_release(dev_weights *w);
 status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
                     bool wants_shared);
 
-// products.cu
+// product_f32.cu
 status product_f32_launch(const product *p, cudaStream_t stream);
 // product_q8k.cu: any K-quant type; the items, members and inputs of a set are the same
 status product_q8k_launch(product_set *set, cudaStream_t stream);

@@ -199,15 +199,6 @@ __device__ __forceinline__ void load_tiles(uint32_t out[4], const int8_t *at) {
                : "r"((uint32_t)__cvta_generic_to_shared(at)));
 }
 
-__device__ __forceinline__ void copy_async(void *shared, const void *global,
-                                           int bytes) { // 16, or 4 of a scale
-  uint32_t to = (uint32_t)__cvta_generic_to_shared(shared);
-  if (bytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global));
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(global));
-}
-
 // Starts the copy of block b of the tile's items. Items beyond the last repeat it; their results are not
 // stored.
 template <int ITEMS>
@@ -215,12 +206,12 @@ __device__ __forceinline__ void copy_items(input_tile<ITEMS> *t, const int *item
                                            int n_blocks, int b) {
   for (int i = threadIdx.x; i < ITEMS * 16; i += many_shape<ITEMS>::THREADS) {
     size_t block = (size_t)item[i / 16] * n_blocks + b;
-    copy_async(&t->qs[i / 16][i % 16 * 16], p.in.qs + block * QK_K + i % 16 * 16, 16);
+    copy16_async(&t->qs[i / 16][i % 16 * 16], p.in.qs + block * QK_K + i % 16 * 16);
   }
   if ((int)threadIdx.x < ITEMS) {
     size_t block = (size_t)item[threadIdx.x] * n_blocks + b;
-    copy_async(t->sums[threadIdx.x], p.in.halves + block * 16, 16);
-    copy_async(&t->dx[threadIdx.x], p.in.d + block, 4);
+    copy16_async(t->sums[threadIdx.x], p.in.halves + block * 16);
+    copy4_async(&t->dx[threadIdx.x], p.in.d + block);
   }
   asm volatile("cp.async.commit_group;");
 }

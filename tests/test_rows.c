@@ -176,9 +176,10 @@ static void check_products_q8k(const cpu_row *row) {
 
 static void check_vectors_q8k(const cpu_row *row) {
   const weight_type types[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K};
-  for (int i = 0; i < 60 && row->f32->vector_q8k; i++) {
+  for (int i = 0; i < 120 && row->f32->vector_q8k; i++) {
     product_case c;
-    product_open(&c, types[i % 3], random_rows_count(), QK_K * (1 + random_below(9)), 1, 4);
+    int64_t blocks = i % 4 < 2 ? 1 + random_below(9) : i % 4 == 2 ? 8 : 16; // 8 and 16: rows as a stream
+    product_open(&c, types[i % 3], random_rows_count(), QK_K * blocks, 1, 4);
     portable()->product_q8k((float *const *)c.to[0], &c.m, c.rounded, 1);
     row->f32->vector_q8k(c.to[1][0], &c.m, c.rounded[0], i % 2 ? c.m.data : NULL);
     product_check(&c, 4, row->name, "vector_q8k");

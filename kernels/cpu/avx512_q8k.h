@@ -5,7 +5,7 @@
 // docs/paths.md, its integers in any.
 #pragma once
 #include "kernels/cpu/avx512_row.h"
-#include "kernels/cpu/avx512_vector.h"
+#include "kernels/cpu/avx512_stream.h"
 
 enum {
   VECTOR_TOKENS = 2,          // up to so many, unpacking costs more than it saves

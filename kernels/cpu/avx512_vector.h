@@ -172,7 +172,8 @@ static inline __attribute__((always_inline)) __m512 vector_rows(const char *cons
   return y;
 }
 
-static void vector_q8k_avx512(float *out, const matrix *m, const block_q8_K *x, const void *ahead) {
+// ahead: what is fetched during the last 16 rows
+static void vector_side_by_side(float *out, const matrix *m, const block_q8_K *x, const char *ahead) {
   const type_info *type = type_find(m->type);
   int64_t blocks = m->cols / QK_K;
   size_t row_bytes = type_row_bytes(type, (size_t)m->cols);
@@ -183,8 +184,7 @@ static void vector_q8k_avx512(float *out, const matrix *m, const block_q8_K *x, 
       row[r] = data + (size_t)(first + (r < n ? r : n - 1)) * row_bytes;
     // 16 rows ahead and no further: the first cache would lose what it is told to fetch
     bool last = first + PANEL_ROWS >= m->rows;
-    const char *next = last ? (const char *)ahead : data + (size_t)(first + PANEL_ROWS) * row_bytes;
-    const char *fetch = next ? next : data;
+    const char *fetch = last ? ahead : data + (size_t)(first + PANEL_ROWS) * row_bytes;
     __m512 y = m->type == TYPE_Q4_K   ? vector_rows(row, type, x, blocks, fetch, TYPE_Q4_K)
                : m->type == TYPE_Q5_K ? vector_rows(row, type, x, blocks, fetch, TYPE_Q5_K)
                                       : vector_rows(row, type, x, blocks, fetch, TYPE_Q6_K);

@@ -1,6 +1,8 @@
 #include "kernels/cpu/products.h"
 #include <omp.h>
 
+enum { SHARES = 2 }; // with few tokens a thread takes half of its equal part of what is left
+
 char *cpu_thread_scratch(cpu_backend *b) {
   return b->scratch + (size_t)omp_get_thread_num() * b->scratch_bytes;
 }
@@ -45,19 +47,36 @@ const void *matrix_tile_data(const matrix *m, int64_t tile) {
   return matrix_rows(m, tile * ROW_TILE, 0).data;
 }
 
-static int64_t take_task(task_queue *q) {
-  int64_t task;
+typedef struct {
+  int64_t next, end;
+} task_range;
+
+// One task, or with few tokens a share of what is left: neighbours in memory, so that a thread reads long
+// streams, and so that it seldom waits for the atomic, which no load passes. Shares shrink: threads end
+// together.
+static task_range take_tasks(task_queue *q) {
+  int64_t begin, share = 1;
+  if (q->ahead) {
+#pragma omp atomic read
+    begin = q->next;
+    share = (q->count - begin) / (SHARES * omp_get_num_threads());
+    if (share < 1) share = 1;
+  }
 #pragma omp atomic capture
-  task = q->next++;
-  return task;
+  {
+    begin = q->next;
+    q->next += share;
+  }
+  return (task_range){begin, begin + share < q->count ? begin + share : q->count};
 }
 
 void tasks_phase(cpu_backend *b, task_queue *q, task_function *run, const void *what) {
-  int64_t task = take_task(q);
-  while (task < q->count) {
-    int64_t after = q->ahead ? take_task(q) : -1;
-    run(b, what, task, after < q->count ? after : -1);
-    task = q->ahead ? after : take_task(q);
+  task_range at = take_tasks(q);
+  while (at.next < at.end) {
+    int64_t task = at.next++;
+    if (q->ahead && at.next == at.end) at = take_tasks(q);
+    run(b, what, task, q->ahead && at.next < at.end ? at.next : -1);
+    if (!q->ahead) at = take_tasks(q);
   }
 #pragma omp barrier
 }

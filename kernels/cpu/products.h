@@ -12,7 +12,7 @@ enum { FEW_TOKENS = 4 };
 
 typedef struct { // the tasks of one phase, which its threads share out as they find time
   int64_t next, count;
-  bool ahead; // taken one ahead
+  bool ahead; // taken one ahead, and in shares
 } task_queue;
 
 // Runs task `task`; `after` is what the thread runs next, or -1 when that is not known.

@@ -90,6 +90,7 @@ static void report_build(const job *j, report *r) {
   r->build.compiler = MOE_BUILD_COMPILER;
   r->build.flags = MOE_BUILD_FLAGS;
   r->build.mpi = comm_library(j->c);
+  r->build.row = "none";
 }
 
 status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows) {
@@ -177,7 +178,8 @@ status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens
     r->transport = a->transport;
     snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(e->carrier));
   }
-  r->build.row = e->forward.compute->ops->row(e->forward.compute);
+  const backend *b = e->forward.compute;
+  if (!strcmp(b->ops->name, "cpu")) r->build.row = b->ops->row(b); // "none": no arm of this rank ran on one
   a->name = e->params.name;
   a->path = e->forward.path->name;
   a->path_version = e->forward.path->version;

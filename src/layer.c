@@ -40,8 +40,8 @@ static status gather_rows(forward_state *f, row_kind kind, const int64_t *rows_o
 }
 
 // Of a large batch each shared rank takes some of the queries. A query costs its own two products (q and o)
-// over `hidden` and the two of scores and values over the positions that it sees; products of integers take
-// an eighth of the time that those of floats do (docs/measurements.md).
+// over `hidden` and the two of scores and values over the positions that it sees. On q8k the products are of
+// integers and far cheaper: hidden / 8 positions' worth is near what was measured (docs/measurements.md).
 static status attend(forward_state *f, int64_t layer, const token_batch *batch) {
   backend *b = f->compute;
   int n_ranks = exchange_shared_count(f->ranks);

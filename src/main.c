@@ -215,6 +215,7 @@ int main(int argc, char **argv) {
   if (a.help || a.version) {
     if (a.help) print_help(&a);
     if (a.version) print_version();
+    free(a.sets);
     return fflush(stdout) ? 1 : 0;
   }
   if (a.command->run_alone) {

@@ -36,7 +36,6 @@ static inline __attribute__((always_inline)) void stream_add(float *out, __m512 
                                                              const int64_t row_blocks) {
   float term[GROUP];
   _mm512_storeu_ps(term, terms);
-#pragma GCC unroll 2
   for (int64_t r = 0; r < GROUP / row_blocks; r++) {
     float y = 0;
 #pragma GCC unroll 16

@@ -33,13 +33,9 @@ __device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
   return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
 }
 
-// Where a row lies. From global memory weights stream past: they are read once and leave the first cache to
-// the activations.
-enum row_memory { ROW_GLOBAL, ROW_SHARED };
-
-template <typename T, row_memory FROM> __device__ __forceinline__ T load_weights(const uint8_t *at) {
-  if constexpr (FROM == ROW_GLOBAL) return __ldcs((const T *)at);
-  return *(const T *)at;
+// Weights stream past: they are read once and leave the first cache to the activations.
+template <typename T> __device__ __forceinline__ T load_weights(const uint8_t *at) {
+  return __ldcs((const T *)at);
 }
 
 // ---- a quarter of a block as it lies in memory ----
@@ -59,25 +55,25 @@ template <> struct quarter<TYPE_Q6_K> { // of a row in planes (weights.cu)
 };
 
 // Lane q of block b of a row of n_blocks.
-template <weight_type TYPE, row_memory FROM = ROW_GLOBAL>
+template <weight_type TYPE>
 __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_blocks, int b, int q) {
   quarter<TYPE> w;
   if constexpr (TYPE == TYPE_Q6_K) {
     const uint8_t *low = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
-    w.low[0] = load_weights<uint4, FROM>(low);
-    w.low[1] = load_weights<uint4, FROM>(low + 32);
-    w.high = load_weights<uint4, FROM>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
-    w.scales = load_weights<uint2, FROM>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
-    w.d = load_weights<uint16_t, FROM>(row + n_blocks * 208 + b * 2);
+    w.low[0] = load_weights<uint4>(low);
+    w.low[1] = load_weights<uint4>(low + 32);
+    w.high = load_weights<uint4>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
+    w.scales = load_weights<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
+    w.d = load_weights<uint16_t>(row + n_blocks * 208 + b * 2);
   } else {
     const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
     const uint8_t *low = block + (TYPE == TYPE_Q4_K ? 16 : 48) + 32 * q;
-    w.head = load_weights<uint4, FROM>(block);
-    w.low[0] = load_weights<uint4, FROM>(low);
-    w.low[1] = load_weights<uint4, FROM>(low + 16);
+    w.head = load_weights<uint4>(block);
+    w.low[0] = load_weights<uint4>(low);
+    w.low[1] = load_weights<uint4>(low + 16);
     if constexpr (TYPE == TYPE_Q5_K) {
-      w.high[0] = load_weights<uint4, FROM>(block + 16);
-      w.high[1] = load_weights<uint4, FROM>(block + 32);
+      w.high[0] = load_weights<uint4>(block + 16);
+      w.high[1] = load_weights<uint4>(block + 32);
     }
   }
   return w;

@@ -92,10 +92,12 @@ static status decode_all(job *j, engine *e, decoding *d, const double *last, rep
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
   status result = decode_first(j, e, d, last, texts);
+  if (result) status_within("decoded token 1");
   for (int64_t step = 0; step + 1 < limit && !result; step++) {
     token_batch batch = next_batch(d, j, step, packed);
     if (!batch.n) break;
     result = decode_step(j, e, d, &batch, texts);
+    if (result) status_within("decoded token %lld", (long long)step + 2);
     *decoded += batch.n;
     progress_at(&shown, step + 2);
   }
@@ -157,6 +159,8 @@ static status compute_prompts(job *j, engine *e, double *last) {
         if (batch.position[first + i] == j->sequences[s].n - 1) engine_logits(e, i, last + s * vocabulary);
       }
     }
+    if (result)
+      status_within("prompt tokens %lld to %lld", (long long)done + 1, (long long)(done + batch.n));
     progress_at(&shown, done += batch.n);
   }
   progress_end(&shown);

@@ -26,8 +26,6 @@
 
 enum { TIMED = 64 }; // gathers whose events are out at the same time
 
-// What a communicator and the channels of its first collectives take on a device, generously.
-static const size_t reserve_bytes = (size_t)768 << 20;
 static const size_t trial_bytes = (size_t)2 << 20; // of a rank in the largest trial
 
 typedef struct {
@@ -382,6 +380,9 @@ static status nccl_start(void **out, comm *c, const device_id *device, size_t ho
   nccl_state *s;
   TRY(memory_take((void **)&s, 1, sizeof *s, "the transport"));
   if (open_state(s, c, device, host_bytes)) {
+    size_t left, all;
+    if (cudaMemGetInfo(&left, &all) == cudaSuccess)
+      status_within("GPU %d with %zu of %zu MiB free", device->index, left >> 20, all >> 20);
     if (world.handle && !world.open) nccl_abandon(s);
     nccl_stop(s);
     return 1;
@@ -390,14 +391,9 @@ static status nccl_start(void **out, comm *c, const device_id *device, size_t ho
   return 0;
 }
 
-static size_t nccl_reserve_bytes(void) {
-  return world.open ? 0 : reserve_bytes;
-}
-
 const transport_ops nccl_transport_ops = {
     .name = "nccl",
     .on_device = true,
-    .reserve_bytes = nccl_reserve_bytes,
     .start = nccl_start,
     .stop = nccl_stop,
     .gather = nccl_gather,

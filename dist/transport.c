@@ -194,10 +194,6 @@ bool transport_all_on_device(const transport *t) {
   return t->all_on_device;
 }
 
-size_t transport_reserve_bytes(const transport *t) {
-  return t->ops->reserve_bytes ? t->ops->reserve_bytes() : 0;
-}
-
 status transport_gather(transport *t, void *rows, void *stream, const size_t *offset, const size_t *bytes,
                         const bool *takes, const char *what) {
   return t->ops->gather(t->state, rows, stream, offset, bytes, takes, what);

@@ -19,10 +19,9 @@ void transport_close(transport *t); // takes NULL
 
 const char *transport_list(void); // of this build: "self, mpi", "self, mpi, nccl"
 const char *transport_name(const transport *t);
-const char *transport_reason(const transport *t);   // "ranks 0, 1 share a GPU"; "" where none need be given
-bool transport_takes_device(const transport *t);    // rows on the device travel from there
-bool transport_all_on_device(const transport *t);   // and every rank's rows lie there
-size_t transport_reserve_bytes(const transport *t); // device memory that transport_start will take
+const char *transport_reason(const transport *t); // "ranks 0, 1 share a GPU"; "" where none need be given
+bool transport_takes_device(const transport *t);  // rows on the device travel from there
+bool transport_all_on_device(const transport *t); // and every rank's rows lie there
 
 // Collective. As comm_gather_to; stream NULL: rows in host memory; else on the device, ordered by that
 // stream.

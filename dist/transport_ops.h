@@ -7,7 +7,6 @@
 typedef struct {
   const char *name;
   bool on_device; // rows may lie in the memory of the rank's device; every rank must have one of its own
-  size_t (*reserve_bytes)(void); // of that memory, which `start` would take now; NULL: none
 
   // Collective. device: this rank's; host_bytes: the most that a gather brings of rows in host memory.
   status (*start)(void **state, comm *c, const device_id *device, size_t host_bytes);

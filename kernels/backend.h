@@ -111,7 +111,6 @@ typedef struct {
   int rank, n_ranks;
   const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
   int64_t fixed_tokens;
-  uint64_t device_reserve; // bytes of device memory that are not the backend's to take
   // Asked now and then while the host waits for the device, with the seconds waited so far: a fault ends the
   // wait, and then the device may never answer again. NULL: waits have no end.
   status (*watch)(void *context, double waited);

@@ -32,7 +32,6 @@ static status open_backend(engine *e) {
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
       .fixed_tokens = exchange_is_fixed(e->forward.ranks, 1) ? FIXED_TOKENS : 0,
-      .device_reserve = transport_reserve_bytes(e->carrier),
       .watch = watch_device,
       .watch_context = e,
   };
@@ -84,9 +83,9 @@ status engine_open(engine **out, const engine_params *params) {
   status result;
   TRY_DONE(result,
            transport_choose(&e->carrier, params->c, params->transport, params->device, is_on_device(e)));
-  // what the device has to hold is planned before the transport takes its part
-  TRY_DONE(result, comm_agree(params->c, open_parts(e), params->name));
+  // first, so that the backend's plan finds what the transport has left of a device's memory
   TRY_DONE(result, transport_start(e->carrier, host_bytes(e)));
+  TRY_DONE(result, comm_agree(params->c, open_parts(e), params->name));
   *out = e;
 done:
   if (result) engine_close(e);

@@ -18,9 +18,8 @@ extern "C" {
 #define PART_WORK      "work space"
 #define PART_LOGITS    "logits"
 #define PART_DRIVER    "recordings"
-#define PART_TRANSPORT "NCCL"
 
-enum { MEMORY_PARTS = 8 };
+enum { MEMORY_PARTS = 7 };
 
 typedef struct {
   const char *name;

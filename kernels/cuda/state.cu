@@ -198,7 +198,6 @@ static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chun
   weights_plan(out, p.weights, p.local, p.computes_shared);
   open_memory(&b);
   memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
-  memory_plan_add(out, PART_TRANSPORT, p.device_reserve);
 }
 
 static status plan_memory(cuda_backend *b) {

@@ -9,6 +9,7 @@ skipped (exit 77).
 import atexit
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ import unittest
 
 SOURCE = os.environ.get("MOE_SOURCE_DIR", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.environ.get("MOE_RUN", os.path.join(SOURCE, "build", "moe_run"))
+FAULTY = os.path.join(os.path.dirname(PROGRAM), "moe_run_faulty")  # tests/planted_fault.c
 LIMIT = 120.0  # seconds for one run that is expected to succeed
 
 
@@ -146,6 +148,59 @@ def run(sets, ranks=1, **rest):
 
 
 # ---- comparing ----
+
+def children(pid):
+    """Of a process: all below it, as {pid: parent}."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+        except OSError:
+            pass
+    found = {pid}
+    while True:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        if not more:
+            return found - {pid}
+        found |= more
+
+
+def rank_of(pid):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            pairs = dict(pair.split(b"=", 1) for pair in file.read().split(b"\0") if b"=" in pair)
+        return int(pairs[b"OMPI_COMM_WORLD_RANK"])
+    except (OSError, KeyError):
+        return None
+
+
+class Job:
+    """A run on which to try faults: it is there when its ranks decode, at any place of a step. Needs FAULTY."""
+
+    def __init__(self, sets, ranks, command=None):
+        self.folder = fresh()
+        words_of_run = words(command=command, sets=sets, out=self.folder)
+        self.process = start(under_mpirun([(ranks, [FAULTY, "tell", "decode", "0", "none", *words_of_run[1:]])]), bufsize=0)
+        said = b""
+        while b"planted: tell in decode" not in said:
+            line = self.process.stderr.readline()
+            if not line:
+                raise AssertionError(f"the run did not start: {said.decode()}")
+            said += line
+        self.ranks = {rank_of(pid): pid for pid in children(self.process.pid)}
+        self.ranks.pop(None, None)
+        time.sleep(random.uniform(0, 0.5))
+        self.since = time.monotonic()
+
+    def signal(self, rank, number):
+        self.since = time.monotonic()
+        os.kill(self.ranks[rank], number)
+
+    def finish(self, limit):
+        """Its outcome; seconds since the last signal."""
+        return finish(self.process, limit, self.folder, self.since)
+
 
 def rel_l2(a, b):
     """Of each row: |a - b| / |b|."""

@@ -2,10 +2,11 @@
 //
 //   moe_run_faulty KIND PHASE RANK FILE [moe_run's own words]
 //
-// KIND: kill, stop (the process, by a signal), leave (it ends with 0, as if all was done), fail (a status
-// that no rank agrees on), cut, spoil (FILE is cut short, or all but its first bytes become 0xff). RANK
-// plants it. Two kinds have no phase: with "sparse" the file system knows no fallocate; with "twice" every
-// rank adds the attention of layer RANK twice. A rank that ends in order says so.
+// KIND: tell (nothing but the word that the phase is there), kill, stop (the process, by a signal), leave (it
+// ends with 0, as if all was done), fail (a status that no rank agrees on), cut, spoil (FILE is cut short, or
+// all but its first bytes become 0xff). RANK plants it. Two kinds have no phase: with "sparse" the file
+// system knows no fallocate; with "twice" every rank adds the attention of layer RANK twice. A rank that ends
+// in order says so.
 //
 // The linker's --wrap leads the calls of the library here, so the phase is met for certain and needs no
 // clock. Invariant: without its fault the program is moe_run.
@@ -92,6 +93,7 @@ status __wrap_model_check_weights(const model *m, const expert_local *owned, int
 
 status __wrap_forward_layer(forward_state *f, int64_t layer, const token_batch *batch) {
   if (layer == 1) TRY(at_phase("prefill"));
+  if (layer == 1 && batch->n == 1) TRY(at_phase("decode"));
   if (!strcmp(plan_of_fault.kind, "twice") && layer == plan_of_fault.rank)
     TRY(f->compute->ops->attention(f->compute, layer, batch, 0, batch->n));
   plan_of_fault.in_exchange = layer == 1;

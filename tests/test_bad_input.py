@@ -2,7 +2,6 @@
 """Bad input, end to end on one rank and on three: each ends soon, with one line that names the rank and what is
 wrong, and leaves no report that looks whole. Never a crash, a hang or a huge allocation."""
 import concurrent.futures
-import json
 import os
 import random
 import re

@@ -5,8 +5,16 @@
 // Invariant: the C compiler, the C++ compiler and nvcc (host and device) compile the same text to the same
 // bits.
 #pragma once
+#include <float.h>
 #include <stdint.h>
 #include <string.h>
+
+#if defined __FAST_MATH__ || defined __USE_FAST_MATH__
+#error "the law forbids fast math: docs/paths.md says what is computed"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "a float must be computed as a float, a double as a double"
+#endif
 
 #ifdef __CUDACC__
 #define NUM_FN static __host__ __device__ __forceinline__ // which says inline already

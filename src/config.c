@@ -37,19 +37,20 @@ static const value_key KEYS[] = {
     {"run.arms", AT(run.arms), value_read_arms, value_write_arms,
      "list of 1 to 16 arms (\"path@backend\" or \"ranks\")", 0, 0, "[\"f64@cpu\", \"f32@cpu\", \"q8k@cpu\"]",
      "what to run and compare"},
-    {"run.context", INTEGER(run.context), "integer >= 0", 0, INT32_MAX, "0",
-     "positions that a sequence can hold; 0: what the input and run.generate need"},
+    {"run.context", INTEGER(run.context), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+     "positions of a sequence; 0: as input and run.generate need, in perplexity at most 512"},
     {"run.kv", AT(run.kv), value_read_kv, value_write_kv, "\"f16\" or \"f32\"", 0, 0, "\"f16\"",
      "type of the cached keys and values"},
-    {"run.generate", INTEGER(run.generate), "integer >= 0", 0, INT32_MAX, "0",
+    {"run.generate", INTEGER(run.generate), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "tokens to write after the input"},
     {"run.threads", INTEGER(run.threads), "integer from 0 to 4096", 0, 4096, "0",
      "threads of a rank; 0: cores that it may use / ranks on the host"},
-    {"run.seed", INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0", "seed of the sampler"},
-    {"run.chunk", INTEGER(run.chunk), "integer >= 1", 1, INT32_MAX, "512",
+    {"run.seed", INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
+     "seed of the sampler; equal prompts write equal texts: a draw depends on seed and position"},
+    {"run.chunk", INTEGER(run.chunk), "integer from 1 to 2147483647", 1, INT32_MAX, "512",
      "tokens of a prompt computed at once"},
     {"run.temperature", REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0", "of the sampler; 0: greedy"},
-    {"run.top_k", INTEGER(run.top_k), "integer >= 0", 0, INT32_MAX, "0",
+    {"run.top_k", INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "tokens the sampler chooses from; 0: all"},
     {"run.top_p", REAL(run.top_p), "number above 0, at most 1", DBL_TRUE_MIN, 1, "1",
      "probability the sampler chooses from"},
@@ -71,7 +72,7 @@ static const value_key KEYS[] = {
      "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what carries the exchange between ranks"},
     {"comm.deadline", REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9, "300",
      "seconds that a rank waits for another, or for its GPU"},
-    {"perplexity.skip", INTEGER(perplexity.skip), "integer >= -1", -1, INT32_MAX, "-1",
+    {"perplexity.skip", INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1, INT32_MAX, "-1",
      "positions at the head of a window that are not scored; -1: half"},
     {"bench.prompt", SIZES(bench.prompt), 1, INT32_MAX, "[512]", "prompts to measure, in tokens: pp512"},
     {"bench.generate", SIZES(bench.generate), 1, INT32_MAX, "[128]",
@@ -85,7 +86,7 @@ static const value_key KEYS[] = {
      0, 0, "\"md\"", "how the rates are printed"},
     {"output.dir", AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0, "\"\"",
      "folder of the report (--out); \"\": no files"},
-    {"output.logits", FLAG(output.logits), "false", "write logits.<arm>.npy as well"},
+    {"output.logits", FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
 };
 enum { N_KEYS = sizeof KEYS / sizeof KEYS[0] };
 
@@ -232,10 +233,11 @@ static status apply_file(config *c, const char *path) {
   return result;
 }
 
-// Text that is no TOML is a string, unless it begins like a string, an array or a table: then it has a slip.
+// Text that is no TOML is a string, unless it begins like a string, an array or a table, or is digits alone:
+// then it has a slip, or is an integer that TOML does not hold.
 static bool is_bare(const char *text) {
   while (*text == ' ' || *text == '\t') text++;
-  return !*text || !strchr("\"'[{", *text);
+  return !*text || (!strchr("\"'[{", *text) && text[strspn(text, "+-_0123456789")]);
 }
 
 // Reads VALUE as the document `v = VALUE`, which must then hold that one value and nothing else.
@@ -289,14 +291,36 @@ static status apply_defaults(config *c) {
   return result;
 }
 
-// What only all values together can say.
-static status check_whole(const config *c) {
-  const char *place = c->file ? c->file : "--set";
-  if (!c->model.path) return FAIL("%s: model.path: expected the path of a GGUF file, found nothing", place);
+static bool sets_key(const char *const *sets, size_t n_sets, const char *name) {
+  for (size_t i = 0; i < n_sets; i++) {
+    size_t n = strlen(name);
+    if (!strncmp(sets[i], name, n) && sets[i][n + strspn(sets[i] + n, " \t")] == '=') return true;
+  }
+  return false;
+}
+
+// ranks.arm and the arm "ranks" expect each other; but who sets run.arms over a file's need not undo the
+// rest.
+static status check_ranks(const config *c, const char *place, const char *const *sets, size_t n_sets) {
+  bool has_ranks = false;
   for (size_t i = 0; i < c->run.arms.count; i++)
-    if (!strcmp(c->run.arms.name[i], "ranks") && !c->ranks.arm.count)
-      return FAIL("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
-  return 0;
+    has_ranks = has_ranks || !strcmp(c->run.arms.name[i], "ranks");
+  if (has_ranks && !c->ranks.arm.count)
+    return FAIL("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
+  if (has_ranks || !c->ranks.arm.count) return 0;
+  if (sets_key(sets, n_sets, "run.arms") && !sets_key(sets, n_sets, "ranks.arm")) return 0;
+  return FAIL("%s: ranks.arm: a mixed job is the arm \"ranks\", expected it in run.arms, found it not there",
+              place);
+}
+
+// What only all values together can say.
+static status check_whole(const config *c, const char *const *sets, size_t n_sets) {
+  const char *place = c->file ? c->file : "--set";
+  if (!c->model.path)
+    return FAIL("%s: model.path: expected the path of a GGUF file, found nothing: name it in the file of "
+                "--config, or with --set model.path=FILE",
+                place);
+  return check_ranks(c, place, sets, n_sets);
 }
 
 status config_load(config *out, const char *file, const char *const *sets, size_t n_sets) {
@@ -309,7 +333,7 @@ status config_load(config *out, const char *file, const char *const *sets, size_
     TRY_DONE(result, apply_file(out, file));
   }
   for (size_t i = 0; i < n_sets; i++) TRY_DONE(result, apply_set(out, sets[i]));
-  result = check_whole(out);
+  result = check_whole(out, sets, n_sets);
 done:
   if (result) config_close(out);
   return result;

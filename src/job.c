@@ -108,8 +108,13 @@ static status plan_context(job *j) {
     longest = j->sequences[s].n > longest ? j->sequences[s].n : longest;
   int64_t needed = longest + (windows ? 0 : j->cfg->run.generate);
   j->context = given ? given : windows ? (needed < 512 ? needed : 512) : needed;
+  if (given > j->m->context_length)
+    return FAIL("run.context = %lld: expected at most the model's context of %lld (%s)", (long long)given,
+                (long long)j->m->context_length, gguf_path(j->m->file));
   if (j->context > j->m->context_length)
-    return FAIL("%s: %lld positions are needed, but the model's context is %lld", gguf_path(j->m->file),
+    return FAIL("%s: the input's %lld tokens and run.generate = %lld need %lld positions, but the model's "
+                "context is %lld; the command perplexity cuts a text into windows",
+                gguf_path(j->m->file), (long long)longest, (long long)j->cfg->run.generate,
                 (long long)j->context, (long long)j->m->context_length);
   if (!windows && needed > j->context)
     return FAIL("run.context = %lld: the input's %lld tokens and run.generate = %lld need %lld positions",

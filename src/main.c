@@ -1,4 +1,5 @@
 // main: the command line, and the one place that prints a fault and ends the ranks.
+#include "base/temporary.h"
 #include "build_info.h"
 #include "src/bench.h"
 #include "src/generate.h"
@@ -109,6 +110,7 @@ static status parse_arguments(arguments *a, int argc, char **argv) {
     bool takes_value = !strcmp(word, "--config") || !strcmp(word, "--set") || !strcmp(word, "--out");
     if (takes_value && i + 1 == argc) return FAIL("%s: expected a value after it", word);
     if (!strcmp(word, "--config")) {
+      if (a->file) return FAIL("--config %s: expected one config, found %s before", argv[i + 1], a->file);
       a->file = argv[++i];
     } else if (!strcmp(word, "--set")) {
       a->sets[a->n_sets++] = argv[++i];
@@ -119,7 +121,8 @@ static status parse_arguments(arguments *a, int argc, char **argv) {
     } else if (!strcmp(word, "--version")) {
       a->version = true;
     } else if (word[0] == '-' || a->named) {
-      return FAIL("unknown argument \"%s\"; see --help", word);
+      return FAIL("unknown argument \"%s\"%s; see --help", word,
+                  word[0] == '-' ? "" : " (a model is named by --set model.path=FILE)");
     } else {
       TRY(find_command(a, word));
       if (!a->command->run_words && !a->command->run_alone) continue;
@@ -225,6 +228,7 @@ int main(int argc, char **argv) {
     free(a.sets);
     return result ? 2 : code;
   }
+  temporary_guard();
   signal(SIGBUS, on_bus_error);
   signal(SIGXFSZ, SIG_IGN); // a file over its size limit is an error that names the file, not a kill
   if (comm_open(&c, &argc, &argv)) {

@@ -191,6 +191,8 @@ static status compute_all(parity *p) {
   status result = feed_open(&f, p->j->sequences, p->j->n_sequences, p->j->cfg->run.chunk);
   while (!result && feed_next(&f, &batch)) {
     result = compute_batch(p, &batch);
+    if (result)
+      status_within("tokens %lld to %lld", (long long)p->position + 1, (long long)(p->position + batch.n));
     progress_at(&shown, p->position);
   }
   progress_end(&shown);
@@ -219,9 +221,15 @@ static status finish_printer(parity *p) {
   return 0;
 }
 
+static status check_output(const config *c) {
+  if (!c->output.logits || c->output.dir[0]) return 0;
+  return FAIL("output.logits = true: expected a folder for them (output.dir, --out), found none");
+}
+
 status parity_run(job *j) {
   parity p;
   status result;
+  TRY(job_agree(j, check_output(j->cfg), "output.logits"));
   TRY_DONE(result, parity_open(&p, j));
   for (size_t a = 0; a < p.n_arms; a++) engine_reset(p.arm[a]);
   TRY_DONE(result, compute_all(&p));

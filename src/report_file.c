@@ -1,5 +1,6 @@
 #include "src/report_file.h"
 #include "base/memory.h"
+#include "base/temporary.h"
 #include "src/report.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -34,6 +35,7 @@ status report_file_open(report_file *out, const char *dir, const char *name) {
     errno = why;
   }
   if (!out->f) TRY_DONE(result, FAIL("%s: cannot be made: %s", out->path, strerror(errno)));
+  temporary_remember(out->temporary);
   return 0;
 done:
   free(out->path);
@@ -55,6 +57,7 @@ status report_file_sync(report_file *f) {
 }
 
 static void release(report_file *f) {
+  temporary_forget(f->temporary);
   free(f->path);
   free(f->temporary);
   *f = (report_file){.f = NULL};

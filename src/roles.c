@@ -29,6 +29,8 @@ static status choose_shared_ranks(roles *r, const config *c) {
     if (list->size[i] >= r->n_ranks)
       return FAIL("ranks.shared_ranks: expected ranks from 0 to %d, found %lld", r->n_ranks - 1,
                   (long long)list->size[i]);
+    if (r->shared[list->size[i]])
+      return FAIL("ranks.shared_ranks: expected each rank once, found %lld twice", (long long)list->size[i]);
     r->shared[list->size[i]] = true;
   }
   for (int i = 0; i < r->n_ranks; i++) {
@@ -47,6 +49,9 @@ status roles_open(roles *out, const config *c, const bool *has_gpu, int n_ranks)
   TRY(TAKE(&out->shared, (size_t)n_ranks, "the ranks' roles"));
   memset(out->shared, !out->mixed, (size_t)n_ranks * sizeof *out->shared);
   if (!out->mixed) return 0;
+  if (c->ranks.arm.count > (size_t)n_ranks)
+    return FAIL("ranks.arm: expected at most an arm for each of %d ranks, found %zu", n_ranks,
+                c->ranks.arm.count);
   for (int r = 0; r < n_ranks; r++) resolve_arm(out->arm[r], &c->ranks.arm, r, has_gpu[r]);
   choose_shared_arm(out, c);
   return choose_shared_ranks(out, c);

@@ -2,6 +2,7 @@
 #include "src/synth.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/temporary.h"
 #include "dist/topology.h"
 #include "src/progress.h"
 #include "src/synth_layout.h"
@@ -9,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
@@ -70,8 +72,18 @@ static status write_at(const synthesis *s, const void *data, size_t bytes, uint6
   return 0;
 }
 
+// The name is needed at the end only, when all is written.
+static status check_name(const char *path) {
+  struct stat is;
+  if (stat(path, &is) || S_ISREG(is.st_mode)) return 0;
+  return FAIL("%s: expected a name for the model, found a %s of that name", path,
+              S_ISDIR(is.st_mode) ? "folder" : "device or pipe");
+}
+
 static status create_file(synthesis *s) {
+  TRY(check_name(s->options.out));
   TRY(open_partial(s, O_CREAT | O_TRUNC));
+  temporary_remember(s->partial);
   TRY(size_partial(s));
   return write_at(s, s->layout.header, s->layout.header_bytes, 0);
 }
@@ -191,6 +203,7 @@ static void close_synthesis(synthesis *s) {
   topology_close(s->place);
   synth_layout_close(&s->layout);
   free(s->pieces);
+  temporary_forget(s->partial);
   free(s->partial);
 }
 

@@ -321,8 +321,12 @@ class BadInput(unittest.TestCase):
         "no arms": ({"run.arms": []}, ["run.arms"]),
         "a row that is not here": ({"run.rows": "sve9"}, ["run.rows", "sve9"]),
         "a rank that computes what is shared and is not there":
-            ({"ranks.arm": ["q8k@cpu"], "ranks.shared_ranks": [3]}, ["ranks.shared_ranks", "found 3"]),
-        "a backend that no rank has": ({"ranks.arm": ["q8k@cpu"], "ranks.shared": "q8k@cuda"}, ["ranks.shared", "cuda"]),
+            ({"run.arms": ["ranks"], "ranks.arm": ["q8k@cpu"], "ranks.shared_ranks": [3]}, ["ranks.shared_ranks", "found 3"]),
+        "a backend that no rank has": ({"run.arms": ["ranks"], "ranks.arm": ["q8k@cpu"], "ranks.shared": "q8k@cuda"},
+                                       ["ranks.shared", "cuda"]),
+        "a mixed job that is not run": ({"ranks.arm": ["q8k@cpu"]}, ["ranks.arm", "run.arms"]),
+        "more arms than ranks": ({"run.arms": ["ranks"], "ranks.arm": ["q8k@cpu"] * 4}, ["ranks.arm", "found 4"]),
+        "a context that no model has": ({"run.context": 65}, ["run.context", "65", "64"]),
         "ranks without arms": ({"run.arms": ["ranks"]}, ["ranks.arm"]),
         "no model": ({"model.path": None}, ["model.path"]),
         "no input": ({"input.tokens": None}, ["input.tokens"]),
@@ -355,6 +359,10 @@ class BadInput(unittest.TestCase):
             with self.subTest(name):
                 self.refused(self.attempt(sets, ranks), pattern, ranks)
 
+    def test_nothing_to_write(self):
+        self.refused(self.attempt({"output.logits": True}, 3, out=None), ["output.logits", "output.dir"], 3)
+        self.refused(self.attempt({}, 3, command="generate"), "run.generate", 3)
+
     def test_config_files(self):
         for text, pattern in (("[run]\nchunk = \n", ":2: "), ("[run]\nchunk = 3\nchunck = 4\n", ":3: .*chunck.*run.chunk"),
                               ("model.path = 3\n", "model.path"), ("a" * 70000, "TOML"), ("[run]\n\xff = 1\n", "(?i)utf-8")):
@@ -369,7 +377,8 @@ class BadInput(unittest.TestCase):
     def test_command_lines(self):
         """Refused before MPI starts, so by each process on its own."""
         for line, pattern in ((["--confg", "a"], "--confg"), (["parody"], "parody.*parity"), (["--set"], "--set"),
-                              (["parity", "generate"], "generate")):
+                              (["parity", "generate"], "generate"), (["inspect", "a.gguf"], "model.path"),
+                              (["--config", "a", "--config", "b"], "--config")):
             with self.subTest(line):
                 outcome = moe.finish(moe.start([moe.PROGRAM, *line]), LIMIT)
                 self.assertIn(outcome.code, (1, 2))

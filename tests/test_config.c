@@ -201,7 +201,8 @@ static void test_bare_words(void **state) {
   REFUSES(NULL, "input.prompts=[\"a\", ", "one TOML value");
   REFUSES(NULL, "input.prompt='a'\nw = 2", "more than one value");
   REFUSES(NULL, "input.prompt={a = 1}", "one TOML value");
-  REFUSES(NULL, "run.chunk=12x", "run.chunk", "integer >= 1", "the string \"12x\"");
+  REFUSES(NULL, "run.chunk=12x", "run.chunk", "integer from 1 to 2147483647", "the string \"12x\"");
+  REFUSES(NULL, "run.chunk=99999999999999999999", "run.chunk", "one TOML value");
   REFUSES(NULL, "run.chunk", "KEY=VALUE");
   accepts(&c, NULL, NULL);
   assert_int_equal(config_set_dir(&c, "12"), 0); // --out DIR is text as it stands
@@ -231,7 +232,10 @@ static void test_unknown_keys(void **state) {
 
 static void test_wrong_types(void **state) {
   (void)state;
-  REFUSES("\nrun.chunk = \"x\"\n", NULL, "run.toml:2", "run.chunk", "expected integer >= 1",
+  REFUSES("ranks.arm = [\"q8k@cpu\"]\n", NULL, "ranks.arm", "expected it in run.arms");
+  REFUSES("run.arms = [\"ranks\"]\nranks.arm = [\"q8k@cpu\"]\n", "run.arms=x", "run.arms"); // told as such
+  REFUSES(NULL, "ranks.arm=[\"q8k@cpu\"]", "ranks.arm", "expected it in run.arms");
+  REFUSES("\nrun.chunk = \"x\"\n", NULL, "run.toml:2", "run.chunk", "expected integer from 1",
           "the string \"x\"");
   REFUSES("run.chunk = 1.0\n", NULL, "run.chunk", "the number 1");
   REFUSES("run.bind = 1\n", NULL, "true or false", "the integer 1");
@@ -300,7 +304,7 @@ static void test_arms(void **state) {
   config c;
   accepts(&c, "run.arms = [\"ranks\"]\n", "ranks.arm=[\"q8k@cpu\"]"); // checked when all is read
   config_close(&c);
-  accepts(&c, "ranks.arm = [\"q8k@auto\"]\n", "ranks.shared_ranks=[2, 0]");
+  accepts(&c, "ranks.arm = [\"q8k@auto\"]\nrun.arms = [\"ranks\"]\n", "ranks.shared_ranks=[2, 0]");
   assert_string_equal(c.ranks.arm.name[0], "q8k@auto");
   assert_int_equal(c.ranks.shared_ranks.count, 2);
   assert_int_equal(c.ranks.shared_ranks.size[0], 2);

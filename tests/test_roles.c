@@ -14,9 +14,10 @@ static config configured(const char *arms, const char *shared, const char *share
   snprintf(sets[0], sizeof sets[0], "ranks.arm=%s", arms);
   snprintf(sets[1], sizeof sets[1], "ranks.shared=\"%s\"", shared);
   snprintf(sets[2], sizeof sets[2], "ranks.shared_ranks=%s", shared_ranks);
-  const char *all[] = {"model.path=a", sets[0], sets[1], sets[2]};
+  const char *arm = strcmp(arms, "[]") ? "run.arms=[\"ranks\"]" : "run.arms=[\"q8k@cpu\"]";
+  const char *all[] = {"model.path=a", arm, sets[0], sets[1], sets[2]};
   config c;
-  if (config_load(&c, NULL, all, 4)) fail_msg("%s", status_text());
+  if (config_load(&c, NULL, all, 5)) fail_msg("%s", status_text());
   return c;
 }
 
@@ -87,6 +88,8 @@ static void bad_roles_are_refused(void **state) {
   (void)state;
   refused("[\"q8k@cpu\"]", "", "[0, 2]", "expected ranks from 0 to 1, found 2");
   refused("[\"q8k@cpu\"]", "q8k@cuda", "[]", "no rank's arm is on cuda");
+  refused("[\"q8k@cpu\"]", "", "[1, 1]", "expected each rank once, found 1 twice");
+  refused("[\"q8k@cpu\", \"f32@cpu\", \"f64@cpu\"]", "", "[]", "an arm for each of 2 ranks, found 3");
   roles_close(NULL);
 }
 

@@ -3,6 +3,8 @@
 activations through 48 layers, outliers where they are asked for, and nothing left behind after a fault."""
 import functools
 import os
+import signal
+import time
 import unittest
 
 import moe
@@ -203,12 +205,26 @@ class Refusals(unittest.TestCase):
             self.refused("no-such-folder", os.path.join(moe.FOLDER, "no-such-folder", "x.gguf"), ranks=ranks)
         folder = moe.fresh()
         os.mkdir(folder)
-        self.refused("cannot be given its name", folder, ranks=2)
+        self.refused("found a folder", folder, ranks=2)
 
     def test_no_room(self):
         """A limit on the size of files stands for a full disk: the error comes from the same calls."""
         for ranks in (1, 3):  # MPI's own files are smaller than the limit
             self.refused("no room", moe.fresh(".gguf"), ranks=ranks, layers=48, most_bytes=64 << 20)
+
+    def test_a_signal_leaves_nothing_behind(self):
+        """A model that takes long to write, and the signals of Ctrl-C and of launchers."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(signal=number):
+                out = moe.fresh(".gguf")
+                line = [moe.PROGRAM, "synth", "--shape", "qwen3-30b-a3b", "--layers", "2", "--threads", "1", "--out", out]
+                process = moe.start(line)
+                while not os.path.exists(out + ".partial") and process.poll() is None:
+                    time.sleep(0.01)
+                process.send_signal(number)
+                self.assertEqual(moe.finish(process).code, -number)
+                self.assertFalse(os.path.exists(out + ".partial"))
+                self.assertFalse(os.path.exists(out))
 
     def test_an_old_file_stays_until_the_new_one_is_whole(self):
         path = synth(**SMALL)

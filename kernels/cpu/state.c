@@ -153,7 +153,8 @@ status cpu_open(backend **out, const backend_params *params) {
   *out = NULL;
   const cpu_row *row = cpu_row_find(params->row);
   if (!row)
-    return FAIL("run.rows = \"%s\": this machine or build has no such row of the cpu backend", params->row);
+    return FAIL("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",
+                params->row, cpu_rows());
   cpu_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cpu backend"));
   b->base.ops = &cpu_backend_ops;

@@ -42,7 +42,6 @@ static status open_backend(engine *e) {
 static status open_arrays(engine *e) {
   const engine_params *p = &e->params;
   int64_t slots = p->max_batch * e->forward.top_k;
-  TRY(TAKE(&e->forward.cost, (size_t)p->max_batch, "the split of attention"));
   TRY(TAKE(&e->forward.tokens_of_rank, (size_t)comm_size(p->c), "the split of attention"));
   TRY(TAKE(&e->forward.route.expert, (size_t)slots, "routing"));
   TRY(TAKE(&e->forward.route.margin, (size_t)p->max_batch, "routing"));
@@ -98,7 +97,6 @@ void engine_close(engine *e) {
   if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
   exchange_close(e->forward.ranks);
   transport_close(e->carrier);
-  free(e->forward.cost);
   free(e->forward.tokens_of_rank);
   free(e->forward.route.expert);
   free(e->forward.route.margin);

@@ -15,7 +15,6 @@ typedef struct {
   bool is_shared;        // this rank computes the shared steps; otherwise only its experts
   const path_info *path; // of the shared steps
   int64_t hidden, top_k;
-  int64_t *cost;           // [max_batch] of a token's attention, in products of `heads * head_dim` numbers
   int64_t *tokens_of_rank; // [ranks] of the last split
   routing route;           // of the last layer
   bool wants_routing;      // false: a device backend may keep it to itself, and does not wait for it

@@ -159,8 +159,7 @@ static status compute_prompts(job *j, engine *e, double *last) {
         if (batch.position[first + i] == j->sequences[s].n - 1) engine_logits(e, i, last + s * vocabulary);
       }
     }
-    if (result)
-      status_within("prompt tokens %lld to %lld", (long long)done + 1, (long long)(done + batch.n));
+    if (result) status_within("prompt tokens %lld to %lld", (long long)done + 1, (long long)(done + batch.n));
     progress_at(&shown, done += batch.n);
   }
   progress_end(&shown);

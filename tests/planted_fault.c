@@ -93,7 +93,7 @@ status __wrap_model_check_weights(const model *m, const expert_local *owned, int
 status __wrap_forward_layer(forward_state *f, int64_t layer, const token_batch *batch) {
   if (layer == 1) TRY(at_phase("prefill"));
   if (!strcmp(plan_of_fault.kind, "twice") && layer == plan_of_fault.rank)
-    TRY(f->compute->ops->attention(f->compute, layer, batch, 0, batch->n));
+    TRY(f->compute->ops->attention(f->compute, layer, deal_rows(&f->deal, batch)));
   plan_of_fault.in_exchange = layer == 1;
   status result = __real_forward_layer(f, layer, batch);
   plan_of_fault.in_exchange = false;

@@ -129,7 +129,7 @@ static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, boo
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   size_t at = (size_t)(first * s->n_heads * s->head_dim);
-  if (b->distinct && decode_attends(&b->work, s, b->batch.n, b->max_keys)) // few tokens: all of them
+  if (n == b->batch.n && b->distinct && decode_attends(&b->work, s, n, b->max_keys))
     return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
                                    &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
   TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, first, n, b->stream));

@@ -27,6 +27,7 @@ struct comm {
   char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
   char library[MPI_MAX_LIBRARY_VERSION_STRING];
   MPI_Request *requests; // [2 * size]
+  comm_part *parts;      // [size][size] of comm_allgatherv
   bool *arrived;         // [size] at a missed deadline
   bool agreed, told_elsewhere, late;
   void (*close)(void *);
@@ -54,6 +55,7 @@ status comm_open(comm **out, int *argc, char ***argv) {
   c->library[strcspn(c->library, ",\n")] = 0;
   TRY(memory_take((void **)&c->hosts, (size_t)c->size, sizeof *c->hosts, "host names"));
   TRY(TAKE(&c->requests, 2 * (size_t)c->size, "message requests"));
+  TRY(TAKE(&c->parts, (size_t)c->size * (size_t)c->size, "message sizes"));
   TRY(TAKE(&c->arrived, (size_t)c->size, "message requests"));
   *out = c;
   memcpy(c->hosts[c->rank], c->host, sizeof c->host);
@@ -87,6 +89,7 @@ void comm_close(comm *c) {
   alarm(0);
   free(c->hosts);
   free(c->requests);
+  free(c->parts);
   free(c->arrived);
   free(c);
 }
@@ -200,38 +203,40 @@ static status wait_all(comm *c, double seconds, const char *what) {
   return name_the_missing(c, what);
 }
 
-// One piece of everyone's part: `from` bytes on, at most piece_bytes.
-static status exchange_piece(comm *c, char *buffer, const size_t *offset, const size_t *bytes,
-                             const bool *takes, size_t from, const char *what) {
+static int piece_of(const comm_part *part, size_t done) {
+  size_t left = part->bytes > done ? part->bytes - done : 0;
+  return (int)(left < piece_bytes ? left : piece_bytes);
+}
+
+// One piece of every part: `done` bytes on, at most piece_bytes.
+static status exchange_piece(comm *c, char *buffer, const comm_part *part, size_t done, const char *what) {
   int tag = c->next_tag;
   c->next_tag = (c->next_tag + 1) & 0x3fff;
   for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
   for (int step = 1; step < c->size; step++) { // start at the next rank, so that no rank is everyone's first
-    int r = (c->rank + c->size - step) % c->size, to = (c->rank + step) % c->size;
-    size_t in = bytes[r] > from ? bytes[r] - from : 0,
-           out = bytes[c->rank] > from ? bytes[c->rank] - from : 0;
-    if (in > piece_bytes) in = piece_bytes;
-    if (out > piece_bytes) out = piece_bytes;
-    if (in && (!takes || takes[c->rank]))
-      MPI_Irecv(buffer + offset[r] + from, (int)in, MPI_BYTE, r, tag, c->world, &c->requests[r]);
-    if (out && (!takes || takes[to]))
-      MPI_Isend(buffer + offset[c->rank] + from, (int)out, MPI_BYTE, to, tag, c->world,
+    int from = (c->rank + c->size - step) % c->size, to = (c->rank + step) % c->size;
+    const comm_part *in = &part[from * c->size + c->rank], *out = &part[c->rank * c->size + to];
+    if (piece_of(in, done))
+      MPI_Irecv(buffer + in->offset + done, piece_of(in, done), MPI_BYTE, from, tag, c->world,
+                &c->requests[from]);
+    if (piece_of(out, done))
+      MPI_Isend(buffer + out->offset + done, piece_of(out, done), MPI_BYTE, to, tag, c->world,
                 &c->requests[c->size + to]);
   }
   return wait_all(c, comm_patience(c), what);
 }
 
-status comm_gather_to(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const bool *takes,
-                      const char *what) {
+status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *what) {
   size_t most = 0;
-  for (int r = 0; r < c->size; r++) most = bytes[r] > most ? bytes[r] : most;
-  for (size_t from = 0; from < most; from += piece_bytes)
-    TRY(exchange_piece(c, buffer, offset, bytes, takes, from, what));
+  for (int i = 0; i < c->size * c->size; i++)
+    if (i / c->size != i % c->size && part[i].bytes > most) most = part[i].bytes;
+  for (size_t done = 0; done < most; done += piece_bytes) TRY(exchange_piece(c, buffer, part, done, what));
   return 0;
 }
 
-status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what) {
-  return comm_gather_to(c, buffer, offset, bytes, NULL, what);
+status comm_allgatherv(comm *c, char *buffer, const comm_part *part, const char *what) {
+  for (int i = 0; i < c->size * c->size; i++) c->parts[i] = part[i / c->size];
+  return comm_exchange(c, buffer, c->parts, what);
 }
 
 // The others wait elsewhere: in their own watch, which asks as well, or here, where wait_all answers.
@@ -247,17 +252,9 @@ status comm_name_missing(comm *c, const char *what) {
 }
 
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what) {
-  size_t *offset, *sizes;
-  TRY(TAKE(&offset, 2 * (size_t)c->size, "message sizes"));
-  sizes = offset + c->size;
-  for (int r = 0; r < c->size; r++) {
-    offset[r] = (size_t)r * bytes;
-    sizes[r] = bytes;
-  }
-  memmove((char *)all + offset[c->rank], mine, bytes);
-  status result = comm_allgatherv(c, (char *)all, offset, sizes, what);
-  free(offset);
-  return result;
+  for (int i = 0; i < c->size * c->size; i++) c->parts[i] = (comm_part){(size_t)(i / c->size) * bytes, bytes};
+  memmove((char *)all + (size_t)c->rank * bytes, mine, bytes);
+  return comm_exchange(c, (char *)all, c->parts, what);
 }
 
 status comm_agree(comm *c, status mine, const char *what) {

@@ -36,13 +36,16 @@ void comm_at_close(comm *c, void (*close)(void *context), void *context);
 // Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the fault.
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what);
 
-// Collective. Rank r's part of `buffer` is bytes[r] at offset[r]; own part filled before, all filled after.
-// Sizes are known to all ranks beforehand.
-status comm_allgatherv(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const char *what);
+typedef struct { // of a buffer
+  size_t offset, bytes;
+} comm_part;
 
-// Collective. The same, but only ranks r with takes[r] get the parts of others. NULL: all do.
-status comm_gather_to(comm *c, char *buffer, const size_t *offset, const size_t *bytes, const bool *takes,
-                      const char *what);
+// Collective. part[from * size + to] of rank `from`'s buffer comes to the same place of rank `to`'s. Every
+// rank has the same table; a rank's part to itself says nothing.
+status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *what);
+
+// Collective. part[r] of every rank's `buffer` is rank r's; own one filled before, all filled after.
+status comm_allgatherv(comm *c, char *buffer, const comm_part *part, const char *what);
 
 // For a rank whose wait for the others outside of comm.c passed the deadline: fails and names those that do
 // not answer within a third of it (1 to 20 s). Good when all do. Ranks that wait in a collective here answer;

@@ -8,23 +8,23 @@ struct exchange {
   comm *c;
   transport *carrier;
   const int32_t *rank_of_expert;
-  bool *takes[2];         // [size] by rank_set
-  int count[2];           // ranks of each
-  int64_t *row_of_slot;   // [max_slots]
-  int64_t *rows_of_rank;  // [size] of the last plan
-  int64_t *next_row;      // [size]
-  size_t *offset, *bytes; // [size]
+  bool *takes[RANK_SETS];    // [size]
+  int count[RANK_SETS];      // ranks of each
+  int64_t *row_of_slot;      // [max_slots]
+  int64_t *next_row;         // [size]
+  row_range *gather, *slots; // [size][size] of the last exchange_gather and exchange_plan
+  comm_part *part;           // [size][size]
   uint64_t sent;
 };
 
 static status open_sets(exchange *x, const bool *shared) {
   size_t size = (size_t)comm_size(x->c);
-  TRY(TAKE(&x->takes[SHARED_RANKS], size, "the ranks' roles"));
-  TRY(TAKE(&x->takes[EXPERT_RANKS], size, "the ranks' roles"));
+  for (int set = 0; set < RANK_SETS; set++) TRY(TAKE(&x->takes[set], size, "the ranks' roles"));
   for (size_t r = 0; r < size; r++) {
     rank_set set = !shared || shared[r] ? SHARED_RANKS : EXPERT_RANKS;
-    x->takes[set][r] = true;
+    x->takes[set][r] = x->takes[ALL_RANKS][r] = true;
     x->count[set]++;
+    x->count[ALL_RANKS]++;
   }
   return x->count[SHARED_RANKS] ? 0 : FAIL("the exchange: expected a rank that computes the shared steps");
 }
@@ -41,10 +41,10 @@ status exchange_open(exchange **out, comm *c, transport *carrier, const int32_t 
   status result;
   TRY_DONE(result, open_sets(x, shared));
   TRY_DONE(result, TAKE(&x->row_of_slot, (size_t)max_slots, "the rows of slots"));
-  TRY_DONE(result, TAKE(&x->rows_of_rank, size, "the rows of ranks"));
   TRY_DONE(result, TAKE(&x->next_row, size, "the rows of ranks"));
-  TRY_DONE(result, TAKE(&x->offset, size, "message sizes"));
-  TRY_DONE(result, TAKE(&x->bytes, size, "message sizes"));
+  TRY_DONE(result, TAKE(&x->gather, size * size, "the rows of ranks"));
+  TRY_DONE(result, TAKE(&x->slots, size * size, "the rows of ranks"));
+  TRY_DONE(result, TAKE(&x->part, size * size, "message sizes"));
   *out = x;
 done:
   if (result) exchange_close(x);
@@ -53,13 +53,12 @@ done:
 
 void exchange_close(exchange *x) {
   if (!x) return;
-  free(x->takes[SHARED_RANKS]);
-  free(x->takes[EXPERT_RANKS]);
+  for (int set = 0; set < RANK_SETS; set++) free(x->takes[set]);
   free(x->row_of_slot);
-  free(x->rows_of_rank);
   free(x->next_row);
-  free(x->offset);
-  free(x->bytes);
+  free(x->gather);
+  free(x->slots);
+  free(x->part);
   free(x);
 }
 
@@ -75,69 +74,87 @@ bool exchange_has(const exchange *x, rank_set ranks) {
   return x->count[ranks] > 0;
 }
 
-bool exchange_takes(const exchange *x, rank_set to) {
-  return x->takes[to][comm_rank(x->c)];
+int exchange_count(const exchange *x, rank_set ranks) {
+  return x->count[ranks];
 }
 
-int exchange_shared_count(const exchange *x) {
-  return x->count[SHARED_RANKS];
+int exchange_rank(const exchange *x) {
+  return comm_rank(x->c);
 }
 
-const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t n_slots) {
+int exchange_size(const exchange *x) {
+  return comm_size(x->c);
+}
+
+// ---- which rows go where ----
+
+void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items) {
+  int64_t part = 0, count = x->count[SHARED_RANKS];
+  for (int r = 0; r < comm_size(x->c); r++) {
+    rows_of_rank[r] = 0;
+    if (!x->takes[SHARED_RANKS][r]) continue;
+    rows_of_rank[r] = (part + 1) * items / count - part * items / count;
+    part++;
+  }
+}
+
+const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_set to) {
   int size = comm_size(x->c);
-  memset(x->rows_of_rank, 0, (size_t)size * sizeof *x->rows_of_rank);
-  for (int64_t i = 0; i < n_slots; i++) x->rows_of_rank[x->rank_of_expert[expert_of_slot[i]]]++;
   int64_t first = 0;
-  for (int r = 0; r < size; r++) {
-    x->next_row[r] = first;
-    first += x->rows_of_rank[r];
+  for (int from = 0; from < size; first += rows_of_rank[from++])
+    for (int r = 0; r < size; r++)
+      x->gather[from * size + r] = (row_range){first, x->takes[to][r] ? rows_of_rank[from] : 0};
+  return x->gather;
+}
+
+// How many of each owner's slots each rank takes.
+static void count_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
+                        const int64_t *slots_of_rank) {
+  int size = comm_size(x->c), taker = 0;
+  int64_t end = slots_of_rank ? slots_of_rank[0] : n_slots; // of the slots of `taker`
+  memset(x->slots, 0, (size_t)(size * size) * sizeof *x->slots);
+  for (int64_t i = 0; i < n_slots; i++) {
+    while (i == end) end += slots_of_rank[++taker];
+    x->slots[x->rank_of_expert[expert_of_slot[i]] * size + taker].count++;
+  }
+}
+
+const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
+                             const int64_t *slots_of_rank) {
+  int size = comm_size(x->c);
+  int64_t next = 0;
+  count_slots(x, expert_of_slot, n_slots, slots_of_rank);
+  for (int from = 0; from < size; from++) {
+    row_range *range = x->slots + from * size;
+    x->next_row[from] = next;
+    for (int to = 0; to < size; next += range[to++].count) range[to].first = next;
+    if (slots_of_rank) continue;
+    for (int to = size - 1; to >= 0; to--) // all were counted for rank 0
+      range[to] = (row_range){range[0].first, x->takes[SHARED_RANKS][to] ? range[0].count : 0};
   }
   for (int64_t i = 0; i < n_slots; i++)
     x->row_of_slot[i] = x->next_row[x->rank_of_expert[expert_of_slot[i]]]++;
   return x->row_of_slot;
 }
 
-const int64_t *exchange_rows_of_rank(const exchange *x) {
-  return x->rows_of_rank;
+const row_range *exchange_slots(const exchange *x) {
+  return x->slots;
 }
 
-// An item belongs to the part in which the middle of its cost lies.
-void exchange_split(const exchange *x, int64_t *rows_of_rank, const int64_t *cost, int64_t items) {
-  int64_t total = cost ? 0 : items, before = 0, next = 0;
-  for (int64_t i = 0; i < items && cost; i++) total += cost[i];
-  int part = 0;
-  for (int r = 0; r < comm_size(x->c); r++) {
-    rows_of_rank[r] = 0;
-    if (!x->takes[SHARED_RANKS][r]) continue;
-    part++;
-    for (; next < items; next++) {
-      int64_t each = cost ? cost[next] : 1;
-      if ((2 * before + each) * x->count[SHARED_RANKS] > 2 * part * total) break;
-      before += each;
-      rows_of_rank[r]++;
-    }
+row_range exchange_gives(const exchange *x, const row_range *range) {
+  int rank = comm_rank(x->c), size = comm_size(x->c);
+  row_range all = {0, 0};
+  for (int to = 0; to < size; to++) {
+    row_range one = range[rank * size + to];
+    if (to == rank || !one.count) continue;
+    int64_t end = one.first + one.count, before = all.first + all.count;
+    if (!all.count || one.first < all.first) all.first = one.first;
+    all.count = (before > end && all.count ? before : end) - all.first;
   }
-}
-
-int64_t exchange_own_rows(const exchange *x, const int64_t *rows_of_rank, int64_t *first, int64_t *count) {
-  int64_t all = 0;
-  for (int r = 0; r < comm_size(x->c); r++) {
-    if (r == comm_rank(x->c)) *first = all;
-    all += rows_of_rank[r];
-  }
-  *count = rows_of_rank[comm_rank(x->c)];
   return all;
 }
 
-// Sizes and places of parts that lie one after the other.
-static void lay_out(exchange *x, const int64_t *rows_of_rank, size_t row_bytes) {
-  size_t first = 0;
-  for (int r = 0; r < comm_size(x->c); r++) {
-    x->offset[r] = first;
-    x->bytes[r] = (size_t)rows_of_rank[r] * row_bytes;
-    first += x->bytes[r];
-  }
-}
+// ---- on their way ----
 
 typedef char exchange_name[64];
 
@@ -146,24 +163,29 @@ static const char *name_of(exchange_name out, int64_t layer) {
   return out;
 }
 
-static status carry(exchange *x, void *rows, void *stream, rank_set to, int64_t layer) {
-  exchange_name what;
-  const bool *takes = x->count[to] == comm_size(x->c) ? NULL : x->takes[to];
-  x->sent += x->bytes[comm_rank(x->c)] * (uint64_t)(x->count[to] - exchange_takes(x, to));
-  return transport_gather(x->carrier, rows, stream, x->offset, x->bytes, takes, name_of(what, layer));
+static void lay_out(exchange *x, const row_range *range, size_t row_bytes) {
+  int size = comm_size(x->c);
+  for (int i = 0; i < size * size; i++)
+    x->part[i] = (comm_part){(size_t)range[i].first * row_bytes, (size_t)range[i].count * row_bytes};
 }
 
-status exchange_gather(exchange *x, void *rows, void *stream, size_t row_bytes, const int64_t *rows_of_rank,
-                       rank_set to, int64_t layer) {
-  lay_out(x, rows_of_rank, row_bytes);
-  return carry(x, rows, stream, to, layer);
+static status carry(exchange *x, void *rows, void *stream, int64_t layer) {
+  exchange_name what;
+  int rank = comm_rank(x->c), size = comm_size(x->c);
+  for (int to = 0; to < size; to++) x->sent += to == rank ? 0 : x->part[rank * size + to].bytes;
+  return transport_carry(x->carrier, rows, stream, x->part, name_of(what, layer));
 }
 
-status exchange_gather_host(exchange *x, void *items, size_t item_bytes, const int64_t *items_of_rank,
-                            rank_set to, int64_t layer) {
+status exchange_carry(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
+                      int64_t layer) {
+  lay_out(x, range, row_bytes);
+  return carry(x, rows, stream, layer);
+}
+
+status exchange_carry_host(exchange *x, void *rows, size_t row_bytes, const row_range *range, int64_t layer) {
   exchange_name what;
-  lay_out(x, items_of_rank, item_bytes);
-  return comm_gather_to(x->c, (char *)items, x->offset, x->bytes, x->takes[to], name_of(what, layer));
+  lay_out(x, range, row_bytes);
+  return comm_exchange(x->c, (char *)rows, x->part, name_of(what, layer));
 }
 
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
@@ -171,24 +193,21 @@ bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
          transport_all_on_device(x->carrier);
 }
 
-status exchange_gather_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
-                             int64_t layer) {
-  for (int r = 0; r < comm_size(x->c); r++) {
-    x->bytes[r] = (size_t)n_slots * row_bytes;
-    x->offset[r] = (size_t)r * x->bytes[r];
-  }
-  return carry(x, rows, stream, SHARED_RANKS, layer);
+status exchange_carry_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
+                            int64_t layer) {
+  int size = comm_size(x->c);
+  size_t bytes = (size_t)n_slots * row_bytes;
+  for (int i = 0; i < size * size; i++) x->part[i] = (comm_part){(size_t)(i / size) * bytes, bytes};
+  return carry(x, rows, stream, layer);
 }
 
 status exchange_tell(exchange *x, void *data, size_t bytes, const char *what) {
   if (!exchange_has(x, EXPERT_RANKS)) return 0;
-  bool told = false;
-  for (int r = 0; r < comm_size(x->c); r++) {
-    x->offset[r] = 0;
-    x->bytes[r] = x->takes[SHARED_RANKS][r] && !told ? bytes : 0;
-    told = told || x->takes[SHARED_RANKS][r];
-  }
-  return comm_gather_to(x->c, (char *)data, x->offset, x->bytes, x->takes[EXPERT_RANKS], what);
+  int size = comm_size(x->c), teller = 0;
+  while (!x->takes[SHARED_RANKS][teller]) teller++;
+  for (int i = 0; i < size * size; i++)
+    x->part[i] = (comm_part){0, i / size == teller && x->takes[EXPERT_RANKS][i % size] ? bytes : 0};
+  return comm_exchange(x->c, (char *)data, x->part, what);
 }
 
 status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes) {

@@ -1,7 +1,7 @@
 // nccl: rows travel from device to device, on the stream that computes them.
 //
 // Owns: NCCL (nccl.h is included here and nowhere else), one communicator for all transports of a process,
-// the staging of rows that lie in host memory, the events that time a gather.
+// the staging of rows that lie in host memory, the events that time an exchange.
 // Refuses to know: what rows are; who is late (comm.h finds that out).
 // Invariant: the communicator does not block: every call returns, and every wait here asks for errors and for
 // comm.deadline. It is given back when the ranks end in order, never by one of them alone. All streams share
@@ -24,21 +24,21 @@
     if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));     \
   } while (0)
 
-enum { TIMED = 64 }; // gathers whose events are out at the same time
+enum { TIMED = 64 }; // exchanges whose events are out at the same time
 
 static const size_t trial_bytes = (size_t)2 << 20; // of a rank in the largest trial
 
 typedef struct {
   cudaEvent_t begin, end;
   char what[64];
-} timed_gather;
+} timed_exchange;
 
 typedef struct {
   cudaStream_t stream; // for rows in host memory
   char *staging;       // their copy on the device
   size_t staging_bytes;
-  timed_gather timed[TIMED];
-  int64_t begun, counted; // gathers so far; those whose seconds are in `seconds`
+  timed_exchange timed[TIMED];
+  int64_t begun, counted; // exchanges so far; those whose seconds are in `seconds`
   double seconds;
 } nccl_state;
 
@@ -148,11 +148,14 @@ static status begin_world(comm *c) {
   return result;
 }
 
-// ---- gathers ----
+// ---- exchanges ----
 
-static bool parts_are_alike(const size_t *offset, const size_t *bytes, int size) {
-  for (int r = 0; r < size; r++)
-    if (bytes[r] != bytes[0] || offset[r] != (size_t)r * bytes[0]) return false;
+// Every rank's part to each of the others is one of equal, neighbouring parts.
+static bool is_all_gather(const comm_part *part, int size) {
+  size_t bytes = part[size > 1].bytes;
+  for (int i = 0; i < size * size; i++)
+    if (i / size != i % size && (part[i].bytes != bytes || part[i].offset != (size_t)(i / size) * bytes))
+      return false;
   return true;
 }
 
@@ -160,28 +163,29 @@ static void note(ncclResult_t *result, ncclResult_t one) {
   if (*result == ncclSuccess && one != ncclInProgress) *result = one;
 }
 
-static ncclResult_t send_parts(char *rows, cudaStream_t stream, const size_t *offset, const size_t *bytes,
-                               const bool *takes) {
+static ncclResult_t send_parts(char *rows, cudaStream_t stream, const comm_part *part) {
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
-  if (!takes && parts_are_alike(offset, bytes, size))
-    return bytes[0] ? ncclAllGather(rows + offset[rank], rows, bytes[0], ncclInt8, world.handle, stream)
-                    : ncclSuccess;
+  size_t alike = part[size > 1].bytes;
+  if (is_all_gather(part, size))
+    return alike ? ncclAllGather(rows + (size_t)rank * alike, rows, alike, ncclInt8, world.handle, stream)
+                 : ncclSuccess;
   ncclResult_t result = ncclGroupStart();
   for (int step = 1; step < size; step++) {
     int to = (rank + step) % size, from = (rank + size - step) % size;
-    if (bytes[rank] && (!takes || takes[to]))
-      note(&result, ncclSend(rows + offset[rank], bytes[rank], ncclInt8, to, world.handle, stream));
-    if (bytes[from] && (!takes || takes[rank]))
-      note(&result, ncclRecv(rows + offset[from], bytes[from], ncclInt8, from, world.handle, stream));
+    const comm_part *out = &part[rank * size + to], *in = &part[from * size + rank];
+    if (out->bytes)
+      note(&result, ncclSend(rows + out->offset, out->bytes, ncclInt8, to, world.handle, stream));
+    if (in->bytes)
+      note(&result, ncclRecv(rows + in->offset, in->bytes, ncclInt8, from, world.handle, stream));
   }
   ncclResult_t ended = ncclGroupEnd();
   return result == ncclSuccess ? ended : result;
 }
 
-// Adds the seconds of gathers that have ended, in their order.
+// Adds the seconds of exchanges that have ended, in their order.
 static void count_ended(nccl_state *s) {
   for (; s->counted < s->begun; s->counted++) {
-    const timed_gather *t = &s->timed[s->counted % TIMED];
+    const timed_exchange *t = &s->timed[s->counted % TIMED];
     float milliseconds;
     if (cudaEventElapsedTime(&milliseconds, t->begin, t->end) != cudaSuccess) break;
     s->seconds += (double)milliseconds * 1e-3;
@@ -189,52 +193,61 @@ static void count_ended(nccl_state *s) {
   cudaGetLastError(); // of one that has not ended
 }
 
-static status gather_timed(nccl_state *s, char *rows, cudaStream_t stream, const size_t *offset,
-                           const size_t *bytes, const bool *takes, const char *what) {
+static status carry_timed(nccl_state *s, char *rows, cudaStream_t stream, const comm_part *part,
+                          const char *what) {
   if (s->begun - s->counted == TIMED) {
     TRY(wait_event(s->timed[s->counted % TIMED].end, what));
     count_ended(s);
   }
-  timed_gather *t = &s->timed[s->begun % TIMED];
+  timed_exchange *t = &s->timed[s->begun % TIMED];
   snprintf(t->what, sizeof t->what, "%s", what);
   CUDA_TRY(cudaEventRecord(t->begin, stream));
-  TRY(settle(send_parts(rows, stream, offset, bytes, takes), what));
+  TRY(settle(send_parts(rows, stream, part), what));
   CUDA_TRY(cudaEventRecord(t->end, stream));
   s->begun++;
   return 0;
 }
 
 // Through the device's memory, in which the parts have the places that they have on the host.
-static status gather_staged(nccl_state *s, char *rows, const size_t *offset, const size_t *bytes,
-                            const bool *takes, const char *what) {
+static status carry_staged(nccl_state *s, char *rows, const comm_part *part, const char *what) {
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
-  for (int r = 0; r < size; r++)
-    if (offset[r] + bytes[r] > s->staging_bytes)
-      return FAIL("%s: expected at most %zu bytes, found %zu", what, s->staging_bytes, offset[r] + bytes[r]);
-  CUDA_TRY(cudaMemcpyAsync(s->staging + offset[rank], rows + offset[rank], bytes[rank],
-                           cudaMemcpyHostToDevice, s->stream));
-  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, takes, what));
+  const comm_part *out = part + rank * size;
+  size_t first = SIZE_MAX, end = 0; // of what this rank sends: parts to several ranks are often the same
+  for (int r = 0; r < size; r++) {
+    const comm_part *in = &part[r * size + rank];
+    if (r == rank) continue;
+    if (out[r].bytes && out[r].offset < first) first = out[r].offset;
+    if (out[r].bytes && out[r].offset + out[r].bytes > end) end = out[r].offset + out[r].bytes;
+    if (in->bytes && in->offset + in->bytes > s->staging_bytes)
+      return FAIL("%s: expected at most %zu bytes, found %zu", what, s->staging_bytes,
+                  in->offset + in->bytes);
+  }
+  if (end > s->staging_bytes)
+    return FAIL("%s: expected at most %zu bytes, found %zu", what, s->staging_bytes, end);
+  if (end)
+    CUDA_TRY(
+        cudaMemcpyAsync(s->staging + first, rows + first, end - first, cudaMemcpyHostToDevice, s->stream));
+  TRY(carry_timed(s, s->staging, s->stream, part, what));
   TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
-  for (int r = 0; r < size; r++)
-    if (r != rank && (!takes || takes[rank]))
-      CUDA_TRY(cudaMemcpy(rows + offset[r], s->staging + offset[r], bytes[r], cudaMemcpyDeviceToHost));
+  for (int r = 0; r < size; r++) {
+    const comm_part *in = &part[r * size + rank];
+    if (r != rank && in->bytes)
+      CUDA_TRY(cudaMemcpy(rows + in->offset, s->staging + in->offset, in->bytes, cudaMemcpyDeviceToHost));
+  }
   return 0;
 }
 
-static status gather(nccl_state *s, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                     const bool *takes, const char *what) {
+static status carry(nccl_state *s, char *rows, void *stream, const comm_part *part, const char *what) {
   enum cudaStreamCaptureStatus capture;
-  if (!stream) return gather_staged(s, rows, offset, bytes, takes, what);
+  if (!stream) return carry_staged(s, rows, part, what);
   CUDA_TRY(cudaStreamIsCapturing((cudaStream_t)stream, &capture));
-  if (capture == cudaStreamCaptureStatusNone)
-    return gather_timed(s, rows, (cudaStream_t)stream, offset, bytes, takes, what);
-  return settle(send_parts(rows, (cudaStream_t)stream, offset, bytes, takes), what);
+  if (capture == cudaStreamCaptureStatusNone) return carry_timed(s, rows, (cudaStream_t)stream, part, what);
+  return settle(send_parts(rows, (cudaStream_t)stream, part), what);
 }
 
-static status nccl_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                          const bool *takes, const char *what) {
-  status result = gather(state, rows, stream, offset, bytes, takes, what);
-  if (result) nccl_abandon(state); // a gather left half done would hold up the end
+static status nccl_carry(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
+  status result = carry(state, rows, stream, part, what);
+  if (result) nccl_abandon(state); // an exchange left half done would hold up the end
   return result;
 }
 
@@ -244,12 +257,12 @@ static double nccl_seconds(void *state) {
   return s->seconds;
 }
 
-// ---- a gather alone ----
+// ---- an all-gather alone ----
 
 enum { IN_RECORDING = 48, REPLAYS = 20 };
 
 static status time_replays(nccl_state *s, double *seconds, cudaGraphExec_t gathers, const char *what) {
-  timed_gather *t = &s->timed[s->begun % TIMED]; // its events are free between two gathers
+  timed_exchange *t = &s->timed[s->begun % TIMED]; // its events are free between two exchanges
   float milliseconds = 0;
   for (int round = 0; round < 2; round++) { // the first warms up
     CUDA_TRY(cudaEventRecord(t->begin, s->stream));
@@ -309,19 +322,19 @@ static const char *nccl_under_way(void *state) {
 
 // Gathers known bytes, alike or of two lengths, so that the channels are there before anything is recorded or
 // timed, and a transport that does not carry what it is given is found now.
-static status try_out(nccl_state *s, size_t *offset, size_t *bytes, size_t part, bool alike) {
+static status try_out(nccl_state *s, comm_part *parts, size_t bytes, bool alike) {
   static const char what[] = "the trial of NCCL";
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
-  for (int r = 0; r < size; r++) {
-    offset[r] = (size_t)r * part;
-    bytes[r] = alike || r ? part : part / 2;
-  }
-  CUDA_TRY(cudaMemsetAsync(s->staging + offset[rank], rank + 1, bytes[rank], s->stream));
-  TRY(gather_timed(s, s->staging, s->stream, offset, bytes, NULL, what));
+  for (int i = 0; i < size * size; i++)
+    parts[i] = (comm_part){(size_t)(i / size) * bytes, alike || i / size ? bytes : bytes / 2};
+  const comm_part *own = &parts[rank * size];
+  CUDA_TRY(cudaMemsetAsync(s->staging + own->offset, rank + 1, own->bytes, s->stream));
+  TRY(carry_timed(s, s->staging, s->stream, parts, what));
   TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
   for (int r = 0; r < size; r++) {
+    const comm_part *last = &parts[r * size];
     char found;
-    CUDA_TRY(cudaMemcpy(&found, s->staging + offset[r] + bytes[r] - 1, 1, cudaMemcpyDeviceToHost));
+    CUDA_TRY(cudaMemcpy(&found, s->staging + last->offset + last->bytes - 1, 1, cudaMemcpyDeviceToHost));
     if (found != (char)(r + 1))
       return FAIL("%s: rank %d's bytes: expected %d, found %d", what, r, (char)(r + 1), found);
   }
@@ -329,14 +342,15 @@ static status try_out(nccl_state *s, size_t *offset, size_t *bytes, size_t part,
 }
 
 static status try_world(nccl_state *s) {
-  size_t n = (size_t)comm_size(world.ranks), *sizes;
+  size_t n = (size_t)comm_size(world.ranks);
+  comm_part *parts;
   CUDA_TRY(cudaMalloc((void **)&s->staging, n * trial_bytes));
-  status result = TAKE(&sizes, 2 * n, "message sizes");
-  for (size_t part = trial_bytes / 256; part <= trial_bytes && !result; part *= 16) {
-    result = try_out(s, sizes, sizes + n, part, true);
-    if (!result && n > 1) result = try_out(s, sizes, sizes + n, part, false);
+  status result = TAKE(&parts, n * n, "message sizes");
+  for (size_t bytes = trial_bytes / 256; bytes <= trial_bytes && !result; bytes *= 16) {
+    result = try_out(s, parts, bytes, true);
+    if (!result && n > 1) result = try_out(s, parts, bytes, false);
   }
-  free(sizes);
+  free(parts);
   if (result) return result;
   CUDA_TRY(cudaFree(s->staging));
   s->staging = NULL;
@@ -396,7 +410,7 @@ const transport_ops nccl_transport_ops = {
     .on_device = true,
     .start = nccl_start,
     .stop = nccl_stop,
-    .gather = nccl_gather,
+    .carry = nccl_carry,
     .seconds = nccl_seconds,
     .measure = nccl_measure,
     .broken = nccl_broken,

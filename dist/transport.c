@@ -30,25 +30,22 @@ struct transport {
 
 // ---- self and mpi ----
 
-static status lone_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                          const bool *takes, const char *what) {
-  (void)state, (void)rows, (void)stream, (void)offset, (void)bytes, (void)takes,
-      (void)what; // it has every row
+static status lone_carry(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
+  (void)state, (void)rows, (void)stream, (void)part, (void)what; // it has every row
   return 0;
 }
 
-static status mpi_gather(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                         const bool *takes, const char *what) {
+static status mpi_carry(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
   transport *t = state;
   (void)stream; // its rows lie in host memory
   double start = clock_seconds();
-  status result = comm_gather_to(t->c, rows, offset, bytes, takes, what);
+  status result = comm_exchange(t->c, rows, part, what);
   t->seconds += clock_seconds() - start;
   return result;
 }
 
-static const transport_ops self_ops = {.name = "self", .gather = lone_gather};
-static const transport_ops mpi_ops = {.name = "mpi", .gather = mpi_gather};
+static const transport_ops self_ops = {.name = "self", .carry = lone_carry};
+static const transport_ops mpi_ops = {.name = "mpi", .carry = mpi_carry};
 
 static const transport_ops *const table[] = {&self_ops, &mpi_ops, TRANSPORT_TABLE_ROWS NULL};
 
@@ -194,9 +191,8 @@ bool transport_all_on_device(const transport *t) {
   return t->all_on_device;
 }
 
-status transport_gather(transport *t, void *rows, void *stream, const size_t *offset, const size_t *bytes,
-                        const bool *takes, const char *what) {
-  return t->ops->gather(t->state, rows, stream, offset, bytes, takes, what);
+status transport_carry(transport *t, void *rows, void *stream, const comm_part *part, const char *what) {
+  return t->ops->carry(t->state, rows, stream, part, what);
 }
 
 static status name_the_late(transport *t, const char *broken) {

@@ -13,7 +13,7 @@ typedef struct transport transport;
 // lie there. "auto" is self on one rank, nccl where every rank has a device of its own and one computes on
 // it, else mpi. A name that cannot serve is an agreed fault that says which ranks stand in the way.
 status transport_choose(transport **out, comm *c, const char *name, const device_id *device, bool computes);
-// Collective, and so is its outcome. host_bytes: the most that one gather brings of rows in host memory.
+// Collective, and so is its outcome. host_bytes: of the largest array of rows in host memory.
 status transport_start(transport *t, size_t host_bytes);
 void transport_close(transport *t); // takes NULL
 
@@ -23,16 +23,15 @@ const char *transport_reason(const transport *t); // "ranks 0, 1 share a GPU"; "
 bool transport_takes_device(const transport *t);  // rows on the device travel from there
 bool transport_all_on_device(const transport *t); // and every rank's rows lie there
 
-// Collective. As comm_gather_to; stream NULL: rows in host memory; else on the device, ordered by that
+// Collective. As comm_exchange; stream NULL: rows in host memory; else on the device, ordered by that
 // stream.
-status transport_gather(transport *t, void *rows, void *stream, const size_t *offset, const size_t *bytes,
-                        const bool *takes, const char *what);
+status transport_carry(transport *t, void *rows, void *stream, const comm_part *part, const char *what);
 
 // Local, asked now and then by one who has waited so many seconds for the device: a fault when what is under
 // way there broke, or at comm.deadline; it names the ranks that did not come.
 status transport_watch(transport *t, double waited);
 
-double transport_seconds(const transport *t); // in gathers, waiting included, recorded ones not
-// Collective. Of one gather of `bytes` of each rank's device, replayed from a recording with nothing else to
-// do; NaN where rows do not travel from devices.
+double transport_seconds(const transport *t); // in exchanges, waiting included, recorded ones not
+// Collective. Of one all-gather of `bytes` of each rank's device, replayed from a recording with nothing else
+// to do; NaN where rows do not travel from devices.
 status transport_measure(transport *t, double *seconds, size_t bytes);

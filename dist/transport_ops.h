@@ -8,21 +8,20 @@ typedef struct {
   const char *name;
   bool on_device; // rows may lie in the memory of the rank's device; every rank must have one of its own
 
-  // Collective. device: this rank's; host_bytes: the most that a gather brings of rows in host memory.
+  // Collective. device: this rank's; host_bytes: of the largest array of rows in host memory.
   status (*start)(void **state, comm *c, const device_id *device, size_t host_bytes);
   void (*stop)(void *state); // local; takes NULL
 
-  // Collective. As comm_gather_to. stream NULL: rows lie in host memory, and all parts are there on return.
+  // Collective. As comm_exchange. stream NULL: rows lie in host memory, and all parts are there on return.
   // Else they lie on the device, and the parts are there for what is enqueued on the stream after it; a
   // stream that is being recorded is recorded.
-  status (*gather)(void *state, char *rows, void *stream, const size_t *offset, const size_t *bytes,
-                   const bool *takes, const char *what);
-  double (*seconds)(void *state); // in gathers that have ended and were not recorded, waiting included
-  // Collective; NULL: not there. Of one recorded gather of `bytes` of each rank, with nothing else to do.
+  status (*carry)(void *state, char *rows, void *stream, const comm_part *part, const char *what);
+  double (*seconds)(void *state); // in exchanges that have ended and were not recorded, waiting included
+  // Collective; NULL: not there. Of one recorded all-gather of `bytes` of each rank, with nothing else to do.
   status (*measure)(void *state, double *seconds, size_t bytes);
 
-  // Local; NULL where gathers end before they return.
+  // Local; NULL where exchanges end before they return.
   const char *(*broken)(void *state);    // an error that came up since, or NULL
-  const char *(*under_way)(void *state); // `what` of the oldest gather that has not ended, or NULL
+  const char *(*under_way)(void *state); // `what` of the oldest exchange that has not ended, or NULL
   void (*abandon)(void *state);          // ends what waits on the device; only an end of the job follows
 } transport_ops;

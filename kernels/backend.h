@@ -66,7 +66,8 @@ typedef int32_t expert_local; // -1: not this rank's
 
 // ---- a forward pass over a batch ----
 
-typedef struct { // n tokens, each at a position of a sequence; a sequence's positions ascend within a batch
+typedef struct { // n rows, each a token at a position of a sequence; among the rows that a step computes,
+                 // those of a sequence ascend in position
   int64_t n;
   const int32_t *token, *sequence, *position;
 } token_batch;
@@ -82,10 +83,13 @@ typedef enum {
   PROBE_NORMED,      // what the experts read [n][hidden]
 } probe_point;
 
-typedef enum {   // rows of `shared`'s reals that cross ranks
+typedef enum {   // rows that cross ranks, of `shared`'s reals but for the experts
   ROWS_RESIDUAL, // the residual stream [n][hidden]
-  ROWS_NORMED,   // what the experts read [n][hidden]
-  ROWS_SLOTS,    // the slots' outputs [n * top_k][hidden]
+  ROWS_KEYS,     // keys and values as the products give them [n][n_kv_heads * head_dim]
+  ROWS_VALUES,
+  ROWS_NORMED,  // what the experts read [n][hidden]
+  ROWS_EXPERTS, // the routing's experts [n][top_k], int32; only where rows lie on a device
+  ROWS_SLOTS,   // the slots' outputs [n * top_k][hidden]
 } row_kind;
 
 typedef struct backend backend;
@@ -133,14 +137,18 @@ typedef struct {
   uint64_t (*state_bytes)(const backend *);
 
   // The steps, in the order in which layer.c calls them. Residual stream, queries and slot outputs stay
-  // inside.
+  // inside. Steps that take `first` and `count` compute so many rows of the batch and leave the others alone.
   status (*embed)(backend *, const token_batch *);
-  // Caches keys and values of the whole batch; for the `count` tokens from `first` on adds the attention's
-  // output to the residual stream. The other tokens' rows stay as they are.
-  status (*attention)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
-  status (*route)(backend *, int64_t layer, const token_batch *, routing *out);
-  // Computes the slots of own experts; the output of slot (t, k) goes to row row_of_slot[t * top_k + k]. An
-  // expert rank's inputs are the ROWS_NORMED that were brought to it.
+  // Caches keys and values, and adds the attention's output to the residual stream.
+  status (*attention)(backend *, int64_t layer, const token_batch *);
+  // The same in two steps, for part of a batch: its queries, keys and values; then its attention, when the
+  // ROWS_KEYS and ROWS_VALUES of the whole batch are there. They are all cached.
+  status (*project)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
+  status (*attend)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
+  status (*route)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count, routing *out);
+  // Computes the slots of own experts, of all rows; the output of slot (t, k) goes to row
+  // row_of_slot[t * top_k + k]. Inputs that `route` did not compute here are the ROWS_NORMED that were
+  // brought.
   status (*experts)(backend *, int64_t layer, const token_batch *, const routing *,
                     const int64_t *row_of_slot);
   // Host memory of all rows of a kind, for the exchange to complete.
@@ -151,9 +159,10 @@ typedef struct {
   status (*rows_read)(backend *, row_kind, int64_t first, int64_t count);
   status (*rows_write)(backend *, row_kind, int64_t first, int64_t count);
   // Sums each token's slots in slot order and adds the sum to the residual stream.
-  status (*combine)(backend *, int64_t layer, const token_batch *, const int64_t *row_of_slot);
-  // Logits of batch rows first .. first + count - 1, reals of `shared`, [count][vocabulary].
-  status (*head)(backend *, int64_t first, int64_t count, void *logits);
+  status (*combine)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count,
+                    const int64_t *row_of_slot);
+  // Logits of rows[count] of the batch, reals of `shared`, [count][vocabulary].
+  status (*head)(backend *, const int64_t *rows, int64_t count, void *logits);
 
   // For backends whose state lies on a device; NULL where it lies in host memory. There `route` and `experts`
   // take a NULL routing and row map, so that routing never leaves the device: when one rank owns every
@@ -161,7 +170,11 @@ typedef struct {
   // `digest` may be done only when `finish` returns.
   status (*finish)(backend *);
   status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
-  status (*logits_digest)(backend *, const token_batch *, int64_t first, int64_t count, uint64_t *sums);
+  // Of rows[count] of the batch, whose logits are those of the last `head`.
+  status (*logits_digest)(backend *, const int64_t *rows, int64_t count, uint64_t *sums);
+  // After `route` with NULL on each rank for its own rows, when the ROWS_NORMED and ROWS_EXPERTS of the whole
+  // batch are there: brings the experts to the host, and begins with the own ones meanwhile.
+  status (*routed)(backend *, int64_t layer, const token_batch *, routing *out);
   // All rows of a kind where they are computed, slots also at fixed places [n_ranks][n * top_k][hidden], and
   // the stream that orders all work: for a transport that takes them from there.
   void *(*rows_device)(backend *, row_kind);
@@ -173,8 +186,10 @@ typedef struct {
 
   // Copies n rows of a probe to the host, widened to double.
   status (*probe)(backend *, probe_point, int64_t n, double *out);
-  // Digest of the probe PROBE_LAYER_INPUT's rows as layer `layer`, added to sums[sequence] of each token.
-  status (*digest)(backend *, int64_t layer, const token_batch *, uint64_t *sums);
+  // Digest of the probe PROBE_LAYER_INPUT's rows as layer `layer`, added to sums[sequence] of each row. Sums
+  // of whole batches (count is the batch's) and of parts are kept apart.
+  status (*digest)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count,
+                   uint64_t *sums);
 } backend_ops;
 
 // Every backend object begins with its table.

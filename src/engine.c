@@ -41,14 +41,14 @@ static status open_backend(engine *e) {
 static status open_arrays(engine *e) {
   const engine_params *p = &e->params;
   int64_t slots = p->max_batch * e->forward.top_k;
-  TRY(TAKE(&e->forward.cost, (size_t)p->max_batch, "the split of attention"));
-  TRY(TAKE(&e->forward.tokens_of_rank, (size_t)comm_size(p->c), "the split of attention"));
+  TRY(TAKE(&e->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
   TRY(TAKE(&e->forward.route.expert, (size_t)slots, "routing"));
   TRY(TAKE(&e->forward.route.margin, (size_t)p->max_batch, "routing"));
   if (e->forward.is_shared)
     TRY(memory_take(&e->logits, (size_t)(LOGIT_ROWS * e->vocabulary), e->forward.path->real_bytes, "logits"));
   TRY(TAKE(&e->logit_digest, (size_t)p->n_sequences, "digests"));
-  return TAKE(&e->layer_digest, (size_t)(e->n_layers * p->n_sequences), "digests");
+  TRY(TAKE(&e->layer_digest, (size_t)(e->n_layers * p->n_sequences), "digests"));
+  return TAKE(&e->part_digest, (size_t)(e->n_layers * p->n_sequences), "digests");
 }
 
 // What is this rank's own; all ranks agree on the outcome.
@@ -56,15 +56,17 @@ static status open_parts(engine *e) {
   const engine_params *p = &e->params;
   TRY(exchange_open(&e->forward.ranks, p->c, e->carrier, p->experts->rank_of_expert, p->computes_shared,
                     p->max_batch * e->forward.top_k));
+  TRY(deal_open(&e->forward.deal, p->computes_shared, comm_size(p->c), comm_rank(p->c), p->max_batch));
   e->forward.takes_device = transport_takes_device(e->carrier);
   TRY(open_backend(e));
   return open_arrays(e);
 }
 
-// Of a gather of rows that a transport for devices finds in host memory.
+// Of the rows of a kind that a transport for devices finds in host memory.
 static size_t host_bytes(const engine *e) {
-  if (is_on_device(e)) return 0;
-  return (size_t)(e->params.max_batch * e->forward.top_k * e->forward.hidden) * e->forward.path->real_bytes;
+  const forward_state *f = &e->forward;
+  int64_t slots = f->top_k * f->hidden, widest = slots > f->kv_width ? slots : f->kv_width;
+  return is_on_device(e) ? 0 : (size_t)(e->params.max_batch * widest) * f->path->real_bytes;
 }
 
 status engine_open(engine **out, const engine_params *params) {
@@ -77,7 +79,9 @@ status engine_open(engine **out, const engine_params *params) {
   e->n_layers = s->n_layers;
   e->forward.path = params->shared.path;
   e->forward.hidden = s->hidden;
+  e->forward.kv_width = s->n_kv_heads * s->head_dim;
   e->forward.top_k = s->top_k;
+  e->forward.n_layers = s->n_layers;
   e->forward.is_shared = !params->computes_shared || params->computes_shared[comm_rank(params->c)];
   e->wants_logits = true;
   status result;
@@ -96,14 +100,15 @@ void engine_close(engine *e) {
   if (!e) return;
   if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
   exchange_close(e->forward.ranks);
+  deal_close(&e->forward.deal);
   transport_close(e->carrier);
-  free(e->forward.cost);
-  free(e->forward.tokens_of_rank);
+  free(e->forward.rows_of_rank);
   free(e->forward.route.expert);
   free(e->forward.route.margin);
   free(e->logits);
   free(e->logit_digest);
   free(e->layer_digest);
+  free(e->part_digest);
   free(e);
 }
 
@@ -114,13 +119,20 @@ status engine_embed(engine *e, const token_batch *batch) {
   return result;
 }
 
+static status digest_layer(engine *e, int64_t layer, const token_batch *batch) {
+  backend *b = e->forward.compute;
+  const deal *d = &e->forward.deal;
+  row_range own = deal_own(d, batch->n);
+  uint64_t *sums = deal_has(d, batch->n) ? e->part_digest : e->layer_digest;
+  return b->ops->digest(b, layer, deal_rows(d, batch), own.first, own.count,
+                        sums + layer * e->params.n_sequences);
+}
+
 status engine_layer(engine *e, int64_t layer, const token_batch *batch) {
   double start = clock_seconds();
   TRY(forward_layer(&e->forward, layer, batch));
   e->seconds += clock_seconds() - start;
-  backend *b = e->forward.compute;
-  if (e->forward.is_shared)
-    TRY(b->ops->digest(b, layer, batch, e->layer_digest + layer * e->params.n_sequences));
+  if (e->forward.is_shared) TRY(digest_layer(e, layer, batch));
   return e->forward.wants_routing ? engine_finish(e) : 0; // the caller looks at the layer now
 }
 
@@ -171,12 +183,14 @@ static void digest_logits(engine *e, const token_batch *batch, int64_t first, in
 status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count) {
   backend *b = e->forward.compute;
   bool on_device = b->ops->finish != NULL;
+  int64_t rows[LOGIT_ROWS];
   if (!e->forward.is_shared) return 0;
+  for (int64_t i = 0; i < count; i++) rows[i] = deal_row(&e->forward.deal, batch->n, first + i);
   double start = clock_seconds();
-  TRY(forward_head(&e->forward, first, count, on_device && !e->wants_logits ? NULL : e->logits));
+  TRY(forward_head(&e->forward, rows, count, on_device && !e->wants_logits ? NULL : e->logits));
   e->seconds += clock_seconds() - start;
   if (on_device) {
-    TRY(b->ops->logits_digest(b, batch, first, count, e->logit_digest));
+    TRY(b->ops->logits_digest(b, rows, count, e->logit_digest));
     return e->wants_logits ? engine_finish(e) : 0;
   }
   digest_logits(e, batch, first, count);
@@ -190,9 +204,24 @@ void engine_logits(const engine *e, int64_t i, double *out) {
     out[v] = wide ? ((const double *)(const void *)row)[v] : (double)((const float *)(const void *)row)[v];
 }
 
+status engine_add_parts(engine *e) {
+  int size = comm_size(e->params.c);
+  size_t n = (size_t)(e->n_layers * e->params.n_sequences);
+  uint64_t *all;
+  if (e->forward.deal.n_shared == 1) return 0; // nothing was dealt
+  TRY(TAKE(&all, (size_t)size * n, "the sum of digests"));
+  status result =
+      comm_allgather(e->params.c, all, e->part_digest, n * sizeof *all, "the sum of layers' digests");
+  for (size_t i = 0; i < (size_t)size * n && !result; i++) e->layer_digest[i % n] += all[i];
+  if (!result) memset(e->part_digest, 0, n * sizeof *e->part_digest);
+  free(all);
+  return result;
+}
+
 void engine_reset(engine *e) {
   memset(e->logit_digest, 0, (size_t)e->params.n_sequences * sizeof *e->logit_digest);
   memset(e->layer_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->layer_digest);
+  memset(e->part_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->part_digest);
   e->seconds = 0;
   e->exchange_seconds_before = exchange_seconds(e->forward.ranks);
 }

@@ -33,7 +33,8 @@ typedef struct {
   int64_t vocabulary, n_layers;
   void *logits;           // [LOGIT_ROWS][vocabulary] reals of the shared path, of the last engine_head
   uint64_t *logit_digest; // [n_sequences]
-  uint64_t *layer_digest; // [n_layers][n_sequences]
+  uint64_t *layer_digest; // [n_layers][n_sequences], but for
+  uint64_t *part_digest;  // the same of this rank's tokens of dealt batches
   bool wants_logits;      // true from the start: engine_head brings the logits to `logits`
   double seconds;         // in the steps since engine_reset, digests and probes not counted
   double exchange_seconds_before;
@@ -42,7 +43,8 @@ typedef struct {
 status engine_open(engine **out, const engine_params *params); // collective, and so is its outcome
 void engine_close(engine *e);                                  // takes NULL
 
-// Collective. One after the other: embed, each layer, then head for any rows.
+// Collective. One after the other: embed, each layer, then head for any of the batch's tokens, at most
+// LOGIT_ROWS at a time.
 status engine_embed(engine *e, const token_batch *batch);
 status engine_layer(engine *e, int64_t layer, const token_batch *batch);
 status engine_head(engine *e, const token_batch *batch, int64_t first, int64_t count);
@@ -53,6 +55,9 @@ status engine_forward(engine *e, const token_batch *batch);
 // wants_logits has done it already.
 status engine_finish(engine *e);
 
+// Collective, after engine_finish: what each shared rank has of dealt batches comes into all layers' digests.
+status engine_add_parts(engine *e);
+
 // Collective. `bytes` of `data` of the first shared rank come to those that compute only experts.
 status engine_tell(engine *e, void *data, size_t bytes, const char *what);
 
@@ -62,4 +67,4 @@ void engine_logits(const engine *e, int64_t i, double *out);
 void engine_reset(engine *e);                    // forgets digests and clocks; KV caches are simply rewritten
 double engine_exchange_seconds(const engine *e); // since engine_reset
 uint64_t engine_digest(const engine *e);         // of the logits, all sequences
-uint64_t engine_layer_digest(const engine *e, int64_t layer);
+uint64_t engine_layer_digest(const engine *e, int64_t layer); // after engine_add_parts

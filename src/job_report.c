@@ -170,6 +170,7 @@ static status report_state(job *j, const engine *e, report *r) {
 
 status job_report_arm(job *j, engine *e, report *r, size_t index, int64_t tokens) {
   TRY(engine_finish(e));
+  TRY(engine_add_parts(e));
   TRY(report_state(j, e, r));
   report_arm *a = &r->arms[index];
   size_t n_layers = r->n_layers, n_sequences = r->n_sequences;

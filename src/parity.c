@@ -105,11 +105,13 @@ static status compare_layer(parity *p, int64_t layer, const token_batch *batch) 
   }
   for (size_t i = 0; i < p->n_pairs; i++) {
     const report_pair *pair = &p->r.pairs[i];
-    const routing *ra = &p->arm[pair->a]->forward.route, *rb = &p->arm[pair->b]->forward.route;
-    for (int64_t t = 0; t < batch->n; t++)
-      comparison_layer(&p->pairs[i], layer, p->position + t, p->layer[pair->a] + t * hidden,
-                       p->layer[pair->b] + t * hidden, hidden, ra->expert + t * k, rb->expert + t * k, (int)k,
-                       rb->margin[t]);
+    const forward_state *fa = &p->arm[pair->a]->forward, *fb = &p->arm[pair->b]->forward;
+    for (int64_t t = 0; t < batch->n; t++) { // arms that other ranks share have dealt the tokens otherwise
+      int64_t a = deal_row(&fa->deal, batch->n, t), b = deal_row(&fb->deal, batch->n, t);
+      comparison_layer(&p->pairs[i], layer, p->position + t, p->layer[pair->a] + a * hidden,
+                       p->layer[pair->b] + b * hidden, hidden, fa->route.expert + a * k,
+                       fb->route.expert + b * k, (int)k, fb->route.margin[b]);
+    }
   }
   return 0;
 }

@@ -95,7 +95,7 @@ status __wrap_forward_layer(forward_state *f, int64_t layer, const token_batch *
   if (layer == 1) TRY(at_phase("prefill"));
   if (layer == 1 && batch->n == 1) TRY(at_phase("decode"));
   if (!strcmp(plan_of_fault.kind, "twice") && layer == plan_of_fault.rank)
-    TRY(f->compute->ops->attention(f->compute, layer, batch, 0, batch->n));
+    TRY(f->compute->ops->attention(f->compute, layer, deal_rows(&f->deal, batch)));
   plan_of_fault.in_exchange = layer == 1;
   status result = __real_forward_layer(f, layer, batch);
   plan_of_fault.in_exchange = false;

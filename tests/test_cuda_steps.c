@@ -31,7 +31,8 @@ typedef struct {
   model_weights m;
   backend_params params;
   expert_local *local;
-  bool whole; // this rank owns every expert
+  bool whole;  // this rank owns every expert
+  int64_t cut; // rows before it and after it are computed apart, as of a dealt batch; 0: not so
   side tested, reference;
   int64_t *row_of_slot, *identity; // [MOST_BATCH * top_k]
   int32_t length[MOST_SEQUENCES];  // positions that the caches hold
@@ -106,10 +107,26 @@ static bool lies_on_device(const side *s) {
   return s->ops->finish != NULL;
 }
 
+// Where the rows of one side are cut.
+static int64_t cut_of(const test_case *c, const side *s) {
+  return s == &c->tested ? c->cut : 0;
+}
+
+static status attention_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {
+  int64_t cut = cut_of(c, s), n = batch->n;
+  if (!cut) return s->ops->attention(s->b, layer, batch);
+  TRY(s->ops->project(s->b, layer, batch, 0, cut));
+  TRY(s->ops->project(s->b, layer, batch, cut, n - cut));
+  if (!lies_on_device(s)) return s->ops->attend(s->b, layer, batch, 0, n); // it turns keys where they are
+  TRY(s->ops->attend(s->b, layer, batch, 0, cut));
+  return s->ops->attend(s->b, layer, batch, cut, n - cut);
+}
+
 static status route_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {
   memset(s->route.expert, 0xff, (size_t)(batch->n * c->m.shape.top_k) * sizeof *s->route.expert);
   memset(s->route.margin, 0xff, (size_t)batch->n * sizeof *s->route.margin);
-  return s->ops->route(s->b, layer, batch, &s->route);
+  if (cut_of(c, s)) TRY(s->ops->route(s->b, layer, batch, 0, c->cut, &s->route));
+  return s->ops->route(s->b, layer, batch, cut_of(c, s), batch->n - cut_of(c, s), &s->route);
 }
 
 static status same_routes(const test_case *c, int64_t layer, int64_t n) {
@@ -151,15 +168,22 @@ static status experts_side(test_case *c, side *s, int64_t layer, const token_bat
   return s->ops->experts(s->b, layer, batch, &s->route, rows_for(c, s));
 }
 
+static status combine_rows(test_case *c, side *s, int64_t layer, const token_batch *batch, int64_t first,
+                           int64_t count) {
+  TRY(s->ops->combine(s->b, layer, batch, first, count, rows_for(c, s)));
+  return s->ops->digest(s->b, layer, batch, first, count, s->layer_sums + layer * c->params.n_sequences);
+}
+
 static status combine_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {
-  TRY(s->ops->combine(s->b, layer, batch, rows_for(c, s)));
-  return s->ops->digest(s->b, layer, batch, s->layer_sums + layer * c->params.n_sequences);
+  int64_t cut = cut_of(c, s);
+  if (cut) TRY(combine_rows(c, s, layer, batch, 0, cut));
+  return combine_rows(c, s, layer, batch, cut, batch->n - cut);
 }
 
 static status probed_layer(test_case *c, int64_t layer, const token_batch *batch) {
   side *sides[] = {&c->tested, &c->reference};
   int64_t n_slots = batch->n * c->m.shape.top_k;
-  for (int i = 0; i < 2; i++) TRY(sides[i]->ops->attention(sides[i]->b, layer, batch, 0, batch->n));
+  for (int i = 0; i < 2; i++) TRY(attention_side(c, sides[i], layer, batch));
   TRY(same_probe(c, PROBE_LAYER_INPUT, "attention", layer, batch->n));
   for (int i = 0; i < 2; i++) TRY(route_side(c, sides[i], layer, batch));
   TRY(same_routes(c, layer, batch->n));
@@ -178,8 +202,8 @@ static status plain_steps(test_case *c, side *s, const token_batch *batch) {
   bool blind = lies_on_device(s);
   TRY(s->ops->embed(s->b, batch));
   for (int64_t layer = 0; layer < c->m.shape.n_layers; layer++) {
-    TRY(s->ops->attention(s->b, layer, batch, 0, batch->n));
-    TRY(s->ops->route(s->b, layer, batch, blind ? NULL : &s->route));
+    TRY(s->ops->attention(s->b, layer, batch));
+    TRY(s->ops->route(s->b, layer, batch, 0, batch->n, blind ? NULL : &s->route));
     TRY(s->ops->experts(s->b, layer, batch, blind ? NULL : &s->route, rows_for(c, s)));
     TRY(combine_side(c, s, layer, batch));
   }
@@ -199,22 +223,24 @@ static status probed_steps(test_case *c, const token_batch *batch) {
   return 0;
 }
 
-static status head_side(test_case *c, side *s, const token_batch *batch, int64_t first, int64_t count) {
+static status head_side(test_case *c, side *s, const token_batch *batch, const int64_t *rows, int64_t count) {
   int64_t vocabulary = c->m.shape.vocabulary;
   memset(s->logits, 0xff, (size_t)(count * vocabulary) * sizeof *s->logits);
-  TRY(s->ops->head(s->b, first, count, s->logits));
-  if (lies_on_device(s)) return s->ops->logits_digest(s->b, batch, first, count, s->logit_sums);
+  TRY(s->ops->head(s->b, rows, count, s->logits));
+  if (lies_on_device(s)) return s->ops->logits_digest(s->b, rows, count, s->logit_sums);
   for (int64_t i = 0; i < count; i++)
-    digest_row(&s->logit_sums[batch->sequence[first + i]], path_get(c->params.shared), -1,
-               batch->position[first + i], s->logits + i * vocabulary, (size_t)vocabulary);
+    digest_row(&s->logit_sums[batch->sequence[rows[i]]], path_get(c->params.shared), -1,
+               batch->position[rows[i]], s->logits + i * vocabulary, (size_t)vocabulary);
   return 0;
 }
 
 static status same_heads(test_case *c, const token_batch *batch) {
-  int64_t count = 1 + random_below(batch->n < MOST_ROWS ? batch->n : MOST_ROWS);
+  int64_t count = 1 + random_below(batch->n < MOST_ROWS ? batch->n : MOST_ROWS), rows[MOST_ROWS];
   int64_t first = random_below(batch->n - count + 1);
-  TRY(head_side(c, &c->tested, batch, first, count));
-  TRY(head_side(c, &c->reference, batch, first, count));
+  bool scattered = random_below(3) == 0; // as tokens that were dealt lie
+  for (int64_t i = 0; i < count; i++) rows[i] = scattered ? random_below(batch->n) : first + i;
+  TRY(head_side(c, &c->tested, batch, rows, count));
+  TRY(head_side(c, &c->reference, batch, rows, count));
   return same_floats(c, "logits", c->m.shape.n_layers, c->tested.logits, c->reference.logits, count,
                      c->m.shape.vocabulary);
 }
@@ -222,7 +248,9 @@ static status same_heads(test_case *c, const token_batch *batch) {
 static status run_batch(test_case *c, const token_batch *batch, mode how) {
   side *t = &c->tested;
   if (how == PROBED) {
+    c->cut = random_below(2) ? random_below(batch->n) : 0;
     TRY(probed_steps(c, batch));
+    c->cut = 0;
   } else {
     if (how == RECORDED && t->ops->recorded)
       TRY(t->ops->recorded(t->b, batch, recorded_steps, c));

@@ -20,6 +20,7 @@ TOKENS = np.random.default_rng(SEED).integers(0, 512, 140).tolist()
 LONG = np.random.default_rng(SEED + 1).integers(0, 512, 330).tolist()  # 64 tokens and more for each of four ranks
 TEXTS = ["The quick brown fox jumps over the lazy dog, and then the dog thinks that the fox is there. " * 3, "a",
          "Numbers are 0123456789 and naïve cafés; the world is 世界.", "In the beginning there was an answer to the"]
+MANY = {"model__path": WITH_WORDS, "input__tokens": None, "input__prompts": TEXTS * 3}  # unequal lengths
 
 
 def parity(ranks=1, rest={}, **sets):
@@ -80,14 +81,36 @@ class Law(unittest.TestCase):
             with self.subTest(ranks=ranks, chunk=chunk):
                 self.same(parity(ranks, run__chunk=chunk), ranks)
 
-    def test_attention_split_over_ranks(self):
-        """Batches that are large enough for each rank to take some of the queries; the last batch is not."""
-        for words in ({"input__tokens": LONG}, {"input__tokens": None, "input__prompts": TEXTS * 2,
-                                                "model__path": WITH_WORDS}):
-            one = parity(1, **words)
-            for ranks, chunk in ((2, 512), (3, 200), (4, 512)):
+    def test_dealt_batches(self):
+        """Batches that are large enough for each rank to have tokens of its own; the last batch is not. Everything that
+        the comparison of arms finds is the same, too."""
+        def found(outcome):
+            report = outcome.report()
+            self.assertGreaterEqual(sum(sequence["tokens"] for sequence in report["arms"][0]["sequences"]), 4 * 64)
+            files = [np.fromfile(os.path.join(outcome.folder, name), np.uint8).tobytes()
+                     for name in ("tokens.csv", "layers.csv", *(f"logits.{arm}.npy" for arm in ARMS))]
+            return (digests(outcome), report["pairs"], [arm["perplexity"] for arm in report["arms"]],
+                    [arm["sequences"] for arm in report["arms"]], files)
+
+        for words in ({"input__tokens": LONG}, MANY):
+            one = found(parity(1, output__logits=True, **words))
+            for ranks, chunk in ((2, 512), (3, 200), (4, 512), (2, 130)):
                 with self.subTest(ranks=ranks, chunk=chunk, input=words.keys()):
-                    self.assertEqual(digests(parity(ranks, run__chunk=chunk, **words)), digests(one))
+                    self.assertEqual(found(parity(ranks, run__chunk=chunk, output__logits=True, **words)), one)
+
+    def test_dealt_batches_that_nobody_looks_into(self):
+        """Without a comparison the routing goes another way; prompts are dealt and what is written is not."""
+        def found(ranks, command, **sets):
+            report = parity(ranks, {"command": command}, **sets).report()
+            keys = ("name", "digest", "layer_digests", "perplexity", "generated")
+            return [{key: arm.get(key) for key in keys} for arm in report["arms"]]
+
+        for command, words in (("generate", MANY | {"run__generate": 4}), ("perplexity", {"input__tokens": LONG}),
+                               ("generate", {"input__tokens": LONG, "run__generate": 3})):
+            one = found(1, command, **words)
+            for ranks, chunk in ((2, 512), (3, 200), (4, 290)):
+                with self.subTest(ranks=ranks, chunk=chunk, command=command):
+                    self.assertEqual(found(ranks, command, run__chunk=chunk, **words), one)
 
     def test_placements(self):
         for ranks, placement in ((3, "strided"), (3, [2, 0, 0, 1, 2, 2, 2, 0, 2]), (7, "strided"), (1, "balanced"),
@@ -220,6 +243,29 @@ class Roles(unittest.TestCase):
         for ranks, shared, chunk in ((2, [1], 512), (3, [0, 2], 200), (4, [1, 3], 7), (4, [0, 1, 2], 300)):
             with self.subTest(ranks=ranks, shared=shared, chunk=chunk):
                 self.assertEqual(digests(self.mixed(ranks, shared, run__chunk=chunk, **words)), one)
+
+    def test_dealt_batches(self):
+        """Several shared ranks with tokens of their own, and expert ranks that are sent all of them."""
+        for words in ({"input__tokens": LONG}, MANY):
+            one = self.mixed(2, [], **words)
+            plain = self.mixed(2, [0], {"command": "generate"}, run__generate=2, **words).arm("ranks")
+            for ranks, shared, chunk in ((3, [0, 2], 512), (3, [1, 2], 170), (4, [0, 1, 3], 300)):
+                with self.subTest(ranks=ranks, shared=shared, chunk=chunk, input=words.keys()):
+                    other = self.mixed(ranks, shared, run__chunk=chunk, **words)
+                    self.assertEqual(digests(other), digests(one))
+                    self.assertEqual(other.arm("ranks")["perplexity"], one.arm("ranks")["perplexity"])
+                    other = self.mixed(ranks, shared, {"command": "generate"}, run__chunk=chunk, run__generate=2, **words)
+                    for key in ("digest", "layer_digests", "generated"):
+                        self.assertEqual(other.arm("ranks")[key], plain[key])
+
+    def test_dealt_beside_pure_arms(self):
+        """Of one batch different arms deal the tokens to different ranks."""
+        one = self.mixed(2, [], run__arms=[*ARMS, "ranks"], input__tokens=LONG)
+        for ranks, shared in ((3, [0, 2]), (4, [1, 2])):
+            with self.subTest(ranks=ranks, shared=shared):
+                other = self.mixed(ranks, shared, run__arms=[*ARMS, "ranks"], input__tokens=LONG)
+                self.assertEqual(digests(other), digests(one))
+                self.assertEqual(other.report()["pairs"], one.report()["pairs"])
 
     def test_what_they_write(self):
         sets = {"model__path": WITH_WORDS, "input__tokens": None, "input__prompts": TEXTS, "run__generate": 6,

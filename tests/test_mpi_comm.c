@@ -56,23 +56,24 @@ static size_t part_bytes(int r, int round) {
 
 static void gather_round(int round) {
   enum { GUARD = 64 };
-  size_t offset[64], bytes[64], at = GUARD;
+  comm_part part[64];
+  size_t at = GUARD;
   assert_in_range(size, 1, 64);
   for (int r = size - 1; r >= 0; r--) { // parts need not lie in the order of ranks, nor side by side
-    offset[r] = at;
-    bytes[r] = part_bytes(r, round);
-    at += bytes[r] + GUARD;
+    part[r] = (comm_part){at, part_bytes(r, round)};
+    at += part[r].bytes + GUARD;
   }
   unsigned char *buffer;
   assert_int_equal(TAKE(&buffer, at, "a buffer"), 0);
   memset(buffer, 0xa5, at);
-  for (size_t i = 0; i < bytes[rank]; i++) buffer[offset[rank] + i] = content(rank, i, round);
-  assert_int_equal(comm_allgatherv(ranks, (char *)buffer, offset, bytes, "a test"), 0);
+  for (size_t i = 0; i < part[rank].bytes; i++) buffer[part[rank].offset + i] = content(rank, i, round);
+  assert_int_equal(comm_allgatherv(ranks, (char *)buffer, part, "a test"), 0);
   for (int r = 0; r < size; r++) {
-    for (size_t i = 0; i < bytes[r]; i++)
-      if (buffer[offset[r] + i] != content(r, i, round))
+    for (size_t i = 0; i < part[r].bytes; i++)
+      if (buffer[part[r].offset + i] != content(r, i, round))
         fail_msg("round %d: byte %zu of rank %d", round, i, r);
-    for (int i = 0; i < GUARD; i++) assert_int_equal(buffer[offset[r] + bytes[r] + (size_t)i], 0xa5);
+    for (int i = 0; i < GUARD; i++)
+      assert_int_equal(buffer[part[r].offset + part[r].bytes + (size_t)i], 0xa5);
   }
   free(buffer);
 }
@@ -80,6 +81,35 @@ static void gather_round(int round) {
 static void gathered_parts_are_equal(void **state) {
   (void)state;
   for (int round = 0; round < 300; round++) gather_round(round);
+}
+
+// Every rank has something else for each of the others, or nothing; what is not for a rank stays as it was.
+static void exchange_round(int round) {
+  comm_part part[64 * 64];
+  size_t end = 0;
+  for (int i = 0; i < size * size; i++) {
+    part[i] = (comm_part){end, part_bytes((i + round) % size, round / 3 + i / size)};
+    end += part[i].bytes + 3;
+  }
+  unsigned char *buffer;
+  assert_int_equal(TAKE(&buffer, end, "a buffer"), 0);
+  memset(buffer, 0xa5, end);
+  for (int to = 0; to < size; to++)
+    for (size_t i = 0, at = part[rank * size + to].offset; i < part[rank * size + to].bytes; i++)
+      buffer[at + i] = content(rank * size + to, i, round);
+  assert_int_equal(comm_exchange(ranks, (char *)buffer, part, "a test"), 0);
+  for (int n = 0; n < size * size; n++) {
+    bool here = n / size == rank || n % size == rank;
+    for (size_t i = 0; i < part[n].bytes; i++)
+      if (buffer[part[n].offset + i] != (here ? content(n, i, round) : 0xa5))
+        fail_msg("round %d: byte %zu from %d to %d", round, i, n / size, n % size);
+  }
+  free(buffer);
+}
+
+static void exchanged_parts_are_equal(void **state) {
+  (void)state;
+  for (int round = 0; round < 60; round++) exchange_round(round);
 }
 
 // ---- the exchange of slots ----
@@ -115,7 +145,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
     for (int64_t i = 0; i < n; i++) // in some layers one expert, and so one rank, has all slots
       expert[i] =
           (int32_t)(layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS);
-    const int64_t *row_of_slot = exchange_plan(x, expert, n);
+    const int64_t *row_of_slot = exchange_plan(x, expert, n, NULL);
     bool taken[SLOTS] = {false};
     memset(rows, 0xa5, sizeof rows);
     for (int64_t i = 0; i < n; i++) {
@@ -126,7 +156,8 @@ static void slots_arrive_where_the_plan_says(void **state) {
       fill_row(rows + row_of_slot[i] * ROW, i, layer);
       own++;
     }
-    assert_int_equal(exchange_gather(x, rows, NULL, ROW, exchange_rows_of_rank(x), SHARED_RANKS, layer), 0);
+    assert_int_equal(exchange_gives(x, exchange_slots(x)).count, size > 1 ? own : 0);
+    assert_int_equal(exchange_carry(x, rows, NULL, ROW, exchange_slots(x), layer), 0);
     for (int64_t i = 0; i < n; i++) {
       fill_row(wanted, i, layer);
       assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
@@ -140,6 +171,78 @@ static void slots_arrive_where_the_plan_says(void **state) {
   exchange_close(NULL);
   transport_close(t);
   transport_close(NULL);
+}
+
+// ---- slots of dealt tokens ----
+
+enum { TOP_K = 3 };
+
+// How the 16 tokens are dealt: evenly, all to the last shared rank, some to none.
+static void deal_tokens(int64_t *tokens_of_rank, const bool *shared, int layer) {
+  int64_t left = SLOTS / TOP_K, n_shared = 0, part = 0;
+  for (int r = 0; r < size; r++) n_shared += shared[r];
+  for (int r = 0; r < size; r++) {
+    tokens_of_rank[r] = 0;
+    if (!shared[r]) continue;
+    int64_t each = layer % 3 == 0   ? (left + n_shared - part - 1) / (n_shared - part)
+                   : layer % 3 == 1 ? 0
+                                    : (int64_t)num_mix64((uint64_t)(layer + r)) & 7;
+    if (++part == n_shared || each > left) each = left;
+    tokens_of_rank[r] = each;
+    left -= each;
+  }
+}
+
+// Own slots are filled; of the others' this rank gets those of its own tokens, and no more.
+static void dealt_layer(exchange *x, const int32_t *owner, const bool *shared, int layer) {
+  int32_t expert[SLOTS];
+  unsigned char rows[SLOTS * ROW], wanted[ROW];
+  int64_t tokens_of_rank[64], slots_of_rank[64], n = SLOTS / TOP_K * TOP_K, first = 0;
+  deal_tokens(tokens_of_rank, shared, layer);
+  for (int r = 0; r < size; r++) {
+    slots_of_rank[r] = TOP_K * tokens_of_rank[r];
+    if (r < rank) first += slots_of_rank[r];
+  }
+  for (int64_t i = 0; i < n; i++)
+    expert[i] =
+        (int32_t)(layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS);
+  int64_t plain[SLOTS];
+  memcpy(plain, exchange_plan(x, expert, n, NULL), (size_t)n * sizeof *plain);
+  const int64_t *row_of_slot = exchange_plan(x, expert, n, slots_of_rank);
+  assert_memory_equal(row_of_slot, plain, (size_t)n * sizeof *plain);
+  memset(rows, 0xa5, sizeof rows);
+  uint64_t before = exchange_bytes_sent(x), given = 0;
+  for (int64_t i = 0; i < n; i++) {
+    bool own = owner[expert[i]] == rank, mine = i >= first && i < first + slots_of_rank[rank];
+    if (own) fill_row(rows + row_of_slot[i] * ROW, i, layer);
+    given += own && !mine;
+  }
+  assert_int_equal(exchange_carry(x, rows, NULL, ROW, exchange_slots(x), layer), 0);
+  for (int64_t i = 0; i < n; i++) {
+    bool own = owner[expert[i]] == rank, mine = i >= first && i < first + slots_of_rank[rank];
+    memset(wanted, 0xa5, ROW);
+    if (own || mine) fill_row(wanted, i, layer);
+    assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
+  }
+  assert_true(exchange_bytes_sent(x) - before == given * ROW);
+  row_range gives = exchange_gives(x, exchange_slots(x));
+  assert_true((gives.count > 0) == (given > 0) && gives.count >= (int64_t)given);
+}
+
+static void slots_come_to_the_rank_of_their_token(void **state) {
+  (void)state;
+  int32_t owner[EXPERTS];
+  transport *t = open_transport();
+  for (int set = 1; set < 1 << size; set++) {
+    bool shared[64];
+    exchange *x;
+    for (int r = 0; r < size; r++) shared[r] = set >> r & 1;
+    for (int e = 0; e < EXPERTS; e++) owner[e] = (int32_t)(num_mix64((uint64_t)(e + set)) % (uint64_t)size);
+    assert_int_equal(exchange_open(&x, ranks, t, owner, shared, SLOTS), 0);
+    for (int layer = 0; layer < 30; layer++) dealt_layer(x, owner, shared, layer);
+    exchange_close(x);
+  }
+  transport_close(t);
 }
 
 static void refused(const char *name, const device_id *device, const char *why) {
@@ -201,27 +304,20 @@ static exchange *open_with(transport *t, const bool *shared) {
 
 static void splits_are_even_and_complete(void **state) {
   (void)state;
-  int64_t part[64], cost[300], first, count;
+  int64_t part[64];
   transport *t = open_transport();
   exchange *x = open_with(t, NULL);
-  assert_int_equal(exchange_shared_count(x), size);
+  assert_int_equal(exchange_count(x, SHARED_RANKS), size);
+  assert_int_equal(exchange_count(x, EXPERT_RANKS), 0);
+  assert_int_equal(exchange_count(x, ALL_RANKS), size);
   for (int n = 0; n < 300; n += 7) {
-    int64_t total = 0, before = 0, most = 1;
-    for (int i = 0; i < n; i++) total += cost[i] = 50 + (n % 2 ? i : (int64_t)(num_mix64((uint64_t)i) % 100));
-    for (int i = 0; i < n; i++) most = cost[i] > most ? cost[i] : most;
-    exchange_split(x, part, cost, n);
-    assert_int_equal(exchange_own_rows(x, part, &first, &count), n);
-    for (int r = 0, i = 0; r < size; r++) {
-      int64_t share = 0;
-      if (r == rank) assert_int_equal(first, i);
-      if (r == rank) assert_int_equal(count, part[r]);
-      for (int64_t end = i + part[r]; i < end; i++) share += cost[i];
-      assert_true(share * size <= total + most * size && share * size >= total - most * size);
-      before += part[r];
+    int64_t all = 0;
+    exchange_split(x, part, n);
+    for (int r = 0; r < size; r++) {
+      assert_true(part[r] >= n / size && part[r] <= (n + size - 1) / size);
+      all += part[r];
     }
-    assert_int_equal(before, n);
-    exchange_split(x, part, NULL, n);
-    for (int r = 0; r < size; r++) assert_true(part[r] >= n / size && part[r] <= (n + size - 1) / size);
+    assert_int_equal(all, n);
   }
   exchange_close(x);
   transport_close(t);
@@ -235,19 +331,23 @@ static void rows_reach_the_ranks_that_take_them(void **state) {
     bool shared[64];
     for (int r = 0; r < size; r++) shared[r] = set >> r & 1;
     exchange *x = open_with(t, shared);
-    for (int to = SHARED_RANKS; to <= EXPERT_RANKS; to++) {
+    for (int to = SHARED_RANKS; to <= ALL_RANKS; to++) {
       unsigned char rows[SLOTS * ROW], wanted[ROW];
-      int64_t part[64], first, count;
-      exchange_split(x, part, NULL, SLOTS);
-      assert_int_equal(exchange_own_rows(x, part, &first, &count), SLOTS);
+      int64_t part[64], first = 0, count;
+      exchange_split(x, part, SLOTS);
+      for (int r = 0; r < rank; r++) first += part[r];
+      count = part[rank];
       assert_int_equal(count > 0, shared[rank]);
       memset(rows, 0xa5, sizeof rows);
       for (int64_t i = first; i < first + count; i++) fill_row(rows + i * ROW, i, set);
-      assert_int_equal(exchange_gather(x, rows, NULL, ROW, part, (rank_set)to, 0), 0);
+      bool host = set % 2, takes = to == ALL_RANKS || (to == SHARED_RANKS) == shared[rank];
+      const row_range *range = exchange_gather(x, part, (rank_set)to);
+      assert_int_equal(host ? exchange_carry_host(x, rows, ROW, range, 0)
+                            : exchange_carry(x, rows, NULL, ROW, range, 0),
+                       0);
       for (int64_t i = 0; i < SLOTS; i++) {
         fill_row(wanted, i, set);
-        if (!exchange_takes(x, (rank_set)to) && (i < first || i >= first + count))
-          memset(wanted, 0xa5, sizeof wanted);
+        if (!takes && (i < first || i >= first + count)) memset(wanted, 0xa5, sizeof wanted);
         assert_memory_equal(rows + i * ROW, wanted, ROW);
       }
     }
@@ -320,24 +420,22 @@ enum { LATE_BYTES = 4 << 20, LATE_RANKS = 8 }; // a part that MPI does not send 
 // to take theirs.
 static void come_late(char *buffer, size_t bytes_of_others, size_t bytes_of_last) {
   const double deadline = 1.0;
-  size_t offset[LATE_RANKS], bytes[LATE_RANKS];
-  for (int r = 0; r < size; r++) {
-    offset[r] = (size_t)r * LATE_BYTES;
-    bytes[r] = r == size - 1 ? bytes_of_last : bytes_of_others;
-  }
-  memset(buffer + offset[rank], 7 + rank, bytes[rank]);
+  comm_part part[LATE_RANKS];
+  for (int r = 0; r < size; r++)
+    part[r] = (comm_part){(size_t)r * LATE_BYTES, r == size - 1 ? bytes_of_last : bytes_of_others};
+  memset(buffer + part[rank].offset, 7 + rank, part[rank].bytes);
   assert_int_equal(comm_agree(ranks, 0, "a start together"), 0);
   if (rank == size - 1) {
     const struct timespec late = {3, 0};
     nanosleep(&late, NULL);
-    assert_int_equal(comm_allgatherv(ranks, buffer, offset, bytes, "a late gathering"), 0);
+    assert_int_equal(comm_allgatherv(ranks, buffer, part, "a late gathering"), 0);
     for (int r = 0; r < size; r++)
-      for (size_t i = 0; i < bytes[r]; i++) assert_int_equal(buffer[offset[r] + i], 7 + r);
+      for (size_t i = 0; i < part[r].bytes; i++) assert_int_equal(buffer[part[r].offset + i], 7 + r);
     return;
   }
   comm_set_deadline(ranks, deadline);
   double start = clock_seconds();
-  assert_int_not_equal(comm_allgatherv(ranks, buffer, offset, bytes, "the test's gathering"), 0);
+  assert_int_not_equal(comm_allgatherv(ranks, buffer, part, "the test's gathering"), 0);
   double waited = clock_seconds() - start;
   assert_true(waited > 0.9 * deadline && waited < deadline + 1.5);
   char named[192];
@@ -396,7 +494,9 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_rank_knows_itself),
       cmocka_unit_test(gathered_parts_are_equal),
+      cmocka_unit_test(exchanged_parts_are_equal),
       cmocka_unit_test(slots_arrive_where_the_plan_says),
+      cmocka_unit_test(slots_come_to_the_rank_of_their_token),
       cmocka_unit_test(a_device_that_does_not_answer_is_a_fault),
       cmocka_unit_test(splits_are_even_and_complete),
       cmocka_unit_test(rows_reach_the_ranks_that_take_them),

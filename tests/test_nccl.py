@@ -98,6 +98,17 @@ class Law(unittest.TestCase):
         for path in ("f32", "q8k"):
             self.assertEqual(arms[f"{path}@cpu"], arms[f"{path}@cuda"])
 
+    def test_dealt_batches_that_are_looked_into(self):
+        """Here the routing of dealt tokens comes together on the hosts; without a comparison, on the GPUs."""
+        for name in SHAPES:
+            keys = {"model.path": model(name), "input.tokens": list(range(300)), "run.chunk": 260,
+                    "run.arms": ["f32@cpu", "f32@cuda", "q8k@cpu", "q8k@cuda"], "comm.deadline": 60}
+            for ranks in (1, 2):
+                arms = {arm["name"]: (arm["digest"], arm["layer_digests"]) for arm in moe.run(keys, ranks).report()["arms"]}
+                for path in ("f32", "q8k"):
+                    with self.subTest(model=name, path=path, ranks=ranks):
+                        self.assertEqual(arms[f"{path}@cpu"], arms[f"{path}@cuda"])
+
     def test_sequences_decoded_together(self):
         keys = {"model.path": model("wide"), "bench.prompt": [90], "bench.generate": [12], "bench.batch": [1, 8],
                 "bench.repeats": 1, "bench.format": "json", "run.seed": SEED, "run.arms": ["q8k@cpu", "q8k@cuda"],

@@ -16,15 +16,18 @@ static void quantize(const cpu_backend *b, const side *s, activations *a, int64_
     b->row->quantize_q8k((block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
 }
 
-// normed[t] = rms_norm(x[t]) * weight, rounded where the path rounds
-static void norm_phase(cpu_backend *b, activations *out, const float *weight, int64_t first, int64_t n) {
+// out[to] = rms_norm(x[from]) * weight, rounded where the path rounds
+static void norm_row(cpu_backend *b, activations *out, int64_t to, int64_t from, const float *weight) {
   const model_shape *s = &b->shape;
+  b->shared.ops->rms_norm(out->real_rows[to], row_at(b, b->x, from, s->hidden), weight, s->hidden,
+                          s->rms_epsilon);
+  quantize(b, &b->shared, out, to);
+}
+
+// normed = rms_norm(x) * weight
+static void norm_phase(cpu_backend *b, const float *weight, int64_t first, int64_t count) {
 #pragma omp for
-  for (int64_t t = 0; t < n; t++) {
-    b->shared.ops->rms_norm(out->real_rows[t], row_at(b, b->x, first + t, s->hidden), weight, s->hidden,
-                            s->rms_epsilon);
-    quantize(b, &b->shared, out, t);
-  }
+  for (int64_t t = first; t < first + count; t++) norm_row(b, &b->normed, t, t, weight);
 }
 
 // ---- the steps ----
@@ -143,41 +146,81 @@ static void add_phase(cpu_backend *b, int64_t first, int64_t count) {
     b->shared.ops->add(row_at(b, b->x, t, b->shape.hidden), b->projected.rows[t], b->shape.hidden);
 }
 
-static status cpu_attention(backend *base, int64_t layer, const token_batch *batch, int64_t first,
-                            int64_t count) {
-  cpu_backend *b = (cpu_backend *)base;
+typedef struct { // rows first .. first + count - 1 of a layer's attention
+  const layer_weights *w;
+  int64_t layer, first, count, n_spans;
+  const token_batch *batch;
+  product_list turned, projected; // q, k, v; and o
+} attention_part;
+
+static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t first,
+                              int64_t count) {
   const layer_weights *w = &b->params.weights->layers[layer];
-  int64_t n = batch->n, n_spans = find_spans(b, batch, first, count);
-  product_list turned = {0}, projected = {0};
-  product_list_add(&turned, product_shared(b, b->q.rows, &w->q, &b->normed, first, count));
-  product_list_add(&turned, product_shared(b, b->k.rows, &w->k, &b->normed, 0, n));
-  product_list_add(&turned, product_shared(b, b->v.rows, &w->v, &b->normed, 0, n));
-  product_list_add(&projected, product_shared(b, b->projected.rows, &w->o, &b->attended, first, count));
+  attention_part p = {.w = w, .layer = layer, .first = first, .count = count, .batch = batch};
+  p.n_spans = find_spans(b, batch, first, count);
+  product_list_add(&p.turned, product_shared(b, b->q.rows, &w->q, &b->normed, first, count));
+  product_list_add(&p.turned, product_shared(b, b->k.rows, &w->k, &b->normed, first, count));
+  product_list_add(&p.turned, product_shared(b, b->v.rows, &w->v, &b->normed, first, count));
+  product_list_add(&p.projected, product_shared(b, b->projected.rows, &w->o, &b->attended, first, count));
+  return p;
+}
+
+static void project_phases(cpu_backend *b, attention_part *p) {
+  norm_phase(b, p->w->attn_norm, p->first, p->count);
+  products_phase(b, &p->turned);
+}
+
+static void attend_phases(cpu_backend *b, attention_part *p) {
+  heads_phase(b, p->w, p->layer, p->batch, p->first, p->count);
+  attend_phase(b, p->layer, p->batch, p->n_spans);
+  attended_phase(b, p->first, p->count);
+  products_phase(b, &p->projected);
+  add_phase(b, p->first, p->count);
+}
+
+static status cpu_attention(backend *base, int64_t layer, const token_batch *batch) {
+  cpu_backend *b = (cpu_backend *)base;
+  attention_part p = part_of(b, layer, batch, 0, batch->n);
 #pragma omp parallel num_threads(b->params.threads)
   {
-    norm_phase(b, &b->normed, w->attn_norm, 0, n);
-    products_phase(b, &turned);
-    heads_phase(b, w, layer, batch, first, count);
-    attend_phase(b, layer, batch, n_spans);
-    attended_phase(b, first, count);
-    products_phase(b, &projected);
-    add_phase(b, first, count);
+    project_phases(b, &p);
+    attend_phases(b, &p);
   }
   return 0;
 }
 
-static status cpu_route(backend *base, int64_t layer, const token_batch *batch, routing *out) {
+static status cpu_project(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                          int64_t count) {
+  cpu_backend *b = (cpu_backend *)base;
+  attention_part p = part_of(b, layer, batch, first, count);
+#pragma omp parallel num_threads(b->params.threads)
+  project_phases(b, &p);
+  return 0;
+}
+
+static status cpu_attend(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                         int64_t count) {
+  cpu_backend *b = (cpu_backend *)base;
+  attention_part p = part_of(b, layer, batch, first, count);
+#pragma omp parallel num_threads(b->params.threads)
+  attend_phases(b, &p);
+  return 0;
+}
+
+static status cpu_route(backend *base, int64_t layer, const token_batch *batch, int64_t first, int64_t count,
+                        routing *out) {
   cpu_backend *b = (cpu_backend *)base;
   const model_shape *s = &b->shape;
   const layer_weights *w = &b->params.weights->layers[layer];
   product_list logits = {0};
-  product_list_add(&logits, product_shared(b, b->router_logits.rows, &w->router, &b->normed, 0, batch->n));
+  (void)batch;
+  product_list_add(&logits, product_shared(b, b->router_logits.rows, &w->router, &b->normed, first, count));
 #pragma omp parallel num_threads(b->params.threads)
   {
-    norm_phase(b, &b->normed, w->ffn_norm, 0, batch->n);
+    norm_phase(b, w->ffn_norm, first, count);
     products_phase(b, &logits);
 #pragma omp for
-    for (int64_t t = 0; t < batch->n; t++)
+    for (int64_t t = first; t < first + count; t++)
       b->shared.ops->route(out->expert + t * s->top_k, row_at(b, b->slot_weights, t, s->top_k),
                            &out->margin[t], b->router_logits.rows[t], s->n_experts, s->top_k);
   }
@@ -325,7 +368,21 @@ static status cpu_experts(backend *base, int64_t layer, const token_batch *batch
 
 static void *cpu_rows_host(backend *base, row_kind kind) {
   cpu_backend *b = (cpu_backend *)base;
-  return kind == ROWS_RESIDUAL ? b->x : kind == ROWS_NORMED ? b->normed_rows : b->slot_rows;
+  switch (kind) {
+  case ROWS_RESIDUAL:
+    return b->x;
+  case ROWS_KEYS:
+    return b->k.reals;
+  case ROWS_VALUES:
+    return b->v.reals;
+  case ROWS_NORMED:
+    return b->normed_rows;
+  case ROWS_EXPERTS:
+    return NULL;
+  case ROWS_SLOTS:
+    return b->slot_rows;
+  }
+  return NULL;
 }
 
 // Of the rows that cross ranks only the normed ones lie apart from those that the steps use.
@@ -345,13 +402,13 @@ static status cpu_rows_write(backend *base, row_kind kind, int64_t first, int64_
   return 0;
 }
 
-static status cpu_combine(backend *base, int64_t layer, const token_batch *batch,
-                          const int64_t *row_of_slot) {
+static status cpu_combine(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                          int64_t count, const int64_t *row_of_slot) {
   cpu_backend *b = (cpu_backend *)base;
   const model_shape *s = &b->shape;
-  (void)layer;
+  (void)layer, (void)batch;
 #pragma omp parallel for num_threads(b->params.threads)
-  for (int64_t t = 0; t < batch->n; t++) {
+  for (int64_t t = first; t < first + count; t++) {
     const void *slot[MAX_TOP_K];
     for (int64_t k = 0; k < s->top_k; k++)
       slot[k] = row_at(b, b->slot_rows, row_of_slot[t * s->top_k + k], s->hidden);
@@ -361,7 +418,7 @@ static status cpu_combine(backend *base, int64_t layer, const token_batch *batch
   return 0;
 }
 
-static status cpu_head(backend *base, int64_t first, int64_t count, void *logits) {
+static status cpu_head(backend *base, const int64_t *rows, int64_t count, void *logits) {
   cpu_backend *b = (cpu_backend *)base;
   const model_weights *w = b->params.weights;
   product_list logit_rows = {0};
@@ -369,7 +426,8 @@ static status cpu_head(backend *base, int64_t first, int64_t count, void *logits
   product_list_add(&logit_rows, product_shared(b, b->logits_out, &w->output, &b->head_in, 0, count));
 #pragma omp parallel num_threads(b->params.threads)
   {
-    norm_phase(b, &b->head_in, w->output_norm, first, count);
+#pragma omp for
+    for (int64_t i = 0; i < count; i++) norm_row(b, &b->head_in, i, rows[i], w->output_norm);
     products_phase(b, &logit_rows);
   }
   return 0;
@@ -387,10 +445,11 @@ static status cpu_probe(backend *base, probe_point point, int64_t n, double *out
   return 0;
 }
 
-static status cpu_digest(backend *base, int64_t layer, const token_batch *batch, uint64_t *sums) {
+static status cpu_digest(backend *base, int64_t layer, const token_batch *batch, int64_t first, int64_t count,
+                         uint64_t *sums) {
   cpu_backend *b = (cpu_backend *)base;
 #pragma omp parallel for num_threads(b->params.threads)
-  for (int64_t t = 0; t < batch->n; t++) {
+  for (int64_t t = first; t < first + count; t++) {
     uint64_t sum = 0;
     digest_row(&sum, b->shared.path, layer, batch->position[t], row_at(b, b->x, t, b->shape.hidden),
                (size_t)b->shape.hidden);
@@ -410,6 +469,8 @@ const backend_ops cpu_backend_ops = {
     .state_bytes = cpu_state_bytes,
     .embed = cpu_embed,
     .attention = cpu_attention,
+    .project = cpu_project,
+    .attend = cpu_attend,
     .route = cpu_route,
     .experts = cpu_experts,
     .rows_host = cpu_rows_host,

@@ -152,7 +152,9 @@ static status open_experts(cuda_backend *b) {
   if (b->params.fixed_tokens)
     CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
                         cudaMemcpyHostToDevice));
-  CUDA_TRY(cudaMallocHost((void **)&b->host_rows, slots * (size_t)s->hidden * sizeof(float)));
+  size_t widest = (size_t)(s->top_k * s->hidden), kv_width = (size_t)(s->n_kv_heads * s->head_dim);
+  if (kv_width > widest) widest = kv_width;
+  CUDA_TRY(cudaMallocHost((void **)&b->host_rows, n * widest * sizeof(float)));
   return 0;
 }
 
@@ -170,7 +172,7 @@ static status open_router_and_head(cuda_backend *b) {
 // All that is taken on the device but the weights; with b->plan it is only added up.
 static status open_memory(cuda_backend *b) {
   const model_shape *s = &b->shape;
-  size_t sums = (size_t)((s->n_layers + 1) * b->params.n_sequences);
+  size_t sums = (size_t)((2 * s->n_layers + 1) * b->params.n_sequences);
   if (b->params.computes_shared) TRY(open_attention(b));
   if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
@@ -233,7 +235,7 @@ static status open_fields(cuda_backend *b) {
                decode_fits(&b->shape, b->weights);
   TRY(open_memory(b));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
-  return memory_take((void **)&b->sums_to, (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
+  return memory_take((void **)&b->sums_to, 2 * (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
 }
 
 status cuda_open(backend **out, const backend_params *params) {

@@ -50,17 +50,19 @@ struct cuda_backend {
   int64_t *place;
   double *margin;
   bool placed;      // `place` holds the row of each slot
-  bool begun;       // the experts' step, by route
+  bool has_routing; // `expert`, `member` and what the experts read are those of the whole batch
+  bool begun;       // the experts' step, by route or routed
   int *host_expert; // pinned: [max slots], [max_batch], [max slots]
   double *host_margin;
   int64_t *host_place;
   cudaEvent_t routed; // the routing has come to them
-  float *host_rows;   // pinned, [max slots][hidden]; only where rows cross ranks
+  uint8_t *host_rows; // pinned, all rows of any kind; only where rows cross ranks
   recording recordings[MAX_RECORDINGS];
   int n_recordings;
   bool is_recording;        // the steps are being recorded: the batch is on the device already
-  unsigned long long *sums; // [n_layers + 1][n_sequences] digests not yet read; the last row is the logits'
-  uint64_t **sums_to;       // [n_layers + 1] where they go
+  unsigned long long *sums; // [2 * n_layers + 1][n_sequences] digests not yet read: of the layers, of the
+                            // logits, and of the layers of batches that were computed in part
+  uint64_t **sums_to;       // [2 * n_layers + 1] where they go
 };
 
 static inline cuda_backend *self(backend *b) {

@@ -101,65 +101,59 @@ static bool decodes(const cuda_backend *b, const token_batch *batch) {
   return b->decodes && batch->n == 1;
 }
 
-// Norms and turns the heads, keeps keys and values, attends: queries of the whole batch.
-static status attend_all(cuda_backend *b, int64_t layer, bool early) {
-  const model_shape *s = &b->shape;
-  const dev_layer *w = &b->weights->layers[layer];
-  if (b->distinct && decode_attends(&b->work, s, b->batch.n, b->max_keys))
-    return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
-                                   &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
-  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, 0, b->batch.n,
-                   b->stream));
-  return attention_launch(b->attended.x, b->q, b->cache, (int)layer, &b->batch, (int)s->n_heads, b->max_keys,
-                          &b->work, b->stream);
+static dev_batch batch_from(const dev_batch &b, int first, int n) {
+  return dev_batch{b.token + first, b.sequence + first, b.position + first, n};
 }
 
-static status decode_attention(cuda_backend *b, int64_t layer, const dev_layer *w) {
-  TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, (float)b->shape.rms_epsilon, b->stream));
-  TRY(attend_all(b, layer, true));
-  return decode_output_launch(b->x, b->attended.x, w, b->stream);
-}
-
-// Queries of a part of the batch: their products apart from those of the keys and values of all.
-static status attend_range(cuda_backend *b, int64_t layer, int64_t first, int n) {
-  const model_shape *s = &b->shape;
-  const dev_layer *w = &b->weights->layers[layer];
-  size_t q_width = (size_t)(s->n_heads * s->head_dim);
-  dev_inputs normed = rows_from(b->normed, first), attended = rows_from(b->attended, first);
-  dev_batch queries = {b->token + first, b->sequence + first, b->position + first, n};
-  float *q = b->q + (size_t)first * q_width, *x = b->x + first * s->hidden;
-  product_set kv = {{shared_product(b->k, &w->k, &b->normed, b->batch.n),
-                     shared_product(b->v, &w->v, &b->normed, b->batch.n)},
-                    {0},
-                    2};
-  TRY(multiply(b, b->shared, &kv));
-  if (n) TRY(product_shared(b, q, &w->q, &normed, n, false));
-  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, (int)first, n,
-                   b->stream));
-  if (!n) return 0;
-  TRY(attention_launch(attended.x, q, b->cache, (int)layer, &queries, (int)s->n_heads, b->max_keys, &b->work,
-                       b->stream));
-  if (attended.qs) TRY(round_launch(attended, n, b->stream));
-  return product_shared(b, x, &w->o, &attended, n, true);
-}
-
-static status cuda_attention(backend *base, int64_t layer, const token_batch *batch, int64_t first,
-                             int64_t count) {
+static status cuda_project(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                           int64_t count) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
-  int n = (int)batch->n;
-  if (decodes(b, batch)) return decode_attention(b, layer, w);
-  TRY(norm_launch(b->normed, b->x, w->attn_norm, n, (float)s->rms_epsilon, rounds(b), b->stream));
-  if (count < batch->n) return attend_range(b, layer, first, (int)count);
-  product_set qkv = {{shared_product(b->q, &w->q, &b->normed, n), shared_product(b->k, &w->k, &b->normed, n),
-                      shared_product(b->v, &w->v, &b->normed, n)},
+  int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
+  float *x = b->x + first * s->hidden, epsilon = (float)s->rms_epsilon;
+  int n = (int)count;
+  if (decodes(b, batch)) return decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream);
+  dev_inputs normed = rows_from(b->normed, first);
+  TRY(norm_launch(normed, x, w->attn_norm, n, epsilon, rounds(b), b->stream));
+  product_set qkv = {{shared_product(b->q + first * q_width, &w->q, &normed, n),
+                      shared_product(b->k + first * kv_width, &w->k, &normed, n),
+                      shared_product(b->v + first * kv_width, &w->v, &normed, n)},
                      {0},
                      3};
-  TRY(multiply(b, b->shared, &qkv));
-  TRY(attend_all(b, layer, false));
-  if (b->attended.qs) TRY(round_launch(b->attended, n, b->stream));
-  return product_shared(b, b->x, &w->o, &b->attended, n, true); // x = x + o(attention)
+  return multiply(b, b->shared, &qkv);
+}
+
+// Norms and turns the heads, keeps keys and values of the whole batch; attends with n queries.
+static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, bool early) {
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  size_t at = (size_t)(first * s->n_heads * s->head_dim);
+  if (n == b->batch.n && b->distinct && decode_attends(&b->work, s, n, b->max_keys))
+    return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
+                                   &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, first, n, b->stream));
+  dev_batch queries = batch_from(b->batch, first, n);
+  return attention_launch(b->attended.x + at, b->q + at, b->cache, (int)layer, &queries, (int)s->n_heads,
+                          b->max_keys, &b->work, b->stream);
+}
+
+static status cuda_attend(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                          int64_t count) {
+  cuda_backend *b = self(base);
+  const dev_layer *w = &b->weights->layers[layer];
+  bool one = decodes(b, batch);
+  int n = (int)count;
+  TRY(attend_heads(b, layer, (int)first, n, one));
+  if (one) return decode_output_launch(b->x, b->attended.x, w, b->stream);
+  dev_inputs attended = rows_from(b->attended, first);
+  if (attended.qs) TRY(round_launch(attended, n, b->stream));
+  return product_shared(b, b->x + first * b->shape.hidden, &w->o, &attended, n, true); // x += o(attention)
+}
+
+static status cuda_attention(backend *base, int64_t layer, const token_batch *batch) {
+  TRY(cuda_project(base, layer, batch, 0, batch->n));
+  return cuda_attend(base, layer, batch, 0, batch->n);
 }
 
 // A stack's product over all slots of the batch. Few slots each read their expert alone; many are grouped by
@@ -180,6 +174,11 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   return p;
 }
 
+// Where the digest of a layer adds up, of the whole batch or of part of it.
+static int64_t sums_row(const cuda_backend *b, int64_t layer, const token_batch *batch, int64_t count) {
+  return count == batch->n ? layer : b->shape.n_layers + 1 + layer;
+}
+
 static status decode_own_experts(cuda_backend *b, int64_t layer, const dev_layer *w) {
   decode_experts e = {};
   e.normed = b->normed;
@@ -194,13 +193,19 @@ static status decode_own_experts(cuda_backend *b, int64_t layer, const dev_layer
   return decode_experts_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
 }
 
-// On an expert rank: the inputs are in place, the routing is on the host.
-static status take_routed(cuda_backend *b, const routing *route, int n_tokens) {
+// `expert` and what the experts read have come from other ranks: what follows from them.
+static status complete_routing(cuda_backend *b, int n_tokens) {
   int n_slots = n_tokens * (int)b->shape.top_k;
-  CUDA_TRY(cudaMemcpyAsync(b->expert, route->expert, (size_t)n_slots * sizeof(int), cudaMemcpyHostToDevice,
-                           b->stream));
   TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, n_slots, b->stream));
   return b->normed.qs ? round_launch(b->normed, n_tokens, b->stream) : 0;
+}
+
+// The routing is on the host.
+static status take_routing(cuda_backend *b, const routing *route, int n_tokens) {
+  size_t n_slots = (size_t)(n_tokens * b->shape.top_k);
+  CUDA_TRY(
+      cudaMemcpyAsync(b->expert, route->expert, n_slots * sizeof(int), cudaMemcpyHostToDevice, b->stream));
+  return complete_routing(b, n_tokens);
 }
 
 // The experts' step up to the hidden rows, which do not depend on where slots' outputs go.
@@ -222,34 +227,59 @@ static status begin_experts(cuda_backend *b, int64_t layer, int n_tokens) {
   return 0;
 }
 
-static status cuda_route(backend *base, int64_t layer, const token_batch *batch, routing *out) {
+// The host waits for them at b->routed.
+static status read_experts(cuda_backend *b, int64_t first, int64_t count) {
+  size_t slot = (size_t)(first * b->shape.top_k), bytes = (size_t)(count * b->shape.top_k) * sizeof(int);
+  CUDA_TRY(
+      cudaMemcpyAsync(b->host_expert + slot, b->expert + slot, bytes, cudaMemcpyDeviceToHost, b->stream));
+  CUDA_TRY(cudaEventRecord(b->routed, b->stream));
+  return 0;
+}
+
+static status cuda_route(backend *base, int64_t layer, const token_batch *batch, int64_t first, int64_t count,
+                         routing *out) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
-  int n = (int)batch->n, slots = n * (int)s->top_k;
+  int n = (int)count;
+  int64_t slot = first * s->top_k, slots = count * s->top_k;
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
+  bool whole = count == batch->n, places = whole && !out && !b->alone;
+  float *logits = b->router_logits + first * s->n_experts;
+  b->begun = false;
+  b->has_routing = whole;
   if (decodes(b, batch)) {
     TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
     if (!out && b->alone) return 0; // the experts' step chooses from the logits
   } else {
-    TRY(norm_launch(b->normed, b->x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
-    TRY(product_shared(b, b->router_logits, &w->router, &b->normed, n, false));
+    dev_inputs normed = rows_from(b->normed, first);
+    const float *x = b->x + first * s->hidden;
+    TRY(norm_launch(normed, x, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
+    TRY(product_shared(b, logits, &w->router, &normed, n, false));
   }
-  TRY(route_launch(b->expert, b->slot_weights, b->member, out || b->alone ? nullptr : b->place,
-                   out ? b->margin : nullptr, b->router_logits, b->weights->local_of_expert,
-                   b->rank_of_expert, n, (int)s->n_experts, (int)s->top_k, b->stream));
-  b->begun = false;
+  TRY(route_launch(b->expert + slot, b->slot_weights + slot, b->member + slot, places ? b->place : nullptr,
+                   out ? b->margin + first : nullptr, logits, b->weights->local_of_expert, b->rank_of_expert,
+                   n, (int)s->n_experts, (int)s->top_k, b->stream));
   if (!out) return 0;
-  CUDA_TRY(cudaMemcpyAsync(b->host_expert, b->expert, (size_t)slots * sizeof(int), cudaMemcpyDeviceToHost,
-                           b->stream));
-  CUDA_TRY(cudaMemcpyAsync(b->host_margin, b->margin, (size_t)n * sizeof(double), cudaMemcpyDeviceToHost,
-                           b->stream));
-  CUDA_TRY(cudaEventRecord(b->routed, b->stream));
-  if (n > RECORDED_TOKENS)
+  CUDA_TRY(cudaMemcpyAsync(b->host_margin + first, b->margin + first, (size_t)n * sizeof(double),
+                           cudaMemcpyDeviceToHost, b->stream));
+  TRY(read_experts(b, first, count));
+  if (whole && n > RECORDED_TOKENS)
     TRY(begin_experts(b, layer, n)); // the device works on while the host places the slots
   TRY(device_wait_event(b->routed, &b->params));
-  memcpy(out->expert, b->host_expert, (size_t)slots * sizeof(int));
-  memcpy(out->margin, b->host_margin, (size_t)n * sizeof(double));
+  memcpy(out->expert + slot, b->host_expert + slot, (size_t)slots * sizeof(int));
+  memcpy(out->margin + first, b->host_margin + first, (size_t)n * sizeof(double));
+  return 0;
+}
+
+static status cuda_routed(backend *base, int64_t layer, const token_batch *batch, routing *out) {
+  cuda_backend *b = self(base);
+  TRY(read_experts(b, 0, batch->n));
+  TRY(complete_routing(b, (int)batch->n));
+  TRY(begin_experts(b, layer, (int)batch->n));
+  b->has_routing = true;
+  TRY(device_wait_event(b->routed, &b->params));
+  memcpy(out->expert, b->host_expert, (size_t)(batch->n * b->shape.top_k) * sizeof(int));
   return 0;
 }
 
@@ -259,11 +289,12 @@ static status cuda_experts(backend *base, int64_t layer, const token_batch *batc
   const model_shape *s = &b->shape;
   const dev_layer *w = &b->weights->layers[layer];
   int n_slots = (int)(batch->n * s->top_k);
-  if (!b->params.computes_shared) TRY(take_routed(b, route, (int)batch->n));
+  if (!b->has_routing) TRY(take_routing(b, route, (int)batch->n));
+  b->has_routing = false;
   b->placed = !b->alone;
   if (b->placed && row_of_slot) { // else route wrote the fixed places
     const void *from = row_of_slot;
-    if (b->params.computes_shared) // the last copy from there is done, for route has waited since
+    if (b->params.computes_shared) // the last copy from there is done: route or routed has waited since
       from = memcpy(b->host_place, row_of_slot, (size_t)n_slots * sizeof(int64_t));
     CUDA_TRY(cudaMemcpyAsync(b->place, from, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice,
                              b->stream));
@@ -283,12 +314,34 @@ static void *cuda_rows_host(backend *base, row_kind) {
   return self(base)->host_rows;
 }
 
-static float *device_rows(const cuda_backend *b, row_kind kind) {
-  return kind == ROWS_RESIDUAL ? b->x : kind == ROWS_NORMED ? b->normed.x : b->slots;
+struct kind_of_rows {
+  void *at;
+  size_t bytes; // of a row
+};
+
+static kind_of_rows device_rows(const cuda_backend *b, row_kind kind) {
+  const model_shape *s = &b->shape;
+  size_t wide = (size_t)s->hidden * sizeof(float);
+  size_t kv = (size_t)(s->n_kv_heads * s->head_dim) * sizeof(float);
+  switch (kind) {
+  case ROWS_RESIDUAL:
+    return {b->x, wide};
+  case ROWS_KEYS:
+    return {b->k, kv};
+  case ROWS_VALUES:
+    return {b->v, kv};
+  case ROWS_NORMED:
+    return {b->normed.x, wide};
+  case ROWS_EXPERTS:
+    return {b->expert, (size_t)s->top_k * sizeof(int)};
+  case ROWS_SLOTS:
+    return {b->slots, wide};
+  }
+  return {};
 }
 
 static void *cuda_rows_device(backend *base, row_kind kind) {
-  return device_rows(self(base), kind);
+  return device_rows(self(base), kind).at;
 }
 
 static void *cuda_stream(backend *base) {
@@ -297,27 +350,35 @@ static void *cuda_stream(backend *base) {
 
 static status cuda_rows_read(backend *base, row_kind kind, int64_t first, int64_t count) {
   cuda_backend *b = self(base);
-  size_t at = (size_t)(first * b->shape.hidden), n = (size_t)(count * b->shape.hidden);
+  kind_of_rows rows = device_rows(b, kind);
+  size_t at = (size_t)first * rows.bytes, n = (size_t)count * rows.bytes;
   if (n)
-    CUDA_TRY(cudaMemcpyAsync(b->host_rows + at, device_rows(b, kind) + at, n * sizeof(float),
-                             cudaMemcpyDeviceToHost, b->stream));
+    CUDA_TRY(cudaMemcpyAsync(b->host_rows + at, (const uint8_t *)rows.at + at, n, cudaMemcpyDeviceToHost,
+                             b->stream));
   return device_wait(b->stream, &b->params); // also for writes before: the buffer is free after it
 }
 
 static status cuda_rows_write(backend *base, row_kind kind, int64_t first, int64_t count) {
   cuda_backend *b = self(base);
-  size_t at = (size_t)(first * b->shape.hidden), n = (size_t)(count * b->shape.hidden);
+  kind_of_rows rows = device_rows(b, kind);
+  size_t at = (size_t)first * rows.bytes, n = (size_t)count * rows.bytes;
   if (n)
-    CUDA_TRY(cudaMemcpyAsync(device_rows(b, kind) + at, b->host_rows + at, n * sizeof(float),
-                             cudaMemcpyHostToDevice, b->stream));
+    CUDA_TRY(
+        cudaMemcpyAsync((uint8_t *)rows.at + at, b->host_rows + at, n, cudaMemcpyHostToDevice, b->stream));
   return 0;
 }
 
-static status cuda_combine(backend *base, int64_t layer, const token_batch *batch, const int64_t *) {
+static status cuda_combine(backend *base, int64_t layer, const token_batch *batch, int64_t first,
+                           int64_t count, const int64_t *) {
   cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
   if (decodes(b, batch) && b->alone) return 0; // the experts' last kernel had every slot at hand
-  return combine_launch(b->x, b->slots, b->slot_weights, b->placed ? b->place : nullptr, &b->batch,
-                        (int)b->shape.top_k, (int)b->shape.hidden, b->sums + layer * b->params.n_sequences,
+  int64_t slot = first * s->top_k;
+  const float *slots = b->placed ? b->slots : b->slots + slot * s->hidden; // else in slot order
+  dev_batch rows = batch_from(b->batch, (int)first, (int)count);
+  unsigned long long *sums = b->sums + sums_row(b, layer, batch, count) * b->params.n_sequences;
+  return combine_launch(b->x + first * s->hidden, slots, b->slot_weights + slot,
+                        b->placed ? b->place + slot : nullptr, &rows, (int)s->top_k, (int)s->hidden, sums,
                         b->shared->tag, (int)layer, b->stream);
 }
 
@@ -332,15 +393,25 @@ static status cuda_logits_read(backend *base, int64_t first, int64_t count, void
   return 0;
 }
 
-static status cuda_head(backend *base, int64_t first, int64_t count, void *logits) {
+// How many of rows[count] from `from` on are neighbours: blocks of dealt tokens are, and small batches.
+static int64_t neighbours(const int64_t *rows, int64_t from, int64_t count) {
+  int64_t n = 1;
+  while (from + n < count && rows[from + n] == rows[from] + n) n++;
+  return n;
+}
+
+static status cuda_head(backend *base, const int64_t *rows, int64_t count, void *logits) {
   cuda_backend *b = self(base);
-  const float *x = b->x + (size_t)(first * b->shape.hidden);
+  float epsilon = (float)b->shape.rms_epsilon;
   if (b->decodes && count == 1) {
-    TRY(decode_head_launch(b->logits, x, b->weights, (float)b->shape.rms_epsilon, b->stream));
+    TRY(decode_head_launch(b->logits, b->x + rows[0] * b->shape.hidden, b->weights, epsilon, b->stream));
     return logits ? cuda_logits_read(base, 0, count, logits) : 0;
   }
-  TRY(norm_launch(b->head_in, x, b->weights->output_norm, (int)count, (float)b->shape.rms_epsilon,
-                  b->head_in.qs != nullptr, b->stream));
+  for (int64_t i = 0, n; i < count; i += n) {
+    n = neighbours(rows, i, count);
+    TRY(norm_launch(rows_from(b->head_in, i), b->x + rows[i] * b->shape.hidden, b->weights->output_norm,
+                    (int)n, epsilon, b->head_in.qs != nullptr, b->stream));
+  }
   TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));
   return logits ? cuda_logits_read(base, 0, count, logits) : 0;
 }
@@ -363,24 +434,29 @@ static status cuda_probe(backend *base, probe_point point, int64_t n, double *ou
 }
 
 // The digest itself was taken by combine, where the rows were at hand.
-static status cuda_digest(backend *base, int64_t layer, const token_batch *, uint64_t *sums) {
-  self(base)->sums_to[layer] = sums;
+static status cuda_digest(backend *base, int64_t layer, const token_batch *batch, int64_t, int64_t count,
+                          uint64_t *sums) {
+  cuda_backend *b = self(base);
+  b->sums_to[sums_row(b, layer, batch, count)] = sums;
   return 0;
 }
 
-static status cuda_logits_digest(backend *base, const token_batch *, int64_t first, int64_t count,
-                                 uint64_t *sums) {
+static status cuda_logits_digest(backend *base, const int64_t *rows, int64_t count, uint64_t *sums) {
   cuda_backend *b = self(base);
-  int64_t row = b->shape.n_layers;
+  int64_t row = b->shape.n_layers, vocabulary = b->shape.vocabulary;
   b->sums_to[row] = sums;
-  return digest_launch(b->sums + row * b->params.n_sequences, b->logits, &b->batch, (int)first, (int)count,
-                       (int)b->shape.vocabulary, b->shared->tag, -1, b->stream);
+  for (int64_t i = 0, n; i < count; i += n) {
+    n = neighbours(rows, i, count);
+    TRY(digest_launch(b->sums + row * b->params.n_sequences, b->logits + i * vocabulary, &b->batch,
+                      (int)rows[i], (int)n, (int)vocabulary, b->shared->tag, -1, b->stream));
+  }
+  return 0;
 }
 
 // Waits for everything enqueued and hands over the digests.
 static status cuda_finish(backend *base) {
   cuda_backend *b = self(base);
-  size_t rows = (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
+  size_t rows = 2 * (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
   uint64_t *sums;
   TRY(device_wait(b->stream, &b->params));
   TRY(TAKE(&sums, rows * each, "digests"));
@@ -456,6 +532,8 @@ extern "C" const backend_ops cuda_backend_ops = {
     .state_bytes = cuda_state_bytes,
     .embed = cuda_embed,
     .attention = cuda_attention,
+    .project = cuda_project,
+    .attend = cuda_attend,
     .route = cuda_route,
     .experts = cuda_experts,
     .rows_host = cuda_rows_host,
@@ -466,6 +544,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .finish = cuda_finish,
     .logits_read = cuda_logits_read,
     .logits_digest = cuda_logits_digest,
+    .routed = cuda_routed,
     .rows_device = cuda_rows_device,
     .stream = cuda_stream,
     .recorded = cuda_recorded,

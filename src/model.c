@@ -30,19 +30,30 @@ static status read_optional_size(const gguf *g, const char *name, int64_t fallba
   return gguf_key_exists(g, key) ? read_size(g, name, 1, INT32_MAX, out) : 0;
 }
 
+// Flags are bools, counts integers, factors floats; writers do not agree on which is which.
+static status read_any_number(const gguf *g, const char *key, double *out) {
+  bool flag;
+  uint64_t count;
+  if (gguf_key_bool(g, key, &flag) == 0) {
+    *out = flag;
+    return 0;
+  }
+  status_reset();
+  if (gguf_key_u64(g, key, &count) == 0) {
+    *out = (double)count;
+    return 0;
+  }
+  status_reset();
+  return gguf_key_f64(g, key, out);
+}
+
 // A setting that, when present with another value than `expected`, would ask for arithmetic that is not here.
 static status refuse_other(const gguf *g, const char *name, double expected) {
   char key[96];
   double value;
-  bool flag;
   snprintf(key, sizeof key, "qwen3moe.%s", name);
   if (!gguf_key_exists(g, key)) return 0;
-  if (gguf_key_bool(g, key, &flag) == 0) {
-    value = flag;
-  } else {
-    status_reset();
-    TRY(gguf_key_f64(g, key, &value));
-  }
+  TRY(read_any_number(g, key, &value));
   if (value != expected)
     return FAIL("%s: key %s: only %g is supported, found %g", gguf_path(g), key, expected, value);
   return 0;
@@ -52,6 +63,7 @@ static status refuse_settings(const gguf *g) {
   TRY(refuse_other(g, "expert_weights_norm", 1));
   TRY(refuse_other(g, "expert_weights_scale", 1));
   TRY(refuse_other(g, "expert_shared_count", 0));
+  TRY(refuse_other(g, "expert_gating_func", 1)); // llama.cpp's enum: 1 is softmax, 2 is sigmoid
   TRY(refuse_other(g, "leading_dense_block_count", 0));
   TRY(refuse_other(g, "rope.scaling.factor", 1));
   gguf_string kind;

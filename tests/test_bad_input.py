@@ -121,6 +121,18 @@ def without(place, counter):
     return edit
 
 
+def with_key(name, type_, kind, value):
+    """One key more, the first; tensors' data must stay aligned."""
+    def edit(data):
+        text = name.encode()
+        own = struct.pack("<Q", len(text)) + text + struct.pack("<I" + kind, type_, value)
+        grown = data[:24] + own + data[24:PLACES.header]
+        grown[N_KEYS:N_KEYS + 8] = struct.pack("<Q", len(PLACES.keys) + 1)
+        start = (PLACES.header + 31) // 32 * 32
+        return grown + b"\0" * (-len(grown) % 32) + data[start:]
+    return edit
+
+
 def truncated(size):
     return lambda data: data[:size]
 
@@ -128,6 +140,7 @@ def truncated(size):
 GATE, ROUTER = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_gate_inp.weight"
 LAST_EXPERT = 2 * 256 * 144 + 5 * 144  # of GATE: row 5 of the expert that the last of three ranks owns
 N_TENSORS, N_KEYS = 8, 16
+U32, I32, F32, BOOL = 4, 5, 6, 7  # types of keys
 
 # what is wrong: (the edit, what the fault must name besides the file)
 FILES = {
@@ -165,6 +178,12 @@ FILES = {
     "an odd head": (key(A + "attention.key_length", "I", 63), "key_length"),
     "epsilon NaN": (key(A + "attention.layer_norm_rms_epsilon", "f", float("nan")), "layer_norm_rms_epsilon"),
     "RoPE base 0": (key(A + "rope.freq_base", "f", 0.0), "rope.freq_base"),
+    "a shared expert": (with_key(A + "expert_shared_count", U32, "I", 1), "expert_shared_count.*only 0.*found 1"),
+    "a dense layer": (with_key(A + "leading_dense_block_count", U32, "I", 2), "leading_dense.*only 0.*found 2"),
+    "another gate": (with_key(A + "expert_gating_func", U32, "I", 2), "expert_gating_func.*only 1.*found 2"),
+    "weights of slots that are not normed": (with_key(A + "expert_weights_norm", BOOL, "B", 0), "expert_weights_norm"),
+    "weights of slots that are scaled": (with_key(A + "expert_weights_scale", F32, "f", 2.5), "weights_scale.*2.5"),
+    "less than no shared experts": (with_key(A + "expert_shared_count", I32, "i", -1), "expert_shared_count"),
     "a tensor twice": (renamed(PLACES.tensors, "blk.0.attn_k.weight", "blk.0.attn_q.weight"), r"blk\.0\.attn_q"),
     "a tensor missing": (without(PLACES.tensors["output_norm.weight"], N_TENSORS), "output_norm"),
     "a tensor of another model": (renamed(PLACES.tensors, "blk.0.attn_q.weight", "blk.0.attn_z.weight"), "attn_[qz]"),
@@ -237,6 +256,17 @@ class BadInput(unittest.TestCase):
                 self.assertEqual(outcome.code, 0, outcome.err)
                 self.assertEqual(outcome.faults(), [])
                 self.assertTrue(outcome.report()["complete"])
+
+    def test_settings_of_a_model_that_change_nothing(self):
+        for name, type_, kind, value in (("expert_shared_count", U32, "I", 0), ("expert_gating_func", U32, "I", 1),
+                                         ("leading_dense_block_count", U32, "I", 0), ("expert_weights_norm", BOOL, "B", 1),
+                                         ("expert_weights_scale", F32, "f", 1.0)):
+            with self.subTest(name):
+                path = moe.fresh(".gguf")
+                with open(path, "wb") as file:
+                    file.write(with_key(A + name, type_, kind, value)(bytearray(DATA)))
+                outcome = self.attempt({"model.path": path})
+                self.assertEqual(outcome.code, 0, outcome.err)
 
     # ---- files that lie ----
 

@@ -166,7 +166,7 @@ static status bind_tensor(model *m, const expected_tensor *want) {
 
 enum { TENSORS_PER_LAYER = 12 };
 
-static size_t layer_tensors(model *m, int64_t layer, expected_tensor out[TENSORS_PER_LAYER]) {
+static void layer_tensors(model *m, int64_t layer, expected_tensor out[TENSORS_PER_LAYER]) {
   const model_shape *s = &m->weights.shape;
   layer_weights *w = &m->weights.layers[layer];
   int64_t q = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim;
@@ -190,7 +190,6 @@ static size_t layer_tensors(model *m, int64_t layer, expected_tensor out[TENSORS
     snprintf(part, sizeof part, "%.40s", list[i].name);
     snprintf(out[i].name, sizeof out[i].name, "blk.%lld.%s.weight", (long long)layer, part);
   }
-  return TENSORS_PER_LAYER;
 }
 
 static status bind_outer(model *m, size_t *bound) {
@@ -223,8 +222,10 @@ static status refuse_unknown(model *m) {
                  !strcmp(t->name, "output.weight");
     long long layer = -1;
     expected_tensor list[TENSORS_PER_LAYER];
-    if (!known && sscanf(t->name, "blk.%lld.", &layer) == 1 && layer >= 0 && layer < s->n_layers)
-      for (size_t k = layer_tensors(m, layer, list); !known && k--;) known = !strcmp(t->name, list[k].name);
+    if (!known && sscanf(t->name, "blk.%lld.", &layer) == 1 && layer >= 0 && layer < s->n_layers) {
+      layer_tensors(m, layer, list);
+      for (size_t k = 0; k < TENSORS_PER_LAYER; k++) known = known || !strcmp(t->name, list[k].name);
+    }
     if (!known)
       return FAIL(
           "%s: tensor %s is none of a Qwen3-MoE of %lld layers; without it another model would be computed",
@@ -239,9 +240,9 @@ static status bind_tensors(model *m) {
   TRY(TAKE(&m->weights.layers, (size_t)m->weights.shape.n_layers, "the layers' table"));
   for (int64_t layer = 0; layer < m->weights.shape.n_layers; layer++) {
     expected_tensor list[TENSORS_PER_LAYER];
-    size_t count = layer_tensors(m, layer, list);
-    for (size_t i = 0; i < count; i++) TRY(bind_tensor(m, &list[i]));
-    bound += count;
+    layer_tensors(m, layer, list);
+    for (size_t i = 0; i < TENSORS_PER_LAYER; i++) TRY(bind_tensor(m, &list[i]));
+    bound += TENSORS_PER_LAYER;
   }
   return bound == gguf_tensor_count(m->file) ? 0 : refuse_unknown(m);
 }

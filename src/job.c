@@ -3,6 +3,8 @@
 #include "kernels/numerics.h"
 #include "src/calibrate.h"
 #include "src/report.h"
+#include <fcntl.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,7 +84,8 @@ static status read_input(job *j) {
   case INPUT_PROMPT:
   case INPUT_PROMPTS:
     for (size_t i = 0; i < c->input.n_prompts; i++)
-      TRY(add_text(j, "input.prompt", c->input.prompts[i], strlen(c->input.prompts[i])));
+      TRY(add_text(j, c->input.kind == INPUT_PROMPT ? "input.prompt" : "input.prompts", c->input.prompts[i],
+                   strlen(c->input.prompts[i])));
   }
   return n ? 0 : FAIL("input.prompts: expected at least one prompt");
 }
@@ -265,6 +268,18 @@ static device_id find_device(const job *j) {
   return (device_id){.index = -1};
 }
 
+// Every team of threads is counted on to be whole, so one that would be smaller is refused here.
+static status check_threads(const job *j) {
+  int asked = topology_threads(j->place), given = 0;
+  omp_set_dynamic(false); // the setting decides, not the machine's load
+#pragma omp parallel num_threads(asked) reduction(+ : given)
+  given++;
+  if (given != asked)
+    return FAIL("run.threads: expected %d, OpenMP gives %d: set run.threads = %d or raise OMP_THREAD_LIMIT",
+                asked, given, given);
+  return 0;
+}
+
 status job_open(job *out, const char *command, const config *cfg, comm *c, input_use input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
@@ -273,6 +288,7 @@ status job_open(job *out, const char *command, const config *cfg, comm *c, input
   TRY(compare_model(j));
   j->device = find_device(j);
   TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
+  TRY(job_agree(j, check_threads(j), "the threads"));
   topology_bind_threads(j->place);
   TRY(open_roles(j));
   TRY(open_plan(j));

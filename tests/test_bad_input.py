@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import unittest
+import unittest.mock
 
 import moe
 
@@ -385,6 +386,14 @@ class BadInput(unittest.TestCase):
                 ("a transport for one rank", {"comm.transport": "self"}, 3, ["comm.transport", "self"])):
             with self.subTest(name):
                 self.refused(self.attempt(sets, ranks), pattern, ranks)
+
+    def test_fewer_threads_than_asked_for(self):
+        with unittest.mock.patch.dict(os.environ, OMP_THREAD_LIMIT="1"):
+            for command, ranks in (("bench", 1), ("parity", 1), ("generate", 2), ("inspect", 1)):
+                with self.subTest(command, ranks=ranks):
+                    outcome = self.attempt({"run.threads": 2}, ranks, command=command)
+                    self.refused(outcome, "run.threads: expected 2, OpenMP gives 1", ranks)
+            self.assertEqual(self.attempt({}).code, 0)
 
     def test_config_files(self):
         for text, pattern in (("[run]\nchunk = \n", ":2: "), ("[run]\nchunk = 3\nchunck = 4\n", ":3: .*chunck.*run.chunk"),

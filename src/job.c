@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 status job_agree(job *j, status mine, const char *what) {
   return comm_agree(j->c, mine, what);
@@ -36,21 +37,25 @@ static status add_text(job *j, const char *what, const char *text, size_t length
   return add_sequence(j, ids, n);
 }
 
-static status read_text_file(const char *path, char **text, size_t *length) {
+static status read_bytes(int fd, const char *path, char **text, size_t *length) {
   struct stat s;
-  FILE *f = fopen(path, "rb");
+  if (fstat(fd, &s) || !S_ISREG(s.st_mode) || s.st_size > (off_t)1 << 30)
+    return FAIL("input.file %s: expected a regular file of at most 1 GiB", path);
+  TRY(TAKE(text, (size_t)s.st_size + 1, "the input"));
+  ssize_t n;
+  while ((n = read(fd, *text + *length, (size_t)s.st_size - *length)) > 0) *length += (size_t)n;
+  if (n < 0) return FAIL("input.file %s: cannot be read: %m", path);
+  if (*length != (size_t)s.st_size)
+    return FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
+  return 0;
+}
+
+static status read_text_file(const char *path, char **text, size_t *length) {
   *text = NULL;
-  if (!f) return FAIL("input.file %s: cannot be opened: %m", path);
-  status result = 0;
-  if (fstat(fileno(f), &s) || !S_ISREG(s.st_mode) || s.st_size > (off_t)1 << 30)
-    result = FAIL("input.file %s: expected a regular file of at most 1 GiB", path);
-  if (!result) result = TAKE(text, (size_t)s.st_size + 1, "the input");
-  if (!result) {
-    *length = fread(*text, 1, (size_t)s.st_size, f);
-    if (*length != (size_t)s.st_size)
-      result = FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
-  }
-  fclose(f);
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused, not waited for
+  if (fd < 0) return FAIL("input.file %s: cannot be opened: %m", path);
+  status result = read_bytes(fd, path, text, length);
+  close(fd);
   return result;
 }
 

@@ -314,6 +314,9 @@ class BadInput(unittest.TestCase):
             for ranks in (1, 3):
                 with self.subTest(path, ranks=ranks):
                     self.refused(self.attempt({"model.path": path}, ranks), [re.escape(path), pattern], ranks)
+                    if path != moe.FOLDER:
+                        text = {"input.tokens": None, "input.file": path}
+                        self.refused(self.attempt(text, ranks), ["input.file " + re.escape(path), pattern], ranks)
 
     def test_random_damage(self):
         """Bytes of the header changed at random: an answer or a fault, in time and without a signal."""
@@ -362,7 +365,9 @@ class BadInput(unittest.TestCase):
         "a token beyond the vocabulary": ({"input.tokens": [1, 384]}, ["token 1", "384"]),
         "a negative token": ({"input.tokens": [1, -1]}, ["-1"]),
         "a token of 2^40": ({"input.tokens": [1 << 40]}, ["input.tokens"]),
-        "text without a tokenizer": ({"input.tokens": None, "input.prompt": "a", "model.path": WORDLESS}, ["tokenizer"]),
+        "text without a tokenizer": ({"input.tokens": None, "input.prompt": "a", "model.path": WORDLESS}, ["input.prompt is", "tokenizer"]),
+        "texts without a tokenizer": ({"input.tokens": None, "input.prompts": ["a"], "model.path": WORDLESS},
+                                      ["input.prompts is", "tokenizer"]),
         "a missing text": ({"input.tokens": None, "input.file": "/nonexistent/text"}, ["/nonexistent/text"]),
         "an empty prompt": ({"input.tokens": None, "input.prompts": ["a", ""]}, ["token|prompt"]),
         "an input longer than run.context": ({"run.context": 2}, ["run.context", "3"]),

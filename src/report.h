@@ -128,6 +128,8 @@ typedef struct {
 // One line of at most `room` bytes without what a terminal would obey; of a longer text the head, or with
 // `tail` the end, as of a path.
 void report_print_line(FILE *out, const char *text, size_t room, bool tail);
+// In place: one line, in which all that a terminal would obey is '?'.
+void report_make_plain(char *text);
 void report_print(const report *r, FILE *out); // the table that a person reads in ten seconds, then the texts
 // Checks that DIR exists or can be made and that a file can be written there, before any work.
 status report_dir_check(const char *dir);

@@ -343,6 +343,32 @@ class BadInput(unittest.TestCase):
                 refused += outcome.code
         self.assertGreater(refused, 10)
 
+    def test_text_that_a_terminal_would_obey(self):
+        """A file's own words stay words: in faults, in inspect and at the head of bench."""
+        def named(name, key="general.name"):
+            path = moe.fresh(".gguf")
+            with open(path, "wb") as file:
+                file.write(without(PLACES.keys[key], N_KEYS)(bytearray(DATA)))
+            places, data = Layout(read(path)), read(path)
+            text = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<IQ", 8, len(name)) + name
+            grown = data[:24] + text + data[24:places.header]
+            grown[N_KEYS:N_KEYS + 8] = struct.pack("<Q", len(PLACES.keys))
+            with open(path, "wb") as file:
+                file.write(grown + b"\0" * (-len(grown) % 32) + data[(places.header + 31) // 32 * 32:])
+            return path
+
+        evil = b"a\x1b]0;b\x07\nrank 9 (x): \xc2\x9bc"
+        for command, sets in (("inspect", {}), ("bench", {"bench.prompt": [2], "bench.generate": [], "bench.repeats": 1}),
+                              ("parity", {})):
+            with self.subTest(command):
+                outcome = self.attempt({"model.path": named(evil)} | sets, command=command, out=None)
+                self.assertEqual(outcome.code, 0, outcome.err)
+                self.assertNotRegex(outcome.out, "[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+                self.assertNotRegex(outcome.out, "(?m)^rank 9")
+        outcome = self.attempt({"model.path": named(evil, "general.architecture")})
+        self.refused(outcome, r"found \"a\?]0;b\?\?rank 9 \(x\): \?c\"")
+        self.assertNotRegex(outcome.err.splitlines()[0], "[\x00-\x1f\x7f-\x9f]")
+
     # ---- settings ----
 
     SETTINGS = {

@@ -89,6 +89,20 @@ class Compare(unittest.TestCase):
         self.refused(half, windows(perplexity__skip=3), ["scored positions", "perplexity.skip is 8 and 3"])
         self.refused(half, self.base, ["perplexity computes windows"])
 
+    def test_a_report_stands_beside_logits_of_its_own_run_alone(self):
+        folder = moe.fresh()
+        def logits(command=None, **sets):
+            keys = {"model.path": MODEL, "input.tokens": [1, 2, 3], "run.threads": 1} | sets
+            outcome = moe.attempt(keys, alone=True, out=folder, command=command)
+            self.assertEqual(outcome.code, 0, outcome.err)
+            return sorted(name for name in os.listdir(folder) if name.endswith(".npy"))
+        own = {"run.arms": ARMS[:2], "output.logits": True}
+        self.assertEqual(logits(**own), ["logits.f32@cpu.npy", "logits.f64@cpu.npy"])
+        self.assertEqual(logits(**own | {"run.arms": ARMS[1:]}), ["logits.f32@cpu.npy", "logits.q8k@cpu.npy"])
+        self.assertEqual(logits("perplexity", **own), [])
+        self.assertEqual(logits(**own | {"run.arms": ARMS[2:]}), ["logits.q8k@cpu.npy"])
+        self.assertEqual(logits(**{"run.arms": ARMS[:1]}), [])
+
     def test_what_is_no_report(self):
         path = os.path.join(self.base, "report.json")
         with open(path, encoding="utf-8") as file:

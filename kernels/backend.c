@@ -14,9 +14,9 @@ const path_info *path_get(path_kind kind) {
   return &paths[kind];
 }
 
-const path_info *path_find(const char *name) {
+const path_info *path_find(const char *name, size_t length) {
   for (int i = 0; i < PATH_COUNT; i++)
-    if (!strcmp(paths[i].name, name)) return &paths[i];
+    if (strlen(paths[i].name) == length && !memcmp(paths[i].name, name, length)) return &paths[i];
   return NULL;
 }
 
@@ -33,17 +33,14 @@ const backend_ops *backend_find(const char *name) {
 
 status arm_parse(arm *out, const char *name) {
   const char *at = strchr(name, '@');
-  char path[16];
-  if (!at || (size_t)(at - name) >= sizeof path) return FAIL("arm \"%s\": expected path@backend", name);
-  memcpy(path, name, (size_t)(at - name));
-  path[at - name] = 0;
-  out->path = path_find(path);
-  if (!out->path) return FAIL("arm \"%s\": no path \"%s\"; there are f64, f32, q8k", name, path);
+  if (!at) return FAIL("arm \"%s\": expected path@backend", name);
+  out->path = path_find(name, (size_t)(at - name));
+  if (!out->path) return FAIL("arm \"%s\": there is no such path (see --version)", name);
   out->backend = backend_find(at + 1);
   if (!out->backend)
     return FAIL("arm \"%s\": this build has no backend \"%s\" (see --version)", name, at + 1);
   if (!out->backend->has_path(out->path->kind))
-    return FAIL("arm \"%s\": the backend %s does not compute the path %s", name, at + 1, path);
+    return FAIL("arm \"%s\": the backend %s does not compute the path %s", name, at + 1, out->path->name);
   return 0;
 }
 

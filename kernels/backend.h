@@ -30,7 +30,7 @@ typedef struct {
 } path_info;
 
 const path_info *path_get(path_kind kind);
-const path_info *path_find(const char *name); // NULL: no such path
+const path_info *path_find(const char *name, size_t length); // NULL: no such path
 
 // ---- the model as a backend sees it: views, owned by the caller, alive until backend close ----
 

@@ -4,6 +4,7 @@
 // Source of the formats: ggml's ggml-common.h (block_q4_K, block_q5_K, block_q6_K, block_q8_0, block_q8_K).
 // Invariant: a dequantised weight is one float, fixed by the format; each path computes with that weight.
 #pragma once
+#include "kernels/numerics_base.h"
 #include <assert.h>
 #include <stdint.h>
 #include <stddef.h>
@@ -61,6 +62,19 @@ static_assert(sizeof(block_q4_K) == 144, "Q4_K is 144 bytes");
 static_assert(sizeof(block_q5_K) == 176, "Q5_K is 176 bytes");
 static_assert(sizeof(block_q6_K) == 210, "Q6_K is 210 bytes");
 static_assert(sizeof(block_q8_K) == 292, "Q8_K is 292 bytes");
+
+// Scale and minimum of sub-block j of a Q4_K or Q5_K block. The first four of each are the low 6 bits of
+// bytes j and j + 4; the last four have their low nibbles in bytes 8 to 11 and their top two bits above those
+// of the first four.
+NUM_FN void block_scale_min(int *scale, int *min, const uint8_t *packed, int j) {
+  if (j < 4) {
+    *scale = packed[j] & 63;
+    *min = packed[j + 4] & 63;
+  } else {
+    *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
+    *min = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
+  }
+}
 
 // What the program knows of a stored type. `elements` to a block of `bytes`; is_k_quant: activations are
 // rounded to Q8_K for it on the path q8k.

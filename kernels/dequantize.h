@@ -14,23 +14,11 @@ static inline void dequantize_q8_0(float *restrict out, const block_q8_0 *restri
   for (int i = 0; i < QK8_0; i++) out[i] = (float)block->qs[i] * d;
 }
 
-// Scale and minimum of sub-block j. The first four of each are the low 6 bits of bytes j and j + 4; the last
-// four have their low nibbles in bytes 8 to 11 and their top two bits above those of the first four.
-static inline void unpack_scale_min(int *scale, int *min, const uint8_t *packed, int j) {
-  if (j < 4) {
-    *scale = packed[j] & 63;
-    *min = packed[j + 4] & 63;
-  } else {
-    *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
-    *min = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
-  }
-}
-
 static inline void dequantize_q4_K(float *restrict out, const block_q4_K *restrict block) {
   float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
   for (int j = 0; j < QK_K / 32; j++) {
     int scale, min;
-    unpack_scale_min(&scale, &min, block->scales, j);
+    block_scale_min(&scale, &min, block->scales, j);
     float step = d * (float)scale, base = dmin * (float)min;
     const uint8_t *q = block->qs + j / 2 * 32;
     for (int i = 0; i < 32; i++) out[j * 32 + i] = step * (float)((q[i] >> (j % 2 * 4)) & 15) - base;
@@ -41,7 +29,7 @@ static inline void dequantize_q5_K(float *restrict out, const block_q5_K *restri
   float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
   for (int j = 0; j < QK_K / 32; j++) {
     int scale, min;
-    unpack_scale_min(&scale, &min, block->scales, j);
+    block_scale_min(&scale, &min, block->scales, j);
     float step = d * (float)scale, base = dmin * (float)min;
     const uint8_t *q = block->qs + j / 2 * 32;
     for (int i = 0; i < 32; i++) {

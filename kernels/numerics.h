@@ -133,7 +133,7 @@ NUM_FN double num_log_f64(double x) {
   return num_fma_f64((double)e, 0x1.62e42fefa39efp-1, num_fma_f64((double)e, 0x1.abc9e3b39803fp-56, ln_m));
 }
 
-// cos and sin of |a| < 2^30: a minus the nearest multiple of pi/2 (three doubles, with fma), then Taylor.
+// cos and sin of |a| < 2^31: a minus the nearest multiple of pi/2 (three doubles, with fma), then Taylor.
 NUM_FN void num_cos_sin_f64(double *cos_out, double *sin_out, double a) {
   const double round_magic = 6755399441055744.0;
   double n = num_fma_f64(a, 0x1.45f306dc9c883p-1, round_magic) - round_magic;

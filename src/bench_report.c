@@ -1,4 +1,5 @@
 #include "src/bench_report.h"
+#include "src/report.h"
 #include "src/report_file.h"
 #include <inttypes.h>
 #include <math.h>
@@ -42,12 +43,13 @@ static double share_of_time(const bench_row *row) {
 // ---- Markdown ----
 
 static void print_head(const bench_report *r, FILE *out) {
+  report_print_line(out, r->model, 80, false);
   fprintf(out,
-          "%s (%s), %.2f GB, fingerprint %016" PRIx64
+          " (%s), %.2f GB, fingerprint %016" PRIx64
           "; %d rank%s of %d thread%s on %d host%s, %s; all ranks read %.1f GB/s\n\n",
-          r->model, r->types, (double)r->model_bytes * 1e-9, r->fingerprint, r->ranks,
-          r->ranks == 1 ? "" : "s", r->threads, r->threads == 1 ? "" : "s", r->hosts,
-          r->hosts == 1 ? "" : "s", r->cpu, r->bandwidth * 1e-9);
+          r->types, (double)r->model_bytes * 1e-9, r->fingerprint, r->ranks, r->ranks == 1 ? "" : "s",
+          r->threads, r->threads == 1 ? "" : "s", r->hosts, r->hosts == 1 ? "" : "s", r->cpu,
+          r->bandwidth * 1e-9);
 }
 
 static void print_md(const bench_report *r, FILE *out) {

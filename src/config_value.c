@@ -1,6 +1,7 @@
 // The readers check first and store last, so a refused value leaves the field as it was.
 #include "src/config_value.h"
 #include "base/memory.h"
+#include "kernels/backend.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,7 +170,6 @@ static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
 static const char *const PLACEMENTS[] = {[PLACEMENT_CONTIGUOUS] = "contiguous",
                                          [PLACEMENT_STRIDED] = "strided",
                                          [PLACEMENT_BALANCED] = "balanced"};
-static const char *const PATHS[] = {"f64", "f32", "q8k"};
 static const char *const BACKENDS[] = {"cpu", "cuda", "auto"}; // the last in ranks.arm alone
 static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
@@ -283,7 +283,9 @@ static status read_arm_name(char *out, const value_key *k, const toml_value *v, 
   if (!at) return refuse(k, v, from, k->type);
   value_place(place, from, v->line);
   size_t path = (size_t)(at - v->text);
-  TRY(check_arm_part("path", v->text, path, PATHS, COUNT(PATHS), place, k));
+  const char *paths[PATH_COUNT];
+  for (int i = 0; i < PATH_COUNT; i++) paths[i] = path_get((path_kind)i)->name;
+  TRY(check_arm_part("path", v->text, path, paths, PATH_COUNT, place, k));
   TRY(check_arm_part("backend", at + 1, v->length - path - 1, BACKENDS, COUNT(BACKENDS) - !takes_auto, place,
                      k));
   snprintf(out, ARM_NAME_BYTES, "%.*s", (int)v->length, v->text);

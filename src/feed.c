@@ -29,7 +29,7 @@ bool feed_next(feed *f, token_batch *batch) {
       continue;
     }
     f->token[n] = s->tokens[f->position];
-    f->of_sequence[n] = (int32_t)f->sequence;
+    f->of_sequence[n] = (int32_t)(f->number + f->sequence);
     f->at_position[n++] = (int32_t)f->position++;
   }
   *batch = (token_batch){n, f->token, f->of_sequence, f->at_position};

@@ -12,6 +12,7 @@ typedef struct {
 typedef struct {
   const token_sequence *sequences;
   int64_t n_sequences, chunk;
+  int64_t number;             // that batches give to the first of `sequences`: 0 from feed_open
   int64_t sequence, position; // where the next batch begins
   int32_t *token, *of_sequence, *at_position;
 } feed;

@@ -1,10 +1,18 @@
 #include "src/inspect.h"
 #include "base/memory.h"
+#include "src/report.h"
 #include <stdio.h>
 #include <stdlib.h>
 
 static double mib(uint64_t bytes) {
   return (double)bytes / (1024.0 * 1024.0);
+}
+
+// Names of a file's own, which anyone may have written.
+static const char *plain(char out[256], const char *text) {
+  snprintf(out, 256, "%s", text);
+  report_make_plain(out);
+  return out;
 }
 
 static void print_files(const gguf *g) {
@@ -13,17 +21,18 @@ static void print_files(const gguf *g) {
 }
 
 static void print_keys(const gguf *g) {
-  char text[96];
+  char text[96], name[256];
   for (size_t i = 0; i < gguf_key_count(g); i++) {
     gguf_key_describe(g, i, text, sizeof text);
-    printf("key      %-46s %s\n", gguf_key_name(g, i), text);
+    printf("key      %-46s %s\n", plain(name, gguf_key_name(g, i)), text);
   }
 }
 
 static void print_tensors(const gguf *g) {
+  char name[256];
   for (size_t i = 0; i < gguf_tensor_count(g); i++) {
     const gguf_tensor *t = gguf_tensor_at(g, i);
-    printf("tensor   %-32s %-5s [%lld", t->name, t->type->name, (long long)t->dim[0]);
+    printf("tensor   %-32s %-5s [%lld", plain(name, t->name), t->type->name, (long long)t->dim[0]);
     for (int d = 1; d < t->n_dims; d++) printf(", %lld", (long long)t->dim[d]);
     printf("]  %.2f MiB\n", mib(t->bytes));
   }
@@ -31,9 +40,10 @@ static void print_tensors(const gguf *g) {
 
 static void print_shape(const model *m) {
   const model_shape *s = &m->weights.shape;
-  printf("model    %s: %lld layers, hidden %lld, %lld query and %lld key/value heads of %lld,\n", m->name,
-         (long long)s->n_layers, (long long)s->hidden, (long long)s->n_heads, (long long)s->n_kv_heads,
-         (long long)s->head_dim);
+  char name[256];
+  printf("model    %s: %lld layers, hidden %lld, %lld query and %lld key/value heads of %lld,\n",
+         plain(name, m->name), (long long)s->n_layers, (long long)s->hidden, (long long)s->n_heads,
+         (long long)s->n_kv_heads, (long long)s->head_dim);
   printf("         %lld experts of width %lld, top-%lld, vocabulary %lld%s, RoPE base %g, epsilon %g, "
          "context %lld\n",
          (long long)s->n_experts, (long long)s->expert_width, (long long)s->top_k, (long long)s->vocabulary,

@@ -3,10 +3,13 @@
 #include "kernels/numerics.h"
 #include "src/calibrate.h"
 #include "src/report.h"
+#include <fcntl.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 status job_agree(job *j, status mine, const char *what) {
   return comm_agree(j->c, mine, what);
@@ -34,21 +37,25 @@ static status add_text(job *j, const char *what, const char *text, size_t length
   return add_sequence(j, ids, n);
 }
 
-static status read_text_file(const char *path, char **text, size_t *length) {
+static status read_bytes(int fd, const char *path, char **text, size_t *length) {
   struct stat s;
-  FILE *f = fopen(path, "rb");
+  if (fstat(fd, &s) || !S_ISREG(s.st_mode) || s.st_size > (off_t)1 << 30)
+    return FAIL("input.file %s: expected a regular file of at most 1 GiB", path);
+  TRY(TAKE(text, (size_t)s.st_size + 1, "the input"));
+  ssize_t n;
+  while ((n = read(fd, *text + *length, (size_t)s.st_size - *length)) > 0) *length += (size_t)n;
+  if (n < 0) return FAIL("input.file %s: cannot be read: %m", path);
+  if (*length != (size_t)s.st_size)
+    return FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
+  return 0;
+}
+
+static status read_text_file(const char *path, char **text, size_t *length) {
   *text = NULL;
-  if (!f) return FAIL("input.file %s: cannot be opened: %m", path);
-  status result = 0;
-  if (fstat(fileno(f), &s) || !S_ISREG(s.st_mode) || s.st_size > (off_t)1 << 30)
-    result = FAIL("input.file %s: expected a regular file of at most 1 GiB", path);
-  if (!result) result = TAKE(text, (size_t)s.st_size + 1, "the input");
-  if (!result) {
-    *length = fread(*text, 1, (size_t)s.st_size, f);
-    if (*length != (size_t)s.st_size)
-      result = FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
-  }
-  fclose(f);
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused, not waited for
+  if (fd < 0) return FAIL("input.file %s: cannot be opened: %m", path);
+  status result = read_bytes(fd, path, text, length);
+  close(fd);
   return result;
 }
 
@@ -82,7 +89,8 @@ static status read_input(job *j) {
   case INPUT_PROMPT:
   case INPUT_PROMPTS:
     for (size_t i = 0; i < c->input.n_prompts; i++)
-      TRY(add_text(j, "input.prompt", c->input.prompts[i], strlen(c->input.prompts[i])));
+      TRY(add_text(j, c->input.kind == INPUT_PROMPT ? "input.prompt" : "input.prompts", c->input.prompts[i],
+                   strlen(c->input.prompts[i])));
   }
   return n ? 0 : FAIL("input.prompts: expected at least one prompt");
 }
@@ -270,6 +278,18 @@ static device_id find_device(const job *j) {
   return (device_id){.index = -1};
 }
 
+// Every team of threads is counted on to be whole, so one that would be smaller is refused here.
+static status check_threads(const job *j) {
+  int asked = topology_threads(j->place), given = 0;
+  omp_set_dynamic(false); // the setting decides, not the machine's load
+#pragma omp parallel num_threads(asked) reduction(+ : given)
+  given++;
+  if (given != asked)
+    return FAIL("run.threads: expected %d, OpenMP gives %d: set run.threads = %d or raise OMP_THREAD_LIMIT",
+                asked, given, given);
+  return 0;
+}
+
 status job_open(job *out, const char *command, const config *cfg, comm *c, input_use input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
@@ -278,6 +298,7 @@ status job_open(job *out, const char *command, const config *cfg, comm *c, input
   TRY(compare_model(j));
   j->device = find_device(j);
   TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
+  TRY(job_agree(j, check_threads(j), "the threads"));
   topology_bind_threads(j->place);
   TRY(open_roles(j));
   TRY(open_plan(j));

@@ -144,9 +144,7 @@ void job_report_close(report *r) {
 }
 
 static uint64_t path_tag(const char *arm_name) {
-  char path[16];
-  snprintf(path, sizeof path, "%.*s", (int)strcspn(arm_name, "@"), arm_name);
-  const path_info *info = path_find(path);
+  const path_info *info = path_find(arm_name, strcspn(arm_name, "@"));
   return info ? info->tag : 0;
 }
 

@@ -160,8 +160,16 @@ static void print_version(void) {
 
 // ---- faults ----
 
+// c NULL: before there are ranks. One write, so that ranks' lines do not mix. A fault quotes files, which
+// anyone may have written.
 static void print_fault(const comm *c) {
-  fprintf(stderr, "rank %d (%s): %s\n", comm_rank(c), comm_host(c), status_text());
+  char line[4096];
+  snprintf(line, sizeof line, "%s", status_text());
+  report_make_plain(line);
+  if (c)
+    fprintf(stderr, "rank %d (%s): %s\n", comm_rank(c), comm_host(c), line);
+  else
+    fprintf(stderr, "moe_run: %s\n", line);
   fflush(stderr);
 }
 
@@ -212,7 +220,7 @@ int main(int argc, char **argv) {
   arguments a;
   comm *c = NULL;
   if (parse_arguments(&a, argc, argv)) {
-    fprintf(stderr, "moe_run: %s\n", status_text());
+    print_fault(NULL);
     return 2;
   }
   if (a.help || a.version) {
@@ -224,7 +232,7 @@ int main(int argc, char **argv) {
   if (a.command->run_alone) {
     int code;
     status result = a.command->run_alone(&code, a.n_words, a.words);
-    if (result) fprintf(stderr, "moe_run: %s\n", status_text());
+    if (result) print_fault(NULL);
     free(a.sets);
     return result ? 2 : code;
   }
@@ -232,7 +240,7 @@ int main(int argc, char **argv) {
   signal(SIGBUS, on_bus_error);
   signal(SIGXFSZ, SIG_IGN); // a file over its size limit is an error that names the file, not a kill
   if (comm_open(&c, &argc, &argv)) {
-    fprintf(stderr, "moe_run: %s\n", status_text());
+    print_fault(NULL);
     if (c) comm_abort(c, 1);
     return 1;
   }

@@ -30,19 +30,30 @@ static status read_optional_size(const gguf *g, const char *name, int64_t fallba
   return gguf_key_exists(g, key) ? read_size(g, name, 1, INT32_MAX, out) : 0;
 }
 
+// Flags are bools, counts integers, factors floats; writers do not agree on which is which.
+static status read_any_number(const gguf *g, const char *key, double *out) {
+  bool flag;
+  uint64_t count;
+  if (gguf_key_bool(g, key, &flag) == 0) {
+    *out = flag;
+    return 0;
+  }
+  status_reset();
+  if (gguf_key_u64(g, key, &count) == 0) {
+    *out = (double)count;
+    return 0;
+  }
+  status_reset();
+  return gguf_key_f64(g, key, out);
+}
+
 // A setting that, when present with another value than `expected`, would ask for arithmetic that is not here.
 static status refuse_other(const gguf *g, const char *name, double expected) {
   char key[96];
   double value;
-  bool flag;
   snprintf(key, sizeof key, "qwen3moe.%s", name);
   if (!gguf_key_exists(g, key)) return 0;
-  if (gguf_key_bool(g, key, &flag) == 0) {
-    value = flag;
-  } else {
-    status_reset();
-    TRY(gguf_key_f64(g, key, &value));
-  }
+  TRY(read_any_number(g, key, &value));
   if (value != expected)
     return FAIL("%s: key %s: only %g is supported, found %g", gguf_path(g), key, expected, value);
   return 0;
@@ -52,6 +63,7 @@ static status refuse_settings(const gguf *g) {
   TRY(refuse_other(g, "expert_weights_norm", 1));
   TRY(refuse_other(g, "expert_weights_scale", 1));
   TRY(refuse_other(g, "expert_shared_count", 0));
+  TRY(refuse_other(g, "expert_gating_func", 1)); // llama.cpp's enum: 1 is softmax, 2 is sigmoid
   TRY(refuse_other(g, "leading_dense_block_count", 0));
   TRY(refuse_other(g, "rope.scaling.factor", 1));
   gguf_string kind;
@@ -154,7 +166,7 @@ static status bind_tensor(model *m, const expected_tensor *want) {
 
 enum { TENSORS_PER_LAYER = 12 };
 
-static size_t layer_tensors(model *m, int64_t layer, expected_tensor out[TENSORS_PER_LAYER]) {
+static void layer_tensors(model *m, int64_t layer, expected_tensor out[TENSORS_PER_LAYER]) {
   const model_shape *s = &m->weights.shape;
   layer_weights *w = &m->weights.layers[layer];
   int64_t q = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim;
@@ -178,7 +190,6 @@ static size_t layer_tensors(model *m, int64_t layer, expected_tensor out[TENSORS
     snprintf(part, sizeof part, "%.40s", list[i].name);
     snprintf(out[i].name, sizeof out[i].name, "blk.%lld.%s.weight", (long long)layer, part);
   }
-  return TENSORS_PER_LAYER;
 }
 
 static status bind_outer(model *m, size_t *bound) {
@@ -211,8 +222,10 @@ static status refuse_unknown(model *m) {
                  !strcmp(t->name, "output.weight");
     long long layer = -1;
     expected_tensor list[TENSORS_PER_LAYER];
-    if (!known && sscanf(t->name, "blk.%lld.", &layer) == 1 && layer >= 0 && layer < s->n_layers)
-      for (size_t k = layer_tensors(m, layer, list); !known && k--;) known = !strcmp(t->name, list[k].name);
+    if (!known && sscanf(t->name, "blk.%lld.", &layer) == 1 && layer >= 0 && layer < s->n_layers) {
+      layer_tensors(m, layer, list);
+      for (size_t k = 0; k < TENSORS_PER_LAYER; k++) known = known || !strcmp(t->name, list[k].name);
+    }
     if (!known)
       return FAIL(
           "%s: tensor %s is none of a Qwen3-MoE of %lld layers; without it another model would be computed",
@@ -227,9 +240,9 @@ static status bind_tensors(model *m) {
   TRY(TAKE(&m->weights.layers, (size_t)m->weights.shape.n_layers, "the layers' table"));
   for (int64_t layer = 0; layer < m->weights.shape.n_layers; layer++) {
     expected_tensor list[TENSORS_PER_LAYER];
-    size_t count = layer_tensors(m, layer, list);
-    for (size_t i = 0; i < count; i++) TRY(bind_tensor(m, &list[i]));
-    bound += count;
+    layer_tensors(m, layer, list);
+    for (size_t i = 0; i < TENSORS_PER_LAYER; i++) TRY(bind_tensor(m, &list[i]));
+    bound += TENSORS_PER_LAYER;
   }
   return bound == gguf_tensor_count(m->file) ? 0 : refuse_unknown(m);
 }

@@ -73,6 +73,7 @@ static status parity_open(parity *p, job *j) {
   size_t logit_count = (size_t)(j->n_sequences * j->m->weights.shape.vocabulary);
   TRY(job_report_open(j, &p->r, p->n_arms, p->n_pairs, p->n_pairs * (size_t)j->n_tokens));
   list_pairs(arms, p->r.pairs);
+  p->r.has_logits = j->cfg->output.logits && j->cfg->output.dir[0];
   for (size_t a = 0; a < p->n_arms; a++) {
     TRY(job_open_arm(j, arms->name[a], &p->arm[a]));
     p->arm[a]->forward.wants_routing = true;

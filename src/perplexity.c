@@ -41,11 +41,13 @@ static status score_batch(scoring *s, const token_batch *batch, const token_sequ
   return 0;
 }
 
-static status score_window(scoring *s, const token_sequence *window) {
+// A window of sequence `number`, whose cache and digest it uses.
+static status score_window(scoring *s, const token_sequence *window, int64_t number) {
   feed f;
   token_batch batch;
   status result = feed_open(&f, window, 1,
                             s->j->cfg->run.chunk < s->j->max_batch ? s->j->cfg->run.chunk : s->j->max_batch);
+  f.number = number;
   while (!result && feed_next(&f, &batch)) {
     result = engine_forward(s->e, &batch);
     if (!result) result = score_batch(s, &batch, window);
@@ -56,11 +58,12 @@ static status score_window(scoring *s, const token_sequence *window) {
   return result;
 }
 
-static status score_sequence(scoring *s, const token_sequence *all) {
+static status score_sequence(scoring *s, int64_t number) {
+  const token_sequence *all = &s->j->sequences[number];
   int64_t window = all->n < s->window ? all->n : s->window;
   for (int64_t first = 0; first + window <= all->n; first += window) {
     token_sequence part = {all->tokens + first, window};
-    TRY(score_window(s, &part));
+    TRY(score_window(s, &part, number));
   }
   return 0;
 }
@@ -73,8 +76,7 @@ static status perplexity_arm(job *j, size_t index, report *r) {
   s.shown = progress_begin(job_is_printer(j), s.e->params.name, "tokens", j->n_tokens);
   status result;
   TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
-  for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, &j->sequences[i]));
-  progress_end(&s.shown);
+  for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, i));
   if (!s.scored)
     TRY_DONE(result, FAIL("perplexity: no token is scored: a window of %lld with perplexity.skip = %lld",
                           (long long)s.window, (long long)s.skip));
@@ -82,6 +84,7 @@ static status perplexity_arm(job *j, size_t index, report *r) {
   r->arms[index].perplexity = num_exp_f64(s.nll / (double)s.scored);
   result = job_check_digest(j, s.e);
 done:
+  progress_end(&s.shown); // before any fault is told
   free(s.logits);
   engine_close(s.e);
   return result;

@@ -51,14 +51,31 @@ static int widest(int least, const char *text) {
   return n > least ? n : least;
 }
 
-// Text of a model or a user: control characters, which a terminal would obey, become '?'.
+// Bytes of the control character, which a terminal would obey, at the begin of a text; 0: none is there.
+static size_t control_bytes(const char *text, size_t length) {
+  unsigned char c = (unsigned char)text[0], next = length > 1 ? (unsigned char)text[1] : 0;
+  if (c == 0xc2 && next >= 0x80 && next < 0xa0) return 2; // U+0080 to U+009F
+  return c < 0x20 || c == 0x7f;
+}
+
+// Text of a model or a user: control characters but ends of lines and tabulators become '?'.
 static void print_text(FILE *out, const char *text, size_t length) {
   for (size_t i = 0; i < length; i++) {
-    unsigned char c = (unsigned char)text[i], next = i + 1 < length ? (unsigned char)text[i + 1] : 0;
-    bool c1 = c == 0xc2 && next >= 0x80 && next < 0xa0; // U+0080 to U+009F
-    fputc(c1 || (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f ? '?' : c, out);
-    i += c1;
+    size_t n = text[i] == '\n' || text[i] == '\t' ? 0 : control_bytes(text + i, length - i);
+    fputc(n ? '?' : text[i], out);
+    i += n == 2;
   }
+}
+
+void report_make_plain(char *text) {
+  char *to = text;
+  for (size_t length = strlen(text); length;) {
+    size_t n = control_bytes(text, length), taken = n ? n : 1;
+    *to++ = n ? '?' : *text;
+    text += taken;
+    length -= taken;
+  }
+  *to = 0;
 }
 
 void report_print_line(FILE *out, const char *text, size_t room, bool tail) {

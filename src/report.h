@@ -116,6 +116,7 @@ typedef struct {
   size_t n_ranks;
   report_arm *arms;
   size_t n_arms;
+  bool has_logits; // beside report.json stands logits.<arm>.npy of each arm
   report_pair *pairs;
   size_t n_pairs;
   report_token *tokens;
@@ -127,10 +128,13 @@ typedef struct {
 // One line of at most `room` bytes without what a terminal would obey; of a longer text the head, or with
 // `tail` the end, as of a path.
 void report_print_line(FILE *out, const char *text, size_t room, bool tail);
+// In place: one line, in which all that a terminal would obey is '?'.
+void report_make_plain(char *text);
 void report_print(const report *r, FILE *out); // the table that a person reads in ten seconds, then the texts
 // Checks that DIR exists or can be made and that a file can be written there, before any work.
 status report_dir_check(const char *dir);
-status report_write(const report *r, const char *dir); // report.json, layers.csv, tokens.csv
+// report.json, layers.csv, tokens.csv. logits.<arm>.npy of an earlier run go.
+status report_write(const report *r, const char *dir);
 
 // A .npy file that grows row by row: float32 or float64, [rows, columns]; its header is completed and it gets
 // its name at npy_finish; npy_abandon removes it. Both take and release `f`.

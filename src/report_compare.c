@@ -1,10 +1,46 @@
 #include "src/report_compare.h"
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { VERDICT_BYTES = 120 };
 
 // ---- what can be compared ----
+
+// The line of a key in the settings, without its end; length 0: none.
+static const char *setting(size_t *length, const char *config, const char *key) {
+  size_t n = strlen(key);
+  for (const char *line = config; *line; line += *length + (line[*length] == '\n')) {
+    *length = strcspn(line, "\n");
+    if (!strncmp(line, key, n) && line[n] == ' ') return line;
+  }
+  *length = 0;
+  return "";
+}
+
+// Positions at a window's head that perplexity does not score, and so leaves out of the digest:
+// src/perplexity.c.
+static int64_t skipped(const recorded_report *r) {
+  static const char KEY[] = "perplexity.skip =";
+  size_t n;
+  const char *line = setting(&n, r->config, "perplexity.skip");
+  long long given = n > sizeof KEY && !strncmp(line, KEY, sizeof KEY - 1) ? atoll(line + sizeof KEY - 1) : -1;
+  return given < 0 ? r->context / 2 : given;
+}
+
+static status refuse_other_windows(const recorded_report *a, const recorded_report *b) {
+  bool windows = !strcmp(a->command, "perplexity"), windows_too = !strcmp(b->command, "perplexity");
+  if (windows != windows_too || (windows && a->context != b->context))
+    return FAIL(
+        "%s and %s cannot be compared: perplexity computes windows of run.context tokens: %s with %" PRId64
+        ", %s with %" PRId64,
+        a->file, b->file, a->command, a->context, b->command, b->context);
+  if (windows && skipped(a) != skipped(b))
+    return FAIL("%s and %s cannot be compared: perplexity's digests cover the scored positions alone, and "
+                "perplexity.skip is %" PRId64 " and %" PRId64,
+                a->file, b->file, skipped(a), skipped(b));
+  return 0;
+}
 
 static status refuse_others(const recorded_report *a, const recorded_report *b) {
   if (a->fingerprint != b->fingerprint || a->n_layers != b->n_layers)
@@ -15,13 +51,7 @@ static status refuse_others(const recorded_report *a, const recorded_report *b) 
     return FAIL("%s and %s cannot be compared: the hash of the input's tokens is %016" PRIx64
                 " and %016" PRIx64,
                 a->file, b->file, a->input, b->input);
-  bool windows = !strcmp(a->command, "perplexity"), windows_too = !strcmp(b->command, "perplexity");
-  if (windows != windows_too || (windows && a->context != b->context))
-    return FAIL(
-        "%s and %s cannot be compared: perplexity computes windows of run.context tokens: %s with %" PRId64
-        ", %s with %" PRId64,
-        a->file, b->file, a->command, a->context, b->command, b->context);
-  return 0;
+  return refuse_other_windows(a, b);
 }
 
 // One path, all experts' paths included; run.kv is part of every path but f64.
@@ -50,17 +80,6 @@ static status refuse_strangers(const recorded_report *a, const recorded_report *
   return FAIL("%s and %s cannot be compared: no arm of one path and version in both: %s (run.kv %s) and %s "
               "(run.kv %s)",
               a->file, b->file, names[0], a->kv, names[1], b->kv);
-}
-
-// The line of a key in the settings, without its end; length 0: none.
-static const char *setting(size_t *length, const char *config, const char *key) {
-  size_t n = strlen(key);
-  for (const char *line = config; *line; line += *length + (line[*length] == '\n')) {
-    *length = strcspn(line, "\n");
-    if (!strncmp(line, key, n) && line[n] == ' ') return line;
-  }
-  *length = 0;
-  return "";
 }
 
 // With the same logits, both must have written the same tokens.

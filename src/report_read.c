@@ -1,5 +1,6 @@
 #include "src/report_read.h"
 #include "base/memory.h"
+#include "kernels/backend.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -143,24 +144,17 @@ static status read_texts(recorded_arm *a, const place *of) {
   return 0;
 }
 
-static bool is_path(const char *name, size_t length) {
-  static const char *const PATHS[] = {"f64", "f32", "q8k"};
-  for (size_t i = 0; i < sizeof PATHS / sizeof *PATHS; i++)
-    if (strlen(PATHS[i]) == length && !memcmp(PATHS[i], name, length)) return true;
-  return false;
-}
-
 // The name and the path that it says, which the key "path" must repeat; "ranks" leaves the path open.
 static status read_name(recorded_arm *a, const place *of) {
   TRY(take_text(&a->name, of, "name"));
   TRY(take_text(&a->path, of, "path"));
   size_t length = strcspn(a->name, "@");
-  const char *backend = a->name + length;
+  const char *at = a->name + length;
   bool mixed = !strcmp(a->name, "ranks");
-  if (!mixed && (!is_path(a->name, length) || (strcmp(backend, "@cpu") && strcmp(backend, "@cuda"))))
+  if (!mixed && (!path_find(a->name, length) || (strcmp(at, "@cpu") && strcmp(at, "@cuda"))))
     return FAIL("%s: %s.name: expected path@backend or \"ranks\", found \"%.40s\"", of->file, of->where,
                 a->name);
-  if (!is_path(a->path, strlen(a->path)) || (!mixed && strncmp(a->name, a->path, length)))
+  if (!path_find(a->path, strlen(a->path)) || (!mixed && strncmp(a->name, a->path, length)))
     return FAIL("%s: %s.path: expected the path of %s, found \"%.40s\"", of->file, of->where, a->name,
                 a->path);
   return 0;

@@ -1,10 +1,12 @@
 // report_write: report.json, layers.csv and tokens.csv, all or none. First all are written whole under
 // temporary names, where a full disk shows; then an old report.json goes; report.json takes its name last.
+#include "base/memory.h"
 #include "src/report_file.h"
 #include "src/report_json.h"
 #include <inttypes.h>
 #include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void put_number(FILE *f, double x) {
@@ -65,6 +67,17 @@ static status write_json(FILE *f, const report *r) {
   return bad ? FAIL("report.json: cannot be written: %s", strerror(errno)) : 0;
 }
 
+// The arms' logits, if any, have their names already; those of another run go.
+static status remove_stale(const report *r, const char *dir) {
+  const char **kept;
+  size_t n = r->has_logits ? r->n_arms : 0;
+  TRY(TAKE(&kept, n, "the arms' names"));
+  for (size_t i = 0; i < n; i++) kept[i] = r->arms[i].name;
+  status result = report_file_sweep(dir, kept, n);
+  free(kept);
+  return result;
+}
+
 status report_write(const report *r, const char *dir) {
   static const struct {
     const char *name;
@@ -79,6 +92,7 @@ status report_write(const report *r, const char *dir) {
     TRY_DONE(result, report_file_sync(&file[i]));
   }
   TRY_DONE(result, report_file_retract(dir));
+  TRY_DONE(result, remove_stale(r, dir));
   for (int i = 0; i < N; i++) TRY_DONE(result, report_file_name(&file[i]));
   result = report_file_sync_dir(dir);
 done:

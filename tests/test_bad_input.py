@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import unittest
+import unittest.mock
 
 import moe
 
@@ -120,6 +121,18 @@ def without(place, counter):
     return edit
 
 
+def with_key(name, type_, kind, value):
+    """One key more, the first; tensors' data must stay aligned."""
+    def edit(data):
+        text = name.encode()
+        own = struct.pack("<Q", len(text)) + text + struct.pack("<I" + kind, type_, value)
+        grown = data[:24] + own + data[24:PLACES.header]
+        grown[N_KEYS:N_KEYS + 8] = struct.pack("<Q", len(PLACES.keys) + 1)
+        start = (PLACES.header + 31) // 32 * 32
+        return grown + b"\0" * (-len(grown) % 32) + data[start:]
+    return edit
+
+
 def truncated(size):
     return lambda data: data[:size]
 
@@ -127,6 +140,7 @@ def truncated(size):
 GATE, ROUTER = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_gate_inp.weight"
 LAST_EXPERT = 2 * 256 * 144 + 5 * 144  # of GATE: row 5 of the expert that the last of three ranks owns
 N_TENSORS, N_KEYS = 8, 16
+U32, I32, F32, BOOL = 4, 5, 6, 7  # types of keys
 
 # what is wrong: (the edit, what the fault must name besides the file)
 FILES = {
@@ -164,6 +178,12 @@ FILES = {
     "an odd head": (key(A + "attention.key_length", "I", 63), "key_length"),
     "epsilon NaN": (key(A + "attention.layer_norm_rms_epsilon", "f", float("nan")), "layer_norm_rms_epsilon"),
     "RoPE base 0": (key(A + "rope.freq_base", "f", 0.0), "rope.freq_base"),
+    "a shared expert": (with_key(A + "expert_shared_count", U32, "I", 1), "expert_shared_count.*only 0.*found 1"),
+    "a dense layer": (with_key(A + "leading_dense_block_count", U32, "I", 2), "leading_dense.*only 0.*found 2"),
+    "another gate": (with_key(A + "expert_gating_func", U32, "I", 2), "expert_gating_func.*only 1.*found 2"),
+    "weights of slots that are not normed": (with_key(A + "expert_weights_norm", BOOL, "B", 0), "expert_weights_norm"),
+    "weights of slots that are scaled": (with_key(A + "expert_weights_scale", F32, "f", 2.5), "weights_scale.*2.5"),
+    "less than no shared experts": (with_key(A + "expert_shared_count", I32, "i", -1), "expert_shared_count"),
     "a tensor twice": (renamed(PLACES.tensors, "blk.0.attn_k.weight", "blk.0.attn_q.weight"), r"blk\.0\.attn_q"),
     "a tensor missing": (without(PLACES.tensors["output_norm.weight"], N_TENSORS), "output_norm"),
     "a tensor of another model": (renamed(PLACES.tensors, "blk.0.attn_q.weight", "blk.0.attn_z.weight"), "attn_[qz]"),
@@ -237,6 +257,17 @@ class BadInput(unittest.TestCase):
                 self.assertEqual(outcome.faults(), [])
                 self.assertTrue(outcome.report()["complete"])
 
+    def test_settings_of_a_model_that_change_nothing(self):
+        for name, type_, kind, value in (("expert_shared_count", U32, "I", 0), ("expert_gating_func", U32, "I", 1),
+                                         ("leading_dense_block_count", U32, "I", 0), ("expert_weights_norm", BOOL, "B", 1),
+                                         ("expert_weights_scale", F32, "f", 1.0)):
+            with self.subTest(name):
+                path = moe.fresh(".gguf")
+                with open(path, "wb") as file:
+                    file.write(with_key(A + name, type_, kind, value)(bytearray(DATA)))
+                outcome = self.attempt({"model.path": path})
+                self.assertEqual(outcome.code, 0, outcome.err)
+
     # ---- files that lie ----
 
     def test_files(self):
@@ -282,6 +313,9 @@ class BadInput(unittest.TestCase):
             for ranks in (1, 3):
                 with self.subTest(path, ranks=ranks):
                     self.refused(self.attempt({"model.path": path}, ranks), [re.escape(path), pattern], ranks)
+                    if path != moe.FOLDER:
+                        text = {"input.tokens": None, "input.file": path}
+                        self.refused(self.attempt(text, ranks), ["input.file " + re.escape(path), pattern], ranks)
 
     def test_random_damage(self):
         """Bytes of the header changed at random: an answer or a fault, in time and without a signal."""
@@ -307,6 +341,32 @@ class BadInput(unittest.TestCase):
                 self.assertEqual(len(outcome.faults()), outcome.code, outcome.err)
                 refused += outcome.code
         self.assertGreater(refused, 10)
+
+    def test_text_that_a_terminal_would_obey(self):
+        """A file's own words stay words: in faults, in inspect and at the head of bench."""
+        def named(name, key="general.name"):
+            path = moe.fresh(".gguf")
+            with open(path, "wb") as file:
+                file.write(without(PLACES.keys[key], N_KEYS)(bytearray(DATA)))
+            places, data = Layout(read(path)), read(path)
+            text = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<IQ", 8, len(name)) + name
+            grown = data[:24] + text + data[24:places.header]
+            grown[N_KEYS:N_KEYS + 8] = struct.pack("<Q", len(PLACES.keys))
+            with open(path, "wb") as file:
+                file.write(grown + b"\0" * (-len(grown) % 32) + data[(places.header + 31) // 32 * 32:])
+            return path
+
+        evil = b"a\x1b]0;b\x07\nrank 9 (x): \xc2\x9bc"
+        for command, sets in (("inspect", {}), ("bench", {"bench.prompt": [2], "bench.generate": [], "bench.repeats": 1}),
+                              ("parity", {})):
+            with self.subTest(command):
+                outcome = self.attempt({"model.path": named(evil)} | sets, command=command, out=None)
+                self.assertEqual(outcome.code, 0, outcome.err)
+                self.assertNotRegex(outcome.out, "[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+                self.assertNotRegex(outcome.out, "(?m)^rank 9")
+        outcome = self.attempt({"model.path": named(evil, "general.architecture")})
+        self.refused(outcome, r"found \"a\?]0;b\?\?rank 9 \(x\): \?c\"")
+        self.assertNotRegex(outcome.err.splitlines()[0], "[\x00-\x1f\x7f-\x9f]")
 
     # ---- settings ----
 
@@ -334,7 +394,9 @@ class BadInput(unittest.TestCase):
         "a token beyond the vocabulary": ({"input.tokens": [1, 384]}, ["token 1", "384"]),
         "a negative token": ({"input.tokens": [1, -1]}, ["-1"]),
         "a token of 2^40": ({"input.tokens": [1 << 40]}, ["input.tokens"]),
-        "text without a tokenizer": ({"input.tokens": None, "input.prompt": "a", "model.path": WORDLESS}, ["tokenizer"]),
+        "text without a tokenizer": ({"input.tokens": None, "input.prompt": "a", "model.path": WORDLESS}, ["input.prompt is", "tokenizer"]),
+        "texts without a tokenizer": ({"input.tokens": None, "input.prompts": ["a"], "model.path": WORDLESS},
+                                      ["input.prompts is", "tokenizer"]),
         "a missing text": ({"input.tokens": None, "input.file": "/nonexistent/text"}, ["/nonexistent/text"]),
         "an empty prompt": ({"input.tokens": None, "input.prompts": ["a", ""]}, ["token|prompt"]),
         "an input longer than run.context": ({"run.context": 2}, ["run.context", "3"]),
@@ -362,6 +424,14 @@ class BadInput(unittest.TestCase):
     def test_nothing_to_write(self):
         self.refused(self.attempt({"output.logits": True}, 3, out=None), ["output.logits", "output.dir"], 3)
         self.refused(self.attempt({}, 3, command="generate"), "run.generate", 3)
+
+    def test_fewer_threads_than_asked_for(self):
+        with unittest.mock.patch.dict(os.environ, OMP_THREAD_LIMIT="1"):
+            for command, ranks in (("bench", 1), ("parity", 1), ("generate", 2), ("inspect", 1)):
+                with self.subTest(command, ranks=ranks):
+                    outcome = self.attempt({"run.threads": 2}, ranks, command=command)
+                    self.refused(outcome, "run.threads: expected 2, OpenMP gives 1", ranks)
+            self.assertEqual(self.attempt({}).code, 0)
 
     def test_config_files(self):
         for text, pattern in (("[run]\nchunk = \n", ":2: "), ("[run]\nchunk = 3\nchunck = 4\n", ":3: .*chunck.*run.chunk"),

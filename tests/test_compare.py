@@ -17,10 +17,11 @@ FAULTY = os.path.join(os.path.dirname(moe.PROGRAM), "moe_run_faulty")
 
 def report(ranks=1, before=(), **sets):
     """The folder of a run's report."""
+    command = sets.pop("command", None)
     keys = {"model.path": MODEL, "input.tokens": list(range(40)), "run.arms": ARMS, "run.threads": 1, "run.generate": 3}
     keys |= {key.replace("__", "."): value for key, value in sets.items()}
     folder = moe.fresh()
-    line = [*before, *moe.words(sets=keys, out=folder)[bool(before):]]
+    line = [*before, *moe.words(command=command, sets=keys, out=folder)[bool(before):]]
     outcome = moe.finish(moe.start(moe.under_mpirun([(ranks, line)])))
     if outcome.code:
         raise AssertionError(outcome.err)
@@ -79,6 +80,28 @@ class Compare(unittest.TestCase):
         self.refused(self.base, report(input__tokens=list(range(39))), ["hash of the input's tokens"])
         self.refused(self.base, report(model__path=moe.model(SEED + 1, **SHAPE)), ["model's fingerprint"])
         self.refused(self.base, report(run__arms=["f32@cpu"], run__kv="f32"), ["no arm of one path", "f32@cpu v1"])
+
+    def test_perplexity_by_the_positions_that_it_scores(self):
+        def windows(**sets):
+            return report(command="perplexity", run__context=16, run__generate=0, run__arms=ARMS[1:], **sets)
+        half = windows()
+        self.assertEqual(compare(half, windows(perplexity__skip=8, run__chunk=5))[0], 0)  # -1 is the half of a window
+        self.refused(half, windows(perplexity__skip=3), ["scored positions", "perplexity.skip is 8 and 3"])
+        self.refused(half, self.base, ["perplexity computes windows"])
+
+    def test_a_report_stands_beside_logits_of_its_own_run_alone(self):
+        folder = moe.fresh()
+        def logits(command=None, **sets):
+            keys = {"model.path": MODEL, "input.tokens": [1, 2, 3], "run.threads": 1} | sets
+            outcome = moe.attempt(keys, alone=True, out=folder, command=command)
+            self.assertEqual(outcome.code, 0, outcome.err)
+            return sorted(name for name in os.listdir(folder) if name.endswith(".npy"))
+        own = {"run.arms": ARMS[:2], "output.logits": True}
+        self.assertEqual(logits(**own), ["logits.f32@cpu.npy", "logits.f64@cpu.npy"])
+        self.assertEqual(logits(**own | {"run.arms": ARMS[1:]}), ["logits.f32@cpu.npy", "logits.q8k@cpu.npy"])
+        self.assertEqual(logits("perplexity", **own), [])
+        self.assertEqual(logits(**own | {"run.arms": ARMS[2:]}), ["logits.q8k@cpu.npy"])
+        self.assertEqual(logits(**{"run.arms": ARMS[:1]}), [])
 
     def test_what_is_no_report(self):
         path = os.path.join(self.base, "report.json")

@@ -157,7 +157,7 @@ static void cos_and_sin_are_close(void **state) {
   (void)state;
   double worst = 0;
   for (int i = 0; i < 1000000; i++) {
-    double a = i % 3 == 0 ? uniform(0, 8) : i % 3 == 1 ? uniform(0, 0x1p20) : floor(uniform(0, 0x1p29));
+    double a = i % 3 == 0 ? uniform(0, 8) : i % 3 == 1 ? uniform(0, 0x1p20) : floor(uniform(0, 0x1p31));
     double c, s;
     num_cos_sin_f64(&c, &s, a);
     worst = fmax(worst, (double)fabsl((long double)c - cosl((long double)a)));

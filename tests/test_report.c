@@ -484,6 +484,7 @@ static void test_old_report_goes_first(void **state) {
   assert_int_equal(npy_finish(f), 0);
   assert_int_equal(access(in_folder("report.json"), F_OK),
                    -1); // or it would stand beside another run's logits
+  s.r.has_logits = true;
   write_report(&s);
   assert_int_equal(count_files(), 4);
   s.r.arms[0].perplexity = 123;
@@ -492,6 +493,29 @@ static void test_old_report_goes_first(void **state) {
   assert_true(json_real_value(
                   json_object_get(json_array_get(json_object_get(root, "arms"), 0), "perplexity")) == 123);
   json_decref(root);
+}
+
+// Of another run's logits only those that moe_run names so go, and none of the run's own.
+static void test_old_logits_go(void **state) {
+  (void)state;
+  static sample s;
+  static const char *const OLD[] = {"logits.f32@cuda.npy", "logits.ranks.npy"};
+  static const char *const OWN[] = {"logits.q8k@cpu.npy", "logits.f64@cpu.npy"};
+  static const char *const FOREIGN[] = {"logits.npy", "logits.mine.npy", "logits.f32@cpu.old.npy", "a.npy"};
+  const char *const *lists[] = {OLD, OWN, FOREIGN};
+  const size_t counts[] = {2, 2, 4};
+  fill(&s, 2);
+  for (int has = 1; has >= 0; has--) {
+    for (int l = 0; l < 3; l++)
+      for (size_t i = 0; i < counts[l]; i++) assert_int_equal(fclose(fopen(in_folder(lists[l][i]), "w")), 0);
+    s.r.has_logits = has;
+    write_report(&s);
+    for (int l = 0; l < 3; l++)
+      for (size_t i = 0; i < counts[l]; i++) {
+        bool stays = l == 2 || (l == 1 && has), there = !access(in_folder(lists[l][i]), F_OK);
+        if (stays != there) fail_msg("%s: %s", lists[l][i], there ? "still there" : "gone");
+      }
+  }
 }
 
 // A fault between the new names: the old report.json is gone by then, for the files beside it are not its
@@ -595,6 +619,7 @@ int main(void) {
       cmocka_unit_test_setup(test_full_disk, fresh),
       cmocka_unit_test_setup(test_full_disk_npy, fresh),
       cmocka_unit_test_setup(test_old_report_goes_first, fresh),
+      cmocka_unit_test_setup(test_old_logits_go, fresh),
       cmocka_unit_test_setup(test_interrupted_naming, fresh),
       cmocka_unit_test_setup(test_folders, fresh),
       cmocka_unit_test_setup(test_npy, fresh),

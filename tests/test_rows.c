@@ -1,6 +1,6 @@
 // Every row of the cpu backend that this machine can run gives the bits of the portable one, kernel by
-// kernel, over fresh random inputs and odd sizes. The seed is printed; MOE has no other test that sees a
-// kernel alone.
+// kernel, over fresh random inputs and odd sizes. The seed is printed. (test_products.c takes the
+// products alone, and in every layout.)
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -25,7 +25,7 @@ static inline __attribute__((always_inline)) void floats_with_mins(float *out, u
   float d_wide = _cvtsh_ss(d), dmin_wide = _cvtsh_ss(dmin);
   for (int j = 0; j < 8; j++) {
     int scale, min;
-    scale_min_k4(j, scales, &scale, &min);
+    block_scale_min(&scale, &min, scales, j);
     float step = d_wide * (float)scale, base = dmin_wide * (float)min;
     for (int i = 0; i < 32; i += 8) {
       __m256i q = eight_bytes(qs + j / 2 * 32 + i);

@@ -58,7 +58,7 @@ static inline __m256 floats_of_halves(__m256i words) {
   return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
 }
 
-// d and dmin, then the 12 bytes of scales and minimums; see scale_min_k4 for their layout.
+// d and dmin, then the 12 bytes of scales and minimums; see block_scale_min for their layout.
 static inline void panel_heads(panel *p, const char *const *row) {
   const __m256i six = _mm256_set1_epi8(63), four = _mm256_set1_epi8(15), top = _mm256_set1_epi8(48);
   const __m256i low = dup2(_mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));

@@ -57,7 +57,7 @@ typedef struct {    // of 16 rows' blocks of a type with minimums, a row a lane
   __m512 d, dmin;
 } row_heads;
 
-// word: d and dmin, then the 12 bytes of scales and minimums; see scale_min_k4 for their layout.
+// word: d and dmin, then the 12 bytes of scales and minimums; see block_scale_min for their layout.
 static inline void heads_of(row_heads *h, const __m512i word[4]) {
   const __m512i six = _mm512_set1_epi8(63), four = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48);
   const __m512i low = dup4(_mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));

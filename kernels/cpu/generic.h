@@ -49,17 +49,6 @@ static inline void quantize_q8k_generic(block_q8_K *out, const float *x, int64_t
   }
 }
 
-// The six-bit scale and minimum of sub-block j of a Q4_K or Q5_K block.
-static inline void scale_min_k4(int j, const uint8_t *packed, int *scale, int *min) {
-  if (j < 4) {
-    *scale = packed[j] & 63;
-    *min = packed[j + 4] & 63;
-  } else {
-    *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
-    *min = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
-  }
-}
-
 // sum + dx * (d * isum - dmin * msum): one block's term of a Q4_K or Q5_K product. An integer becomes a float
 // once, after the whole block: the sum passes 2^24, so a partial conversion would round twice.
 static inline float term_min(float sum, float d, float dmin, float dx, int32_t isum, int32_t msum) {
@@ -74,7 +63,7 @@ static inline int32_t min_sum(const uint8_t *scales, const block_q8_K *x) {
   int32_t msum = 0;
   for (int j = 0; j < 8; j++) {
     int scale, min;
-    scale_min_k4(j, scales, &scale, &min);
+    block_scale_min(&scale, &min, scales, j);
     msum += min * (x->bsums[2 * j] + x->bsums[2 * j + 1]);
   }
   return msum;
@@ -87,7 +76,7 @@ static float dot_q4k_q8k_generic(const void *row, const block_q8_K *x, int64_t n
     int32_t isum = 0;
     for (int j = 0; j < 8; j++) {
       int scale, min, part = 0, shift = 4 * (j & 1);
-      scale_min_k4(j, w->scales, &scale, &min);
+      block_scale_min(&scale, &min, w->scales, j);
       for (int l = 0; l < 32; l++) part += (w->qs[j / 2 * 32 + l] >> shift & 15) * x->qs[j * 32 + l];
       isum += scale * part;
     }
@@ -103,7 +92,7 @@ static float dot_q5k_q8k_generic(const void *row, const block_q8_K *x, int64_t n
     int32_t isum = 0;
     for (int j = 0; j < 8; j++) {
       int scale, min, part = 0, shift = 4 * (j & 1);
-      scale_min_k4(j, w->scales, &scale, &min);
+      block_scale_min(&scale, &min, w->scales, j);
       for (int l = 0; l < 32; l++) {
         int q = (w->qs[j / 2 * 32 + l] >> shift & 15) | (w->qh[l] >> j & 1) << 4;
         part += q * x->qs[j * 32 + l];

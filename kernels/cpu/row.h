@@ -1,4 +1,4 @@
-// row: one instruction set's kernels of the cpu backend. A row is a file and a line in the table of rows.h.
+// row: one instruction set's kernels of the cpu backend. A row is a file and a line in the table of rows.c.
 //
 // Owns: the interface between the steps (steps.c) and the arithmetic (generic.h and the rows).
 // Invariant: every row gives the bits of row_portable.c, which is docs/paths.md in C.

@@ -19,7 +19,9 @@ static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *
   }
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
-  if (bytes > free_bytes || b->n_blocks == MAX_BLOCKS)
+  if (b->n_blocks == MAX_BLOCKS)
+    return FAIL("GPU memory: %s: more than the %d allocations that there is room to note", what, b->n_blocks);
+  if (bytes > free_bytes)
     return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
                 free_bytes >> 20, total >> 20);
   CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
@@ -225,7 +227,29 @@ static status plan_memory(cuda_backend *b) {
   return memory_plan_check(&plan, &q);
 }
 
+// What CUDA would refuse in mid-run with no more than "invalid argument". norm_rows and route_tokens hold a
+// row of hidden floats and of all experts' in shared memory; products have their tiles of 8 slots or more,
+// and digests their tokens, on the grid's second axis.
+static status check_limits(const cuda_backend *b) {
+  static constexpr int64_t SHARED_FLOATS = (48 << 10) / 4 - 8; // no attribute raises it; 8: norm_rows' own
+  static constexpr int64_t GRID_Y = 65535, LEAST_TILE = 8;
+  const model_shape *s = &b->shape;
+  int64_t n = b->params.max_batch, tiles = n * s->top_k / LEAST_TILE + b->n_local;
+  if (b->params.computes_shared && s->hidden > SHARED_FLOATS)
+    return FAIL("backend cuda: expected a hidden size of at most %lld, found %lld", (long long)SHARED_FLOATS,
+                (long long)s->hidden);
+  if (b->params.computes_shared && s->n_experts > SHARED_FLOATS)
+    return FAIL("backend cuda: expected at most %lld experts, found %lld", (long long)SHARED_FLOATS,
+                (long long)s->n_experts);
+  if (n > GRID_Y || tiles > GRID_Y)
+    return FAIL("backend cuda: a batch of %lld tokens with %lld of its experts is too large for one launch: "
+                "lower run.chunk",
+                (long long)n, (long long)b->n_local);
+  return 0;
+}
+
 static status open_fields(cuda_backend *b) {
+  TRY(check_limits(b));
   TRY(plan_memory(b));
   CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
   for (int i = 0; i < AHEAD; i++)

@@ -2,16 +2,6 @@
 #pragma once
 #include "kernels/cuda/device.cuh"
 
-__device__ __forceinline__ void scale_min_of(int j, const uint8_t *packed, int *scale, int *min) {
-  if (j < 4) {
-    *scale = packed[j] & 63;
-    *min = packed[j + 4] & 63;
-  } else {
-    *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
-    *min = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
-  }
-}
-
 // Element i of a row of `cols`. Q6_K rows lie as planes (weights.cu).
 __device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row, int i, int cols) {
   switch (type) {
@@ -28,14 +18,14 @@ __device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row,
   case TYPE_Q4_K: {
     const block_q4_K *b = (const block_q4_K *)row + i / QK_K;
     int at = i % QK_K, j = at / 32, scale, min;
-    scale_min_of(j, b->scales, &scale, &min);
+    block_scale_min(&scale, &min, b->scales, j);
     int q = b->qs[j / 2 * 32 + at % 32] >> 4 * (j & 1) & 15;
     return half_bits_to_f32(b->d) * (float)scale * (float)q - half_bits_to_f32(b->dmin) * (float)min;
   }
   case TYPE_Q5_K: {
     const block_q5_K *b = (const block_q5_K *)row + i / QK_K;
     int at = i % QK_K, j = at / 32, scale, min;
-    scale_min_of(j, b->scales, &scale, &min);
+    block_scale_min(&scale, &min, b->scales, j);
     int q = (b->qs[j / 2 * 32 + at % 32] >> 4 * (j & 1) & 15) | (b->qh[at % 32] >> j & 1) << 4;
     return half_bits_to_f32(b->d) * (float)scale * (float)q - half_bits_to_f32(b->dmin) * (float)min;
   }

@@ -41,7 +41,9 @@ static status take_device(dev_weights *w, void **out, size_t bytes, const char *
   }
   size_t free_bytes = 0, total = 0;
   CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
-  if (bytes > free_bytes || w->n_blocks == (int)(sizeof w->blocks / sizeof *w->blocks))
+  if (w->n_blocks == (int)(sizeof w->blocks / sizeof *w->blocks))
+    return FAIL("GPU memory: %s: more than the %d allocations that there is room to note", what, w->n_blocks);
+  if (bytes > free_bytes)
     return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
                 free_bytes >> 20, total >> 20);
   CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));

@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""moe_run perplexity: each sequence's digest is its own, and a fault stands on a line of its own."""
+import os
+import pty
+import re
+import subprocess
+import unittest
+
+import moe
+
+SEED = moe.random_seed()
+MODEL = moe.model(SEED, tokenizer=True, context=64, layers=2)
+PROMPTS = ["The first text, which is long enough for two windows.", "Another one: 12 + 30 = 42, as all of us know.",
+           "And a third."]
+
+
+class Perplexity(unittest.TestCase):
+    def sequences(self, prompts, **sets):
+        keys = {"model.path": MODEL, "input.prompts": prompts, "run.context": 8, "run.threads": 1, "run.arms": ["q8k@cpu"]}
+        arm = moe.run(keys | sets, command="perplexity").arm("q8k@cpu")
+        self.assertEqual(arm["digest"], moe.digest_sum(s["digest"] for s in arm["sequences"]))
+        return arm["sequences"]
+
+    def test_each_sequence_has_its_own_digest(self):
+        together = self.sequences(PROMPTS)
+        self.assertEqual(len({s["digest"] for s in together}), len(PROMPTS))
+        for prompt, found in zip(PROMPTS, together):
+            self.assertEqual(self.sequences([prompt]), [found])
+        self.assertEqual(self.sequences(PROMPTS, **{"run.chunk": 3}), together)
+
+    def test_a_fault_does_not_stand_on_the_line_of_progress(self):
+        path = moe.fresh(".gguf")
+        with open(MODEL, "rb") as source, open(path, "wb") as file:
+            data = source.read()
+            file.write(data)
+        keys = {"model.path": path, "input.tokens": [1, 2, 3, 4] * 8000, "run.context": 64, "run.threads": 1,
+                "run.arms": ["f64@cpu"]}
+        master, terminal = pty.openpty()
+        process = subprocess.Popen(moe.words(command="perplexity", sets=keys), stderr=terminal,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        os.close(terminal)
+        shown = b""
+        try:
+            while b" tokens, " not in shown:
+                shown += os.read(master, 4096)
+            with open(path, "r+b") as file:  # all weights become NaN
+                file.seek(len(data) // 2)
+                file.write(b"\xff" * (len(data) - len(data) // 2))
+            while True:
+                shown += os.read(master, 4096)
+        except OSError:  # the terminal's other end is closed
+            pass
+        os.close(master)
+        self.assertEqual(process.wait(moe.LIMIT), 1, shown)
+        self.assertTrue(re.search(rb"[\n\r\x1b]\[?K?rank 0 \([^\n]*the file changed", shown), shown)
+        self.assertFalse(re.search(rb" left[^\r]*rank 0", shown), shown)
+
+
+if __name__ == "__main__":
+    moe.main()

@@ -8,7 +8,7 @@ typedef struct {
   job *j;
   engine *e;
   double *logits; // [vocabulary]
-  int64_t window, skip;
+  int64_t skip;   // of the windows of the sequence at hand
   double nll;
   int64_t scored, computed, total;
   progress shown;
@@ -51,6 +51,8 @@ static status score_window(scoring *s, const token_sequence *window, int64_t num
   while (!result && feed_next(&f, &batch)) {
     result = engine_forward(s->e, &batch);
     if (!result) result = score_batch(s, &batch, window);
+    if (result)
+      status_within("tokens %lld to %lld", (long long)s->computed + 1, (long long)(s->computed + batch.n));
     s->computed += batch.n;
     progress_at(&s->shown, s->computed);
   }
@@ -58,9 +60,20 @@ static status score_window(scoring *s, const token_sequence *window, int64_t num
   return result;
 }
 
+// A sequence that is shorter than the context is one window of its own length.
+static int64_t window_of(const job *j, int64_t number) {
+  int64_t n = j->sequences[number].n;
+  return n < j->context ? n : j->context;
+}
+
+static int64_t skip_of(const job *j, int64_t number) {
+  return j->cfg->perplexity.skip >= 0 ? j->cfg->perplexity.skip : window_of(j, number) / 2;
+}
+
 static status score_sequence(scoring *s, int64_t number) {
   const token_sequence *all = &s->j->sequences[number];
-  int64_t window = all->n < s->window ? all->n : s->window;
+  int64_t window = window_of(s->j, number);
+  s->skip = skip_of(s->j, number);
   for (int64_t first = 0; first + window <= all->n; first += window) {
     token_sequence part = {all->tokens + first, window};
     TRY(score_window(s, &part, number));
@@ -69,17 +82,13 @@ static status score_sequence(scoring *s, int64_t number) {
 }
 
 static status perplexity_arm(job *j, size_t index, report *r) {
-  scoring s = {.j = j, .window = j->context};
-  s.skip = j->cfg->perplexity.skip >= 0 ? j->cfg->perplexity.skip : j->context / 2;
+  scoring s = {.j = j};
   TRY(job_open_arm(j, j->cfg->run.arms.name[index], &s.e));
   engine_reset(s.e);
   s.shown = progress_begin(job_is_printer(j), s.e->params.name, "tokens", j->n_tokens);
   status result;
   TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
   for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, i));
-  if (!s.scored)
-    TRY_DONE(result, FAIL("perplexity: no token is scored: a window of %lld with perplexity.skip = %lld",
-                          (long long)s.window, (long long)s.skip));
   TRY_DONE(result, job_report_arm(j, s.e, r, index, s.computed));
   r->arms[index].perplexity = num_exp_f64(s.nll / (double)s.scored);
   result = job_check_digest(j, s.e);
@@ -90,8 +99,20 @@ done:
   return result;
 }
 
+// Every sequence has something to score: one that says nothing would be left out without a word.
+static status check_windows(const job *j) {
+  for (int64_t i = 0; i < j->n_sequences; i++)
+    if (skip_of(j, i) + 1 >= window_of(j, i))
+      return FAIL(
+          "perplexity: of sequence %lld no token is scored: its windows have %lld tokens, and the first "
+          "%lld (perplexity.skip) of a window and its last are not",
+          (long long)i, (long long)window_of(j, i), (long long)skip_of(j, i));
+  return 0;
+}
+
 status perplexity_run(job *j) {
   report r = {0};
+  TRY(job_agree(j, check_windows(j), "perplexity.skip"));
   status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
   for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = perplexity_arm(j, a, &r);
   if (!result) result = job_report_finish(j, &r);

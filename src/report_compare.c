@@ -18,14 +18,13 @@ static const char *setting(size_t *length, const char *config, const char *key) 
   return "";
 }
 
-// Positions at a window's head that perplexity does not score, and so leaves out of the digest:
-// src/perplexity.c.
+// Positions at a window's head that perplexity does not score, and so leaves out of the digest; -1: half of
+// each window.
 static int64_t skipped(const recorded_report *r) {
   static const char KEY[] = "perplexity.skip =";
   size_t n;
   const char *line = setting(&n, r->config, "perplexity.skip");
-  long long given = n > sizeof KEY && !strncmp(line, KEY, sizeof KEY - 1) ? atoll(line + sizeof KEY - 1) : -1;
-  return given < 0 ? r->context / 2 : given;
+  return n > sizeof KEY && !strncmp(line, KEY, sizeof KEY - 1) ? atoll(line + sizeof KEY - 1) : -1;
 }
 
 static status refuse_other_windows(const recorded_report *a, const recorded_report *b) {

@@ -28,6 +28,20 @@ class Perplexity(unittest.TestCase):
             self.assertEqual(self.sequences([prompt]), [found])
         self.assertEqual(self.sequences(PROMPTS, **{"run.chunk": 3}), together)
 
+    def test_a_sequence_shorter_than_the_context_is_one_window(self):
+        short, long = PROMPTS[2], PROMPTS[0]
+        together = self.sequences([long, short], **{"run.context": 48})
+        self.assertEqual(self.sequences([short], **{"run.context": 48}), [together[1]])
+        self.assertEqual(self.sequences([short], **{"run.context": 20}), [together[1]])
+
+    def test_a_sequence_of_which_nothing_is_scored_is_refused(self):
+        keys = {"model.path": MODEL, "run.context": 8, "run.threads": 1, "run.arms": ["q8k@cpu"]}
+        for sets, sequence in (({"input.prompts": PROMPTS, "perplexity.skip": 7}, 0), ({"input.tokens": [5]}, 0),
+                               ({"input.prompts": [PROMPTS[0], "A"]}, 1)):
+            outcome = moe.attempt(keys | sets, 2, command="perplexity")
+            self.assertEqual(len(outcome.faults()), 1, outcome.err)
+            self.assertRegex(outcome.faults()[0], rf"of sequence {sequence} no token is scored.*perplexity\.skip")
+
     def test_a_fault_does_not_stand_on_the_line_of_progress(self):
         path = moe.fresh(".gguf")
         with open(MODEL, "rb") as source, open(path, "wb") as file:

@@ -3,7 +3,8 @@
 // asked step by step and as a run without probes takes them. Every probe, choice, slot row, logit and digest
 // has equal bits.
 //
-//   test_cuda_steps [SEED [SECONDS]]    the printed seed of a case gives it again, as the first
+//   test_cuda_steps [SEED [SECONDS [CASES]]]    at least so many; the printed seed of a case gives it again, as
+//                                               the first
 //
 // Without a GPU the cpu backend's best row stands in for a few cases, which tests this program; then it exits
 // with 77.
@@ -403,7 +404,7 @@ int main(int argc, char **argv) {
   bool has_gpu = cuda && strncmp(cuda->rows(), "none", 4) != 0;
   uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL) * 1000;
   double limit = argc > 2 ? atof(argv[2]) : has_gpu ? 40 : 4, start = seconds_now();
-  int cases = 0, wrong = 0, least = has_gpu ? 12 : 3;
+  int cases = 0, wrong = 0, least = argc > 3 ? atoi(argv[3]) : has_gpu ? 12 : 3;
   printf("seed %llu, %s against cpu portable\n", (unsigned long long)seed,
          has_gpu ? cuda->rows() : "cpu auto");
   for (; cases < least || seconds_now() - start < limit; cases++) {

@@ -110,14 +110,14 @@ template <typename T> static inline T __shfl_sync(unsigned mask, T value, int la
   return emulation_shuffled(mask, value, lane & 31);
 }
 template <typename T> static inline T __shfl_xor_sync(unsigned mask, T value, int other) {
-  return emulation_shuffled(mask, value, emulation::lane() ^ other);
+  return emulation_shuffled(mask, value, emulation::current_lane ^ other);
 }
 template <typename T> static inline T __shfl_up_sync(unsigned mask, T value, int step) {
-  int lane = emulation::lane();
+  int lane = emulation::current_lane;
   return emulation_shuffled(mask, value, lane < step ? lane : lane - step);
 }
 template <typename T> static inline T __shfl_down_sync(unsigned mask, T value, int step) {
-  int lane = emulation::lane();
+  int lane = emulation::current_lane;
   return emulation_shuffled(mask, value, lane + step > 31 ? lane : lane + step);
 }
 

@@ -41,7 +41,6 @@ struct fiber {
   void *stack_pointer;
   uint3 index;
   int number;
-  bool ended;
   int group; // of copies, so far
   std::vector<pending_copy> copies;
 };
@@ -49,7 +48,7 @@ struct fiber {
 struct warp {
   action act;
   void *brought[WARP];
-  uint32_t mask, here, there, ended; // waiting; in the block at all; returned
+  uint32_t ready, mask, here, there, ended; // may go on; waited for; waiting; in the block at all; returned
 };
 
 static struct {
@@ -59,8 +58,10 @@ static struct {
   fiber *now;
   void *scheduler; // its stack pointer
   const grid *g;
-  std::vector<int> ready, at_barrier;
-  int threads, living;
+  uint32_t ready_warps;
+  int running; // warp
+  int threads, living, at_barrier;
+  bool from_scheduler; // the switch that is being made
   uint64_t random;
 } m;
 
@@ -71,10 +72,13 @@ static struct {
 }
 
 uint64_t draw(uint64_t below) {
-  uint64_t z = m.random += 0x9e3779b97f4a7c15u;
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-  return (uint64_t)((unsigned __int128)(z ^ z >> 31) * below >> 64);
+  m.random = m.random * 6364136223846793005u + 1442695040888963407u;
+  return (uint64_t)((unsigned __int128)m.random * below >> 64);
+}
+
+static int draw_bit(uint32_t of) {
+  for (uint64_t skip = draw((uint64_t)__builtin_popcount(of)); skip; skip--) of &= of - 1;
+  return __builtin_ctz(of);
 }
 
 void fill_with_garbage(void *memory, size_t bytes) {
@@ -84,6 +88,8 @@ void fill_with_garbage(void *memory, size_t bytes) {
 }
 
 // ---- fibers ----
+
+int current_lane;
 
 // Keeps the registers that a function must keep, and goes on on another stack.
 extern "C" void emulation_switch(void **from, void *to);
@@ -102,40 +108,60 @@ static const void *main_stack;
 static size_t main_stack_bytes;
 #endif
 
-static void enter(fiber *f) {
-  m.now = f;
-  threadIdx = f->index;
+// What the other side of each switch does first.
+static void arrived([[maybe_unused]] void *fake) {
 #if defined __SANITIZE_ADDRESS__
-  void *fake;
-  __sanitizer_start_switch_fiber(&fake, m.stacks + (size_t)f->number * STACK_BYTES, STACK_BYTES);
-#endif
-  emulation_switch(&m.scheduler, f->stack_pointer);
-#if defined __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+  const void *stack;
+  size_t bytes;
+  __sanitizer_finish_switch_fiber(fake, &stack, &bytes);
+  if (!m.from_scheduler) return;
+  main_stack = stack;
+  main_stack_bytes = bytes;
 #endif
 }
 
-static void leave() {
+// Lets another fiber run, or the scheduler where none can: mostly one of the same warp, so that warps get far
+// apart, and that the processor's cache holds what runs.
+static void pass_on(void **from, [[maybe_unused]] bool for_ever) {
+  fiber *f = nullptr;
+  if (m.ready_warps) {
+    if (!m.warps[m.running].ready || draw(128) == 0) m.running = draw_bit(m.ready_warps);
+    warp *w = &m.warps[m.running];
+    int own = draw_bit(w->ready);
+    if (!(w->ready &= ~(1u << own))) m.ready_warps &= ~(1u << m.running);
+    f = &m.fibers[m.running * WARP + own];
+    threadIdx = f->index;
+    current_lane = own;
+  }
+  m.from_scheduler = !m.now;
+  m.now = f;
+  void *to = f ? f->stack_pointer : m.scheduler, *fake = nullptr;
+  if (f && from == &f->stack_pointer) return; // itself
 #if defined __SANITIZE_ADDRESS__
-  void *fake;
-  __sanitizer_start_switch_fiber(m.now->ended ? nullptr : &fake, main_stack, main_stack_bytes);
+  __sanitizer_start_switch_fiber(for_ever ? nullptr : &fake,
+                                 f ? m.stacks + (size_t)f->number * STACK_BYTES : main_stack,
+                                 f ? STACK_BYTES : main_stack_bytes);
 #endif
-  emulation_switch(&m.now->stack_pointer, m.scheduler);
-#if defined __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(fake, &main_stack, &main_stack_bytes);
-#endif
+  emulation_switch(from, to);
+  arrived(fake);
+}
+
+static void make_ready(int of_warp, uint32_t lanes) {
+  m.warps[of_warp].ready |= lanes;
+  m.ready_warps |= 1u << of_warp;
 }
 
 static void pass_barrier_if_all() {
-  if (m.at_barrier.empty() || (int)m.at_barrier.size() < m.living) return;
-  m.ready.insert(m.ready.end(), m.at_barrier.begin(), m.at_barrier.end());
-  m.at_barrier.clear();
+  if (!m.at_barrier || m.at_barrier < m.living) return;
+  m.at_barrier = 0;
+  for (int w = 0; w * WARP < m.threads; w++) {
+    uint32_t lanes = m.warps[w].there & ~m.warps[w].ended;
+    if (lanes) make_ready(w, lanes);
+  }
 }
 
 static void fiber_main() {
-#if defined __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_bytes);
-#endif
+  arrived(nullptr);
   m.g->thread();
   end_copy_group();
   copy_now(0);
@@ -143,10 +169,9 @@ static void fiber_main() {
   warp *w = &m.warps[f->number / WARP];
   w->ended |= 1u << f->number % WARP;
   if (w->here && w->mask & w->ended) stop("it returns while lanes of its warp wait for it");
-  f->ended = true;
   m.living--;
   pass_barrier_if_all();
-  leave();
+  pass_on(&f->stack_pointer, true);
   abort();
 }
 
@@ -158,26 +183,21 @@ static void begin_fiber(int i) {
   memset(frame, 0, 8 * sizeof *frame);
   frame[6] = (uintptr_t)fiber_main;
   f->stack_pointer = frame;
-  f->ended = false;
   f->group = 0;
   memcpy(m.stacks + (size_t)i * STACK_BYTES, &GARBAGE, 4); // the last word of the stack
 }
 
 // ---- meeting ----
 
-int lane() {
-  return m.now->number % WARP;
-}
-
 void meet_block() {
-  m.at_barrier.push_back(m.now->number);
+  m.at_barrier++;
   pass_barrier_if_all();
-  leave();
+  pass_on(&m.now->stack_pointer, false);
 }
 
 void meet_warp(action act, void *mine, uint32_t mask) {
-  int first = m.now->number / WARP * WARP, own = m.now->number % WARP;
-  warp *w = &m.warps[first / WARP];
+  int own = current_lane;
+  warp *w = &m.warps[m.running];
   mask &= w->there;
   if (mask & w->ended) stop("it waits for a lane of its warp that has returned");
   if (!(mask >> own & 1)) stop("its mask is without itself");
@@ -189,11 +209,10 @@ void meet_warp(action act, void *mine, uint32_t mask) {
   w->here |= 1u << own;
   if (w->here == mask) {
     act(w->brought, mask);
-    for (int l = 0; l < WARP; l++)
-      if (mask >> l & 1) m.ready.push_back(first + l);
+    make_ready(m.running, mask);
     w->here = 0;
   }
-  leave();
+  pass_on(&m.now->stack_pointer, false);
 }
 
 void copy_later(void *to, const void *from, size_t bytes) {
@@ -221,16 +240,16 @@ static void begin_block(uint64_t number) {
               (unsigned)(number / g.blocks.x / g.blocks.y)};
   fill_with_garbage(emulation_shared, g.shared_bytes + MARGIN);
   m.living = m.threads;
-  m.ready.clear();
-  m.at_barrier.clear();
-  for (int i = 0; i < m.threads; i++) {
-    begin_fiber(i);
-    m.ready.push_back(i);
-  }
+  m.at_barrier = 0;
+  m.ready_warps = 0;
+  for (int i = 0; i < m.threads; i++) begin_fiber(i);
   for (int w = 0; w * WARP < m.threads; w++) {
-    int lanes = m.threads - w * WARP;
-    m.warps[w] = {nullptr, {}, 0, 0, lanes >= WARP ? ~0u : (1u << lanes) - 1, 0};
+    int left = m.threads - w * WARP;
+    uint32_t lanes = left >= WARP ? ~0u : (1u << left) - 1;
+    m.warps[w] = {nullptr, {}, 0, 0, 0, lanes, 0};
+    make_ready(w, lanes);
   }
+  m.running = draw_bit(m.ready_warps);
 }
 
 static void end_block() {
@@ -245,13 +264,7 @@ static void end_block() {
 
 static void run_block(uint64_t number) {
   begin_block(number);
-  while (!m.ready.empty()) {
-    size_t i = draw(m.ready.size());
-    int next = m.ready[i];
-    m.ready[i] = m.ready.back();
-    m.ready.pop_back();
-    enter(&m.fibers[next]);
-  }
+  pass_on(&m.scheduler, false); // comes back when no fiber can go on
   end_block();
 }
 

@@ -39,7 +39,7 @@ uint64_t draw(uint64_t below);
 
 // ---- for the threads of a grid ----
 
-int lane();
+extern int current_lane; // its lane
 void meet_block();
 // Waits for the lanes of `mask`; the last to come calls `act` with what each lane brought, by its number.
 typedef void (*action)(void **lanes, uint32_t mask);

@@ -1,4 +1,5 @@
 #include "machine.h"
+#include <immintrin.h>
 #include <memory>
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,8 +78,7 @@ uint64_t draw(uint64_t below) {
 }
 
 static int draw_bit(uint32_t of) {
-  for (uint64_t skip = draw((uint64_t)__builtin_popcount(of)); skip; skip--) of &= of - 1;
-  return __builtin_ctz(of);
+  return __builtin_ctz(_pdep_u32(1u << draw((uint64_t)__builtin_popcount(of)), of));
 }
 
 void fill_with_garbage(void *memory, size_t bytes) {
@@ -91,17 +91,13 @@ void fill_with_garbage(void *memory, size_t bytes) {
 
 int current_lane;
 
-// Keeps the registers that a function must keep, and goes on on another stack.
+// Keeps the registers that a function must keep, and goes on on another stack. x86-64.
 extern "C" void emulation_switch(void **from, void *to);
-#if defined __x86_64__
 asm(".text\n.globl emulation_switch\n.type emulation_switch, @function\nemulation_switch:\n"
     "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
     "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n"
     ".size emulation_switch, .-emulation_switch\n");
-#else
-#error "the switch of stacks is written for x86-64 only"
-#endif
 
 #if defined __SANITIZE_ADDRESS__
 static const void *main_stack;

@@ -21,9 +21,12 @@ static void start(void (*kernel)(P...), unsigned blocks, unsigned threads, cudaS
   check(cudaLaunchKernelEx(&how, kernel, arguments...) == cudaSuccess, "a launch");
 }
 
+static std::vector<void *> blocks; // given back at the end
+
 template <typename T> static T *device(size_t count) {
   T *at = nullptr;
   if (cudaMalloc(&at, count * sizeof(T)) != cudaSuccess) abort();
+  blocks.push_back(at);
   return at;
 }
 
@@ -129,6 +132,12 @@ static void check_streams() {
   check(mine == 10, "pinned memory is read late, a recording runs as often as asked");
   check(cudaMemcpy(dev + 1, &mine, 4, cudaMemcpyHostToDevice) == cudaErrorInvalidValue,
         "no copy behind a block");
+  cudaGraphExecDestroy(ready);
+  cudaGraphDestroy(graph);
+  cudaEventDestroy(event);
+  cudaStreamDestroy(other);
+  cudaStreamDestroy(s);
+  cudaFreeHost(pinned);
 }
 
 int main() {
@@ -138,5 +147,6 @@ int main() {
   check(!turns<NO_BARRIER>(), "without the barrier it is caught");
   check(!turns<NO_WAIT>(), "without the wait it is caught");
   check_streams();
+  for (void *block : blocks) cudaFree(block);
   return faults != 0;
 }

@@ -3,7 +3,10 @@
 // asked step by step and as a run without probes takes them. Every probe, choice, slot row, logit and digest
 // has equal bits.
 //
-//   test_cuda_steps [SEED [SECONDS]]    the printed seed of a case gives it again, as the first
+//   test_cuda_steps [SEED [SECONDS [CASES [TOKENS]]]]
+//
+// At least CASES, batches of at most TOKENS. The printed seed of a case gives it again, as the first; 0: a
+// new one.
 //
 // Without a GPU the cpu backend's best row stands in for a few cases, which tests this program; then it exits
 // with 77.
@@ -41,6 +44,7 @@ typedef struct {
 } test_case;
 
 static int64_t compared; // numbers, by their bits
+static int64_t most_tokens = 300;
 
 // ---- comparing ----
 
@@ -307,6 +311,7 @@ static status run_batches(test_case *c, bool is_long) {
     int64_t size =
         is_long ? 300
                 : RANDOM_OF(1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129, 200, 300);
+    if (size > most_tokens) size = is_long ? most_tokens : 1 + size % most_tokens;
     token_batch batch = decodes ? decode_batch(c) : prefill_batch(c, size);
     mode how = c->whole ? (mode)random_below(3) : PROBED;
     char *end = strrchr(c->text, ';');
@@ -429,9 +434,11 @@ static double seconds_now(void) {
 int main(int argc, char **argv) {
   const backend_ops *cuda = backend_find("cuda");
   bool has_gpu = cuda && strncmp(cuda->rows(), "none", 4) != 0;
-  uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL) * 1000;
+  uint64_t given = argc > 1 ? strtoull(argv[1], NULL, 10) : 0,
+           seed = given ? given : (uint64_t)time(NULL) * 1000;
   double limit = argc > 2 ? atof(argv[2]) : has_gpu ? 40 : 4, start = seconds_now();
-  int cases = 0, wrong = 0, least = has_gpu ? 12 : 3;
+  int cases = 0, wrong = 0, least = argc > 3 ? atoi(argv[3]) : has_gpu ? 12 : 3;
+  if (argc > 4) most_tokens = atoi(argv[4]) < 300 ? atoi(argv[4]) : 300;
   printf("seed %llu, %s against cpu portable\n", (unsigned long long)seed,
          has_gpu ? cuda->rows() : "cpu auto");
   for (; cases < least || seconds_now() - start < limit; cases++) {

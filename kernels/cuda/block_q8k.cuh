@@ -12,12 +12,6 @@ __device__ __forceinline__ float block_value(float d, float dmin, int isum, int 
   return num_fma_f32(d, (float)isum, -(dmin * (float)msum));
 }
 
-__device__ __forceinline__ int dp4a_unsigned(uint32_t w, int x, int sum) { // bytes of w unsigned, of x signed
-  int out;
-  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(w), "r"(x), "r"(sum));
-  return out;
-}
-
 __device__ __forceinline__ int dot16(uint4 w, int4 x, int sum) {
   sum = dp4a_unsigned(w.x, x.x, sum);
   sum = dp4a_unsigned(w.y, x.y, sum);

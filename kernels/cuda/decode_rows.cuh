@@ -89,7 +89,7 @@ __device__ __forceinline__ void stream_rows(const row_range &w, const rounded_ro
   if (w.n_rows > 0) load(0, 0);
   uint32_t bytes = w.n_rows * w.row_bytes; // what a later batch needs is on its way as well
   for (uint32_t at = ROWS * w.row_bytes + 128 * lane; at < bytes && bytes <= AHEAD_BYTES; at += 128 * WARP)
-    for (int m = 0; m < MATRICES; m++) asm volatile("prefetch.global.L2 [%0];" ::"l"(w.rows[m] + at));
+    for (int m = 0; m < MATRICES; m++) prefetch(w.rows[m] + at);
   prepare();
   quarter_inputs x; // of the blocks from `held` on
   float dx[GROUPS];

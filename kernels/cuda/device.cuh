@@ -5,6 +5,7 @@
 #pragma once
 #include "base/status.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/instructions.cuh"
 #include "kernels/cuda/memory_plan.h"
 #include "kernels/half.h"
 #include "kernels/numerics.h"
@@ -72,21 +73,6 @@ __device__ __forceinline__ float warp_tree(float lane) {
 
 __device__ __forceinline__ float half_bits_to_f32(uint16_t bits) { // exact, as half_to_f32
   return __half2float(__ushort_as_half(bits));
-}
-
-// Copies that the thread does not wait for until it asks.
-__device__ __forceinline__ void copy16_async(void *shared, const void *global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-               "l"(global));
-}
-
-__device__ __forceinline__ void copy4_async(void *shared, const void *global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-               "l"(global));
-}
-
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // Adds the warp's sums to a digest.

@@ -48,8 +48,7 @@ __device__ __forceinline__ void few_rows(const product &p, int block) {
 __device__ __forceinline__ void prefetch_rows(const product &p, int block, int rows) {
   size_t begin = (size_t)block * rows * p.w.row_bytes, end = begin + (size_t)rows * p.w.row_bytes;
   if (end > p.w.member_bytes) end = p.w.member_bytes;
-  for (size_t at = begin + threadIdx.x * 128u; at < end; at += blockDim.x * 128u)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.w.data + at));
+  for (size_t at = begin + threadIdx.x * 128u; at < end; at += blockDim.x * 128u) prefetch(p.w.data + at);
 }
 
 template <int GROUPS>
@@ -179,26 +178,6 @@ __device__ __forceinline__ void unpack_quarter(block_tile *t, int r, const quart
   }
 }
 
-__device__ __forceinline__ void mma_k32(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void mma_k16(int c[4], const uint32_t a[2], uint32_t b) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(b));
-}
-
-// Four 8 x 16 byte tiles, as a lane of mma_k32 holds them; `at` is the lane's row.
-__device__ __forceinline__ void load_tiles(uint32_t out[4], const int8_t *at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"((uint32_t)__cvta_generic_to_shared(at)));
-}
-
 // Starts the copy of block b of the tile's items. Items beyond the last repeat it; their results are not
 // stored.
 template <int ITEMS>
@@ -213,7 +192,7 @@ __device__ __forceinline__ void copy_items(input_tile<ITEMS> *t, const int *item
     copy16_async(t->sums[threadIdx.x], p.in.halves + block * 16);
     copy4_async(&t->dx[threadIdx.x], p.in.d + block);
   }
-  asm volatile("cp.async.commit_group;");
+  end_copy_group();
 }
 
 // One block's integer products of a warp's 16 rows with its items, then its float step into y.
@@ -310,9 +289,9 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
     if (b + 1 < n_blocks) {
       load_parts(b + 1);
       copy_items<ITEMS>(&m->x[(b + 1) % 2], m->item, p, n_blocks, b + 1);
-      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      wait_for_groups_but<1>();
     } else {
-      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      wait_for_groups_but<0>();
     }
     __syncthreads();
     block_step<ITEMS, WIDE>(y, &m->w, &m->x[b % 2], warp_row, first_item);

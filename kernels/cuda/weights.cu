@@ -77,9 +77,11 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
     to += member_native; // all types but Q6_K keep their row length
   }
   if (!staging) return 0;
-  split_q6k_rows<<<4096, 256>>>((uint8_t *)data, (const uint8_t *)staging, m->rows * count,
-                                (int)(m->cols / QK_K), out->row_bytes);
-  CUDA_TRY(cudaGetLastError());
+  cudaLaunchConfig_t how = {};
+  how.gridDim = dim3(4096);
+  how.blockDim = dim3(256);
+  CUDA_TRY(cudaLaunchKernelEx(&how, split_q6k_rows, (uint8_t *)data, (const uint8_t *)staging,
+                              m->rows * count, (int)(m->cols / QK_K), out->row_bytes));
   CUDA_TRY(cudaFree(staging));
   return 0;
 }

@@ -1,0 +1,63 @@
+// instructions: the machine's own instructions that CUDA C++ has no name for, each as one function.
+//
+// Owns: all inline assembly of the backend. Refuses to know: who uses it and why. A build without a GPU
+// (tests/gpu_emulation) puts a header of this name in its place.
+#pragma once
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+__device__ __forceinline__ int dp4a_unsigned(uint32_t w, int x, int sum) { // bytes of w unsigned, of x signed
+  int out;
+  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(w), "r"(x), "r"(sum));
+  return out;
+}
+
+__device__ __forceinline__ void prefetch(const uint8_t *global) { // to the second cache
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
+// ---- copies to shared memory that the thread does not wait for until it asks; aligned to their length ----
+
+__device__ __forceinline__ void copy16_async(void *shared, const void *global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global));
+}
+
+__device__ __forceinline__ void copy4_async(void *shared, const void *global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global));
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__device__ __forceinline__ void end_copy_group() {
+  asm volatile("cp.async.commit_group;");
+}
+
+template <int LATEST> __device__ __forceinline__ void wait_for_groups_but() { // but the latest so many
+  asm volatile("cp.async.wait_group %0;" ::"n"(LATEST) : "memory");
+}
+
+// ---- a warp's products of matrices of bytes: C of 16 x 8, c = c + a * b ----
+
+__device__ __forceinline__ void mma_k32(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_k16(int c[4], const uint32_t a[2], uint32_t b) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+// Four 8 x 16 byte tiles, as a lane of mma_k32 holds them; `at` is the lane's row.
+__device__ __forceinline__ void load_tiles(uint32_t out[4], const int8_t *at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"((uint32_t)__cvta_generic_to_shared(at)));
+}

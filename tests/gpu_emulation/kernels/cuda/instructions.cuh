@@ -1,0 +1,80 @@
+// instructions: in place of the header of this name in the tree, as PTX ISA defines each of them.
+#pragma once
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+static inline int dp4a_unsigned(uint32_t w, int x, int sum) {
+  for (int i = 0; i < 4; i++) sum += (int)(w >> 8 * i & 255) * (int8_t)((uint32_t)x >> 8 * i);
+  return sum;
+}
+
+static inline void prefetch(const uint8_t *) {}
+
+// The copies are made when the thread waits for them, not before.
+static inline void copy16_async(void *shared, const void *global) {
+  emulation::copy_later(shared, global, 16);
+}
+static inline void copy4_async(void *shared, const void *global) {
+  emulation::copy_later(shared, global, 4);
+}
+static inline void end_copy_group() {
+  emulation::end_copy_group();
+}
+static inline void wait_for_copies() {
+  end_copy_group();
+  emulation::copy_now(0);
+}
+template <int LATEST> static inline void wait_for_groups_but() {
+  emulation::copy_now(LATEST);
+}
+
+// Lane l: rows l / 4 and l / 4 + 8 of A and C, column l / 4 of B; of every 16 bytes of a row of A or a column
+// of B the four from 4 (l % 4) on; columns 2 (l % 4) and the next of C.
+template <int K> struct emulation_mma {
+  int *c;
+  uint32_t a[K / 8], b[K / 16]; // A: 16 bytes of the first row, of the second, then the next 16
+};
+
+template <int K> static void emulation_multiply(void **lanes, uint32_t) {
+  int8_t a[16][K], b[8][K];
+  for (int l = 0; l < 32; l++) {
+    const auto *mine = (const emulation_mma<K> *)lanes[l];
+    for (int i = 0; i < K / 16; i++) {
+      memcpy(&a[l / 4][16 * i + l % 4 * 4], &mine->a[2 * i], 4);
+      memcpy(&a[l / 4 + 8][16 * i + l % 4 * 4], &mine->a[2 * i + 1], 4);
+      memcpy(&b[l / 4][16 * i + l % 4 * 4], &mine->b[i], 4);
+    }
+  }
+  for (int l = 0; l < 32; l++)
+    for (int i = 0; i < 4; i++) {
+      int sum = 0;
+      for (int k = 0; k < K; k++) sum += a[l / 4 + i / 2 * 8][k] * b[l % 4 * 2 + i % 2][k];
+      ((const emulation_mma<K> *)lanes[l])->c[i] += sum;
+    }
+}
+
+static inline void mma_k32(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  emulation_mma<32> mine = {c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+  emulation::meet_warp(emulation_multiply<32>, &mine, ~0u);
+}
+
+static inline void mma_k16(int c[4], const uint32_t a[2], uint32_t b) {
+  emulation_mma<16> mine = {c, {a[0], a[1]}, {b}};
+  emulation::meet_warp(emulation_multiply<16>, &mine, ~0u);
+}
+
+// Lane l gives row l % 8 of tile l / 8, and gets of every tile four bytes of row l / 4.
+static inline void load_tiles(uint32_t out[4], const int8_t *at) {
+  struct part {
+    const int8_t *row;
+    uint32_t *out;
+  } mine = {at, out};
+  if ((uintptr_t)at % 16) emulation::stop("a row of a tile is not aligned to 16 bytes");
+  emulation::meet_warp(
+      [](void **lanes, uint32_t) {
+        for (int l = 0; l < 32; l++)
+          for (int tile = 0; tile < 4; tile++)
+            memcpy(&((part *)lanes[l])->out[tile], ((part *)lanes[8 * tile + l / 4])->row + l % 4 * 4, 4);
+      },
+      &mine, ~0u);
+}

@@ -1,0 +1,52 @@
+// machine: runs a grid of CUDA threads on one core, each thread of a block as a fiber.
+//
+// Owns: the order in which blocks and threads run, where they meet, shared memory. Refuses to know: streams,
+// arithmetic. Invariant: the order is drawn anew for every launch, the same in every run of a program; shared
+// memory holds garbage when a block begins. So what hangs on an order that no barrier makes gives other bits.
+#pragma once
+#include "cuda_runtime_api.h"
+#include <functional>
+#include <stddef.h>
+#include <stdint.h>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace emulation {
+
+constexpr size_t MOST_SHARED = 227 << 10; // dynamic, of a block
+constexpr uint32_t GARBAGE = 0xfff3fff5u; // a NaN as a float and as two halves; as an index far away
+
+struct grid {
+  dim3 blocks, threads;
+  size_t shared_bytes;
+  const void *kernel;
+  std::function<void()> thread; // the kernel with its arguments
+};
+
+cudaError_t launch(grid g, cudaStream_t stream); // runtime.cc: onto the stream
+void run(const grid &g);                         // now
+[[noreturn]] void stop(const char *fault);       // says where, and aborts
+void fill_with_garbage(void *memory, size_t bytes);
+uint64_t draw(uint64_t below);
+
+// ---- for the threads of a grid ----
+
+extern int current_lane; // its lane
+void meet_block();
+// Waits for the lanes of `mask`; the last to come calls `act` with what each lane brought, by its number.
+typedef void (*action)(void **lanes, uint32_t mask);
+void meet_warp(action act, void *mine, uint32_t mask);
+// Copies of this thread that wait: made when it asks for all groups but the latest so many.
+void copy_later(void *to, const void *from, size_t bytes);
+void end_copy_group();
+void copy_now(int latest);
+
+} // namespace emulation

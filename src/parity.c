@@ -209,6 +209,7 @@ static status finish_arm(parity *p, size_t a) {
   int64_t targets = p->j->n_tokens - p->j->n_sequences;
   TRY(job_report_arm(p->j, p->arm[a], &p->r, a, p->j->n_tokens));
   if (targets > 0) p->r.arms[a].perplexity = num_exp_f64(p->nll[a] / (double)targets);
+  p->r.arms[a].scored = targets;
   p->arm[a]->forward.wants_routing = false; // nothing is compared from here on
   if (p->j->cfg->run.generate) TRY(generate_continue(p->j, p->arm[a], p->last[a], &p->r.arms[a]));
   return job_check_digest(p->j, p->arm[a]);

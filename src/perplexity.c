@@ -91,6 +91,7 @@ static status perplexity_arm(job *j, size_t index, report *r) {
   for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, i));
   TRY_DONE(result, job_report_arm(j, s.e, r, index, s.computed));
   r->arms[index].perplexity = num_exp_f64(s.nll / (double)s.scored);
+  r->arms[index].scored = s.scored;
   result = job_check_digest(j, s.e);
 done:
   progress_end(&s.shown); // before any fault is told

@@ -308,6 +308,8 @@ static void print_arms(const report *r, FILE *out) {
 
 static void print_perplexity_deltas(const report *r, FILE *out) {
   char label[LABEL_BYTES];
+  fprintf(out, "  over %" PRId64 " scored of %" PRId64 " computed tokens\n", r->arms[0].scored,
+          r->arms[0].tokens);
   if (r->n_pairs) fprintf(out, "\nDifference of perplexity\n");
   for (size_t i = 0; i < r->n_pairs; i++) {
     const report_pair *p = shown_pair(r, i);

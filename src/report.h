@@ -39,6 +39,7 @@ typedef struct {
   const char *transport;      // of its exchange
   double exchange_seconds;    // time in the exchange on the printing rank, waiting included
   double perplexity;          // over the input's own next tokens; NaN: fewer than two tokens
+  int64_t scored;             // tokens that the perplexity is over
   report_text *texts;
   size_t n_texts;
   const char **rank_arms; // [ranks] arm of each rank's experts

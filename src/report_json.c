@@ -180,6 +180,7 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
   put_text(o, "transport", a->transport);
   put_real(o, "exchange_seconds", a->exchange_seconds);
   put_real(o, "perplexity", a->perplexity);
+  put_integer(o, "scored", a->scored);
   branch bytes = put_array(o, "bytes_per_rank"), arms = put_array(o, "rank_arms"),
          sequences = put_array(o, "sequences");
   for (size_t i = 0; i < r->n_ranks; i++) {

@@ -19,6 +19,9 @@ class Perplexity(unittest.TestCase):
         keys = {"model.path": MODEL, "input.prompts": prompts, "run.context": 8, "run.threads": 1, "run.arms": ["q8k@cpu"]}
         arm = moe.run(keys | sets, command="perplexity").arm("q8k@cpu")
         self.assertEqual(arm["digest"], moe.digest_sum(s["digest"] for s in arm["sequences"]))
+        context = sets.get("run.context", 8)
+        windows = [(n // min(n, context), min(n, context)) for n in (s["tokens"] for s in arm["sequences"])]
+        self.assertEqual(arm["scored"], sum(n * (width - 1 - width // 2) for n, width in windows))
         return arm["sequences"]
 
     def test_each_sequence_has_its_own_digest(self):

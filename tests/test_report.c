@@ -120,6 +120,7 @@ static void fill_arm(sample *s, int i, size_t n_layers) {
   a->transport = "mpi";
   a->exchange_seconds = small_random();
   a->perplexity = 1 + 30 * small_random();
+  a->scored = 11;
   a->rank_arms = s->rank_arms;
 }
 

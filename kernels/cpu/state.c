@@ -149,8 +149,15 @@ static status cpu_open_fields(cpu_backend *b) {
   return 0;
 }
 
+// A library may have turned them off, as what -Ofast links does; then bits would not be those of the path.
+static bool keeps_subnormals(void) {
+  volatile float small = 0x1p-126f;
+  return small * 0.5f > 0;
+}
+
 status cpu_open(backend **out, const backend_params *params) {
   *out = NULL;
+  if (!keeps_subnormals()) return FAIL("backend cpu: this process turns subnormal numbers to zero");
   const cpu_row *row = cpu_row_find(params->row);
   if (!row)
     return FAIL("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",

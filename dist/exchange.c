@@ -62,16 +62,8 @@ void exchange_close(exchange *x) {
   free(x);
 }
 
-const char *exchange_transport(const exchange *x) {
-  return transport_name(x->carrier);
-}
-
 bool exchange_is_alone(const exchange *x) {
   return comm_size(x->c) == 1;
-}
-
-bool exchange_has(const exchange *x, rank_set ranks) {
-  return x->count[ranks] > 0;
 }
 
 int exchange_count(const exchange *x, rank_set ranks) {
@@ -189,7 +181,7 @@ status exchange_carry_host(exchange *x, void *rows, size_t row_bytes, const row_
 }
 
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
-  return n_tokens <= FIXED_TOKENS && comm_size(x->c) > 1 && !exchange_has(x, EXPERT_RANKS) &&
+  return n_tokens <= FIXED_TOKENS && comm_size(x->c) > 1 && !x->count[EXPERT_RANKS] &&
          transport_all_on_device(x->carrier);
 }
 
@@ -202,7 +194,7 @@ status exchange_carry_fixed(exchange *x, void *rows, void *stream, int64_t n_slo
 }
 
 status exchange_tell(exchange *x, void *data, size_t bytes, const char *what) {
-  if (!exchange_has(x, EXPERT_RANKS)) return 0;
+  if (!x->count[EXPERT_RANKS]) return 0;
   int size = comm_size(x->c), teller = 0;
   while (!x->takes[SHARED_RANKS][teller]) teller++;
   for (int i = 0; i < size * size; i++)

@@ -27,10 +27,8 @@ typedef struct { // neighbours among the rows of an array
 status exchange_open(exchange **out, comm *c, transport *carrier, const int32_t *rank_of_expert,
                      const bool *shared, int64_t max_slots);
 void exchange_close(exchange *x); // takes NULL
-const char *exchange_transport(const exchange *x);
 
-bool exchange_is_alone(const exchange *x);            // one rank: nothing travels
-bool exchange_has(const exchange *x, rank_set ranks); // there are such ranks
+bool exchange_is_alone(const exchange *x); // one rank: nothing travels
 int exchange_count(const exchange *x, rank_set ranks);
 int exchange_rank(const exchange *x);
 int exchange_size(const exchange *x); // ranks

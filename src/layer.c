@@ -104,7 +104,7 @@ static status inform_expert_ranks(forward_state *f, int64_t layer, const token_b
 
 static status inform(forward_state *f, int64_t layer, const token_batch *batch) {
   if (deal_has(&f->deal, batch->n)) return inform_all(f, layer, batch);
-  return exchange_has(f->ranks, EXPERT_RANKS) ? inform_expert_ranks(f, layer, batch) : 0;
+  return exchange_count(f->ranks, EXPERT_RANKS) ? inform_expert_ranks(f, layer, batch) : 0;
 }
 
 // Row of each slot; of a dealt batch a slot is wanted by the rank of its token alone.

@@ -149,7 +149,7 @@ static status cpu_open_fields(cpu_backend *b) {
   return 0;
 }
 
-// A library may have turned them off, as what -Ofast links does; then bits would not be those of the path.
+// A library's start may turn them off, and then bits are not those of the path.
 static bool keeps_subnormals(void) {
   volatile float small = 0x1p-126f;
   return small * 0.5f > 0;

@@ -12,7 +12,7 @@ struct exchange {
   int count[RANK_SETS];      // ranks of each
   int64_t *row_of_slot;      // [max_slots]
   int64_t *next_row;         // [size]
-  row_range *gather, *slots; // [size][size] of the last exchange_gather and exchange_plan
+  row_range *gather, *slots; // [size][size] of the last exchange_gather and exchange_place_slots
   comm_part *part;           // [size][size]
   uint64_t sent;
 };
@@ -111,8 +111,8 @@ static void count_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_sl
   }
 }
 
-const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
-                             const int64_t *slots_of_rank) {
+const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
+                                    const int64_t *slots_of_rank) {
   int size = comm_size(x->c);
   int64_t next = 0;
   count_slots(x, expert_of_slot, n_slots, slots_of_rank);
@@ -168,13 +168,14 @@ static status carry(exchange *x, void *rows, void *stream, int64_t layer) {
   return transport_carry(x->carrier, rows, stream, x->part, name_of(what, layer));
 }
 
-status exchange_carry(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
-                      int64_t layer) {
+status exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
+                         int64_t layer) {
   lay_out(x, range, row_bytes);
   return carry(x, rows, stream, layer);
 }
 
-status exchange_carry_host(exchange *x, void *rows, size_t row_bytes, const row_range *range, int64_t layer) {
+status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const row_range *range,
+                              int64_t layer) {
   exchange_name what;
   lay_out(x, range, row_bytes);
   return comm_exchange(x->c, (char *)rows, x->part, name_of(what, layer));
@@ -185,15 +186,15 @@ bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
          transport_all_on_device(x->carrier);
 }
 
-status exchange_carry_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
-                            int64_t layer) {
+status exchange_transfer_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
+                               int64_t layer) {
   int size = comm_size(x->c);
   size_t bytes = (size_t)n_slots * row_bytes;
   for (int i = 0; i < size * size; i++) x->part[i] = (comm_part){(size_t)(i / size) * bytes, bytes};
   return carry(x, rows, stream, layer);
 }
 
-status exchange_tell(exchange *x, void *data, size_t bytes, const char *what) {
+status exchange_broadcast(exchange *x, void *data, size_t bytes, const char *what) {
   if (!x->count[EXPERT_RANKS]) return 0;
   int size = comm_size(x->c), teller = 0;
   while (!x->takes[SHARED_RANKS][teller]) teller++;

@@ -47,8 +47,8 @@ const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_
 // Local. Row of each slot: the owners' rows one rank after the other, each rank's in slot order. Returns the
 // map [n_slots]; it and exchange_slots are valid until the next call. slots_of_rank[size]: how many
 // successive slots are of tokens of each rank, which takes only these; NULL: each shared rank takes all.
-const int64_t *exchange_plan(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
-                             const int64_t *slots_of_rank);
+const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
+                                    const int64_t *slots_of_rank);
 const row_range *exchange_slots(const exchange *x); // what crosses ranks by the last plan
 
 // The least range that holds all that this rank gives.
@@ -56,21 +56,22 @@ row_range exchange_gives(const exchange *x, const row_range *range);
 
 // Collective. rows[..][row_bytes]: what this rank gives filled before, what it takes afterwards. stream:
 // NULL, or that of rows on a device (transport.h).
-status exchange_carry(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
-                      int64_t layer);
+status exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
+                         int64_t layer);
 // The same for what every rank has in host memory, whatever its backend: it never takes the transport's way.
-status exchange_carry_host(exchange *x, void *rows, size_t row_bytes, const row_range *range, int64_t layer);
+status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const row_range *range,
+                              int64_t layer);
 
 // Collective. `bytes` of `data` of the first shared rank come to the expert ranks.
-status exchange_tell(exchange *x, void *data, size_t bytes, const char *what);
+status exchange_broadcast(exchange *x, void *data, size_t bytes, const char *what);
 
 // A small batch, and every rank's rows on its device: the row of slot i of rank r's expert has the place
 // r * n_slots + i. So the host need not know the routing, and the exchange can be recorded; other places of
 // [r] hold nothing.
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens);
 // Collective. Completes rows[ranks][n_slots][row_bytes].
-status exchange_carry_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
-                            int64_t layer);
+status exchange_transfer_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
+                               int64_t layer);
 
 // Collective. Seconds of such an exchange with nothing else to do (transport_measure).
 status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes);

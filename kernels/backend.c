@@ -1,5 +1,5 @@
 #include "kernels/backend.h"
-#include "kernels/numerics.h"
+#include "kernels/formats/numerics.h"
 #include "kernels/table.h"
 #include <string.h>
 
@@ -31,7 +31,7 @@ const backend_ops *backend_find(const char *name) {
   return NULL;
 }
 
-status arm_parse(arm *out, const char *name) {
+status arm_spec_parse(arm_spec *out, const char *name) {
   const char *at = strchr(name, '@');
   if (!at) return FAIL("arm \"%s\": expected path@backend", name);
   out->path = path_find(name, (size_t)(at - name));

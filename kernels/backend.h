@@ -7,7 +7,7 @@
 #pragma once
 #include "base/device.h"
 #include "base/status.h"
-#include "kernels/blocks.h"
+#include "kernels/formats/blocks.h"
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -80,7 +80,7 @@ typedef struct { // host arrays, filled by route; [n][top_k] in slot order
 
 typedef enum {
   PROBE_LAYER_INPUT, // the residual stream [n][hidden] before the next layer: embed, or a layer's output
-  PROBE_NORMED,      // what the experts read [n][hidden]
+  PROBE_FFN_NORM,    // what the experts read [n][hidden]
 } probe_point;
 
 typedef enum {   // rows that cross ranks, of `shared`'s reals but for the experts
@@ -205,9 +205,10 @@ const backend_ops *const *backend_table(void);     // NULL-terminated, preferred
 typedef struct {
   const path_info *path;
   const backend_ops *backend;
-} arm;
+} arm_spec;
 
-status arm_parse(arm *out, const char *name); // "q8k@cpu"; the fault names what is missing in this build
+status arm_spec_parse(arm_spec *out,
+                      const char *name); // "q8k@cpu"; the fault names what is missing in this build
 
 // Adds to *sum the digest of n reals (float or double by real_bytes) as row (layer, token) of a path.
 void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,

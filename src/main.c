@@ -1,13 +1,13 @@
 // main: the command line, and the one place that prints a fault and ends the ranks.
 #include "base/temporary.h"
 #include "build_info.h"
-#include "src/bench.h"
-#include "src/generate.h"
-#include "src/inspect.h"
-#include "src/parity.h"
-#include "src/perplexity.h"
-#include "src/report_compare.h"
-#include "src/synth.h"
+#include "src/commands/bench.h"
+#include "src/commands/generate.h"
+#include "src/commands/inspect.h"
+#include "src/commands/parity.h"
+#include "src/commands/perplexity.h"
+#include "src/report/report_diff.h"
+#include "src/commands/synth.h"
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -22,9 +22,9 @@ typedef struct {
   input_use input;
   const char *help;
   // A command that has no job: it reads the words after its name itself. Then `run` is NULL.
-  status (*run_words)(comm *c, int n_words, char **words);
+  status (*run_args)(comm *c, int n_args, char **words);
   // One that needs no ranks either; *code is what the program ends with, and a fault ends it with 2.
-  status (*run_alone)(int *code, int n_words, char **words);
+  status (*run_alone)(int *code, int n_args, char **words);
   void (*print_options)(FILE *out);
 } command;
 
@@ -57,7 +57,7 @@ static const command commands[] = {
      .help = "Prints what the model file holds and what each rank of this job would hold. Reads no\n"
              "weights but the few that the placement \"balanced\" times.\n"},
     {.name = "synth",
-     .run_words = synth_run,
+     .run_args = synth_run,
      .print_options = synth_print_options,
      .help = "Writes a synthetic model: moe_run synth --shape NAME --out FILE [OPTION]...\n"},
     {.name = "compare",
@@ -75,7 +75,7 @@ typedef struct {
   size_t n_sets;
   const char *out; // --out DIR, NULL: not given
   char **words;    // after the name of a command that reads them itself
-  int n_words;
+  int n_args;
   bool help, version, named;
 } arguments;
 
@@ -94,10 +94,10 @@ static status find_command(arguments *a, const char *name) {
   return FAIL("unknown command \"%s\": there are %s", name, known);
 }
 
-static void take_words(arguments *a, int n_words, char **words) {
+static void take_args(arguments *a, int n_args, char **words) {
   a->words = words;
-  a->n_words = n_words;
-  for (int i = 0; i < n_words; i++)
+  a->n_args = n_args;
+  for (int i = 0; i < n_args; i++)
     a->help = a->help || !strcmp(words[i], "--help") || !strcmp(words[i], "-h");
 }
 
@@ -125,9 +125,9 @@ static status parse_arguments(arguments *a, int argc, char **argv) {
                   word[0] == '-' ? "" : " (a model is named by --set model.path=FILE)");
     } else {
       TRY(find_command(a, word));
-      if (!a->command->run_words && !a->command->run_alone) continue;
+      if (!a->command->run_args && !a->command->run_alone) continue;
       if (i > 1) return FAIL("%s takes its options after its name, and none of the others", word);
-      take_words(a, argc - i - 1, argv + i + 1);
+      take_args(a, argc - i - 1, argv + i + 1);
       return 0;
     }
   }
@@ -231,7 +231,7 @@ int main(int argc, char **argv) {
   }
   if (a.command->run_alone) {
     int code;
-    status result = a.command->run_alone(&code, a.n_words, a.words);
+    status result = a.command->run_alone(&code, a.n_args, a.words);
     if (result) print_fault(NULL);
     free(a.sets);
     return result ? 2 : code;
@@ -245,7 +245,7 @@ int main(int argc, char **argv) {
     return 1;
   }
   own_turn.tv_sec = comm_turn_seconds(c);
-  status result = a.command->run_words ? a.command->run_words(c, a.n_words, a.words) : run_command(&a, c);
+  status result = a.command->run_args ? a.command->run_args(c, a.n_args, a.words) : run_command(&a, c);
   free(a.sets);
   if (!result) result = comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
   if (result) return end_with_fault(c);

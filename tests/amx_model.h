@@ -1,6 +1,6 @@
-// amx_model: the tile instructions of kernels/cpu/amx_tile.h in portable C, after Intel's manual (volume 2:
-// LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TDPBSSD, TDPBSUD), so that the kernel runs where there are no
-// tiles.
+// amx_model: the tile instructions of kernels/cpu/isa/amx_int8/amx_tile.h in portable C, after Intel's manual
+// (volume 2: LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TDPBSSD, TDPBSUD), so that the kernel runs where
+// there are no tiles.
 //
 // Invariant: what a processor refuses, or does not promise, ends the program.
 #pragma once

@@ -2,9 +2,9 @@
 // the tests of rows and products see that kernel on a machine without tiles. Linked into them before the
 // library, whose table (kernels/cpu/rows.c) is then not linked.
 #include "tests/amx_model.h"
-#include "kernels/cpu/amx_q8k.h"
-#include "kernels/cpu/avx512_row.h"
-#include "kernels/cpu/generic.h"
+#include "kernels/cpu/isa/amx_int8/amx_q8k.h"
+#include "kernels/cpu/isa/avx512/avx512_row.h"
+#include "kernels/cpu/isa/each_row/generic.h"
 #include "kernels/table.h"
 
 static const cpu_row amx_model = {

@@ -5,8 +5,8 @@
 // Invariant: a result is compared by its bits, except that all NaN are one: which payload an operation gives
 // is the device's own affair, and a path refuses numbers that are not finite.
 #pragma once
-#include "kernels/half.h"
-#include "kernels/numerics.h"
+#include "kernels/formats/half.h"
+#include "kernels/formats/numerics.h"
 #ifdef __CUDACC__
 #include <cmath>
 #else

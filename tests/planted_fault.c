@@ -10,7 +10,7 @@
 //
 // The linker's --wrap leads the calls of the library here, so the phase is met for certain and needs no
 // clock. Invariant: without its fault the program is moe_run.
-#include "src/job_report.h"
+#include "src/report/job_report.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <mpi.h>
@@ -95,7 +95,7 @@ status __wrap_forward_layer(forward_state *f, int64_t layer, const token_batch *
   if (layer == 1) TRY(at_phase("prefill"));
   if (layer == 1 && batch->n == 1) TRY(at_phase("decode"));
   if (!strcmp(plan_of_fault.kind, "twice") && layer == plan_of_fault.rank)
-    TRY(f->compute->ops->attention(f->compute, layer, deal_rows(&f->deal, batch)));
+    TRY(f->compute->ops->attention(f->compute, layer, token_shards_rows(&f->shards, batch)));
   plan_of_fault.in_exchange = layer == 1;
   status result = __real_forward_layer(f, layer, batch);
   plan_of_fault.in_exchange = false;
@@ -109,7 +109,7 @@ int __wrap_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *
 }
 
 status __wrap_job_report_finish(job *j, report *r) {
-  if (!job_is_printer(j)) TRY(at_phase("report"));
+  if (!job_is_reporting(j)) TRY(at_phase("report"));
   return __real_job_report_finish(j, r);
 }
 

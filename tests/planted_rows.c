@@ -4,7 +4,7 @@
 //
 // Invariant: each row differs from the portable one in the order of float operations alone, never in what is
 // summed: its results are close, and only the bits tell.
-#include "kernels/cpu/generic.h"
+#include "kernels/cpu/isa/each_row/generic.h"
 #include "kernels/table.h"
 #include <stdlib.h>
 

@@ -5,8 +5,8 @@
 #pragma once
 #include "base/memory.h"
 #include "kernels/backend.h"
-#include "kernels/half.h"
-#include "kernels/numerics.h"
+#include "kernels/formats/half.h"
+#include "kernels/formats/numerics.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -24,7 +24,7 @@ def model():
     return moe.model(SEED, **SHAPE)
 
 
-def mix(z):  # num_mix64 of kernels/numerics.h
+def mix(z):  # num_mix64 of kernels/formats/numerics.h
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9 & MASK
     z = (z ^ z >> 27) * 0x94d049bb133111eb & MASK
     return z ^ z >> 31

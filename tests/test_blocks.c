@@ -1,12 +1,13 @@
-// Tests of kernels/half.h and kernels/blocks.c: conversions against an independent rounding in double,
-// dequantisation against blocks that the test packs itself and against fixed values of a foreign decoder.
+// Tests of kernels/formats/half.h and kernels/formats/blocks.c: conversions against an independent rounding
+// in double, dequantisation against blocks that the test packs itself and against fixed values of a foreign
+// decoder.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "kernels/blocks.h"
-#include "kernels/half.h"
+#include "kernels/formats/blocks.h"
+#include "kernels/formats/half.h"
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>

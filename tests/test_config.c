@@ -6,7 +6,7 @@
 #include <cmocka.h>
 
 #include "base/memory.h"
-#include "src/config.h"
+#include "src/config/config.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
-// Every scalar function of kernels/numerics.h and kernels/half.h, and the IEEE operations that the kernels
-// stand on: the GPU's bits against the CPU's. Functions of one float: all 2^32. Others: special values, their
-// neighbours and tens of millions of fresh random inputs; the seed is printed, and as an argument it gives a
-// run again.
+// Every scalar function of kernels/formats/numerics.h and kernels/formats/half.h, and the IEEE operations
+// that the kernels stand on: the GPU's bits against the CPU's. Functions of one float: all 2^32. Others:
+// special values, their neighbours and tens of millions of fresh random inputs; the seed is printed, and as
+// an argument it gives a run again.
 //
 // Exits with 77 where there is no GPU.
 #include "tests/cuda_numerics.h"

@@ -191,7 +191,7 @@ static status probed_layer(test_case *c, int64_t layer, const token_batch *batch
   TRY(same_probe(c, PROBE_LAYER_INPUT, "attention", layer, batch->n));
   for (int i = 0; i < 2; i++) TRY(route_side(c, sides[i], layer, batch));
   TRY(same_routes(c, layer, batch->n));
-  TRY(same_probe(c, PROBE_NORMED, "norm", layer, batch->n));
+  TRY(same_probe(c, PROBE_FFN_NORM, "norm", layer, batch->n));
   plan_rows(c, n_slots);
   for (int i = 0; i < 2; i++) TRY(experts_side(c, sides[i], layer, batch));
   if (!c->whole) TRY(same_slots(c, layer, n_slots));

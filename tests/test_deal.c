@@ -1,11 +1,11 @@
-// Tests of src/deal.c: every token has one row, of a rank that shares the steps; a rank's rows are neighbours
-// and even in number over any stretch of the batch; small batches stay as they are.
+// Tests of src/run/token_shards.c: every token has one row, of a rank that shares the steps; a rank's rows
+// are neighbours and even in number over any stretch of the batch; small batches stay as they are.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "src/deal.h"
+#include "src/run/token_shards.h"
 #include <stdlib.h>
 
 enum { MOST = 1000, RANKS = 5 };
@@ -26,12 +26,12 @@ static token_batch make_batch(int64_t n) {
   return (token_batch){n, token, sequence, position};
 }
 
-static void check_rows(const deal *d, const token_batch *batch) {
-  const token_batch *rows = deal_rows(d, batch);
+static void check_rows(const token_shards *d, const token_batch *batch) {
+  const token_batch *rows = token_shards_rows(d, batch);
   bool taken[MOST] = {false};
   assert_int_equal(rows->n, batch->n);
   for (int64_t t = 0; t < batch->n; t++) {
-    int64_t row = deal_row(d, batch->n, t);
+    int64_t row = token_shards_row(d, batch->n, t);
     assert_in_range(row, 0, batch->n - 1);
     assert_false(taken[row]);
     taken[row] = true;
@@ -41,18 +41,18 @@ static void check_rows(const deal *d, const token_batch *batch) {
   }
 }
 
-static void check_own(const deal *d, const token_batch *batch, int n_shared) {
-  row_range own = deal_own(d, batch->n);
-  const token_batch *rows = deal_rows(d, batch);
+static void check_own(const token_shards *d, const token_batch *batch, int n_shared) {
+  row_range own = token_shards_owned(d, batch->n);
+  const token_batch *rows = token_shards_rows(d, batch);
   int64_t seen = 0, first = 0;
   bool shares = !d->shared || d->shared[d->rank];
   for (int r = 0; r < d->rank; r++) first += d->tokens_of_rank[r];
   assert_int_equal(own.first, first);
   assert_int_equal(own.count, d->tokens_of_rank[d->rank]);
   for (int64_t t = 0; t < batch->n; t++) { // of the first t + 1 tokens it has its share, but for a block
-    int64_t row = deal_row(d, batch->n, t);
+    int64_t row = token_shards_row(d, batch->n, t);
     seen += row >= own.first && row < own.first + own.count;
-    if (shares) assert_true(llabs(seen * n_shared - (t + 1)) <= DEAL_TOKENS * n_shared);
+    if (shares) assert_true(llabs(seen * n_shared - (t + 1)) <= SHARD_BLOCK_TOKENS * n_shared);
   }
   assert_int_equal(seen, shares ? own.count : 0);
   for (int64_t i = own.first + 1; i < own.first + own.count; i++)
@@ -62,22 +62,22 @@ static void check_own(const deal *d, const token_batch *batch, int n_shared) {
 
 static void check_set(const bool *shared, int n_shared) {
   for (int rank = 0; rank < RANKS; rank++) {
-    deal d;
-    assert_int_equal(deal_open(&d, shared, RANKS, rank, MOST), 0);
-    for (int64_t n = 1; n <= MOST; n += n < 2 * DEAL_LEAST * n_shared ? 1 : 71) {
+    token_shards d;
+    assert_int_equal(token_shards_open(&d, shared, RANKS, rank, MOST), 0);
+    for (int64_t n = 1; n <= MOST; n += n < 2 * SHARD_LEAST_TOKENS * n_shared ? 1 : 71) {
       token_batch batch = make_batch(n);
-      deal_batch(&d, &batch);
-      assert_int_equal(deal_has(&d, n), n_shared > 1 && n >= n_shared * DEAL_LEAST);
+      token_shards_cut(&d, &batch);
+      assert_int_equal(token_shards_apply(&d, n), n_shared > 1 && n >= n_shared * SHARD_LEAST_TOKENS);
       check_rows(&d, &batch);
-      if (deal_has(&d, n)) {
+      if (token_shards_apply(&d, n)) {
         check_own(&d, &batch, n_shared);
         continue;
       }
-      assert_ptr_equal(deal_rows(&d, &batch), &batch);
-      assert_int_equal(deal_own(&d, n).first, 0);
-      assert_int_equal(deal_own(&d, n).count, n);
+      assert_ptr_equal(token_shards_rows(&d, &batch), &batch);
+      assert_int_equal(token_shards_owned(&d, n).first, 0);
+      assert_int_equal(token_shards_owned(&d, n).count, n);
     }
-    deal_close(&d);
+    token_shards_close(&d);
   }
 }
 
@@ -90,7 +90,7 @@ static void tokens_are_dealt_to_shared_ranks(void **state) {
     check_set(shared, n_shared);
   }
   check_set(NULL, RANKS);
-  deal_close(NULL);
+  token_shards_close(NULL);
 }
 
 int main(void) {

@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "src/divergence.h"
+#include "src/measure/metrics.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,28 +26,28 @@ static void close_to(double found, double expected, double tolerance) {
 static void test_closed_forms(void **state) {
   (void)state;
   metrics m;
-  divergence_row(&m, (double[]){3, 4}, (double[]){3, 4}, 2);
+  metrics_row(&m, (double[]){3, 4}, (double[]){3, 4}, 2);
   assert_true(m.finite && m.rel_l2 == 0 && m.one_minus_cos == 0 && m.max_abs == 0 && m.max_rel == 0 &&
               m.max_ulp == 0);
-  divergence_row(&m, (double[]){0, 5}, (double[]){3, 4}, 2);
+  metrics_row(&m, (double[]){0, 5}, (double[]){3, 4}, 2);
   close_to(m.rel_l2, sqrt(10) / 5, 1e-15);
   close_to(m.one_minus_cos, 0.2, 1e-15);
   assert_true(m.max_abs == 3 && m.max_rel == 1);
-  divergence_row(&m, (double[]){2, 0}, (double[]){-1, 0}, 2);
+  metrics_row(&m, (double[]){2, 0}, (double[]){-1, 0}, 2);
   assert_true(m.rel_l2 == 3 && m.one_minus_cos == 2 && m.max_abs == 3 && m.max_rel == 1.5);
-  divergence_row(&m, (double[]){0, 1}, (double[]){1, 0}, 2);
+  metrics_row(&m, (double[]){0, 1}, (double[]){1, 0}, 2);
   close_to(m.one_minus_cos, 1, 1e-15);
-  divergence_row(&m, (double[]){7}, (double[]){14}, 1); // of one direction
+  metrics_row(&m, (double[]){7}, (double[]){14}, 1); // of one direction
   assert_true(m.rel_l2 == 0.5 && m.one_minus_cos == 0 && m.max_rel == 0.5);
-  divergence_row(&m, NULL, NULL, 0);
+  metrics_row(&m, NULL, NULL, 0);
   assert_true(m.finite && m.rel_l2 == 0 && m.one_minus_cos == 0);
 }
 
 static void test_reference_is_b(void **state) {
   (void)state;
   metrics ab, ba;
-  divergence_row(&ab, (double[]){1, 1}, (double[]){2, 2}, 2);
-  divergence_row(&ba, (double[]){2, 2}, (double[]){1, 1}, 2);
+  metrics_row(&ab, (double[]){1, 1}, (double[]){2, 2}, 2);
+  metrics_row(&ba, (double[]){2, 2}, (double[]){1, 1}, 2);
   close_to(ab.rel_l2, 0.5, 1e-15);
   close_to(ba.rel_l2, 1, 1e-15);
 }
@@ -57,7 +57,7 @@ static void test_cosine_does_not_cancel(void **state) {
   (void)state;
   for (double t = 1e-3; t > 1e-13; t /= 10) {
     metrics m;
-    divergence_row(&m, (double[]){cos(t), sin(t), 0}, (double[]){1, 0, 0}, 3);
+    metrics_row(&m, (double[]){cos(t), sin(t), 0}, (double[]){1, 0, 0}, 3);
     close_to(m.one_minus_cos, 2 * sin(t / 2) * sin(t / 2), 1e-9);
   }
 }
@@ -65,12 +65,12 @@ static void test_cosine_does_not_cancel(void **state) {
 static void test_zero_vectors(void **state) {
   (void)state;
   metrics m;
-  divergence_row(&m, (double[]){0, -0.0}, (double[]){-0.0, 0}, 2);
+  metrics_row(&m, (double[]){0, -0.0}, (double[]){-0.0, 0}, 2);
   assert_true(m.finite && m.rel_l2 == 0 && m.one_minus_cos == 0 && m.max_rel == 0 && m.max_ulp == 0);
-  divergence_row(&m, (double[]){1, 0}, (double[]){0, 0}, 2);
+  metrics_row(&m, (double[]){1, 0}, (double[]){0, 0}, 2);
   assert_true(m.one_minus_cos == 1 && m.max_abs == 1 && m.max_rel == 1);
   close_to(m.rel_l2, 1e300, 1e-12);
-  divergence_row(&m, (double[]){0, 0}, (double[]){0, 2}, 2);
+  metrics_row(&m, (double[]){0, 0}, (double[]){0, 2}, 2);
   assert_true(m.rel_l2 == 1 && m.one_minus_cos == 1);
 }
 
@@ -80,13 +80,13 @@ static void test_extreme_scales(void **state) {
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     double s = sizes[i];
     metrics m;
-    divergence_row(&m, (double[]){0, 5 * s}, (double[]){3 * s, 4 * s}, 2);
+    metrics_row(&m, (double[]){0, 5 * s}, (double[]){3 * s, 4 * s}, 2);
     if (s > 1e-290) close_to(m.rel_l2, sqrt(10) / 5, 1e-12);
     close_to(m.one_minus_cos, 0.2, 1e-12);
     assert_true(m.finite && m.max_abs > 0);
-    divergence_row(&m, (double[]){s}, (double[]){-s}, 1);
+    metrics_row(&m, (double[]){s}, (double[]){-s}, 1);
     assert_true(m.rel_l2 > 0 && m.one_minus_cos == 2);
-    divergence_row(&m, (double[]){3 * s, 4 * s}, (double[]){3, 4}, 2); // of one direction
+    metrics_row(&m, (double[]){3 * s, 4 * s}, (double[]){3, 4}, 2); // of one direction
     assert_true(m.one_minus_cos < 1e-15 || s < 1e-300);
   }
 }
@@ -95,17 +95,17 @@ static void test_steps(void **state) {
   (void)state;
   metrics m;
   double one_up = (double)nextafterf(1, 2);
-  divergence_row(&m, (double[]){one_up, 1}, (double[]){1, 1}, 2);
+  metrics_row(&m, (double[]){one_up, 1}, (double[]){1, 1}, 2);
   assert_true(m.max_ulp == 1);
-  divergence_row(&m, (double[]){1 + 1e-12}, (double[]){1}, 1); // rounds to the same float
+  metrics_row(&m, (double[]){1 + 1e-12}, (double[]){1}, 1); // rounds to the same float
   assert_true(m.max_ulp == 0 && m.max_abs > 0);
-  divergence_row(&m, (double[]){(double)nextafterf(0, 1)}, (double[]){(double)nextafterf(0, -1)}, 1);
+  metrics_row(&m, (double[]){(double)nextafterf(0, 1)}, (double[]){(double)nextafterf(0, -1)}, 1);
   assert_true(m.max_ulp == 2);
-  divergence_row(&m, (double[]){2}, (double[]){1}, 1);
+  metrics_row(&m, (double[]){2}, (double[]){1}, 1);
   assert_true(m.max_ulp == 8388608);
-  divergence_row(&m, (double[]){-2}, (double[]){-1}, 1);
+  metrics_row(&m, (double[]){-2}, (double[]){-1}, 1);
   assert_true(m.max_ulp == 8388608);
-  divergence_row(&m, (double[]){-1}, (double[]){1}, 1);
+  metrics_row(&m, (double[]){-1}, (double[]){1}, 1);
   assert_true(m.max_ulp == 2.0 * 0x3f800000);
 }
 
@@ -117,7 +117,7 @@ static void test_not_finite(void **state) {
     if (i >= 6) a[i % 2] = bad[i / 2 % 3];
     b[i % 2] = i < 6 ? bad[i / 2] : i < 9 ? b[i % 2] : a[i % 2]; // also the same on both sides
     logit_metrics l;
-    divergence_logits(&l, a, b, 2, 0);
+    metrics_logits(&l, a, b, 2, 0);
     assert_false(l.row.finite || l.top1_agrees);
     assert_true(isnan(l.row.rel_l2) && isnan(l.row.one_minus_cos) && isnan(l.row.max_abs));
     assert_true(isnan(l.row.max_rel) && isnan(l.row.max_ulp) && isnan(l.kl) && isnan(l.margin));
@@ -129,33 +129,33 @@ static void test_logits_closed_forms(void **state) {
   (void)state;
   logit_metrics l;
   double even[] = {0, 0, 0, 0}, tilted[] = {log(4), log(2), log(1), log(1)};
-  divergence_logits(&l, even, tilted, 4, 1); // p = 1/2 1/4 1/8 1/8 against q = 1/4 each
+  metrics_logits(&l, even, tilted, 4, 1); // p = 1/2 1/4 1/8 1/8 against q = 1/4 each
   close_to(l.kl, 0.25 * log(2), 1e-14);
   close_to(l.nll_a, log(4), 1e-15);
   close_to(l.nll_b, log(4), 1e-15);
   close_to(l.margin, log(2), 1e-15);
   assert_true(l.top1_agrees); // a tie goes to the lower index
-  divergence_logits(&l, tilted, even, 4, 0);
+  metrics_logits(&l, tilted, even, 4, 0);
   close_to(l.kl, log(4) - 1.75 * log(2) + 0 * l.kl, 1e-13);
   assert_true(l.margin == 0);
-  divergence_logits(&l, (double[]){0, 1, 0, 0}, tilted, 4, -1);
+  metrics_logits(&l, (double[]){0, 1, 0, 0}, tilted, 4, -1);
   assert_false(l.top1_agrees);
   assert_true(isnan(l.nll_a) && isnan(l.nll_b));
-  divergence_logits(&l, even, tilted, 4, 4); // outside the vocabulary
+  metrics_logits(&l, even, tilted, 4, 4); // outside the vocabulary
   assert_true(isnan(l.nll_a));
-  divergence_logits(&l, tilted, tilted, 4, 0);
+  metrics_logits(&l, tilted, tilted, 4, 0);
   assert_true(l.kl == 0 && l.top1_agrees);
   double moved[4]; // softmax does not see a shift
   for (int i = 0; i < 4; i++) moved[i] = tilted[i] + 1000;
-  divergence_logits(&l, moved, tilted, 4, 2);
+  metrics_logits(&l, moved, tilted, 4, 2);
   assert_true(l.kl < 1e-24);
   close_to(l.nll_a, log(8), 1e-12);
-  divergence_logits(&l, (double[]){-900, 900}, (double[]){900, -900}, 2,
-                    0); // exp runs under, nothing runs over
+  metrics_logits(&l, (double[]){-900, 900}, (double[]){900, -900}, 2,
+                 0); // exp runs under, nothing runs over
   close_to(l.kl, 1800, 1e-14);
   close_to(l.nll_a, 1800, 1e-14);
   assert_false(l.top1_agrees);
-  divergence_logits(&l, (double[]){3}, (double[]){5}, 1, 0);
+  metrics_logits(&l, (double[]){3}, (double[]){5}, 1, 0);
   assert_true(isnan(l.margin) && l.kl == 0 && l.nll_a == 0 && l.top1_agrees);
 }
 
@@ -193,7 +193,7 @@ static void test_random_against_long_double(void **state) {
     }
     logit_metrics l;
     int64_t target = rand() % (int)n;
-    divergence_logits(&l, a, b, n, target);
+    metrics_logits(&l, a, b, n, target);
     assert_true(l.row.finite);
     close_to(l.row.rel_l2, (double)sqrtl(dd / bb), 1e-12);
     close_to(l.row.one_minus_cos, (double)cos2, 1e-7);
@@ -209,29 +209,29 @@ static void test_random_against_long_double(void **state) {
 
 static void test_flips(void **state) {
   (void)state;
-  assert_int_equal(divergence_router_flips((int32_t[]){1, 2, 3, 4}, (int32_t[]){4, 3, 2, 1}, 4),
+  assert_int_equal(metrics_router_flips((int32_t[]){1, 2, 3, 4}, (int32_t[]){4, 3, 2, 1}, 4),
                    0); // sets, not lists
-  assert_int_equal(divergence_router_flips((int32_t[]){1, 2, 3, 4}, (int32_t[]){1, 2, 3, 5}, 4), 1);
-  assert_int_equal(divergence_router_flips((int32_t[]){0, 1}, (int32_t[]){2, 3}, 2), 2);
-  assert_int_equal(divergence_router_flips(NULL, NULL, 0), 0);
+  assert_int_equal(metrics_router_flips((int32_t[]){1, 2, 3, 4}, (int32_t[]){1, 2, 3, 5}, 4), 1);
+  assert_int_equal(metrics_router_flips((int32_t[]){0, 1}, (int32_t[]){2, 3}, 2), 2);
+  assert_int_equal(metrics_router_flips(NULL, NULL, 0), 0);
 }
 
 static void test_spreads(void **state) {
   (void)state;
   spread s;
-  assert_int_equal(divergence_spread(&s, (double[]){5}, 1), 0);
+  assert_int_equal(metrics_spread(&s, (double[]){5}, 1), 0);
   assert_true(s.min == 5 && s.median == 5 && s.max == 5 && s.worst == 0);
-  assert_int_equal(divergence_spread(&s, (double[]){9, 1, 9, 4}, 4), 0);
+  assert_int_equal(metrics_spread(&s, (double[]){9, 1, 9, 4}, 4), 0);
   assert_true(s.min == 1 && s.median == 6.5 && s.max == 9 &&
               s.worst == 0); // position 0 counts; first on a tie
-  assert_int_equal(divergence_spread(&s, (double[]){3, 1, 2}, 3), 0);
+  assert_int_equal(metrics_spread(&s, (double[]){3, 1, 2}, 3), 0);
   assert_true(s.min == 1 && s.median == 2 && s.max == 3 && s.worst == 0);
-  assert_int_equal(divergence_spread(&s, (double[]){0, 1, INFINITY, INFINITY}, 4), 0);
+  assert_int_equal(metrics_spread(&s, (double[]){0, 1, INFINITY, INFINITY}, 4), 0);
   assert_true(s.min == 0 && isinf(s.median) && isinf(s.max) && s.worst == 2);
-  assert_int_equal(divergence_spread(&s, (double[]){1, 2, NAN, 9, NAN}, 5), 0);
+  assert_int_equal(metrics_spread(&s, (double[]){1, 2, NAN, 9, NAN}, 5), 0);
   assert_true(isnan(s.min) && isnan(s.median) && isnan(s.max) && s.worst == 2);
   status_reset();
-  assert_int_equal(divergence_spread(&s, NULL, 0), 1);
+  assert_int_equal(metrics_spread(&s, NULL, 0), 1);
   status_reset();
 }
 

@@ -1,11 +1,11 @@
-// Tests of src/gguf.h: a good file of every value type, then files that lie in each field, are cut at each
-// byte or have random bits flipped, and split sets that do not hold together.
+// Tests of src/model/gguf.h: a good file of every value type, then files that lie in each field, are cut at
+// each byte or have random bits flipped, and split sets that do not hold together.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "src/gguf.h"
+#include "src/model/gguf.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

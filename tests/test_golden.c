@@ -7,7 +7,7 @@
 #include <cmocka.h>
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
-#include "kernels/numerics_base.h"
+#include "kernels/formats/numerics_base.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -9,7 +9,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "dist/exchange.h"
-#include "kernels/numerics.h"
+#include "kernels/formats/numerics.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -145,7 +145,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
     for (int64_t i = 0; i < n; i++) // in some layers one expert, and so one rank, has all slots
       expert[i] =
           (int32_t)(layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS);
-    const int64_t *row_of_slot = exchange_plan(x, expert, n, NULL);
+    const int64_t *row_of_slot = exchange_place_slots(x, expert, n, NULL);
     bool taken[SLOTS] = {false};
     memset(rows, 0xa5, sizeof rows);
     for (int64_t i = 0; i < n; i++) {
@@ -157,7 +157,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
       own++;
     }
     assert_int_equal(exchange_gives(x, exchange_slots(x)).count, size > 1 ? own : 0);
-    assert_int_equal(exchange_carry(x, rows, NULL, ROW, exchange_slots(x), layer), 0);
+    assert_int_equal(exchange_transfer(x, rows, NULL, ROW, exchange_slots(x), layer), 0);
     for (int64_t i = 0; i < n; i++) {
       fill_row(wanted, i, layer);
       assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
@@ -207,8 +207,8 @@ static void dealt_layer(exchange *x, const int32_t *owner, const bool *shared, i
     expert[i] =
         (int32_t)(layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS);
   int64_t plain[SLOTS];
-  memcpy(plain, exchange_plan(x, expert, n, NULL), (size_t)n * sizeof *plain);
-  const int64_t *row_of_slot = exchange_plan(x, expert, n, slots_of_rank);
+  memcpy(plain, exchange_place_slots(x, expert, n, NULL), (size_t)n * sizeof *plain);
+  const int64_t *row_of_slot = exchange_place_slots(x, expert, n, slots_of_rank);
   assert_memory_equal(row_of_slot, plain, (size_t)n * sizeof *plain);
   memset(rows, 0xa5, sizeof rows);
   uint64_t before = exchange_bytes_sent(x), given = 0;
@@ -217,7 +217,7 @@ static void dealt_layer(exchange *x, const int32_t *owner, const bool *shared, i
     if (own) fill_row(rows + row_of_slot[i] * ROW, i, layer);
     given += own && !mine;
   }
-  assert_int_equal(exchange_carry(x, rows, NULL, ROW, exchange_slots(x), layer), 0);
+  assert_int_equal(exchange_transfer(x, rows, NULL, ROW, exchange_slots(x), layer), 0);
   for (int64_t i = 0; i < n; i++) {
     bool own = owner[expert[i]] == rank, mine = i >= first && i < first + slots_of_rank[rank];
     memset(wanted, 0xa5, ROW);
@@ -342,8 +342,8 @@ static void rows_reach_the_ranks_that_take_them(void **state) {
       for (int64_t i = first; i < first + count; i++) fill_row(rows + i * ROW, i, set);
       bool host = set % 2, takes = to == ALL_RANKS || (to == SHARED_RANKS) == shared[rank];
       const row_range *range = exchange_gather(x, part, (rank_set)to);
-      assert_int_equal(host ? exchange_carry_host(x, rows, ROW, range, 0)
-                            : exchange_carry(x, rows, NULL, ROW, range, 0),
+      assert_int_equal(host ? exchange_transfer_host(x, rows, ROW, range, 0)
+                            : exchange_transfer(x, rows, NULL, ROW, range, 0),
                        0);
       for (int64_t i = 0; i < SLOTS; i++) {
         fill_row(wanted, i, set);
@@ -353,7 +353,7 @@ static void rows_reach_the_ranks_that_take_them(void **state) {
     }
     int told = shared[rank] ? rank : -1, teller = 0;
     while (!shared[teller]) teller++;
-    assert_int_equal(exchange_tell(x, &told, sizeof told, "a test"), 0);
+    assert_int_equal(exchange_broadcast(x, &told, sizeof told, "a test"), 0);
     assert_int_equal(told, shared[rank] ? rank : teller);
     exchange_close(x);
   }

@@ -1,12 +1,12 @@
-// Tests of kernels/numerics.h: errors of exp, log, cos, sin and the RoPE angles in units in the last place
-// against long double, special values, the summation tree against its formula, and the digest's mix.
+// Tests of kernels/formats/numerics.h: errors of exp, log, cos, sin and the RoPE angles in units in the last
+// place against long double, special values, the summation tree against its formula, and the digest's mix.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 #include "kernels/backend.h"
-#include "kernels/numerics.h"
+#include "kernels/formats/numerics.h"
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>

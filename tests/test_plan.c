@@ -1,12 +1,12 @@
-// Tests of src/plan.c: each placement over many sizes, and lists that are wrong.
+// Tests of src/run/placement.c: each placement over many sizes, and lists that are wrong.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
 #include "base/status.h"
-#include "kernels/numerics.h"
-#include "src/plan.h"
+#include "kernels/formats/numerics.h"
+#include "src/run/placement.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,8 +17,8 @@ static void check_plans(placement_kind kind, const int32_t *list, int n, int ran
   int32_t owner[64];
   int64_t total = 0;
   for (int rank = 0; rank < ranks; rank++) {
-    plan p;
-    assert_int_equal(plan_open(&p, kind, list, list ? (size_t)n : 0, NULL, n, ranks, rank), 0);
+    placement p;
+    assert_int_equal(placement_open(&p, kind, list, list ? (size_t)n : 0, NULL, n, ranks, rank), 0);
     int32_t next = 0;
     for (int e = 0; e < n; e++) {
       assert_in_range(p.rank_of_expert[e], 0, ranks - 1);
@@ -30,7 +30,7 @@ static void check_plans(placement_kind kind, const int32_t *list, int n, int ran
     assert_true(next > 0);
     owned[rank] = next;
     total += next;
-    plan_close(&p);
+    placement_close(&p);
   }
   assert_int_equal(total, n);
 }
@@ -51,14 +51,14 @@ static void placements_divide_evenly(void **state) {
 
 static void contiguous_and_strided_are_what_they_say(void **state) {
   (void)state;
-  plan a, b;
-  assert_int_equal(plan_open(&a, PLACEMENT_CONTIGUOUS, NULL, 0, NULL, 7, 3, 0), 0);
-  assert_int_equal(plan_open(&b, PLACEMENT_STRIDED, NULL, 0, NULL, 7, 3, 0), 0);
+  placement a, b;
+  assert_int_equal(placement_open(&a, PLACEMENT_CONTIGUOUS, NULL, 0, NULL, 7, 3, 0), 0);
+  assert_int_equal(placement_open(&b, PLACEMENT_STRIDED, NULL, 0, NULL, 7, 3, 0), 0);
   const int32_t contiguous[] = {0, 0, 0, 1, 1, 2, 2}, strided[] = {0, 1, 2, 0, 1, 2, 0};
   assert_memory_equal(a.rank_of_expert, contiguous, sizeof contiguous);
   assert_memory_equal(b.rank_of_expert, strided, sizeof strided);
-  plan_close(&a);
-  plan_close(&b);
+  placement_close(&a);
+  placement_close(&b);
 }
 
 static void lists_are_taken_as_they_are(void **state) {
@@ -69,23 +69,23 @@ static void lists_are_taken_as_they_are(void **state) {
   assert_int_equal(owned[0], 2);
   assert_int_equal(owned[1], 1);
   assert_int_equal(owned[2], 3);
-  plan p;
-  assert_int_equal(plan_open(&p, PLACEMENT_LIST, list, 6, NULL, 6, 3, 1), 0);
+  placement p;
+  assert_int_equal(placement_open(&p, PLACEMENT_LIST, list, 6, NULL, 6, 3, 1), 0);
   assert_memory_equal(p.rank_of_expert, list, sizeof list);
-  plan_close(&p);
+  placement_close(&p);
 }
 
 // ---- by speed ----
 
 static void balanced(const double *speed, int n, int ranks, const int64_t *wanted) {
-  plan p;
+  placement p;
   int next = 0;
-  assert_int_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, speed, n, ranks, ranks - 1), 0);
+  assert_int_equal(placement_open(&p, PLACEMENT_BALANCED, NULL, 0, speed, n, ranks, ranks - 1), 0);
   for (int r = 0; r < ranks; r++)
     for (int64_t i = 0; i < wanted[r]; i++) assert_int_equal(p.rank_of_expert[next++], r);
   assert_int_equal(next, n);
   assert_int_equal(p.n_own, wanted[ranks - 1]);
-  plan_close(&p);
+  placement_close(&p);
 }
 
 static void speeds_are_shares(void **state) {
@@ -105,8 +105,8 @@ static void every_expert_has_an_owner(void **state) {
     double speed[20], sum = 0;
     int ranks = (int)(num_mix64(seed) % 20) + 1, n = ranks + (int)(num_mix64(seed + 7) % 130);
     for (int r = 0; r < ranks; r++) sum += speed[r] = 1 + (double)(num_mix64(seed << 8 | (uint64_t)r) % 1000);
-    plan p;
-    assert_int_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, speed, n, ranks, 0), 0);
+    placement p;
+    assert_int_equal(placement_open(&p, PLACEMENT_BALANCED, NULL, 0, speed, n, ranks, 0), 0);
     for (int e = 1; e < n; e++) // contiguous, and no rank is left out
       assert_in_range(p.rank_of_expert[e] - p.rank_of_expert[e - 1], 0, 1);
     assert_int_equal(p.rank_of_expert[0], 0);
@@ -116,17 +116,17 @@ static void every_expert_has_an_owner(void **state) {
       for (int e = 0; e < n; e++) count += p.rank_of_expert[e] == r;
       assert_true(count <= 1 || (double)count < (double)n * speed[r] / sum + 1);
     }
-    plan_close(&p);
+    placement_close(&p);
   }
 }
 
 static void refused(placement_kind kind, const int32_t *list, size_t length, int64_t n, int ranks,
                     const char *what) {
-  plan p;
-  assert_int_not_equal(plan_open(&p, kind, list, length, NULL, n, ranks, 0), 0);
+  placement p;
+  assert_int_not_equal(placement_open(&p, kind, list, length, NULL, n, ranks, 0), 0);
   if (!strstr(status_text(), what)) fail_msg("\"%s\" does not say \"%s\"", status_text(), what);
   status_reset();
-  plan_close(&p);
+  placement_close(&p);
 }
 
 static void bad_plans_are_refused(void **state) {
@@ -142,15 +142,15 @@ static void bad_plans_are_refused(void **state) {
   refused(PLACEMENT_LIST, negative, 4, 4, 3, "expert 1");
   refused(PLACEMENT_LIST, idle, 4, 4, 3, "rank 1 owns no expert");
   const double slow[] = {1, 0}, unknown[] = {(double)NAN, 1};
-  plan p;
-  assert_int_not_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, slow, 4, 2, 0), 0);
+  placement p;
+  assert_int_not_equal(placement_open(&p, PLACEMENT_BALANCED, NULL, 0, slow, 4, 2, 0), 0);
   assert_non_null(strstr(status_text(), "rank 1"));
   status_reset();
-  plan_close(&p);
-  assert_int_not_equal(plan_open(&p, PLACEMENT_BALANCED, NULL, 0, unknown, 4, 2, 0), 0);
+  placement_close(&p);
+  assert_int_not_equal(placement_open(&p, PLACEMENT_BALANCED, NULL, 0, unknown, 4, 2, 0), 0);
   assert_non_null(strstr(status_text(), "rank 0"));
   status_reset();
-  plan_close(&p);
+  placement_close(&p);
 }
 
 static void names(void **state) {
@@ -159,7 +159,7 @@ static void names(void **state) {
   assert_string_equal(placement_name(PLACEMENT_STRIDED), "strided");
   assert_string_equal(placement_name(PLACEMENT_BALANCED), "balanced");
   assert_string_equal(placement_name(PLACEMENT_LIST), "list");
-  plan_close(NULL);
+  placement_close(NULL);
 }
 
 int main(void) {

@@ -8,7 +8,7 @@
 #include <cmocka.h>
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
-#include "kernels/half.h"
+#include "kernels/formats/half.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -105,7 +105,7 @@ static float literal_q8k(const matrix *m, int64_t row, const block_q8_K *x, int 
   float y = 0;
   for (int64_t b = 0; b < m->cols / QK_K; b++, block += type->bytes, x++) {
     int64_t isum = 0, msum = 0;
-    float partial = 0; // the wrong way: an integer turned into a float before the block is whole
+    float partial = 0; // the wrong way: an integer rotated into a float before the block is whole
     parts p = {0};
     for (int i = 0; i < QK_K; i++) {
       p = k_quant_parts(m->type, block, i);

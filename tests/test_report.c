@@ -6,7 +6,8 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "src/report_read.h"
+#include "src/report/report_read.h"
+#include "base/whole_file.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -90,11 +91,11 @@ typedef struct {
   report r;
   report_rank ranks[N_RANKS];
   report_arm arms[N_ARMS];
-  report_pair pairs[N_PAIRS];
+  pair_statistics pairs[N_PAIRS];
   report_token tokens[N_ROWS];
   report_sequence sequences[N_ARMS][N_SEQUENCES];
   uint64_t digests[N_ARMS][MAX_LAYERS];
-  report_layer layers[N_PAIRS][MAX_LAYERS];
+  layer_statistics layers[N_PAIRS][MAX_LAYERS];
   report_text texts[2];
   const char *rank_arms[N_RANKS];
 } sample;
@@ -126,15 +127,15 @@ static void fill_arm(sample *s, int i, size_t n_layers) {
 
 static void fill_pair(sample *s, int i, size_t n_layers) {
   static const size_t A[N_PAIRS] = {2, 1, 2}, B[N_PAIRS] = {1, 0, 0};
-  s->pairs[i] = (report_pair){.a = A[i], .b = B[i], .finite = true, .layers = s->layers[i]};
-  report_pair *p = &s->pairs[i];
+  s->pairs[i] = (pair_statistics){.a = A[i], .b = B[i], .finite = true, .layers = s->layers[i]};
+  pair_statistics *p = &s->pairs[i];
   spread *of_pair[] = {&p->rel_l2, &p->one_minus_cos, &p->max_abs, &p->max_rel, &p->max_ulp, &p->kl};
   for (int m = 0; m < 6; m++) *of_pair[m] = random_spread();
   p->top1_agreement = 11.0 / 12;
   p->perplexity_delta = small_random() - 0.5;
   for (size_t l = 0; l < n_layers; l++) {
-    report_layer *y = &s->layers[i][l];
-    *y = (report_layer){
+    layer_statistics *y = &s->layers[i][l];
+    *y = (layer_statistics){
         .layer = (int32_t)l, .router_flips = rand() % 9, .flipped_tokens = 3, .flip_margin = NAN};
     spread *of_layer[] = {&y->rel_l2, &y->one_minus_cos, &y->max_abs, &y->max_rel, &y->max_ulp};
     for (int m = 0; m < 5; m++) *of_layer[m] = random_spread();
@@ -538,8 +539,8 @@ static void test_folders(void **state) {
   (void)state;
   char deep[600];
   snprintf(deep, sizeof deep, "%s", in_folder("a/b//c/"));
-  assert_int_equal(report_dir_check(deep), 0);
-  assert_int_equal(report_dir_check(deep), 0);
+  assert_int_equal(output_dir_check(deep), 0);
+  assert_int_equal(output_dir_check(deep), 0);
   assert_int_equal(rmdir(deep), 0); // nothing is left in it
   rmdir(in_folder("a/b"));
   rmdir(in_folder("a"));
@@ -548,12 +549,12 @@ static void test_folders(void **state) {
   char below[600];
   for (int i = 0; i < 4; i++) {
     status_reset();
-    assert_int_equal(report_dir_check(bad[i]), 1);
+    assert_int_equal(output_dir_check(bad[i]), 1);
     if (!strstr(status_text(), bad[i])) fail_msg("%s", status_text());
   }
   snprintf(below, sizeof below, "%s/x", in_folder("file"));
   status_reset();
-  assert_int_equal(report_dir_check(below), 1);
+  assert_int_equal(output_dir_check(below), 1);
   static sample s;
   fill(&s, 2);
   status_reset();

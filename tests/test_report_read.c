@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "src/report_compare.h"
+#include "src/report/report_diff.h"
 #include "tests/good_report.h"
 #include <jansson.h>
 #include <stdlib.h>

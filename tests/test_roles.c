@@ -1,10 +1,10 @@
-// Tests of src/roles.c: arms over ranks, "auto", and who computes the shared steps.
+// Tests of src/run/rank_roles.c: arms over ranks, "auto", and who computes the shared steps.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "src/roles.h"
+#include "src/run/rank_roles.h"
 #include <string.h>
 
 enum { MOST = 8 };
@@ -27,10 +27,10 @@ static void expect(const char *arms, const char *shared, const char *shared_rank
   int n = (int)strlen(gpus);
   bool has_gpu[MOST];
   char text[256] = "";
-  roles r;
+  rank_roles r;
   config c = configured(arms, shared, shared_ranks);
   for (int i = 0; i < n; i++) has_gpu[i] = gpus[i] == 'g';
-  if (roles_open(&r, &c, has_gpu, n)) fail_msg("%s", status_text());
+  if (rank_roles_open(&r, &c, has_gpu, n)) fail_msg("%s", status_text());
   for (int i = 0; i < n; i++)
     snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s%s", i ? " " : "", r.arm[i],
              r.shared[i] ? "*" : "");
@@ -38,7 +38,7 @@ static void expect(const char *arms, const char *shared, const char *shared_rank
   assert_string_equal(r.shared_arm, shared_arm);
   assert_true(r.shared[r.printer]);
   for (int i = 0; i < r.printer; i++) assert_false(r.shared[i]);
-  roles_close(&r);
+  rank_roles_close(&r);
   config_close(&c);
 }
 
@@ -75,12 +75,12 @@ static void ranks_named_are_the_shared_ones(void **state) {
 
 static void refused(const char *arms, const char *shared, const char *shared_ranks, const char *what) {
   const bool none[MOST] = {false};
-  roles r;
+  rank_roles r;
   config c = configured(arms, shared, shared_ranks);
-  assert_int_not_equal(roles_open(&r, &c, none, 2), 0);
+  assert_int_not_equal(rank_roles_open(&r, &c, none, 2), 0);
   if (!strstr(status_text(), what)) fail_msg("\"%s\" does not say \"%s\"", status_text(), what);
   status_reset();
-  roles_close(&r);
+  rank_roles_close(&r);
   config_close(&c);
 }
 
@@ -90,7 +90,7 @@ static void bad_roles_are_refused(void **state) {
   refused("[\"q8k@cpu\"]", "q8k@cuda", "[]", "no rank's arm is on cuda");
   refused("[\"q8k@cpu\"]", "", "[1, 1]", "expected each rank once, found 1 twice");
   refused("[\"q8k@cpu\", \"f32@cpu\", \"f64@cpu\"]", "", "[]", "an arm for each of 2 ranks, found 3");
-  roles_close(NULL);
+  rank_roles_close(NULL);
 }
 
 int main(void) {

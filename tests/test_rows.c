@@ -9,7 +9,7 @@
 
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
-#include "kernels/half.h"
+#include "kernels/formats/half.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,11 +1,11 @@
-// Tests of src/sampler.c: greedy choice and its ties, the shares that a temperature gives, the cuts of top_k
-// and top_p, and that a token follows from logits, settings and position alone.
+// Tests of src/run/sampler.c: greedy choice and its ties, the shares that a temperature gives, the cuts of
+// top_k and top_p, and that a token follows from logits, settings and position alone.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "src/sampler.h"
+#include "src/run/sampler.h"
 #include <math.h>
 #include <string.h>
 #include <time.h>

@@ -6,9 +6,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include "base/memory.h"
-#include "src/tokenizer.h"
-#include "src/tokenizer_bpe.h"
-#include "src/tokenizer_text.h"
+#include "src/text/tokenizer.h"
+#include "src/text/tokenizer_bpe.h"
+#include "src/text/tokenizer_text.h"
 #include <jansson.h>
 #include <pthread.h>
 #include <stdio.h>

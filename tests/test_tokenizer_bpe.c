@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "src/tokenizer_bpe.h"
+#include "src/text/tokenizer_bpe.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -38,7 +38,7 @@ typedef struct {
   size_t bytes;
   void (*embed)(void *x, const matrix *embedding, int64_t token, float *scratch);
   void (*rms_norm)(void *out, const void *x, const float *weight, int64_t n, double epsilon);
-  // x[2 * pairs] turned by table[pairs][2] = (cos, sin), element i with element i + pairs, then times scale.
+  // x[2 * pairs] rotated by table[pairs][2] = (cos, sin), element i with element i + pairs, then times scale.
   void (*rope)(void *x, const void *table, int64_t pairs, double scale);
   void (*rope_table)(void *table, double base, int64_t position, int64_t pairs);
   void (*kv_store)(kv_head *kv, int64_t position, const void *k, const void *v, int64_t head_dim);

@@ -48,8 +48,8 @@ static kv_head kv_of(const cpu_backend *b, int64_t layer, int64_t sequence, int6
 }
 
 // Norm and turn each head of x; `scale` is that of the scores for queries, 1 for keys.
-static void turn_heads(cpu_backend *b, char *x, int64_t n_heads, const float *weight, int32_t position,
-                       double scale) {
+static void rotate_heads(cpu_backend *b, char *x, int64_t n_heads, const float *weight, int32_t position,
+                         double scale) {
   const model_shape *s = &b->shape;
   const real_ops *ops = b->shared.ops;
   const char *table = b->rope_tables + (size_t)(position * s->head_dim) * ops->bytes;
@@ -70,8 +70,8 @@ static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, c
   for (int64_t t = 0; t < batch->n; t++) {
     char *k = (char *)b->k.rows[t], *v = (char *)b->v.rows[t];
     if (t >= first && t < first + count)
-      turn_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
-    turn_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
+      rotate_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
+    rotate_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
     for (int64_t h = 0; h < s->n_kv_heads; h++) {
       kv_head kv = kv_of(b, layer, batch->sequence[t], h);
       size_t at = (size_t)(h * s->head_dim) * real;
@@ -150,7 +150,7 @@ typedef struct { // rows first .. first + count - 1 of a layer's attention
   const layer_weights *w;
   int64_t layer, first, count, n_spans;
   const token_batch *batch;
-  product_list turned, projected; // q, k, v; and o
+  product_list rotated, projected; // q, k, v; and o
 } attention_part;
 
 static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t first,
@@ -158,16 +158,16 @@ static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *
   const layer_weights *w = &b->params.weights->layers[layer];
   attention_part p = {.w = w, .layer = layer, .first = first, .count = count, .batch = batch};
   p.n_spans = find_spans(b, batch, first, count);
-  product_list_add(&p.turned, product_shared(b, b->q.rows, &w->q, &b->normed, first, count));
-  product_list_add(&p.turned, product_shared(b, b->k.rows, &w->k, &b->normed, first, count));
-  product_list_add(&p.turned, product_shared(b, b->v.rows, &w->v, &b->normed, first, count));
+  product_list_add(&p.rotated, product_shared(b, b->q.rows, &w->q, &b->normed, first, count));
+  product_list_add(&p.rotated, product_shared(b, b->k.rows, &w->k, &b->normed, first, count));
+  product_list_add(&p.rotated, product_shared(b, b->v.rows, &w->v, &b->normed, first, count));
   product_list_add(&p.projected, product_shared(b, b->projected.rows, &w->o, &b->attended, first, count));
   return p;
 }
 
 static void project_phases(cpu_backend *b, attention_part *p) {
   norm_phase(b, p->w->attn_norm, p->first, p->count);
-  products_phase(b, &p->turned);
+  products_phase(b, &p->rotated);
 }
 
 static void attend_phases(cpu_backend *b, attention_part *p) {

@@ -149,7 +149,7 @@ bool decode_fits(const model_shape *s, const dev_weights *w) {
 }
 
 // Deals the rows to about `blocks` thread blocks, evenly; returns how many.
-static int deal_rows(rows_args *a, int blocks, int at_once) {
+static int token_shards_rows(rows_args *a, int blocks, int at_once) {
   int used;
   a->rows_per_warp = 0;
   do {
@@ -165,7 +165,7 @@ static int deal_rows(rows_args *a, int blocks, int at_once) {
 
 static status rows_launch(rows_args *a, int blocks, cudaStream_t stream) {
   int width = a->w[0].cols, n_blocks = width / QK_K, groups = groups_of(n_blocks),
-      used = deal_rows(a, blocks, 8 / groups);
+      used = token_shards_rows(a, blocks, 8 / groups);
   size_t bytes = rounded_bytes(width) + (a->norm ? (size_t)width * sizeof(float) : 0);
   auto *kernel = n_blocks > 8  ? decode_rows<8, 2>
                  : groups == 8 ? decode_rows<8, 1>

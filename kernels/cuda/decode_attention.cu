@@ -1,4 +1,4 @@
-// decode_attention: docs/paths.md steps 4 to 6 for tokens of different sequences: heads normed and turned,
+// decode_attention: docs/paths.md steps 4 to 6 for tokens of different sequences: heads normed and rotated,
 // the new key and value kept, the chunks attended and folded, in one launch.
 //
 // Two ways: near, one block holds every chunk of a few heads, for a cache of up to four chunks; far, a block

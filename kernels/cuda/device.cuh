@@ -1,14 +1,14 @@
 // device: what every CUDA source of the backend stands on: checked calls, warp sums, views of weights and
 // inputs.
 //
-// Invariant: nothing here decides arithmetic; docs/paths.md and kernels/numerics.h do.
+// Invariant: nothing here decides arithmetic; docs/paths.md and kernels/formats/numerics.h do.
 #pragma once
 #include "base/status.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/instructions.cuh"
 #include "kernels/cuda/memory_plan.h"
-#include "kernels/half.h"
-#include "kernels/numerics.h"
+#include "kernels/formats/half.h"
+#include "kernels/formats/numerics.h"
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 

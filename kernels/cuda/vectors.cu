@@ -97,9 +97,9 @@ __device__ void store_value(kv_cache c, size_t head, int position, int d, float 
     ((float *)c.values)[at] = value;
 }
 
-__global__ void turn_heads(float *q, const float *k, const float *v, const float *q_norm, const float *k_norm,
-                           const float *rope, kv_cache cache, int layer, int n_heads, float epsilon,
-                           float scale, dev_batch b, int first, int n) {
+__global__ void rotate_heads(float *q, const float *k, const float *v, const float *q_norm,
+                             const float *k_norm, const float *rope, kv_cache cache, int layer, int n_heads,
+                             float epsilon, float scale, dev_batch b, int first, int n) {
   wait_for_inputs();
   int per_token = n_heads + cache.n_kv_heads, lane = threadIdx.x % WARP;
   int item = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
@@ -138,8 +138,9 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
                     cudaStream_t stream) {
   size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
   float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
-  return launch(turn_heads, dim3((unsigned)((int)((items + 3) / 4))), 4 * WARP, 0, stream, q, k, v, w->q_norm,
-                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b, first, n);
+  return launch(rotate_heads, dim3((unsigned)((int)((items + 3) / 4))), 4 * WARP, 0, stream, q, k, v,
+                w->q_norm, w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b,
+                first, n);
 }
 
 // ---- experts' activations ----

@@ -1,4 +1,4 @@
-// weight_at: one weight of a row as a float, bit for bit as dequantize_row (kernels/blocks.c) has it.
+// weight_at: one weight of a row as a float, bit for bit as dequantize_row (kernels/formats/blocks.c) has it.
 #pragma once
 #include "kernels/cuda/device.cuh"
 

@@ -3,8 +3,8 @@
 //
 // An input: a byte for the type, then the blocks.
 #include "tests/fuzz/fuzz.h"
-#include "kernels/blocks.h"
-#include "kernels/half.h"
+#include "kernels/formats/blocks.h"
+#include "kernels/formats/half.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

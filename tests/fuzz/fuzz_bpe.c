@@ -3,7 +3,7 @@
 // An input: how many merges, 3 bytes each (left, right, joined, each an id below 32), then the word's
 // symbols.
 #include "tests/fuzz/fuzz.h"
-#include "src/tokenizer_bpe.h"
+#include "src/text/tokenizer_bpe.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -3,7 +3,7 @@
 // An input: a byte (its low 2 bits: how many --set texts; 4: no file), then these texts and last the file,
 // with byte 1e between them.
 #include "tests/fuzz/fuzz.h"
-#include "src/config.h"
+#include "src/config/config.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,7 +1,7 @@
 // fuzz_gguf: any bytes as a GGUF file: opened, and everything that gguf.h hands out of it read.
 #include "tests/fuzz/fuzz.h"
-#include "src/model.h"
-#include "src/tokenizer_internal.h"
+#include "src/model/model.h"
+#include "src/text/tokenizer_internal.h"
 #include <stdlib.h>
 #include <string.h>
 

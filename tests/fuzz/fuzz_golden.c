@@ -1,6 +1,6 @@
 // The one vocabulary that fuzz_tokenizer and fuzz_tokens share.
 #include "tests/fuzz/fuzz.h"
-#include "src/tokenizer.h"
+#include "src/text/tokenizer.h"
 
 const tokenizer *fuzz_golden_tokenizer(void) {
   static tokenizer *opened;

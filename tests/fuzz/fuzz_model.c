@@ -3,7 +3,7 @@
 //
 // An input: a byte that says whether it is split, then edits of 6 bytes: what, where (2), value (2), shift.
 #include "tests/fuzz/fuzz.h"
-#include "src/model.h"
+#include "src/model/model.h"
 #include <stdio.h>
 #include <string.h>
 

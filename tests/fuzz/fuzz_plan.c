@@ -3,15 +3,15 @@
 // An input: a byte whose lowest bit chooses, then for a plan kind, experts, ranks, rank and the list; for a
 // feed the chunk and the lengths of the sequences.
 #include "tests/fuzz/fuzz.h"
-#include "src/feed.h"
-#include "src/plan.h"
+#include "src/run/batcher.h"
+#include "src/run/placement.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { MOST_EXPERTS = 256, MOST_SEQUENCES = 16, MOST_TOKENS = 64 };
 
-static void check_plan(const plan *p, int rank) {
+static void check_plan(const placement *p, int rank) {
   int64_t own = 0;
   bool owns[MOST_EXPERTS] = {false};
   for (int64_t e = 0; e < p->n_experts; e++) {
@@ -24,7 +24,7 @@ static void check_plan(const plan *p, int rank) {
 }
 
 static void fuzz_placement(fuzz_input *in) {
-  plan p;
+  placement p;
   int32_t list[MOST_EXPERTS];
   placement_kind kind = (placement_kind)(fuzz_take(in, 1) % 4);
   int64_t experts = (int64_t)fuzz_take(in, 1) + 1;
@@ -33,23 +33,23 @@ static void fuzz_placement(fuzz_input *in) {
   while (in->left && length < MOST_EXPERTS) list[length++] = (int8_t)fuzz_take(in, 1);
   double speed[MOST_EXPERTS]; // over the range of float
   for (int r = 0; r < ranks; r++) speed[r] = ldexp(1, (size_t)r < length ? list[r] : r % 7);
-  status result = plan_open(&p, kind, list, length, speed, experts, ranks, rank);
+  status result = placement_open(&p, kind, list, length, speed, experts, ranks, rank);
   REQUIRE(kind == PLACEMENT_LIST || (result == 0) == (ranks <= experts));
   if (!result) check_plan(&p, rank);
-  plan_close(&p);
+  placement_close(&p);
 }
 
 static void fuzz_feed(fuzz_input *in) {
   static int32_t tokens[MOST_TOKENS];
   token_sequence sequences[MOST_SEQUENCES];
   token_batch batch;
-  feed f;
+  batcher f;
   int64_t chunk = (int64_t)fuzz_take(in, 1) + 1, n = 0, at[MOST_SEQUENCES] = {0};
   for (int i = 0; i < MOST_TOKENS; i++) tokens[i] = i;
   for (; in->left && n < MOST_SEQUENCES; n++)
     sequences[n] = (token_sequence){tokens, (int64_t)(fuzz_take(in, 1) % (MOST_TOKENS + 1))};
-  REQUIRE(!feed_open(&f, sequences, n, chunk));
-  for (int64_t last = 0; feed_next(&f, &batch);) {
+  REQUIRE(!batcher_open(&f, sequences, n, chunk));
+  for (int64_t last = 0; batcher_next(&f, &batch);) {
     REQUIRE(batch.n >= 1 && batch.n <= chunk);
     for (int64_t i = 0; i < batch.n; i++) {
       int32_t s = batch.sequence[i];
@@ -58,7 +58,7 @@ static void fuzz_feed(fuzz_input *in) {
     }
   }
   for (int64_t i = 0; i < n; i++) REQUIRE(at[i] == sequences[i].n);
-  feed_close(&f);
+  batcher_close(&f);
 }
 
 FUZZ_TARGET(plan) {

@@ -3,7 +3,7 @@
 // An input: a byte 0, then the file; or another byte, then edits of a good report: place (2 bytes), how many
 // bytes go there (1), how many come (1), and these.
 #include "tests/fuzz/fuzz.h"
-#include "src/report_compare.h"
+#include "src/report/report_diff.h"
 #include "tests/good_report.h"
 #include <stdlib.h>
 #include <string.h>

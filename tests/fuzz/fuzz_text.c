@@ -1,7 +1,7 @@
 // fuzz_text: any bytes through the Unicode side of the tokenizer alone: the check, the normal form, the
 // words.
 #include "tests/fuzz/fuzz.h"
-#include "src/tokenizer_text.h"
+#include "src/text/tokenizer_text.h"
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>

@@ -1,8 +1,8 @@
 // fuzz_tokenizer: any bytes as text for a real vocabulary: encoded, decoded, held against the promise that
 // the text comes back in its normal form.
 #include "tests/fuzz/fuzz.h"
-#include "src/tokenizer.h"
-#include "src/tokenizer_text.h"
+#include "src/text/tokenizer.h"
+#include "src/text/tokenizer_text.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -2,8 +2,8 @@
 //
 // An input: 2 bytes an id; ff ff is followed by 4 bytes of one that may be any number.
 #include "tests/fuzz/fuzz.h"
-#include "src/tokenizer.h"
-#include "src/tokenizer_text.h"
+#include "src/text/tokenizer.h"
+#include "src/text/tokenizer_text.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,6 +1,6 @@
 // fuzz_toml: any bytes as a TOML document, through the C face of the parser, every value looked at.
 #include "tests/fuzz/fuzz.h"
-#include "src/config_toml.h"
+#include "src/config/config_toml.h"
 #include <string.h>
 
 static size_t look(const toml_value *v, int depth) {

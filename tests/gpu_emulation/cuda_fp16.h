@@ -1,6 +1,6 @@
 // cuda_fp16: halves as the kernels read them, for the emulation.
 #pragma once
-#include "kernels/half.h"
+#include "kernels/formats/half.h"
 #include <cuda_runtime.h>
 
 struct __half {

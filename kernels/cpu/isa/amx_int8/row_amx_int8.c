@@ -1,0 +1,37 @@
+// row_amx_int8: AMX tiles (Sapphire Rapids and later Xeons) for products with many tokens; all else, decoding
+// among it, is the row avx512_vnni's.
+#include "kernels/cpu/isa/amx_int8/amx_tile.h"
+#include "kernels/cpu/isa/amx_int8/amx_q8k.h"
+#include "kernels/cpu/isa/avx512/avx512_row.h"
+#include "kernels/cpu/isa/each_row/generic.h"
+#include <cpuid.h>
+#include <sys/syscall.h>
+
+long syscall(long number, ...); // of <unistd.h>, whose files are no business of a kernel
+
+// Linux lets a process use tiles when it has asked: ARCH_REQ_XCOMP_PERM of asm/prctl.h, for the XSAVE state
+// 18, XTILEDATA. The answer holds for all threads.
+static bool tiles_granted(void) {
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+}
+
+static bool usable_amx_int8(void) {
+  enum { AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, BOTH = AMX_TILE | AMX_INT8 }; // of EDX
+  unsigned a, b, c, d;
+  return usable_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BOTH) == BOTH &&
+         tiles_granted();
+}
+
+static void product_q8k_tiles(float *const *out, const matrix *m, const block_q8_K *const *x,
+                              int64_t n_tokens) {
+  (n_tokens < AMX_TOKENS ? product_q8k_avx512 : product_q8k_amx)(out, m, x, n_tokens);
+}
+
+const cpu_row cpu_row_amx_int8 = {
+    .name = "amx_int8",
+    .usable = usable_amx_int8,
+    .f32 = &ops_avx512,
+    .f64 = &ops_f64,
+    .quantize_q8k = quantize_q8k_avx512,
+    .product_q8k = product_q8k_tiles,
+};

@@ -1,0 +1,34 @@
+// row_avx2: compiled with AVX2, FMA and F16C; the portable kernels, vectorised by the compiler lane by lane,
+// but for products with rounded activations.
+#include "kernels/cpu/isa/avx2/avx2_f32.h"
+#include "kernels/cpu/isa/avx2/avx2_q8k.h"
+#include "kernels/cpu/isa/each_row/generic.h"
+
+static bool usable_avx2(void) {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static const real_ops ops_avx2 = {
+    .bytes = sizeof(float),
+    .embed = embed_f32,
+    .rms_norm = rms_norm_f32,
+    .rope = rope_f32,
+    .rope_table = rope_table_f32,
+    .kv_store = kv_store_f32,
+    .attend = attend_f32,
+    .route = route_f32,
+    .swiglu = swiglu_f32,
+    .add = add_f32,
+    .combine = combine_f32,
+    .product = product_f32,
+    .product_tile = product_tile_avx2,
+};
+
+const cpu_row cpu_row_avx2 = {
+    .name = "avx2",
+    .usable = usable_avx2,
+    .f32 = &ops_avx2,
+    .f64 = &ops_f64,
+    .quantize_q8k = quantize_q8k_generic,
+    .product_q8k = product_q8k_avx2,
+};

@@ -1,0 +1,148 @@
+// avx512_q8k: products of K-quant rows with rounded activations, 32 rows a panel pair and up to 6 tokens at a
+// time.
+//
+// Owns: the order of the work. Invariant: a lane is one row; its floats are added in the order of
+// docs/paths.md, its integers in any.
+#pragma once
+#include "kernels/cpu/isa/avx512/avx512_row.h"
+#include "kernels/cpu/isa/avx512/avx512_stream.h"
+
+enum {
+  VECTOR_TOKENS = 2,          // up to so many, unpacking costs more than it saves
+  PAIR_ROWS = 2 * PANEL_ROWS, // ROW_TILE
+  FEW_TOKENS = 6,             // 2 x 6 sums and 2 x 6 sub-block sums, with the weights, fill the 32 registers
+};
+
+// sum[t][lane] of one block and n tokens, for a type with minimums (n_sub = 8) or Q6_K (n_sub = 16).
+static inline __attribute__((always_inline)) void panel_times(float (*sum)[PAIR_ROWS], const panel *p,
+                                                              const block_q8_K *const *x, int64_t b,
+                                                              const min_sums *mins, const int n,
+                                                              const int n_sub) {
+  __m512i isum[2][FEW_TOKENS];
+  const int8_t *q[FEW_TOKENS];
+  for (int t = 0; t < n; t++) {
+    isum[0][t] = isum[1][t] = _mm512_setzero_si512();
+    q[t] = x[t][b].qs;
+  }
+  const int groups = QK_K / 4 / n_sub;
+  for (int j = 0; j < n_sub; j++) {
+    __m512i part[2][FEW_TOKENS];
+    for (int t = 0; t < n; t++) part[0][t] = part[1][t] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int i = 0; i < groups; i++) {
+      __m512i first = _mm512_load_si512(p[0].q[j * groups + i]),
+              second = _mm512_load_si512(p[1].q[j * groups + i]);
+#pragma GCC unroll 6
+      for (int t = 0; t < n; t++) {
+        __m512i four = word_of(q[t] + 4 * (j * groups + i));
+        part[0][t] = _mm512_dpbusd_epi32(part[0][t], first, four);
+        part[1][t] = _mm512_dpbusd_epi32(part[1][t], second, four);
+      }
+    }
+    for (int half = 0; half < 2; half++) {
+      __m512i scale = _mm512_load_si512(p[half].scale[j]);
+#pragma GCC unroll 6
+      for (int t = 0; t < n; t++)
+        isum[half][t] = _mm512_add_epi32(isum[half][t], _mm512_mullo_epi32(part[half][t], scale));
+    }
+  }
+#pragma GCC unroll 6
+  for (int t = 0; t < n; t++) {
+    __m512 dx = _mm512_set1_ps(x[t][b].d);
+    for (int half = 0; half < 2; half++) {
+      __m512i msum = _mm512_setzero_si512();
+      __m512 term, d = _mm512_load_ps(p[half].d);
+      if (n_sub == 8) {
+        for (int k = 0; k < 4; k++)
+          msum = _mm512_dpwssd_epi32(msum, _mm512_load_si512(p[half].weight[k]), word_of(mins[t].pair[k]));
+        __m512 base = _mm512_mul_ps(_mm512_load_ps(p[half].dmin), _mm512_cvtepi32_ps(msum));
+        term = _mm512_fmsub_ps(d, _mm512_cvtepi32_ps(isum[half][t]), base);
+      } else {
+        for (int k = 0; k < 8; k++)
+          msum =
+              _mm512_dpwssd_epi32(msum, _mm512_load_si512(p[half].weight[k]), word_of(x[t][b].bsums + 2 * k));
+        __m512i whole =
+            _mm512_sub_epi32(isum[half][t], _mm512_slli_epi32(msum, 5)); // the quants' offset is 32
+        term = _mm512_mul_ps(d, _mm512_cvtepi32_ps(whole));
+      }
+      float *at = sum[t] + half * PANEL_ROWS;
+      _mm512_store_ps(at, _mm512_fmadd_ps(dx, term, _mm512_load_ps(at)));
+    }
+  }
+}
+
+#define PANEL_TIMES(n, n_sub)                                                                                \
+  static __attribute__((noinline)) void panel_times_##n##_##n_sub(                                           \
+      float(*sum)[PAIR_ROWS], const panel *p, const block_q8_K *const *x, int64_t b, const min_sums *mins) { \
+    panel_times(sum, p, x, b, mins, n, n_sub);                                                               \
+  }
+PANEL_TIMES(1, 8)
+PANEL_TIMES(2, 8)
+PANEL_TIMES(3, 8)
+PANEL_TIMES(4, 8)
+PANEL_TIMES(5, 8)
+PANEL_TIMES(6, 8)
+PANEL_TIMES(1, 16)
+PANEL_TIMES(2, 16)
+PANEL_TIMES(3, 16)
+PANEL_TIMES(4, 16)
+PANEL_TIMES(5, 16)
+PANEL_TIMES(6, 16)
+#undef PANEL_TIMES
+
+typedef void panel_times_n(float (*sum)[PAIR_ROWS], const panel *p, const block_q8_K *const *x, int64_t b,
+                           const min_sums *mins);
+
+static panel_times_n *const times_with_mins[FEW_TOKENS + 1] = {
+    NULL,           panel_times_1_8, panel_times_2_8, panel_times_3_8, panel_times_4_8, panel_times_5_8,
+    panel_times_6_8};
+static panel_times_n *const times_q6k[FEW_TOKENS + 1] = {NULL,
+                                                         panel_times_1_16,
+                                                         panel_times_2_16,
+                                                         panel_times_3_16,
+                                                         panel_times_4_16,
+                                                         panel_times_5_16,
+                                                         panel_times_6_16};
+
+// One block of up to 32 rows, for all tokens of a group; tiles of tokens are as even as they can be.
+static void block_times(float (*sum)[PAIR_ROWS], const panel *p, weight_type type, const block_q8_K *const *x,
+                        int64_t b, int64_t n) {
+  min_sums mins[FEW_TOKENS];
+  int64_t tiles = (n + FEW_TOKENS - 1) / FEW_TOKENS, t = 0;
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    int64_t count = (n - t + tiles - tile - 1) / (tiles - tile);
+    if (type != TYPE_Q6_K)
+      for (int64_t i = 0; i < count; i++) min_sums_of(&mins[i], &x[t + i][b]);
+    (type == TYPE_Q6_K ? times_q6k : times_with_mins)[count](sum + t, p, x + t, b, mins);
+    t += count;
+  }
+}
+
+static void product_rows(float *const *out, int64_t first, int64_t n_rows, const matrix *m,
+                         const block_q8_K *const *x, int64_t n) {
+  float sum[TOKEN_TILE][PAIR_ROWS] __attribute__((aligned(64)));
+  panel p[2];
+  const type_info *type = type_find(m->type);
+  size_t row_bytes = type_row_bytes(type, (size_t)m->cols);
+  const char *row[PAIR_ROWS];
+  for (int64_t r = 0; r < PAIR_ROWS; r++)
+    row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
+  memset(sum, 0, (size_t)n * sizeof *sum);
+  const char *ahead = (const char *)m->data + (size_t)(first + PAIR_ROWS) * row_bytes;
+  for (int64_t b = 0; b < m->cols / QK_K; b++) {
+    for (size_t i = 0; i < PAIR_ROWS * type->bytes; i += 64, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    panel_of(&p[0], m->type, row);
+    panel_of(&p[1], m->type, row + PANEL_ROWS);
+    block_times(sum, p, m->type, x, b, n);
+    for (int64_t r = 0; r < PAIR_ROWS; r++) row[r] += type->bytes;
+  }
+  for (int64_t t = 0; t < n; t++) memcpy(out[t] + first, sum[t], (size_t)n_rows * sizeof(float));
+}
+
+void product_q8k_avx512(float *const *out, const matrix *m, const block_q8_K *const *x, int64_t n_tokens) {
+  for (int64_t t = 0; t < n_tokens; t += TOKEN_TILE) {
+    int64_t n = n_tokens - t < TOKEN_TILE ? n_tokens - t : TOKEN_TILE;
+    for (int64_t r = 0; r < m->rows; r += PAIR_ROWS)
+      product_rows(out + t, r, m->rows - r < PAIR_ROWS ? m->rows - r : PAIR_ROWS, m, x + t, n);
+  }
+}

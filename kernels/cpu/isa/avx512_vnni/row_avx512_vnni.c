@@ -1,0 +1,38 @@
+// row_avx512_vnni: AVX-512 F, BW, DQ, VL and VNNI (Zen 4 and 5, Ice Lake and later Xeons).
+#include "kernels/cpu/isa/avx512/avx512_attention.h"
+#include "kernels/cpu/isa/avx512/avx512_f32.h"
+#include "kernels/cpu/isa/avx512/avx512_q8k.h"
+
+bool usable_avx512_vnni(void) {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+const real_ops ops_avx512 = {
+    .bytes = sizeof(float),
+    .embed = embed_f32,
+    .rms_norm = rms_norm_avx512,
+    .rope = rope_avx512,
+    .rope_table = rope_table_f32,
+    .kv_store = kv_store_avx512,
+    .attend = attend_f32,
+    .attend_span = attend_span_avx512,
+    .route = route_f32,
+    .swiglu = swiglu_avx512,
+    .add = add_f32,
+    .combine = combine_avx512,
+    .product = product_f32_avx512,
+    .product_tile = product_tile_avx512,
+    .vector_q8k = vector_q8k_avx512,
+};
+
+const cpu_row cpu_row_avx512_vnni = {
+    .name = "avx512_vnni",
+    .usable = usable_avx512_vnni,
+    .f32 = &ops_avx512,
+    .f64 = &ops_f64,
+    .quantize_q8k = quantize_q8k_avx512,
+    .product_q8k = product_q8k_avx512,
+};

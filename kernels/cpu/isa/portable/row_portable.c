@@ -1,0 +1,14 @@
+#include "kernels/cpu/isa/each_row/generic.h"
+
+static bool usable_portable(void) {
+  return true;
+}
+
+const cpu_row cpu_row_portable = {
+    .name = "portable",
+    .usable = usable_portable,
+    .f32 = &ops_f32,
+    .f64 = &ops_f64,
+    .quantize_q8k = quantize_q8k_generic,
+    .product_q8k = product_q8k_generic,
+};

@@ -1,0 +1,393 @@
+#include "src/commands/bench.h"
+#include "base/memory.h"
+#include "base/whole_file.h"
+#include "kernels/formats/numerics.h"
+#include "src/commands/memory_bandwidth.h"
+#include "src/report/bench_report.h"
+#include "src/run/progress.h"
+#include "src/report/report.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+  bool decode;
+  int64_t tokens, depth, batch;
+} test;
+
+typedef struct {
+  job *j;
+  bench_report report;
+  test *tests; // of every arm
+  size_t n_tests;
+  int32_t *token, *sequence, *position; // the batch that is being put together [max_batch]
+  int64_t *from;                        // [n_sequences] where a pass begins
+  int64_t *filled;                      // [n_sequences] positions of the open arm's caches that are computed
+  double *seconds;                      // [repeats] of this rank
+  double *all_seconds;                  // [ranks][repeats]
+  uint8_t *chosen;                      // [n_experts] of a layer, own ones
+} bench;
+
+// ---- the plan ----
+
+static int64_t largest(const size_list *list) {
+  int64_t most = 0;
+  for (size_t i = 0; i < list->count; i++) most = list->size[i] > most ? list->size[i] : most;
+  return most;
+}
+
+static status plan_tests(bench *b) {
+  const config *c = b->j->cfg;
+  const size_list *sizes[2] = {&c->bench.prompt, &c->bench.generate};
+  size_t most = (sizes[0]->count + sizes[1]->count) * c->bench.depth.count * c->bench.batch.count;
+  if (!most)
+    return FAIL(
+        "nothing to measure: bench.prompt and bench.generate are empty, or bench.depth or bench.batch is");
+  TRY(TAKE(&b->tests, most, "the tests"));
+  for (size_t n = 0; n < c->bench.batch.count; n++)
+    for (size_t d = 0; d < c->bench.depth.count; d++)
+      for (int decode = 0; decode < 2; decode++)
+        for (size_t i = 0; i < sizes[decode]->count; i++)
+          b->tests[b->n_tests++] =
+              (test){decode, sizes[decode]->size[i], c->bench.depth.size[d], c->bench.batch.size[n]};
+  return 0;
+}
+
+static int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+// The caches and the largest batch that the tests need, where job.c would take them from the input.
+static status plan_context(bench *b) {
+  job *j = b->j;
+  const config *c = j->cfg;
+  int64_t prompt = largest(&c->bench.prompt), depth = largest(&c->bench.depth),
+          decoded = largest(&c->bench.generate);
+  int64_t needed = depth + (prompt > decoded ? prompt : decoded), given = c->run.context;
+  int64_t at_once = prompt > depth ? prompt : depth, sequences = largest(&c->bench.batch);
+  if (needed > j->m->context_length)
+    return FAIL("%s: bench needs %lld positions, but the model's context is %lld", gguf_path(j->m->file),
+                (long long)needed, (long long)j->m->context_length);
+  if (given && given < needed)
+    return FAIL("run.context = %lld: bench needs %lld positions", (long long)given, (long long)needed);
+  j->context = given ? given : needed;
+  j->max_batch = least(at_once * sequences, c->run.chunk);
+  if (j->max_batch < sequences) j->max_batch = sequences;
+  return 0;
+}
+
+// Token t of sequence s: the same for every arm, rank and cut; no constant, so that experts are used as in a
+// text.
+static int32_t token_at(const job *j, int64_t s, int64_t t) {
+  uint64_t place = num_mix64(j->cfg->run.seed + 0x9e3779b97f4a7c15u) + ((uint64_t)s << 32) + (uint64_t)t;
+  return (int32_t)(num_mix64(place) % (uint64_t)j->m->weights.shape.vocabulary);
+}
+
+static status make_sequences(bench *b) {
+  job *j = b->j;
+  int64_t n = largest(&j->cfg->bench.batch);
+  TRY(TAKE(&j->sequences, (size_t)n, "the sequences"));
+  for (; j->n_sequences < n; j->n_sequences++) {
+    token_sequence *s = &j->sequences[j->n_sequences];
+    s->n = j->context;
+    TRY(TAKE(&s->tokens, (size_t)j->context, "the sequences"));
+    for (int64_t t = 0; t < j->context; t++) s->tokens[t] = token_at(j, j->n_sequences, t);
+  }
+  return 0;
+}
+
+static status take_arrays(bench *b) {
+  const job *j = b->j;
+  size_t repeats = (size_t)j->cfg->bench.repeats, rows = b->n_tests * j->cfg->run.arms.count;
+  TRY(TAKE(&b->token, (size_t)j->max_batch, "a batch"));
+  TRY(TAKE(&b->sequence, (size_t)j->max_batch, "a batch"));
+  TRY(TAKE(&b->position, (size_t)j->max_batch, "a batch"));
+  TRY(TAKE(&b->from, (size_t)j->n_sequences, "the sequences"));
+  TRY(TAKE(&b->filled, (size_t)j->n_sequences, "the sequences"));
+  TRY(TAKE(&b->seconds, repeats, "times"));
+  TRY(TAKE(&b->all_seconds, repeats * (size_t)comm_size(j->c), "times"));
+  TRY(TAKE(&b->chosen, (size_t)j->m->weights.shape.n_experts, "chosen experts"));
+  TRY(TAKE(&b->report.rows, rows, "the rates"));
+  for (size_t i = 0; i < rows; i++) TRY(TAKE(&b->report.rows[i].rate, repeats, "the rates"));
+  return 0;
+}
+
+static status bench_open(bench *b) {
+  TRY(plan_tests(b));
+  TRY(plan_context(b));
+  TRY(make_sequences(b));
+  TRY(take_arrays(b));
+  const char *dir = b->j->cfg->output.dir;
+  return job_is_reporting(b->j) && dir[0] ? output_dir_check(dir) : 0;
+}
+
+static void bench_close(bench *b) {
+  for (size_t i = 0; b->report.rows && i < b->n_tests * b->j->cfg->run.arms.count; i++)
+    free(b->report.rows[i].rate);
+  free(b->report.rows);
+  free(b->tests);
+  free(b->token);
+  free(b->sequence);
+  free(b->position);
+  free(b->from);
+  free(b->filled);
+  free(b->seconds);
+  free(b->all_seconds);
+  free(b->chosen);
+}
+
+// ---- what a decoded token reads ----
+
+static uint64_t matrix_bytes(const matrix *m) {
+  return (uint64_t)m->rows * type_row_bytes(type_find((uint32_t)m->type), (size_t)m->cols);
+}
+
+// Own experts of the layer's routing, each once, whatever number of tokens chose it.
+static uint64_t chosen_bytes(bench *b, const arm *e, int64_t layer, const token_batch *batch) {
+  const layer_weights *w = &b->j->m->weights.layers[layer];
+  uint64_t each = matrix_bytes(&w->gate) + matrix_bytes(&w->up) + matrix_bytes(&w->down), count = 0;
+  memset(b->chosen, 0, (size_t)b->j->m->weights.shape.n_experts);
+  for (int64_t i = 0; i < batch->n * e->forward.top_k; i++) {
+    expert_global x = e->forward.route.expert[i];
+    count += b->j->experts.local[x] >= 0 && !b->chosen[x];
+    b->chosen[x] = 1;
+  }
+  return count * each;
+}
+
+// All shared tensors once, of an untied embedding the tokens' rows; and the keys and values up to the
+// positions.
+static uint64_t shared_bytes(const bench *b, const arm *e, const token_batch *batch) {
+  const model *m = b->j->m;
+  const model_shape *s = &m->weights.shape;
+  uint64_t embedding = matrix_bytes(&m->weights.embedding), bytes = m->shared_bytes, positions = 0;
+  if (!m->tied) bytes = bytes - embedding + (uint64_t)batch->n * (embedding / (uint64_t)s->vocabulary);
+  for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
+  uint64_t element = e->forward.path->kind == PATH_F64 ? 8 : e->params.kv_f16 ? 2 : 4;
+  return bytes + positions * (uint64_t)(2 * s->n_layers * s->n_kv_heads * s->head_dim) * element;
+}
+
+static status forward_counted(bench *b, arm *e, const token_batch *batch, uint64_t *bytes) {
+  if (e->forward.is_shared) *bytes += shared_bytes(b, e, batch);
+  e->forward.wants_routing = true;
+  status result = arm_embed(e, batch);
+  for (int64_t layer = 0; layer < e->n_layers && !result; layer++) {
+    result = arm_layer(e, layer, batch);
+    if (!result) *bytes += chosen_bytes(b, e, layer, batch);
+  }
+  e->forward.wants_routing = false;
+  return result;
+}
+
+// ---- passes ----
+
+// Heads of the batch's rows first .. first + count - 1.
+static status compute_heads(arm *e, const token_batch *batch, int64_t first, int64_t count) {
+  for (int64_t end = first + count; first < end; first += LOGIT_ROWS)
+    TRY(arm_head(e, batch, first, least(LOGIT_ROWS, end - first)));
+  return 0;
+}
+
+static status read_batch(const bench *b, arm *e, const token_batch *batch, const int64_t *last) {
+  TRY(arm_forward(e, batch));
+  for (int64_t i = 0; i < batch->n && last; i++)
+    if (batch->position[i] == *last) TRY(compute_heads(e, batch, i, 1));
+  for (int64_t i = 0; i < batch->n; i++)
+    if (b->filled[batch->sequence[i]] == batch->position[i]) b->filled[batch->sequence[i]]++;
+  return 0;
+}
+
+// Positions from[s] .. to - 1 of the first n sequences, in batches as a prompt is read; with `head` the
+// logits of each one's last position.
+static status read_positions(bench *b, arm *e, int64_t n_sequences, const int64_t *from, int64_t to,
+                             bool head) {
+  int64_t n = 0, last = to - 1;
+  for (int64_t s = 0; s < n_sequences; s++)
+    for (int64_t p = from[s]; p < to; p++) {
+      b->token[n] = b->j->sequences[s].tokens[p];
+      b->sequence[n] = (int32_t)s;
+      b->position[n++] = (int32_t)p;
+      if (n < b->j->max_batch && !(p == last && s == n_sequences - 1)) continue;
+      token_batch batch = {n, b->token, b->sequence, b->position};
+      TRY(read_batch(b, e, &batch, head ? &last : NULL));
+      n = 0;
+    }
+  if (!n) return 0;
+  token_batch rest = {n, b->token, b->sequence, b->position}; // where the last sequence had nothing to read
+  return read_batch(b, e, &rest, head ? &last : NULL);
+}
+
+static status decode(bench *b, arm *e, const test *t, uint64_t *bytes) {
+  token_batch batch = {t->batch, b->token, b->sequence, b->position};
+  for (int64_t p = t->depth; p < t->depth + t->tokens; p++) {
+    for (int64_t s = 0; s < t->batch; s++) {
+      b->token[s] = b->j->sequences[s].tokens[p];
+      b->sequence[s] = (int32_t)s;
+      b->position[s] = (int32_t)p;
+    }
+    TRY(bytes ? forward_counted(b, e, &batch, bytes) : arm_forward(e, &batch));
+    TRY(compute_heads(e, &batch, 0, t->batch));
+  }
+  return 0;
+}
+
+// One run of a test. `bytes` NULL: not counted.
+static status pass(bench *b, arm *e, const test *t, uint64_t *bytes) {
+  arm_reset(e);
+  e->wants_logits = false; // their digest is taken where they lie
+  for (int64_t s = 0; s < t->batch; s++) b->from[s] = t->depth;
+  if (t->decode)
+    TRY(decode(b, e, t, bytes));
+  else
+    TRY(read_positions(b, e, t->batch, b->from, t->depth + t->tokens, true));
+  return arm_finish(e);
+}
+
+// What is in the caches from an earlier test are the keys and values of the same tokens.
+static status fill_caches(bench *b, arm *e, const test *t) {
+  memcpy(b->from, b->filled, (size_t)t->batch * sizeof *b->from);
+  TRY(read_positions(b, e, t->batch, b->from, t->depth, false));
+  return arm_finish(e);
+}
+
+// ---- a test ----
+
+typedef struct { // what a rank tells
+  uint64_t bytes;
+  int32_t on_cpu;
+} rank_reads;
+
+static bool is_on_cpu(const arm *e) {
+  return !strcmp(e->params.own.backend->name, "cpu");
+}
+
+// The bandwidth is that of the hosts' memory, so it bounds only what all ranks compute from there.
+static status gather_bytes(const bench *b, const arm *e, const test *t, uint64_t bytes, bench_row *row) {
+  comm *c = b->j->c;
+  rank_reads mine = {bytes, is_on_cpu(e)}, *all;
+  double sum = 0;
+  row->bytes_per_token = __builtin_nan("");
+  if (!t->decode) return 0;
+  TRY(TAKE(&all, (size_t)comm_size(c), "ranks' bytes"));
+  status result = comm_allgather(c, all, &mine, sizeof mine, "the gathering of ranks' bytes");
+  for (int r = 0; r < comm_size(c); r++) sum += all[r].on_cpu ? (double)all[r].bytes : __builtin_nan("");
+  if (!result) row->bytes_per_token = sum / (double)(t->tokens * t->batch);
+  free(all);
+  return result;
+}
+
+// Every step waits for all ranks, so the slowest rank's clock is the job's.
+static status gather_rates(bench *b, const test *t, bench_row *row) {
+  comm *c = b->j->c;
+  TRY(comm_allgather(c, b->all_seconds, b->seconds, row->n * sizeof *b->seconds, "the gathering of times"));
+  for (size_t i = 0; i < row->n; i++) {
+    double slowest = 0;
+    for (size_t r = 0; r < (size_t)comm_size(c); r++) {
+      double seconds = b->all_seconds[r * row->n + i];
+      slowest = seconds > slowest ? seconds : slowest;
+    }
+    row->rate[i] = (double)(t->tokens * t->batch) / slowest;
+  }
+  return 0;
+}
+
+// What is recorded has no clock of its own, so it is measured apart, without the wait for the slowest rank.
+static status measure_exchange(const bench *b, arm *e, const test *t, bench_row *row) {
+  const forward_state *f = &e->forward;
+  int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);
+  double each;
+  row->exchange_seconds = exchange_is_alone(f->ranks) ? __builtin_nan("") : arm_exchange_seconds(e);
+  row->exchange_is_alone = exchange_is_fixed(f->ranks, n);
+  if (!row->exchange_is_alone) return 0;
+  TRY(exchange_measure_fixed(f->ranks, &each, n * f->top_k, (size_t)f->hidden * f->path->real_bytes));
+  row->exchange_seconds = each * (double)(e->n_layers * ((all + n - 1) / n));
+  return 0;
+}
+
+static status time_passes(bench *b, arm *e, const test *t, bench_row *row) {
+  for (size_t i = 0; i < row->n; i++) {
+    TRY(job_agree(b->j, 0, "the start of a timed run")); // no rank's clock runs while it waits for a late one
+    TRY(pass(b, e, t, NULL));
+    b->seconds[i] = e->seconds;
+    if (!i) row->digest = arm_digest(e);
+    if (arm_digest(e) != row->digest)
+      return FAIL(
+          "%s: run %zu of %zu has logits of digest %016llx, the first %016llx: the same run gave other bits",
+          row->arm, i + 1, row->n, (unsigned long long)arm_digest(e), (unsigned long long)row->digest);
+  }
+  return 0;
+}
+
+static status run_test(bench *b, arm *e, const test *t, bench_row *row) {
+  uint64_t bytes = 0;
+  int64_t counted = t->decode; // one more run, for the bytes: asking for the routing slows a device down
+  TRY(fill_caches(b, e, t));
+  if (counted) TRY(pass(b, e, t, &bytes));
+  for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, e, t, NULL));
+  TRY(job_agree(b->j, time_passes(b, e, t, row), "the timed runs"));
+  TRY(job_check_digest(b->j, e));
+  TRY(measure_exchange(b, e, t, row));
+  TRY(gather_rates(b, t, row));
+  return gather_bytes(b, e, t, bytes, row);
+}
+
+static status run_arm(bench *b, const char *name) {
+  arm *e;
+  TRY(job_open_arm(b->j, name, &e));
+  status result = 0;
+  progress shown = progress_begin(job_is_reporting(b->j), name, "tests", (int64_t)b->n_tests);
+  memset(b->filled, 0, (size_t)b->j->n_sequences * sizeof *b->filled);
+  for (size_t i = 0; i < b->n_tests && !result; i++) {
+    const test *t = &b->tests[i];
+    bench_row *row = &b->report.rows[b->report.n_rows++];
+    row->arm = name;
+    snprintf(row->row_name, sizeof row->row_name, "%s", e->forward.compute->ops->row(e->forward.compute));
+    row->decode = t->decode;
+    row->tokens = t->tokens;
+    row->depth = t->depth;
+    row->batch = t->batch;
+    row->n = (size_t)b->j->cfg->bench.repeats;
+    result = run_test(b, e, t, row);
+    progress_at(&shown, (int64_t)i + 1);
+  }
+  progress_end(&shown);
+  arm_close(e);
+  return result;
+}
+
+// ---- the command ----
+
+static void describe(bench *b) {
+  const job *j = b->j;
+  bench_report *r = &b->report;
+  r->model = j->m->name;
+  r->types = j->m->types;
+  r->cpu = topology_cpu(j->place);
+  r->ranks = comm_size(j->c);
+  r->threads = topology_threads(j->place);
+  r->hosts = topology_hosts(j->place);
+  r->fingerprint = j->fingerprint;
+  for (size_t i = 0; i < gguf_file_count(j->m->file); i++) r->model_bytes += gguf_file_bytes(j->m->file, i);
+}
+
+static status print(const bench *b) {
+  const config *c = b->j->cfg;
+  if (!job_is_reporting(b->j)) return 0;
+  if (c->output.dir[0]) TRY(bench_report_write(&b->report, c->output.dir));
+  bench_report_print(&b->report, c->bench.format, stdout);
+  return fflush(stdout) ? FAIL("standard output: the rates could not be written: %m") : 0;
+}
+
+status bench_run(job *j) {
+  bench b = {.j = j};
+  status result;
+  TRY_DONE(result, job_agree(j, bench_open(&b), "the plan of bench"));
+  TRY_DONE(result, job_check_weights(j)); // no clock runs while a page is missing from memory
+  TRY_DONE(result, bench_bandwidth(&b.report.bandwidth, j->c, j->place));
+  describe(&b);
+  for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, j->cfg->run.arms.name[a]));
+  result = job_agree(j, print(&b), "writing the rates");
+done:
+  bench_close(&b);
+  return result;
+}

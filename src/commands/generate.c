@@ -1,0 +1,198 @@
+#include "src/commands/generate.h"
+#include "base/memory.h"
+#include "src/run/progress.h"
+#include "src/run/sampler.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {  // one decoding run
+  int64_t n;      // sequences
+  int32_t *token; // [n] that each sequence feeds next
+  int32_t *sequence, *position;
+  int32_t *written; // [n] of the last step, in the order of its batch
+  bool *ended;      // [n] wrote its end token
+  double *logits;   // [vocabulary]
+  sampler *s;
+} decoding;
+
+static void decoding_close(decoding *d) {
+  free(d->token);
+  free(d->sequence);
+  free(d->position);
+  free(d->written);
+  free(d->ended);
+  free(d->logits);
+  sampler_close(d->s);
+}
+
+static status decoding_open(decoding *d, const job *j) {
+  const config *c = j->cfg;
+  *d = (decoding){.n = j->n_sequences};
+  TRY(TAKE(&d->token, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->sequence, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->position, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->written, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->ended, (size_t)d->n, "decoding"));
+  TRY(TAKE(&d->logits, (size_t)j->m->weights.shape.vocabulary, "decoding"));
+  sampler_settings s = {c->run.temperature, c->run.top_k, c->run.top_p, c->run.seed};
+  return sampler_open(&d->s, &s, j->m->weights.shape.vocabulary);
+}
+
+// d->written is of the n sequences in d->sequence; shared ranks have sampled it, the others are told.
+static status write_tokens(const job *j, arm *e, decoding *d, int64_t n, report_text *texts) {
+  TRY(arm_broadcast(e, d->written, (size_t)n * sizeof *d->written, "the tokens written"));
+  for (int64_t i = 0; i < n; i++) {
+    int32_t s = d->sequence[i], token = d->written[i];
+    texts[s].tokens[texts[s].n_tokens++] = token;
+    d->token[s] = token;
+    d->ended[s] = j->words && tokenizer_is_end(j->words, token);
+  }
+  return 0;
+}
+
+// The sequences that still write, packed to the front of a batch.
+static token_batch next_batch(const decoding *d, const job *j, int64_t step, int32_t *packed) {
+  int64_t n = 0;
+  for (int64_t s = 0; s < d->n; s++) {
+    if (d->ended[s]) continue;
+    packed[n] = d->token[s];
+    d->sequence[n] = (int32_t)s;
+    d->position[n++] = (int32_t)(j->sequences[s].n + step);
+  }
+  return (token_batch){n, packed, d->sequence, d->position};
+}
+
+static status decode_step(job *j, arm *e, decoding *d, const token_batch *batch, report_text *texts) {
+  TRY(arm_forward(e, batch));
+  for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
+    int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
+    TRY(arm_head(e, batch, first, count));
+    for (int64_t i = 0; i < count && e->forward.is_shared; i++) {
+      arm_logits(e, i, d->logits);
+      TRY(sampler_next(d->s, d->logits, batch->position[first + i], &d->written[first + i]));
+    }
+  }
+  return write_tokens(j, e, d, batch->n, texts);
+}
+
+// The first token of each sequence, from the logits `last` of its prompt.
+static status decode_first(const job *j, arm *e, decoding *d, const double *last, report_text *texts) {
+  for (int64_t s = 0; s < d->n; s++) {
+    d->sequence[s] = (int32_t)s;
+    if (e->forward.is_shared)
+      TRY(sampler_next(d->s, last + s * e->vocabulary, j->sequences[s].n - 1, &d->written[s]));
+  }
+  return write_tokens(j, e, d, d->n, texts);
+}
+
+static status decode_all(job *j, arm *e, decoding *d, const double *last, report_text *texts,
+                         int64_t *decoded) {
+  int64_t limit = j->cfg->run.generate;
+  progress shown = progress_begin(job_is_reporting(j), e->params.name, "tokens written", limit);
+  int32_t *packed;
+  TRY(TAKE(&packed, (size_t)d->n, "decoding"));
+  status result = decode_first(j, e, d, last, texts);
+  if (result) status_within("decoded token 1");
+  for (int64_t step = 0; step + 1 < limit && !result; step++) {
+    token_batch batch = next_batch(d, j, step, packed);
+    if (!batch.n) break;
+    result = decode_step(j, e, d, &batch, texts);
+    if (result) status_within("decoded token %lld", (long long)step + 2);
+    *decoded += batch.n;
+    progress_at(&shown, step + 2);
+  }
+  progress_end(&shown);
+  free(packed);
+  return result;
+}
+
+static status open_texts(const job *j, report_arm *out) {
+  out->n_texts = (size_t)j->n_sequences;
+  TRY(TAKE(&out->texts, out->n_texts, "the written texts"));
+  for (size_t s = 0; s < out->n_texts; s++) {
+    out->texts[s].sequence = (int64_t)s;
+    TRY(TAKE(&out->texts[s].tokens, (size_t)j->cfg->run.generate, "the written texts"));
+  }
+  return 0;
+}
+
+static status close_texts(const job *j, const arm *e, report_arm *out) {
+  for (size_t s = 0; s < out->n_texts; s++) {
+    report_text *t = &out->texts[s];
+    size_t length;
+    t->digest = e->logit_digest[s];
+    if (j->words) TRY(tokenizer_decode(j->words, t->tokens, t->n_tokens, &t->text, &length));
+  }
+  return 0;
+}
+
+status generate_continue(job *j, arm *e, const double *last, report_arm *out) {
+  decoding d;
+  int64_t decoded = 0;
+  double before = e->seconds;
+  status result;
+  TRY_DONE(result, decoding_open(&d, j));
+  TRY_DONE(result, open_texts(j, out));
+  TRY_DONE(result, decode_all(j, e, &d, last, out->texts, &decoded));
+  if (decoded) out->decode_tokens_per_s = (double)decoded / (e->seconds - before);
+  result = close_texts(j, e, out);
+done:
+  decoding_close(&d);
+  return result;
+}
+
+// Computes the prompts; only each sequence's last position needs logits to write on, but the digest covers
+// all.
+static status compute_prompts(job *j, arm *e, double *last) {
+  int64_t vocabulary = j->m->weights.shape.vocabulary, done = 0;
+  progress shown = progress_begin(job_is_reporting(j), e->params.name, "tokens read", j->n_tokens);
+  batcher f;
+  token_batch batch;
+  status result = batcher_open(&f, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  while (!result && batcher_next(&f, &batch)) {
+    result = arm_forward(e, &batch);
+    for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {
+      int64_t count = batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS;
+      result = arm_head(e, &batch, first, count);
+      for (int64_t i = 0; i < count && !result && e->forward.is_shared; i++) {
+        int64_t s = batch.sequence[first + i];
+        if (batch.position[first + i] == j->sequences[s].n - 1) arm_logits(e, i, last + s * vocabulary);
+      }
+    }
+    if (result) status_within("prompt tokens %lld to %lld", (long long)done + 1, (long long)(done + batch.n));
+    progress_at(&shown, done += batch.n);
+  }
+  progress_end(&shown);
+  batcher_close(&f);
+  return result;
+}
+
+static status generate_arm(job *j, size_t index, report *r) {
+  arm *e;
+  double *last = NULL;
+  TRY(job_open_arm(j, j->cfg->run.arms.name[index], &e));
+  arm_reset(e);
+  status result;
+  if (e->forward.is_shared)
+    TRY_DONE(result, TAKE(&last, (size_t)(j->n_sequences * j->m->weights.shape.vocabulary), "last logits"));
+  TRY_DONE(result, compute_prompts(j, e, last));
+  TRY_DONE(result, job_report_arm(j, e, r, index, j->n_tokens));
+  if (j->cfg->run.generate) TRY_DONE(result, generate_continue(j, e, last, &r->arms[index]));
+  result = job_check_digest(j, e);
+done:
+  free(last);
+  arm_close(e);
+  return result;
+}
+
+status generate_run(job *j) {
+  report r = {0};
+  bool writes = j->cfg->run.generate > 0;
+  TRY(job_agree(j, writes ? 0 : FAIL("run.generate = 0: expected a number of tokens to write"),
+                "run.generate"));
+  status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
+  for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = generate_arm(j, a, &r);
+  if (!result) result = job_report_finish(j, &r);
+  job_report_close(&r);
+  return result;
+}

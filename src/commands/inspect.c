@@ -1,0 +1,84 @@
+#include "src/commands/inspect.h"
+#include "base/memory.h"
+#include "src/report/report.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static double mib(uint64_t bytes) {
+  return (double)bytes / (1024.0 * 1024.0);
+}
+
+// Names of a file's own, which anyone may have written.
+static const char *plain(char out[256], const char *text) {
+  snprintf(out, 256, "%s", text);
+  report_make_plain(out);
+  return out;
+}
+
+static void print_files(const gguf *g) {
+  for (size_t i = 0; i < gguf_file_count(g); i++)
+    printf("file     %s  %.1f MiB\n", gguf_file_path(g, i), mib(gguf_file_bytes(g, i)));
+}
+
+static void print_keys(const gguf *g) {
+  char text[96], name[256];
+  for (size_t i = 0; i < gguf_key_count(g); i++) {
+    gguf_key_describe(g, i, text, sizeof text);
+    printf("key      %-46s %s\n", plain(name, gguf_key_name(g, i)), text);
+  }
+}
+
+static void print_tensors(const gguf *g) {
+  char name[256];
+  for (size_t i = 0; i < gguf_tensor_count(g); i++) {
+    const gguf_tensor *t = gguf_tensor_at(g, i);
+    printf("tensor   %-32s %-5s [%lld", plain(name, t->name), t->type->name, (long long)t->dim[0]);
+    for (int d = 1; d < t->n_dims; d++) printf(", %lld", (long long)t->dim[d]);
+    printf("]  %.2f MiB\n", mib(t->bytes));
+  }
+}
+
+static void print_shape(const model *m) {
+  const model_shape *s = &m->weights.shape;
+  char name[256];
+  printf("model    %s: %lld layers, hidden %lld, %lld query and %lld key/value heads of %lld,\n",
+         plain(name, m->name), (long long)s->n_layers, (long long)s->hidden, (long long)s->n_heads,
+         (long long)s->n_kv_heads, (long long)s->head_dim);
+  printf("         %lld experts of width %lld, top-%lld, vocabulary %lld%s, RoPE base %g, epsilon %g, "
+         "context %lld\n",
+         (long long)s->n_experts, (long long)s->expert_width, (long long)s->top_k, (long long)s->vocabulary,
+         m->tied ? " (tied)" : "", s->rope_base, s->rms_epsilon, (long long)m->context_length);
+  printf("types    %s\n", m->types);
+}
+
+typedef struct {
+  int64_t experts;
+  uint64_t bytes;
+} holding;
+
+static void print_rank(const job *j, int rank, const holding *h) {
+  printf("rank %-3d %4lld experts a layer, %9.1f MiB of its own + %.1f MiB shared; experts", rank,
+         (long long)h->experts, mib(h->bytes), mib(j->m->shared_bytes));
+  int shown = 0;
+  for (int64_t e = 0; e < j->experts.n_experts; e++) {
+    if (j->experts.rank_of_expert[e] != rank) continue;
+    if (shown++ < 8) printf(" %lld", (long long)e);
+  }
+  printf("%s\n", shown > 8 ? " ..." : "");
+}
+
+status inspect_run(job *j) {
+  holding mine = {j->experts.n_own, model_experts_bytes(j->m, j->experts.local)}, *all;
+  TRY(TAKE(&all, (size_t)comm_size(j->c), "ranks' holdings"));
+  status result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' holdings");
+  if (!result && job_is_reporting(j)) {
+    print_files(j->m->file);
+    print_shape(j->m);
+    print_keys(j->m->file);
+    print_tensors(j->m->file);
+    for (int r = 0; r < comm_size(j->c); r++) print_rank(j, r, &all[r]);
+    if (fflush(stdout)) result = FAIL("standard output: could not be written: %m");
+  }
+  free(all);
+  return job_agree(j, result, "the inspection");
+}

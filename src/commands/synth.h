@@ -1,0 +1,9 @@
+// synth: the command that writes a synthetic model of any shape.
+#pragma once
+#include "dist/comm.h"
+#include <stdio.h>
+
+// Collective. The words after `synth` on the command line; docs/synth.md describes them. Writes FILE.partial,
+// each rank its part, and gives it its name when it is whole; after a fault the partial file is gone.
+status synth_run(comm *c, int n_args, char **words);
+void synth_print_options(FILE *out);

@@ -1,0 +1,385 @@
+// config: one table of keys; each row knows how its value is read and written, its bounds, default and help.
+//
+// Defaults are TOML texts that go through the same readers as a file's values, and config_text writes TOML
+// that config_load would read back to the same values, so there is one syntax and one set of bounds.
+#include "src/config/config.h"
+#include "base/memory.h"
+#include "src/config/config_value.h"
+#include <errno.h>
+#include <float.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+// toml++ needs up to 37 bytes of memory for a byte of text (a list of one-digit numbers, measured), and every
+// rank reads the file; 16 MiB hold two million token ids, and a longer input comes from input.file.
+enum { FILE_LIMIT = 16 << 20 };
+
+#define AT(field)      offsetof(config, field)
+#define INTEGER(field) AT(field), value_read_integer, value_write_integer
+#define REAL(field)    AT(field), value_read_real, value_write_real
+#define SIZES(field)   AT(field), value_read_sizes, value_write_sizes, "list of at most 16 integers in range"
+#define FLAG(field)    AT(field), value_read_flag, value_write_flag, "true or false", 0, 0
+
+enum { KEY_INPUT = 1, N_INPUTS = 4 }; // place of input.tokens; the rows follow the values of input_kind
+
+static const value_key KEYS[] = {
+    {"model.path", AT(model.path), value_read_text, value_write_text, "string", 0, 0, NULL,
+     "the GGUF file, or the first of a split set"},
+    {"input.tokens", AT(input), value_read_tokens, value_write_tokens, "list of token ids", 0, 0, NULL,
+     "the input as token ids"},
+    {"input.prompt", AT(input), value_read_prompt, value_write_prompt, "string", 0, 0, NULL,
+     "the input as text"},
+    {"input.prompts", AT(input), value_read_prompts, value_write_prompts, "list of strings", 0, 0, NULL,
+     "the input as a batch of texts, each a sequence"},
+    {"input.file", AT(input), value_read_input_file, value_write_input_file, "string", 0, 0, NULL,
+     "the input as a text file; of the four inputs the one set last holds"},
+    {"run.arms", AT(run.arms), value_read_arms, value_write_arms,
+     "list of 1 to 16 arms (\"path@backend\" or \"ranks\")", 0, 0, "[\"f64@cpu\", \"f32@cpu\", \"q8k@cpu\"]",
+     "what to run and compare"},
+    {"run.context", INTEGER(run.context), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+     "positions of a sequence; 0: as input and run.generate need, in perplexity at most 512"},
+    {"run.kv", AT(run.kv), value_read_kv, value_write_kv, "\"f16\" or \"f32\"", 0, 0, "\"f16\"",
+     "type of the cached keys and values"},
+    {"run.generate", INTEGER(run.generate), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+     "tokens to write after the input"},
+    {"run.threads", INTEGER(run.threads), "integer from 0 to 4096", 0, 4096, "0",
+     "threads of a rank; 0: cores that it may use / ranks on the host"},
+    {"run.seed", INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
+     "seed of the sampler; equal prompts write equal texts: a draw depends on seed and position"},
+    {"run.chunk", INTEGER(run.chunk), "integer from 1 to 2147483647", 1, INT32_MAX, "512",
+     "tokens of a prompt computed at once"},
+    {"run.temperature", REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0", "of the sampler; 0: greedy"},
+    {"run.top_k", INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+     "tokens the sampler chooses from; 0: all"},
+    {"run.top_p", REAL(run.top_p), "number above 0, at most 1", DBL_TRUE_MIN, 1, "1",
+     "probability the sampler chooses from"},
+    {"run.rows", AT(run.rows), value_read_text, value_write_text, "string", 0, 0, "\"auto\"",
+     "instruction set row of the cpu backend, by name"},
+    {"run.bind", FLAG(run.bind), "true", "bind threads to cores"},
+    {"ranks.arm", AT(ranks.arm), value_read_rank_arms, value_write_arms,
+     "list of at most 16 arms (\"path@backend\" or \"path@auto\")", 0, 0, "[]",
+     "mixed job: arms of experts, repeated over ranks; auto: cuda where a rank has its own GPU"},
+    {"ranks.shared", AT(ranks.shared), value_read_arm_or_empty, value_write_arm,
+     "arm (\"path@backend\") or \"\"", 0, 0, "\"\"",
+     "mixed job: arm of attention, router, head; \"\": first rank's on a GPU, else rank 0's"},
+    {"ranks.shared_ranks", SIZES(ranks.shared_ranks), 0, INT32_MAX, "[]",
+     "mixed job: who computes attention, router, head; []: ranks on ranks.shared's backend"},
+    {"experts.placement", AT(experts), value_read_placement, value_write_placement,
+     "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
+     "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},
+    {"comm.transport", AT(comm.transport), value_read_transport, value_write_text,
+     "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what carries the exchange between ranks"},
+    {"comm.deadline", REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9, "300",
+     "seconds that a rank waits for another, or for its GPU"},
+    {"perplexity.skip", INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1, INT32_MAX, "-1",
+     "positions at the head of a window that are not scored; -1: half"},
+    {"bench.prompt", SIZES(bench.prompt), 1, INT32_MAX, "[512]", "prompts to measure, in tokens: pp512"},
+    {"bench.generate", SIZES(bench.generate), 1, INT32_MAX, "[128]",
+     "decoded tokens to measure, one after the other: tg128"},
+    {"bench.depth", SIZES(bench.depth), 0, INT32_MAX, "[0]", "positions that are in the context before"},
+    {"bench.batch", SIZES(bench.batch), 1, 4096, "[1]", "sequences at once"},
+    {"bench.repeats", INTEGER(bench.repeats), "integer from 1 to 10000", 1, 10000, "5", "timed runs of each"},
+    {"bench.warmup", INTEGER(bench.warmup), "integer from 0 to 10000", 0, 10000, "1",
+     "runs of each that are not timed, before those that are"},
+    {"bench.format", AT(bench.format), value_read_format, value_write_format, "\"md\", \"csv\" or \"json\"",
+     0, 0, "\"md\"", "how the rates are printed"},
+    {"output.dir", AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0, "\"\"",
+     "folder of the report (--out); \"\": no files"},
+    {"output.logits", FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
+};
+enum { N_KEYS = sizeof KEYS / sizeof KEYS[0] };
+
+_Static_assert(offsetof(config, experts) == offsetof(config, experts.placement),
+               "value_read_placement takes the struct");
+_Static_assert((int)INPUT_TOKENS == KEY_INPUT && (int)INPUT_FILE == KEY_INPUT + N_INPUTS - 1,
+               "order of the inputs");
+
+static bool is_input(const value_key *k) {
+  return k >= KEYS + KEY_INPUT && k < KEYS + KEY_INPUT + N_INPUTS;
+}
+
+// Edits of Damerau and Levenshtein: insert, delete, replace, swap of neighbours (no place is edited twice).
+static int edit_distance(const char *a, const char *b) {
+  enum { WIDTH = 64 };
+  int row[3][WIDTH + 1];
+  int n = (int)strnlen(a, WIDTH), m = (int)strnlen(b, WIDTH);
+  for (int j = 0; j <= m; j++) row[0][j] = j;
+  for (int i = 1; i <= n; i++) {
+    int *now = row[i % 3], *last = row[(i + 2) % 3], *before = row[(i + 1) % 3];
+    now[0] = i;
+    for (int j = 1; j <= m; j++) {
+      int best = last[j - 1] + (a[i - 1] != b[j - 1]);
+      if (last[j] + 1 < best) best = last[j] + 1;
+      if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
+        best = before[j - 2] + 1;
+      now[j] = best;
+    }
+  }
+  return row[n % 3][m];
+}
+
+static const value_key *find_key(const char *name) {
+  for (int i = 0; i < N_KEYS; i++)
+    if (!strcmp(KEYS[i].name, name)) return &KEYS[i];
+  return NULL;
+}
+
+// A name without a dot is held against each half of the key too: "chunk" means run.chunk, "model" model.path.
+static int key_distance(const char *name, const value_key *k) {
+  int whole = edit_distance(name, k->name);
+  if (strchr(name, '.')) return whole;
+  char section[VALUE_SHOWN];
+  const char *dot = strchr(k->name, '.');
+  snprintf(section, sizeof section, "%.*s", (int)(dot - k->name), k->name);
+  int first = edit_distance(name, section), second = edit_distance(name, dot + 1);
+  int half = first < second ? first : second;
+  return half < whole ? half : whole;
+}
+
+static status refuse_key(const char *name, const value_origin *from, int line) {
+  const value_key *nearest = KEYS;
+  char place[VALUE_PLACE_BYTES], shown[VALUE_SHOWN + 8];
+  for (int i = 1; i < N_KEYS; i++)
+    if (key_distance(name, &KEYS[i]) < key_distance(name, nearest)) nearest = &KEYS[i];
+  value_place(place, from, line);
+  value_shorten(shown, sizeof shown, name, strlen(name));
+  return FAIL("%s: unknown key \"%s\": did you mean \"%s\"?", place, shown, nearest->name);
+}
+
+static bool is_section(const char *name) {
+  size_t n = strlen(name);
+  for (int i = 0; i < N_KEYS; i++)
+    if (!strncmp(KEYS[i].name, name, n) && KEYS[i].name[n] == '.') return true;
+  return false;
+}
+
+static status read_key(config *c, const value_key *k, const toml_value *v, const value_origin *from) {
+  return k->read((char *)c + k->offset, k, v, from);
+}
+
+// ---- sources of values ----
+
+// Reads a whole file of at most FILE_LIMIT bytes; a pipe will do.
+static status read_file(char **text, size_t *length, const char *path) {
+  status result = 0;
+  FILE *f = fopen(path, "rb");
+  *text = NULL;
+  if (!f) return FAIL("%s: cannot open the config: %s", path, strerror(errno));
+  size_t room = 1 << 16, n = 0;
+  TRY_DONE(result, TAKE(text, room, path));
+  for (;;) {
+    errno = 0;
+    n += fread(*text + n, 1, room - n, f);
+    if (ferror(f)) TRY_DONE(result, FAIL("%s: cannot read the config: %s", path, strerror(errno)));
+    if (n < room || n > FILE_LIMIT) break;
+    char *wider;
+    TRY_DONE(result, TAKE(&wider, room * 2, path));
+    memcpy(wider, *text, n);
+    free(*text);
+    *text = wider;
+    room *= 2;
+  }
+  *length = n;
+  if (n > FILE_LIMIT)
+    result = FAIL("%s: expected a config of at most %d bytes, found more", path, FILE_LIMIT);
+done:
+  fclose(f);
+  if (result) {
+    free(*text);
+    *text = NULL;
+  }
+  return result;
+}
+
+static status apply_document(config *c, const config_toml *document, const value_origin *from) {
+  const value_key *input = NULL;
+  for (size_t i = 0; i < config_toml_count(document); i++) {
+    const char *name = config_toml_key(document, i);
+    const value_key *k = find_key(name);
+    toml_value v;
+    config_toml_value(&v, document, i);
+    if (!k && v.kind == TOML_TABLE && is_section(name)) continue; // [run] with nothing under it
+    if (!k) return refuse_key(name, from, v.line);
+    if (is_input(k) && input)
+      return FAIL("%s:%d: %s: expected one input in a file, found %s as well", from->file, v.line, k->name,
+                  input->name);
+    if (is_input(k)) input = k;
+    TRY(read_key(c, k, &v, from));
+  }
+  return 0;
+}
+
+static status apply_text(config *c, const char *text, size_t length, const value_origin *from) {
+  config_toml *document = NULL;
+  toml_fault fault;
+  status result;
+  if (config_toml_parse(&document, &fault, text, length))
+    result = apply_document(c, document, from);
+  else
+    result = FAIL("%s:%d: expected TOML: %s", from->file, fault.line, fault.text);
+  config_toml_close(document);
+  return result;
+}
+
+static status apply_file(config *c, const char *path) {
+  const value_origin from = {.file = path};
+  char *text;
+  size_t length = 0;
+  TRY(read_file(&text, &length, path));
+  status result = apply_text(c, text, length, &from);
+  free(text);
+  return result;
+}
+
+// Text that is no TOML is a string, unless it begins like a string, an array or a table, or is digits alone:
+// then it has a slip, or is an integer that TOML does not hold.
+static bool is_bare(const char *text) {
+  while (*text == ' ' || *text == '\t') text++;
+  return !*text || (!strchr("\"'[{", *text) && text[strspn(text, "+-_0123456789")]);
+}
+
+// Reads VALUE as the document `v = VALUE`, which must then hold that one value and nothing else.
+static status apply_value(config *c, const value_key *k, const char *text, const value_origin *from) {
+  config_toml *document = NULL;
+  toml_fault fault = {.text = "more than one value"};
+  char *line = NULL;
+  status result;
+  TRY(TAKE(&line, strlen(text) + 8, "--set"));
+  size_t length = (size_t)sprintf(line, "v = %s\n", text);
+  toml_value v = {.kind = TOML_STRING, .line = 1, .text = text, .length = strlen(text)};
+  bool parsed = config_toml_parse(&document, &fault, line, length);
+  if (parsed && config_toml_count(document) == 1 && !strcmp(config_toml_key(document, 0), "v"))
+    config_toml_value(&v, document, 0);
+  else if (parsed || !is_bare(text)) {
+    char place[VALUE_PLACE_BYTES];
+    value_place(place, from, 1);
+    TRY_DONE(result, FAIL("%s: %s: expected one TOML value: %s", place, k->name, fault.text));
+  }
+  result = read_key(c, k, &v, from);
+done:
+  config_toml_close(document);
+  free(line);
+  return result;
+}
+
+static status apply_set(config *c, const char *set) {
+  const value_origin from = {.set = set};
+  char name[128];
+  const char *equals = strchr(set, '=');
+  if (!equals) return FAIL("--set %.200s: expected KEY=VALUE, found no \"=\"", set);
+  size_t n = (size_t)(equals - set);
+  while (n && (set[n - 1] == ' ' || set[n - 1] == '\t')) n--;
+  snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), set);
+  const value_key *k = find_key(name);
+  return k ? apply_value(c, k, equals + 1, &from) : refuse_key(name, &from, 1);
+}
+
+// As one document, which goes the way of a file's.
+static status apply_defaults(config *c) {
+  const value_origin from = {.file = "defaults"};
+  char *text = NULL;
+  size_t length;
+  FILE *f = open_memstream(&text, &length);
+  if (!f) return FAIL("cannot allocate the defaults: %s", strerror(errno));
+  for (int i = 0; i < N_KEYS; i++)
+    if (KEYS[i].initial) fprintf(f, "%s = %s\n", KEYS[i].name, KEYS[i].initial);
+  status result = fclose(f) ? FAIL("cannot allocate the defaults: out of memory") : 0;
+  if (!result) result = apply_text(c, text, length, &from);
+  free(text);
+  return result;
+}
+
+static bool sets_key(const char *const *sets, size_t n_sets, const char *name) {
+  for (size_t i = 0; i < n_sets; i++) {
+    size_t n = strlen(name);
+    if (!strncmp(sets[i], name, n) && sets[i][n + strspn(sets[i] + n, " \t")] == '=') return true;
+  }
+  return false;
+}
+
+// ranks.arm and the arm "ranks" expect each other; but who sets run.arms over a file's need not undo the
+// rest.
+static status check_ranks(const config *c, const char *place, const char *const *sets, size_t n_sets) {
+  bool has_ranks = false;
+  for (size_t i = 0; i < c->run.arms.count; i++)
+    has_ranks = has_ranks || !strcmp(c->run.arms.name[i], "ranks");
+  if (has_ranks && !c->ranks.arm.count)
+    return FAIL("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
+  if (has_ranks || !c->ranks.arm.count) return 0;
+  if (sets_key(sets, n_sets, "run.arms") && !sets_key(sets, n_sets, "ranks.arm")) return 0;
+  return FAIL("%s: ranks.arm: a mixed job is the arm \"ranks\", expected it in run.arms, found it not there",
+              place);
+}
+
+// What only all values together can say.
+static status check_whole(const config *c, const char *const *sets, size_t n_sets) {
+  const char *place = c->file ? c->file : "--set";
+  if (!c->model.path)
+    return FAIL("%s: model.path: expected the path of a GGUF file, found nothing: name it in the file of "
+                "--config, or with --set model.path=FILE",
+                place);
+  return check_ranks(c, place, sets, n_sets);
+}
+
+status config_load(config *out, const char *file, const char *const *sets, size_t n_sets) {
+  status result;
+  memset(out, 0, sizeof *out);
+  TRY_DONE(result, apply_defaults(out));
+  if (file) {
+    TRY_DONE(result, TAKE(&out->file, strlen(file) + 1, "config"));
+    strcpy(out->file, file);
+    TRY_DONE(result, apply_file(out, file));
+  }
+  for (size_t i = 0; i < n_sets; i++) TRY_DONE(result, apply_set(out, sets[i]));
+  result = check_whole(out, sets, n_sets);
+done:
+  if (result) config_close(out);
+  return result;
+}
+
+status config_set_dir(config *c, const char *dir) {
+  const value_origin from = {.set = "output.dir (--out)"};
+  const toml_value v = {.kind = TOML_STRING, .line = 1, .text = dir, .length = strlen(dir)};
+  return read_key(c, find_key("output.dir"), &v, &from);
+}
+
+void config_close(config *c) {
+  if (!c) return;
+  value_clear_input(&c->input);
+  free(c->file);
+  free(c->model.path);
+  free(c->run.rows);
+  free(c->experts.rank_of_expert);
+  free(c->comm.transport);
+  free(c->output.dir);
+  memset(c, 0, sizeof *c);
+}
+
+status config_text(const config *c, char **out) {
+  size_t length;
+  FILE *f = open_memstream(out, &length);
+  if (!f) return FAIL("cannot allocate the config's text: %s", strerror(errno));
+  for (int i = 0; i < N_KEYS; i++) {
+    if (is_input(&KEYS[i]) && (int)c->input.kind != i) continue;
+    fprintf(f, "%s = ", KEYS[i].name);
+    KEYS[i].write(f, (const char *)c + KEYS[i].offset);
+    fputc('\n', f);
+  }
+  bool bad = ferror(f);
+  if (fclose(f) || bad) {
+    free(*out);
+    *out = NULL;
+    return FAIL("cannot allocate the config's text: out of memory");
+  }
+  return 0;
+}
+
+void config_print_keys(FILE *out) {
+  for (int i = 0; i < N_KEYS; i++) {
+    fprintf(out, "  %-18s %s\n", KEYS[i].name, KEYS[i].help);
+    fprintf(out, "  %-18s   %s\n", "", KEYS[i].type);
+    fprintf(out, "  %-18s   default: %s\n", "", KEYS[i].initial ? KEYS[i].initial : "none");
+  }
+}

@@ -1,0 +1,456 @@
+// The readers check first and store last, so a refused value leaves the field as it was.
+#include "src/config/config_value.h"
+#include "base/memory.h"
+#include "kernels/backend.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utf8proc.h>
+
+// ---- errors ----
+
+void value_shorten(char *out, size_t size, const char *text, size_t length) {
+  size_t n = length > VALUE_SHOWN ? VALUE_SHOWN : length;
+  while (n < length && n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80) n--; // not inside a character
+  int end = snprintf(out, size, "%.*s%s", (int)n, text, n < length ? "..." : "");
+  for (int i = 0; i < end && i < (int)size; i++)
+    if ((unsigned char)out[i] < 0x20 || out[i] == 0x7f) out[i] = ' ';
+}
+
+static void describe(char *out, size_t size, const toml_value *v) {
+  char text[VALUE_SHOWN + 8];
+  switch (v->kind) {
+  case TOML_STRING:
+    value_shorten(text, sizeof text, v->text, v->length);
+    snprintf(out, size, "the string \"%s\"", text);
+    break;
+  case TOML_INTEGER:
+    snprintf(out, size, "the integer %" PRId64, v->integer);
+    break;
+  case TOML_FLOAT:
+    snprintf(out, size, "the number %.17g", v->real);
+    break;
+  case TOML_BOOL:
+    snprintf(out, size, "%s", v->flag ? "true" : "false");
+    break;
+  case TOML_DATE:
+    snprintf(out, size, "a date or time");
+    break;
+  case TOML_ARRAY:
+    snprintf(out, size, "an array of %zu", v->count);
+    break;
+  case TOML_TABLE:
+    snprintf(out, size, "a table");
+    break;
+  }
+}
+
+void value_place(char out[VALUE_PLACE_BYTES], const value_origin *from, int line) {
+  char text[VALUE_SHOWN + 8];
+  if (from->file)
+    snprintf(out, VALUE_PLACE_BYTES, "%.400s:%d", from->file, line);
+  else {
+    value_shorten(text, sizeof text, from->set, strlen(from->set));
+    snprintf(out, VALUE_PLACE_BYTES, "--set %s", text);
+  }
+}
+
+// The fault of a value that the key does not take; `expected` differs from k->type for an element of a list.
+static status refuse(const value_key *k, const toml_value *v, const value_origin *from,
+                     const char *expected) {
+  char place[VALUE_PLACE_BYTES], found[128];
+  value_place(place, from, v->line);
+  describe(found, sizeof found, v);
+  bool unquoted = from->set && v->kind != TOML_STRING && !strncmp(expected, "string", 6);
+  return FAIL("%s: %s: expected %s, found %s%s", place, k->name, expected, found,
+              unquoted ? " (put a text that is also a TOML value in quotes: --set 'key=\"12\"')" : "");
+}
+
+// ---- readers and writers, one pair for each kind of key ----
+
+status value_read_integer(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  if (v->kind != TOML_INTEGER || v->integer < (int64_t)k->low || (double)v->integer > k->high)
+    return refuse(k, v, from, k->type);
+  *(int64_t *)field = v->integer;
+  return 0;
+}
+
+void value_write_integer(FILE *out, const void *field) {
+  fprintf(out, "%" PRId64, *(const int64_t *)field);
+}
+
+status value_read_real(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  if (v->kind != TOML_FLOAT && v->kind != TOML_INTEGER) return refuse(k, v, from, k->type);
+  double x = v->kind == TOML_FLOAT ? v->real : (double)v->integer;
+  if (!(x >= k->low && x <= k->high)) return refuse(k, v, from, k->type); // refuses NaN as well
+  *(double *)field = x == 0 ? 0 : x;                                      // one zero, so one canonical text
+  return 0;
+}
+
+void value_write_real(FILE *out, const void *field) {
+  fprintf(out, "%.17g", *(const double *)field);
+}
+
+status value_read_flag(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  if (v->kind != TOML_BOOL) return refuse(k, v, from, k->type);
+  *(bool *)field = v->flag;
+  return 0;
+}
+
+void value_write_flag(FILE *out, const void *field) {
+  fputs(*(const bool *)field ? "true" : "false", out);
+}
+
+// A new NUL-terminated copy of a string value in *out.
+static status copy_string(char **out, const value_key *k, const toml_value *v, const value_origin *from,
+                          bool may_be_empty) {
+  *out = NULL;
+  if (v->kind != TOML_STRING || (!may_be_empty && !v->length))
+    return refuse(k, v, from, may_be_empty ? "string" : "string that is not empty");
+  char place[VALUE_PLACE_BYTES];
+  value_place(place, from, v->line);
+  for (size_t i = 0; i < v->length;) {
+    utf8proc_int32_t code;
+    utf8proc_ssize_t n =
+        utf8proc_iterate((const utf8proc_uint8_t *)v->text + i, (utf8proc_ssize_t)(v->length - i), &code);
+    if (n < 1) return FAIL("%s: %s: expected UTF-8, found an invalid byte at offset %zu", place, k->name, i);
+    if (!code) return FAIL("%s: %s: expected text, found a NUL character at offset %zu", place, k->name, i);
+    i += (size_t)n;
+  }
+  TRY(TAKE(out, v->length + 1, k->name));
+  memcpy(*out, v->text, v->length);
+  return 0;
+}
+
+static status replace_string(char **field, const value_key *k, const toml_value *v, const value_origin *from,
+                             bool may_be_empty) {
+  char *text;
+  TRY(copy_string(&text, k, v, from, may_be_empty));
+  free(*field);
+  *field = text;
+  return 0;
+}
+
+status value_read_text(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  return replace_string(field, k, v, from, false);
+}
+
+status value_read_text_or_empty(void *field, const value_key *k, const toml_value *v,
+                                const value_origin *from) {
+  return replace_string(field, k, v, from, true);
+}
+
+static void write_string(FILE *out, const char *text) {
+  fputc('"', out);
+  for (const char *c = text ? text : ""; *c; c++) {
+    unsigned char u = (unsigned char)*c;
+    if (u == '"' || u == '\\')
+      fprintf(out, "\\%c", u);
+    else if (u < 0x20 || u == 0x7f)
+      fprintf(out, "\\u%04X", u);
+    else
+      fputc(u, out);
+  }
+  fputc('"', out);
+}
+
+void value_write_text(FILE *out, const void *field) {
+  write_string(out, *(char *const *)field);
+}
+
+// The index of a string value in a list of words, or -1.
+static int find_word(const toml_value *v, const char *const *words, int n) {
+  for (int i = 0; v->kind == TOML_STRING && i < n; i++)
+    if (v->length == strlen(words[i]) && !memcmp(v->text, words[i], v->length)) return i;
+  return -1;
+}
+
+static const char *const TRANSPORTS[] = {"auto", "mpi", "nccl", "self"};
+static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
+static const char *const PLACEMENTS[] = {[PLACEMENT_CONTIGUOUS] = "contiguous",
+                                         [PLACEMENT_STRIDED] = "strided",
+                                         [PLACEMENT_BALANCED] = "balanced"};
+static const char *const BACKENDS[] = {"cpu", "cuda", "auto"}; // the last in ranks.arm alone
+static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};
+#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  if (find_word(v, TRANSPORTS, COUNT(TRANSPORTS)) < 0) return refuse(k, v, from, k->type);
+  return replace_string(field, k, v, from, false);
+}
+
+status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  int word = find_word(v, KV_TYPES, COUNT(KV_TYPES));
+  if (word < 0) return refuse(k, v, from, k->type);
+  *(kv_type *)field = (kv_type)word;
+  return 0;
+}
+
+void value_write_kv(FILE *out, const void *field) {
+  write_string(out, KV_TYPES[*(const kv_type *)field]);
+}
+
+status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  int word = find_word(v, FORMATS, COUNT(FORMATS));
+  if (word < 0) return refuse(k, v, from, k->type);
+  *(bench_format *)field = (bench_format)word;
+  return 0;
+}
+
+void value_write_format(FILE *out, const void *field) {
+  write_string(out, FORMATS[*(const bench_format *)field]);
+}
+
+status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  size_list found = {.count = 0};
+  if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_SIZES) return refuse(k, v, from, k->type);
+  for (; found.count < v->count; found.count++) {
+    toml_value element;
+    config_toml_element(&element, v, found.count);
+    if (element.kind != TOML_INTEGER || element.integer < (int64_t)k->low ||
+        (double)element.integer > k->high) {
+      char expected[80];
+      snprintf(expected, sizeof expected, "an integer from %.0f to %.0f as element %zu", k->low, k->high,
+               found.count);
+      return refuse(k, &element, from, expected);
+    }
+    found.size[found.count] = element.integer;
+  }
+  *(size_list *)field = found;
+  return 0;
+}
+
+void value_write_sizes(FILE *out, const void *field) {
+  const size_list *list = field;
+  fputc('[', out);
+  for (size_t i = 0; i < list->count; i++) fprintf(out, "%s%" PRId64, i ? ", " : "", list->size[i]);
+  fputc(']', out);
+}
+
+static status check_filled(const value_key *k, const toml_value *v, const value_origin *from) {
+  if (v->kind != TOML_ARRAY || !v->count) return refuse(k, v, from, k->type);
+  return 0;
+}
+
+// A list of int32 from 0 up, in fresh memory.
+static status read_ids(int32_t **out, size_t *count, const value_key *k, const toml_value *list,
+                       const value_origin *from) {
+  int32_t *ids;
+  *out = NULL;
+  TRY(check_filled(k, list, from));
+  TRY(TAKE(&ids, list->count, k->name));
+  for (size_t i = 0; i < list->count; i++) {
+    toml_value v;
+    config_toml_element(&v, list, i);
+    if (v.kind != TOML_INTEGER || v.integer < 0 || v.integer > INT32_MAX) {
+      char expected[80];
+      snprintf(expected, sizeof expected, "an integer from 0 to %d as element %zu", INT32_MAX, i);
+      free(ids);
+      return refuse(k, &v, from, expected);
+    }
+    ids[i] = (int32_t)v.integer;
+  }
+  *out = ids;
+  *count = list->count;
+  return 0;
+}
+
+static void write_ids(FILE *out, const int32_t *ids, size_t count) {
+  fputc('[', out);
+  for (size_t i = 0; i < count; i++) fprintf(out, "%s%" PRId32, i ? ", " : "", ids[i]);
+  fputc(']', out);
+}
+
+// One side of the @ in an arm's name must be one of the words.
+static status check_arm_part(const char *what, const char *text, size_t length, const char *const *words,
+                             int n, const char *place, const value_key *k) {
+  const toml_value part = {.kind = TOML_STRING, .text = text, .length = length};
+  if (find_word(&part, words, n) >= 0) return 0;
+  char found[VALUE_SHOWN + 8], choices[64] = "";
+  value_shorten(found, sizeof found, text, length);
+  for (int i = 0; i < n; i++) {
+    strcat(choices, i ? ", " : "");
+    strcat(choices, words[i]);
+  }
+  return FAIL("%s: %s: unknown %s \"%s\" in an arm: expected one of %s", place, k->name, what, found,
+              choices);
+}
+
+static status read_arm_name(char *out, const value_key *k, const toml_value *v, const value_origin *from,
+                            bool takes_auto) {
+  const char *at = v->kind == TOML_STRING ? memchr(v->text, '@', v->length) : NULL;
+  char place[VALUE_PLACE_BYTES];
+  if (!at) return refuse(k, v, from, k->type);
+  value_place(place, from, v->line);
+  size_t path = (size_t)(at - v->text);
+  const char *paths[PATH_COUNT];
+  for (int i = 0; i < PATH_COUNT; i++) paths[i] = path_get((path_kind)i)->name;
+  TRY(check_arm_part("path", v->text, path, paths, PATH_COUNT, place, k));
+  TRY(check_arm_part("backend", at + 1, v->length - path - 1, BACKENDS, COUNT(BACKENDS) - !takes_auto, place,
+                     k));
+  snprintf(out, ARM_NAME_BYTES, "%.*s", (int)v->length, v->text);
+  return 0;
+}
+
+static status read_arm_list(arm_list *list, const value_key *k, const toml_value *v, const value_origin *from,
+                            bool distinct) {
+  arm_list found = {.count = 0};
+  if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_ARMS || (distinct && !v->count))
+    return refuse(k, v, from, k->type);
+  for (; found.count < v->count; found.count++) {
+    static const char *const ranks[] = {"ranks"};
+    toml_value element;
+    config_toml_element(&element, v, found.count);
+    char *name = found.name[found.count];
+    if (distinct && !find_word(&element, ranks, 1))
+      strcpy(name, "ranks");
+    else
+      TRY(read_arm_name(name, k, &element, from, !distinct));
+    for (size_t i = 0; distinct && i < found.count; i++)
+      if (!strcmp(found.name[i], name)) return refuse(k, &element, from, "each arm once, no second time");
+  }
+  *list = found;
+  return 0;
+}
+
+status value_read_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  return read_arm_list(field, k, v, from, true);
+}
+
+status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  return read_arm_list(field, k, v, from, false);
+}
+
+void value_write_arms(FILE *out, const void *field) {
+  const arm_list *list = field;
+  fputc('[', out);
+  for (size_t i = 0; i < list->count; i++) fprintf(out, "%s\"%s\"", i ? ", " : "", list->name[i]);
+  fputc(']', out);
+}
+
+status value_read_arm_or_empty(void *field, const value_key *k, const toml_value *v,
+                               const value_origin *from) {
+  if (v->kind == TOML_STRING && !v->length) {
+    *(char *)field = 0;
+    return 0;
+  }
+  return read_arm_name(field, k, v, from, false);
+}
+
+void value_write_arm(FILE *out, const void *field) {
+  write_string(out, field);
+}
+
+status value_read_placement(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  struct config_experts *experts = field;
+  int32_t *ranks = NULL;
+  size_t count = 0;
+  int word = find_word(v, PLACEMENTS, COUNT(PLACEMENTS));
+  if (word < 0 && v->kind != TOML_ARRAY) return refuse(k, v, from, k->type);
+  if (word < 0) TRY(read_ids(&ranks, &count, k, v, from));
+  free(experts->rank_of_expert);
+  experts->placement = word < 0 ? PLACEMENT_LIST : (placement_kind)word;
+  experts->rank_of_expert = ranks;
+  experts->n_experts = count;
+  return 0;
+}
+
+void value_write_placement(FILE *out, const void *field) {
+  const struct config_experts *experts = field;
+  if (experts->placement == PLACEMENT_LIST)
+    write_ids(out, experts->rank_of_expert, experts->n_experts);
+  else
+    write_string(out, PLACEMENTS[experts->placement]);
+}
+
+// The four inputs share one field: each reader makes its value whole, then puts it in the old one's place.
+void value_clear_input(void *field) {
+  struct config_input *input = field;
+  for (size_t i = 0; i < input->n_prompts; i++) free(input->prompts[i]);
+  free(input->prompts);
+  free(input->tokens);
+  free(input->file);
+  memset(input, 0, sizeof *input);
+}
+
+status value_read_tokens(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  struct config_input *input = field;
+  int32_t *tokens;
+  size_t count;
+  TRY(read_ids(&tokens, &count, k, v, from));
+  value_clear_input(field);
+  input->kind = INPUT_TOKENS;
+  input->tokens = tokens;
+  input->n_tokens = count;
+  return 0;
+}
+
+status value_read_prompts(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  struct config_input *input = field;
+  struct config_input fresh = {.kind = INPUT_PROMPTS};
+  status result;
+  TRY(check_filled(k, v, from));
+  TRY(TAKE(&fresh.prompts, v->count, k->name));
+  for (; fresh.n_prompts < v->count; fresh.n_prompts++) {
+    toml_value element;
+    config_toml_element(&element, v, fresh.n_prompts);
+    TRY_DONE(result, copy_string(&fresh.prompts[fresh.n_prompts], k, &element, from, false));
+  }
+  value_clear_input(field);
+  *input = fresh;
+  return 0;
+done:
+  value_clear_input(&fresh);
+  return result;
+}
+
+status value_read_prompt(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  struct config_input *input = field;
+  char *text, **prompts;
+  TRY(copy_string(&text, k, v, from, false));
+  if (TAKE(&prompts, 1, k->name)) {
+    free(text);
+    return 1;
+  }
+  prompts[0] = text;
+  value_clear_input(field);
+  input->kind = INPUT_PROMPT;
+  input->prompts = prompts;
+  input->n_prompts = 1;
+  return 0;
+}
+
+status value_read_input_file(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  struct config_input *input = field;
+  char *text;
+  TRY(copy_string(&text, k, v, from, false));
+  value_clear_input(field);
+  input->kind = INPUT_FILE;
+  input->file = text;
+  return 0;
+}
+
+void value_write_tokens(FILE *out, const void *field) {
+  const struct config_input *input = field;
+  write_ids(out, input->tokens, input->n_tokens);
+}
+
+void value_write_prompt(FILE *out, const void *field) {
+  const struct config_input *input = field;
+  write_string(out, input->prompts[0]);
+}
+
+void value_write_prompts(FILE *out, const void *field) {
+  const struct config_input *input = field;
+  fputc('[', out);
+  for (size_t i = 0; i < input->n_prompts; i++) {
+    fputs(i ? ", " : "", out);
+    write_string(out, input->prompts[i]);
+  }
+  fputc(']', out);
+}
+
+void value_write_input_file(FILE *out, const void *field) {
+  const struct config_input *input = field;
+  write_string(out, input->file);
+}

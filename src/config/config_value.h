@@ -1,0 +1,68 @@
+// config_value: how a value of each kind is read from TOML, refused, and written back. For config.c alone.
+//
+// Owns: bounds, words (paths, backends, transports) and the texts of refusals.
+// Refuses to know: which keys there are. Invariant: a refused value leaves the field as it was.
+#pragma once
+#include "src/config/config.h"
+#include "src/config/config_toml.h"
+
+enum { VALUE_SHOWN = 48, VALUE_PLACE_BYTES = 512 }; // bytes of a user's text in an error; of a place
+
+typedef struct { // where a value stands, for errors: a file or a --set
+  const char *file;
+  const char *set;
+} value_origin;
+
+typedef struct value_key value_key;
+struct value_key {
+  const char *name;
+  size_t offset; // of the field in config
+  status (*read)(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+  void (*write)(FILE *out, const void *field); // as TOML
+  const char *type;                            // what is expected, in words
+  double low, high;                            // of numbers
+  const char *initial;                         // TOML; NULL: stays unset
+  const char *help;
+};
+
+// The head of a text without control characters, at most VALUE_SHOWN bytes and "..." where it is longer.
+void value_shorten(char *out, size_t size, const char *text, size_t length);
+// "FILE:LINE" or "--set KEY=VALUE".
+void value_place(char out[VALUE_PLACE_BYTES], const value_origin *from, int line);
+
+status value_read_integer(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_real(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_flag(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_text(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_text_or_empty(void *field, const value_key *k, const toml_value *v,
+                                const value_origin *from);
+status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_arm_or_empty(void *field, const value_key *k, const toml_value *v,
+                               const value_origin *from);
+status value_read_placement(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_tokens(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_prompts(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_prompt(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_input_file(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+
+void value_write_integer(FILE *out, const void *field);
+void value_write_real(FILE *out, const void *field);
+void value_write_flag(FILE *out, const void *field);
+void value_write_text(FILE *out, const void *field);
+void value_write_kv(FILE *out, const void *field);
+void value_write_arms(FILE *out, const void *field);
+void value_write_arm(FILE *out, const void *field);
+void value_write_placement(FILE *out, const void *field);
+void value_write_tokens(FILE *out, const void *field);
+void value_write_prompt(FILE *out, const void *field);
+void value_write_prompts(FILE *out, const void *field);
+void value_write_input_file(FILE *out, const void *field);
+void value_write_sizes(FILE *out, const void *field);
+void value_write_format(FILE *out, const void *field);
+
+void value_clear_input(void *field); // releases what a config_input owns and makes it INPUT_NONE

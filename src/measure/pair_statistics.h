@@ -1,0 +1,53 @@
+// comparison: gathers one pair's metrics position by position and reduces them for the report.
+//
+// Refuses to know: engines and ranks; it is given rows. Invariant: every position counts, position 0
+// included.
+#pragma once
+#include "src/measure/metrics.h"
+
+typedef struct {
+  int32_t layer;
+  spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp; // over positions
+  int64_t router_flips;   // experts chosen by one and not by the other, summed over positions
+  int64_t flipped_tokens; // positions with at least one
+  double flip_margin; // largest margin (b's probability of slot k minus slot k+1) among flipped positions;
+                      // NaN: none
+  double min_margin;  // smallest such margin over all positions
+} layer_statistics;
+
+typedef struct {
+  size_t a, b;                                                 // indices into arms; b is the reference
+  spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp, kl; // logits, over positions
+  double top1_agreement;                                       // share of positions
+  double perplexity_delta;  // perplexity of a minus that of b; NaN as there
+  layer_statistics *layers; // [n_layers]
+  bool finite;              // false: a NaN or infinity was seen somewhere
+} pair_statistics;
+
+typedef struct { // of one position in one layer
+  metrics row;
+  int flips;
+  double margin; // of the reference
+} layer_point;
+
+typedef struct {
+  int64_t n_layers, n_positions;
+  layer_point *layer;    // [n_layers][n_positions]
+  logit_metrics *logits; // [n_positions]
+  bool *has_target;      // [n_positions]
+} pair_samples;
+
+status pair_samples_open(pair_samples *out, int64_t n_layers, int64_t n_positions);
+void pair_samples_close(pair_samples *c); // takes NULL
+
+// a against the reference b: hidden numbers of the residual stream, and the k chosen experts.
+void pair_samples_layer(pair_samples *c, int64_t layer, int64_t position, const double *a, const double *b,
+                        int64_t hidden, const int32_t *experts_a, const int32_t *experts_b, int k,
+                        double margin_b);
+// target: the token that follows in the same sequence, or -1.
+void pair_samples_logits(pair_samples *c, int64_t position, const double *a, const double *b, int64_t n,
+                         int64_t target);
+
+// Fills all of *out but a, b and its layers array, which is the caller's.
+status pair_samples_reduce(const pair_samples *c, pair_statistics *out);
+int64_t pair_samples_flips(const pair_samples *c, int64_t position); // over all layers

@@ -1,0 +1,66 @@
+// gguf: reads GGUF version 2 and 3 files, whole or split, without trusting one byte of them.
+//
+// Owns: the mapping of the files and the index of keys and tensors.
+// Refuses to know: what the keys and tensors mean (model.h does), ranks, paths.
+// Invariant: every pointer that it hands out lies inside a mapped file, with the bytes that the shape needs.
+// Source: the GGUF specification in ggml's docs/gguf.md.
+#pragma once
+#include "base/status.h"
+#include "kernels/formats/blocks.h"
+
+enum { GGUF_MAX_DIMS = 4 };
+
+typedef struct gguf gguf;
+
+typedef struct {
+  const char *name; // NUL-terminated, unique in the model
+  const type_info *type;
+  int n_dims;
+  int64_t dim[GGUF_MAX_DIMS]; // dim[0] is the row length (fastest); unused ones are 1
+  const void *data;           // mapped, not touched yet; at least `bytes` long
+  size_t bytes;
+  const char *file; // path of the file that holds it
+  uint64_t offset;  // of data in that file
+} gguf_tensor;
+
+typedef struct { // not NUL-terminated: points into the map
+  const char *text;
+  size_t length;
+} gguf_string;
+
+// Opens PATH, and where it is one of a split set (name-00001-of-0000N.gguf) all its siblings. On a fault
+// nothing stays open. The error names the file, the key or tensor, what was expected and what was found.
+status gguf_open(gguf **out, const char *path);
+void gguf_close(gguf *g); // takes NULL
+
+const char *gguf_path(const gguf *g);     // as given to gguf_open
+uint64_t gguf_header_hash(const gguf *g); // XXH3 over every file's header bytes (keys, tensor table) and size
+size_t gguf_file_count(const gguf *g);
+const char *gguf_file_path(const gguf *g, size_t file);
+size_t gguf_file_bytes(const gguf *g, size_t file);
+// The path of a file that was written to or cut since it was opened; NULL: none was. A change through a map
+// of another process shows only where the system notes it.
+const char *gguf_changed_file(const gguf *g);
+size_t gguf_tensor_count(const gguf *g);
+const gguf_tensor *gguf_tensor_at(const gguf *g, size_t i);           // in file order
+const gguf_tensor *gguf_tensor_find(const gguf *g, const char *name); // NULL: none; hashed, O(1)
+
+// Keys. gguf_key_* fail, naming file and key, when the key is missing or of another type than can be
+// converted without loss (any integer type in range for u64/i64; f32 or f64 for f64). Strings and arrays are
+// views.
+bool gguf_key_exists(const gguf *g, const char *key);
+status gguf_key_u64(const gguf *g, const char *key, uint64_t *out);
+status gguf_key_f64(const gguf *g, const char *key, double *out);
+status gguf_key_bool(const gguf *g, const char *key, bool *out);
+status gguf_key_string(const gguf *g, const char *key, gguf_string *out);
+// Arrays: count first (0 with a fault when missing or not an array of that element kind), then elements by
+// index.
+status gguf_key_array_strings(const gguf *g, const char *key, gguf_string **out,
+                              size_t *count); // *out: caller frees
+status gguf_key_array_i32(const gguf *g, const char *key, int32_t **out,
+                          size_t *count); // u32 or i32; caller frees
+
+// For `inspect`: every key in file order, its value as short readable text (arrays as "[string x 151936]").
+size_t gguf_key_count(const gguf *g);
+const char *gguf_key_name(const gguf *g, size_t i);
+void gguf_key_describe(const gguf *g, size_t i, char *out, size_t size);

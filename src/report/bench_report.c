@@ -1,0 +1,185 @@
+#include "src/report/bench_report.h"
+#include "base/whole_file.h"
+#include "src/report/report.h"
+#include "src/report/report_file.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+  double median, least, most;
+} rates;
+
+static int compare_reals(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+// Sorts a copy; a row has at most 10000 rates (bench.repeats).
+static rates rates_of(const bench_row *row) {
+  static double sorted[10000];
+  size_t n = row->n;
+  memcpy(sorted, row->rate, n * sizeof *sorted);
+  qsort(sorted, n, sizeof *sorted, compare_reals);
+  return (rates){(sorted[(n - 1) / 2] + sorted[n / 2]) / 2, sorted[0], sorted[n - 1]};
+}
+
+// "tg128 @ d4096 x4", as the field writes it; depth 0 and a single sequence go without saying.
+static void test_name(char out[80], const bench_row *row) {
+  int used = snprintf(out, 80, "%s%" PRId64, row->decode ? "tg" : "pp", row->tokens);
+  if (row->depth) used += snprintf(out + used, 80 - (size_t)used, " @ d%" PRId64, row->depth);
+  if (row->batch > 1) snprintf(out + used, 80 - (size_t)used, " x%" PRId64, row->batch);
+}
+
+static double share_of_bandwidth(const bench_report *r, const bench_row *row) {
+  return row->bytes_per_token * rates_of(row).median / r->bandwidth;
+}
+
+// Of the time of a run of median rate.
+static double share_of_time(const bench_row *row) {
+  return row->exchange_seconds * rates_of(row).median / (double)(row->tokens * row->batch);
+}
+
+// ---- Markdown ----
+
+static void print_head(const bench_report *r, FILE *out) {
+  report_print_line(out, r->model, 80, false);
+  fprintf(out,
+          " (%s), %.2f GB, fingerprint %016" PRIx64
+          "; %d rank%s of %d thread%s on %d host%s, %s; all ranks read %.1f GB/s\n\n",
+          r->types, (double)r->model_bytes * 1e-9, r->fingerprint, r->ranks, r->ranks == 1 ? "" : "s",
+          r->threads, r->threads == 1 ? "" : "s", r->hosts, r->hosts == 1 ? "" : "s", r->cpu,
+          r->bandwidth * 1e-9);
+}
+
+static void print_md(const bench_report *r, FILE *out) {
+  print_head(r, out);
+  fprintf(
+      out,
+      "| arm          | row          | test                 |  n | median tok/s |        min |        max | "
+      "MB/token | of bandwidth | in exchange | digest           |\n"
+      "|:-------------|:-------------|:---------------------|---:|-------------:|-----------:|-----------:|--"
+      "------"
+      "-:|-------------:|------------:|:-----------------|\n");
+  for (size_t i = 0; i < r->n_rows; i++) {
+    const bench_row *row = &r->rows[i];
+    rates s = rates_of(row);
+    char name[80], bytes[32] = "-", share[32] = "-", exchange[32] = "-";
+    test_name(name, row);
+    if (isfinite(row->bytes_per_token)) {
+      snprintf(bytes, sizeof bytes, "%.2f", row->bytes_per_token * 1e-6);
+      snprintf(share, sizeof share, "%.1f %%", 100 * share_of_bandwidth(r, row));
+    }
+    if (isfinite(row->exchange_seconds))
+      snprintf(exchange, sizeof exchange, "%.1f %%%s", 100 * share_of_time(row),
+               row->exchange_is_alone ? " alone" : "");
+    fprintf(out,
+            "| %-12s | %-12s | %-20s | %2zu | %12.2f | %10.2f | %10.2f | %8s | %12s | %11s | %016" PRIx64
+            " |\n",
+            row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, exchange,
+            row->digest);
+  }
+}
+
+// ---- CSV and JSON ----
+
+// A number that a machine reads; not finite: nothing, or JSON's null.
+static void print_real(FILE *out, double x, const char *nothing) {
+  if (isfinite(x))
+    fprintf(out, "%.9g", x);
+  else
+    fputs(nothing, out);
+}
+
+static void print_csv(const bench_report *r, FILE *out) {
+  fprintf(out, "fingerprint,arm,row,test,kind,tokens,depth,batch,ranks,threads,n,median_tokens_per_s,"
+               "min_tokens_per_s,max_tokens_per_s,bytes_per_token,bandwidth_bytes_per_s,share_of_bandwidth,"
+               "exchange_seconds,exchange_is_alone,digest\n");
+  for (size_t i = 0; i < r->n_rows; i++) {
+    const bench_row *row = &r->rows[i];
+    rates s = rates_of(row);
+    char name[80];
+    test_name(name, row);
+    fprintf(out, "%016" PRIx64 ",%s,%s,%s,%s,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,%d,%zu,%.9g,%.9g,%.9g,",
+            r->fingerprint, row->arm, row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth,
+            row->batch, r->ranks, r->threads, row->n, s.median, s.least, s.most);
+    print_real(out, row->bytes_per_token, "");
+    fprintf(out, ",%.9g,", r->bandwidth);
+    print_real(out, share_of_bandwidth(r, row), "");
+    fputc(',', out);
+    print_real(out, row->exchange_seconds, "");
+    fprintf(out, ",%d,%016" PRIx64 "\n", row->exchange_is_alone, row->digest);
+  }
+}
+
+// A JSON string in ASCII: what is outside of it becomes "?", for a model's name need not be UTF-8.
+static void print_text(FILE *out, const char *text) {
+  fputc('"', out);
+  for (const char *c = text ? text : ""; *c; c++) {
+    if (*c == '"' || *c == '\\') fputc('\\', out);
+    fputc(*c >= 0x20 && *c < 0x7f ? *c : '?', out);
+  }
+  fputc('"', out);
+}
+
+static void print_json_row(const bench_report *r, const bench_row *row, FILE *out) {
+  rates s = rates_of(row);
+  char name[80];
+  test_name(name, row);
+  fprintf(
+      out,
+      "    {\"arm\": \"%s\", \"row\": \"%s\", \"test\": \"%s\", \"kind\": \"%s\", \"tokens\": %" PRId64
+      ", \"depth\": %" PRId64 ", \"batch\": %" PRId64
+      ", \"n\": %zu,\n     \"tokens_per_s\": {\"median\": %.9g, \"min\": %.9g, \"max\": %.9g, \"runs\": [",
+      row->arm, row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth, row->batch, row->n,
+      s.median, s.least, s.most);
+  for (size_t i = 0; i < row->n; i++) fprintf(out, "%s%.9g", i ? ", " : "", row->rate[i]);
+  fputs("]},\n     \"bytes_per_token\": ", out);
+  print_real(out, row->bytes_per_token, "null");
+  fputs(", \"share_of_bandwidth\": ", out);
+  print_real(out, share_of_bandwidth(r, row), "null");
+  fputs(", \"exchange_seconds\": ", out);
+  print_real(out, row->exchange_seconds, "null");
+  fprintf(out, ", \"exchange_is_alone\": %s", row->exchange_is_alone ? "true" : "false");
+  fprintf(out, ", \"digest\": \"%016" PRIx64 "\"}", row->digest);
+}
+
+static void print_field(FILE *out, const char *key, const char *text) {
+  fprintf(out, "  \"%s\": ", key);
+  print_text(out, text);
+  fputs(",\n", out);
+}
+
+static void print_json(const bench_report *r, FILE *out) {
+  fputs("{\n  \"bench_version\": 1,\n", out);
+  print_field(out, "model", r->model);
+  print_field(out, "types", r->types);
+  print_field(out, "cpu", r->cpu);
+  fprintf(out,
+          "  \"model_bytes\": %" PRIu64 ",\n  \"fingerprint\": \"%016" PRIx64
+          "\",\n  \"ranks\": %d,\n  \"threads\": %d,\n  \"hosts\": %d,\n",
+          r->model_bytes, r->fingerprint, r->ranks, r->threads, r->hosts);
+  fprintf(out, "  \"bandwidth_bytes_per_s\": %.9g,\n  \"rows\": [\n", r->bandwidth);
+  for (size_t i = 0; i < r->n_rows; i++) {
+    print_json_row(r, &r->rows[i], out);
+    fputs(i + 1 < r->n_rows ? ",\n" : "\n", out);
+  }
+  fputs("  ]\n}\n", out);
+}
+
+void bench_report_print(const bench_report *r, bench_format format, FILE *out) {
+  if (format == BENCH_MD) print_md(r, out);
+  if (format == BENCH_CSV) print_csv(r, out);
+  if (format == BENCH_JSON) print_json(r, out);
+}
+
+status bench_report_write(const bench_report *r, const char *dir) {
+  whole_file f;
+  TRY(whole_file_open(&f, dir, "bench.json"));
+  print_json(r, f.f);
+  status result = whole_file_sync(&f);
+  if (!result) result = whole_file_name(&f);
+  whole_file_abandon(&f);
+  return result ? result : whole_file_sync_dir(dir);
+}

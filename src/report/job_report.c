@@ -1,0 +1,212 @@
+#include "src/report/job_report.h"
+#include "base/memory.h"
+#include "kernels/formats/numerics.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "build_info.h"
+
+typedef struct { // what a rank tells the printer
+  char host[64], cores[96], arm[ARM_NAME_BYTES];
+  device_id device;
+  int32_t threads, device_node;
+  uint64_t experts_bytes, shared_bytes;
+  int64_t experts;
+} rank_facts;
+
+// In some arm of the job.
+static bool computes_shared(const job *j) {
+  bool computes = j->roles.shared[comm_rank(j->c)];
+  for (size_t a = 0; a < j->cfg->run.arms.count; a++)
+    computes = computes || !job_is_mixed(j->cfg->run.arms.name[a]);
+  return computes;
+}
+
+static rank_facts own_facts(const job *j) {
+  rank_facts f = {.device = j->device,
+                  .device_node = topology_device_node(j->place),
+                  .threads = topology_threads(j->place),
+                  .experts_bytes = model_experts_bytes(j->m, j->experts.local),
+                  .shared_bytes = computes_shared(j) ? j->m->shared_bytes : 0,
+                  .experts = j->experts.n_own};
+  snprintf(f.host, sizeof f.host, "%s", comm_host(j->c));
+  snprintf(f.cores, sizeof f.cores, "%s", topology_cores(j->place));
+  memcpy(f.arm, j->roles.arm[comm_rank(j->c)], sizeof f.arm);
+  return f;
+}
+
+static status report_ranks(job *j, report *r) {
+  size_t n = (size_t)comm_size(j->c);
+  rank_facts mine = own_facts(j), *all;
+  TRY(TAKE(&all, n, "ranks' facts"));
+  r->n_ranks = n;
+  status result = TAKE(&r->ranks, n, "the report");
+  if (!result) result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' facts");
+  for (size_t i = 0; i < n && !result; i++)
+    r->ranks[i] = (report_rank){.rank = (int)i,
+                                .host = strdup(all[i].host),
+                                .cores = strdup(all[i].cores),
+                                .arm = strdup(all[i].arm),
+                                .role = j->roles.shared[i] ? "shared" : "experts",
+                                .threads = all[i].threads,
+                                .experts_bytes = all[i].experts_bytes,
+                                .shared_bytes = all[i].shared_bytes,
+                                .experts = all[i].experts,
+                                .gpu = all[i].device.index,
+                                .gpu_node = all[i].device_node,
+                                .gpu_pci = strdup(all[i].device.pci),
+                                .gpu_name = strdup(all[i].device.name)};
+  free(all);
+  return result;
+}
+
+static void report_model(const job *j, report *r) {
+  const model_shape *s = &j->m->weights.shape;
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < gguf_file_count(j->m->file); i++) bytes += gguf_file_bytes(j->m->file, i);
+  r->model.name = j->m->name;
+  r->model.path = gguf_path(j->m->file);
+  r->model.architecture = "qwen3moe";
+  r->model.fingerprint = j->fingerprint;
+  r->model.n_layers = s->n_layers;
+  r->model.hidden = s->hidden;
+  r->model.n_heads = s->n_heads;
+  r->model.n_kv_heads = s->n_kv_heads;
+  r->model.head_dim = s->head_dim;
+  r->model.n_experts = s->n_experts;
+  r->model.top_k = s->top_k;
+  r->model.expert_width = s->expert_width;
+  r->model.vocabulary = s->vocabulary;
+  r->model.bytes = bytes;
+  r->model.types = j->m->types;
+}
+
+static void report_build(const job *j, report *r) {
+  r->machine.cpu = topology_cpu(j->place);
+  r->machine.os = MOE_BUILD_SYSTEM;
+  r->machine.hosts = topology_hosts(j->place);
+  r->machine.cores = topology_host_cores(j->place);
+  r->build.version = MOE_VERSION;
+  r->build.compiler = MOE_BUILD_COMPILER;
+  r->build.flags = MOE_BUILD_FLAGS;
+  r->build.mpi = comm_library(j->c);
+  r->build.row = "none";
+}
+
+status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows) {
+  *out = (report){.command = j->command, .n_arms = n_arms, .n_pairs = n_pairs, .n_tokens = n_token_rows};
+  report *r = out;
+  report_model(j, r);
+  report_build(j, r);
+  r->n_layers = (size_t)j->m->weights.shape.n_layers;
+  r->n_sequences = (size_t)j->n_sequences;
+  r->chunk = j->cfg->run.chunk;
+  r->context = j->context;
+  r->input = j->input;
+  r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
+  r->placement = placement_name(j->cfg->experts.placement);
+  char *text;
+  TRY(config_text(j->cfg, &text));
+  r->config_text = text;
+  TRY(TAKE(&r->arms, n_arms, "the report"));
+  TRY(TAKE(&r->pairs, n_pairs, "the report"));
+  TRY(TAKE(&r->tokens, n_token_rows, "the report"));
+  for (size_t i = 0; i < n_pairs; i++) TRY(TAKE(&r->pairs[i].layers, r->n_layers, "the report"));
+  return report_ranks(j, r);
+}
+
+static void close_arm(report_arm *a) {
+  free(a->layer_digests);
+  free(a->sequences);
+  free(a->rank_arms);
+  for (size_t t = 0; t < a->n_texts; t++) {
+    free(a->texts[t].tokens);
+    free(a->texts[t].text);
+  }
+  free(a->texts);
+}
+
+void job_report_close(report *r) {
+  for (size_t i = 0; i < r->n_arms && r->arms; i++) close_arm(&r->arms[i]);
+  for (size_t i = 0; i < r->n_pairs && r->pairs; i++) free(r->pairs[i].layers);
+  for (size_t i = 0; i < r->n_ranks && r->ranks; i++) {
+    free((char *)r->ranks[i].host);
+    free((char *)r->ranks[i].cores);
+    free((char *)r->ranks[i].arm);
+    free((char *)r->ranks[i].gpu_pci);
+    free((char *)r->ranks[i].gpu_name);
+  }
+  free(r->arms);
+  free(r->pairs);
+  free(r->tokens);
+  free(r->ranks);
+  free((char *)r->config_text);
+}
+
+static uint64_t path_tag(const char *arm_name) {
+  const path_info *info = path_find(arm_name, strcspn(arm_name, "@"));
+  return info ? info->tag : 0;
+}
+
+// Equal where the experts have equal paths, whatever ranks own them and whichever backends compute them.
+static uint64_t hash_expert_paths(const job *j, const char *const *rank_arms) {
+  uint64_t sum = 0;
+  for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++)
+    sum = num_mix64(sum + path_tag(rank_arms[j->experts.rank_of_expert[e]]));
+  return sum;
+}
+
+static status report_state(job *j, const arm *e, report *r) {
+  uint64_t mine = e->forward.compute->ops->state_bytes(e->forward.compute), *all;
+  TRY(TAKE(&all, r->n_ranks, "ranks' bytes"));
+  status result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' bytes");
+  for (size_t i = 0; i < r->n_ranks && !result; i++)
+    if (all[i] > r->ranks[i].state_bytes) r->ranks[i].state_bytes = all[i];
+  free(all);
+  return result;
+}
+
+status job_report_arm(job *j, arm *e, report *r, size_t index, int64_t tokens) {
+  TRY(arm_finish(e));
+  TRY(arm_add_parts(e));
+  TRY(report_state(j, e, r));
+  report_arm *a = &r->arms[index];
+  size_t n_layers = r->n_layers, n_sequences = r->n_sequences;
+  a->transport = transport_name(e->carrier);
+  if (!r->transport || *transport_reason(e->carrier)) { // an arm that needs no words does not hide another's
+    r->transport = a->transport;
+    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(e->carrier));
+  }
+  const backend *b = e->forward.compute;
+  if (!strcmp(b->ops->name, "cpu")) r->build.row = b->ops->row(b); // "none": no arm of this rank ran on one
+  a->name = e->params.name;
+  a->path = e->forward.path->name;
+  a->path_version = e->forward.path->version;
+  a->digest = arm_digest(e);
+  a->tokens = tokens;
+  a->prefill_tokens_per_s = e->seconds > 0 ? (double)tokens / e->seconds : 0;
+  a->decode_tokens_per_s = __builtin_nan("");
+  a->perplexity = __builtin_nan("");
+  a->exchange_seconds = arm_exchange_seconds(e);
+  TRY(TAKE(&a->layer_digests, n_layers, "the report"));
+  TRY(TAKE(&a->sequences, n_sequences, "the report"));
+  TRY(TAKE(&a->rank_arms, r->n_ranks, "the report"));
+  for (size_t l = 0; l < n_layers; l++) a->layer_digests[l] = arm_layer_digest(e, (int64_t)l);
+  for (size_t s = 0; s < n_sequences; s++)
+    a->sequences[s] = (report_sequence){j->sequences[s].n, e->logit_digest[s]};
+  for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = job_arm_of_rank(j, a->name, (int)i);
+  a->expert_paths = hash_expert_paths(j, a->rank_arms);
+  return 0;
+}
+
+status job_report_finish(job *j, report *r) {
+  status mine = 0;
+  if (job_is_reporting(j)) {
+    if (j->cfg->output.dir[0]) mine = report_write(r, j->cfg->output.dir);
+    if (!mine) {
+      report_print(r, stdout);
+      if (fflush(stdout)) mine = FAIL("standard output: the report could not be written: %m");
+    }
+  }
+  return job_agree(j, mine, "writing the report");
+}

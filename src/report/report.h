@@ -1,0 +1,125 @@
+// report: what a run found, and the one printer of it: console, report.json, layers.csv, tokens.csv, .npy.
+//
+// Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
+// get their names when they are whole and synced; an old report.json goes first, the new one comes last.
+// Refuses to know: how the numbers came about. Only the printer calls it.
+// Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
+#pragma once
+#include "base/status.h"
+#include "src/measure/pair_statistics.h"
+#include <stdint.h>
+#include <stdio.h>
+
+enum { REPORT_SCHEMA = 2 }; // of report.json
+
+typedef struct {
+  int64_t tokens;  // positions in the sequence that the digest covers
+  uint64_t digest; // of its logits; the arm's digest is the sum over sequences modulo 2^64
+} report_sequence;
+
+typedef struct { // text that an arm wrote
+  int64_t sequence;
+  int32_t *tokens;
+  size_t n_tokens;
+  char *text;      // UTF-8, invalid bytes replaced; NULL without a tokenizer
+  uint64_t digest; // of logits at prompt and fed-back positions: that of the same tokens as one prompt
+} report_text;
+
+typedef struct {
+  const char *name; // "q8k@cpu"
+  const char *path; // of all but the experts
+  int path_version;
+  uint64_t expert_paths;   // hash of every expert's path and version, in the order of experts
+  uint64_t digest;         // logits, all sequences
+  uint64_t *layer_digests; // [n_layers], residual stream after each layer, all sequences
+  report_sequence *sequences;
+  int64_t tokens; // positions computed, all sequences
+  double prefill_tokens_per_s;
+  double decode_tokens_per_s; // NaN: nothing was decoded
+  const char *transport;      // of its exchange
+  double exchange_seconds;    // time in the exchange on the printing rank, waiting included
+  double perplexity;          // over the input's own next tokens; NaN: fewer than two tokens
+  int64_t scored;             // tokens that the perplexity is over
+  report_text *texts;
+  size_t n_texts;
+  const char **rank_arms; // [ranks] arm of each rank's experts
+} report_arm;
+
+typedef struct { // one row of tokens.csv
+  int64_t sequence, position;
+  int32_t token;
+  size_t pair;
+  double rel_l2, one_minus_cos, max_abs, max_rel, kl;
+  bool top1_agrees;
+  double margin;
+  int64_t router_flips; // over all layers
+} report_token;
+
+typedef struct {
+  int rank;
+  const char *host;
+  const char *cores; // "0-3", of its threads
+  int threads;
+  const char *arm;        // arm of its experts in a mixed job, else ""
+  const char *role;       // "shared", or "experts": in the arm "ranks" it computes nothing else
+  uint64_t experts_bytes; // its own experts
+  uint64_t shared_bytes;  // all other tensors; 0: it computes only experts
+  uint64_t state_bytes;   // KV caches and work space, largest arm
+  int64_t experts;        // experts that it owns in each layer
+  int gpu;                // that it takes, as its host counts them; -1: none
+  int gpu_node;           // NUMA node at which it is; -1: unknown
+  const char *gpu_pci, *gpu_name;
+} report_rank;
+
+typedef struct {
+  const char *command; // "parity"
+  struct {
+    const char *name, *path, *architecture;
+    uint64_t fingerprint;
+    int64_t n_layers, hidden, n_heads, n_kv_heads, head_dim, n_experts, top_k, expert_width, vocabulary;
+    uint64_t bytes;
+    const char *types; // "Q4_K 210, Q6_K 33, F32 97"
+  } model;
+  struct {
+    const char *cpu, *os;
+    int hosts, cores;
+  } machine;
+  struct {
+    const char *version, *compiler, *flags, *mpi, *row; // row: ISA row of the cpu backend
+  } build;
+  const char *config_text; // canonical
+  const char *transport;
+  char transport_reason[256]; // "": none need be given
+  const char *placement;
+  const char *kv;
+  int64_t chunk, context;
+  uint64_t input; // hash of the tokens of all sequences
+  report_rank *ranks;
+  size_t n_ranks;
+  report_arm *arms;
+  size_t n_arms;
+  bool has_logits; // beside report.json stands logits.<arm>.npy of each arm
+  pair_statistics *pairs;
+  size_t n_pairs;
+  report_token *tokens;
+  size_t n_tokens;
+  size_t n_layers;
+  size_t n_sequences;
+} report;
+
+// One line of at most `room` bytes without what a terminal would obey; of a longer text the head, or with
+// `tail` the end, as of a path.
+void report_print_line(FILE *out, const char *text, size_t room, bool tail);
+// In place: one line, in which all that a terminal would obey is '?'.
+void report_make_plain(char *text);
+void report_print(const report *r, FILE *out); // the table that a person reads in ten seconds, then the texts
+// report.json, layers.csv, tokens.csv. logits.<arm>.npy of an earlier run go.
+status report_write(const report *r, const char *dir);
+
+// A .npy file that grows row by row: float32 or float64, [rows, columns]; its header is completed and it gets
+// its name at npy_finish; npy_abandon removes it. Both take and release `f`.
+typedef struct npy npy;
+status npy_open(npy **out, const char *dir, const char *name, bool is_f64, size_t columns);
+status npy_append(npy *f, const void *rows, size_t n_rows); // rows of float or double, as opened
+status npy_finish(npy *f);
+void npy_abandon(npy *f); // takes NULL

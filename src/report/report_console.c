@@ -1,0 +1,346 @@
+// The console: what ran, then the divergences, then the arms, then what they wrote. At most 110 columns wide.
+#include "src/report/report.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { WIDTH = 110, LABEL_BYTES = 64, MAX_RANK_LINES = 8, MAX_LAYER_LINES = 12, MAX_LAYER_PAIRS = 8 };
+
+// ---- numbers and names ----
+
+typedef struct {
+  char text[24];
+} cell;
+
+static cell format(const char *how, double x) {
+  cell c;
+  if (isfinite(x))
+    snprintf(c.text, sizeof c.text, how, x);
+  else
+    snprintf(c.text, sizeof c.text, "%s", isnan(x) ? "nan" : x > 0 ? "inf" : "-inf");
+  return c;
+}
+
+static cell small(double x) { // a divergence: three digits and an exponent; an exact zero looks like one
+  return x == 0 ? (cell){"0"} : format("%.2e", x);
+}
+
+static cell optional(const char *how, double x) {
+  return isnan(x) ? (cell){"-"} : format(how, x);
+}
+
+static cell bytes_cell(uint64_t bytes) {
+  static const char *const UNITS[] = {"%.0f B", "%.1f KiB", "%.1f MiB", "%.2f GiB"};
+  double x = (double)bytes;
+  int unit = 0;
+  for (; x >= 1024 && unit < 3; unit++) x /= 1024;
+  return format(UNITS[unit], x);
+}
+
+static const char *or_none(const char *text) {
+  return text && *text ? text : "-";
+}
+
+static void label_of(char *out, size_t size, const report *r, const pair_statistics *p) {
+  snprintf(out, size, "%s - %s", r->arms[p->a].name, r->arms[p->b].name);
+}
+
+static int widest(int least, const char *text) {
+  int n = (int)strlen(text);
+  return n > least ? n : least;
+}
+
+// Bytes of the control character, which a terminal would obey, at the begin of a text; 0: none is there.
+static size_t control_bytes(const char *text, size_t length) {
+  unsigned char c = (unsigned char)text[0], next = length > 1 ? (unsigned char)text[1] : 0;
+  if (c == 0xc2 && next >= 0x80 && next < 0xa0) return 2; // U+0080 to U+009F
+  return c < 0x20 || c == 0x7f;
+}
+
+// Text of a model or a user: control characters but ends of lines and tabulators become '?'.
+static void print_text(FILE *out, const char *text, size_t length) {
+  for (size_t i = 0; i < length; i++) {
+    size_t n = text[i] == '\n' || text[i] == '\t' ? 0 : control_bytes(text + i, length - i);
+    fputc(n ? '?' : text[i], out);
+    i += n == 2;
+  }
+}
+
+void report_make_plain(char *text) {
+  char *to = text;
+  for (size_t length = strlen(text); length;) {
+    size_t n = control_bytes(text, length), taken = n ? n : 1;
+    *to++ = n ? '?' : *text;
+    text += taken;
+    length -= taken;
+  }
+  *to = 0;
+}
+
+void report_print_line(FILE *out, const char *text, size_t room, bool tail) {
+  size_t length = strlen(text), from = 0, to = length;
+  if (length > room && tail) from = length - room;
+  if (length > room && !tail) to = room;
+  while (from && from < length && ((unsigned char)text[from] & 0xc0) == 0x80)
+    from++; // not inside a character
+  while (to < length && to && ((unsigned char)text[to] & 0xc0) == 0x80) to--;
+  to = from + strcspn(text + from, "\n\t") < to ? from + strcspn(text + from, "\n\t") : to;
+  if (from) fputs("...", out);
+  print_text(out, text + from, to - from);
+  if (to < length) fputs("...", out);
+}
+
+// ---- what ran ----
+
+static void print_ranks(const report *r, FILE *out) {
+  int host = 4, cores = 5, arm = 3, role = 7;
+  bool mixed = false;
+  for (size_t i = 0; i < r->n_ranks && i < MAX_RANK_LINES; i++) {
+    host = widest(host, or_none(r->ranks[i].host));
+    cores = widest(cores, or_none(r->ranks[i].cores));
+    arm = widest(arm, or_none(r->ranks[i].arm));
+    mixed = mixed || (r->ranks[i].arm && *r->ranks[i].arm);
+  }
+  if (host > 24 - (mixed ? 9 : 0)) host = 24 - (mixed ? 9 : 0);
+  if (cores > 16) cores = 16;
+  if (!mixed) arm = role = 0;
+  fprintf(out, "\n  rank  %-*s  %-*s  threads  %-*s%s%-*s%sexperts  expert bytes  shared bytes       state\n",
+          host, "host", cores, "cores", arm, mixed ? "arm" : "", mixed ? "  " : "", role, mixed ? "role" : "",
+          mixed ? "  " : "");
+  for (size_t i = 0; i < r->n_ranks && i < MAX_RANK_LINES; i++) {
+    const report_rank *k = &r->ranks[i];
+    fprintf(out, "  %4d  %-*.*s  %-*.*s  %7d  %-*s%s%-*s%s%7" PRId64 "  %12s  %12s  %10s\n", k->rank, host,
+            host, or_none(k->host), cores, cores, or_none(k->cores), k->threads, arm,
+            mixed ? or_none(k->arm) : "", mixed ? "  " : "", role, mixed ? k->role : "", mixed ? "  " : "",
+            k->experts, bytes_cell(k->experts_bytes).text, bytes_cell(k->shared_bytes).text,
+            bytes_cell(k->state_bytes).text);
+  }
+  if (r->n_ranks > MAX_RANK_LINES) fprintf(out, "  ... and %zu more ranks\n", r->n_ranks - MAX_RANK_LINES);
+}
+
+// Where ranks' devices are; nothing where no arm needs one.
+static void print_devices(const report *r, FILE *out) {
+  bool any = false;
+  for (size_t i = 0; i < r->n_ranks; i++) any = any || r->ranks[i].gpu >= 0;
+  if (!any) return;
+  fprintf(out, "\n  rank  gpu  at            node     name\n");
+  for (size_t i = 0; i < r->n_ranks && i < MAX_RANK_LINES; i++) {
+    const report_rank *k = &r->ranks[i];
+    char node[16] = "unknown";
+    if (k->gpu_node >= 0) snprintf(node, sizeof node, "%d", k->gpu_node);
+    if (k->gpu < 0)
+      fprintf(out, "  %4d    -\n", k->rank);
+    else
+      fprintf(out, "  %4d  %3d  %-12.12s  %-7s  %.64s\n", k->rank, k->gpu, or_none(k->gpu_pci), node,
+              or_none(k->gpu_name));
+  }
+}
+
+static void print_head(const report *r, FILE *out) {
+  int64_t tokens = r->n_arms ? r->arms[0].tokens : 0;
+  fprintf(out, "moe_run %s  ", r->command);
+  report_print_line(out, or_none(r->model.name), 80, false);
+  fprintf(out, "\n  file    ");
+  report_print_line(out, or_none(r->model.path), 50, true);
+  fprintf(out, "  %s, fingerprint %016" PRIx64 "\n", bytes_cell(r->model.bytes).text, r->model.fingerprint);
+  fprintf(out,
+          "  model   %.12s: %" PRId64 " layers, hidden %" PRId64 ", heads %" PRId64 "/%" PRId64 " of %" PRId64
+          ", %" PRId64 " experts of %" PRId64 ", top-%" PRId64 ", vocabulary %" PRId64 "\n",
+          or_none(r->model.architecture), r->model.n_layers, r->model.hidden, r->model.n_heads,
+          r->model.n_kv_heads, r->model.head_dim, r->model.n_experts, r->model.expert_width, r->model.top_k,
+          r->model.vocabulary);
+  fprintf(out, "  types   ");
+  report_print_line(out, or_none(r->model.types), 96, false);
+  fputc('\n', out);
+  fprintf(out,
+          "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64
+          ", %s cache\n",
+          tokens, r->n_sequences, r->n_sequences == 1 ? "" : "s", r->chunk, r->context, or_none(r->kv));
+  bool explained = r->transport_reason[0]; // then on a line of its own
+  fprintf(out, "  ranks   %zu on %d host%s of %d cores, %s%s%sexperts %s, cpu row %s\n", r->n_ranks,
+          r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, explained ? "" : "transport ",
+          explained ? "" : or_none(r->transport), explained ? "" : ", ", or_none(r->placement),
+          or_none(r->build.row));
+  if (explained) fprintf(out, "  over    transport %s (%.80s)\n", or_none(r->transport), r->transport_reason);
+  fprintf(out, "  on      ");
+  report_print_line(out, or_none(r->machine.cpu), 96, false);
+  fputc('\n', out);
+  print_ranks(r, out);
+  print_devices(r, out);
+}
+
+// ---- divergences ----
+
+static bool is_truth(const report *r, size_t arm) {
+  return !strncmp(r->arms[arm].name, "f64@", 4);
+}
+
+// The pairs in the order in which they are shown: those against the truth first. Both lists keep their order.
+static const pair_statistics *shown_pair(const report *r, size_t place) {
+  for (int truth = 1; truth >= 0; truth--)
+    for (size_t i = 0; i < r->n_pairs; i++)
+      if (is_truth(r, r->pairs[i].b) == truth && !place--) return &r->pairs[i];
+  return NULL;
+}
+
+static bool is_worse(double x, double than) { // NaN is the worst of all
+  return !isnan(than) && (isnan(x) || x > than);
+}
+
+static const layer_statistics *worst_layer(const report *r, const pair_statistics *p) {
+  const layer_statistics *worst = p->layers;
+  for (size_t i = 1; i < r->n_layers && p->layers; i++)
+    if (is_worse(p->layers[i].rel_l2.max, worst->rel_l2.max)) worst = &p->layers[i];
+  return r->n_layers ? worst : NULL;
+}
+
+static int64_t flips_of(const report *r, const pair_statistics *p) {
+  int64_t flips = 0;
+  for (size_t i = 0; i < r->n_layers && p->layers; i++) flips += p->layers[i].router_flips;
+  return flips;
+}
+
+static void print_pair(const report *r, const pair_statistics *p, int width, FILE *out) {
+  char label[LABEL_BYTES], layer[16] = "-";
+  const layer_statistics *l = worst_layer(r, p);
+  label_of(label, sizeof label, r, p);
+  if (l) snprintf(layer, sizeof layer, "L%" PRId32, l->layer);
+  fprintf(out, "  %-*s  %5s %9s %9s  %9s %9s  %9s  %9s %7s %7" PRId64 "%s\n", width, label, layer,
+          l ? small(l->rel_l2.median).text : "-", l ? small(l->rel_l2.max).text : "-",
+          small(p->rel_l2.median).text, small(p->rel_l2.max).text, small(p->one_minus_cos.max).text,
+          small(p->kl.max).text, format("%.2f%%", 100 * p->top1_agreement).text, flips_of(r, p),
+          p->finite ? "" : " !");
+}
+
+static void print_pairs(const report *r, FILE *out) {
+  char label[LABEL_BYTES];
+  int width = 4;
+  bool finite = true;
+  for (size_t i = 0; i < r->n_pairs; i++) {
+    label_of(label, sizeof label, r, &r->pairs[i]);
+    width = widest(width, label);
+    finite = finite && r->pairs[i].finite;
+  }
+  fprintf(out, "\nDivergence over all positions (a - b: b is the reference, and f64 is the truth)\n");
+  fprintf(out, "  %-*s  rel_l2 of the worst layer  rel_l2 of logits     worst logits\n", width, "");
+  fprintf(out, "  %-*s  %5s %9s %9s  %9s %9s  %9s  %9s %7s %7s\n", width, "pair", "layer", "median", "max",
+          "median", "max", "1 - cos", "KL", "top-1", "flips");
+  for (size_t i = 0; i < r->n_pairs; i++) print_pair(r, shown_pair(r, i), width, out);
+  if (!finite) fprintf(out, "  ! a NaN or an infinity was seen: nothing can be said of this pair\n");
+}
+
+// All layers when they are few; else eight spread evenly from the first to the last, and the worst of the
+// others.
+static void choose_layers(bool *chosen, const report *r, const pair_statistics *const *pairs,
+                          size_t n_pairs) {
+  size_t n = r->n_layers, left = MAX_LAYER_LINES;
+  for (size_t i = 0; i < n; i++) chosen[i] = n <= MAX_LAYER_LINES;
+  if (n <= MAX_LAYER_LINES) return;
+  for (size_t i = 0; i < 8; i++, left--) chosen[i * (n - 1) / 7] = true;
+  for (; left; left--) {
+    size_t worst = n;
+    double most = -1;
+    for (size_t i = 0; i < n; i++)
+      for (size_t p = 0; p < n_pairs && !chosen[i]; p++)
+        if (is_worse(pairs[p]->layers[i].rel_l2.max, most)) {
+          most = pairs[p]->layers[i].rel_l2.max;
+          worst = i;
+        }
+    if (worst < n) chosen[worst] = true;
+  }
+}
+
+static void print_layer_rows(const report *r, const pair_statistics *const *pairs, const int *width, size_t n,
+                             FILE *out) {
+  bool *chosen = malloc(r->n_layers * sizeof *chosen);
+  if (!chosen) return; // the table is in layers.csv as well
+  choose_layers(chosen, r, pairs, n);
+  for (size_t i = 0; i < r->n_layers; i++) {
+    if (!chosen[i]) continue;
+    fprintf(out, "  %5" PRId32, pairs[0]->layers[i].layer);
+    for (size_t p = 0; p < n; p++)
+      fprintf(out, "  %*s %6" PRId64, width[p] - 7, small(pairs[p]->layers[i].rel_l2.max).text,
+              pairs[p]->layers[i].router_flips);
+    fputc('\n', out);
+  }
+  free(chosen);
+}
+
+static void print_layers(const report *r, FILE *out) {
+  const pair_statistics *pairs[MAX_LAYER_PAIRS];
+  char label[LABEL_BYTES];
+  int width[MAX_LAYER_PAIRS], line = 7;
+  size_t n = 0;
+  for (; n < r->n_pairs && n < MAX_LAYER_PAIRS; n++) {
+    pairs[n] = shown_pair(r, n);
+    label_of(label, sizeof label, r, pairs[n]);
+    width[n] = widest(16, label);
+    if (!pairs[n]->layers || line + 2 + width[n] > WIDTH) break;
+    line += 2 + width[n];
+  }
+  if (!n) return;
+  fprintf(out, "\nEach layer: largest rel_l2 over positions, router flips (%s%s)\n",
+          r->n_layers <= MAX_LAYER_LINES ? "all layers" : "some layers of all, with the worst",
+          n < r->n_pairs ? "; the other pairs are in layers.csv" : "");
+  fprintf(out, "  %5s", "layer");
+  for (size_t p = 0; p < n; p++) {
+    label_of(label, sizeof label, r, pairs[p]);
+    fprintf(out, "  %*s", width[p], label);
+  }
+  fputc('\n', out);
+  print_layer_rows(r, pairs, width, n, out);
+}
+
+// ---- arms ----
+
+static void print_arms(const report *r, FILE *out) {
+  int width = 3;
+  for (size_t i = 0; i < r->n_arms; i++) width = widest(width, r->arms[i].name);
+  fprintf(out, "\n  %-*s  path  %-16s  perplexity  prefill tok/s  decode tok/s  exchange s\n", width, "arm",
+          "digest");
+  for (size_t i = 0; i < r->n_arms; i++) {
+    const report_arm *a = &r->arms[i];
+    fprintf(out, "  %-*s  v%-3d  %016" PRIx64 "  %10s  %13s  %12s  %10s\n", width, a->name, a->path_version,
+            a->digest, optional("%.4f", a->perplexity).text, optional("%.2f", a->prefill_tokens_per_s).text,
+            optional("%.2f", a->decode_tokens_per_s).text, optional("%.3f", a->exchange_seconds).text);
+  }
+}
+
+static void print_perplexity_deltas(const report *r, FILE *out) {
+  char label[LABEL_BYTES];
+  fprintf(out, "  over %" PRId64 " scored of %" PRId64 " computed tokens\n", r->arms[0].scored,
+          r->arms[0].tokens);
+  if (r->n_pairs) fprintf(out, "\nDifference of perplexity\n");
+  for (size_t i = 0; i < r->n_pairs; i++) {
+    const pair_statistics *p = shown_pair(r, i);
+    label_of(label, sizeof label, r, p);
+    fprintf(out, "  %-*s  %12s\n", LABEL_BYTES / 2, label, optional("%+.6f", p->perplexity_delta).text);
+  }
+}
+
+static void print_texts(const report *r, FILE *out) {
+  for (size_t i = 0; i < r->n_arms; i++)
+    for (size_t t = 0; t < r->arms[i].n_texts; t++) {
+      const report_text *text = &r->arms[i].texts[t];
+      fprintf(out, "\n%s wrote %zu tokens after sequence %" PRId64 " (digest %016" PRIx64 "):\n",
+              r->arms[i].name, text->n_tokens, text->sequence, text->digest);
+      if (text->text)
+        print_text(out, text->text, strlen(text->text));
+      else
+        for (size_t n = 0; n < text->n_tokens; n++) fprintf(out, "%s%" PRId32, n ? " " : "", text->tokens[n]);
+      if (!text->text || !*text->text || text->text[strlen(text->text) - 1] != '\n') fputc('\n', out);
+    }
+}
+
+void report_print(const report *r, FILE *out) {
+  bool parity = !strcmp(r->command, "parity");
+  print_head(r, out);
+  if (parity && r->n_pairs) {
+    print_pairs(r, out);
+    print_layers(r, out);
+  }
+  print_arms(r, out);
+  if (!strcmp(r->command, "perplexity")) print_perplexity_deltas(r, out);
+  print_texts(r, out);
+}

@@ -1,0 +1,246 @@
+#include "src/report/report_diff.h"
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { VERDICT_BYTES = 120 };
+
+// ---- what can be compared ----
+
+// The line of a key in the settings, without its end; length 0: none.
+static const char *setting(size_t *length, const char *config, const char *key) {
+  size_t n = strlen(key);
+  for (const char *line = config; *line; line += *length + (line[*length] == '\n')) {
+    *length = strcspn(line, "\n");
+    if (!strncmp(line, key, n) && line[n] == ' ') return line;
+  }
+  *length = 0;
+  return "";
+}
+
+// Positions at a window's head that perplexity does not score, and so leaves out of the digest; -1: half of
+// each window.
+static int64_t skipped(const recorded_report *r) {
+  static const char KEY[] = "perplexity.skip =";
+  size_t n;
+  const char *line = setting(&n, r->config, "perplexity.skip");
+  return n > sizeof KEY && !strncmp(line, KEY, sizeof KEY - 1) ? atoll(line + sizeof KEY - 1) : -1;
+}
+
+static status refuse_other_windows(const recorded_report *a, const recorded_report *b) {
+  bool windows = !strcmp(a->command, "perplexity"), windows_too = !strcmp(b->command, "perplexity");
+  if (windows != windows_too || (windows && a->context != b->context))
+    return FAIL(
+        "%s and %s cannot be compared: perplexity computes windows of run.context tokens: %s with %" PRId64
+        ", %s with %" PRId64,
+        a->file, b->file, a->command, a->context, b->command, b->context);
+  if (windows && skipped(a) != skipped(b))
+    return FAIL("%s and %s cannot be compared: perplexity's digests cover the scored positions alone, and "
+                "perplexity.skip is %" PRId64 " and %" PRId64,
+                a->file, b->file, skipped(a), skipped(b));
+  return 0;
+}
+
+static status refuse_others(const recorded_report *a, const recorded_report *b) {
+  if (a->fingerprint != b->fingerprint || a->n_layers != b->n_layers)
+    return FAIL("%s and %s cannot be compared: the model's fingerprint is %016" PRIx64 " (%" PRId64
+                " layers) and %016" PRIx64 " (%" PRId64 " layers)",
+                a->file, b->file, a->fingerprint, a->n_layers, b->fingerprint, b->n_layers);
+  if (a->input != b->input || a->arms[0].n_sequences != b->arms[0].n_sequences)
+    return FAIL("%s and %s cannot be compared: the hash of the input's tokens is %016" PRIx64
+                " and %016" PRIx64,
+                a->file, b->file, a->input, b->input);
+  return refuse_other_windows(a, b);
+}
+
+// One path, all experts' paths included; run.kv is part of every path but f64.
+static bool same_path(const recorded_report *a, const recorded_arm *x, const recorded_report *b,
+                      const recorded_arm *y) {
+  bool same_cache = !strcmp(x->path, "f64") || !strcmp(a->kv, b->kv);
+  return same_cache && !strcmp(x->path, y->path) && x->path_version == y->path_version &&
+         x->expert_paths == y->expert_paths;
+}
+
+static size_t partners(const recorded_report *a, const recorded_arm *x, const recorded_report *b) {
+  size_t n = 0;
+  for (size_t k = 0; k < b->n_arms; k++) n += same_path(a, x, b, &b->arms[k]);
+  return n;
+}
+
+static status refuse_strangers(const recorded_report *a, const recorded_report *b) {
+  char names[2][256] = {"", ""};
+  const recorded_report *r[2] = {a, b};
+  for (size_t i = 0; i < a->n_arms; i++)
+    if (partners(a, &a->arms[i], b)) return 0;
+  for (int i = 0; i < 2; i++)
+    for (size_t k = 0; k < r[i]->n_arms; k++)
+      snprintf(names[i] + strlen(names[i]), sizeof names[i] - strlen(names[i]), "%s%s v%" PRId64,
+               k ? ", " : "", r[i]->arms[k].name, r[i]->arms[k].path_version);
+  return FAIL("%s and %s cannot be compared: no arm of one path and version in both: %s (run.kv %s) and %s "
+              "(run.kv %s)",
+              a->file, b->file, names[0], a->kv, names[1], b->kv);
+}
+
+// With the same logits, both must have written the same tokens.
+static bool same_sampling(const recorded_report *a, const recorded_report *b) {
+  static const char *const KEYS[] = {"run.generate", "run.temperature", "run.top_k", "run.top_p", "run.seed"};
+  for (size_t i = 0; i < sizeof KEYS / sizeof *KEYS; i++) {
+    size_t n, m;
+    const char *x = setting(&n, a->config, KEYS[i]), *y = setting(&m, b->config, KEYS[i]);
+    if (n != m || memcmp(x, y, n)) return false;
+  }
+  return true;
+}
+
+// ---- one pair of arms ----
+
+// The first place where two written texts part; -1: nowhere.
+static int64_t texts_part(const report_text *x, const report_text *y) {
+  size_t n = x->n_tokens < y->n_tokens ? x->n_tokens : y->n_tokens;
+  for (size_t i = 0; i < n; i++)
+    if (x->tokens[i] != y->tokens[i]) return (int64_t)i;
+  return x->n_tokens == y->n_tokens && x->digest == y->digest ? -1 : (int64_t)n;
+}
+
+static bool judge_texts(char *verdict, const recorded_arm *x, const recorded_arm *y) {
+  for (size_t i = 0; i < x->n_texts && i < y->n_texts; i++) {
+    int64_t at = texts_part(&x->texts[i], &y->texts[i]);
+    if (at < 0) continue;
+    if ((size_t)at < x->texts[i].n_tokens && (size_t)at < y->texts[i].n_tokens)
+      snprintf(verdict, VERDICT_BYTES, "differ in what they wrote: sequence %zu, token %" PRId64, i, at);
+    else
+      snprintf(verdict, VERDICT_BYTES, "differ in the logits of what they wrote: sequence %zu", i);
+    return false;
+  }
+  return true;
+}
+
+static void judge_sequences(char *verdict, const recorded_arm *x, const recorded_arm *y) {
+  size_t n = 0, first = 0;
+  for (size_t i = x->n_sequences; i-- > 0;)
+    if (x->sequences[i].digest != y->sequences[i].digest) {
+      first = i;
+      n++;
+    }
+  if (x->n_sequences > 1)
+    snprintf(verdict + strlen(verdict), VERDICT_BYTES - strlen(verdict),
+             "; %zu of %zu sequences, the first is %zu", n, x->n_sequences, first);
+}
+
+// True: the same bits. The verdict names the first layer that differs.
+static bool judge(char verdict[VERDICT_BYTES], const recorded_report *a, const recorded_arm *x,
+                  const recorded_report *b, const recorded_arm *y) {
+  int64_t layer = 0;
+  while (layer < a->n_layers && x->layer_digests[layer] == y->layer_digests[layer]) layer++;
+  bool equal_logits = x->digest == y->digest;
+  for (size_t i = 0; i < x->n_sequences; i++)
+    equal_logits = equal_logits && x->sequences[i].digest == y->sequences[i].digest;
+  if (layer == a->n_layers && equal_logits) {
+    snprintf(verdict, VERDICT_BYTES, "same bits");
+    return !same_sampling(a, b) || judge_texts(verdict, x, y);
+  }
+  if (layer < a->n_layers)
+    snprintf(verdict, VERDICT_BYTES, "differ from layer %" PRId64 " on%s", layer,
+             equal_logits ? ", not in the logits" : "");
+  else
+    snprintf(verdict, VERDICT_BYTES, "differ in the logits, in no layer");
+  if (!equal_logits) judge_sequences(verdict, x, y);
+  return false;
+}
+
+// ---- the table ----
+
+static void print_report(FILE *out, char letter, const recorded_report *r) {
+  fprintf(out, "%c  ", letter);
+  report_print_line(out, r->file, 70, true);
+  fprintf(out, "\n   moe_run ");
+  report_print_line(out, r->version, 20, false);
+  fputc(' ', out);
+  report_print_line(out, r->command, 20, false);
+  fprintf(out, ", %zu rank%s on %" PRId64 " host%s, ", r->n_ranks, r->n_ranks == 1 ? "" : "s", r->hosts,
+          r->hosts == 1 ? "" : "s");
+  report_print_line(out, r->cpu, 60, false);
+  fprintf(out, ", row ");
+  report_print_line(out, r->row, 20, false);
+  fputc('\n', out);
+}
+
+static void print_head(FILE *out, const recorded_report *a, const recorded_report *b) {
+  int64_t tokens = 0;
+  for (size_t i = 0; i < a->arms[0].n_sequences; i++) tokens += a->arms[0].sequences[i].tokens;
+  print_report(out, 'A', a);
+  print_report(out, 'B', b);
+  fprintf(out, "\nmodel ");
+  report_print_line(out, a->model, 70, false);
+  fprintf(out, ", fingerprint %016" PRIx64 "; %" PRId64 " tokens in %zu sequence%s, hash %016" PRIx64 "\n\n",
+          a->fingerprint, tokens, a->arms[0].n_sequences, a->arms[0].n_sequences == 1 ? "" : "s", a->input);
+  if (strcmp(a->kv, b->kv))
+    fprintf(out, "run.kv is %s in A and %s in B, which makes other paths of f32 and q8k\n\n", a->kv, b->kv);
+  fprintf(out, "  %-9s %-9s %-9s %-16s  %s\n", "A", "B", "path", "digest of A", "digest of B");
+}
+
+static void print_lone(FILE *out, bool in_a, const recorded_arm *x) {
+  fprintf(out, "  %-9s %-9s %s v%-4" PRId64, in_a ? x->name : "-", in_a ? "-" : x->name, x->path,
+          x->path_version);
+  if (in_a) fprintf(out, " %016" PRIx64 "  %-16s", x->digest, "-");
+  if (!in_a) fprintf(out, " %-16s  %016" PRIx64, "-", x->digest);
+  fprintf(out, "  only in %c\n", in_a ? 'A' : 'B');
+}
+
+// Adds to n[same or not] the pairs of arm `x`.
+static void print_partners(FILE *out, size_t n[2], const recorded_report *a, const recorded_arm *x,
+                           const recorded_report *b) {
+  char verdict[VERDICT_BYTES];
+  for (size_t k = 0; k < b->n_arms; k++) {
+    const recorded_arm *y = &b->arms[k];
+    if (!same_path(a, x, b, y)) continue;
+    bool same = judge(verdict, a, x, b, y);
+    n[same]++;
+    fprintf(out, "  %-9s %-9s %s v%-4" PRId64 " %016" PRIx64 "  %016" PRIx64 "  %s\n", x->name, y->name,
+            x->path, x->path_version, x->digest, y->digest, verdict);
+  }
+}
+
+status report_compare(bool *same, FILE *out, const recorded_report *a, const recorded_report *b) {
+  size_t n[2] = {0, 0};
+  TRY(refuse_others(a, b));
+  TRY(refuse_strangers(a, b));
+  print_head(out, a, b);
+  for (size_t i = 0; i < a->n_arms; i++) {
+    print_partners(out, n, a, &a->arms[i], b);
+    if (!partners(a, &a->arms[i], b)) print_lone(out, true, &a->arms[i]);
+  }
+  for (size_t i = 0; i < b->n_arms; i++)
+    if (!partners(b, &b->arms[i], a)) print_lone(out, false, &b->arms[i]);
+  *same = !n[false];
+  if (*same)
+    fprintf(out, "\nSame path, same bits: %zu of %zu.\n", n[true], n[true]);
+  else
+    fprintf(out, "\nOTHER BITS: %zu of %zu pairs of one path differ.\n", n[false], n[false] + n[true]);
+  return 0;
+}
+
+// ---- the command ----
+
+status compare_run(int *code, int n_args, char **words) {
+  recorded_report a, b;
+  bool same = false;
+  if (n_args != 2) return FAIL("compare takes two reports, files or their folders; found %d words", n_args);
+  TRY(report_read(&a, words[0]));
+  status result = report_read(&b, words[1]);
+  if (!result) {
+    result = report_compare(&same, stdout, &a, &b);
+    if (!result && fflush(stdout)) result = FAIL("standard output: the comparison could not be written: %m");
+    report_read_close(&b);
+  }
+  report_read_close(&a);
+  *code = !same;
+  return result;
+}
+
+void compare_print_options(FILE *out) {
+  fprintf(
+      out,
+      "  A and B are report.json of two runs, or their folders. Exit code: 0 the same bits in every pair\n"
+      "  of arms of one path, 1 other bits, 2 the two cannot be compared, and why.\n");
+}

@@ -1,0 +1,265 @@
+#include "src/report/report_json.h"
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <utf8proc.h>
+
+typedef struct { // an object or array under construction; jansson takes NULL for a value that found no memory
+  json_t *node;
+  bool *bad;
+} branch;
+
+static json_t *put(branch to, const char *key, json_t *value) {
+  if (json_is_array(to.node) ? json_array_append_new(to.node, value)
+                             : json_object_set_new(to.node, key, value)) {
+    *to.bad = true;
+    return NULL;
+  }
+  return value;
+}
+
+static branch put_object(branch to, const char *key) {
+  return (branch){put(to, key, json_object()), to.bad};
+}
+
+static branch put_array(branch to, const char *key) {
+  return (branch){put(to, key, json_array()), to.bad};
+}
+
+static void put_real(branch to, const char *key, double x) {
+  put(to, key, isfinite(x) ? json_real(x) : json_null()); // JSON has neither NaN nor infinity
+}
+
+static void put_integer(branch to, const char *key, int64_t x) {
+  put(to, key, json_integer(x));
+}
+
+static void put_bool(branch to, const char *key, bool x) {
+  put(to, key, json_boolean(x));
+}
+
+static void put_digest(branch to, const char *key, uint64_t digest) {
+  char text[17];
+  snprintf(text, sizeof text, "%016" PRIx64, digest);
+  put(to, key, json_string(text));
+}
+
+// A path or a host's name need not be UTF-8, which JSON must be: other bytes become U+FFFD, each one.
+static json_t *repaired(const char *text) {
+  static const char REPLACEMENT[] = "\xef\xbf\xbd";
+  char *fixed;
+  size_t size, length = strlen(text);
+  FILE *f = open_memstream(&fixed, &size);
+  if (!f) return NULL;
+  for (size_t i = 0; i < length;) {
+    utf8proc_int32_t code;
+    utf8proc_ssize_t n =
+        utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(length - i), &code);
+    fwrite(n > 0 ? text + i : REPLACEMENT, 1, n > 0 ? (size_t)n : 3, f);
+    i += n > 0 ? (size_t)n : 1;
+  }
+  json_t *result = fclose(f) ? NULL : json_stringn(fixed, size);
+  free(fixed);
+  return result;
+}
+
+static void put_text(branch to, const char *key, const char *text) {
+  json_t *valid = json_string(text ? text : "");
+  put(to, key, valid ? valid : repaired(text));
+}
+
+// ---- sections ----
+
+static void put_model(branch root, const report *r) {
+  branch o = put_object(root, "model");
+  put_text(o, "name", r->model.name);
+  put_text(o, "path", r->model.path);
+  put_text(o, "architecture", r->model.architecture);
+  put_digest(o, "fingerprint", r->model.fingerprint);
+  put_integer(o, "bytes", (int64_t)r->model.bytes);
+  put_text(o, "types", r->model.types);
+  put_integer(o, "n_layers", r->model.n_layers);
+  put_integer(o, "hidden", r->model.hidden);
+  put_integer(o, "n_heads", r->model.n_heads);
+  put_integer(o, "n_kv_heads", r->model.n_kv_heads);
+  put_integer(o, "head_dim", r->model.head_dim);
+  put_integer(o, "n_experts", r->model.n_experts);
+  put_integer(o, "top_k", r->model.top_k);
+  put_integer(o, "expert_width", r->model.expert_width);
+  put_integer(o, "vocabulary", r->model.vocabulary);
+}
+
+static void put_surroundings(branch root, const report *r) {
+  branch machine = put_object(root, "machine");
+  put_text(machine, "cpu", r->machine.cpu);
+  put_text(machine, "os", r->machine.os);
+  put_integer(machine, "hosts", r->machine.hosts);
+  put_integer(machine, "cores", r->machine.cores);
+  branch build = put_object(root, "build");
+  put_text(build, "version", r->build.version);
+  put_text(build, "compiler", r->build.compiler);
+  put_text(build, "flags", r->build.flags);
+  put_text(build, "mpi", r->build.mpi);
+  put_text(build, "row", r->build.row);
+  branch run = put_object(root, "run");
+  put_text(run, "config", r->config_text);
+  put_text(run, "transport", r->transport);
+  put_text(run, "transport_reason", r->transport_reason);
+  put_text(run, "placement", r->placement);
+  put_text(run, "kv", r->kv);
+  put_digest(run, "input", r->input);
+  put_integer(run, "chunk", r->chunk);
+  put_integer(run, "context", r->context);
+  put_integer(run, "sequences", (int64_t)r->n_sequences);
+}
+
+// null where the rank takes no device
+static void put_device(branch rank, const report_rank *k) {
+  if (k->gpu < 0) {
+    put(rank, "gpu", json_null());
+    return;
+  }
+  branch o = put_object(rank, "gpu");
+  put_integer(o, "index", k->gpu);
+  put_text(o, "pci", k->gpu_pci);
+  put_text(o, "name", k->gpu_name);
+  if (k->gpu_node >= 0)
+    put_integer(o, "numa_node", k->gpu_node);
+  else
+    put(o, "numa_node", json_null());
+}
+
+static void put_ranks(branch root, const report *r) {
+  branch list = put_array(root, "ranks");
+  for (size_t i = 0; i < r->n_ranks; i++) {
+    const report_rank *k = &r->ranks[i];
+    branch o = put_object(list, NULL);
+    put_integer(o, "rank", k->rank);
+    put_text(o, "host", k->host);
+    put_text(o, "cores", k->cores);
+    put_integer(o, "threads", k->threads);
+    put_text(o, "arm", k->arm);
+    put_text(o, "role", k->role);
+    put_integer(o, "experts", k->experts);
+    put_integer(o, "experts_bytes", (int64_t)k->experts_bytes);
+    put_integer(o, "shared_bytes", (int64_t)k->shared_bytes);
+    put_integer(o, "state_bytes", (int64_t)k->state_bytes);
+    put_device(o, k);
+  }
+}
+
+static void put_texts(branch arm, const report_arm *a) {
+  branch list = put_array(arm, "generated");
+  for (size_t i = 0; i < a->n_texts; i++) {
+    const report_text *t = &a->texts[i];
+    branch o = put_object(list, NULL), ids = put_array(o, "tokens");
+    for (size_t n = 0; n < t->n_tokens; n++) put_integer(ids, NULL, t->tokens[n]);
+    put_integer(o, "sequence", t->sequence);
+    if (t->text)
+      put_text(o, "text", t->text);
+    else
+      put(o, "text", json_null());
+    put_digest(o, "digest", t->digest);
+  }
+}
+
+static void put_arm(branch list, const report *r, const report_arm *a) {
+  branch o = put_object(list, NULL);
+  put_text(o, "name", a->name);
+  put_text(o, "path", a->path);
+  put_integer(o, "path_version", a->path_version);
+  put_digest(o, "expert_paths", a->expert_paths);
+  put_digest(o, "digest", a->digest);
+  branch layers = put_array(o, "layer_digests");
+  for (size_t i = 0; i < r->n_layers && a->layer_digests; i++) put_digest(layers, NULL, a->layer_digests[i]);
+  put_integer(o, "ranks", (int64_t)r->n_ranks);
+  put_integer(o, "threads", r->n_ranks ? r->ranks[0].threads : 0);
+  put_integer(o, "tokens", a->tokens);
+  put_real(o, "prefill_tokens_per_s", a->prefill_tokens_per_s);
+  put_real(o, "decode_tokens_per_s", a->decode_tokens_per_s);
+  put_text(o, "transport", a->transport);
+  put_real(o, "exchange_seconds", a->exchange_seconds);
+  put_real(o, "perplexity", a->perplexity);
+  put_integer(o, "scored", a->scored);
+  branch bytes = put_array(o, "bytes_per_rank"), arms = put_array(o, "rank_arms"),
+         sequences = put_array(o, "sequences");
+  for (size_t i = 0; i < r->n_ranks; i++) {
+    put_integer(bytes, NULL, (int64_t)(r->ranks[i].experts_bytes + r->ranks[i].shared_bytes));
+    if (a->rank_arms) put_text(arms, NULL, a->rank_arms[i]);
+  }
+  for (size_t i = 0; i < r->n_sequences && a->sequences; i++) {
+    branch s = put_object(sequences, NULL);
+    put_integer(s, "tokens", a->sequences[i].tokens);
+    put_digest(s, "digest", a->sequences[i].digest);
+  }
+  put_texts(o, a);
+}
+
+typedef struct {
+  const char *key;
+  const spread *value;
+} named_spread;
+
+// The plain numbers are the worst over positions; the spreads say how they are spread.
+static void put_spreads(branch to, const named_spread *metric, size_t n) {
+  for (size_t i = 0; i < n; i++) put_real(to, metric[i].key, metric[i].value->max);
+  branch all = put_object(to, "spread");
+  for (size_t i = 0; i < n; i++) {
+    branch s = put_object(all, metric[i].key);
+    put_real(s, "min", metric[i].value->min);
+    put_real(s, "median", metric[i].value->median);
+    put_real(s, "max", metric[i].value->max);
+    put_integer(s, "worst", metric[i].value->worst);
+  }
+}
+
+static void put_layer(branch list, const layer_statistics *l) {
+  branch o = put_object(list, NULL);
+  put_integer(o, "layer", l->layer);
+  put_integer(o, "router_flips", l->router_flips);
+  put_integer(o, "flipped_tokens", l->flipped_tokens);
+  put_real(o, "flip_margin", l->flip_margin);
+  put_real(o, "min_margin", l->min_margin);
+  const named_spread spreads[] = {{"rel_l2", &l->rel_l2},
+                                  {"one_minus_cos", &l->one_minus_cos},
+                                  {"max_abs", &l->max_abs},
+                                  {"max_rel", &l->max_rel},
+                                  {"max_ulp", &l->max_ulp}};
+  put_spreads(o, spreads, sizeof spreads / sizeof *spreads);
+}
+
+static void put_pair(branch list, const report *r, const pair_statistics *p) {
+  branch o = put_object(list, NULL);
+  put_text(o, "a", r->arms[p->a].name);
+  put_text(o, "b", r->arms[p->b].name);
+  put_bool(o, "finite", p->finite);
+  branch logits = put_object(o, "logits");
+  const named_spread spreads[] = {{"rel_l2", &p->rel_l2},   {"one_minus_cos", &p->one_minus_cos},
+                                  {"max_abs", &p->max_abs}, {"max_rel", &p->max_rel},
+                                  {"max_ulp", &p->max_ulp}, {"kl", &p->kl}};
+  put_real(logits, "top1_agreement", p->top1_agreement);
+  put_real(logits, "perplexity_delta", p->perplexity_delta);
+  put_spreads(logits, spreads, sizeof spreads / sizeof *spreads);
+  branch layers = put_array(o, "layers");
+  for (size_t i = 0; i < r->n_layers && p->layers; i++) put_layer(layers, &p->layers[i]);
+}
+
+status report_json(json_t **out, const report *r) {
+  bool bad = false;
+  branch root = {json_object(), &bad};
+  put_integer(root, "schema", REPORT_SCHEMA);
+  put_text(root, "command", r->command);
+  put_model(root, r);
+  put_surroundings(root, r);
+  put_ranks(root, r);
+  branch arms = put_array(root, "arms");
+  for (size_t i = 0; i < r->n_arms; i++) put_arm(arms, r, &r->arms[i]);
+  branch pairs = put_array(root, "pairs");
+  for (size_t i = 0; i < r->n_pairs; i++) put_pair(pairs, r, &r->pairs[i]);
+  put_bool(root, "complete", true);
+  *out = root.node;
+  if (!bad && root.node) return 0;
+  json_decref(root.node);
+  *out = NULL;
+  return FAIL("report.json: cannot allocate the report");
+}

@@ -1,0 +1,105 @@
+#include "src/run/placement.h"
+#include "base/memory.h"
+#include <stdlib.h>
+
+const char *placement_name(placement_kind kind) {
+  static const char *const names[] = {"contiguous", "strided", "balanced", "list"};
+  return names[kind];
+}
+
+// Contiguous: the first n % r ranks own one expert more than the others.
+static int32_t contiguous_owner(int64_t expert, int64_t n, int64_t ranks) {
+  int64_t each = n / ranks, more = n % ranks, boundary = more * (each + 1);
+  return (int32_t)(expert < boundary ? expert / (each + 1) : more + (expert - boundary) / each);
+}
+
+// The rank that is furthest from its share: below it (sign 1) or above it (-1; then it has more than one).
+// The lowest of several.
+static int furthest(const int64_t *count, const double *share, int n_ranks, int sign) {
+  int found = -1;
+  double most = 0;
+  for (int r = 0; r < n_ranks; r++) {
+    double distance = sign * (share[r] - (double)count[r]);
+    if ((sign < 0 && count[r] == 1) || (found >= 0 && distance <= most)) continue;
+    found = r;
+    most = distance;
+  }
+  return found;
+}
+
+// count[n_ranks] = experts of each; scratch: share[n_ranks].
+static void apportion(int64_t *count, double *share, const double *speed, int64_t n_experts, int n_ranks) {
+  double sum = 0;
+  int64_t given = 0;
+  for (int r = 0; r < n_ranks; r++) sum += speed[r];
+  for (int r = 0; r < n_ranks; r++) {
+    share[r] = (double)n_experts * (speed[r] / sum);
+    count[r] = share[r] < 1 ? 1 : (int64_t)share[r];
+    given += count[r];
+  }
+  for (; given < n_experts; given++) count[furthest(count, share, n_ranks, 1)]++;
+  for (; given > n_experts; given--) count[furthest(count, share, n_ranks, -1)]--;
+}
+
+static status balance(int32_t *rank_of_expert, const double *speed, int64_t n_experts, int n_ranks) {
+  int64_t *count, expert = 0;
+  double *share;
+  for (int r = 0; r < n_ranks; r++)
+    if (!(speed[r] > 0 && speed[r] < 1e300))
+      return FAIL("experts.placement: rank %d: expected a speed above 0, found %g", r, speed[r]);
+  TRY(TAKE(&count, (size_t)n_ranks, "the plan"));
+  status result = TAKE(&share, (size_t)n_ranks, "the plan");
+  if (!result) {
+    apportion(count, share, speed, n_experts, n_ranks);
+    for (int r = 0; r < n_ranks; r++)
+      for (int64_t i = 0; i < count[r]; i++) rank_of_expert[expert++] = r;
+    free(share);
+  }
+  free(count);
+  return result;
+}
+
+static status check_list(const int32_t *list, size_t length, int64_t n_experts, int n_ranks) {
+  if ((int64_t)length != n_experts)
+    return FAIL("experts.placement: expected %lld ranks, one for each expert, found %zu",
+                (long long)n_experts, length);
+  for (size_t e = 0; e < length; e++)
+    if (list[e] < 0 || list[e] >= n_ranks)
+      return FAIL("experts.placement: expert %zu: expected a rank from 0 to %d, found %d", e, n_ranks - 1,
+                  list[e]);
+  return 0;
+}
+
+static status check_owners(const placement *p) {
+  for (int r = 0; r < p->n_ranks; r++) {
+    bool owns = false;
+    for (int64_t e = 0; e < p->n_experts && !owns; e++) owns = p->rank_of_expert[e] == r;
+    if (!owns) return FAIL("experts.placement: rank %d owns no expert; every rank must own at least one", r);
+  }
+  return 0;
+}
+
+status placement_open(placement *out, placement_kind kind, const int32_t *list, size_t list_length,
+                      const double *speed, int64_t n_experts, int n_ranks, int rank) {
+  *out = (placement){.n_experts = n_experts, .n_ranks = n_ranks};
+  if (n_ranks > n_experts)
+    return FAIL("%d ranks for %lld experts: expected at most one rank to an expert", n_ranks,
+                (long long)n_experts);
+  if (kind == PLACEMENT_LIST) TRY(check_list(list, list_length, n_experts, n_ranks));
+  TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the plan"));
+  TRY(TAKE(&out->local, (size_t)n_experts, "the plan"));
+  if (kind == PLACEMENT_BALANCED) TRY(balance(out->rank_of_expert, speed, n_experts, n_ranks));
+  for (int64_t e = 0; e < n_experts; e++) {
+    if (kind == PLACEMENT_LIST) out->rank_of_expert[e] = list[e];
+    if (kind == PLACEMENT_STRIDED) out->rank_of_expert[e] = (int32_t)(e % n_ranks);
+    if (kind == PLACEMENT_CONTIGUOUS) out->rank_of_expert[e] = contiguous_owner(e, n_experts, n_ranks);
+    out->local[e] = out->rank_of_expert[e] == rank ? (expert_local)out->n_own++ : -1;
+  }
+  return check_owners(out);
+}
+
+void placement_close(placement *p) {
+  if (!p) return;
+  free(p->rank_of_expert);
+  free(p->local);
+}

@@ -7,8 +7,7 @@
 #include <stdbool.h>
 
 enum {
-  ATTENTION_CHUNK = 64, // key positions to a chunk, on every path
-  ATTEND_TOKENS = 16,   // tokens and query heads of the largest span
+  ATTEND_TOKENS = 16, // tokens and query heads of the largest span
   ATTEND_HEADS = 8,
   ROW_TILE = 32,    // rows of a matrix that a thread takes at a time
   TOKEN_TILE = 256, // tokens to which it puts them

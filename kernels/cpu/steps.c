@@ -3,6 +3,7 @@
 //
 // Owns: the order of the phases. Refuses to know: arithmetic (rows), other ranks.
 #include "kernels/cpu/products.h"
+#include "kernels/product_form.h"
 #include <string.h>
 
 // m times rows first .. first + n - 1 of a
@@ -12,7 +13,7 @@ static product product_shared(const cpu_backend *b, void *const *out, const matr
 }
 
 static void quantize(const cpu_backend *b, const side *s, activations *a, int64_t row) {
-  if (s->path->kind == PATH_Q8K && a->q8k)
+  if (path_rounded_form(s->path->kind) == ACTIVATION_Q8K && a->q8k)
     b->row->quantize_q8k((block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
 }
 

@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/state.cuh"
+#include "kernels/product_form.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 // ---- products ----
 
 static bool takes_q8k(const path_info *path, const dev_matrix *m) {
-  return path->kind == PATH_Q8K && type_find(m->type)->is_k_quant;
+  return product_form(path->kind, m->type) == ACTIVATION_Q8K;
 }
 
 static status multiply(cuda_backend *b, const path_info *path, product_set *set) {
@@ -59,7 +60,7 @@ static status product_shared(cuda_backend *b, float *out, const dev_matrix *m, c
 }
 
 static bool rounds(const cuda_backend *b) {
-  return b->shared->kind == PATH_Q8K && b->shape.hidden % QK_K == 0;
+  return path_rounded_form(b->shared->kind) == ACTIVATION_Q8K && b->shape.hidden % QK_K == 0;
 }
 
 // ---- the steps ----

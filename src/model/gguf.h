@@ -6,7 +6,7 @@
 // Source: the GGUF specification in ggml's docs/gguf.md.
 #pragma once
 #include "base/status.h"
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 
 enum { GGUF_MAX_DIMS = 4 };
 

@@ -34,12 +34,10 @@ static inline __m512i bytes_to_words(const void *bytes) {
 // d * scale and dmin * min of the 8 sub-blocks; both are exact.
 static inline void steps_and_bases(float step[8], float base[8], const uint8_t *packed, uint16_t d,
                                    uint16_t dmin) {
-  uint32_t a, b, c;
-  memcpy(&a, packed, 4);
-  memcpy(&b, packed + 4, 4);
-  memcpy(&c, packed + 8, 4);
-  uint64_t scale = (a & 0x3f3f3f3f) | (uint64_t)((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)) << 32;
-  uint64_t min = (b & 0x3f3f3f3f) | (uint64_t)((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)) << 32;
+  uint32_t word[3];
+  memcpy(word, packed, sizeof word);
+  scales_and_mins s = block_scales_and_mins(word[0], word[1], word[2]);
+  uint64_t scale = s.scale[0] | (uint64_t)s.scale[1] << 32, min = s.min[0] | (uint64_t)s.min[1] << 32;
   __m256 scales = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)scale)));
   __m256 mins = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)min)));
   _mm256_storeu_ps(step, _mm256_mul_ps(scales, _mm256_set1_ps(_cvtsh_ss(d))));
@@ -113,67 +111,73 @@ static inline __attribute__((always_inline)) void weights_q6k(weight_sink *sink,
   }
 }
 
-// Weights 16 at .. 16 at + 15 of a row of a type whose weights stand alone.
-static inline __m512 weights_plain(weight_type type, const void *row, int64_t at) {
-  switch (type) {
-  case TYPE_Q8_0: {
-    const block_q8_0 *w = (const block_q8_0 *)row + at / 2;
-    __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(w->qs + at % 2 * 16)));
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(_cvtsh_ss(w->d)));
-  }
-  case TYPE_F16:
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)row + at));
-  case TYPE_BF16: {
-    __m512i word = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)row + at));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(word, 16));
-  }
-  default:
-    return _mm512_loadu_ps((const float *)row + at * FLOATS);
-  }
+// ---- rows of a type whose weights stand alone: weights 16 at .. 16 at + 15 ----
+
+static inline __m512 weights_q8_0(const void *row, int64_t at) {
+  const block_q8_0 *w = (const block_q8_0 *)row + at / 2;
+  __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(w->qs + at % 2 * 16)));
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(_cvtsh_ss(w->d)));
 }
 
-static inline __attribute__((always_inline)) void weights_of_type(weight_sink *sink, const bool tiled,
-                                                                  const weight_type type, const void *row) {
-  int64_t sixteens = sink->steps * 2;
-  if (type == TYPE_Q4_K)
-    for (int64_t b = 0; b < sixteens / 16; b++) weights_q4k(sink, tiled, 16 * b, (const block_q4_K *)row + b);
-  else if (type == TYPE_Q5_K)
-    for (int64_t b = 0; b < sixteens / 16; b++) weights_q5k(sink, tiled, 16 * b, (const block_q5_K *)row + b);
-  else if (type == TYPE_Q6_K)
-    for (int64_t b = 0; b < sixteens / 16; b++) weights_q6k(sink, tiled, 16 * b, (const block_q6_K *)row + b);
-  else
-    for (int64_t i = 0; i < sixteens;
-         i += 2) { // a pair: where a sum goes must be known when this is compiled
-      take_weights(sink, tiled, i, weights_plain(type, row, i));
-      take_weights(sink, tiled, i + 1, weights_plain(type, row, i + 1));
-    }
+static inline __m512 weights_f16(const void *row, int64_t at) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)row + at));
 }
+
+static inline __m512 weights_bf16(const void *row, int64_t at) {
+  __m512i word = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)row + at));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(word, 16));
+}
+
+static inline __m512 weights_f32(const void *row, int64_t at) {
+  return _mm512_loadu_ps((const float *)row + at * FLOATS);
+}
+
+// ---- rows of any type ----
+
+#define EACH_BLOCK(weights, block)                                                                           \
+  for (int64_t b = 0; b < sink->steps / (QK_K / LANES); b++)                                                 \
+  weights(sink, tiled, QK_K / FLOATS * b, (const block *)row + b)
+// A pair: where a sum goes must be known when this is compiled.
+#define EACH_PAIR(weights)                                                                                   \
+  for (int64_t i = 0; i < 2 * sink->steps; i += 2) {                                                         \
+    take_weights(sink, tiled, i, weights(row, i));                                                           \
+    take_weights(sink, tiled, i + 1, weights(row, i + 1));                                                   \
+  }
 
 static inline __attribute__((always_inline)) void weights_of_row(weight_sink *sink, const bool tiled,
                                                                  weight_type type, const void *row) {
   switch (type) {
   case TYPE_Q4_K:
-    weights_of_type(sink, tiled, TYPE_Q4_K, row);
+    EACH_BLOCK(weights_q4k, block_q4_K);
     break;
   case TYPE_Q5_K:
-    weights_of_type(sink, tiled, TYPE_Q5_K, row);
+    EACH_BLOCK(weights_q5k, block_q5_K);
     break;
   case TYPE_Q6_K:
-    weights_of_type(sink, tiled, TYPE_Q6_K, row);
+    EACH_BLOCK(weights_q6k, block_q6_K);
     break;
   case TYPE_Q8_0:
-    weights_of_type(sink, tiled, TYPE_Q8_0, row);
+    EACH_PAIR(weights_q8_0);
     break;
   case TYPE_F16:
-    weights_of_type(sink, tiled, TYPE_F16, row);
+    EACH_PAIR(weights_f16);
     break;
   case TYPE_BF16:
-    weights_of_type(sink, tiled, TYPE_BF16, row);
+    EACH_PAIR(weights_bf16);
     break;
   case TYPE_F32:
-    weights_of_type(sink, tiled, TYPE_F32, row);
+    EACH_PAIR(weights_f32);
     break;
+    CASES_DEQUANTISED_ONLY // not in lanes
+        break;
   }
+}
+#undef EACH_BLOCK
+#undef EACH_PAIR
+
+// Whether weights_of_row has the matrix's rows; else the plain product of each_row/ computes with them.
+static inline bool in_lanes(const matrix *m) {
+  return m->cols % LANES == 0 && type_find(m->type)->on_q8k != ACTIVATION_NONE;
 }
 
 static void tile_row(float *tile, weight_type type, const void *row, int64_t cols) {
@@ -256,7 +260,7 @@ static pass_n *const passes[FLOAT_TOKENS + 1] = {NULL, pass_1, pass_2, pass_3, p
 
 static void product_f32_avx512(void *const *out, const matrix *m, const void *const *x, int64_t n_tokens,
                                float *scratch) {
-  if (m->cols % LANES) {
+  if (!in_lanes(m)) {
     product_f32(out, m, x, n_tokens, scratch);
     return;
   }
@@ -277,7 +281,7 @@ static void tile_rows(float *tile, const matrix *m, int64_t n_rows) {
 
 static void product_tile_avx512(void *const *out, const matrix *m, const void *const *x, int64_t n_tokens,
                                 float *scratch) {
-  if (m->cols % LANES || n_tokens == 1) {
+  if (!in_lanes(m) || n_tokens == 1) {
     product_f32_avx512(out, m, x, n_tokens, scratch);
     return;
   }

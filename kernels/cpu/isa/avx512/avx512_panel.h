@@ -171,12 +171,20 @@ static inline void panel_q6k(panel *p, const char *const row[PANEL_ROWS]) {
 }
 
 static inline void panel_of(panel *p, weight_type type, const char *const row[PANEL_ROWS]) {
-  if (type == TYPE_Q4_K)
+  switch (type) {
+  case TYPE_Q4_K:
     panel_q4k(p, row);
-  else if (type == TYPE_Q5_K)
+    return;
+  case TYPE_Q5_K:
     panel_q5k(p, row);
-  else
+    return;
+  case TYPE_Q6_K:
     panel_q6k(p, row);
+    return;
+    CASES_WITHOUT_Q8K
+    break;
+  }
+  __builtin_trap(); // the arm was refused
 }
 
 // ---- what the kernels over panels and over rows need of the activations ----

@@ -155,6 +155,22 @@ static inline __m512 term_q6k(__m512 y, const char *const row[PANEL_ROWS], const
   return _mm512_fmadd_ps(_mm512_set1_ps(x->d), term, y);
 }
 
+// 16 rows' block of a type: y += its term.
+static inline __attribute__((always_inline)) __m512
+term_of(__m512 y, const weight_type type, const char *const row[PANEL_ROWS], const block_q8_K *x) {
+  switch (type) {
+  case TYPE_Q4_K:
+    return term_with_mins(y, row, x, false);
+  case TYPE_Q5_K:
+    return term_with_mins(y, row, x, true);
+  case TYPE_Q6_K:
+    return term_q6k(y, row, x);
+    CASES_WITHOUT_Q8K
+    __builtin_trap(); // the arm was refused
+  }
+  return y;
+}
+
 // 16 rows at `rows`, of which the last may repeat. ahead: bytes to fetch meanwhile, as many as the rows have.
 static inline __attribute__((always_inline)) __m512 vector_rows(const char *const *rows,
                                                                 const type_info *type, const block_q8_K *x,
@@ -166,7 +182,7 @@ static inline __attribute__((always_inline)) __m512 vector_rows(const char *cons
   for (int64_t b = 0; b < blocks; b++) {
     for (size_t i = 0; i < PANEL_ROWS * type->bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
     ahead += PANEL_ROWS * type->bytes;
-    y = kind == TYPE_Q6_K ? term_q6k(y, row, x + b) : term_with_mins(y, row, x + b, kind == TYPE_Q5_K);
+    y = term_of(y, kind, row, x + b);
     for (int r = 0; r < PANEL_ROWS; r++) row[r] += type->bytes;
   }
   return y;
@@ -185,9 +201,20 @@ static void vector_side_by_side(float *out, const matrix *m, const block_q8_K *x
     // 16 rows ahead and no further: the first cache would lose what it is told to fetch
     bool last = first + PANEL_ROWS >= m->rows;
     const char *fetch = last ? ahead : data + (size_t)(first + PANEL_ROWS) * row_bytes;
-    __m512 y = m->type == TYPE_Q4_K   ? vector_rows(row, type, x, blocks, fetch, TYPE_Q4_K)
-               : m->type == TYPE_Q5_K ? vector_rows(row, type, x, blocks, fetch, TYPE_Q5_K)
-                                      : vector_rows(row, type, x, blocks, fetch, TYPE_Q6_K);
+    __m512 y = _mm512_setzero_ps();
+    switch (m->type) { // each with its type known to the compiler
+    case TYPE_Q4_K:
+      y = vector_rows(row, type, x, blocks, fetch, TYPE_Q4_K);
+      break;
+    case TYPE_Q5_K:
+      y = vector_rows(row, type, x, blocks, fetch, TYPE_Q5_K);
+      break;
+    case TYPE_Q6_K:
+      y = vector_rows(row, type, x, blocks, fetch, TYPE_Q6_K);
+      break;
+      CASES_WITHOUT_Q8K
+      __builtin_trap(); // the arm was refused
+    }
     _mm512_mask_storeu_ps(out + first, (__mmask16)((1u << n) - 1), y);
   }
 }

@@ -78,7 +78,14 @@ void cpu_close(backend *base) {
 }
 
 kv_storage cpu_kv_storage(const cpu_backend *b) {
-  return b->params.kv_f16 && b->shared.path->kind != PATH_F64 ? KV_HALF : KV_REAL;
+  switch (b->shared.path->kind) {
+  case PATH_F64:
+    return KV_REAL;
+  case PATH_F32:
+  case PATH_Q8K:
+    break;
+  }
+  return b->params.kv_f16 ? KV_HALF : KV_REAL;
 }
 
 static status open_attention(cpu_backend *b) {

@@ -1,7 +1,7 @@
 // block_q8k: a K-quant block times a Q8_K block, on four lanes of a warp, each of which has a quarter of the
 // block's elements in its registers.
 //
-// Owns: where a quarter's bits lie in each block type. Refuses to know: which rows and blocks a warp takes.
+// Owns: where a quarter's bits lie in each block type. Independent of: which rows and blocks a warp takes.
 // Invariant: sums of integers are exact in any order; the float steps are those of docs/paths.md.
 #pragma once
 #include "kernels/cuda/device.cuh"
@@ -28,7 +28,7 @@ __device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
   return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
 }
 
-// Weights stream past: they are read once and leave the first cache to the activations.
+// Weights stream past: they are read once and leave the L1 cache to the activations.
 template <typename T> __device__ __forceinline__ T load_weights(const uint8_t *at) {
   return __ldcs((const T *)at);
 }

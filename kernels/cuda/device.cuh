@@ -1,4 +1,4 @@
-// device: what every CUDA source of the backend stands on: checked calls, warp sums, views of weights and
+// device: what every CUDA source of the backend uses: checked calls, warp sums, views of weights and
 // inputs.
 //
 // Invariant: nothing here decides arithmetic; docs/paths.md and kernels/formats/numerics.h do.
@@ -48,7 +48,7 @@ static status device_take_bytes(Owner *owner, void **out, size_t bytes, const ch
 // ---- launches ----
 //
 // Each kernel may be set up while the one before it still runs (programmatic dependent launch, Hopper and
-// later): it begins with wait_for_inputs, before which it may touch nothing that an earlier kernel writes or
+// later): it starts with wait_for_inputs, before which it may touch nothing that an earlier kernel writes or
 // reads but weights. A kernel's completion includes that of all before it, so the chain is as strict as
 // without.
 
@@ -129,7 +129,7 @@ struct product {
   dev_matrix w;
   dev_inputs in;
   const int *member; // [n_items] stack member of an item, or NULL: member 0
-  const int *first;  // [n_members + 1] begin of each member's items in `order`, or NULL: all items in order
+  const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member
   const int
       *tiles; // [TILE_SIZES][n_members + 1] with `first`: each member's first tile of 8, 16, 32, 64 items
@@ -221,11 +221,11 @@ status round_launch(dev_inputs io, int n, cudaStream_t stream);
 // gate = silu(gate) * up: rounded, and as floats where they are read
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, bool floats,
                      cudaStream_t stream);
-// Caches keys and values of the whole batch; turns the queries of n tokens from `first` on.
+// Caches keys and values of the whole batch; rotates the queries of n tokens from `first` on.
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
                     cudaStream_t stream);
-// Also the member of each slot's expert among this rank's own, -1 for others; and with `place` the fixed
+// Also the member of each slot's expert among this rank's, -1 for others; and with `place` the fixed
 // place of each slot's row, from the rank that owns its expert.
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
                     const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,

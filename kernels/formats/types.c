@@ -9,7 +9,7 @@ static const type_info types[] = {WEIGHT_TYPES(TYPE_INFO)};
 #undef TYPE_INFO
 
 // Every number that ggml's enum ggml_type has given out; the gaps (Q4_2, Q4_3, the interleaved Q4_0 and
-// IQ4_NL layouts) were withdrawn and may still stand in old files.
+// IQ4_NL layouts) were withdrawn and may still be found in old files.
 static const char *const names[] = {
     [0] = "F32",     [1] = "F16",         [2] = "Q4_0",        [3] = "Q4_1",        [4] = "Q4_2",
     [5] = "Q4_3",    [6] = "Q5_0",        [7] = "Q5_1",        [8] = "Q8_0",        [9] = "Q8_1",

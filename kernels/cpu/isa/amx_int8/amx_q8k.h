@@ -1,5 +1,5 @@
 // amx_q8k: products of K-quant rows with many tokens' rounded activations on AMX tiles, 32 rows and 16 tokens
-// at a time. The file that includes this one brings the tile instructions, amx_tile.h or a model of them.
+// at a time. The file that includes this one provides the tile instructions, amx_tile.h or a model of them.
 //
 // Owns: the operands' layout and the order of the work. A weight's scale times quant is split into two bytes,
 // low + 2^shift * high, so a block of 256 is two plain int8 products with no scaling inside: exact, in any
@@ -180,7 +180,7 @@ typedef struct { // a block of the rows times a tile of tokens
   int64_t block, first, n;
 } unit;
 
-// What stands twice is that of a unit and of its neighbour, or of a block and the next.
+// What is there twice is that of a unit and of its neighbour, or of a block and the next.
 typedef struct {
   float y[TOKEN_TILE][AMX_ROWS];
   row_operand rows[2][2];

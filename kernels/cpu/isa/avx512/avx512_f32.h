@@ -44,7 +44,7 @@ static inline void steps_and_bases(float step[8], float base[8], const uint8_t *
   _mm256_storeu_ps(base, _mm256_mul_ps(mins, _mm256_set1_ps(_cvtsh_ss(dmin))));
 }
 
-// The 16 weights that quants first .. first + 15 stand for: step * q - base, of which the product is exact.
+// The 16 weights of the quants first .. first + 15: step * q - base, of which the product is exact.
 static inline __m512 value_table(float step, float base, float first) {
   const __m512 count = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return _mm512_fmsub_ps(_mm512_set1_ps(step), _mm512_add_ps(count, _mm512_set1_ps(first)),
@@ -90,15 +90,15 @@ static inline __attribute__((always_inline)) void weights_q6k(weight_sink *sink,
   int8_t q[QK_K] __attribute__((aligned(64)));
   float step[QK_K / 16];
   for (int half = 0; half < 2; half++) { // see panel_q6k for the order of the bits
-    const __m512i turn0 = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1);
-    const __m512i turn1 = _mm512_inserti64x4(_mm512_set1_epi32(0), _mm256_set1_epi32(30), 1);
+    const __m512i rotate0 = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1);
+    const __m512i rotate1 = _mm512_inserti64x4(_mm512_set1_epi32(0), _mm256_set1_epi32(30), 1);
     const __m512i four = _mm512_set1_epi8(15), two = _mm512_set1_epi8(48), offset = _mm512_set1_epi8(32);
     __m512i low = _mm512_loadu_si512(w->ql + 64 * half);
     __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(w->qh + 32 * half)));
     __m512i q0 =
-        _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(_mm512_rolv_epi32(high, turn0), two));
+        _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(_mm512_rolv_epi32(high, rotate0), two));
     __m512i q1 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(low, 4), four),
-                                 _mm512_and_si512(_mm512_rolv_epi32(high, turn1), two));
+                                 _mm512_and_si512(_mm512_rolv_epi32(high, rotate1), two));
     _mm512_store_si512(q + 128 * half, _mm512_sub_epi8(q0, offset));
     _mm512_store_si512(q + 128 * half + 64, _mm512_sub_epi8(q1, offset));
   }
@@ -111,7 +111,7 @@ static inline __attribute__((always_inline)) void weights_q6k(weight_sink *sink,
   }
 }
 
-// ---- rows of a type whose weights stand alone: weights 16 at .. 16 at + 15 ----
+// ---- rows of a type without sub-blocks: weights 16 at .. 16 at + 15 ----
 
 static inline __m512 weights_q8_0(const void *row, int64_t at) {
   const block_q8_0 *w = (const block_q8_0 *)row + at / 2;
@@ -192,7 +192,7 @@ static float vector_row(const float *x, weight_type type, const void *row, int64
   return tree_lanes(sink.sum[0], sink.sum[1]);
 }
 
-// One pass: 16 of the 32 lanes of 4 rows times n tokens. x[t] begins at the pass's first element.
+// One pass: 16 of the 32 lanes of 4 rows times n tokens. x[t] starts at the pass's first element.
 static inline __attribute__((always_inline)) void few_rows_times(__m512 sum[FLOAT_TOKENS][FEW_ROWS],
                                                                  const float *w, const float *const *x,
                                                                  int64_t steps, const int n) {
@@ -221,7 +221,8 @@ static inline __m128 tree_four(const __m512 v[FEW_ROWS]) {
   return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
 }
 
-// half 0 leaves its sums in `kept`; half 1 folds its own with them into out[t][first .. first + 3].
+// half 0 leaves its sums in `kept`; half 1 adds them to its sums and folds those into out[t][first .. first +
+// 3].
 static inline __attribute__((always_inline)) void pass(float *const *out, int64_t first, int64_t n_rows,
                                                        __m512 (*kept)[FEW_ROWS], int half, const float *w,
                                                        const float *const *x, int64_t steps, const int n) {

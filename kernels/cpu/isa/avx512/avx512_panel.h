@@ -1,7 +1,7 @@
 // avx512_panel: a block of 16 rows of a K-quant matrix, unpacked so that each of a register's 16 lanes is a
 // row.
 //
-// Owns: the layout `panel` and how each block type is brought into it. Refuses to know: activations, floats'
+// Owns: the layout `panel` and how each block type is brought into it. Independent of: activations, floats'
 // order. Invariant: a panel holds the integers of the blocks and nothing rounded; rows beyond the matrix
 // repeat the last.
 #pragma once

@@ -70,7 +70,7 @@ static void on_late_end(int signal_number) {
   _exit(1);
 }
 
-// MPI_Finalize waits for all ranks and has no deadline, so an alarm ends it.
+// MPI_Finalize waits for all ranks and knows no deadline, so a clock of the system ends it.
 static void limit_the_end(const comm *c) {
   snprintf(end_text, sizeof end_text,
            "rank %d (%s): the end of MPI: after comm.deadline = %g s, still waiting for other ranks\n",
@@ -159,8 +159,7 @@ void comm_answer(comm *c) {
     if (MPI_Iprobe(MPI_ANY_SOURCE, question_tag, c->world, &asked, &from)) return;
     if (!asked) return;
     MPI_Recv(NULL, 0, MPI_BYTE, from.MPI_SOURCE, question_tag, c->world, MPI_STATUS_IGNORE);
-    MPI_Send(NULL, 0, MPI_BYTE, from.MPI_SOURCE, answer_tag,
-             c->world); // empty, so it does not wait for its receiver
+    MPI_Send(NULL, 0, MPI_BYTE, from.MPI_SOURCE, answer_tag, c->world); // empty: never waits
   }
 }
 
@@ -196,14 +195,14 @@ static status wait_all(comm *c, double seconds, const char *what) {
     pause_between_polls(polls);
   }
   bool all = true;
-  for (int r = 0; r < c->size; r++) { // both its send and its receive
-    int sent, received;
+  for (int r = 0; r < c->size; r++) { // both what it sends and what it takes
+    int sent, taken;
     MPI_Test(&c->requests[r], &sent, MPI_STATUS_IGNORE);
-    MPI_Test(&c->requests[c->size + r], &received, MPI_STATUS_IGNORE);
-    c->arrived[r] = sent && received;
+    MPI_Test(&c->requests[c->size + r], &taken, MPI_STATUS_IGNORE);
+    c->arrived[r] = sent && taken;
     all = all && c->arrived[r];
   }
-  return all ? 0 : name_the_missing(c, what); // all arrived while this process itself was stopped
+  return all ? 0 : name_the_missing(c, what); // all came while this process itself was stopped
 }
 
 static int piece_of(const comm_part *part, size_t done) {
@@ -216,8 +215,7 @@ static status exchange_piece(comm *c, char *buffer, const comm_part *part, size_
   int tag = c->next_tag;
   c->next_tag = (c->next_tag + 1) & 0x3fff;
   for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
-  for (int step = 1; step < c->size;
-       step++) { // start at the next rank, so that no rank is everyone's first partner
+  for (int step = 1; step < c->size; step++) { // start at the next rank, so that no rank is everyone's first
     int from = (c->rank + c->size - step) % c->size, to = (c->rank + step) % c->size;
     const comm_part *in = &part[from * c->size + c->rank], *out = &part[c->rank * c->size + to];
     if (piece_of(in, done))

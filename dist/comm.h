@@ -1,9 +1,9 @@
 // comm: the ranks of a job and the collectives that they need, every one with a deadline.
 //
 // Owns: MPI (mpi.h is included in comm.c and nowhere else), the deadline, who has not arrived.
-// Independent of: what the bytes mean. Only copies cross ranks; nothing is ever summed here.
-// Invariant: a rank that stops, dies or leaves the common order of calls becomes an error on the others that
-// names it, never a hang. Functions marked collective are called by all ranks in the same order.
+// Refuses to know: what the bytes mean. Only copies cross ranks; nothing is ever summed here.
+// Invariant: a rank that stops, dies or goes another way becomes a fault on the others that names it, never a
+// hang. Functions marked collective are called by all ranks in the same order.
 #pragma once
 #include "base/status.h"
 #include <stdbool.h>

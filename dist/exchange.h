@@ -12,10 +12,9 @@
 
 typedef struct exchange exchange;
 
-enum {
-  FIXED_TOKENS = 64
-}; // in the largest batch whose rows may have fixed places: larger ones send only
-   // the rows that were computed
+// Tokens of the largest batch whose slots may have fixed rows; larger ones send only the rows that were
+// computed.
+enum { FIXED_TOKENS = 64 };
 
 // Shared ranks compute the shared steps (attention, router, combine, head); the others, the expert ranks,
 // compute only their experts.
@@ -43,7 +42,7 @@ void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items);
 // What crosses ranks, as a table that is the same on every rank: range[from * size + to] are the rows that
 // rank `from` sends to the same rows of rank `to`. A rank's range to itself is ignored.
 //
-// Local. Of rows that are ordered by the rank that computed them, rows_of_rank[size] of each: all go to all
+// Local. For an all-gather: rows ordered by the rank that computed them, rows_of_rank[size] of each, go to all
 // ranks of `to`. Valid until the next call.
 const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_set to);
 

@@ -42,8 +42,8 @@ void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items);
 // What crosses ranks, as a table that is the same on every rank: range[from * size + to] are the rows that
 // rank `from` sends to the same rows of rank `to`. A rank's range to itself is ignored.
 //
-// Local. For an all-gather: rows ordered by the rank that computed them, rows_of_rank[size] of each, go to all
-// ranks of `to`. Valid until the next call.
+// Local. For an all-gather: rows ordered by the rank that computed them, rows_of_rank[size] of each, go to
+// all ranks of `to`. Valid until the next call.
 const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_set to);
 
 // Local. Gives each slot its row: ordered by the rank that owns the slot's expert, then by slot. Returns the

@@ -1,10 +1,4 @@
-// gguf_file: one file of a model: maps it, reads its header and tensor table.
-//
-// Owns: the map; the checks that make every tensor's bytes lie inside its file, apart from all others.
-// Refuses to know: the meaning of keys (except general.alignment) and of tensors; split files.
-// Invariant: header bytes only are read; no tensor byte is touched. Memory taken is bounded by the bytes that
-// the file really has, whatever its counts say.
-#include "src/model/gguf_internal.h"
+#include "src/model/gguf_file.h"
 #include "base/memory.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -27,57 +21,6 @@ enum {
   MOST_ALIGNMENT = 1 << 20,
 };
 
-status gguf_read_bytes(const uint8_t **out, gguf_reader *r, uint64_t bytes, const char *what) {
-  *out = r->at;
-  if (bytes > r->left)
-    return FAIL(
-        "%s: %s: %s: expected %llu bytes at byte %zu of the file, found %zu (truncated file or false length)",
-        r->path, r->where, what, (unsigned long long)bytes, (size_t)(r->at - r->map), r->left);
-  r->at += bytes;
-  r->left -= (size_t)bytes;
-  return 0;
-}
-
-status gguf_read_u32(uint32_t *out, gguf_reader *r, const char *what) {
-  const uint8_t *at;
-  TRY(gguf_read_bytes(&at, r, sizeof *out, what));
-  memcpy(out, at, sizeof *out);
-  return 0;
-}
-
-status gguf_read_u64(uint64_t *out, gguf_reader *r, const char *what) {
-  const uint8_t *at;
-  TRY(gguf_read_bytes(&at, r, sizeof *out, what));
-  memcpy(out, at, sizeof *out);
-  return 0;
-}
-
-status gguf_read_string(gguf_string *out, gguf_reader *r, const char *what) {
-  uint64_t length;
-  const uint8_t *text;
-  TRY(gguf_read_u64(&length, r, what));
-  TRY(gguf_read_bytes(&text, r, length, what));
-  *out = (gguf_string){(const char *)text, (size_t)length};
-  return 0;
-}
-
-status gguf_read_name(gguf_string *out, gguf_reader *r, const char *kind, size_t limit) {
-  gguf_string name;
-  TRY(gguf_read_string(&name, r, "name"));
-  if (name.length < 1 || name.length > limit)
-    return FAIL("%s: %s: name of %zu bytes, expected 1 to %zu", r->path, r->where, name.length, limit);
-  for (size_t i = 0; i < name.length; i++) {
-    unsigned byte = (unsigned char)name.text[i];
-    if (byte < 0x20 || byte > 0x7e)
-      return FAIL("%s: %s: byte %zu of its name is 0x%02x, expected printable ASCII", r->path, r->where, i,
-                  byte);
-  }
-  snprintf(r->where, sizeof r->where, "%s \"%.*s\"", kind, (int)(name.length < 100 ? name.length : 100),
-           name.text);
-  *out = name;
-  return 0;
-}
-
 static status file_map(gguf_file *file) {
   // O_NONBLOCK: a named pipe without a writer must be refused, not waited for.
   file->descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -95,6 +38,17 @@ static status file_map(gguf_file *file) {
   file->bytes = (size_t)info.st_size;
   file->written = info.st_mtim;
   return 0;
+}
+
+const gguf_key *gguf_file_key(const gguf_file *file, const char *name) {
+  size_t index;
+  return name_table_find(&index, &file->key_names, name, strlen(name)) ? &file->keys[index] : NULL;
+}
+
+status gguf_file_u64(uint64_t *out, const gguf_file *file, const char *name, uint64_t fallback) {
+  const gguf_key *key = gguf_file_key(file, name);
+  *out = fallback;
+  return key ? gguf_value_u64(out, key) : 0;
 }
 
 bool gguf_file_changed(const gguf_file *file) {
@@ -146,7 +100,7 @@ static status read_keys(gguf_file *file, gguf_reader *r, size_t count) {
   for (size_t i = 0; i < count; i++) {
     TRY(list_reserve((void **)&file->keys, &capacity, i, sizeof *file->keys, "keys"));
     snprintf(r->where, sizeof r->where, "key %zu of %zu", i + 1, count);
-    TRY(gguf_read_key(&file->keys[i], r));
+    TRY(gguf_value_read(&file->keys[i], r));
     file->n_keys = i + 1;
   }
   return 0;
@@ -228,7 +182,7 @@ static status file_name_all(gguf_file *file, const gguf_string *tensor_names) {
   TRY(name_table_open(&file->key_names, file->n_keys));
   for (size_t i = 0; i < file->n_keys; i++) {
     file->keys[i].name = name_store(&at, file->keys[i].raw_name);
-    if (!name_table_add(&there, &file->key_names, file->keys[i].name, i))
+    if (!name_table_add(&there, &file->key_names, file->keys[i].name, file->keys[i].raw_name.length, i))
       return FAIL("%s: key \"%s\" stands twice, as key %zu and key %zu", file->path, file->keys[i].name,
                   there + 1, i + 1);
   }

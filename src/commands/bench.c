@@ -4,7 +4,7 @@
 #include "kernels/formats/numerics.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/report/bench_report.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include "src/report/report.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -335,7 +335,7 @@ static status run_arm(bench *b, const char *name) {
   arm *e;
   TRY(job_open_arm(b->j, name, &e));
   status result = 0;
-  progress shown = progress_begin(job_is_reporting(b->j), name, "tests", (int64_t)b->n_tests);
+  progress shown = progress_start(job_is_reporting(b->j), name, "tests", (int64_t)b->n_tests);
   memset(b->filled, 0, (size_t)b->j->n_sequences * sizeof *b->filled);
   for (size_t i = 0; i < b->n_tests && !result; i++) {
     const test *t = &b->tests[i];

@@ -1,6 +1,6 @@
 #include "src/commands/generate.h"
 #include "base/memory.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include "src/run/sampler.h"
 #include <stdlib.h>
 #include <string.h>
@@ -88,7 +88,7 @@ static status decode_first(const job *j, arm *e, decoding *d, const double *last
 static status decode_all(job *j, arm *e, decoding *d, const double *last, report_text *texts,
                          int64_t *decoded) {
   int64_t limit = j->cfg->run.generate;
-  progress shown = progress_begin(job_is_reporting(j), e->params.name, "tokens written", limit);
+  progress shown = progress_start(job_is_reporting(j), e->params.name, "tokens written", limit);
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
   status result = decode_first(j, e, d, last, texts);
@@ -145,7 +145,7 @@ done:
 // all.
 static status compute_prompts(job *j, arm *e, double *last) {
   int64_t vocabulary = j->m->weights.shape.vocabulary, done = 0;
-  progress shown = progress_begin(job_is_reporting(j), e->params.name, "tokens read", j->n_tokens);
+  progress shown = progress_start(job_is_reporting(j), e->params.name, "tokens read", j->n_tokens);
   batcher f;
   token_batch batch;
   status result = batcher_open(&f, j->sequences, j->n_sequences, j->cfg->run.chunk);

@@ -3,7 +3,7 @@
 #include "kernels/formats/numerics.h"
 #include "src/measure/pair_statistics.h"
 #include "src/commands/generate.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -188,7 +188,7 @@ static status compute_batch(parity *p, const token_batch *batch) {
 }
 
 static status compute_all(parity *p) {
-  progress shown = progress_begin(job_is_reporting(p->j), "parity", "tokens", p->j->n_tokens);
+  progress shown = progress_start(job_is_reporting(p->j), "parity", "tokens", p->j->n_tokens);
   batcher f;
   token_batch batch;
   status result = batcher_open(&f, p->j->sequences, p->j->n_sequences, p->j->cfg->run.chunk);

@@ -1,7 +1,7 @@
 #include "src/commands/perplexity.h"
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include <stdlib.h>
 
 typedef struct {
@@ -85,7 +85,7 @@ static status perplexity_arm(job *j, size_t index, report *r) {
   scoring s = {.j = j};
   TRY(job_open_arm(j, j->cfg->run.arms.name[index], &s.e));
   arm_reset(s.e);
-  s.shown = progress_begin(job_is_reporting(j), s.e->params.name, "tokens", j->n_tokens);
+  s.shown = progress_start(job_is_reporting(j), s.e->params.name, "tokens", j->n_tokens);
   status result;
   TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
   for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, i));

@@ -77,7 +77,7 @@ static status open_vocabulary(tokenizer **out, const gguf *g) {
   static splitter *words;
   if (!words) REQUIRE(!splitter_open(&words));
   *out = calloc(1, sizeof **out);
-  status result = tokenizer_load(*out, g);
+  status result = vocabulary_open(&(*out)->tokens, g);
   if (!result) (*out)->words = words;
   return result;
 }

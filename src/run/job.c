@@ -1,15 +1,15 @@
 #include "src/run/job.h"
 #include "base/memory.h"
+#include "base/read_file.h"
 #include "base/whole_file.h"
 #include "kernels/formats/numerics.h"
 #include "src/run/rank_speed.h"
-#include <fcntl.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+
+enum { INPUT_LIMIT = 1 << 30 }; // bytes of a text
 
 status job_agree(job *j, status mine, const char *what) {
   return comm_agree(j->c, mine, what);
@@ -37,33 +37,11 @@ static status add_text(job *j, const char *what, const char *text, size_t length
   return add_sequence(j, ids, n);
 }
 
-static status read_bytes(int fd, const char *path, char **text, size_t *length) {
-  struct stat s;
-  if (fstat(fd, &s) || !S_ISREG(s.st_mode) || s.st_size > (off_t)1 << 30)
-    return FAIL("input.file %s: expected a regular file of at most 1 GiB", path);
-  TRY(TAKE(text, (size_t)s.st_size + 1, "the input"));
-  ssize_t n;
-  while ((n = read(fd, *text + *length, (size_t)s.st_size - *length)) > 0) *length += (size_t)n;
-  if (n < 0) return FAIL("input.file %s: cannot be read: %m", path);
-  if (*length != (size_t)s.st_size)
-    return FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
-  return 0;
-}
-
-static status read_text_file(const char *path, char **text, size_t *length) {
-  *text = NULL;
-  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused, not waited for
-  if (fd < 0) return FAIL("input.file %s: cannot be opened: %m", path);
-  status result = read_bytes(fd, path, text, length);
-  close(fd);
-  return result;
-}
-
 static status add_file(job *j, const char *path) {
   char *text;
-  size_t length = 0;
-  status result = read_text_file(path, &text, &length);
-  if (!result) result = add_text(j, "input.file", text, length);
+  size_t length;
+  TRY(read_file(&text, &length, path, "input.file", INPUT_LIMIT, READ_REGULAR));
+  status result = add_text(j, "input.file", text, length);
   free(text);
   return result;
 }

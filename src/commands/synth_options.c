@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Of the published configurations (config.json) of the models that the names say; tiny is our own.
+// From the published configurations (config.json) of the models of these names; tiny is made for tests.
 static const struct {
   const char *name;
   model_shape shape;
@@ -135,7 +135,7 @@ static void complete_settings(model_settings *s, int64_t rope_base) {
   s->shape.rope_base = (double)rope_base;
   s->value_length = s->rotated = s->shape.head_dim;
   s->dense_width = 3 * s->shape.hidden;
-  s->vocabulary_told = s->shape.vocabulary;
+  s->vocab_size = s->shape.vocabulary;
 }
 
 static status take_all(synth_options *o, int n_args, char **args) {

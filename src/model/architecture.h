@@ -64,7 +64,7 @@ typedef struct {
 typedef struct {     // what the settings of a file become
   model_shape shape; // `vocabulary` is set by the embedding
   int64_t context_length, value_length, rotated;
-  int64_t dense_width, vocabulary_told; // written into new files, never read
+  int64_t dense_width, vocab_size; // written into new files, never read
 } model_settings;
 
 typedef enum {

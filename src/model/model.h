@@ -1,7 +1,7 @@
 // model: an open model file: its shape, and its tensors as the backend's view of the weights.
 //
 // Owns: the open file, the check of every tensor's shape, the views, the check of the weights' values.
-// Independent of: ranks (it is told which experts to check), how anything is computed.
+// Independent of: ranks (a caller says which experts to check), how anything is computed.
 // Invariant: nothing is taken from the model's name; an unknown tensor or an unsupported setting is an error,
 // because ignoring it would compute another model. Which those are stands in the architecture's table
 // (qwen3moe.c).

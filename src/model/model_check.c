@@ -22,7 +22,8 @@ static slices cut_tensor(const model *m, size_t number) {
   return s;
 }
 
-// Refuses what is not finite. Number and index make the same bytes count differently elsewhere.
+// Refuses what is not finite. The hash takes in where the slice lies: the same bytes elsewhere give another
+// one.
 static status check_slice(uint64_t *hash, const slices *s, size_t index) {
   size_t first = index * s->each, count = s->rows - first < s->each ? s->rows - first : s->each;
   const char *data = (const char *)s->tensor->data + first * s->row_bytes;

@@ -65,7 +65,7 @@ static const setting_row settings[] = {
     {"rope.dimension_count",             SIZE(1, INT32_MAX), TO(rotated), .fallback = as_head_dim},
     {"attention.layer_norm_rms_epsilon", REAL(0, 1),         TO(shape.rms_epsilon), WRITTEN},
     {"rope.freq_base",                   REAL(1, 1e15),      TO(shape.rope_base), WRITTEN},
-    {"vocab_size",                       UNUSED,             TO(vocabulary_told), WRITTEN,
+    {"vocab_size",                       UNUSED,             TO(vocab_size), WRITTEN,
                                          .why = "the embedding's rows are counted"},
     // llama.cpp reads these for any architecture (src/llama-model.cpp) or for other mixtures of experts
     {"expert_weights_norm",              ONLY(1),            .why = "the chosen experts' weights are normalised to a sum of 1"},

@@ -1,6 +1,6 @@
-// tokenizer_bpe: see the header. A word is a linked list of symbols, and a heap holds the pairs that may
-// merge. A pair whose symbols have merged with others meanwhile stays in the heap and is known by its stale
-// rank.
+// A word is a linked list of symbols, and a heap holds the pairs that may
+// merge. A pair whose symbols have meanwhile merged with others stays in the heap; its rank is then no
+// longer that of the symbol at its position, and it is passed over.
 #include "src/text/tokenizer_bpe.h"
 #include "base/memory.h"
 #include <stdlib.h>
@@ -131,7 +131,7 @@ static uint64_t heap_pop(bpe_work *w) {
   return top;
 }
 
-// Looks up the pair that begins at `position` and queues it where it merges.
+// Looks up the pair that starts at `position` and queues it where it merges.
 static void pair_renew(const bpe *b, bpe_work *w, uint32_t position) {
   symbol_node *left = &w->node[position];
   left->rank = NO_RANK;

@@ -1,5 +1,6 @@
 // What a GGUF says is checked once, at open (vocabulary.c); what is left for encode and decode is three
 // tables: the bytes of each id, the merges and the special tokens.
+#include "src/text/tokenizer.h"
 #include "src/text/tokenizer_internal.h"
 #include "base/memory.h"
 #include <stdlib.h>

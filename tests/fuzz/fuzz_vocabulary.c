@@ -4,6 +4,7 @@
 // text. Flag 1: all 256 bytes are tokens from the start; 2: no types; 4: end tokens; 8: a wrong number of
 // types.
 #include "tests/fuzz/fuzz.h"
+#include "src/text/tokenizer.h"
 #include "src/text/tokenizer_internal.h"
 #include <stdlib.h>
 #include <string.h>

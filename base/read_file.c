@@ -12,22 +12,12 @@ typedef struct {
   const char *what, *path;
   int fd;
   char *text;
-  size_t length, room; // room for length bytes and the NUL; never more than is read or the file says it has
+  size_t length, room; // of bytes; the NUL comes on top
 } reading;
-
-static status widen(reading *r, size_t room) {
-  char *wider;
-  TRY(TAKE(&wider, room, r->what));
-  if (r->length) memcpy(wider, r->text, r->length);
-  free(r->text);
-  r->text = wider;
-  r->room = room;
-  return 0;
-}
 
 static status read_to_end(reading *r, size_t limit) {
   for (;;) {
-    if (r->length + 1 == r->room) TRY(widen(r, 2 * r->room));
+    TRY(memory_grow((void **)&r->text, &r->room, r->length + 1, 1, r->what)); // for a byte and the NUL
     ssize_t n = read(r->fd, r->text + r->length, r->room - 1 - r->length);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return FAIL("%s %s: cannot be read: %s", r->what, r->path, strerror(errno));
@@ -47,7 +37,9 @@ static status read_open_file(reading *r, size_t limit, read_kind kind) {
   if (regular && (uint64_t)is.st_size > limit)
     return FAIL("%s %s: expected at most %zu bytes, found %lld", r->what, r->path, limit,
                 (long long)is.st_size);
-  TRY(widen(r, regular ? (size_t)is.st_size + 2 : 1 << 16)); // one byte more, to see the end without widening
+  r->room =
+      regular ? (size_t)is.st_size + 2 : 1 << 16; // a byte more than all and the NUL, to see the end there
+  TRY(TAKE(&r->text, r->room, r->what));
   TRY(read_to_end(r, limit));
   if (regular && r->length < (size_t)is.st_size)
     return FAIL("%s %s: expected %lld bytes, found %zu: it was cut while it was read", r->what, r->path,

@@ -82,23 +82,11 @@ static status read_count(size_t *out, gguf_reader *r, const char *what, size_t l
   return 0;
 }
 
-// An array that grows with what was really read, because a count in a large file may lie by billions.
-static status list_reserve(void **list, size_t *capacity, size_t count, size_t size, const char *what) {
-  if (count < *capacity) return 0;
-  size_t wider = *capacity ? *capacity * 2 : 256;
-  void *moved;
-  TRY(memory_take(&moved, wider, size, what));
-  if (*list) memcpy(moved, *list, count * size);
-  free(*list);
-  *list = moved;
-  *capacity = wider;
-  return 0;
-}
-
+// The arrays grow with what was really read, because a count in a large file may lie by billions.
 static status read_keys(gguf_file *file, gguf_reader *r, size_t count) {
   size_t capacity = 0;
   for (size_t i = 0; i < count; i++) {
-    TRY(list_reserve((void **)&file->keys, &capacity, i, sizeof *file->keys, "keys"));
+    TRY(memory_grow((void **)&file->keys, &capacity, i, sizeof *file->keys, "keys"));
     snprintf(r->where, sizeof r->where, "key %zu of %zu", i + 1, count);
     TRY(gguf_value_read(&file->keys[i], r));
     file->n_keys = i + 1;
@@ -154,8 +142,8 @@ static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r) {
 static status read_tensors(gguf_file *file, gguf_string **names, gguf_reader *r, size_t count) {
   size_t capacity = 0, name_capacity = 0;
   for (size_t i = 0; i < count; i++) {
-    TRY(list_reserve((void **)&file->tensors, &capacity, i, sizeof *file->tensors, "tensors"));
-    TRY(list_reserve((void **)names, &name_capacity, i, sizeof **names, "tensor names"));
+    TRY(memory_grow((void **)&file->tensors, &capacity, i, sizeof *file->tensors, "tensors"));
+    TRY(memory_grow((void **)names, &name_capacity, i, sizeof **names, "tensor names"));
     snprintf(r->where, sizeof r->where, "tensor %zu of %zu", i + 1, count);
     TRY(read_tensor(&file->tensors[i], &(*names)[i], r));
     file->tensors[i].file = file->path;

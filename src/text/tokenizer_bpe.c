@@ -34,15 +34,7 @@ struct bpe_work {
 };
 
 status id_list_push(id_list *list, int32_t id) {
-  if (list->count == list->capacity) {
-    int32_t *grown;
-    size_t capacity = list->capacity ? 2 * list->capacity : 64;
-    TRY(TAKE(&grown, capacity, "token ids"));
-    if (list->count) memcpy(grown, list->id, list->count * sizeof *grown);
-    free(list->id);
-    list->id = grown;
-    list->capacity = capacity;
-  }
+  TRY(memory_grow((void **)&list->id, &list->capacity, list->count, sizeof *list->id, "token ids"));
   list->id[list->count++] = id;
   return 0;
 }

@@ -19,6 +19,7 @@ enum {
   DEFAULT_ALIGNMENT = 32,
   LEAST_ALIGNMENT = 8, // the specification asks for a multiple of 8, which every block type can live with
   MOST_ALIGNMENT = 1 << 20,
+  GGML_TYPE_NUMBERS = 128, // ggml's numbers of types lie far below
 };
 
 static status file_map(gguf_file *file) {
@@ -125,6 +126,17 @@ static status size_tensor(gguf_tensor *t, const gguf_reader *r) {
   return 0;
 }
 
+// Every type that the program computes with, as the table of types has them.
+static status refuse_type(const gguf_reader *r, uint32_t type) {
+  char known[256] = "";
+  for (uint32_t i = 0; i < GGML_TYPE_NUMBERS; i++) {
+    const type_info *t = type_find(i);
+    size_t used = strlen(known);
+    if (t) snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", t->name);
+  }
+  return FAIL("%s: %s: expected one of %s, found %s", r->path, r->where, known, type_name_any(type));
+}
+
 // All but what needs the end of the table: name, data, and the offset is still relative to the data section.
 static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r) {
   uint32_t type;
@@ -132,9 +144,7 @@ static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r) {
   TRY(read_dims(t, r));
   TRY(gguf_read_u32(&type, r, "type"));
   t->type = type_find(type);
-  if (!t->type)
-    return FAIL("%s: %s: expected one of F32, F16, BF16, Q8_0, Q4_K, Q5_K, Q6_K, found %s", r->path, r->where,
-                type_name_any(type));
+  if (!t->type) return refuse_type(r, type);
   TRY(size_tensor(t, r));
   return gguf_read_u64(&t->offset, r, "offset");
 }

@@ -1,6 +1,6 @@
-// A word is a linked list of symbols, and a heap holds the pairs that may
-// merge. A pair whose symbols have meanwhile merged with others stays in the heap; its rank is then no
-// longer that of the symbol at its position, and it is passed over.
+// A word is a linked list of symbols, and a heap holds the pairs that may merge. A pair whose symbols have
+// meanwhile merged with others stays in the heap; its rank is then no longer that of the symbol at its
+// position, and it is passed over.
 #include "src/text/tokenizer_bpe.h"
 #include "base/memory.h"
 #include <stdlib.h>
@@ -10,6 +10,7 @@
 #define NO_RANK UINT32_MAX
 #define NO_LINK UINT32_MAX
 
+// A hash table beside base/name_table: its keys are pairs of ids, and it is read in the innermost loop.
 typedef struct {
   uint64_t pair; // left id in the high half
   uint32_t rank; // NO_RANK: the slot is empty

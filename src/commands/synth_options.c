@@ -1,4 +1,5 @@
 #include "src/commands/synth_options.h"
+#include "src/model/qwen3moe.h"
 #include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -20,30 +21,33 @@ enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 typedef struct {
   const char *name;
   size_t offset; // of an int64_t in synth_options
-  int64_t low, high;
   const char *help;
+  const char *setting; // the option has the bounds of this setting of qwen3moe; NULL: its own
+  int64_t low, high;
 } option;
 
 #define AT(field)    offsetof(synth_options, field)
 #define SHAPE(field) AT(model.settings.shape.field)
+#define AS(key)      .setting = (key)
+#define RANGE(a, b)  .low = (a), .high = (b)
 
-// Bounds are those of qwen3moe.c.
 static const option options[] = {
-    {"--layers", SHAPE(n_layers), 1, 4096, "blocks"},
-    {"--hidden", SHAPE(hidden), 2, 1 << 20, "width of the residual stream"},
-    {"--heads", SHAPE(n_heads), 1, 4096, "query heads"},
-    {"--kv-heads", SHAPE(n_kv_heads), 1, 4096, "key/value heads; they divide the query heads"},
-    {"--head-dim", SHAPE(head_dim), 2, 4096, "width of a head; even"},
-    {"--experts", SHAPE(n_experts), 1, 65536, "experts in each layer"},
-    {"--top-k", SHAPE(top_k), 1, MAX_TOP_K, "experts to a token"},
-    {"--expert-width", SHAPE(expert_width), 1, 1 << 20, "inner width of an expert"},
-    {"--vocab", SHAPE(vocabulary), 1, INT32_MAX, "token ids"},
-    {"--context", AT(model.settings.context_length), 1, INT32_MAX, "positions"},
-    {"--rope-base", AT(rope_base), 2, 1000000000000, "base of the rotary positions"},
-    {"--seed", AT(model.seed), 0, INT64_MAX, "default 1"},
-    {"--outliers", AT(model.outliers), 0, 1024,
-     "hidden channels that stand far above their block; default 0"},
-    {"--threads", AT(threads), 0, 4096, "of a rank; 0, the default: its cores. No byte depends on it"},
+    {"--layers", SHAPE(n_layers), "blocks", AS("block_count")},
+    {"--hidden", SHAPE(hidden), "width of the residual stream", AS("embedding_length")},
+    {"--heads", SHAPE(n_heads), "query heads", AS("attention.head_count")},
+    {"--kv-heads", SHAPE(n_kv_heads), "key/value heads; they divide the query heads",
+     AS("attention.head_count_kv")},
+    {"--head-dim", SHAPE(head_dim), "width of a head; even", RANGE(2, 4096)},
+    {"--experts", SHAPE(n_experts), "experts in each layer", AS("expert_count")},
+    {"--top-k", SHAPE(top_k), "experts to a token", AS("expert_used_count")},
+    {"--expert-width", SHAPE(expert_width), "inner width of an expert", AS("expert_feed_forward_length")},
+    {"--vocab", SHAPE(vocabulary), "token ids", RANGE(1, INT32_MAX)},
+    {"--context", AT(model.settings.context_length), "positions", AS("context_length")},
+    {"--rope-base", AT(rope_base), "base of the rotary positions", RANGE(2, 1000000000000)},
+    {"--seed", AT(model.seed), "default 1", RANGE(0, INT64_MAX)},
+    {"--outliers", AT(model.outliers), "hidden channels that stand far above their block; default 0",
+     RANGE(0, 1024)},
+    {"--threads", AT(threads), "of a rank; 0, the default: its cores. No byte depends on it", RANGE(0, 4096)},
 };
 enum { N_OPTIONS = sizeof options / sizeof *options };
 
@@ -73,13 +77,25 @@ static status take_mix(synth_options *o, const char *name) {
   return FAIL("--types: expected one of %s, found \"%.64s\"", known, name);
 }
 
+static void find_bounds(int64_t *low, int64_t *high, const option *k) {
+  *low = k->low;
+  *high = k->high;
+  for (size_t i = 0; k->setting && i < qwen3moe.n_settings; i++)
+    if (!strcmp(qwen3moe.settings[i].name, k->setting)) {
+      *low = (int64_t)qwen3moe.settings[i].low;
+      *high = (int64_t)qwen3moe.settings[i].high;
+    }
+}
+
 static status take_integer(synth_options *o, const option *k, const char *text) {
   char *end;
+  int64_t low, high;
+  find_bounds(&low, &high, k);
   errno = 0;
   long long value = strtoll(text, &end, 10);
-  if (errno || end == text || *end || value < k->low || value > k->high)
-    return FAIL("%s: expected an integer from %lld to %lld, found \"%.64s\"", k->name, (long long)k->low,
-                (long long)k->high, text);
+  if (errno || end == text || *end || value < low || value > high)
+    return FAIL("%s: expected an integer from %lld to %lld, found \"%.64s\"", k->name, (long long)low,
+                (long long)high, text);
   *(int64_t *)((char *)o + k->offset) = value;
   return 0;
 }

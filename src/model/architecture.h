@@ -1,10 +1,10 @@
-// architecture: the form of the table that says what a model file of one kind holds, and how the table is
-// read.
+// architecture: the form of the table that says what a model file of one kind holds, and look-ups in it.
 //
-// A new architecture is a table like the one in qwen3moe.c and its place in the list of settings.c.
-// Everything that knows tensors and settings reads the table: the model's reader (settings.c, model.c), the
-// writer of synthetic models (src/synth), `inspect` and the report. What is computed with the tensors is
-// src/run/forward.c's. Independent of: files; it has names, sizes and rules only.
+// A new architecture is a table like the one in qwen3moe.c, and its place in the list in settings.c. Whatever
+// depends on tensors and settings reads the table: settings.c and model.c, which open files, src/synth, which
+// writes them, `inspect` and the report. What is computed with the tensors stands in src/run/forward.c.
+//
+// Independent of: files; there are names, sizes and rules only.
 #pragma once
 #include "kernels/backend.h"
 
@@ -54,8 +54,9 @@ typedef struct {
   bool per_layer;
   tensor_kind kind;
   tensor_size dim[TENSOR_DIMS]; // dim[0] the row
-  size_t to; // its view's place in layer_weights, or in model_weights where it is not per_layer:
-             // a const float * for a vector, else a matrix, of a stack the first expert's
+  // Where its view goes in layer_weights, or in model_weights where it is not per_layer: a const float * for
+  // a vector, else a matrix, of a stack the first expert's.
+  size_t to;
   bool tied; // may be missing: then the embedding serves here too
 } tensor_row;
 
@@ -80,8 +81,8 @@ typedef struct {
   setting_kind kind;
   size_t to; // its place in model_settings
   double low, high;
-  int64_t (*fallback)(
-      const model_settings *); // its value where the key is missing; NULL: then the file is refused
+  // Gives its value where the key is missing; NULL: then the file is refused.
+  int64_t (*fallback)(const model_settings *);
   double only;
   const char *only_text;
   bool written;    // into new files, by src/synth: an f32 for SETTING_REAL, else a u32
@@ -95,8 +96,8 @@ typedef struct {
   const char *title;         // for messages
   const tensor_row *tensors; // in the order of a new file; the rows of a layer stand together
   size_t n_tensors;
-  const setting_row
-      *settings; // in the order in which they are read and written: a fallback may use those before
+  // In the order in which they are read and written; a fallback may use those before it.
+  const setting_row *settings;
   size_t n_settings;
   // What the settings must be of each other. `file` stands in the error.
   status (*check)(const model_settings *s, const char *file);
@@ -112,10 +113,10 @@ const tensor_row *architecture_tensor_find(int64_t *layer, const architecture *a
 const tensor_row *architecture_tensor(const architecture *a, tensor_id id); // NULL: the architecture has none
 
 void tensor_row_name(char out[TENSOR_NAME_BYTES], const tensor_row *row, int64_t layer);
-int64_t tensor_row_dim(const tensor_row *row, int d,
-                       const model_shape *s); // 1 where it has no such dimension
-int tensor_row_dims(const tensor_row *row);   // how many it has
+int tensor_row_dims(const tensor_row *row); // how many it has
+// Dimension d; 1 where it has no such one.
+int64_t tensor_row_dim(const tensor_row *row, int d, const model_shape *s);
 
-// The row of a whole key ("qwen3moe.block_count"); NULL: none. *ours: the key stands under the architecture's
+// The row of a whole key ("qwen3moe.block_count"); NULL: none. *ours: it stands under the architecture's
 // name.
 const setting_row *architecture_setting(bool *ours, const architecture *a, const char *key);

@@ -17,7 +17,7 @@ COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # Files of a folder match the first pattern of their own; each project header that they include must match the second.
 # base <- kernels <- dist <- model, text, config, measure <- run <- report <- commands <- main; synth knows model and dist; and what src/ sees of
 # kernels/ is its interface and the formats.
-SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|half)\.h"
+SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half)\.h"
 ARROWS = [
     (r"base/", r"base/"),
     (r"src/main\.c", rf"{SEEN}|dist/|src/|build_info\.h"),
@@ -97,7 +97,7 @@ PLANTED = [
     ("src/report/report_json.c", '#include "src/commands/parity.h"', "src/commands/parity.h"),
     ("src/model/model.c", '#include "src/text/tokenizer.h"', "src/text/tokenizer.h"),
     ("src/config/config.c", '#include "src/run/job.h"', "src/run/job.h"),
-    ("kernels/formats/blocks.c", '#include "kernels/backend.h"', "kernels/backend.h"),
+    ("kernels/formats/types.c", '#include "kernels/backend.h"', "kernels/backend.h"),
     ("src/run/forward.c", '#include "kernels/cpu/row.h"', "kernels/cpu/row.h"),
     ("src/run/forward.c", '#include "kernels/table.h"', "kernels/table.h"),
     ("src/run/forward.c", '#include "build_info.h"', "build_info.h"),
@@ -107,7 +107,7 @@ PLANTED = [
     ("src/run/arm.c", "#include <hwloc.h>", "hwloc.h"),
     ("src/run/arm.c", 'puts(status_text());', "fault"),
     ("src/run/new.c", '#include "tests/helper.h"', "tests/helper.h"),
-    ("kernels/formats/blocks.c", '#include "src/model/gguf.h"', "src/model/gguf.h"),
+    ("kernels/formats/types.c", '#include "src/model/gguf.h"', "src/model/gguf.h"),
     ("kernels/backend.h", '#include "dist/comm.h"', "dist/comm.h"),
     ("kernels/cpu/steps.c", "#include <mpi.h>", "mpi.h"),
     ("kernels/cpu/steps.c", "#include <fcntl.h>", "fcntl.h"),

@@ -1,6 +1,6 @@
 // gguf_types: what a GGUF's reader hands out, in every layer of it: a text and a tensor's place.
 #pragma once
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 
 enum { GGUF_MAX_DIMS = 4 };
 

@@ -1,6 +1,6 @@
 // type_counts: how many tensors have which type, as one line of text.
 #pragma once
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 
 enum { TYPE_COUNTS_MOST = 64 }; // more than ggml has types
 

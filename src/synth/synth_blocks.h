@@ -6,7 +6,7 @@
 // doubles that are only added, multiplied and divided (or go through numerics.h): the same bytes on every
 // machine.
 #pragma once
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 
 typedef enum {
   COLUMNS_PLAIN,

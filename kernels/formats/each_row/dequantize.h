@@ -1,5 +1,5 @@
 // dequantize: blocks to floats in plain C, static, so that each row of the cpu backend compiles it for its
-// own instruction set; dequantize_row of blocks.h is this one for any.
+// own instruction set; dequantize_row of types.h is this one for any caller.
 //
 // Owns: the order of a block's bits and of the float operations in a weight. Invariant: they are those of
 // ggml's dequantize_row_*, each rounded once. Built with contraction off: a fused d * q - m would be another
@@ -7,7 +7,18 @@
 #pragma once
 #include "kernels/formats/blocks.h"
 #include "kernels/formats/half.h"
-#include <string.h>
+
+static inline void dequantize_f32(float *restrict out, const block_f32 *restrict block) {
+  *out = *block;
+}
+
+static inline void dequantize_f16(float *restrict out, const block_f16 *restrict block) {
+  *out = half_to_f32(*block);
+}
+
+static inline void dequantize_bf16(float *restrict out, const block_bf16 *restrict block) {
+  *out = bf16_to_f32(*block);
+}
 
 static inline void dequantize_q8_0(float *restrict out, const block_q8_0 *restrict block) {
   float d = half_to_f32(block->d);
@@ -55,28 +66,12 @@ static inline void dequantize_q6_K(float *restrict out, const block_q6_K *restri
   }
 }
 
-static inline void dequantize(float *restrict out, weight_type type, const void *row, size_t n) {
-  switch (type) {
-  case TYPE_F32:
-    memcpy(out, row, n * sizeof *out);
+static inline void dequantize(float *restrict out, weight_type type, const void *restrict row, size_t n) {
+#define DEQUANTIZE(name, number, block, elements, on_q8k)                                                    \
+  case TYPE_##name:                                                                                          \
+    for (size_t b = 0; b < n / elements; b++)                                                                \
+      dequantize_##block(out + b * elements, (const block_##block *)row + b);                                \
     break;
-  case TYPE_F16:
-    for (size_t i = 0; i < n; i++) out[i] = half_to_f32(((const uint16_t *)row)[i]);
-    break;
-  case TYPE_BF16:
-    for (size_t i = 0; i < n; i++) out[i] = bf16_to_f32(((const uint16_t *)row)[i]);
-    break;
-  case TYPE_Q8_0:
-    for (size_t b = 0; b < n / QK8_0; b++) dequantize_q8_0(out + b * QK8_0, (const block_q8_0 *)row + b);
-    break;
-  case TYPE_Q4_K:
-    for (size_t b = 0; b < n / QK_K; b++) dequantize_q4_K(out + b * QK_K, (const block_q4_K *)row + b);
-    break;
-  case TYPE_Q5_K:
-    for (size_t b = 0; b < n / QK_K; b++) dequantize_q5_K(out + b * QK_K, (const block_q5_K *)row + b);
-    break;
-  case TYPE_Q6_K:
-    for (size_t b = 0; b < n / QK_K; b++) dequantize_q6_K(out + b * QK_K, (const block_q6_K *)row + b);
-    break;
-  }
+  switch (type) { WEIGHT_TYPES(DEQUANTIZE) }
+#undef DEQUANTIZE
 }

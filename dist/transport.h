@@ -2,17 +2,19 @@
 //
 // Owns: the choice and its reason, the watch over waits for a device.
 // Refuses to know: what rows are, which of them travel.
-// Invariant: every rank chooses the same, because it has the same words of all ranks.
+// Invariant: every rank chooses the same, because it has heard the same of all ranks.
 #pragma once
 #include "base/device.h"
 #include "dist/comm.h"
+#include "dist/transport_kind.h"
 
 typedef struct transport transport;
 
-// Collective. name: "auto", "self", "mpi" or "nccl". device: what this rank takes, and `computes`: its rows
-// lie there. "auto" is self on one rank, nccl where every rank has a device of its own and one computes on
-// it, else mpi. A name that cannot serve is an agreed fault that says which ranks stand in the way.
-status transport_choose(transport **out, comm *c, const char *name, const device_id *device, bool computes);
+// Collective. device: what this rank takes, and `computes`: its rows lie there. TRANSPORT_AUTO is self on one
+// rank, nccl where every rank has a device of its own and one computes on it, else mpi. One that cannot serve
+// is an agreed error that says which ranks stand in the way.
+status transport_choose(transport **out, comm *c, transport_kind kind, const device_id *device,
+                        bool computes);
 // Collective, and so is its outcome. host_bytes: of the largest array of rows in host memory.
 status transport_start(transport *t, size_t host_bytes);
 void transport_close(transport *t); // takes NULL

@@ -119,7 +119,7 @@ static const device_id no_device = {.index = -1};
 
 static transport *open_transport(void) {
   transport *t;
-  assert_int_equal(transport_choose(&t, ranks, "auto", &no_device, false), 0);
+  assert_int_equal(transport_choose(&t, ranks, TRANSPORT_AUTO, &no_device, false), 0);
   assert_int_equal(transport_start(t, 0), 0);
   return t;
 }
@@ -245,9 +245,9 @@ static void slots_come_to_the_rank_of_their_token(void **state) {
   transport_close(t);
 }
 
-static void refused(const char *name, const device_id *device, const char *why) {
+static void refused(transport_kind kind, const device_id *device, const char *why) {
   transport *t;
-  assert_int_not_equal(transport_choose(&t, ranks, name, device, true), 0);
+  assert_int_not_equal(transport_choose(&t, ranks, kind, device, true), 0);
   assert_null(t);
   assert_true(comm_fault_is_agreed(ranks));
   if (rank == 0 && !strstr(status_text(), why)) fail_msg("\"%s\" does not say \"%s\"", status_text(), why);
@@ -256,8 +256,8 @@ static void refused(const char *name, const device_id *device, const char *why) 
 
 static void transports_that_cannot_serve_are_refused(void **state) {
   (void)state;
-  refused("pigeon", &no_device, "pigeon");
-  if (size > 1) refused("self", &no_device, "cannot serve");
+  refused(TRANSPORT_NCCL, &no_device, "nccl"); // not built, or a rank has no GPU
+  if (size > 1) refused(TRANSPORT_SELF, &no_device, "cannot serve");
 }
 
 // Whatever this build can do, ranks without a GPU of their own stay with mpi and say why.
@@ -272,13 +272,13 @@ static void devices_decide_what_auto_is(void **state) {
       snprintf(why, sizeof why, "rank %d has no GPU", size - 1);
     else
       snprintf(why, sizeof why, "ranks 0, 1%s", size == 2 ? " share a GPU" : ", 2");
-    assert_int_equal(transport_choose(&t, ranks, "auto", &device, rank == 0), 0);
+    assert_int_equal(transport_choose(&t, ranks, TRANSPORT_AUTO, &device, rank == 0), 0);
     assert_string_equal(transport_name(t), "mpi");
     if (!strstr(transport_reason(t), why) && !strstr(transport_reason(t), "no NCCL"))
       fail_msg("\"%s\" does not say \"%s\"", transport_reason(t), why);
     bool built = !strstr(transport_reason(t), "no NCCL");
     transport_close(t);
-    refused("nccl", &device, built ? why : "this build has");
+    refused(TRANSPORT_NCCL, &device, built ? why : "this build has");
   }
 }
 
@@ -484,7 +484,7 @@ static void a_rank_that_does_not_come_is_named(void **state) {
 }
 
 int main(int argc, char **argv) {
-  if (comm_open(&ranks, &argc, &argv)) {
+  if (comm_open(&ranks, &argc, &argv, COMM_DEADLINE)) {
     fprintf(stderr, "%s\n", status_text());
     return 1;
   }

@@ -156,7 +156,7 @@ static status write_round(const synthesis *s, int64_t first, int64_t last, char 
 static status write_tensors(synthesis *s) {
   char *rooms;
   TRY(comm_agree(s->c, TAKE(&rooms, (size_t)topology_threads(s->place) * s->largest, "pieces"), "synth"));
-  progress shown = progress_begin(comm_rank(s->c) == 0, s->options.out, "pieces of 1 MiB", s->n_pieces);
+  progress shown = progress_start(comm_rank(s->c) == 0, s->options.out, "pieces of 1 MiB", s->n_pieces);
   status result = 0;
   for (int64_t first = 0; first < s->n_pieces && !result; first += ROUND_PIECES) {
     int64_t last = s->n_pieces - first < ROUND_PIECES ? s->n_pieces : first + ROUND_PIECES;
@@ -170,8 +170,8 @@ static status write_tensors(synthesis *s) {
 
 // ---- the command ----
 
-static status open_synthesis(synthesis *s, int n_args, char **words) {
-  TRY(synth_options_parse(&s->options, n_args, words));
+static status open_synthesis(synthesis *s, int n_args, char **args) {
+  TRY(synth_options_parse(&s->options, n_args, args));
   TRY(synth_layout_open(&s->layout, &s->options));
   size_t size = strlen(s->options.out) + sizeof ".partial";
   TRY(TAKE(&s->partial, size, "the file's name"));
@@ -189,7 +189,7 @@ static status make_file(synthesis *s) {
   return comm_agree(s->c, name_file(s), "naming the file");
 }
 
-static status tell(const synthesis *s, double seconds) {
+static status print_result(const synthesis *s, double seconds) {
   char types[160];
   double bytes = (double)s->layout.file_bytes;
   synth_layout_types(types, sizeof types, &s->layout);
@@ -207,19 +207,19 @@ static void close_synthesis(synthesis *s) {
   free(s->partial);
 }
 
-status synth_run(comm *c, int n_args, char **words) {
+status synth_run(comm *c, int n_args, char **args) {
   synthesis s = {.c = c, .fd = -1};
   double start = clock_seconds();
   bool first = comm_rank(c) == 0;
   comm_set_deadline(c, deadline_seconds);
   status result;
-  TRY_DONE(result, comm_agree(c, open_synthesis(&s, n_args, words), "the arguments of synth"));
+  TRY_DONE(result, comm_agree(c, open_synthesis(&s, n_args, args), "the arguments of synth"));
   TRY_DONE(result, comm_equal(c, s.layout.header, s.layout.header_bytes, "the model to write"));
   TRY_DONE(result, topology_open(&s.place, c, s.options.threads, true, NULL));
   topology_bind_threads(s.place);
   result = make_file(&s);
   if (result && first) unlink(s.partial);
-  if (!result) result = comm_agree(c, first ? tell(&s, clock_seconds() - start) : 0, "synth");
+  if (!result) result = comm_agree(c, first ? print_result(&s, clock_seconds() - start) : 0, "synth");
 done:
   close_synthesis(&s);
   return result;

@@ -17,7 +17,8 @@ typedef struct {
   const placement *experts;
   comm *c;
   const topology *place;
-  const char *transport, *row;
+  transport_kind transport;
+  const char *row;
   const device_id *device; // that this rank takes, whatever its arm
   arm_spec shared,
       own; // the path of the shared steps; this rank's experts, and its backend for all that it computes

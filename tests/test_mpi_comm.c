@@ -473,6 +473,23 @@ static void a_rank_that_does_not_wait_is_named(void **state) {
   assert_int_equal(comm_agree(ranks, 0, "an end together"), 0);
 }
 
+// Ranks that are not at the same place of their work: whoever gets a message of another length says so.
+static void a_message_of_another_length_is_an_error(void **state) {
+  (void)state;
+  enum { USUAL = 8, OTHER = 4096 };
+  static char all[64 * OTHER], mine[OTHER];
+  if (size == 1) skip();
+  for (int odd = 0; odd < size; odd += size - 1)
+    for (int longer = 0; longer < 2; longer++) {
+      size_t bytes = (rank == odd) == longer ? OTHER : USUAL;
+      assert_int_not_equal(comm_allgather(ranks, all, mine, bytes, "a gathering"), 0);
+      if (!strstr(status_text(), "a gathering: rank") || !strstr(status_text(), "it does something else"))
+        fail_msg("%s", status_text());
+      status_reset();
+      assert_int_equal(comm_agree(ranks, 0, "an end together"), 0); // and in step again
+    }
+}
+
 static void a_rank_that_does_not_come_is_named(void **state) {
   (void)state;
   static char small[LATE_RANKS * (size_t)LATE_BYTES], empty[LATE_RANKS * (size_t)LATE_BYTES];
@@ -504,6 +521,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(transports_that_cannot_serve_are_refused),
       cmocka_unit_test(devices_decide_what_auto_is),
       cmocka_unit_test(what_differs_is_named),
+      cmocka_unit_test(a_message_of_another_length_is_an_error),
       cmocka_unit_test(a_rank_that_does_not_come_is_named),
       cmocka_unit_test(a_rank_that_does_not_wait_is_named),
   };

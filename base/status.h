@@ -1,7 +1,7 @@
 // status: how every fallible function of the program answers.
 //
 // Owns: the text, file and line of the first fault of this process.
-// Refuses to know: ranks, printing, exiting. Only main prints a status (see main.c).
+// Refuses to know: ranks, printing, exiting. Only src/commands/errors.c prints a status.
 // Invariant: the first fault wins; later ones, which are mostly its consequences, do not overwrite it.
 #pragma once
 #include <stdbool.h>

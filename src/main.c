@@ -36,8 +36,9 @@ static const command commands[] = {
             .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY,
             .run_job = perplexity_run,
             .summary = "each arm's perplexity of the input",
-            .help = "  In windows of run.context tokens that do not overlap; of each window the tokens after\n"
-                    "  position perplexity.skip (by default its half) are scored.\n",
+            .help =
+                "  In windows of run.context tokens that do not overlap; of each window the tokens after\n"
+                "  position perplexity.skip (by default its half) are scored.\n",
         },
     [COMMAND_BENCH] =
         {

@@ -291,7 +291,8 @@ static status gather_rates(bench *b, const test *t, bench_row *row) {
   return 0;
 }
 
-// What is recorded has no clock of its own, so it is measured apart, without the wait for the slowest rank.
+// What is in a captured graph has no clock of its own, so it is measured apart, without the wait for the
+// slowest rank.
 static status measure_exchange(const bench *b, arm *e, const test *t, bench_row *row) {
   const forward_state *f = &e->forward;
   int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);

@@ -108,7 +108,7 @@ static status compare_layer(parity *p, int64_t layer, const token_batch *batch) 
   for (size_t i = 0; i < p->n_pairs; i++) {
     const pair_statistics *pair = &p->r.pairs[i];
     const forward_state *fa = &p->arm[pair->a]->forward, *fb = &p->arm[pair->b]->forward;
-    for (int64_t t = 0; t < batch->n; t++) { // arms that other ranks share have dealt the tokens otherwise
+    for (int64_t t = 0; t < batch->n; t++) { // arms that other ranks share have sharded the tokens otherwise
       int64_t a = token_shards_row(&fa->shards, batch->n, t), b = token_shards_row(&fb->shards, batch->n, t);
       pair_samples_layer(&p->pairs[i], layer, p->position + t, p->layer[pair->a] + a * hidden,
                          p->layer[pair->b] + b * hidden, hidden, fa->route.expert + a * k,

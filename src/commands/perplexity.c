@@ -100,7 +100,7 @@ done:
   return result;
 }
 
-// Every sequence has something to score: one that says nothing would be left out without a word.
+// Every sequence has something to score: one without would be left out in silence.
 static status check_windows(const job *j) {
   for (int64_t i = 0; i < j->n_sequences; i++)
     if (skip_of(j, i) + 1 >= window_of(j, i))

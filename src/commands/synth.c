@@ -90,7 +90,7 @@ static status create_file(synthesis *s) {
 
 static status sync_file(synthesis *s) {
   int error = fsync(s->fd) && errno != EINVAL ? errno : 0; // EINVAL: a file system that has nothing to sync
-  int error_of_close = close(s->fd) ? errno : 0;           // some tell of a full disk only here
+  int error_of_close = close(s->fd) ? errno : 0;           // some file systems report a full disk only here
   s->fd = -1;
   if (error || error_of_close)
     return FAIL("%s: cannot be written: %s", s->partial, strerror(error ? error : error_of_close));

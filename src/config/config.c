@@ -236,12 +236,12 @@ static status apply_document(config *c, const config_toml *document, const value
 
 static status apply_text(config *c, const char *text, size_t length, const value_origin *from) {
   config_toml *document = NULL;
-  toml_fault fault;
+  toml_error error;
   status result;
-  if (config_toml_parse(&document, &fault, text, length))
+  if (config_toml_parse(&document, &error, text, length))
     result = apply_document(c, document, from);
   else
-    result = FAIL("%s:%d: expected TOML: %s", from->file, fault.line, fault.text);
+    result = FAIL("%s:%d: expected TOML: %s", from->file, error.line, error.text);
   config_toml_close(document);
   return result;
 }
@@ -256,7 +256,7 @@ static status apply_file(config *c, const char *path) {
   return result;
 }
 
-// Text that is no TOML is a string, unless it begins like a string, an array or a table, or is digits alone:
+// Text that is no TOML is a string, unless it starts like a string, an array or a table, or is digits alone:
 // then it has a slip, or is an integer that TOML does not hold.
 static bool is_bare(const char *text) {
   while (*text == ' ' || *text == '\t') text++;
@@ -266,19 +266,19 @@ static bool is_bare(const char *text) {
 // Reads VALUE as the document `v = VALUE`, which must then hold that one value and nothing else.
 static status apply_value(config *c, const value_key *k, const char *text, const value_origin *from) {
   config_toml *document = NULL;
-  toml_fault fault = {.text = "more than one value"};
+  toml_error error = {.text = "more than one value"};
   char *line = NULL;
   status result;
   TRY(TAKE(&line, strlen(text) + 8, "--set"));
   size_t length = (size_t)sprintf(line, "v = %s\n", text);
   toml_value v = {.kind = TOML_STRING, .line = 1, .text = text, .length = strlen(text)};
-  bool parsed = config_toml_parse(&document, &fault, line, length);
+  bool parsed = config_toml_parse(&document, &error, line, length);
   if (parsed && config_toml_count(document) == 1 && !strcmp(config_toml_key(document, 0), "v"))
     config_toml_value(&v, document, 0);
   else if (parsed || !is_bare(text)) {
     char place[VALUE_PLACE_BYTES];
     value_place(place, from, 1);
-    TRY_DONE(result, FAIL("%s: %s: expected one TOML value: %s", place, k->name, fault.text));
+    TRY_DONE(result, FAIL("%s: %s: expected one TOML value: %s", place, k->name, error.text));
   }
   result = read_key(c, k, &v, from);
 done:

@@ -1,8 +1,8 @@
 // config: everything that a user can set, from one TOML file and --set KEY=VALUE on the command line.
 //
 // Owns: the table of keys (name, type, default, one line of help) and the values of one run.
-// Refuses to know: the model (bounds that depend on it are checked by who knows it), MPI.
-// Invariant: after config_load every field is set and in its own range; an unknown key never passes silently.
+// Independent of MPI and of the model: bounds that depend on it are checked where it is known.
+// Invariant: after config_load every field is set and in its range; an unknown key never passes silently.
 #pragma once
 #include "base/status.h"
 #include "dist/transport_kind.h"

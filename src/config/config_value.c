@@ -55,7 +55,7 @@ void value_place(char out[VALUE_PLACE_BYTES], const value_origin *from, int line
   }
 }
 
-// The fault of a value that the key does not take; `expected` differs from k->type for an element of a list.
+// The error of a value that the key does not take; `expected` differs from k->type for an element of a list.
 static status refuse(const value_key *k, const toml_value *v, const value_origin *from,
                      const char *expected) {
   char place[VALUE_PLACE_BYTES], found[128];
@@ -158,10 +158,10 @@ void value_write_text(FILE *out, const void *field) {
   write_string(out, *(char *const *)field);
 }
 
-// The index of a string value in a list of words, or -1.
-static int find_word(const toml_value *v, const char *const *words, int n) {
+// The index of a string value in a list of choices, or -1.
+static int find_choice(const toml_value *v, const char *const *choices, int n) {
   for (int i = 0; v->kind == TOML_STRING && i < n; i++)
-    if (v->length == strlen(words[i]) && !memcmp(v->text, words[i], v->length)) return i;
+    if (v->length == strlen(choices[i]) && !memcmp(v->text, choices[i], v->length)) return i;
   return -1;
 }
 
@@ -175,9 +175,9 @@ static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [B
 status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   const char *names[TRANSPORT_COUNT];
   for (int i = 0; i < TRANSPORT_COUNT; i++) names[i] = transport_kind_name((transport_kind)i);
-  int word = find_word(v, names, TRANSPORT_COUNT);
-  if (word < 0) return refuse(k, v, from, k->type);
-  *(transport_kind *)field = (transport_kind)word;
+  int choice = find_choice(v, names, TRANSPORT_COUNT);
+  if (choice < 0) return refuse(k, v, from, k->type);
+  *(transport_kind *)field = (transport_kind)choice;
   return 0;
 }
 
@@ -186,9 +186,9 @@ void value_write_transport(FILE *out, const void *field) {
 }
 
 status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  int word = find_word(v, KV_TYPES, COUNT(KV_TYPES));
-  if (word < 0) return refuse(k, v, from, k->type);
-  *(kv_type *)field = (kv_type)word;
+  int choice = find_choice(v, KV_TYPES, COUNT(KV_TYPES));
+  if (choice < 0) return refuse(k, v, from, k->type);
+  *(kv_type *)field = (kv_type)choice;
   return 0;
 }
 
@@ -197,9 +197,9 @@ void value_write_kv(FILE *out, const void *field) {
 }
 
 status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  int word = find_word(v, FORMATS, COUNT(FORMATS));
-  if (word < 0) return refuse(k, v, from, k->type);
-  *(bench_format *)field = (bench_format)word;
+  int choice = find_choice(v, FORMATS, COUNT(FORMATS));
+  if (choice < 0) return refuse(k, v, from, k->type);
+  *(bench_format *)field = (bench_format)choice;
   return 0;
 }
 
@@ -357,11 +357,11 @@ status value_read_placement(void *field, const value_key *k, const toml_value *v
   struct config_experts *experts = field;
   int32_t *ranks = NULL;
   size_t count = 0;
-  int word = find_word(v, PLACEMENTS, COUNT(PLACEMENTS));
-  if (word < 0 && v->kind != TOML_ARRAY) return refuse(k, v, from, k->type);
-  if (word < 0) TRY(read_ids(&ranks, &count, k, v, from));
+  int choice = find_choice(v, PLACEMENTS, COUNT(PLACEMENTS));
+  if (choice < 0 && v->kind != TOML_ARRAY) return refuse(k, v, from, k->type);
+  if (choice < 0) TRY(read_ids(&ranks, &count, k, v, from));
   free(experts->rank_of_expert);
-  experts->placement = word < 0 ? PLACEMENT_LIST : (placement_kind)word;
+  experts->placement = choice < 0 ? PLACEMENT_LIST : (placement_kind)choice;
   experts->rank_of_expert = ranks;
   experts->n_experts = count;
   return 0;

@@ -1,7 +1,7 @@
 // config_value: how a value of each kind is read from TOML, refused, and written back. For config.c alone.
 //
-// Owns: bounds, words (paths, backends, transports) and the texts of refusals.
-// Refuses to know: which keys there are. Invariant: a refused value leaves the field as it was.
+// Owns: bounds, the names of choices, and the texts of refusals.
+// Independent of which keys there are. Invariant: a refused value leaves the field as it was.
 #pragma once
 #include "src/config/config.h"
 #include "src/config/config_toml.h"
@@ -20,7 +20,7 @@ struct value_key {
   size_t offset;   // of the field in config
   status (*read)(void *field, const value_key *k, const toml_value *v, const value_origin *from);
   void (*write)(FILE *out, const void *field); // as TOML
-  const char *type;                            // what is expected, in words
+  const char *type;                            // what is expected, as a user reads it
   double low, high;                            // of numbers
   const char *initial;                         // TOML; NULL: stays unset
   const char *help;

@@ -35,7 +35,7 @@ const char *backend_name(backend_kind kind) {
   __builtin_unreachable();
 }
 
-bool backend_on_device(backend_kind kind) {
+bool backend_needs_device(backend_kind kind) {
   switch (kind) {
   case BACKEND_CPU:
     return false;

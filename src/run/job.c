@@ -257,6 +257,7 @@ status job_open_arm(job *j, const arm_choice *a, arm **out) {
       .max_batch = j->max_batch,
       .kv_f16 = j->cfg->run.kv == KV_F16,
       .computes_shared = a->kind == ARM_MIXED ? j->roles.shared : NULL,
+      .reporting = j->roles.reporting,
   };
   TRY(job_agree(j, resolve_arm(j, a, &p.shared, &p.own), a->name));
   return arm_open(out, &p);
@@ -279,6 +280,6 @@ status job_check_digest(job *j, arm *e) {
   uint64_t digest = arm_digest(e);
   char what[96];
   TRY(arm_broadcast(e, &digest, sizeof digest, "the digest"));
-  snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", e->params.name);
+  snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", arm_name(e));
   return comm_equal(j->c, &digest, sizeof digest, what);
 }

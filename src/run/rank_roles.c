@@ -13,7 +13,7 @@ static arm_choice resolve_arm(const arm_list *arms, int rank, bool has_gpu) {
 static arm_choice choose_shared_arm(const rank_roles *r, const config *c) {
   if (c->ranks.shared.kind != ARM_NONE) return c->ranks.shared;
   for (int i = 0; i < r->n_ranks; i++)
-    if (backend_on_device(r->arm[i].backend)) return r->arm[i];
+    if (backend_needs_device(r->arm[i].backend)) return r->arm[i];
   return r->arm[0];
 }
 

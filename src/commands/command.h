@@ -1,6 +1,6 @@
 // command: a row of the table of commands (src/main.c), and what --help says of it.
 //
-// Does not know: which commands there are.
+// Independent of: which commands there are.
 #pragma once
 #include "src/config/command_line.h"
 #include "src/run/job.h"

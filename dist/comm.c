@@ -38,7 +38,7 @@ struct comm {
 
 // ---- start and end ----
 
-// A busy host that starts more ranks than it has cores takes seconds.
+// Beyond the deadline, while ranks start: a busy host that starts more ranks than it has cores takes seconds.
 static const double start_seconds = 30;
 
 static char limit_text[MPI_MAX_PROCESSOR_NAME + 160];
@@ -80,7 +80,7 @@ status comm_open(comm **out, int *argc, char ***argv, double deadline) {
   MPI_Comm_set_errhandler(c->world, MPI_ERRORS_RETURN);
   MPI_Comm_rank(c->world, &c->rank);
   MPI_Comm_size(c->world, &c->size);
-  c->deadline = deadline;
+  c->deadline = deadline + start_seconds;
   c->patience = 1;
   int length;
   MPI_Get_processor_name(c->host, &length);

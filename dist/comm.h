@@ -15,9 +15,9 @@ typedef struct comm comm;
 
 enum { COMM_DEADLINE = 300 }; // seconds, where none is set
 
-// Collective; starts MPI. deadline: seconds that this rank waits for another from here on. A rank that MPI's
-// start keeps waiting longer than that, and than a busy host needs, says so and exits with 1: a process of
-// the same job may have ended without a start.
+// Collective; starts MPI. deadline: comm.deadline; until comm_set_deadline, and in MPI's own start, a rank
+// waits that long and as much more as a busy host needs. A rank that MPI's start keeps waiting longer says so
+// and exits with 1: a process of the same job may have ended without a start.
 status comm_open(comm **out, int *argc, char ***argv, double deadline);
 // Collective; takes NULL; ends MPI. A rank that waits here past the deadline says so and exits with 1.
 void comm_close(comm *c);

@@ -76,7 +76,7 @@ static const command commands[] = {
 _Static_assert(sizeof commands / sizeof *commands == COMMAND_COUNT, "a row for each command");
 
 static bool takes_args(command_kind kind) {
-  return commands[kind].print_args != NULL;
+  return !command_reads_config(&commands[kind]);
 }
 
 static status run_job(const command_line *l, const config *cfg, comm *c) {
@@ -106,7 +106,7 @@ static status run_with_ranks(const command_line *l, const config *cfg, status lo
 static int run_ranks(const command_line *l, int argc, char **argv) {
   config cfg = {.file = NULL};
   comm *c = NULL;
-  bool has_config = commands[l->command].needs >= NEEDS_MODEL;
+  bool has_config = command_reads_config(&commands[l->command]);
   temporary_guard();
   errors_catch_signals();
   status loaded = has_config ? config_load(&cfg, l->file, l->sets, l->n_sets) : 0;

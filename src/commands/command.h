@@ -27,6 +27,8 @@ typedef struct {
   const char *help;              // more lines, each ended; NULL: the summary says it all
 } command;
 
+bool command_reads_config(const command *c); // else it reads its own arguments
+
 // What the command line asked for by --help and --version. table[COMMAND_COUNT]
 void command_print_help(FILE *out, const command *table, const command_line *l);
 void command_print_version(FILE *out);

@@ -1,7 +1,7 @@
 // status: what every function that can fail returns.
 //
 // Owns: the text, file and line of the first error of this process.
-// Independent of: ranks, printing, exiting. Only main prints a status (see main.c).
+// Independent of: ranks, printing, exiting. Only src/commands/errors.c prints a status.
 // Invariant: the first error stays; later ones, which are mostly its consequences, do not overwrite it.
 #pragma once
 #include <stdbool.h>

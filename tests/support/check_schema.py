@@ -191,7 +191,7 @@ def spoiled(report):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schema", default=pathlib.Path(__file__).parent.parent / "docs/report.schema.json")
+    parser.add_argument("--schema", default=pathlib.Path(__file__).resolve().parents[2] / "docs/report.schema.json")
     parser.add_argument("--self-test", action="store_true")
     parser.add_argument("reports", nargs="+")
     args = parser.parse_args()

@@ -19,9 +19,9 @@ import tempfile
 import time
 import unittest
 
-SOURCE = os.environ.get("MOE_SOURCE_DIR", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SOURCE = os.environ.get("MOE_SOURCE_DIR", os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 PROGRAM = os.environ.get("MOE_RUN", os.path.join(SOURCE, "build", "moe_run"))
-FAULTY = os.path.join(os.path.dirname(PROGRAM), "moe_run_faulty")  # tests/planted_fault.c
+FAULTY = os.path.join(os.path.dirname(PROGRAM), "moe_run_faulty")  # tests/support/planted_fault.c
 LIMIT = 120.0  # seconds for one run that is expected to succeed
 
 

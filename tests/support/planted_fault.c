@@ -1,4 +1,4 @@
-// planted_fault: moe_run with a fault of its own in one phase of one rank, for tests/test_faults.py.
+// planted_fault: moe_run with a fault of its own in one phase of one rank, for tests/system/test_faults.py.
 //
 //   moe_run_faulty KIND PHASE RANK FILE [moe_run's own words]
 //

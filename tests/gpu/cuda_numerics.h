@@ -1,5 +1,5 @@
 // cuda_numerics: the scalar functions under test as one function of (case, index), which nvcc compiles for
-// the GPU and the C compiler for the CPU. tests/test_cuda_numerics.cu runs both and asks for equal bits.
+// the GPU and the C compiler for the CPU. tests/gpu/test_cuda_numerics.cu runs both and asks for equal bits.
 //
 // Owns: each case's inputs, which follow from seed and index alone, so that nothing but sums crosses the bus.
 // Invariant: a result is compared by its bits, except that all NaN are one: which payload an operation gives

@@ -15,7 +15,7 @@ import os
 import numpy as np
 
 SEED = 20251123
-FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden", "ggml")
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ggml")
 MAGIC = np.float32(12582912)
 Q8K_BYTES = 292
 K_QUANTS = {"q4_K": 144, "q5_K": 176, "q6_K": 210}  # bytes of a block

@@ -209,7 +209,7 @@ that decoding gives back, stands where it is not the text.
 All texts are generated: seed {seed}, Python {python}, Unicode {unicode} for the choice of characters. Written by
 `gguf` {gguf} and
 
-    python tests/golden_tokenizer.py write --folder tests/golden/tokenizer --seed {seed}
+    python tests/golden/golden_tokenizer.py write --folder tests/golden/tokenizer --seed {seed}
 """
 
 

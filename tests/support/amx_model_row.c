@@ -1,7 +1,7 @@
 // amx_model_row: a table of rows with one more, the products of the row amx_int8 on modelled tiles, so that
 // the tests of rows and products see that kernel on a machine without tiles. Linked into them before the
 // library, whose table (kernels/cpu/rows.c) is then not linked.
-#include "tests/amx_model.h"
+#include "tests/support/amx_model.h"
 #include "kernels/cpu/isa/amx_int8/amx_q8k.h"
 #include "kernels/cpu/isa/avx512/avx512_row.h"
 #include "kernels/cpu/isa/each_row/generic.h"

@@ -91,7 +91,7 @@ class Faults(unittest.TestCase):
 
 @unittest.skipUnless(os.access(moe.FAULTY, os.X_OK), "moe_run_faulty is not built")
 class Planted(unittest.TestCase):
-    """A fault in a phase that is met for certain: tests/planted_fault.c. The output folder holds a good report."""
+    """A fault in a phase that is met for certain: tests/support/planted_fault.c. The output folder holds a good report."""
     RANKS = 3
 
     @classmethod

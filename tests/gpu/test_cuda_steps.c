@@ -10,7 +10,7 @@
 //
 // Without a GPU the cpu backend's best row stands in for a few cases, which tests this program; then it exits
 // with 77.
-#include "tests/random_model.h"
+#include "tests/support/random_model.h"
 #include <omp.h>
 #include <stdio.h>
 #include <time.h>

@@ -241,7 +241,7 @@ static json_t *load(void) {
 
 static int run_python(const char *options) {
   char command[1200];
-  snprintf(command, sizeof command, "python3 %s/tests/check_schema.py %s %s >%s 2>&1", MOE_SOURCE_DIR,
+  snprintf(command, sizeof command, "python3 %s/tests/support/check_schema.py %s %s >%s 2>&1", MOE_SOURCE_DIR,
            options, in_folder("report.json"), in_folder("log"));
   int how = system(command);
   return WIFEXITED(how) ? WEXITSTATUS(how) : -1;

@@ -4,7 +4,7 @@
 // an argument it gives a run again.
 //
 // Exits with 77 where there is no GPU.
-#include "tests/cuda_numerics.h"
+#include "tests/gpu/cuda_numerics.h"
 #include <cstdio>
 #include <cstdlib>
 #include <cuda_runtime.h>

@@ -1,4 +1,4 @@
-// Tests of divergence: closed forms, long double brute force on fresh random data, and what must never look
+// Tests of src/measure/metrics.c: closed forms, long double brute force on fresh random data, and what must never look
 // good.
 #include <stdarg.h>
 #include <stddef.h>

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 #include "src/report/report_diff.h"
-#include "tests/good_report.h"
+#include "tests/support/good_report.h"
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>

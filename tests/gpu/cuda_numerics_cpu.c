@@ -1,4 +1,5 @@
-// cuda_numerics_cpu: the CPU's half of tests/gpu/test_cuda_numerics.cu, by the C compiler that the program has.
+// cuda_numerics_cpu: the CPU's half of tests/gpu/test_cuda_numerics.cu, by the C compiler that the program
+// has.
 #include "tests/gpu/cuda_numerics.h"
 
 // Where the processor has fma as an instruction, it is taken: it is exact, so the bits are those of the

@@ -1,5 +1,5 @@
-// Tests of src/measure/metrics.c: closed forms, long double brute force on fresh random data, and what must never look
-// good.
+// Tests of src/measure/metrics.c: closed forms, long double brute force on fresh random data, and what must
+// never look good.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

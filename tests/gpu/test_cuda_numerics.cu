@@ -1,14 +1,13 @@
 // Every scalar function of kernels/formats/numerics.h and kernels/formats/half.h, and the IEEE operations
 // that the kernels stand on: the GPU's bits against the CPU's. Functions of one float: all 2^32. Others:
-// special values, their neighbours and tens of millions of fresh random inputs; the seed is printed, and as
-// an argument it gives a run again.
+// special values, their neighbours and tens of millions of random inputs that follow from MOE_SEED.
 //
 // Exits with 77 where there is no GPU.
 #include "tests/gpu/cuda_numerics.h"
+#include "tests/support/seed.h"
 #include <cstdio>
 #include <cstdlib>
 #include <cuda_runtime.h>
-#include <random>
 #include <vector>
 
 static constexpr uint64_t CHUNK_ITEMS = 65536; // whose results make one sum
@@ -94,14 +93,13 @@ template <int which> static bool run(const char *name, uint64_t seed, uint64_t c
   return good;
 }
 
-int main(int argc, char **argv) {
+int main() {
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || !devices) {
     std::printf("skipped: no GPU\n");
     return 77;
   }
-  uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device()();
-  std::printf("seed %llu\n", (unsigned long long)seed);
+  uint64_t seed = test_seed();
   int wrong = 0;
 #define RUN_CASE(name, count) wrong += !run<NUMERIC_##name>(#name, seed, count);
   NUMERIC_CASES(RUN_CASE)

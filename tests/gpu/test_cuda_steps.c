@@ -5,12 +5,13 @@
 //
 //   test_cuda_steps [SEED [SECONDS [CASES [TOKENS]]]]
 //
-// At least CASES, batches of at most TOKENS. The printed seed of a case gives it again, as the first; 0: a
-// new one.
+// At least CASES, batches of at most TOKENS. The printed seed of a case gives it again, as the first; 0:
+// those that follow from MOE_SEED.
 //
 // Without a GPU the cpu backend's best row stands in for a few cases, which tests this program; then it exits
 // with 77.
 #include "tests/support/random_model.h"
+#include "tests/support/seed.h"
 #include <omp.h>
 #include <stdio.h>
 #include <time.h>
@@ -434,12 +435,11 @@ static double seconds_now(void) {
 int main(int argc, char **argv) {
   const backend_ops *cuda = backend_find("cuda");
   bool has_gpu = cuda && strncmp(cuda->rows(), "none", 4) != 0;
-  uint64_t given = argc > 1 ? strtoull(argv[1], NULL, 10) : 0,
-           seed = given ? given : (uint64_t)time(NULL) * 1000;
+  uint64_t given = argc > 1 ? strtoull(argv[1], NULL, 10) : 0, seed = given ? given : test_seed() * 1000;
   double limit = argc > 2 ? atof(argv[2]) : has_gpu ? 40 : 4, start = seconds_now();
   int cases = 0, wrong = 0, least = argc > 3 ? atoi(argv[3]) : has_gpu ? 12 : 3;
   if (argc > 4) most_tokens = atoi(argv[4]) < 300 ? atoi(argv[4]) : 300;
-  printf("seed %llu, %s against cpu portable\n", (unsigned long long)seed,
+  printf("cases from seed %llu on, %s against cpu portable\n", (unsigned long long)seed,
          has_gpu ? cuda->rows() : "cpu auto");
   for (; cases < least || seconds_now() - start < limit; cases++) {
     if (!run_case(seed + (uint64_t)cases, has_gpu ? cuda : backend_find("cpu"), "auto")) continue;

@@ -1,12 +1,13 @@
 """What the Python tests share: random models, runs of moe_run under mpirun, what they leave behind.
 
-Owns: the command line of mpirun, the folder that a test writes in, the end of a run that hangs.
-Refuses to know: what a test expects.
+Owns: the command line of mpirun, the folder that a test writes in, the end of a run that hangs, the seed.
+Independent of: what a test expects.
 
 MOE_RUN is the program's path, MOE_SOURCE_DIR the source tree; without the program, mpirun or NumPy a test is
-skipped (exit 77).
+skipped (exit 77). MOE_SEED gives the random inputs of an earlier run again; CI fixes it (.ci/run).
 """
 import atexit
+import functools
 import json
 import os
 import random
@@ -48,11 +49,17 @@ def fresh(ending=""):
     return os.path.join(FOLDER, f"{next(_names)}{ending}")
 
 
+@functools.cache
 def random_seed():
-    """Fresh inputs each time; the seed is printed, and put in its place it gives a failure again."""
-    seed = int.from_bytes(os.urandom(3), "little")
-    print(f"seed {seed}", flush=True)
+    """The one seed of a script's random inputs: MOE_SEED, or drawn from the clock. Printed, and again after failures."""
+    seed = int(os.environ.get("MOE_SEED") or time.time_ns() % 10**9)
+    print(f"MOE_SEED={seed}", flush=True)
+    random.seed(seed)
     return seed
+
+
+def tell_seed_of_failure():
+    print(f"the same inputs again: MOE_SEED={random_seed()}", file=sys.stderr, flush=True)
 
 
 def model(seed, **shape):
@@ -213,4 +220,8 @@ def digest_sum(texts):
 
 
 def main():
-    unittest.main(verbosity=2)
+    random_seed()
+    program = unittest.main(verbosity=2, exit=False)
+    if not program.result.wasSuccessful():
+        tell_seed_of_failure()
+        sys.exit(1)

@@ -8,11 +8,11 @@
 #include <cmocka.h>
 #include "kernels/formats/blocks.h"
 #include "kernels/formats/half.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 static uint64_t random_state;
 
@@ -335,8 +335,7 @@ static void knows_its_types_and_names_all(void **state) {
 }
 
 int main(void) {
-  random_state = (uint64_t)time(NULL) * 0x9E3779B97F4A7C15u | 1;
-  printf("seed %llu\n", (unsigned long long)random_state);
+  random_state = test_seed_bits();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(half_to_f32_is_exact_for_all),
       cmocka_unit_test(half_round_trip_is_the_identity),

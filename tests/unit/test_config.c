@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "src/config/config.h"
+#include "tests/support/seed.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 static char folder[256];
@@ -433,9 +433,7 @@ static void test_help_names_every_key(void **state) {
 // refusal.
 static void test_random_edits(void **state) {
   (void)state;
-  unsigned seed = (unsigned)time(NULL) ^ (unsigned)getpid();
-  print_message("seed %u\n", seed);
-  srand(seed);
+  srand((unsigned)test_seed());
   static const char ALPHABET[] = "\"'[]{}=.,#\n\\ \xff\x00 0a9-+_ue@";
   int refused = 0;
   for (int round = 0; round < 3000; round++) {

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include "src/model/gguf.h"
+#include "tests/support/seed.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -799,8 +800,7 @@ static int remove_folder(void **state) {
 }
 
 int main(void) {
-  random_state = (uint64_t)time(NULL) * 0x9E3779B97F4A7C15u | 1;
-  printf("seed %llu\n", (unsigned long long)random_state);
+  random_state = test_seed_bits();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(reads_tensors),
       cmocka_unit_test(hash_depends_on_header_and_size_only),

@@ -32,6 +32,8 @@ static void *golden(const char *name, size_t item, size_t *count) {
   return data;
 }
 
+static const char *only; // the row that was asked for, NULL: all
+
 static void q8k_blocks_are_those_of_ggml(void **state) {
   (void)state;
   size_t n_floats, n_blocks;
@@ -40,7 +42,7 @@ static void q8k_blocks_are_those_of_ggml(void **state) {
   assert_int_equal(n_floats, n_blocks * QK_K);
   assert_true(n_blocks >= 90);
   for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
-    if (!(*row)->usable()) continue;
+    if (!(*row)->usable() || (only && strcmp(only, (*row)->name))) continue;
     assert_int_equal(TAKE(&found, n_blocks, "blocks"), 0);
     memset(found, 0xa5, n_blocks * sizeof *found);
     (*row)->quantize_q8k(found, x, (int64_t)n_floats);
@@ -141,7 +143,9 @@ static void dot_products_are_close_to_those_of_ggml(void **state) {
     }
 }
 
-int main(void) {
+// test_golden [ROW]: this row's blocks alone, for the planted ones (../support/planted_rows.c).
+int main(int argc, char **argv) {
+  if (argc > 1) only = argv[1];
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(q8k_blocks_are_those_of_ggml),
       cmocka_unit_test(q8k_golden_data_tell_contraction),

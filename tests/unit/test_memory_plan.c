@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include "kernels/cuda/memory_plan.h"
+#include "tests/support/seed.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,6 +141,7 @@ static void named_values_fit(void **state) {
 }
 
 int main(void) {
+  srand((unsigned)test_seed());
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup(allocations_are_rounded_as_the_driver_does, reset),
       cmocka_unit_test_setup(a_plan_that_fits_is_good, reset),

@@ -7,12 +7,11 @@
 #include <cmocka.h>
 
 #include "src/measure/metrics.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 static double uniform(void) {
   return (rand() + 0.5) / ((double)RAND_MAX + 1) * 2 - 1;
@@ -172,9 +171,7 @@ static void test_random_against_long_double(void **state) {
   (void)state;
   enum { N = 3000 };
   static double a[N], b[N];
-  unsigned seed = (unsigned)time(NULL) ^ (unsigned)getpid();
-  print_message("seed %u\n", seed);
-  srand(seed);
+  srand((unsigned)test_seed());
   for (int round = 0; round < 40; round++) {
     size_t n = 2 + (size_t)rand() % (N - 2);
     double noise = pow(10, -7.0 * round / 40), size = pow(10, rand() % 4 - 2);

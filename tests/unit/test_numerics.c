@@ -7,12 +7,12 @@
 #include <cmocka.h>
 #include "kernels/backend.h"
 #include "kernels/formats/numerics.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 static uint64_t random_state;
 
@@ -308,7 +308,6 @@ int main(void) {
       cmocka_unit_test(digest_sees_places_and_paths),
       cmocka_unit_test(digest_of_doubles_sees_the_last_bit),
   };
-  random_state = (uint64_t)time(NULL);
-  print_message("seed %llu\n", (unsigned long long)random_state);
+  random_state = test_seed();
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,11 +9,11 @@
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
 #include "kernels/formats/half.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { MAX_TOKENS = 17, MAX_ROWS = 67, GUARD = 5 };
 static const unsigned char POISON = 0xa5;
@@ -484,7 +484,6 @@ int main(void) {
       cmocka_unit_test(q8k_products), cmocka_unit_test(q8k_extremes),    cmocka_unit_test(f32_products),
       cmocka_unit_test(f64_products), cmocka_unit_test(rounding_to_q8k),
   };
-  random_state = (uint64_t)time(NULL) * 0x9e3779b97f4a7c15u | 1;
-  print_message("seed %llu\n", (unsigned long long)random_state);
+  random_state = test_seed_bits();
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 
 #include "src/report/report_read.h"
 #include "base/whole_file.h"
+#include "tests/support/seed.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +20,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MAX_LAYERS = 48, N_ARMS = 3, N_PAIRS = 3, N_RANKS = 2, N_SEQUENCES = 2, N_ROWS = 6 };
@@ -53,9 +53,7 @@ static int make_folder(void **state) {
   (void)state;
   const char *base = getenv("TMPDIR");
   snprintf(folder, sizeof folder, "%s/test_report.XXXXXX", base && *base ? base : "/tmp");
-  unsigned seed = (unsigned)time(NULL) ^ (unsigned)getpid();
-  print_message("seed %u\n", seed);
-  srand(seed);
+  srand((unsigned)test_seed());
   return mkdtemp(folder) ? 0 : -1;
 }
 

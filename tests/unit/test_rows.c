@@ -1,5 +1,5 @@
 // Every row of the cpu backend that this machine can run gives the bits of the portable one, kernel by
-// kernel, over fresh random inputs and odd sizes. The seed is printed. (test_products.c takes the
+// kernel, over fresh random inputs and odd sizes. (test_products.c takes the
 // products alone, and in every layout.)
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,11 +10,13 @@
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
 #include "kernels/formats/half.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static uint64_t state;
 
@@ -54,9 +56,18 @@ static const cpu_row *portable(void) {
 
 typedef void row_test(const cpu_row *row);
 
+static const char *only;         // the row that was asked for, NULL: all
+static char compared[256] = " "; // names of rows with a blank before and after each
+
 static void for_each_row(row_test *test) {
-  for (const cpu_row *const *row = cpu_row_table(); *row; row++)
-    if ((*row)->usable() && *row != portable()) test(*row);
+  for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
+    const char *name = (*row)->name;
+    char word[64];
+    if (!(*row)->usable() || *row == portable() || (only && strcmp(only, name))) continue;
+    test(*row);
+    snprintf(word, sizeof word, " %s ", name);
+    if (!strstr(compared, word)) strncat(compared, word + 1, sizeof compared - strlen(compared) - 1);
+  }
 }
 
 static void assert_same(const void *found, const void *expected, size_t bytes, const char *row,
@@ -259,7 +270,8 @@ static void check_rounding(const cpu_row *row) {
   memset(x, 0, QK_K * sizeof *x);                                                // a block of zeros
   for (int i = 0; i < QK_K; i++) x[QK_K + i] = i % 2 ? -3.5f : 3.5f;             // ties of magnitude
   for (int i = 0; i < QK_K; i++) x[2 * QK_K + i] = (float)(i - 128) * 0x1p-149f; // subnormal
-  for (int i = 0; i < QK_K; i++) x[3 * QK_K + i] = (float)(i - 127) + 0.5f;      // ties of rounding
+  for (int i = 0; i < QK_K; i++) x[3 * QK_K + i] = (float)(i % 126 - 63) + 0.5f; // ties of rounding,
+  x[3 * QK_K + (size_t)random_below(QK_K)] = random_below(2) ? 127 : -127;       // for a scale of 1
   for (int i = 0; i < QK_K; i++) x[4 * QK_K + i] = -0.0f;
   x[5 * QK_K + (size_t)random_below(QK_K)] = 146.68f; // one channel far above its block
   x[6 * QK_K + 255] = -1e30f;
@@ -462,9 +474,84 @@ TEST(route)
 TEST(embed)
 TEST(attention)
 
+// ---- what ran ----
+
+// The flags of this machine's first processor, with a blank before and after each; "" where there is no such
+// file.
+static void read_flags(char *flags, size_t size) {
+  char line[8192];
+  FILE *f = fopen("/proc/cpuinfo", "r");
+  flags[0] = 0;
+  while (f && !flags[0] && fgets(line, sizeof line, f)) {
+    line[strcspn(line, "\n")] = 0;
+    if (!strncmp(line, "flags", 5) && strchr(line, ':')) snprintf(flags, size, "%s ", strchr(line, ':') + 1);
+  }
+  if (f) fclose(f);
+}
+
+static bool has_all(const char *flags, const char *wanted) {
+  char list[128], word[32], *rest = NULL;
+  snprintf(list, sizeof list, "%s", wanted);
+  for (char *flag = strtok_r(list, " ", &rest); flag; flag = strtok_r(NULL, " ", &rest)) {
+    snprintf(word, sizeof word, " %s ", flag);
+    if (!strstr(flags, word)) return false;
+  }
+  return true;
+}
+
+// The words of the line of `moe_run --version` that lists the rows, with a blank before and after each.
+static void read_rows_of_program(char *rows, size_t size) {
+  char line[512] = "", *list = NULL;
+  FILE *f = popen(MOE_BINARY_DIR "/moe_run --version", "r");
+  assert_non_null(f);
+  while (!list && fgets(line, sizeof line, f))
+    if (!strncmp(line, "backend cpu", 11)) list = strchr(line, ':');
+  char rest[512];
+  while (fgets(rest, sizeof rest, f)) continue; // so that the program can write it all
+  pclose(f);
+  assert_non_null(list);
+  for (char *c = list; *c; c++)
+    if (*c == ',' || *c == '\n') *c = ' ';
+  snprintf(rows, size, "%s ", list + 1);
+}
+
+// A row that is built wrongly, or whose question to the processor is wrong, is not chosen and fails no
+// comparison: only the processor's flags, from another source, tell that it is missing. The program must list
+// what was compared here.
+static void test_no_row_of_this_machine_is_left_out(void **unused) {
+  (void)unused;
+#ifdef __x86_64__
+  static const struct {
+    const char *row, *flags;
+  } expected[] = {
+      {"avx2", "avx2 fma f16c"},
+      {"avx512_vnni", "avx512f avx512bw avx512dq avx512vl avx512_vnni fma f16c"},
+      {"amx_int8", "avx512f avx512bw avx512dq avx512vl avx512_vnni fma f16c amx_tile amx_int8"},
+  };
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 }; // the kernel may keep the tiles from this process
+  char flags[8192], rows[512], word[64];
+  read_flags(flags, sizeof flags);
+  read_rows_of_program(rows, sizeof rows);
+  for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
+    bool has = has_all(flags, expected[i].flags);
+    if (!strcmp(expected[i].row, "amx_int8"))
+      has = has && !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA);
+    if (!has) continue;
+    snprintf(word, sizeof word, " %s ", expected[i].row);
+    if (!strstr(compared, word))
+      fail_msg("row %s: this machine has %s, yet no comparison ran", expected[i].row, expected[i].flags);
+    if (!strstr(rows, word))
+      fail_msg("row %s: compared here, but moe_run --version lists%s", expected[i].row, rows);
+  }
+  print_message("compared:%s\n", compared);
+#endif
+}
+
+// test_rows [ROW]: this row alone, for the planted ones (../support/planted_rows.c), each of which must fail.
 int main(int argc, char **argv) {
-  state = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL) * 0x9e3779b97f4a7c15u;
-  printf("seed 0x%llx; rows %s\n", (unsigned long long)state, cpu_backend_ops.rows());
+  if (argc > 1) only = argv[1];
+  state = test_seed_bits();
+  if (only && !cpu_row_find(only)) return 2;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_products_q8k), cmocka_unit_test(test_vectors_q8k),
       cmocka_unit_test(test_extremes_q8k), cmocka_unit_test(test_products_f32),
@@ -474,5 +561,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_route),        cmocka_unit_test(test_embed),
       cmocka_unit_test(test_attention),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  const struct CMUnitTest last[] = {cmocka_unit_test(test_no_row_of_this_machine_is_left_out)};
+  int failed = cmocka_run_group_tests(tests, NULL, NULL);
+  return failed || only ? failed : cmocka_run_group_tests(last, NULL, NULL);
 }

@@ -6,9 +6,9 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include "src/run/sampler.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 enum { N = 8, DRAWS = 200000 };
 
@@ -150,7 +150,6 @@ int main(void) {
       cmocka_unit_test(logits_that_are_not_finite_are_refused),
       cmocka_unit_test(far_logits),
   };
-  seed = (uint64_t)time(NULL);
-  print_message("seed %llu\n", (unsigned long long)seed);
+  seed = test_seed();
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,11 +5,10 @@
 #include <setjmp.h>
 #include <cmocka.h>
 #include "src/text/tokenizer_bpe.h"
+#include "tests/support/seed.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 static uint64_t random_state;
 
@@ -105,7 +104,6 @@ static void test_limits(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_merges), cmocka_unit_test(test_limits)};
-  random_state = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
-  printf("seed %llu\n", (unsigned long long)random_state);
+  random_state = test_seed_bits();
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,10 +3,10 @@
 // asked step by step and as a run without probes takes them. Every probe, choice, slot row, logit and digest
 // has equal bits.
 //
-//   test_cuda_steps [SEED [SECONDS [CASES [TOKENS]]]]
+//   test_cuda_steps [SEED [SECONDS [CASES [TOKENS [WRONG]]]]]
 //
-// At least CASES, batches of at most TOKENS. The printed seed of a case gives it again, as the first; 0:
-// those that follow from MOE_SEED.
+// At least CASES, until WRONG of them are wrong; batches of at most TOKENS. The printed seed of a case gives
+// it again, as the first; 0: those that follow from MOE_SEED.
 //
 // Without a GPU the cpu backend's best row stands in for a few cases, which tests this program; then it exits
 // with 77.
@@ -340,10 +340,21 @@ static model_shape random_shape(bool is_long) {
   return s;
 }
 
-static void own_experts(test_case *c) {
+// One that kernels/cuda/decode.cu serves.
+static model_shape random_decoded_shape(void) {
+  model_shape s = random_shape(false);
+  s.hidden = RANDOM_OF(256, 512, 768);
+  s.head_dim = RANDOM_OF(64, 128);
+  s.n_kv_heads = RANDOM_OF(1, 2);
+  s.n_heads = s.n_kv_heads * (QK_K / s.head_dim) * RANDOM_OF(1, 2);
+  s.expert_width = RANDOM_OF(256, 512);
+  return s;
+}
+
+static void own_experts(test_case *c, bool decoded) {
   int64_t n = c->m.shape.n_experts, own = 0;
   c->local = random_room((size_t)n, sizeof *c->local);
-  c->whole = n == 1 || random_below(3);
+  c->whole = n == 1 || decoded || random_below(3);
   for (int64_t e = 0; e < n; e++) c->local[e] = c->whole || random_below(2) ? (expert_local)own++ : -1;
   if (!c->whole && own == n) c->local[n - 1] = -1;
   if (!c->whole && !own) c->local[0] = 0;
@@ -392,13 +403,14 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
   static test_case c;
   memset(&c, 0, sizeof c);
   random_state = num_mix64(seed);
-  bool is_long = random_below(5) == 0, ties = random_below(2);
-  model_shape shape = random_shape(is_long);
+  bool is_long = random_below(5) == 0, decoded = !is_long && random_below(3) == 0, ties = random_below(2);
+  random_k_quants = decoded;
+  model_shape shape = decoded ? random_decoded_shape() : random_shape(is_long);
   random_model_open(&c.m, &shape, ties);
-  own_experts(&c);
+  own_experts(&c, decoded);
   c.params = (backend_params){.weights = &c.m,
-                              .shared = random_below(3) ? PATH_Q8K : PATH_F32,
-                              .experts = random_below(3) ? PATH_Q8K : PATH_F32,
+                              .shared = decoded || random_below(3) ? PATH_Q8K : PATH_F32,
+                              .experts = decoded || random_below(3) ? PATH_Q8K : PATH_F32,
                               .local = c.local,
                               .n_sequences = 1 + random_below(MOST_SEQUENCES),
                               .context = is_long ? 1500 : MOST_BATCH + random_below(200),
@@ -438,6 +450,7 @@ int main(int argc, char **argv) {
   uint64_t given = argc > 1 ? strtoull(argv[1], NULL, 10) : 0, seed = given ? given : test_seed() * 1000;
   double limit = argc > 2 ? atof(argv[2]) : has_gpu ? 40 : 4, start = seconds_now();
   int cases = 0, wrong = 0, least = argc > 3 ? atoi(argv[3]) : has_gpu ? 12 : 3;
+  int most_wrong = argc > 5 ? atoi(argv[5]) : 8;
   if (argc > 4) most_tokens = atoi(argv[4]) < 300 ? atoi(argv[4]) : 300;
   printf("cases from seed %llu on, %s against cpu portable\n", (unsigned long long)seed,
          has_gpu ? cuda->rows() : "cpu auto");
@@ -447,7 +460,7 @@ int main(int argc, char **argv) {
     printf("FAIL %s\n", status_text());
     fflush(stdout);
     status_reset();
-    if (wrong == 8) break;
+    if (wrong == most_wrong) break;
   }
   printf("%d of %d cases wrong, %lld numbers compared, %.1f s\n", wrong, cases, (long long)compared,
          seconds_now() - start);

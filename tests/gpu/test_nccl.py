@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
-"""Two GPUs: the law over transports and kinds of ranks, what a forced transport refuses, ranks that stop or die, a GPU
-that is full. Needs two GPUs and a build with NCCL; takes two to three minutes there."""
+"""Several GPUs: the law over transports and kinds of ranks, what a forced transport refuses, ranks that stop or die, a GPU
+that is full. Needs a build with NCCL, and two GPUs for most of it; takes two to three minutes there.
+
+What is expected follows from the number of GPUs: as many ranks as GPUs or fewer have one each and go over nccl, more
+share some and go over mpi. On a machine with four or more, tests of shared GPUs also see two of them alone."""
 import ctypes
 import functools
 import json
@@ -10,7 +13,6 @@ import signal
 import subprocess
 import sys
 import unittest
-
 
 
 def fill_gpu(leave):
@@ -35,12 +37,42 @@ import numpy as np
 
 VERSION = subprocess.run([moe.PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout
 GPUS = re.search(r"^backend cuda, .*: (\d+) x ", VERSION, re.MULTILINE)
-if not GPUS or int(GPUS[1]) < 2:
-    moe.skip("fewer than two GPUs")
+if not GPUS:
+    moe.skip("no GPU")
 if "nccl" not in re.search(r"^transports (.*)$", VERSION, re.MULTILINE)[1]:
     moe.skip("this build has no NCCL")
 
+# What CUDA shows this process, by the names that CUDA_VISIBLE_DEVICES takes: a scheduler may have set it already.
+VISIBLE = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name] or [
+    str(i) for i in range(int(GPUS[1]))]
+VISIBLE = VISIBLE[:int(GPUS[1])]
+MACHINES = sorted({n for n in (1, 2, len(VISIBLE)) if n <= len(VISIBLE)})  # numbers of GPUs on which a test is run
+two_gpus = unittest.skipIf(len(VISIBLE) < 2, "fewer than two GPUs")
 SEED = moe.random_seed()
+print(f"assumed: GPUs {', '.join(VISIBLE)}; nccl for up to {len(VISIBLE)} ranks, mpi for more", flush=True)
+
+
+class only_gpus:
+    """Within it the program sees these GPUs alone."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def __enter__(self):
+        self.before = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.names)
+
+    def __exit__(self, *_):
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if self.before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.before
+
+
+def transport_of(ranks, gpus=len(VISIBLE)):
+    """What "auto" chooses where at least one rank computes on a GPU: dist/transport.c. Ranks take GPUs in turn."""
+    return "self" if ranks == 1 else "nccl" if ranks <= gpus else "mpi"
+
+
 SHAPES = {
     # of the kind that one token at a time has kernels of its own for
     "wide": dict(hidden=512, layers=3, experts=12, top_k=4, heads=4, kv_heads=2, head_dim=128, expert_width=256,
@@ -86,7 +118,7 @@ class Law(unittest.TestCase):
         for name in SHAPES:
             self.check(name, 1)
             for chunk in (512, 37, 1):  # rows of known routing, then fixed places, then one token at a time
-                self.check(name, 2, chunk=chunk, wants="nccl")
+                self.check(name, 2, chunk=chunk, wants=transport_of(2))
             self.check(name, 2, transport="mpi", wants="mpi")
         self.check("wide", 2, transport="mpi", chunk=1)
 
@@ -124,26 +156,29 @@ class Law(unittest.TestCase):
                 self.assertEqual(len(found), 1)
 
     def test_a_rank_on_its_cores(self):
-        for path in ("q8k", "f32"):
-            pair = [f"{path}@cuda", f"{path}@cpu"]
-            for arms, chunk, wants in ((pair, 512, "nccl"), (pair, 1, "nccl"), (pair[::-1], 37, "nccl"),
-                                       ([pair[0], pair[0], pair[1], pair[1]], 512, "mpi")):
-                with self.subTest(arms=arms, chunk=chunk):
-                    found = digests("wide", ["ranks"], len(arms), chunk=chunk, wants=wants, ranks__arm=arms)
-                    self.assertEqual(found["ranks"], wanted("wide")[path])
+        """Two ranks of which one computes on its cores, and four, which share GPUs where there are fewer."""
+        for gpus in MACHINES:
+            for path in ("q8k", "f32"):
+                pair = [f"{path}@cuda", f"{path}@cpu"]
+                for arms, chunk in ((pair, 512), (pair, 1), (pair[::-1], 37), ([pair[0], pair[0], pair[1], pair[1]], 512)):
+                    with self.subTest(gpus=gpus, arms=arms, chunk=chunk), only_gpus(VISIBLE[:gpus]):
+                        found = digests("wide", ["ranks"], len(arms), chunk=chunk, wants=transport_of(len(arms), gpus),
+                                        ranks__arm=arms)
+                        self.assertEqual(found["ranks"], wanted("wide")[path])
 
+    @two_gpus
     def test_ranks_that_own_gpus_and_compute_elsewhere(self):
         for chunk in (512, 1):
             found = digests("wide", ["q8k@cpu"], 2, chunk=chunk, transport="nccl", wants="nccl")
             self.assertEqual(found["q8k@cpu"], wanted("wide")["q8k"])
 
     def test_a_shared_gpu_falls_back_and_says_so(self):
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0"
-        self.addCleanup(os.environ.pop, "CUDA_VISIBLE_DEVICES")
-        outcome = moe.run({"model.path": model("wide"), "input.tokens": [1, 2, 3], "run.arms": ["q8k@cuda"]}, 2)
+        with only_gpus(VISIBLE[:1]):
+            outcome = moe.run({"model.path": model("wide"), "input.tokens": [1, 2, 3], "run.arms": ["q8k@cuda"]}, 2)
         self.assertIn("transport mpi (ranks 0, 1 share a GPU)", outcome.out)
         self.assertEqual(outcome.report()["run"]["transport_reason"], "ranks 0, 1 share a GPU")
 
+    @two_gpus
     def test_the_report_says_where_gpus_are(self):
         outcome = moe.run({"model.path": model("wide"), "input.tokens": [1, 2, 3], "run.arms": ["q8k@cuda"]}, 2)
         self.assertIn("transport nccl (each rank has a GPU)", outcome.out)
@@ -166,6 +201,7 @@ class Faults(unittest.TestCase):
         self.assertNotEqual(outcome.code, 0)
         self.assertLess(outcome.seconds, 4 * DEADLINE)
 
+    @two_gpus
     def test_a_rank_killed(self):
         job = long_run()
         job.signal(1, signal.SIGKILL)
@@ -173,6 +209,7 @@ class Faults(unittest.TestCase):
         self.ended(outcome)
         self.assertRegex(outcome.err, r"rank 1\b")
 
+    @two_gpus
     def test_a_rank_stopped(self):
         job = long_run()
         job.signal(1, signal.SIGSTOP)
@@ -193,10 +230,12 @@ class Faults(unittest.TestCase):
         self.assertRegex(outcome.faults()[0], why)
 
     def test_a_gpu_for_two_ranks_is_refused(self):
-        self.refused(4, r"nccl.*ranks 0, 1, 2, 3 share GPUs", comm__transport="nccl")
-        os.environ["CUDA_VISIBLE_DEVICES"] = "1"
-        self.addCleanup(os.environ.pop, "CUDA_VISIBLE_DEVICES")
-        self.refused(2, r"nccl.*ranks 0, 1 share a GPU", comm__transport="nccl")
+        """Four ranks on two GPUs, where there are two, and two on one."""
+        if len(VISIBLE) > 1:
+            with only_gpus(VISIBLE[:2]):
+                self.refused(4, r"nccl.*ranks 0, 1, 2, 3 share GPUs", comm__transport="nccl")
+        with only_gpus(VISIBLE[-1:]):
+            self.refused(2, r"nccl.*ranks 0, 1 share a GPU", comm__transport="nccl")
 
 
 class Memory(unittest.TestCase):
@@ -210,6 +249,7 @@ class Memory(unittest.TestCase):
         return {"model.path": self.model, "input.tokens": [1, 2, 3], "run.arms": ["q8k@cuda"], "comm.deadline": 20,
                 **{key.replace("__", "."): value for key, value in sets.items()}}
 
+    @two_gpus
     def test_a_full_gpu(self):
         filler = subprocess.Popen([sys.executable, __file__, "fill", "4000"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.addCleanup(filler.communicate)

@@ -73,9 +73,14 @@ static void random_block(char *block, weight_type type, float deviation) {
   if (type == TYPE_Q6_K) memcpy(block + offsetof(block_q6_K, d), &d, sizeof d);
 }
 
-// Any type whose blocks fit into rows of `cols`; K-quants half of the time where they do.
+// Every matrix a K-quant where its rows allow it, and a router of floats: the models that one token at a time
+// has kernels of its own for. By chance alone hardly any model is one.
+static bool random_k_quants;
+
+// Any type whose blocks fit into rows of `cols`; K-quants most of the time where they do.
 static weight_type random_type(int64_t cols) {
-  if (cols % QK_K == 0 && random_below(4)) return (weight_type)RANDOM_OF(TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K);
+  if (cols % QK_K == 0 && (random_k_quants || random_below(4)))
+    return (weight_type)RANDOM_OF(TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K);
   if (cols % QK8_0 == 0) return (weight_type)RANDOM_OF(TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_Q8_0);
   return (weight_type)RANDOM_OF(TYPE_F32, TYPE_F16, TYPE_BF16);
 }
@@ -117,7 +122,8 @@ static void random_layer(layer_weights *w, const model_shape *s, bool ties) {
   w->k = random_matrix(in, 1, kv, s->hidden);
   w->v = random_matrix(random_type(s->hidden), 1, kv, s->hidden);
   w->o = random_matrix(random_type(q), 1, s->hidden, q);
-  w->router = random_matrix(random_below(3) ? TYPE_F32 : random_type(s->hidden), 1, s->n_experts, s->hidden);
+  w->router = random_matrix(random_k_quants || random_below(3) ? TYPE_F32 : random_type(s->hidden), 1,
+                            s->n_experts, s->hidden);
   w->gate = random_matrix(in_experts, s->n_experts, s->expert_width, s->hidden);
   w->up = random_matrix(in_experts, s->n_experts, s->expert_width, s->hidden);
   w->down = random_matrix(random_type(s->expert_width), s->n_experts, s->hidden, s->expert_width);

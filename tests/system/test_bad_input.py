@@ -15,6 +15,7 @@ import moe
 
 LIMIT = 30.0           # seconds that a run may take to refuse its input
 SEED = moe.random_seed()
+MISSING = moe.fresh()  # a folder that nobody makes
 SMALL = dict(layers=1, hidden=256, heads=2, kv_heads=1, expert_width=256, vocab=384, experts=3, top_k=2)
 MODEL = moe.model(SEED, tokenizer=True, context=64, **SMALL)
 WORDLESS = moe.model(SEED, context=64, **SMALL)
@@ -397,7 +398,7 @@ class BadInput(unittest.TestCase):
         "text without a tokenizer": ({"input.tokens": None, "input.prompt": "a", "model.path": WORDLESS}, ["input.prompt is", "tokenizer"]),
         "texts without a tokenizer": ({"input.tokens": None, "input.prompts": ["a"], "model.path": WORDLESS},
                                       ["input.prompts is", "tokenizer"]),
-        "a missing text": ({"input.tokens": None, "input.file": "/nonexistent/text"}, ["/nonexistent/text"]),
+        "a missing text": ({"input.tokens": None, "input.file": f"{MISSING}/text"}, [f"{MISSING}/text"]),
         "an empty prompt": ({"input.tokens": None, "input.prompts": ["a", ""]}, ["token|prompt"]),
         "an input longer than run.context": ({"run.context": 2}, ["run.context", "3"]),
         "an input longer than the model's context": ({"input.tokens": [1] * 65}, ["65", "64"]),
@@ -442,7 +443,7 @@ class BadInput(unittest.TestCase):
             for ranks in (1, 3):
                 with self.subTest(text[:20], ranks=ranks):
                     self.refused(self.attempt({"model.path": MODEL}, ranks, config=path), [re.escape(path), pattern], ranks)
-        self.refused(self.attempt({}, config="/nonexistent/run.toml"), "/nonexistent/run.toml")
+        self.refused(self.attempt({}, config=f"{MISSING}/run.toml"), f"{MISSING}/run.toml")
 
     def test_command_lines(self):
         """Refused before MPI starts, so by each process on its own."""

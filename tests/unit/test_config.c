@@ -337,9 +337,11 @@ static void test_text(void **state) {
 static void test_files(void **state) {
   (void)state;
   config c;
+  char missing[300];
+  snprintf(missing, sizeof missing, "%s/none/x.toml", folder);
   status_reset();
-  assert_int_equal(config_load(&c, "/nonexistent/x.toml", NULL, 0), 1);
-  assert_non_null(strstr(status_text(), "/nonexistent/x.toml"));
+  assert_int_equal(config_load(&c, missing, NULL, 0), 1);
+  assert_non_null(strstr(status_text(), missing));
   status_reset();
   assert_int_equal(config_load(&c, folder, NULL, 0), 1);
   assert_non_null(strstr(status_text(), folder));

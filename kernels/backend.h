@@ -72,16 +72,72 @@ typedef struct { // n rows, each a token at a position of a sequence; among the 
   const int32_t *token, *sequence, *position;
 } token_batch;
 
-typedef struct { // host arrays, filled by route; [n][top_k] in slot order
-  expert_global *expert;
-  double
-      *margin; // [n] probability of slot k - 1 minus that of the best expert not chosen, over the sum of all
+typedef struct {         // host arrays of a batch's routing, in slot order
+  expert_global *expert; // [n][top_k]
+  double *weight;        // [n][top_k] after renormalising; a real of the path, widened
+  double *margin; // [n] probability of slot k - 1 minus that of the best expert not chosen, over the sum
+                  // of all
 } routing;
 
+// Which of its arrays a call is about; the others are not touched.
+enum { ROUTING_NOTHING = 0, ROUTING_EXPERTS = 1, ROUTING_WEIGHTS = 2, ROUTING_MARGINS = 4 };
+
+typedef enum {    // the row in ROWS_SLOTS of the output of slot i = token * top_k + k
+  SLOTS_IN_ORDER, // i: this rank has every expert
+  SLOTS_PLACED,   // row_of_slot[i]: the host knows the routing
+  SLOTS_AT_FIXED, // rank_of_expert[expert] * n_slots + i (backend_params): nobody need know it
+} slot_order;
+
+typedef struct {
+  slot_order order;
+  const int64_t *row_of_slot; // [n_slots] of SLOTS_PLACED, else not read
+} slot_places;
+
+// Named points of the forward pass, by llama.cpp's tensor names (kernels/probes.c).
 typedef enum {
-  PROBE_LAYER_INPUT, // the residual stream [n][hidden] before the next layer: embed, or a layer's output
-  PROBE_FFN_NORM,    // what the experts read [n][hidden]
+  PROBE_INP_EMBD, // of a batch, without a layer: the token embeddings [hidden]
+  PROBE_ATTN_NORM,
+  PROBE_QCUR, // after norm and RoPE, times 1 / sqrt(head_dim) [n_heads][head_dim]
+  PROBE_KCUR, // after norm and RoPE [n_kv_heads][head_dim]
+  PROBE_VCUR,
+  PROBE_KQV_OUT, // attention's output before o [n_heads][head_dim]
+  PROBE_FFN_INP, // the residual stream after attention [hidden]
+  PROBE_FFN_NORM,
+  PROBE_FFN_MOE_LOGITS,       // of the router [n_experts]
+  PROBE_FFN_MOE_TOPK,         // experts in slot order, int32 [top_k]
+  PROBE_FFN_MOE_WEIGHTS_NORM, // after renormalising [top_k]
+  PROBE_FFN_MOE_GATE,         // of each slot, in reals of the experts' path [top_k][expert_width]
+  PROBE_FFN_MOE_UP,
+  PROBE_FFN_MOE_SWIGLU,
+  PROBE_FFN_MOE_DOWN,  // [top_k][hidden]
+  PROBE_FFN_MOE_OUT,   // the slots' weighted sum [hidden]
+  PROBE_L_OUT,         // the residual stream after the layer [hidden]
+  PROBE_RESULT_NORM,   // of the rows of a head, without a layer [hidden]
+  PROBE_RESULT_OUTPUT, // logits [vocabulary]
 } probe_point;
+enum { PROBE_COUNT = PROBE_RESULT_OUTPUT + 1 };
+
+typedef enum { PROBE_OF_BATCH, PROBE_OF_LAYER, PROBE_OF_HEAD } probe_scope;
+
+typedef struct {
+  const char *name;
+  probe_scope scope;
+  bool per_slot; // a row is a slot's, and only the rank that owns its expert has it
+  bool is_ids;   // int32 in place of reals
+} probe_info;
+
+const probe_info *probe_get(probe_point point);
+bool probe_find(probe_point *out, const char *name);          // false: no such probe
+int64_t probe_width(probe_point point, const model_shape *s); // numbers in a row
+
+typedef struct {
+  uint32_t wanted; // bit 1 << point; 0: nobody looks
+  // Called by one thread at a time, while a step runs: row `row` of the batch (of a probe per slot, slot
+  // `row`; of a head, its row), probe_width numbers of `real_bytes` each.
+  void (*show)(void *context, probe_point point, int64_t layer, int64_t row, const void *numbers,
+               size_t real_bytes);
+  void *context;
+} probe_watch;
 
 typedef enum {   // rows that cross ranks, of `shared`'s reals but for the experts
   ROWS_RESIDUAL, // the residual stream [n][hidden]
@@ -104,14 +160,14 @@ typedef struct {
   int64_t max_batch;         // tokens in the largest batch
   int64_t max_logit_rows;    // rows in the largest head call
   bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
-  bool computes_shared; // false: an expert rank; of the steps it takes only `experts`, with a routing, and of
-                        // the state there is only what that needs: n_sequences and context are not used
+  bool
+      computes_shared; // false: an expert rank; it takes only routing_write, experts_up and experts_down, and
+                       // of the state there is only what these need: n_sequences and context are not used
   int threads;
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
 
-  // Where rows of slots lie when the host does not know the routing (`route` with NULL, several ranks): that
-  // of slot i at rank_of_expert[expert] * n_slots + i, in batches of up to fixed_tokens tokens (0: never so).
+  // SLOTS_AT_FIXED: in batches of up to fixed_tokens tokens (0: never).
   int rank, n_ranks;
   const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
   int64_t fixed_tokens;
@@ -136,61 +192,98 @@ typedef struct {
   const char *(*row)(const backend *); // name of the row in use
   uint64_t (*state_bytes)(const backend *);
 
-  // The steps, in the order in which layer.c calls them. Residual stream, queries and slot outputs stay
-  // inside. Steps that take `first` and `count` compute so many rows of the batch and leave the others alone.
-  status (*embed)(backend *, const token_batch *);
-  // Caches keys and values, and adds the attention's output to the residual stream.
-  status (*attention)(backend *, int64_t layer, const token_batch *);
-  // The same in two steps, for part of a batch: its queries, keys and values; then its attention, when the
-  // ROWS_KEYS and ROWS_VALUES of the whole batch are there. They are all cached.
-  status (*project)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
-  status (*attend)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count);
-  status (*route)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count, routing *out);
-  // Computes the slots of own experts, of all rows; the output of slot (t, k) goes to row
-  // row_of_slot[t * top_k + k]. Inputs that `route` did not compute here are the ROWS_NORMED that were
-  // brought.
-  status (*experts)(backend *, int64_t layer, const token_batch *, const routing *,
-                    const int64_t *row_of_slot);
-  // Host memory of all rows of a kind, for the exchange to complete.
+  // ---- the forward pass: src/run/forward.c calls the steps in this order, and no step starts another ----
+  //
+  // A batch's rows are its tokens in the order in which they are computed. The residual stream x, queries,
+  // the routing and the slots' outputs stay in the backend. Steps that take `first` and `count` compute so
+  // many rows and leave the others alone. On a device a step is enqueued and returns; what reads waits.
+
+  // x = embedding of each token. Starts a batch.
+  status (*embed)(backend *, const token_batch *rows);
+
+  // A layer is two whole steps:
+  //   attention   needs x; gives x += o(attention(norm(x))) and keeps keys and values
+  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; for a rank with every
+  //   expert,
+  //               whose routing nobody asks for
+  status (*attention)(backend *, int64_t layer, const token_batch *rows);
+  status (*moe)(backend *, int64_t layer, const token_batch *rows);
+
+  // or, where rows cross ranks in between or somebody looks in, their parts:
+  //   project       needs x of the rows; gives their q, k, v (ROWS_KEYS, ROWS_VALUES)
+  //   attend        needs q of the rows, k and v of the whole batch; caches these; x += o(attention)
+  //   route         needs x of the rows; gives their ROWS_NORMED and routing. parts: of the routing, all that
+  //                 routing_fetch may ask for afterwards
+  //   experts_up    needs ROWS_NORMED and routing of the whole batch; gives silu(gate) * up of owned experts
+  //   experts_down  needs that and places; gives the slots of owned experts (ROWS_SLOTS)
+  //   combine       needs the rows' slots at their places; x += their weighted sum in slot order
+  status (*project)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+  status (*attend)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+  status (*route)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                  unsigned parts);
+  status (*experts_up)(backend *, int64_t layer, const token_batch *rows);
+  status (*experts_down)(backend *, int64_t layer, const token_batch *rows, const slot_places *places);
+  status (*combine)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                    const slot_places *places);
+
+  // Logits of rows[count] of the batch, which stay in the backend until the next head.
+  status (*head)(backend *, const token_batch *rows, const int64_t *row, int64_t count);
+  // *out: host memory of them, reals of `shared` [count][vocabulary], valid until the next head. Waits.
+  status (*logits_read)(backend *, int64_t count, const void **out);
+  // Adds the digest of each one's logits to sums[its sequence]; on a device done when `finish` returns.
+  status (*logits_digest)(backend *, const token_batch *rows, const int64_t *row, int64_t count,
+                          uint64_t *sums);
+
+  // ---- the routing on its way to the host and back ----
+
+  // Starts to bring `parts` of the routing of rows first .. to the host; routing_wait has them there, in
+  // out's rows first ... Between the two a device works on.
+  status (*routing_fetch)(backend *, int64_t first, int64_t count, unsigned parts);
+  status (*routing_wait)(backend *, routing *out);
+  // Rows first .. take experts, and weights where `parts` has them, from `in`: computed on other ranks, or
+  // imposed.
+  status (*routing_write)(backend *, int64_t first, int64_t count, unsigned parts, const routing *in);
+  // ROWS_NORMED and ROWS_EXPERTS of the whole batch have come: what other ranks routed is as if routed here.
+  status (*routing_arrived)(backend *, const token_batch *rows);
+
+  // ---- rows that cross ranks ----
+
+  // Host memory of all rows of a kind, for the exchange to complete, and copies of rows first .. to it and
+  // back. On a device one host buffer serves every kind: rows_read waits for the writes before it, and each
+  // use starts with one, of 0 rows if need be.
   void *(*rows_host)(backend *, row_kind);
-  // Rows first .. first + count - 1 to the memory of `rows_host`, and from there back. One host buffer serves
-  // every kind: rows_read waits for the writes before it, and each use begins with one, of 0 rows if need be.
-  // NULL where the rows lie there anyway.
   status (*rows_read)(backend *, row_kind, int64_t first, int64_t count);
   status (*rows_write)(backend *, row_kind, int64_t first, int64_t count);
-  // Sums each token's slots in slot order and adds the sum to the residual stream.
-  status (*combine)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count,
-                    const int64_t *row_of_slot);
-  // Logits of rows[count] of the batch, reals of `shared`, [count][vocabulary].
-  status (*head)(backend *, const int64_t *rows, int64_t count, void *logits);
 
-  // For backends whose state lies on a device; NULL where it lies in host memory. There `route` and `experts`
-  // take a NULL routing and row map, so that routing never leaves the device: when one rank owns every
-  // expert, or when rows have fixed places (backend_params); `head` takes NULL logits and keeps them;
-  // `digest` may be done only when `finish` returns.
+  // ---- looking in ----
+
+  // Rows of the residual stream as doubles, exact: out of the backend (waits), and into it.
+  status (*stream_read)(backend *, int64_t first, int64_t count, double *out);
+  status (*stream_write)(backend *, int64_t first, int64_t count, const double *in);
+  // From here on the steps show what `watch` wants; probes that nobody wants cost nothing, not even memory.
+  status (*probes_watch)(backend *, const probe_watch *watch);
+  // Digest of x as the output of layer `layer`, added to sums[sequence] of each row. Sums of whole batches
+  // (count is the batch's) and of parts are kept apart. On a device done when `finish` returns.
+  status (*digest)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                   uint64_t *sums);
+
+  // ---- optional, all or none: for backends whose state lies on a device ----
+
+  // Waits for all that was enqueued.
   status (*finish)(backend *);
-  status (*logits_read)(backend *, int64_t first, int64_t count, void *out);
-  // Of rows[count] of the batch, whose logits are those of the last `head`.
-  status (*logits_digest)(backend *, const int64_t *rows, int64_t count, uint64_t *sums);
-  // After `route` with NULL on each rank for its own rows, when the ROWS_NORMED and ROWS_EXPERTS of the whole
-  // batch are there: brings the experts to the host, and begins with the own ones meanwhile.
-  status (*routed)(backend *, int64_t layer, const token_batch *, routing *out);
   // All rows of a kind where they are computed, slots also at fixed places [n_ranks][n * top_k][hidden], and
   // the stream that orders all work: for a transport that takes them from there.
   void *(*rows_device)(backend *, row_kind);
   void *(*stream)(backend *);
-  // Takes `steps` (embed and all layers of a batch): records them once for a shape of batch and replays the
-  // recording after that, or simply runs them. Only with a NULL routing.
-  status (*recorded)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *),
+  // Takes `steps` (embed and all layers of a batch, with nothing for the host in between): captures them once
+  // for a shape of batch and launches the captured graph after that, or simply runs them.
+  status (*captured)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *),
                      void *context);
-
-  // Copies n rows of a probe to the host, widened to double.
-  status (*probe)(backend *, probe_point, int64_t n, double *out);
-  // Digest of the probe PROBE_LAYER_INPUT's rows as layer `layer`, added to sums[sequence] of each row. Sums
-  // of whole batches (count is the batch's) and of parts are kept apart.
-  status (*digest)(backend *, int64_t layer, const token_batch *, int64_t first, int64_t count,
-                   uint64_t *sums);
 } backend_ops;
+
+static inline bool backend_is_on_device(const backend_ops *ops) {
+  return ops->finish != NULL;
+}
 
 // Every backend object begins with its table.
 struct backend {

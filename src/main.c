@@ -191,8 +191,8 @@ static void on_bus_error(int signal_number) {
 // Every rank has an agreed fault, so all end in order; from any other fault the rest must be told by force.
 static int end_with_fault(comm *c) {
   if (comm_wait_has_failed(c)) nanosleep(&own_turn, NULL);
-  if (!comm_fault_is_told_elsewhere(c)) print_fault(c);
-  if (!comm_fault_is_agreed(c)) comm_abort(c, 1);
+  if (!comm_error_is_reported_elsewhere(c)) print_fault(c);
+  if (!comm_error_is_agreed(c)) comm_abort(c, 1);
   comm_close(c);
   return 1;
 }

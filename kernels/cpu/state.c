@@ -27,8 +27,8 @@ static status activations_open(cpu_backend *b, activations *a, const side *s, in
   return 0;
 }
 
-static status outputs_open(cpu_backend *b, outputs *o, int64_t width, const char *what) {
-  size_t rows = (size_t)b->params.max_batch, real = b->shared.ops->bytes;
+static status outputs_open(cpu_backend *b, outputs *o, int64_t n_rows, int64_t width, const char *what) {
+  size_t rows = (size_t)n_rows, real = b->shared.ops->bytes;
   o->width = width;
   TRY(take(b, &o->reals, rows * (size_t)width, real, what));
   TRY(take(b, &o->rows, rows, sizeof *o->rows, what));
@@ -57,12 +57,13 @@ void cpu_close(backend *base) {
   if (!b) return;
   activations *sets[] = {&b->normed, &b->expert_in, &b->attended, &b->hidden_in, &b->head_in};
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
-  outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits};
+  outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits, &b->logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *owned[] = {
-      b->x,      b->rope_tables, b->keys,   b->values,   b->slot_rows,  b->normed_rows, b->slot_weights,
-      b->own,    b->first,       b->slots,  b->active,   b->up,         b->narrow,      b->in_rows,
-      b->in_q8k, b->gate_out,    b->up_out, b->down_out, b->logits_out, b->spans,       b->scratch};
+  void *owned[] = {b->x,           b->rope_tables,  b->keys,     b->values,  b->slot_rows,
+                   b->normed_rows, b->slot_weights, b->own,      b->first,   b->slots,
+                   b->active,      b->up,           b->narrow,   b->in_rows, b->in_q8k,
+                   b->gate_out,    b->up_out,       b->down_out, b->chosen,  b->margin,
+                   b->spans,       b->scratch};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
   free(b);
 }
@@ -76,12 +77,12 @@ static status open_attention(cpu_backend *b) {
   int64_t n = b->params.max_batch, real = (int64_t)b->shared.ops->bytes;
   int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
   TRY(take(b, &b->x, (size_t)(n * s->hidden), (size_t)real, "the residual stream"));
-  TRY(outputs_open(b, &b->q, q_width, "queries"));
-  TRY(outputs_open(b, &b->k, kv_width, "keys"));
-  TRY(outputs_open(b, &b->v, kv_width, "values"));
+  TRY(outputs_open(b, &b->q, n, q_width, "queries"));
+  TRY(outputs_open(b, &b->k, n, kv_width, "keys"));
+  TRY(outputs_open(b, &b->v, n, kv_width, "values"));
   TRY(take(b, &b->spans, (size_t)n, sizeof *b->spans, "attention spans"));
   TRY(activations_open(b, &b->attended, &b->shared, n, q_width, "attention outputs"));
-  TRY(outputs_open(b, &b->projected, s->hidden, "projected attention"));
+  TRY(outputs_open(b, &b->projected, n, s->hidden, "projected attention"));
   TRY(take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
   size_t kv_bytes = cpu_kv_storage(b) == KV_HALF ? 2 : (size_t)real;
   int64_t positions = (b->params.context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
@@ -98,6 +99,7 @@ static status open_experts(cpu_backend *b) {
   TRY(take(b, &b->own, (size_t)b->n_own, sizeof *b->own, "expert lists"));
   for (int64_t e = 0; e < s->n_experts; e++)
     if (b->params.local[e] >= 0) b->own[b->params.local[e]] = (expert_global)e;
+  TRY(take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   if (b->params.n_ranks > 1 || !b->params.computes_shared)
     TRY(take(b, &b->normed_rows, (size_t)(n * s->hidden), b->shared.ops->bytes, "normed activations"));
@@ -127,10 +129,11 @@ static int64_t widest_row(const model_shape *s) {
 static status open_router_and_head(cpu_backend *b) {
   const model_shape *s = &b->shape;
   size_t rows = (size_t)b->params.max_logit_rows, slots = (size_t)(b->params.max_batch * s->top_k);
-  TRY(outputs_open(b, &b->router_logits, s->n_experts, "router logits"));
+  TRY(outputs_open(b, &b->router_logits, b->params.max_batch, s->n_experts, "router logits"));
   TRY(take(b, &b->slot_weights, slots, b->shared.ops->bytes, "slot weights"));
   TRY(activations_open(b, &b->head_in, &b->shared, (int64_t)rows, s->hidden, "head inputs"));
-  return take(b, &b->logits_out, rows, sizeof *b->logits_out, "output rows");
+  TRY(take(b, &b->margin, (size_t)b->params.max_batch, sizeof *b->margin, "routing"));
+  return outputs_open(b, &b->logits, (int64_t)rows, s->vocabulary, "logits");
 }
 
 static status cpu_open_fields(cpu_backend *b) {

@@ -23,6 +23,11 @@ typedef struct { // tokens of one sequence, neighbours in the batch, whose atten
   int64_t first, n;
 } token_span;
 
+typedef struct { // what routing_wait brings
+  int64_t first, count;
+  unsigned parts;
+} routing_fetch;
+
 typedef struct { // one path's operations and what its products need
   const path_info *path;
   const real_ops *ops;
@@ -48,24 +53,29 @@ typedef struct {
   size_t kv_head_bytes;  // of one (layer, sequence, head)
   outputs router_logits; // [max_batch][n_experts]
   char *slot_weights;    // [max_batch][top_k]
-  char *slot_rows;       // [max_batch * top_k][hidden]
+  expert_global *chosen; // [max_batch][top_k] the routing, in slot order
+  double *margin;        // [max_batch]
+  routing_fetch fetch;
+  char *slot_rows;   // [max_batch * top_k][hidden]
   char *normed_rows; // [max_batch][hidden] of `normed`, side by side as they cross ranks; only where they do
 
-  int64_t n_own;         // experts of this rank in a layer
-  expert_global *own;    // [n_own]
-  int32_t *first;        // [n_own + 1] begin of each own expert's slots in `slots`
-  int32_t *slots;        // token * top_k + slot, grouped by own expert, ascending
-  int32_t *active;       // own experts with at least one slot
+  int64_t n_own;      // experts of this rank in a layer
+  expert_global *own; // [n_own]
+  int32_t *first;     // [n_own + 1] begin of each own expert's slots in `slots`
+  int32_t *slots;     // token * top_k + slot, grouped by own expert, ascending
+  int32_t *active;    // own experts with at least one slot
+  int64_t n_active;
   activations hidden_in; // [max slots][expert_width]: gate, then silu(gate) * up
   char *up;              // [max slots][expert_width]
   char *narrow;          // [max slots][hidden] of the experts' real, when it is not the shared real
   void **in_rows;        // [max slots] gathered rows
   const block_q8_K **in_q8k;
   void **gate_out, **up_out, **down_out;
-  void **logits_out; // [max_logit_rows]
-  char *scratch;     // [threads][scratch_bytes]
+  outputs logits; // [max_logit_rows][vocabulary]
+  char *scratch;  // [threads][scratch_bytes]
   size_t scratch_bytes;
   activations head_in; // [max_logit_rows][hidden]
+  probe_watch watch;
 } cpu_backend;
 
 // The fields of backend_ops that need no step.

@@ -37,9 +37,12 @@ struct decode_experts {
   uint64_t tag;
   int layer;
 };
-// Follows decode_router_launch and repeats the choice of experts from its logits.
-status decode_experts_launch(const decode_experts *e, const dev_layer *w, const model_shape *s,
+// Follows decode_router_launch and repeats the choice of experts from its logits: hidden = silu(gate) * up.
+status decode_gate_up_launch(const decode_experts *e, const dev_layer *w, const model_shape *s,
                              const dev_weights *all, const dev_batch *b, cudaStream_t stream);
+// Follows decode_gate_up_launch: down, and with `slots` NULL combine.
+status decode_down_launch(const decode_experts *e, const dev_layer *w, const model_shape *s,
+                          const dev_weights *all, const dev_batch *b, cudaStream_t stream);
 
 status decode_head_launch(float *logits, const float *x, const dev_weights *w, float epsilon,
                           cudaStream_t stream);

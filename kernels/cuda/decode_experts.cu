@@ -215,8 +215,8 @@ static status down_launch(experts_args *a, cudaStream_t stream) {
   return start(kernel, dim3((unsigned)ceil_div(a->down.rows, a->rows_per_block)), THREADS, bytes, stream, *a);
 }
 
-status decode_experts_launch(const decode_experts *e, const dev_layer *w, const model_shape *s,
-                             const dev_weights *all, const dev_batch *b, cudaStream_t stream) {
+static experts_args args_of(const decode_experts *e, const dev_layer *w, const model_shape *s,
+                            const dev_weights *all, const dev_batch *b) {
   experts_args a = {};
   a.gate = w->gate;
   a.up = w->up;
@@ -235,6 +235,17 @@ status decode_experts_launch(const decode_experts *e, const dev_layer *w, const 
   a.layer = e->layer;
   a.sequence = b->sequence;
   a.position = b->position;
-  TRY(gate_up_launch(&a, stream));
+  return a;
+}
+
+status decode_gate_up_launch(const decode_experts *e, const dev_layer *w, const model_shape *s,
+                             const dev_weights *all, const dev_batch *b, cudaStream_t stream) {
+  experts_args a = args_of(e, w, s, all, b);
+  return gate_up_launch(&a, stream);
+}
+
+status decode_down_launch(const decode_experts *e, const dev_layer *w, const model_shape *s,
+                          const dev_weights *all, const dev_batch *b, cudaStream_t stream) {
+  experts_args a = args_of(e, w, s, all, b);
   return down_launch(&a, stream);
 }

@@ -203,10 +203,11 @@ status round_launch(dev_inputs io, int n, cudaStream_t stream);
 // gate = silu(gate) * up: rounded, and as floats where they are read
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, bool floats,
                      cudaStream_t stream);
-// Caches keys and values of the whole batch; turns the queries of n tokens from `first` on.
+// Caches keys and values of the whole batch; RoPE of the queries of n tokens from `first` on. keys: where the
+// rotated keys go as well, [batch][n_kv_heads][head_dim], or NULL.
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
-                    cudaStream_t stream);
+                    float *keys, cudaStream_t stream);
 // Also the member of each slot's expert among this rank's own, -1 for others; and with `place` the fixed
 // place of each slot's row, from the rank that owns its expert.
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,

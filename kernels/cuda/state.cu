@@ -50,18 +50,19 @@ void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
   if (!device_is_stuck()) { // giving back waits for the device
-    for (int i = 0; i < b->n_recordings; i++) cudaGraphExecDestroy(b->recordings[i].graph);
+    for (int i = 0; i < b->n_graphs; i++) cudaGraphExecDestroy(b->graphs[i].graph);
     for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
     for (int i = 0; i < AHEAD; i++)
       if (b->batch_end[i]) cudaEventDestroy(b->batch_end[i]);
-    void *pinned[] = {b->host_rows, b->host_expert, b->host_margin, b->host_place};
+    void *pinned[] = {b->host_rows, b->host_expert, b->host_weight, b->host_margin, b->host_place};
     for (void *memory : pinned)
       if (memory) cudaFreeHost(memory);
-    if (b->routed) cudaEventDestroy(b->routed);
+    if (b->fetched) cudaEventDestroy(b->fetched);
     if (b->stream) cudaStreamDestroy(b->stream);
   }
   weights_release(b->weights);
   free(b->sums_to);
+  free(b->host_logits);
   free(b);
 }
 
@@ -118,13 +119,13 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->k, n * kv_width, PART_WORK));
   TRY(take(b, &b->v, n * kv_width, PART_WORK));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
-  TRY(take(b, &b->arrived, (size_t)(RECORDED_TOKENS * b->shape.n_heads), PART_WORK));
+  TRY(take(b, &b->arrived, (size_t)(CAPTURED_TOKENS * b->shape.n_heads), PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
 }
 
 // Rows of slots: as many as slots, or more where each rank has fixed places for all of a small batch's.
-static size_t slot_places(const cuda_backend *b) {
+static size_t slot_rows(const cuda_backend *b) {
   int64_t n = b->params.max_batch, fixed = n < b->params.fixed_tokens ? n : b->params.fixed_tokens;
   int64_t places = fixed * b->params.n_ranks;
   return (size_t)((places > n ? places : n) * b->shape.top_k);
@@ -144,12 +145,13 @@ static status open_experts(cuda_backend *b) {
   TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, PART_WORK));
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
   TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
-  TRY(take(b, &b->slots, slot_places(b) * (size_t)s->hidden, PART_WORK));
+  TRY(take(b, &b->slots, slot_rows(b) * (size_t)s->hidden, PART_WORK));
   if (b->plan) return 0;
   CUDA_TRY(cudaMallocHost((void **)&b->host_expert, slots * sizeof(int)));
+  CUDA_TRY(cudaMallocHost((void **)&b->host_weight, slots * sizeof(float)));
   CUDA_TRY(cudaMallocHost((void **)&b->host_margin, n * sizeof(double)));
   CUDA_TRY(cudaMallocHost((void **)&b->host_place, slots * sizeof(int64_t)));
-  CUDA_TRY(cudaEventCreateWithFlags(&b->routed, cudaEventDisableTiming));
+  CUDA_TRY(cudaEventCreateWithFlags(&b->fetched, cudaEventDisableTiming));
   if (b->alone && b->params.computes_shared) return 0;
   if (b->params.fixed_tokens)
     CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
@@ -168,7 +170,8 @@ static status open_router_and_head(cuda_backend *b) {
   TRY(take(b, &b->slot_weights, n * (size_t)s->top_k, PART_WORK));
   TRY(take(b, &b->margin, n, PART_WORK));
   TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, PART_LOGITS));
-  return take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS);
+  TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS));
+  return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
 
 // All that is taken on the device but the weights; with b->plan it is only added up.
@@ -178,7 +181,16 @@ static status open_memory(cuda_backend *b) {
   if (b->params.computes_shared) TRY(open_attention(b));
   if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
+  TRY(take(b, &b->unused_sums, (size_t)b->params.n_sequences, PART_WORK));
   return take(b, &b->sums, sums, PART_WORK);
+}
+
+status cuda_take_shown(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  int64_t kv_width = s->n_kv_heads * s->head_dim, widest = s->hidden > kv_width ? s->hidden : kv_width;
+  TRY(take(b, &b->shown, (size_t)(b->params.max_batch * widest), "probes"));
+  CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
+  return 0;
 }
 
 static void set_params(cuda_backend *b, const backend_params *params) {

@@ -1,22 +1,38 @@
 // state: what one arm keeps on one GPU, and how it is opened, planned and given back.
 //
-// Owns: activations, caches, work space and recordings, all taken at open. Refuses to know: the order of the
-// steps (steps.cu), arithmetic, other ranks.
+// Owns: activations, caches, work space and captured graphs, all taken at open. Refuses to know: the order of
+// the steps (steps.cu), arithmetic, other ranks.
 #pragma once
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/memory_plan.h"
 
 static constexpr int MAX_BLOCKS = 64;
 
-static constexpr int MAX_RECORDINGS = 24;
-static constexpr int RECORDED_TOKENS = 64; // larger batches keep the device busy without it
+static constexpr int MAX_GRAPHS = 24;
+static constexpr int CAPTURED_TOKENS = 64; // larger batches keep the device busy without it
 static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
 
-struct recording { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
-                   // positions
+struct captured_graph { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
+                        // positions
   int n, max_keys;
   bool distinct;
   cudaGraphExec_t graph;
+};
+
+// Where a layer's experts stand: what `expert`, `member` and normed rows hold, and then what was computed of
+// them.
+enum routing_state {
+  ROUTING_NONE,
+  ROUTING_OF_SOME, // of part of the rows, the others' are to come from other ranks
+  ROUTING_OF_ALL,  // of every row, as router_logits say
+  ROUTING_GIVEN,   // of every row, whatever router_logits say
+  EXPERTS_UP,      // gate.x is silu(gate) * up, rounded where down reads it so
+  EXPERTS_UP_ONE,  // the same of one token by decode_gate_up_launch, which leaves the rounding to down
+};
+
+struct routing_range { // what routing_wait brings
+  int64_t first, count;
+  unsigned parts;
 };
 
 struct cuda_backend {
@@ -49,17 +65,21 @@ struct cuda_backend {
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
-  bool placed;      // `place` holds the row of each slot
-  bool has_routing; // `expert`, `member` and what the experts read are those of the whole batch
-  bool begun;       // the experts' step, by route or routed
-  int *host_expert; // pinned: [max slots], [max_batch], [max slots]
+  routing_state routing;
+  routing_range fetch;
+  int *host_expert; // pinned: [max slots], [max slots], [max_batch], [max slots]
+  float *host_weight;
   double *host_margin;
   int64_t *host_place;
-  cudaEvent_t routed; // the routing has come to them
-  uint8_t *host_rows; // pinned, all rows of any kind; only where rows cross ranks
-  recording recordings[MAX_RECORDINGS];
-  int n_recordings;
-  bool is_recording;        // the steps are being recorded: the batch is on the device already
+  cudaEvent_t fetched; // the routing has come to them
+  float *host_logits;  // [max_logit_rows][vocabulary]
+  probe_watch watch;
+  float *shown;                    // [max_batch][widest probe that has no array of its own]
+  unsigned long long *unused_sums; // [n_sequences]
+  uint8_t *host_rows;              // pinned, all rows of any kind; only where rows cross ranks
+  captured_graph graphs[MAX_GRAPHS];
+  int n_graphs;
+  bool is_capturing;        // the steps are being captured: the batch is on the device already
   unsigned long long *sums; // [2 * n_layers + 1][n_sequences] digests not yet read: of the layers, of the
                             // logits, and of the layers of batches that were computed in part
   uint64_t **sums_to;       // [2 * n_layers + 1] where they go
@@ -77,5 +97,6 @@ bool cuda_has_path(path_kind kind);
 int cuda_devices(void);
 const char *cuda_row(const backend *base);
 uint64_t cuda_state_bytes(const backend *base);
+status cuda_take_shown(cuda_backend *b); // b->shown
 
 extern "C" const backend_ops cuda_backend_ops; // steps.cu

@@ -99,7 +99,7 @@ __device__ void store_value(kv_cache c, size_t head, int position, int d, float 
 
 __global__ void rotate_heads(float *q, const float *k, const float *v, const float *q_norm,
                              const float *k_norm, const float *rope, kv_cache cache, int layer, int n_heads,
-                             float epsilon, float scale, dev_batch b, int first, int n) {
+                             float epsilon, float scale, dev_batch b, int first, int n, float *keys) {
   wait_for_inputs();
   int per_token = n_heads + cache.n_kv_heads, lane = threadIdx.x % WARP;
   int item = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
@@ -126,6 +126,10 @@ __global__ void rotate_heads(float *q, const float *k, const float *v, const flo
     } else {
       store_key(cache, head, position, i, a1);
       store_key(cache, head, position, i + dim / 2, b1);
+      if (!keys) continue;
+      float *to = keys + ((size_t)t * cache.n_kv_heads + kv) * dim;
+      to[i] = a1;
+      to[i + dim / 2] = b1;
     }
   }
   if (is_query) return;
@@ -135,12 +139,12 @@ __global__ void rotate_heads(float *q, const float *k, const float *v, const flo
 
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
-                    cudaStream_t stream) {
+                    float *keys, cudaStream_t stream) {
   size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
   float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
   return launch(rotate_heads, dim3((unsigned)((int)((items + 3) / 4))), 4 * WARP, 0, stream, q, k, v,
                 w->q_norm, w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b,
-                first, n);
+                first, n, keys);
 }
 
 // ---- experts' activations ----

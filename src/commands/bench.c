@@ -147,11 +147,12 @@ static uint64_t chosen_bytes(bench *b, const arm *e, int64_t layer, const token_
   const layer_weights *w = &b->j->m->weights.layers[layer];
   uint64_t each = matrix_bytes(&w->gate) + matrix_bytes(&w->up) + matrix_bytes(&w->down), count = 0;
   memset(b->chosen, 0, (size_t)b->j->m->weights.shape.n_experts);
-  for (int64_t i = 0; i < batch->n * e->forward.top_k; i++) {
-    expert_global x = e->forward.route.expert[i];
-    count += b->j->experts.local[x] >= 0 && !b->chosen[x];
-    b->chosen[x] = 1;
-  }
+  for (int64_t t = 0; t < batch->n; t++)
+    for (int64_t k = 0; k < b->j->m->weights.shape.top_k; k++) {
+      expert_global x = arm_experts(e, t)[k];
+      count += b->j->experts.local[x] >= 0 && !b->chosen[x];
+      b->chosen[x] = 1;
+    }
   return count * each;
 }
 
@@ -163,19 +164,19 @@ static uint64_t shared_bytes(const bench *b, const arm *e, const token_batch *ba
   uint64_t embedding = matrix_bytes(&m->weights.embedding), bytes = m->shared_bytes, positions = 0;
   if (!m->tied) bytes = bytes - embedding + (uint64_t)batch->n * (embedding / (uint64_t)s->vocabulary);
   for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
-  uint64_t element = e->forward.path->kind == PATH_F64 ? 8 : e->params.kv_f16 ? 2 : 4;
+  uint64_t element = arm_path(e)->kind == PATH_F64 ? 8 : b->j->cfg->run.kv == KV_F16 ? 2 : 4;
   return bytes + positions * (uint64_t)(2 * s->n_layers * s->n_kv_heads * s->head_dim) * element;
 }
 
 static status forward_counted(bench *b, arm *e, const token_batch *batch, uint64_t *bytes) {
-  if (e->forward.is_shared) *bytes += shared_bytes(b, e, batch);
-  e->forward.wants_routing = true;
+  if (arm_computes_shared(e)) *bytes += shared_bytes(b, e, batch);
+  arm_watch_layers(e, true);
   status result = arm_embed(e, batch);
-  for (int64_t layer = 0; layer < e->n_layers && !result; layer++) {
+  for (int64_t layer = 0; layer < b->j->m->weights.shape.n_layers && !result; layer++) {
     result = arm_layer(e, layer, batch);
     if (!result) *bytes += chosen_bytes(b, e, layer, batch);
   }
-  e->forward.wants_routing = false;
+  arm_watch_layers(e, false);
   return result;
 }
 
@@ -234,7 +235,7 @@ static status decode(bench *b, arm *e, const test *t, uint64_t *bytes) {
 // One run of a test. `bytes` NULL: not counted.
 static status pass(bench *b, arm *e, const test *t, uint64_t *bytes) {
   arm_reset(e);
-  e->wants_logits = false; // their digest is taken where they lie
+  arm_keep_logits(e, false); // their digest is taken where they lie
   for (int64_t s = 0; s < t->batch; s++) b->from[s] = t->depth;
   if (t->decode)
     TRY(decode(b, e, t, bytes));
@@ -258,7 +259,7 @@ typedef struct { // what a rank tells
 } rank_reads;
 
 static bool is_on_cpu(const arm *e) {
-  return !strcmp(e->params.own.backend->name, "cpu");
+  return !backend_is_on_device(arm_backend(e));
 }
 
 // The bandwidth is that of the hosts' memory, so it bounds only what all ranks compute from there.
@@ -293,14 +294,13 @@ static status gather_rates(bench *b, const test *t, bench_row *row) {
 
 // What is recorded has no clock of its own, so it is measured apart, without the wait for the slowest rank.
 static status measure_exchange(const bench *b, arm *e, const test *t, bench_row *row) {
-  const forward_state *f = &e->forward;
   int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);
   double each;
-  row->exchange_seconds = exchange_is_alone(f->ranks) ? __builtin_nan("") : arm_exchange_seconds(e);
-  row->exchange_is_alone = exchange_is_fixed(f->ranks, n);
+  row->exchange_seconds = comm_size(b->j->c) == 1 ? __builtin_nan("") : arm_exchange_seconds(e);
+  row->exchange_is_alone = arm_exchange_is_captured(e, n);
   if (!row->exchange_is_alone) return 0;
-  TRY(exchange_measure_fixed(f->ranks, &each, n * f->top_k, (size_t)f->hidden * f->path->real_bytes));
-  row->exchange_seconds = each * (double)(e->n_layers * ((all + n - 1) / n));
+  TRY(arm_measure_exchange(e, &each, n));
+  row->exchange_seconds = each * (double)(b->j->m->weights.shape.n_layers * ((all + n - 1) / n));
   return 0;
 }
 
@@ -308,7 +308,7 @@ static status time_passes(bench *b, arm *e, const test *t, bench_row *row) {
   for (size_t i = 0; i < row->n; i++) {
     TRY(job_agree(b->j, 0, "the start of a timed run")); // no rank's clock runs while it waits for a late one
     TRY(pass(b, e, t, NULL));
-    b->seconds[i] = e->seconds;
+    b->seconds[i] = arm_seconds(e);
     if (!i) row->digest = arm_digest(e);
     if (arm_digest(e) != row->digest)
       return FAIL(
@@ -341,7 +341,7 @@ static status run_arm(bench *b, const char *name) {
     const test *t = &b->tests[i];
     bench_row *row = &b->report.rows[b->report.n_rows++];
     row->arm = name;
-    snprintf(row->row_name, sizeof row->row_name, "%s", e->forward.compute->ops->row(e->forward.compute));
+    snprintf(row->row_name, sizeof row->row_name, "%s", arm_row(e));
     row->decode = t->decode;
     row->tokens = t->tokens;
     row->depth = t->depth;

@@ -67,7 +67,7 @@ static status decode_step(job *j, arm *e, decoding *d, const token_batch *batch,
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
     TRY(arm_head(e, batch, first, count));
-    for (int64_t i = 0; i < count && e->forward.is_shared; i++) {
+    for (int64_t i = 0; i < count && arm_computes_shared(e); i++) {
       arm_logits(e, i, d->logits);
       TRY(sampler_next(d->s, d->logits, batch->position[first + i], &d->written[first + i]));
     }
@@ -79,8 +79,9 @@ static status decode_step(job *j, arm *e, decoding *d, const token_batch *batch,
 static status decode_first(const job *j, arm *e, decoding *d, const double *last, report_text *texts) {
   for (int64_t s = 0; s < d->n; s++) {
     d->sequence[s] = (int32_t)s;
-    if (e->forward.is_shared)
-      TRY(sampler_next(d->s, last + s * e->vocabulary, j->sequences[s].n - 1, &d->written[s]));
+    if (arm_computes_shared(e))
+      TRY(sampler_next(d->s, last + s * j->m->weights.shape.vocabulary, j->sequences[s].n - 1,
+                       &d->written[s]));
   }
   return write_tokens(j, e, d, d->n, texts);
 }
@@ -88,7 +89,7 @@ static status decode_first(const job *j, arm *e, decoding *d, const double *last
 static status decode_all(job *j, arm *e, decoding *d, const double *last, report_text *texts,
                          int64_t *decoded) {
   int64_t limit = j->cfg->run.generate;
-  progress shown = progress_begin(job_is_reporting(j), e->params.name, "tokens written", limit);
+  progress shown = progress_begin(job_is_reporting(j), arm_name(e), "tokens written", limit);
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
   status result = decode_first(j, e, d, last, texts);
@@ -120,7 +121,7 @@ static status close_texts(const job *j, const arm *e, report_arm *out) {
   for (size_t s = 0; s < out->n_texts; s++) {
     report_text *t = &out->texts[s];
     size_t length;
-    t->digest = e->logit_digest[s];
+    t->digest = arm_sequence_digest(e, s);
     if (j->words) TRY(tokenizer_decode(j->words, t->tokens, t->n_tokens, &t->text, &length));
   }
   return 0;
@@ -129,12 +130,12 @@ static status close_texts(const job *j, const arm *e, report_arm *out) {
 status generate_continue(job *j, arm *e, const double *last, report_arm *out) {
   decoding d;
   int64_t decoded = 0;
-  double before = e->seconds;
+  double before = arm_seconds(e);
   status result;
   TRY_DONE(result, decoding_open(&d, j));
   TRY_DONE(result, open_texts(j, out));
   TRY_DONE(result, decode_all(j, e, &d, last, out->texts, &decoded));
-  if (decoded) out->decode_tokens_per_s = (double)decoded / (e->seconds - before);
+  if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(e) - before);
   result = close_texts(j, e, out);
 done:
   decoding_close(&d);
@@ -145,7 +146,7 @@ done:
 // all.
 static status compute_prompts(job *j, arm *e, double *last) {
   int64_t vocabulary = j->m->weights.shape.vocabulary, done = 0;
-  progress shown = progress_begin(job_is_reporting(j), e->params.name, "tokens read", j->n_tokens);
+  progress shown = progress_begin(job_is_reporting(j), arm_name(e), "tokens read", j->n_tokens);
   batcher f;
   token_batch batch;
   status result = batcher_open(&f, j->sequences, j->n_sequences, j->cfg->run.chunk);
@@ -154,7 +155,7 @@ static status compute_prompts(job *j, arm *e, double *last) {
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {
       int64_t count = batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS;
       result = arm_head(e, &batch, first, count);
-      for (int64_t i = 0; i < count && !result && e->forward.is_shared; i++) {
+      for (int64_t i = 0; i < count && !result && arm_computes_shared(e); i++) {
         int64_t s = batch.sequence[first + i];
         if (batch.position[first + i] == j->sequences[s].n - 1) arm_logits(e, i, last + s * vocabulary);
       }
@@ -173,7 +174,7 @@ static status generate_arm(job *j, size_t index, report *r) {
   TRY(job_open_arm(j, j->cfg->run.arms.name[index], &e));
   arm_reset(e);
   status result;
-  if (e->forward.is_shared)
+  if (arm_computes_shared(e))
     TRY_DONE(result, TAKE(&last, (size_t)(j->n_sequences * j->m->weights.shape.vocabulary), "last logits"));
   TRY_DONE(result, compute_prompts(j, e, last));
   TRY_DONE(result, job_report_arm(j, e, r, index, j->n_tokens));

@@ -58,8 +58,8 @@ static status open_printer(parity *p) {
     if (c->output.logits && c->output.dir[0]) {
       char name[64];
       snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.name[a]);
-      TRY(npy_open(&p->logits_file[a], c->output.dir, name,
-                   p->arm[a]->forward.path->real_bytes == sizeof(double), (size_t)s->vocabulary));
+      TRY(npy_open(&p->logits_file[a], c->output.dir, name, arm_path(p->arm[a])->real_bytes == sizeof(double),
+                   (size_t)s->vocabulary));
     }
   }
   TRY(TAKE(&p->pairs, p->n_pairs, "the comparisons"));
@@ -76,8 +76,8 @@ static status parity_open(parity *p, job *j) {
   p->r.has_logits = j->cfg->output.logits && j->cfg->output.dir[0];
   for (size_t a = 0; a < p->n_arms; a++) {
     TRY(job_open_arm(j, arms->name[a], &p->arm[a]));
-    p->arm[a]->forward.wants_routing = true;
-    if (j->cfg->run.generate && p->arm[a]->forward.is_shared)
+    arm_watch_layers(p->arm[a], true);
+    if (j->cfg->run.generate && arm_computes_shared(p->arm[a]))
       TRY(TAKE(&p->last[a], logit_count, "last logits"));
   }
   return job_agree(j, job_is_reporting(j) ? open_printer(p) : 0, "opening the comparison");
@@ -100,19 +100,14 @@ static void parity_close(parity *p) {
 
 static status compare_layer(parity *p, int64_t layer, const token_batch *batch) {
   int64_t hidden = p->j->m->weights.shape.hidden, k = p->j->m->weights.shape.top_k;
-  for (size_t a = 0; a < p->n_arms; a++) {
-    backend *b = p->arm[a]->forward.compute;
-    TRY(b->ops->probe(b, PROBE_LAYER_INPUT, batch->n, p->layer[a]));
-  }
+  for (size_t a = 0; a < p->n_arms; a++) TRY(arm_stream_read(p->arm[a], p->layer[a]));
   for (size_t i = 0; i < p->n_pairs; i++) {
     const pair_statistics *pair = &p->r.pairs[i];
-    const forward_state *fa = &p->arm[pair->a]->forward, *fb = &p->arm[pair->b]->forward;
-    for (int64_t t = 0; t < batch->n; t++) { // arms that other ranks share have dealt the tokens otherwise
-      int64_t a = token_shards_row(&fa->shards, batch->n, t), b = token_shards_row(&fb->shards, batch->n, t);
-      pair_samples_layer(&p->pairs[i], layer, p->position + t, p->layer[pair->a] + a * hidden,
-                         p->layer[pair->b] + b * hidden, hidden, fa->route.expert + a * k,
-                         fb->route.expert + b * k, (int)k, fb->route.margin[b]);
-    }
+    const arm *a = p->arm[pair->a], *b = p->arm[pair->b];
+    for (int64_t t = 0; t < batch->n; t++)
+      pair_samples_layer(&p->pairs[i], layer, p->position + t, p->layer[pair->a] + t * hidden,
+                         p->layer[pair->b] + t * hidden, hidden, arm_experts(a, t), arm_experts(b, t), (int)k,
+                         arm_margin(b, t));
   }
   return 0;
 }
@@ -169,7 +164,7 @@ static status logit_rows(parity *p, const token_batch *batch, int64_t first, int
   keep_last(p, batch, first, count);
   if (!job_is_reporting(p->j)) return 0;
   for (size_t a = 0; a < p->n_arms; a++)
-    if (p->logits_file[a]) TRY(npy_append(p->logits_file[a], p->arm[a]->logits, (size_t)count));
+    if (p->logits_file[a]) TRY(npy_append(p->logits_file[a], arm_logit_rows(p->arm[a]), (size_t)count));
   for (int64_t i = 0; i < count; i++) compare_logit_row(p, batch, first + i, i);
   return 0;
 }
@@ -210,7 +205,7 @@ static status finish_arm(parity *p, size_t a) {
   TRY(job_report_arm(p->j, p->arm[a], &p->r, a, p->j->n_tokens));
   if (targets > 0) p->r.arms[a].perplexity = num_exp_f64(p->nll[a] / (double)targets);
   p->r.arms[a].scored = targets;
-  p->arm[a]->forward.wants_routing = false; // nothing is compared from here on
+  arm_watch_layers(p->arm[a], false); // nothing is compared from here on
   if (p->j->cfg->run.generate) TRY(generate_continue(p->j, p->arm[a], p->last[a], &p->r.arms[a]));
   return job_check_digest(p->j, p->arm[a]);
 }

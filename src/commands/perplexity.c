@@ -18,10 +18,10 @@ static status score_row(scoring *s, int64_t i, int32_t target) {
   logit_metrics m;
   int64_t n = s->j->m->weights.shape.vocabulary;
   s->scored++;
-  if (!s->e->forward.is_shared) return 0;
+  if (!arm_computes_shared(s->e)) return 0;
   arm_logits(s->e, i, s->logits);
   metrics_logits(&m, s->logits, s->logits, (size_t)n, target);
-  if (!m.row.finite) return FAIL("%s: a logit is not finite; no perplexity can be told", s->e->params.name);
+  if (!m.row.finite) return FAIL("%s: a logit is not finite; no perplexity can be told", arm_name(s->e));
   s->nll += m.nll_a;
   return 0;
 }
@@ -85,7 +85,7 @@ static status perplexity_arm(job *j, size_t index, report *r) {
   scoring s = {.j = j};
   TRY(job_open_arm(j, j->cfg->run.arms.name[index], &s.e));
   arm_reset(s.e);
-  s.shown = progress_begin(job_is_reporting(j), s.e->params.name, "tokens", j->n_tokens);
+  s.shown = progress_begin(job_is_reporting(j), arm_name(s.e), "tokens", j->n_tokens);
   status result;
   TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
   for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, i));

@@ -157,7 +157,7 @@ static uint64_t hash_expert_paths(const job *j, const char *const *rank_arms) {
 }
 
 static status report_state(job *j, const arm *e, report *r) {
-  uint64_t mine = e->forward.compute->ops->state_bytes(e->forward.compute), *all;
+  uint64_t mine = arm_state_bytes(e), *all;
   TRY(TAKE(&all, r->n_ranks, "ranks' bytes"));
   status result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' bytes");
   for (size_t i = 0; i < r->n_ranks && !result; i++)
@@ -172,19 +172,20 @@ status job_report_arm(job *j, arm *e, report *r, size_t index, int64_t tokens) {
   TRY(report_state(j, e, r));
   report_arm *a = &r->arms[index];
   size_t n_layers = r->n_layers, n_sequences = r->n_sequences;
-  a->transport = transport_name(e->carrier);
-  if (!r->transport || *transport_reason(e->carrier)) { // an arm that needs no words does not hide another's
+  a->transport = transport_name(arm_transport(e));
+  if (!r->transport ||
+      *transport_reason(arm_transport(e))) { // an arm that needs no words does not hide another's
     r->transport = a->transport;
-    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(e->carrier));
+    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(arm_transport(e)));
   }
-  const backend *b = e->forward.compute;
-  if (!strcmp(b->ops->name, "cpu")) r->build.row = b->ops->row(b); // "none": no arm of this rank ran on one
-  a->name = e->params.name;
-  a->path = e->forward.path->name;
-  a->path_version = e->forward.path->version;
+  if (!backend_is_on_device(arm_backend(e)))
+    r->build.row = arm_row(e); // "none": no arm of this rank ran on one
+  a->name = arm_name(e);
+  a->path = arm_path(e)->name;
+  a->path_version = arm_path(e)->version;
   a->digest = arm_digest(e);
   a->tokens = tokens;
-  a->prefill_tokens_per_s = e->seconds > 0 ? (double)tokens / e->seconds : 0;
+  a->prefill_tokens_per_s = arm_seconds(e) > 0 ? (double)tokens / arm_seconds(e) : 0;
   a->decode_tokens_per_s = __builtin_nan("");
   a->perplexity = __builtin_nan("");
   a->exchange_seconds = arm_exchange_seconds(e);
@@ -193,7 +194,7 @@ status job_report_arm(job *j, arm *e, report *r, size_t index, int64_t tokens) {
   TRY(TAKE(&a->rank_arms, r->n_ranks, "the report"));
   for (size_t l = 0; l < n_layers; l++) a->layer_digests[l] = arm_layer_digest(e, (int64_t)l);
   for (size_t s = 0; s < n_sequences; s++)
-    a->sequences[s] = (report_sequence){j->sequences[s].n, e->logit_digest[s]};
+    a->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(e, (int64_t)s)};
   for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = job_arm_of_rank(j, a->name, (int)i);
   a->expert_paths = hash_expert_paths(j, a->rank_arms);
   return 0;

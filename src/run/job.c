@@ -344,6 +344,7 @@ status job_open_arm(job *j, const char *name, arm **out) {
       .max_batch = j->max_batch,
       .kv_f16 = j->cfg->run.kv == KV_F16,
       .computes_shared = job_is_mixed(name) ? j->roles.shared : NULL,
+      .reporting = j->roles.printer,
   };
   TRY(job_agree(j, resolve_arm(j, name, &p.shared, &p.own), name));
   return arm_open(out, &p);
@@ -366,6 +367,6 @@ status job_check_digest(job *j, arm *e) {
   uint64_t digest = arm_digest(e);
   char what[96];
   TRY(arm_broadcast(e, &digest, sizeof digest, "the digest"));
-  snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", e->params.name);
+  snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", arm_name(e));
   return comm_equal(j->c, &digest, sizeof digest, what);
 }

@@ -10,7 +10,6 @@ typedef struct { // a model of one layer and a few experts of the whole one, eac
   model_weights weights;
   expert_local local[EXPERTS];
   expert_global expert[MOST];
-  double margin[MOST];
   int64_t row_of_slot[MOST];
   int32_t zero[MOST];
   token_batch batch;
@@ -40,14 +39,17 @@ static status fill_inputs(backend *b, const path_info *path, const sample *s) {
     else
       ((float *)rows)[i] = (float)x;
   }
-  return b->ops->rows_write ? b->ops->rows_write(b, ROWS_NORMED, 0, s->batch.n) : 0;
+  return b->ops->rows_write(b, ROWS_NORMED, 0, s->batch.n);
 }
 
 static status time_experts(double *seconds, backend *b, sample *s) {
-  const routing route = {s->expert, s->margin};
+  const routing route = {.expert = s->expert};
+  const slot_places places = {SLOTS_PLACED, s->row_of_slot};
   double start = clock_seconds();
-  TRY(b->ops->experts(b, 0, &s->batch, &route, s->row_of_slot));
-  if (b->ops->finish) TRY(b->ops->finish(b));
+  TRY(b->ops->routing_write(b, 0, s->batch.n, ROUTING_EXPERTS, &route));
+  TRY(b->ops->experts_up(b, 0, &s->batch));
+  TRY(b->ops->experts_down(b, 0, &s->batch, &places));
+  if (backend_is_on_device(b->ops)) TRY(b->ops->finish(b));
   *seconds = clock_seconds() - start;
   return 0;
 }

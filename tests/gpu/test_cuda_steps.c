@@ -1,7 +1,7 @@
 // The steps of the cuda backend against the portable row of cpu, through kernels/backend.h alone: random
 // models of any shape and types, prefill, decode, several sequences, long contexts, all experts or some,
-// asked step by step and as a run without probes takes them. Every probe, choice, slot row, logit and digest
-// has equal bits.
+// asked step by step and as a run without probes takes them, with every probe looked at, and captured. Every
+// probe, choice, slot row, logit and digest has equal bits.
 //
 //   test_cuda_steps [SEED [SECONDS [CASES [TOKENS [WRONG]]]]]
 //
@@ -18,15 +18,24 @@
 
 enum { MOST_BATCH = 320, MOST_ROWS = 32, MOST_SEQUENCES = 8, BATCHES = 12 };
 
-typedef enum { PROBED, BLIND, RECORDED } mode; // every step looked at; only the end; by ops->recorded
-static const char *const MODE_NAMES[] = {"step by step", "without probes", "recorded"};
+// Every step apart, with what crosses ranks looked at; whole steps or their parts, with every probe looked
+// at; only the end; the same by ops->captured.
+typedef enum { APART, WATCHED, BLIND, CAPTURED, MODES } mode;
+static const char *const MODE_NAMES[] = {"step by step", "with every probe", "without a look", "captured"};
+
+typedef struct { // the rows of a probe that a step has shown
+  int64_t n, room;
+  int64_t *row;
+  double *numbers; // [n][width]
+} shown_rows;
 
 typedef struct {
   backend *b;
   const backend_ops *ops;
   routing route;
-  double *rows;         // [MOST_BATCH][hidden] of a probe
-  float *logits;        // [MOST_ROWS][vocabulary]
+  double *rows; // [MOST_BATCH][hidden] of the residual stream
+  const model_shape *shape;
+  shown_rows shown[PROBE_COUNT];
   uint64_t *layer_sums; // [n_layers][n_sequences]
   uint64_t *logit_sums; // [n_sequences]
 } side;
@@ -38,8 +47,8 @@ typedef struct {
   bool whole;  // this rank owns every expert
   int64_t cut; // rows before it and after it are computed apart, as of a dealt batch; 0: not so
   side tested, reference;
-  int64_t *row_of_slot, *identity; // [MOST_BATCH * top_k]
-  int32_t length[MOST_SEQUENCES];  // positions that the caches hold
+  int64_t *row_of_slot;           // [MOST_BATCH * top_k]
+  int32_t length[MOST_SEQUENCES]; // positions that the caches hold
   int32_t token[MOST_BATCH], sequence[MOST_BATCH], position[MOST_BATCH];
   char text[800]; // of the case, for faults
 } test_case;
@@ -86,14 +95,73 @@ static status same_sums(const test_case *c, const char *what, const uint64_t *fo
   return 0;
 }
 
-static status same_probe(test_case *c, probe_point point, const char *what, int64_t layer, int64_t n) {
+static status same_stream(test_case *c, const char *what, int64_t layer, int64_t n) {
   int64_t hidden = c->m.shape.hidden;
   side *sides[] = {&c->tested, &c->reference};
   for (int i = 0; i < 2; i++) {
     memset(sides[i]->rows, 0xff, (size_t)(n * hidden) * sizeof *sides[i]->rows); // NaN
-    TRY(sides[i]->ops->probe(sides[i]->b, point, n, sides[i]->rows));
+    TRY(sides[i]->ops->stream_read(sides[i]->b, 0, n, sides[i]->rows));
   }
   return same_reals(c, what, layer, c->tested.rows, c->reference.rows, n, hidden);
+}
+
+// ---- probes ----
+
+static void keep_row(void *context, probe_point point, int64_t layer, int64_t row, const void *numbers,
+                     size_t bytes) {
+  side *s = (side *)context;
+  shown_rows *r = &s->shown[point];
+  int64_t width = probe_width(point, s->shape);
+  (void)layer, (void)bytes; // floats or ids: cuda has no f64
+  if (r->n == r->room) {
+    r->room = r->room ? 2 * r->room : 64;
+    r->row = realloc(r->row, (size_t)r->room * sizeof *r->row);
+    r->numbers = realloc(r->numbers, (size_t)(r->room * width) * sizeof *r->numbers);
+    if (!r->row || !r->numbers) abort();
+  }
+  r->row[r->n] = row;
+  for (int64_t i = 0; i < width; i++)
+    r->numbers[r->n * width + i] = probe_get(point)->is_ids ? (double)((const int32_t *)numbers)[i]
+                                                            : (double)((const float *)numbers)[i];
+  r->n++;
+}
+
+static const double *row_shown(const shown_rows *r, int64_t row, int64_t width) {
+  for (int64_t i = 0; i < r->n; i++)
+    if (r->row[i] == row) return r->numbers + i * width;
+  return NULL;
+}
+
+// Everything shown since the last call, of the given scope; every point of it must have been.
+static status same_shown(test_case *c, probe_scope scope, int64_t layer) {
+  for (int p = 0; p < PROBE_COUNT; p++) {
+    const probe_info *info = probe_get((probe_point)p);
+    if (info->scope != scope) continue;
+    shown_rows *found = &c->tested.shown[p], *expected = &c->reference.shown[p];
+    int64_t width = probe_width((probe_point)p, &c->m.shape);
+    if (found->n != expected->n || !found->n)
+      return FAIL("%s: layer %d: %s was shown %d times, expected %d, and at least once", c->text, (int)layer,
+                  info->name, (int)found->n, (int)expected->n);
+    for (int64_t i = 0; i < found->n; i++) {
+      const double *other = row_shown(expected, found->row[i], width);
+      if (!other)
+        return FAIL("%s: layer %d: %s shows row %d", c->text, (int)layer, info->name, (int)found->row[i]);
+      TRY(same_reals(c, info->name, layer, found->numbers + i * width, other, 1, width));
+    }
+    found->n = expected->n = 0;
+  }
+  return 0;
+}
+
+static status watch(test_case *c, bool on) {
+  side *sides[] = {&c->tested, &c->reference};
+  for (int i = 0; i < 2; i++) {
+    probe_watch all = {on ? (1u << PROBE_COUNT) - 1 : 0, keep_row, sides[i]};
+    sides[i]->shape = &c->m.shape;
+    for (int p = 0; p < PROBE_COUNT; p++) sides[i]->shown[p].n = 0;
+    TRY(sides[i]->ops->probes_watch(sides[i]->b, &all));
+  }
+  return 0;
 }
 
 // ---- a layer ----
@@ -122,16 +190,27 @@ static status attention_side(test_case *c, side *s, int64_t layer, const token_b
   if (!cut) return s->ops->attention(s->b, layer, batch);
   TRY(s->ops->project(s->b, layer, batch, 0, cut));
   TRY(s->ops->project(s->b, layer, batch, cut, n - cut));
-  if (!lies_on_device(s)) return s->ops->attend(s->b, layer, batch, 0, n); // it turns keys where they are
+  if (!lies_on_device(s)) return s->ops->attend(s->b, layer, batch, 0, n); // it rotates keys where they are
   TRY(s->ops->attend(s->b, layer, batch, 0, cut));
   return s->ops->attend(s->b, layer, batch, cut, n - cut);
 }
 
 static status route_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {
-  memset(s->route.expert, 0xff, (size_t)(batch->n * c->m.shape.top_k) * sizeof *s->route.expert);
+  unsigned all = ROUTING_EXPERTS | ROUTING_WEIGHTS | ROUTING_MARGINS;
+  size_t slots = (size_t)(batch->n * c->m.shape.top_k);
+  int64_t cut = cut_of(c, s);
+  memset(s->route.expert, 0xff, slots * sizeof *s->route.expert);
+  memset(s->route.weight, 0xff, slots * sizeof *s->route.weight);
   memset(s->route.margin, 0xff, (size_t)batch->n * sizeof *s->route.margin);
-  if (cut_of(c, s)) TRY(s->ops->route(s->b, layer, batch, 0, c->cut, &s->route));
-  return s->ops->route(s->b, layer, batch, cut_of(c, s), batch->n - cut_of(c, s), &s->route);
+  if (cut) TRY(s->ops->route(s->b, layer, batch, 0, cut, all));
+  TRY(s->ops->route(s->b, layer, batch, cut, batch->n - cut, all));
+  TRY(s->ops->routing_fetch(s->b, 0, batch->n, all));
+  TRY(s->ops->routing_wait(s->b, &s->route));
+  if (cut) return s->ops->routing_arrived(s->b, batch);
+  // given back as it came, it changes nothing
+  return random_below(3)
+             ? 0
+             : s->ops->routing_write(s->b, 0, batch->n, ROUTING_EXPERTS | ROUTING_WEIGHTS, &s->route);
 }
 
 static status same_routes(const test_case *c, int64_t layer, int64_t n) {
@@ -141,6 +220,7 @@ static status same_routes(const test_case *c, int64_t layer, int64_t n) {
       return FAIL("%s: route of layer %d, token %d, slot %d: found expert %d, expected %d", c->text,
                   (int)layer, (int)(i / c->m.shape.top_k), (int)(i % c->m.shape.top_k), found->expert[i],
                   expected->expert[i]);
+  TRY(same_reals(c, "weights", layer, found->weight, expected->weight, n, c->m.shape.top_k));
   return same_reals(c, "margin", layer, found->margin, expected->margin, n, 1);
 }
 
@@ -155,28 +235,36 @@ static void fill_others(test_case *c, int64_t own, int64_t n_slots) {
 static status same_slots(test_case *c, int64_t layer, int64_t n_slots) {
   int64_t own = plan_rows(c, n_slots), hidden = c->m.shape.hidden;
   side *t = &c->tested;
-  if (t->ops->rows_write) TRY(t->ops->rows_write(t->b, ROWS_SLOTS, 0, 0));
-  if (t->ops->rows_read) TRY(t->ops->rows_read(t->b, ROWS_SLOTS, 0, own));
+  TRY(t->ops->rows_write(t->b, ROWS_SLOTS, 0, 0));
+  TRY(t->ops->rows_read(t->b, ROWS_SLOTS, 0, own));
   TRY(same_floats(c, "slots", layer, (const float *)t->ops->rows_host(t->b, ROWS_SLOTS),
                   (const float *)c->reference.ops->rows_host(c->reference.b, ROWS_SLOTS), own, hidden));
   fill_others(c, own, n_slots);
-  return t->ops->rows_write ? t->ops->rows_write(t->b, ROWS_SLOTS, 0, n_slots) : 0;
+  return t->ops->rows_write(t->b, ROWS_SLOTS, 0, n_slots);
 }
 
-static const int64_t *rows_for(const test_case *c, const side *s) {
-  return !c->whole ? c->row_of_slot : lies_on_device(s) ? NULL : c->identity;
+static slot_places places_of(const test_case *c) {
+  return c->whole ? (slot_places){SLOTS_IN_ORDER, NULL} : (slot_places){SLOTS_PLACED, c->row_of_slot};
 }
 
 static status experts_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {
   void *rows = s->ops->rows_host(s->b, ROWS_SLOTS);
+  slot_places places = places_of(c);
   if (rows) memset(rows, 0xff, (size_t)(batch->n * c->m.shape.top_k * c->m.shape.hidden) * sizeof(float));
-  return s->ops->experts(s->b, layer, batch, &s->route, rows_for(c, s));
+  TRY(s->ops->experts_up(s->b, layer, batch));
+  return s->ops->experts_down(s->b, layer, batch, &places);
+}
+
+static status digest_side(test_case *c, side *s, int64_t layer, const token_batch *batch, int64_t first,
+                          int64_t count) {
+  return s->ops->digest(s->b, layer, batch, first, count, s->layer_sums + layer * c->params.n_sequences);
 }
 
 static status combine_rows(test_case *c, side *s, int64_t layer, const token_batch *batch, int64_t first,
                            int64_t count) {
-  TRY(s->ops->combine(s->b, layer, batch, first, count, rows_for(c, s)));
-  return s->ops->digest(s->b, layer, batch, first, count, s->layer_sums + layer * c->params.n_sequences);
+  slot_places places = places_of(c);
+  TRY(s->ops->combine(s->b, layer, batch, first, count, &places));
+  return digest_side(c, s, layer, batch, first, count);
 }
 
 static status combine_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {
@@ -185,86 +273,114 @@ static status combine_side(test_case *c, side *s, int64_t layer, const token_bat
   return combine_rows(c, s, layer, batch, cut, batch->n - cut);
 }
 
-static status probed_layer(test_case *c, int64_t layer, const token_batch *batch) {
+static status layer_apart(test_case *c, int64_t layer, const token_batch *batch) {
   side *sides[] = {&c->tested, &c->reference};
   int64_t n_slots = batch->n * c->m.shape.top_k;
   for (int i = 0; i < 2; i++) TRY(attention_side(c, sides[i], layer, batch));
-  TRY(same_probe(c, PROBE_LAYER_INPUT, "attention", layer, batch->n));
+  TRY(same_stream(c, "attention", layer, batch->n));
   for (int i = 0; i < 2; i++) TRY(route_side(c, sides[i], layer, batch));
   TRY(same_routes(c, layer, batch->n));
-  TRY(same_probe(c, PROBE_FFN_NORM, "norm", layer, batch->n));
   plan_rows(c, n_slots);
   for (int i = 0; i < 2; i++) TRY(experts_side(c, sides[i], layer, batch));
   if (!c->whole) TRY(same_slots(c, layer, n_slots));
   for (int i = 0; i < 2; i++) TRY(combine_side(c, sides[i], layer, batch));
-  return same_probe(c, PROBE_LAYER_INPUT, "combine", layer, batch->n);
+  return same_stream(c, "combine", layer, batch->n);
 }
 
 // ---- a batch ----
 
-// One side alone, all its experts: on a device with nothing asked for in between.
+// One side alone, all its experts, with nothing asked for in between.
+static status whole_layer(test_case *c, side *s, int64_t layer, const token_batch *batch) {
+  TRY(s->ops->attention(s->b, layer, batch));
+  TRY(s->ops->moe(s->b, layer, batch));
+  return digest_side(c, s, layer, batch, 0, batch->n);
+}
+
 static status plain_steps(test_case *c, side *s, const token_batch *batch) {
-  bool blind = lies_on_device(s);
   TRY(s->ops->embed(s->b, batch));
-  for (int64_t layer = 0; layer < c->m.shape.n_layers; layer++) {
-    TRY(s->ops->attention(s->b, layer, batch));
-    TRY(s->ops->route(s->b, layer, batch, 0, batch->n, blind ? NULL : &s->route));
-    TRY(s->ops->experts(s->b, layer, batch, blind ? NULL : &s->route, rows_for(c, s)));
-    TRY(combine_side(c, s, layer, batch));
-  }
+  for (int64_t layer = 0; layer < c->m.shape.n_layers; layer++) TRY(whole_layer(c, s, layer, batch));
   return 0;
 }
 
-static status recorded_steps(void *context, const token_batch *batch) {
+static status captured_steps(void *context, const token_batch *batch) {
   test_case *c = (test_case *)context;
   return plain_steps(c, &c->tested, batch);
 }
 
-static status probed_steps(test_case *c, const token_batch *batch) {
+static status steps_apart(test_case *c, const token_batch *batch) {
   side *sides[] = {&c->tested, &c->reference};
   for (int i = 0; i < 2; i++) TRY(sides[i]->ops->embed(sides[i]->b, batch));
-  TRY(same_probe(c, PROBE_LAYER_INPUT, "embed", -1, batch->n));
-  for (int64_t layer = 0; layer < c->m.shape.n_layers; layer++) TRY(probed_layer(c, layer, batch));
+  TRY(same_stream(c, "embed", -1, batch->n));
+  for (int64_t layer = 0; layer < c->m.shape.n_layers; layer++) TRY(layer_apart(c, layer, batch));
   return 0;
 }
 
-static status head_side(test_case *c, side *s, const token_batch *batch, const int64_t *rows, int64_t count) {
-  int64_t vocabulary = c->m.shape.vocabulary;
-  memset(s->logits, 0xff, (size_t)(count * vocabulary) * sizeof *s->logits);
-  TRY(s->ops->head(s->b, rows, count, s->logits));
-  if (lies_on_device(s)) return s->ops->logits_digest(s->b, rows, count, s->logit_sums);
-  for (int64_t i = 0; i < count; i++)
-    digest_row(&s->logit_sums[batch->sequence[rows[i]]], path_get(c->params.shared), -1,
-               batch->position[rows[i]], s->logits + i * vocabulary, (size_t)vocabulary);
+// A stream that is set to what it was, and every probe of whole steps.
+static status watched_steps(test_case *c, const token_batch *batch) {
+  side *sides[] = {&c->tested, &c->reference};
+  TRY(watch(c, true));
+  for (int i = 0; i < 2; i++) TRY(sides[i]->ops->embed(sides[i]->b, batch));
+  TRY(same_shown(c, PROBE_OF_BATCH, -1));
+  TRY(same_stream(c, "embed", -1, batch->n));
+  for (int i = 0; i < 2; i++) TRY(sides[i]->ops->stream_write(sides[i]->b, 0, batch->n, sides[i]->rows));
+  for (int64_t layer = 0; layer < c->m.shape.n_layers; layer++) {
+    for (int i = 0; i < 2; i++) TRY(whole_layer(c, sides[i], layer, batch));
+    TRY(same_shown(c, PROBE_OF_LAYER, layer));
+  }
   return 0;
+}
+
+static status head_side(test_case *c, side *s, const token_batch *batch, const int64_t *rows, int64_t count,
+                        const void **logits) {
+  TRY(s->ops->head(s->b, batch, rows, count));
+  TRY(s->ops->logits_read(s->b, count, logits));
+  (void)c;
+  return s->ops->logits_digest(s->b, batch, rows, count, s->logit_sums);
 }
 
 static status same_heads(test_case *c, const token_batch *batch) {
   int64_t count = 1 + random_below(batch->n < MOST_ROWS ? batch->n : MOST_ROWS), rows[MOST_ROWS];
   int64_t first = random_below(batch->n - count + 1);
-  bool scattered = random_below(3) == 0; // as tokens that were dealt lie
+  bool scattered = random_below(3) == 0; // as tokens of a shard lie
   for (int64_t i = 0; i < count; i++) rows[i] = scattered ? random_below(batch->n) : first + i;
-  TRY(head_side(c, &c->tested, batch, rows, count));
-  TRY(head_side(c, &c->reference, batch, rows, count));
-  return same_floats(c, "logits", c->m.shape.n_layers, c->tested.logits, c->reference.logits, count,
+  const void *found, *expected;
+  TRY(head_side(c, &c->tested, batch, rows, count, &found));
+  TRY(head_side(c, &c->reference, batch, rows, count, &expected));
+  return same_floats(c, "logits", c->m.shape.n_layers, (const float *)found, (const float *)expected, count,
                      c->m.shape.vocabulary);
+}
+
+static status run_steps(test_case *c, const token_batch *batch, mode how) {
+  side *t = &c->tested;
+  switch (how) {
+  case APART:
+    c->cut = random_below(2) ? random_below(batch->n) : 0;
+    TRY(steps_apart(c, batch));
+    c->cut = 0;
+    return 0;
+  case WATCHED:
+    return watched_steps(c, batch);
+  case BLIND:
+    TRY(plain_steps(c, t, batch));
+    return plain_steps(c, &c->reference, batch);
+  case CAPTURED:
+    TRY(lies_on_device(t) ? t->ops->captured(t->b, batch, captured_steps, c) : plain_steps(c, t, batch));
+    return plain_steps(c, &c->reference, batch);
+  case MODES:
+    break;
+  }
+  return FAIL("no such mode");
 }
 
 static status run_batch(test_case *c, const token_batch *batch, mode how) {
   side *t = &c->tested;
-  if (how == PROBED) {
-    c->cut = random_below(2) ? random_below(batch->n) : 0;
-    TRY(probed_steps(c, batch));
-    c->cut = 0;
-  } else {
-    if (how == RECORDED && t->ops->recorded)
-      TRY(t->ops->recorded(t->b, batch, recorded_steps, c));
-    else
-      TRY(plain_steps(c, t, batch));
-    TRY(plain_steps(c, &c->reference, batch));
-    TRY(same_probe(c, PROBE_LAYER_INPUT, "the last combine", c->m.shape.n_layers - 1, batch->n));
-  }
+  TRY(run_steps(c, batch, how));
+  TRY(same_stream(c, "the last combine", c->m.shape.n_layers - 1, batch->n));
   TRY(same_heads(c, batch));
+  if (how == WATCHED) {
+    TRY(same_shown(c, PROBE_OF_HEAD, -1));
+    TRY(watch(c, false));
+  }
   if (lies_on_device(t)) TRY(t->ops->finish(t->b));
   TRY(same_sums(c, "layer", t->layer_sums, c->reference.layer_sums, c->m.shape.n_layers));
   return same_sums(c, "logits", t->logit_sums, c->reference.logit_sums, 1);
@@ -314,7 +430,7 @@ static status run_batches(test_case *c, bool is_long) {
                 : RANDOM_OF(1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129, 200, 300);
     if (size > most_tokens) size = is_long ? most_tokens : 1 + size % most_tokens;
     token_batch batch = decodes ? decode_batch(c) : prefill_batch(c, size);
-    mode how = c->whole ? (mode)random_below(3) : PROBED;
+    mode how = c->whole ? (mode)random_below(MODES) : APART;
     char *end = strrchr(c->text, ';');
     snprintf(end, sizeof c->text - (size_t)(end - c->text), "; batch %d of %d tokens to position %d, %s", i,
              (int)batch.n, batch.position[batch.n - 1], MODE_NAMES[how]);
@@ -364,9 +480,9 @@ static status open_side(test_case *c, side *s, const backend_ops *ops, const cha
   const model_shape *m = &c->m.shape;
   s->ops = ops;
   s->route.expert = random_room((size_t)(MOST_BATCH * m->top_k), sizeof *s->route.expert);
+  s->route.weight = random_room((size_t)(MOST_BATCH * m->top_k), sizeof *s->route.weight);
   s->route.margin = random_room(MOST_BATCH, sizeof *s->route.margin);
   s->rows = random_room((size_t)(MOST_BATCH * m->hidden), sizeof *s->rows);
-  s->logits = random_room((size_t)(MOST_ROWS * m->vocabulary), sizeof *s->logits);
   s->layer_sums = random_room((size_t)(m->n_layers * c->params.n_sequences), sizeof *s->layer_sums);
   s->logit_sums = random_room((size_t)c->params.n_sequences, sizeof *s->logit_sums);
   backend_params p = c->params;
@@ -377,9 +493,13 @@ static status open_side(test_case *c, side *s, const backend_ops *ops, const cha
 static void close_side(side *s) {
   if (s->b) s->ops->close(s->b);
   free(s->route.expert);
+  free(s->route.weight);
   free(s->route.margin);
   free(s->rows);
-  free(s->logits);
+  for (int p = 0; p < PROBE_COUNT; p++) {
+    free(s->shown[p].row);
+    free(s->shown[p].numbers);
+  }
   free(s->layer_sums);
   free(s->logit_sums);
 }
@@ -424,8 +544,6 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
   describe(&c, seed, ties);
   size_t slots = (size_t)(MOST_BATCH * shape.top_k);
   c.row_of_slot = random_room(slots, sizeof *c.row_of_slot);
-  c.identity = random_room(slots, sizeof *c.identity);
-  for (size_t i = 0; i < slots; i++) c.identity[i] = (int64_t)i;
   status result = open_side(&c, &c.tested, ops, row);
   if (!result) result = open_side(&c, &c.reference, backend_find("cpu"), "portable");
   if (!result) result = run_batches(&c, is_long);
@@ -434,7 +552,6 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
   random_model_close(&c.m);
   free(c.local);
   free(c.row_of_slot);
-  free(c.identity);
   return result;
 }
 

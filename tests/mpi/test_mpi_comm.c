@@ -249,7 +249,7 @@ static void refused(const char *name, const device_id *device, const char *why) 
   transport *t;
   assert_int_not_equal(transport_choose(&t, ranks, name, device, true), 0);
   assert_null(t);
-  assert_true(comm_fault_is_agreed(ranks));
+  assert_true(comm_error_is_agreed(ranks));
   if (rank == 0 && !strstr(status_text(), why)) fail_msg("\"%s\" does not say \"%s\"", status_text(), why);
   status_reset();
 }
@@ -369,7 +369,7 @@ static void rows_reach_the_ranks_that_take_them(void **state) {
 static void a_fault_of_one_is_a_fault_of_all(void **state) {
   (void)state;
   assert_int_equal(comm_agree(ranks, 0, "a test"), 0);
-  assert_false(comm_fault_is_agreed(ranks));
+  assert_false(comm_error_is_agreed(ranks));
   for (int bad = 0; bad < size; bad++) {
     status mine = rank == bad ? FAIL("the fault of rank %d", bad) : 0;
     assert_int_not_equal(comm_agree(ranks, mine, "the test's phase"), 0);
@@ -377,8 +377,8 @@ static void a_fault_of_one_is_a_fault_of_all(void **state) {
     snprintf(named, sizeof named, "rank %d", bad);
     assert_non_null(strstr(status_text(), named));
     if (rank != bad) assert_non_null(strstr(status_text(), "the test's phase"));
-    assert_true(comm_fault_is_agreed(ranks));
-    if (size > 1 && rank != bad) assert_true(comm_fault_is_told_elsewhere(ranks));
+    assert_true(comm_error_is_agreed(ranks));
+    if (size > 1 && rank != bad) assert_true(comm_error_is_reported_elsewhere(ranks));
     status_reset();
   }
 }

@@ -11,6 +11,7 @@
 // The linker's --wrap leads the calls of the library here, so the phase is met for certain and needs no
 // clock. Invariant: without its fault the program is moe_run.
 #include "src/report/job_report.h"
+#include "src/run/forward.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <mpi.h>
@@ -36,8 +37,8 @@ status __real_model_check_weights(const model *m, const expert_local *owned, int
                                   uint64_t *shared_hash, uint64_t *experts_hash);
 status __wrap_model_check_weights(const model *m, const expert_local *owned, int threads,
                                   uint64_t *shared_hash, uint64_t *experts_hash);
-status __real_forward_layer(forward_state *f, int64_t layer, const token_batch *batch);
-status __wrap_forward_layer(forward_state *f, int64_t layer, const token_batch *batch);
+status __real_forward_layer(forward_state *f, int64_t layer);
+status __wrap_forward_layer(forward_state *f, int64_t layer);
 int __real_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *statuses);
 int __wrap_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *statuses);
 status __real_job_report_finish(job *j, report *r);
@@ -91,13 +92,13 @@ status __wrap_model_check_weights(const model *m, const expert_local *owned, int
   return __real_model_check_weights(m, owned, threads, shared_hash, experts_hash);
 }
 
-status __wrap_forward_layer(forward_state *f, int64_t layer, const token_batch *batch) {
+status __wrap_forward_layer(forward_state *f, int64_t layer) {
   if (layer == 1) TRY(at_phase("prefill"));
-  if (layer == 1 && batch->n == 1) TRY(at_phase("decode"));
+  if (layer == 1 && f->batch.rows.n == 1) TRY(at_phase("decode"));
   if (!strcmp(plan_of_fault.kind, "twice") && layer == plan_of_fault.rank)
-    TRY(f->compute->ops->attention(f->compute, layer, token_shards_rows(&f->shards, batch)));
+    TRY(f->compute->ops->attention(f->compute, layer, &f->batch.rows));
   plan_of_fault.in_exchange = layer == 1;
-  status result = __real_forward_layer(f, layer, batch);
+  status result = __real_forward_layer(f, layer);
   plan_of_fault.in_exchange = false;
   return result;
 }

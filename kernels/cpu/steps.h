@@ -1,0 +1,87 @@
+// steps: the cpu backend's steps, shared by the files that hold them: step_attention.c, step_moe.c, steps.c.
+//
+// A step is one parallel region of a few named phases over a batch, each phase a loop whose iterations are
+// independent, so that threads change no bit. CUDA's files of the same names have the same phases in the same
+// order.
+#pragma once
+#include "kernels/cpu/products.h"
+
+// m times rows first .. first + n - 1 of a
+static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
+                                     const activations *a, int64_t first, int64_t n) {
+  return (product){&b->shared, m, out + first, a->real_rows + first, a->q8k_rows + first, n};
+}
+
+// Row `row` of a in the form that the path's products read.
+static inline void quantize(const cpu_backend *b, const side *s, activations *a, int64_t row) {
+  if (s->path->kind == PATH_Q8K && a->q8k)
+    b->row->quantize_q8k((block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
+}
+
+// out[to] = rms_norm(x[from]) * weight, rounded where the path rounds
+static inline void norm_row(cpu_backend *b, activations *out, int64_t to, int64_t from, const float *weight) {
+  const model_shape *s = &b->shape;
+  b->shared.ops->rms_norm(out->real_rows[to], row_at(b, b->x, from, s->hidden), weight, s->hidden,
+                          s->rms_epsilon);
+  quantize(b, &b->shared, out, to);
+}
+
+// normed = rms_norm(x) * weight
+static inline void norm_phase(cpu_backend *b, const float *weight, int64_t first, int64_t count) {
+#pragma omp for
+  for (int64_t t = first; t < first + count; t++) norm_row(b, &b->normed, t, t, weight);
+}
+
+static inline bool is_watched(const cpu_backend *b, probe_point point) {
+  return b->watch.wanted >> point & 1;
+}
+
+// Shows numbers[i] as row first + i of a probe. Inside a parallel region, by all its threads, or outside of
+// one.
+static inline void show_phase(cpu_backend *b, probe_point point, int64_t layer, void *const *numbers,
+                              int64_t first, int64_t count, size_t real_bytes) {
+  if (!is_watched(b, point)) return;
+#pragma omp single
+  for (int64_t i = 0; i < count; i++)
+    b->watch.show(b->watch.context, point, layer, first + i, numbers[i], real_bytes);
+}
+
+// The same of rows that lie one after the other.
+static inline void show_rows_phase(cpu_backend *b, probe_point point, int64_t layer, const void *numbers,
+                                   int64_t first, int64_t count, size_t row_bytes, size_t real_bytes) {
+  if (!is_watched(b, point)) return;
+#pragma omp single
+  for (int64_t i = 0; i < count; i++)
+    b->watch.show(b->watch.context, point, layer, first + i, (const char *)numbers + (size_t)i * row_bytes,
+                  real_bytes);
+}
+
+static inline void show_stream_phase(cpu_backend *b, probe_point point, int64_t layer, int64_t first,
+                                     int64_t count) {
+  size_t real = b->shared.ops->bytes;
+  show_rows_phase(b, point, layer, row_at(b, b->x, first, b->shape.hidden), first, count,
+                  (size_t)b->shape.hidden * real, real);
+}
+
+// out[n] = in[n], of 4 or 8 bytes each
+void convert_reals(void *out, size_t out_bytes, const void *in, size_t in_bytes, int64_t n);
+
+// ---- step_attention.c ----
+
+status cpu_attention(backend *base, int64_t layer, const token_batch *rows);
+status cpu_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+status cpu_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+
+// ---- step_moe.c ----
+
+status cpu_moe(backend *base, int64_t layer, const token_batch *rows);
+status cpu_route(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                 unsigned parts);
+status cpu_experts_up(backend *base, int64_t layer, const token_batch *rows);
+status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places);
+status cpu_combine(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                   const slot_places *places);
+status cpu_routing_fetch(backend *base, int64_t first, int64_t count, unsigned parts);
+status cpu_routing_wait(backend *base, routing *out);
+status cpu_routing_write(backend *base, int64_t first, int64_t count, unsigned parts, const routing *in);
+status cpu_routing_arrived(backend *base, const token_batch *rows);

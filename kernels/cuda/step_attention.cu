@@ -1,0 +1,68 @@
+// step_attention: x += o(attention(norm(x))), whole or as project and attend.
+//
+// Owns: which launches make a step. Independent of: how the state came to be (state.cu), how rows travel.
+#include "kernels/cuda/steps.cuh"
+
+static bool rounds(const cuda_backend *b) {
+  return b->shared->kind == PATH_Q8K && b->shape.hidden % QK_K == 0;
+}
+
+status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
+  float *x = b->x + first * s->hidden, epsilon = (float)s->rms_epsilon;
+  int n = (int)count;
+  if (decodes(b, rows)) return decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream);
+  dev_inputs normed = rows_from(b->normed, first);
+  TRY(norm_launch(normed, x, w->attn_norm, n, epsilon, rounds(b), b->stream));
+  TRY(show(b, PROBE_ATTN_NORM, layer, normed.x, first, count));
+  product_set qkv = {{shared_product(b->q + first * q_width, &w->q, &normed, n),
+                      shared_product(b->k + first * kv_width, &w->k, &normed, n),
+                      shared_product(b->v + first * kv_width, &w->v, &normed, n)},
+                     {0},
+                     3};
+  return multiply(b, b->shared, &qkv);
+}
+
+// Norm and RoPE of the heads; keys and values of the whole batch into the cache; attention of n queries.
+static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, bool early) {
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  size_t at = (size_t)(first * s->n_heads * s->head_dim),
+         kv_at = (size_t)(first * s->n_kv_heads * s->head_dim);
+  bool whole = n == b->batch.n && !b->watch.wanted;
+  if (whole && b->distinct && decode_attends(&b->work, s, n, b->max_keys))
+    return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
+                                   &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
+  float *keys = is_watched(b, PROBE_KCUR) ? b->shown : nullptr; // rotated: the cache may hold halves only
+  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, first, n, keys,
+                   b->stream));
+  TRY(show(b, PROBE_QCUR, layer, b->q + at, first, n));
+  TRY(show(b, PROBE_KCUR, layer, b->shown + kv_at, first, n));
+  TRY(show(b, PROBE_VCUR, layer, b->v + kv_at, first, n));
+  dev_batch queries = batch_from(b->batch, first, n);
+  TRY(attention_launch(b->attended.x + at, b->q + at, b->cache, (int)layer, &queries, (int)s->n_heads,
+                       b->max_keys, &b->work, b->stream));
+  return show(b, PROBE_KQV_OUT, layer, b->attended.x + at, first, n);
+}
+
+status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
+  cuda_backend *b = self(base);
+  const dev_layer *w = &b->weights->layers[layer];
+  bool one = decodes(b, rows);
+  int n = (int)count;
+  TRY(attend_heads(b, layer, (int)first, n, one));
+  if (one) return decode_output_launch(b->x, b->attended.x, w, b->stream);
+  dev_inputs attended = rows_from(b->attended, first);
+  if (attended.qs) TRY(round_launch(attended, n, b->stream));
+  float *x = b->x + first * b->shape.hidden;
+  TRY(product_shared(b, x, &w->o, &attended, n, true));
+  return show(b, PROBE_FFN_INP, layer, x, first, count);
+}
+
+status cuda_attention(backend *base, int64_t layer, const token_batch *rows) {
+  TRY(cuda_project(base, layer, rows, 0, rows->n));
+  return cuda_attend(base, layer, rows, 0, rows->n);
+}

@@ -1,0 +1,279 @@
+// step_moe: x += the chosen experts' outputs, whole or as route, experts_up, experts_down and combine.
+//
+// Owns: which launches make a step, and where the routing stands (routing_state). Independent of: how the
+// state came to be (state.cu), how rows travel.
+#include "base/memory.h"
+#include "kernels/cuda/steps.cuh"
+#include <string.h>
+
+// A step that comes before what it needs is an error of the caller, and never computes with old rows.
+static status expect(const cuda_backend *b, bool good, const char *step) {
+  static const char *const NAMES[] = {"nothing routed",  "some rows routed", "all rows routed",
+                                      "a routing given", "gate and up done", "gate and up of one token done"};
+  return good ? 0 : FAIL("backend cuda: %s comes out of order: %s", step, NAMES[b->routing]);
+}
+
+static int slots_of(const cuda_backend *b, int64_t n_tokens) {
+  return (int)(n_tokens * b->shape.top_k);
+}
+
+// ---- route: normed = norm(x), the router's logits, the choice ----
+
+static status choose(cuda_backend *b, int64_t first, int n, bool whole, unsigned parts) {
+  const model_shape *s = &b->shape;
+  int64_t slot = first * s->top_k;
+  bool places = whole && n <= b->params.fixed_tokens;
+  return route_launch(b->expert + slot, b->slot_weights + slot, b->member + slot, places ? b->place : nullptr,
+                      parts & ROUTING_MARGINS ? b->margin + first : nullptr,
+                      b->router_logits + first * s->n_experts, b->weights->local_of_expert, b->rank_of_expert,
+                      n, (int)s->n_experts, (int)s->top_k, b->stream);
+}
+
+static status route_rows(cuda_backend *b, int64_t layer, int64_t first, int n) {
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  float *logits = b->router_logits + first * s->n_experts;
+  bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
+  dev_inputs normed = rows_from(b->normed, first);
+  TRY(norm_launch(normed, b->x + first * s->hidden, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
+  TRY(show(b, PROBE_FFN_NORM, layer, normed.x, first, n));
+  TRY(product_shared(b, logits, &w->router, &normed, n, false));
+  return show(b, PROBE_FFN_MOE_LOGITS, layer, logits, first, n);
+}
+
+status cuda_route(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                  unsigned parts) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int64_t slot = first * s->top_k;
+  bool whole = count == rows->n;
+  if (decodes(b, rows))
+    TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
+  else
+    TRY(route_rows(b, layer, first, (int)count));
+  TRY(choose(b, first, (int)count, whole, parts));
+  TRY(show(b, PROBE_FFN_MOE_TOPK, layer, b->expert + slot, first, count));
+  TRY(show(b, PROBE_FFN_MOE_WEIGHTS_NORM, layer, b->slot_weights + slot, first, count));
+  b->routing = whole ? ROUTING_OF_ALL : ROUTING_OF_SOME;
+  return 0;
+}
+
+// ---- the routing to the host and back ----
+
+status cuda_routing_fetch(backend *base, int64_t first, int64_t count, unsigned parts) {
+  cuda_backend *b = self(base);
+  int64_t slot = first * b->shape.top_k;
+  size_t n = (size_t)count, slots = n * (size_t)b->shape.top_k;
+  b->fetch = routing_range{first, count, parts};
+  if (parts & ROUTING_EXPERTS)
+    CUDA_TRY(cudaMemcpyAsync(b->host_expert + slot, b->expert + slot, slots * sizeof *b->expert,
+                             cudaMemcpyDeviceToHost, b->stream));
+  if (parts & ROUTING_WEIGHTS)
+    CUDA_TRY(cudaMemcpyAsync(b->host_weight + slot, b->slot_weights + slot, slots * sizeof *b->slot_weights,
+                             cudaMemcpyDeviceToHost, b->stream));
+  if (parts & ROUTING_MARGINS)
+    CUDA_TRY(cudaMemcpyAsync(b->host_margin + first, b->margin + first, n * sizeof *b->margin,
+                             cudaMemcpyDeviceToHost, b->stream));
+  CUDA_TRY(cudaEventRecord(b->fetched, b->stream));
+  return 0;
+}
+
+status cuda_routing_wait(backend *base, routing *out) {
+  cuda_backend *b = self(base);
+  routing_range f = b->fetch;
+  int64_t slot = f.first * b->shape.top_k, slots = f.count * b->shape.top_k;
+  TRY(device_wait_event(b->fetched, &b->params));
+  if (f.parts & ROUTING_EXPERTS)
+    memcpy(out->expert + slot, b->host_expert + slot, (size_t)slots * sizeof *b->host_expert);
+  for (int64_t i = slot; i < slot + slots && f.parts & ROUTING_WEIGHTS; i++)
+    out->weight[i] = (double)b->host_weight[i];
+  if (f.parts & ROUTING_MARGINS)
+    memcpy(out->margin + f.first, b->host_margin + f.first, (size_t)f.count * sizeof *b->host_margin);
+  return 0;
+}
+
+// `expert` and normed rows have come from other ranks: what follows from them.
+status cuda_routing_arrived(backend *base, const token_batch *rows) {
+  cuda_backend *b = self(base);
+  TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
+  if (b->normed.qs) TRY(round_launch(b->normed, (int)rows->n, b->stream));
+  b->routing = ROUTING_GIVEN;
+  return 0;
+}
+
+// From pageable memory: the driver has its own copy when the call returns.
+status cuda_routing_write(backend *base, int64_t first, int64_t count, unsigned parts, const routing *in) {
+  cuda_backend *b = self(base);
+  int64_t slot = first * b->shape.top_k;
+  size_t slots = (size_t)(count * b->shape.top_k);
+  if (parts & ROUTING_EXPERTS)
+    CUDA_TRY(cudaMemcpyAsync(b->expert + slot, in->expert + slot, slots * sizeof *b->expert,
+                             cudaMemcpyHostToDevice, b->stream));
+  if (parts & ROUTING_WEIGHTS) {
+    float *narrow;
+    TRY(TAKE(&narrow, slots, "a given routing"));
+    for (size_t i = 0; i < slots; i++) narrow[i] = (float)in->weight[slot + (int64_t)i];
+    cudaError_t error = cudaMemcpyAsync(b->slot_weights + slot, narrow, slots * sizeof *narrow,
+                                        cudaMemcpyHostToDevice, b->stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(b->stream);
+    free(narrow);
+    CUDA_TRY(error);
+  }
+  token_batch rows = {first + count, nullptr, nullptr, nullptr};
+  return cuda_routing_arrived(base, &rows);
+}
+
+// ---- experts ----
+
+// A stack's product over all slots of the batch. Few slots each read their expert alone; many are grouped by
+// expert.
+static product slot_product(const cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in,
+                            int n_slots, int divisor) {
+  bool grouped = n_slots > 2 * b->shape.top_k;
+  product p = {};
+  p.w = *m;
+  p.in = *in;
+  p.member = b->member;
+  p.first = grouped ? b->first : nullptr;
+  p.order = grouped ? b->order : nullptr;
+  p.tiles = b->tiles;
+  p.n_members = b->weights->n_local;
+  p.n_items = n_slots;
+  p.input_divisor = divisor;
+  p.out = out;
+  return p;
+}
+
+static decode_experts one_token(cuda_backend *b, int64_t layer) {
+  decode_experts e = {};
+  e.normed = b->normed;
+  e.router_logits = b->router_logits;
+  e.hidden = b->gate.x;
+  e.x = b->x;
+  e.sums = b->sums + layer * b->params.n_sequences;
+  e.tag = b->shared->tag;
+  e.layer = (int)layer;
+  return e;
+}
+
+status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  const dev_layer *w = &b->weights->layers[layer];
+  int n_slots = slots_of(b, rows->n);
+  TRY(expect(b, b->routing == ROUTING_OF_ALL || b->routing == ROUTING_GIVEN, "experts_up"));
+  if (decodes(b, rows) && b->routing == ROUTING_OF_ALL) { // repeats the choice from the logits
+    decode_experts e = one_token(b, layer);
+    b->routing = EXPERTS_UP_ONE;
+    return decode_gate_up_launch(&e, w, s, b->weights, &b->batch, b->stream);
+  }
+  if (n_slots > 2 * s->top_k)
+    TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
+  product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k),
+                     slot_product(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k)},
+                    {0},
+                    2};
+  TRY(multiply(b, b->experts, &in));
+  TRY(show_slots(b, PROBE_FFN_MOE_GATE, layer, b->gate.x, nullptr, n_slots));
+  TRY(show_slots(b, PROBE_FFN_MOE_UP, layer, b->up, nullptr, n_slots));
+  bool floats = !takes_q8k(b->experts, &w->down) || is_watched(b, PROBE_FFN_MOE_SWIGLU);
+  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, floats, b->stream));
+  TRY(show_slots(b, PROBE_FFN_MOE_SWIGLU, layer, b->gate.x, nullptr, n_slots));
+  b->routing = EXPERTS_UP;
+  return 0;
+}
+
+// The device's array of slots' rows, or null where they lie in order. Fixed places were written by the
+// choice.
+static status place_slots(cuda_backend *b, const slot_places *places, int n_slots, const int64_t **out) {
+  *out = places->order == SLOTS_IN_ORDER ? nullptr : b->place;
+  if (places->order != SLOTS_PLACED) return 0;
+  const void *from = places->row_of_slot;
+  if (b->params
+          .computes_shared) // the last copy from there is done: the host has waited for the routing since
+    from = memcpy(b->host_place, places->row_of_slot, (size_t)n_slots * sizeof(int64_t));
+  CUDA_TRY(
+      cudaMemcpyAsync(b->place, from, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice, b->stream));
+  return 0;
+}
+
+status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
+  cuda_backend *b = self(base);
+  const dev_layer *w = &b->weights->layers[layer];
+  const int64_t *place;
+  int n_slots = slots_of(b, rows->n);
+  TRY(expect(b, b->routing == EXPERTS_UP || b->routing == EXPERTS_UP_ONE, "experts_down"));
+  TRY(place_slots(b, places, n_slots, &place));
+  bool one = b->routing == EXPERTS_UP_ONE;
+  b->routing = ROUTING_NONE;
+  if (one) {
+    decode_experts e = one_token(b, layer);
+    e.slots = b->slots;
+    e.place = place;
+    return decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
+  }
+  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
+  down.p[0].place = place;
+  TRY(multiply(b, b->experts, &down));
+  return show_slots(b, PROBE_FFN_MOE_DOWN, layer, b->slots, place, n_slots);
+}
+
+// ---- combine: x += the slots' weighted sum, in slot order, and the layer's digest ----
+
+typedef struct {
+  const float *slots, *weight;
+  const int64_t *place;
+  dev_batch rows;
+} combine_part;
+
+static combine_part part_of(const cuda_backend *b, int64_t first, int64_t count, const slot_places *places) {
+  int64_t slot = first * b->shape.top_k;
+  bool placed = places->order != SLOTS_IN_ORDER;
+  return {placed ? b->slots : b->slots + slot * b->shape.hidden, b->slot_weights + slot,
+          placed ? b->place + slot : nullptr, batch_from(b->batch, (int)first, (int)count)};
+}
+
+// The sum alone, as 0 + sum; its digest goes nowhere.
+static status show_sums(cuda_backend *b, int64_t layer, int64_t first, int64_t count, const combine_part *p) {
+  const model_shape *s = &b->shape;
+  if (!is_watched(b, PROBE_FFN_MOE_OUT)) return 0;
+  CUDA_TRY(cudaMemsetAsync(b->shown, 0, (size_t)(count * s->hidden) * sizeof(float), b->stream));
+  TRY(combine_launch(b->shown, p->slots, p->weight, p->place, &p->rows, (int)s->top_k, (int)s->hidden,
+                     b->unused_sums, b->shared->tag, (int)layer, b->stream));
+  return show(b, PROBE_FFN_MOE_OUT, layer, b->shown, first, count);
+}
+
+status cuda_combine(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                    const slot_places *places) {
+  cuda_backend *b = self(base);
+  const model_shape *s = &b->shape;
+  combine_part p = part_of(b, first, count, places);
+  float *x = b->x + first * s->hidden;
+  unsigned long long *sums = b->sums + sums_row(b, layer, rows, count) * b->params.n_sequences;
+  TRY(show_sums(b, layer, first, count, &p));
+  TRY(combine_launch(x, p.slots, p.weight, p.place, &p.rows, (int)s->top_k, (int)s->hidden, sums,
+                     b->shared->tag, (int)layer, b->stream));
+  return show(b, PROBE_L_OUT, layer, x, first, count);
+}
+
+// ---- the whole step ----
+
+// One token on q8k: the choice is made where it is needed, and the last kernel has every slot at hand.
+static status moe_of_one_token(cuda_backend *b, int64_t layer) {
+  const dev_layer *w = &b->weights->layers[layer];
+  decode_experts e = one_token(b, layer);
+  TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)b->shape.rms_epsilon, b->stream));
+  TRY(decode_gate_up_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
+  return decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
+}
+
+status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
+  static const slot_places in_order = {SLOTS_IN_ORDER, nullptr};
+  cuda_backend *b = self(base);
+  if (decodes(b, rows)) return moe_of_one_token(b, layer);
+  TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));
+  TRY(cuda_experts_up(base, layer, rows));
+  TRY(cuda_experts_down(base, layer, rows, &in_order));
+  return cuda_combine(base, layer, rows, 0, rows->n, &in_order);
+}

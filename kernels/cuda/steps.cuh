@@ -1,0 +1,77 @@
+// steps: the cuda backend's steps, shared by the files that hold them: step_attention.cu, step_moe.cu,
+// steps.cu.
+//
+// The whole forward pass lives on the device: token ids go in, logits (or their digest) come out. Steps are
+// enqueued on one stream and return; `finish` and every read wait. The same phases in the same order
+// everywhere:
+//
+//   step          phases                     on a CPU                here                  one token on q8k
+//   project       norm; q, k, v              norm, products          norm, multiply        decode_qkv
+//   attend        norm, RoPE, cache          heads                   heads                 decode_attention
+//                 attention; round           attend, attended        attention, round
+//                 o; add                     products, add           product_shared        decode_output
+//   route         norm; router               norm, products          norm, product_shared  decode_router
+//                 choice                     choose                  choose
+//   experts_up    group; round               up_list, expert_inputs  group, round          decode_gate_up
+//                 gate, up; swiglu, round    expert_list, swiglu     multiply, swiglu
+//   experts_down  down                       expert_list, widen      multiply              decode_down
+//   combine       weighted sum, add; digest  combine                 combine
+//   head          norm; output               norm, products          norm, product_shared  decode_head
+#pragma once
+#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/state.cuh"
+
+// One token on q8k, and nobody looks in: decode.cuh's launches. The same bits.
+static inline bool decodes(const cuda_backend *b, const token_batch *rows) {
+  return b->decodes && rows->n == 1 && !b->watch.wanted;
+}
+
+// ---- products: steps.cu ----
+
+bool takes_q8k(const path_info *path, const dev_matrix *m);
+status multiply(cuda_backend *b, const path_info *path, product_set *set);
+product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, int n);
+// out = m times n rows of in, or with `adds` out += that
+status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
+                      bool adds);
+dev_inputs rows_from(dev_inputs in, int64_t first); // rows first .. of inputs
+dev_batch batch_from(const dev_batch &b, int first, int n);
+
+// Where the digest of a layer adds up, of the whole batch or of part of it.
+static inline int64_t sums_row(const cuda_backend *b, int64_t layer, const token_batch *rows, int64_t count) {
+  return count == rows->n ? layer : b->shape.n_layers + 1 + layer;
+}
+
+// ---- probes: steps.cu ----
+
+static inline bool is_watched(const cuda_backend *b, probe_point point) {
+  return b->watch.wanted >> point & 1;
+}
+
+// Shows numbers[count][probe_width] on the device as rows first .. of a probe; waits. Nothing where nobody
+// looks.
+status show(cuda_backend *b, probe_point point, int64_t layer, const void *numbers, int64_t first,
+            int64_t count);
+// The same of the slots of owned experts among all n_slots: slot i is row i of numbers, or row place[i].
+status show_slots(cuda_backend *b, probe_point point, int64_t layer, const float *numbers,
+                  const int64_t *place, int64_t n_slots);
+
+// ---- step_attention.cu ----
+
+status cuda_attention(backend *base, int64_t layer, const token_batch *rows);
+status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+
+// ---- step_moe.cu ----
+
+status cuda_moe(backend *base, int64_t layer, const token_batch *rows);
+status cuda_route(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                  unsigned parts);
+status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows);
+status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places);
+status cuda_combine(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
+                    const slot_places *places);
+status cuda_routing_fetch(backend *base, int64_t first, int64_t count, unsigned parts);
+status cuda_routing_wait(backend *base, routing *out);
+status cuda_routing_write(backend *base, int64_t first, int64_t count, unsigned parts, const routing *in);
+status cuda_routing_arrived(backend *base, const token_batch *rows);

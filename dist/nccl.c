@@ -402,7 +402,7 @@ static status nccl_start(void **out, comm *c, const device_id *device, size_t ho
 }
 
 const transport_ops nccl_transport_ops = {
-    .name = "nccl",
+    .kind = TRANSPORT_NCCL,
     .on_device = true,
     .start = nccl_start,
     .stop = nccl_stop,

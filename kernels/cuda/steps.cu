@@ -362,7 +362,7 @@ static status cuda_captured(backend *base, const token_batch *batch,
 }
 
 extern "C" const backend_ops cuda_backend_ops = {
-    .name = "cuda",
+    .kind = BACKEND_CUDA,
     .rows = cuda_rows,
     .has_path = cuda_has_path,
     .devices = cuda_devices,

@@ -45,7 +45,7 @@ typedef struct {
   backend_params params;
   expert_local *local;
   bool whole;  // this rank owns every expert
-  int64_t cut; // rows before it and after it are computed apart, as of a dealt batch; 0: not so
+  int64_t cut; // rows before it and after it are computed apart, as of a sharded batch; 0: not so
   side tested, reference;
   int64_t *row_of_slot;           // [MOST_BATCH * top_k]
   int32_t length[MOST_SEQUENCES]; // positions that the caches hold

@@ -60,7 +60,7 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   const type_info *t = type_find(m->type);
   size_t native = type_row_bytes(t, (size_t)m->cols), member_native = native * (size_t)m->rows;
   int64_t count = 0;
-  for (int64_t e = 0; e < n_members; e++) count += !local || local[e] >= 0;
+  for (int64_t e = 0; e < n_members; e++) count += !local || expert_is_owned(local[e]);
   *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
   bool in_planes = layout_of(m->type) == PLANES;
   if (in_planes) out->row_bytes = q6k_row_bytes(m->cols);
@@ -74,7 +74,7 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   if (staged) CUDA_TRY(cudaMalloc(&staging, staged));
   uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
-    if (local && local[e] < 0) continue;
+    if (local && !expert_is_owned(local[e])) continue;
     CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native,
                         cudaMemcpyHostToDevice));
     to += member_native; // what does not lie in planes keeps its row length
@@ -126,7 +126,7 @@ static status take_layers(dev_weights *w) {
 static status upload_own(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
-  for (int64_t e = 0; e < s->n_experts; e++) w->n_local += w->local[e] >= 0;
+  for (int64_t e = 0; e < s->n_experts; e++) w->n_local += expert_is_owned(w->local[e]);
   void *to = nullptr;
   TRY(device_take_bytes(w, &to, (size_t)s->n_experts * sizeof(int), PART_SHARED));
   if (!w->plan)

@@ -26,7 +26,9 @@ struct comm {
   char host[MPI_MAX_PROCESSOR_NAME];
   char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
   char library[MPI_MAX_LIBRARY_VERSION_STRING];
-  MPI_Request *requests; // [2 * size]
+  MPI_Request *requests; // [2 * size]: receives, by rank, then sends
+  MPI_Status *statuses;  // [2 * size]
+  int *expected;         // [size] bytes of the receives
   comm_part *parts;      // [size][size] of comm_allgatherv
   bool *arrived;         // [size] at a missed deadline
   bool agreed, reported_elsewhere, late;
@@ -34,20 +36,51 @@ struct comm {
   void *close_context;
 };
 
-status comm_open(comm **out, int *argc, char ***argv) {
-  *out = NULL;
+// ---- start and end ----
+
+// Beyond the deadline, while ranks start: a busy host that starts more ranks than it has cores takes seconds.
+static const double start_seconds = 30;
+
+static char limit_text[MPI_MAX_PROCESSOR_NAME + 160];
+
+static void on_limit(int signal_number) {
+  (void)signal_number;
+  if (write(STDERR_FILENO, limit_text, strlen(limit_text)) < 0) _exit(1);
+  _exit(1);
+}
+
+// MPI_Init and MPI_Finalize wait for all ranks and know no deadline, so a clock of the system ends them; it
+// prints limit_text. alarm(0) ends the clock.
+static void set_limit(double seconds) {
+  signal(SIGALRM, on_limit);
+  alarm(seconds < 1 ? 1 : seconds > INT_MAX ? INT_MAX : (unsigned)seconds);
+}
+
+static bool start_mpi(int *argc, char ***argv, double deadline) {
   int provided, initialised;
   MPI_Initialized(&initialised);
+  if (initialised) return true;
+  snprintf(limit_text, sizeof limit_text,
+           "moe_run: the start of MPI: after comm.deadline = %g s and %g more, still waiting for other ranks "
+           "of this job\n",
+           deadline, start_seconds);
+  set_limit(deadline + start_seconds);
   // FUNNELED: OpenMP threads compute, the main thread communicates
-  if (!initialised && MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided))
-    return FAIL("MPI could not be started");
+  int error = MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+  alarm(0);
+  return !error;
+}
+
+status comm_open(comm **out, int *argc, char ***argv, double deadline) {
+  *out = NULL;
+  if (!start_mpi(argc, argv, deadline)) return FAIL("MPI could not be started");
   comm *c;
   TRY(memory_take((void **)&c, 1, sizeof *c, "the communicator"));
   MPI_Comm_dup(MPI_COMM_WORLD, &c->world);
   MPI_Comm_set_errhandler(c->world, MPI_ERRORS_RETURN);
   MPI_Comm_rank(c->world, &c->rank);
   MPI_Comm_size(c->world, &c->size);
-  c->deadline = 300;
+  c->deadline = deadline + start_seconds;
   c->patience = 1;
   int length;
   MPI_Get_processor_name(c->host, &length);
@@ -55,6 +88,8 @@ status comm_open(comm **out, int *argc, char ***argv) {
   c->library[strcspn(c->library, ",\n")] = 0;
   TRY(memory_take((void **)&c->hosts, (size_t)c->size, sizeof *c->hosts, "host names"));
   TRY(TAKE(&c->requests, 2 * (size_t)c->size, "message requests"));
+  TRY(TAKE(&c->statuses, 2 * (size_t)c->size, "message requests"));
+  TRY(TAKE(&c->expected, (size_t)c->size, "message requests"));
   TRY(TAKE(&c->parts, (size_t)c->size * (size_t)c->size, "message sizes"));
   TRY(TAKE(&c->arrived, (size_t)c->size, "message requests"));
   *out = c;
@@ -62,33 +97,20 @@ status comm_open(comm **out, int *argc, char ***argv) {
   return comm_allgather(c, c->hosts, c->host, sizeof c->host, "the exchange of host names");
 }
 
-static char end_text[MPI_MAX_PROCESSOR_NAME + 128];
-
-static void on_late_end(int signal_number) {
-  (void)signal_number;
-  if (write(STDERR_FILENO, end_text, strlen(end_text)) < 0) _exit(1);
-  _exit(1);
-}
-
-// MPI_Finalize waits for all ranks and knows no deadline, so a clock of the system ends it.
-static void limit_the_end(const comm *c) {
-  snprintf(end_text, sizeof end_text,
-           "rank %d (%s): the end of MPI: after comm.deadline = %g s, still waiting for other ranks\n",
-           c->rank, c->host, c->deadline);
-  signal(SIGALRM, on_late_end);
-  double limit = c->deadline + comm_turn_seconds(c);
-  alarm(limit < 1 ? 1 : limit > INT_MAX ? INT_MAX : (unsigned)limit);
-}
-
 void comm_close(comm *c) {
   if (!c) return;
   if (c->close) c->close(c->close_context);
-  limit_the_end(c);
+  snprintf(limit_text, sizeof limit_text,
+           "rank %d (%s): the end of MPI: after comm.deadline = %g s, still waiting for other ranks\n",
+           c->rank, c->host, c->deadline);
+  set_limit(c->deadline + comm_turn_seconds(c));
   MPI_Comm_free(&c->world);
   MPI_Finalize();
   alarm(0);
   free(c->hosts);
   free(c->requests);
+  free(c->statuses);
+  free(c->expected);
   free(c->parts);
   free(c->arrived);
   free(c);
@@ -174,35 +196,92 @@ static status name_the_missing(comm *c, const char *what) {
   return FAIL("%s: after comm.deadline = %g s, still waiting for rank %s", what, c->deadline, names);
 }
 
-// Waits for requests[0 .. size): receives, by rank, and [size .. 2 size): sends.
-static status wait_all(comm *c, double seconds, const char *what) {
-  double limit = clock_seconds() + seconds;
-  for (int polls = 0;; polls++) {
-    int done = 0;
-    int error = MPI_Testall(2 * c->size, c->requests, &done, MPI_STATUSES_IGNORE);
-    if (error) {
-      char text[MPI_MAX_ERROR_STRING];
-      int length;
-      MPI_Error_string(error, text, &length);
-      c->late = true;
-      return FAIL("%s: MPI: %s", what, text);
-    }
-    if (done) return 0;
-    if ((polls & 255) == 255) {
-      comm_answer(c);
-      if (clock_seconds() > limit) break;
-    }
-    pause_between_polls(polls);
+// Buffers may be released after a fault, so nothing must be written to them any more. An empty message has
+// none.
+static void cancel_receives(comm *c) {
+  for (int r = 0; r < c->size; r++) {
+    if (c->requests[r] == MPI_REQUEST_NULL || !c->expected[r]) continue;
+    MPI_Cancel(&c->requests[r]);
+    MPI_Request_free(&c->requests[r]);
   }
+}
+
+// An error of MPI itself, which says which message it is of, or of the call as a whole.
+static status name_the_error(comm *c, int error, const char *what) {
+  char text[MPI_MAX_ERROR_STRING];
+  int length, from = -1;
+  for (int r = 0; r < 2 * c->size && error == MPI_ERR_IN_STATUS; r++) {
+    int own = c->statuses[r].MPI_ERROR;
+    if (own == MPI_SUCCESS || own == MPI_ERR_PENDING) continue;
+    error = own;
+    from = r % c->size;
+  }
+  c->late = true;
+  int class = error;
+  MPI_Error_class(error, &class);
+  if (from >= 0 && class == MPI_ERR_TRUNCATE)
+    return FAIL(
+        "%s: rank %d (%s): expected a message of %d bytes, found a longer one: it does something else", what,
+        from, c->hosts[from], c->expected[from]);
+  MPI_Error_string(error, text, &length);
+  return FAIL("%s: MPI: %s", what, text);
+}
+
+// All messages are there: each as long as expected, or its sender does something else.
+static status check_lengths(comm *c, const char *what) {
+  for (int r = 0; r < c->size; r++) {
+    int found;
+    MPI_Get_count(&c->statuses[r], MPI_BYTE, &found);
+    if (found == c->expected[r]) continue;
+    c->late = true;
+    return FAIL("%s: rank %d (%s): expected a message of %d bytes, found %d: it does something else", what, r,
+                c->hosts[r], c->expected[r], found);
+  }
+  return 0;
+}
+
+static void start_messages(comm *c) {
+  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
+  memset(c->expected, 0, (size_t)c->size * sizeof *c->expected);
+}
+
+// Both what it sends to a rank and what it takes from it.
+static bool all_arrived(comm *c) {
   bool all = true;
-  for (int r = 0; r < c->size; r++) { // both what it sends and what it takes
+  for (int r = 0; r < c->size; r++) {
     int sent, taken;
     MPI_Test(&c->requests[r], &sent, MPI_STATUS_IGNORE);
     MPI_Test(&c->requests[c->size + r], &taken, MPI_STATUS_IGNORE);
     c->arrived[r] = sent && taken;
     all = all && c->arrived[r];
   }
-  return all ? 0 : name_the_missing(c, what); // all came while this process itself was stopped
+  return all;
+}
+
+// Waits for all messages that start_messages and what follows it have started.
+static status wait_all(comm *c, double seconds, const char *what) {
+  double limit = clock_seconds() + seconds;
+  status result;
+  for (int polls = 0;; polls++) {
+    int done = 0;
+    int error = MPI_Testall(2 * c->size, c->requests, &done, c->statuses);
+    if (error) {
+      result = name_the_error(c, error, what);
+      break;
+    }
+    if (done) return check_lengths(c, what);
+    if ((polls & 255) == 255) {
+      comm_answer(c);
+      if (clock_seconds() > limit) {
+        if (all_arrived(c)) return 0; // all came while this process itself was stopped
+        result = name_the_missing(c, what);
+        break;
+      }
+    }
+    pause_between_polls(polls);
+  }
+  cancel_receives(c);
+  return result;
 }
 
 static int piece_of(const comm_part *part, size_t done) {
@@ -214,10 +293,11 @@ static int piece_of(const comm_part *part, size_t done) {
 static status exchange_piece(comm *c, char *buffer, const comm_part *part, size_t done, const char *what) {
   int tag = c->next_tag;
   c->next_tag = (c->next_tag + 1) & 0x3fff;
-  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
+  start_messages(c);
   for (int step = 1; step < c->size; step++) { // start at the next rank, so that no rank is everyone's first
     int from = (c->rank + c->size - step) % c->size, to = (c->rank + step) % c->size;
     const comm_part *in = &part[from * c->size + c->rank], *out = &part[c->rank * c->size + to];
+    c->expected[from] = piece_of(in, done);
     if (piece_of(in, done))
       MPI_Irecv(buffer + in->offset + done, piece_of(in, done), MPI_BYTE, from, tag, c->world,
                 &c->requests[from]);
@@ -244,7 +324,7 @@ status comm_allgatherv(comm *c, char *buffer, const comm_part *part, const char 
 // The others wait in their own watch, which asks as well, or here, where wait_all answers.
 status comm_name_missing(comm *c, const char *what) {
   double patience = c->deadline < 3 ? 1 : c->deadline > 60 ? 20 : c->deadline / 3;
-  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
+  start_messages(c);
   for (int r = 0; r < c->size; r++) {
     if (r == c->rank) continue;
     MPI_Irecv(NULL, 0, MPI_BYTE, r, answer_tag, c->world, &c->requests[r]);

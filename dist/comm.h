@@ -3,7 +3,8 @@
 // Owns: MPI (mpi.h is included in comm.c and nowhere else), the deadline, who has not arrived.
 // Refuses to know: what the bytes mean. Only copies cross ranks; nothing is ever summed here.
 // Invariant: a rank that stops, dies or goes another way becomes a fault on the others that names it, never a
-// hang. Functions marked collective are called by all ranks in the same order.
+// hang: a message of another length than expected is one too. Functions marked collective are called by all
+// ranks in the same order.
 #pragma once
 #include "base/status.h"
 #include <stdbool.h>
@@ -12,7 +13,12 @@
 
 typedef struct comm comm;
 
-status comm_open(comm **out, int *argc, char ***argv); // collective; starts MPI
+enum { COMM_DEADLINE = 300 }; // seconds, where none is set
+
+// Collective; starts MPI. deadline: comm.deadline; until comm_set_deadline, and in MPI's own start, a rank
+// waits that long and as much more as a busy host needs. A rank that MPI's start keeps waiting longer says so
+// and exits with 1: a process of the same job may have ended without a start.
+status comm_open(comm **out, int *argc, char ***argv, double deadline);
 // Collective; takes NULL; ends MPI. A rank that waits here past the deadline says so and exits with 1.
 void comm_close(comm *c);
 _Noreturn void comm_abort(comm *c, int code); // local; ends every rank with a non-zero code
@@ -21,8 +27,8 @@ int comm_rank(const comm *c);
 int comm_size(const comm *c);
 int comm_host_rank(const comm *c); // index of this rank among those of its host
 const char *comm_host(const comm *c);
-const char *comm_library(const comm *c);         // "Open MPI v4.1.4"
-void comm_set_deadline(comm *c, double seconds); // 300 before the first call
+const char *comm_library(const comm *c); // "Open MPI v4.1.4"
+void comm_set_deadline(comm *c, double seconds);
 double comm_deadline(const comm *c);
 // The wait, as a multiple of the deadline: more than 1 for a rank that waits only for ranks that may
 // themselves wait for a missing one, so that they name that one before this rank names them.

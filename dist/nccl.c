@@ -7,6 +7,7 @@
 // comm.deadline. It is destroyed when the ranks end in order, never by one of them alone. All streams share
 // it, so that NCCL keeps its collectives in the order of their calls, which is the same on every rank.
 #include "base/clock.h"
+#include "base/cuda_try.h"
 #include "base/memory.h"
 #include "dist/transport_ops.h"
 #include <cuda_runtime_api.h>
@@ -17,12 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#define CUDA_TRY(call)                                                                                       \
-  do {                                                                                                       \
-    cudaError_t cuda_error_ = (call);                                                                        \
-    if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));     \
-  } while (0)
 
 enum { TIMED = 64 }; // exchanges that are timed by events at the same time
 
@@ -407,7 +402,7 @@ static status nccl_start(void **out, comm *c, const device_id *device, size_t ho
 }
 
 const transport_ops nccl_transport_ops = {
-    .name = "nccl",
+    .kind = TRANSPORT_NCCL,
     .on_device = true,
     .start = nccl_start,
     .stop = nccl_stop,

@@ -44,8 +44,8 @@ static status mpi_transfer(void *state, char *rows, void *stream, const comm_par
   return result;
 }
 
-static const transport_ops self_ops = {.name = "self", .transfer = self_transfer};
-static const transport_ops mpi_ops = {.name = "mpi", .transfer = mpi_transfer};
+static const transport_ops self_ops = {.kind = TRANSPORT_SELF, .transfer = self_transfer};
+static const transport_ops mpi_ops = {.kind = TRANSPORT_MPI, .transfer = mpi_transfer};
 
 static const transport_ops *const table[] = {&self_ops, &mpi_ops, TRANSPORT_TABLE_ROWS NULL};
 
@@ -54,7 +54,7 @@ const char *transport_list(void) {
   text[0] = 0;
   for (int i = 0; table[i]; i++) {
     size_t used = strlen(text);
-    snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", table[i]->name);
+    snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", transport_kind_name(table[i]->kind));
   }
   return text;
 }
@@ -125,9 +125,10 @@ static void choose_automatically(transport *t, const device_survey *s) {
   }
 }
 
-static status choose_by_name(transport *t, const char *name, const device_survey *s) {
+static status choose_by_kind(transport *t, transport_kind kind, const device_survey *s) {
+  const char *name = transport_kind_name(kind);
   for (int i = 0; table[i]; i++)
-    if (!strcmp(name, table[i]->name)) t->ops = table[i];
+    if (table[i]->kind == kind) t->ops = table[i];
   if (!t->ops) return FAIL("comm.transport = \"%s\": this build has %s", name, transport_list());
   if (t->ops == &self_ops && s->size > 1)
     return FAIL("comm.transport = \"%s\" cannot serve %d ranks", name, s->size);
@@ -137,7 +138,8 @@ static status choose_by_name(transport *t, const char *name, const device_survey
   return 0;
 }
 
-status transport_choose(transport **out, comm *c, const char *name, const device_id *device, bool computes) {
+status transport_choose(transport **out, comm *c, transport_kind kind, const device_id *device,
+                        bool computes) {
   *out = NULL;
   transport *t;
   device_survey s;
@@ -145,10 +147,10 @@ status transport_choose(transport **out, comm *c, const char *name, const device
   t->c = c;
   t->device = *device;
   status result = survey_devices(&s, c, device, computes);
-  if (!result && !strcmp(name, "auto"))
+  if (!result && kind == TRANSPORT_AUTO)
     choose_automatically(t, &s);
   else if (!result)
-    result = comm_agree(c, choose_by_name(t, name, &s), "the choice of the transport");
+    result = comm_agree(c, choose_by_kind(t, kind, &s), "the choice of the transport");
   if (result) {
     free(t);
     return result;
@@ -176,7 +178,7 @@ void transport_close(transport *t) {
 }
 
 const char *transport_name(const transport *t) {
-  return t->ops->name;
+  return transport_kind_name(t->ops->kind);
 }
 
 const char *transport_reason(const transport *t) {

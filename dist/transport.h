@@ -6,14 +6,15 @@
 #pragma once
 #include "base/device.h"
 #include "dist/comm.h"
+#include "dist/transport_kind.h"
 
 typedef struct transport transport;
 
-// Collective. name: "auto", "self", "mpi" or "nccl". device: the one that this rank takes; computes: its rows
-// lie there. "auto" is self on one rank, nccl where every rank has a device of its own and at least one
-// computes on it, else mpi. A transport that cannot be used is an agreed error that names the ranks in the
-// way.
-status transport_choose(transport **out, comm *c, const char *name, const device_id *device, bool computes);
+// Collective. device: the one that this rank takes; computes: its rows lie there. TRANSPORT_AUTO is self on
+// one rank, nccl where every rank has a device of its own and at least one computes on it, else mpi. A
+// transport that cannot be used is an agreed error that names the ranks in the way.
+status transport_choose(transport **out, comm *c, transport_kind kind, const device_id *device,
+                        bool computes);
 // Collective: starts on all ranks or on none. host_bytes: of the largest array of rows in host memory.
 status transport_start(transport *t, size_t host_bytes);
 void transport_close(transport *t); // takes NULL

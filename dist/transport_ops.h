@@ -3,9 +3,10 @@
 #pragma once
 #include "base/device.h"
 #include "dist/comm.h"
+#include "dist/transport_kind.h"
 
 typedef struct {
-  const char *name;
+  transport_kind kind;
   bool on_device; // rows may lie in the memory of the rank's device; every rank must have one of its own
 
   // Collective. device: this rank's; host_bytes: of the largest array of rows in host memory.

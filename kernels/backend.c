@@ -25,22 +25,40 @@ const backend_ops *const *backend_table(void) {
   return table;
 }
 
-const backend_ops *backend_find(const char *name) {
+const char *backend_name(backend_kind kind) {
+  switch (kind) {
+  case BACKEND_CPU:
+    return "cpu";
+  case BACKEND_CUDA:
+    return "cuda";
+  }
+  __builtin_unreachable();
+}
+
+bool backend_needs_device(backend_kind kind) {
+  switch (kind) {
+  case BACKEND_CPU:
+    return false;
+  case BACKEND_CUDA:
+    return true;
+  }
+  __builtin_unreachable();
+}
+
+const backend_ops *backend_get(backend_kind kind) {
   for (const backend_ops *const *row = backend_table(); *row; row++)
-    if (!strcmp((*row)->name, name)) return *row;
+    if ((*row)->kind == kind) return *row;
   return NULL;
 }
 
-status arm_spec_parse(arm_spec *out, const char *name) {
-  const char *at = strchr(name, '@');
-  if (!at) return FAIL("arm \"%s\": expected path@backend", name);
-  out->path = path_find(name, (size_t)(at - name));
-  if (!out->path) return FAIL("arm \"%s\": there is no such path (see --version)", name);
-  out->backend = backend_find(at + 1);
+status arm_spec_get(arm_spec *out, path_kind path, backend_kind where) {
+  *out = (arm_spec){path_get(path), backend_get(where)};
+  const char *path_name = out->path->name, *name = backend_name(where);
   if (!out->backend)
-    return FAIL("arm \"%s\": this build has no backend \"%s\" (see --version)", name, at + 1);
-  if (!out->backend->has_path(out->path->kind))
-    return FAIL("arm \"%s\": the backend %s does not compute the path %s", name, at + 1, out->path->name);
+    return FAIL("arm \"%s@%s\": this build has no backend \"%s\" (see --version)", path_name, name, name);
+  if (!out->backend->has_path(path))
+    return FAIL("arm \"%s@%s\": the backend %s does not compute the path %s", path_name, name, name,
+                path_name);
   return 0;
 }
 

@@ -7,7 +7,7 @@
 #pragma once
 #include "base/device.h"
 #include "base/status.h"
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -18,6 +18,8 @@ extern "C" {
 
 typedef enum { PATH_F64, PATH_F32, PATH_Q8K } path_kind;
 enum { PATH_COUNT = 3 };
+
+enum { ATTENTION_CHUNK = 64 }; // key positions to a chunk, on every path
 
 enum { MAX_TOP_K = 64 }; // experts to a token; model.c refuses more
 
@@ -177,8 +179,11 @@ typedef struct {
   void *watch_context;
 } backend_params;
 
+typedef enum { BACKEND_CPU, BACKEND_CUDA } backend_kind; // all that there are, built in or not
+enum { BACKEND_COUNT = 2 };
+
 typedef struct {
-  const char *name;          // "cpu"
+  backend_kind kind;
   const char *(*rows)(void); // names of the rows that this machine can run, best first, comma-separated
   bool (*has_path)(path_kind);
   int (*devices)(void); // on this host, each of which a rank can have to itself; NULL: computes on its cores
@@ -290,7 +295,9 @@ struct backend {
   const backend_ops *ops;
 };
 
-const backend_ops *backend_find(const char *name); // NULL: not built in
+const char *backend_name(backend_kind kind);       // "cpu"
+bool backend_needs_device(backend_kind kind);      // of that kind, built in or not; false: the host's cores
+const backend_ops *backend_get(backend_kind kind); // NULL: not built in
 const backend_ops *const *backend_table(void);     // NULL-terminated, preferred first
 
 // ---- arms ----
@@ -300,8 +307,8 @@ typedef struct {
   const backend_ops *backend;
 } arm_spec;
 
-status arm_spec_parse(arm_spec *out,
-                      const char *name); // "q8k@cpu"; the fault names what is missing in this build
+// The error names what is missing in this build.
+status arm_spec_get(arm_spec *out, path_kind path, backend_kind where);
 
 // Adds to *sum the digest of n reals (float or double by real_bytes) as row (layer, token) of a path.
 void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,

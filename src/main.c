@@ -1,254 +1,159 @@
-// main: the command line, and the one place that prints a fault and ends the ranks.
+// main: the table of commands, and the way from a command line to one of them.
 #include "base/temporary.h"
-#include "build_info.h"
 #include "src/commands/bench.h"
+#include "src/commands/command.h"
+#include "src/commands/compare.h"
+#include "src/commands/errors.h"
 #include "src/commands/generate.h"
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
 #include "src/commands/perplexity.h"
-#include "src/report/report_diff.h"
 #include "src/commands/synth.h"
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
-typedef struct {
-  const char *name;
-  status (*run)(job *j);
-  input_use input;
-  const char *help;
-  // A command that has no job: it reads the words after its name itself. Then `run` is NULL.
-  status (*run_args)(comm *c, int n_args, char **words);
-  // One that needs no ranks either; *code is what the program ends with, and a fault ends it with 2.
-  status (*run_alone)(int *code, int n_args, char **words);
-  void (*print_options)(FILE *out);
-} command;
+enum { KEYS_RUN = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD | KEYS_OUTPUT };
 
 static const command commands[] = {
-    {.name = "parity",
-     .run = parity_run,
-     .input = INPUT_REQUIRED,
-     .help =
-         "Runs every arm of run.arms over the same tokens and measures each against the truth (f64@cpu, or\n"
-         "else the first arm) and against each other, layer by layer and at the logits. The default\n"
-         "command.\n"},
-    {.name = "generate",
-     .run = generate_run,
-     .input = INPUT_REQUIRED,
-     .help = "Each arm of run.arms reads the input and writes run.generate tokens on.\n"},
-    {.name = "perplexity",
-     .run = perplexity_run,
-     .input = INPUT_REQUIRED,
-     .help = "Each arm's perplexity of the input, in windows of run.context tokens that do not overlap; the\n"
-             "tokens after position perplexity.skip of a window (its half) are scored.\n"},
-    {.name = "bench",
-     .run = bench_run,
-     .input = INPUT_UNUSED,
-     .help =
-         "Prompt and decode rates of each arm of run.arms, each beside the digest of the same run, and how\n"
-         "much of the memory's bandwidth it takes.\n"},
-    {.name = "inspect",
-     .run = inspect_run,
-     .input = INPUT_UNUSED,
-     .help = "Prints what the model file holds and what each rank of this job would hold. Reads no\n"
-             "weights but the few that the placement \"balanced\" times.\n"},
-    {.name = "synth",
-     .run_args = synth_run,
-     .print_options = synth_print_options,
-     .help = "Writes a synthetic model: moe_run synth --shape NAME --out FILE [OPTION]...\n"},
-    {.name = "compare",
-     .run_alone = compare_run,
-     .print_options = compare_print_options,
-     .help = "Says of two reports, of one machine or two, whether the same path gave the same bits:\n"
-             "moe_run compare A B\n"},
+    [COMMAND_PARITY] =
+        {
+            .needs = NEEDS_INPUT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS,
+            .run_job = parity_run,
+            .summary = "runs every arm of run.arms over the same tokens and compares them",
+            .help = "  Each arm is measured against the truth (f64, or else against the first arm), and the\n"
+                    "  others against each other, layer by layer and at the logits.\n",
+        },
+    [COMMAND_GENERATE] =
+        {
+            .needs = NEEDS_INPUT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE,
+            .run_job = generate_run,
+            .summary = "each arm continues the input by run.generate tokens",
+        },
+    [COMMAND_PERPLEXITY] =
+        {
+            .needs = NEEDS_INPUT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY,
+            .run_job = perplexity_run,
+            .summary = "each arm's perplexity of the input",
+            .help =
+                "  In windows of run.context tokens that do not overlap; of each window the tokens after\n"
+                "  position perplexity.skip (by default its half) are scored.\n",
+        },
+    [COMMAND_BENCH] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_RUN | KEYS_BENCH,
+            .run_job = bench_run,
+            .summary = "prompt and decode rates of each arm, each beside the digest of the same run",
+            .help = "  And how much of the memory bandwidth decoding takes.\n",
+        },
+    [COMMAND_INSPECT] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS,
+            .run_job = inspect_run,
+            .summary = "what the model file holds, and what each rank of this job would hold",
+            .help = "  Reads no weights but the few that experts.placement = \"balanced\" times.\n",
+        },
+    [COMMAND_SYNTH] =
+        {
+            .needs = NEEDS_RANKS,
+            .run_ranks = synth_run,
+            .args = "--shape NAME --out FILE [OPTION]...",
+            .summary = "writes a synthetic model",
+            .print_args = synth_print_options,
+        },
+    [COMMAND_COMPARE] =
+        {
+            .needs = NEEDS_NOTHING,
+            .run_alone = compare_run,
+            .args = "A B",
+            .summary = "whether two reports, of one machine or two, have the same bits for the same path",
+            .print_args = compare_print_options,
+        },
 };
-enum { N_COMMANDS = sizeof commands / sizeof *commands };
+_Static_assert(sizeof commands / sizeof *commands == COMMAND_COUNT, "a row for each command");
 
-typedef struct {
-  const command *command;
-  const char *file;
-  const char **sets;
-  size_t n_sets;
-  const char *out; // --out DIR, NULL: not given
-  char **words;    // after the name of a command that reads them itself
-  int n_args;
-  bool help, version, named;
-} arguments;
-
-// ---- arguments ----
-
-static status find_command(arguments *a, const char *name) {
-  char known[128] = "";
-  for (size_t i = 0; i < N_COMMANDS; i++) {
-    if (!strcmp(commands[i].name, name)) {
-      a->command = &commands[i];
-      a->named = true;
-      return 0;
-    }
-    snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", commands[i].name);
-  }
-  return FAIL("unknown command \"%s\": there are %s", name, known);
+static bool takes_args(command_kind kind) {
+  return !command_reads_config(&commands[kind]);
 }
 
-static void take_args(arguments *a, int n_args, char **words) {
-  a->words = words;
-  a->n_args = n_args;
-  for (int i = 0; i < n_args; i++)
-    a->help = a->help || !strcmp(words[i], "--help") || !strcmp(words[i], "-h");
-}
-
-static status parse_arguments(arguments *a, int argc, char **argv) {
-  *a = (arguments){.command = &commands[0]};
-  a->sets = calloc((size_t)argc + 1, sizeof *a->sets);
-  if (!a->sets) return FAIL("out of memory");
-  for (int i = 1; i < argc; i++) {
-    const char *word = argv[i];
-    bool takes_value = !strcmp(word, "--config") || !strcmp(word, "--set") || !strcmp(word, "--out");
-    if (takes_value && i + 1 == argc) return FAIL("%s: expected a value after it", word);
-    if (!strcmp(word, "--config")) {
-      if (a->file) return FAIL("--config %s: expected one config, found %s before", argv[i + 1], a->file);
-      a->file = argv[++i];
-    } else if (!strcmp(word, "--set")) {
-      a->sets[a->n_sets++] = argv[++i];
-    } else if (!strcmp(word, "--out")) {
-      a->out = argv[++i];
-    } else if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
-      a->help = true;
-    } else if (!strcmp(word, "--version")) {
-      a->version = true;
-    } else if (word[0] == '-' || a->named) {
-      return FAIL("unknown argument \"%s\"%s; see --help", word,
-                  word[0] == '-' ? "" : " (a model is named by --set model.path=FILE)");
-    } else {
-      TRY(find_command(a, word));
-      if (!a->command->run_args && !a->command->run_alone) continue;
-      if (i > 1) return FAIL("%s takes its options after its name, and none of the others", word);
-      take_args(a, argc - i - 1, argv + i + 1);
-      return 0;
-    }
-  }
-  return 0;
-}
-
-static void print_help(const arguments *a) {
-  printf("moe_run [COMMAND] --config FILE [--set KEY=VALUE]... [--out DIR]\n\n");
-  for (size_t i = 0; i < N_COMMANDS; i++)
-    if (!a->named || a->command == &commands[i]) printf("%s\n  %s\n", commands[i].name, commands[i].help);
-  if (a->command->print_options) {
-    a->command->print_options(stdout);
-    return;
-  }
-  printf("  --set KEY=VALUE  sets a key over the file's; VALUE is TOML, a later one wins\n"
-         "  --out DIR        the same as --set output.dir=\"DIR\"\n"
-         "  --help, --version\n\nKeys:\n");
-  config_print_keys(stdout);
-}
-
-static void print_version(void) {
-  printf("moe_run %s\nbuilt for %s by %s with %s\n", MOE_VERSION, MOE_BUILD_SYSTEM, MOE_BUILD_COMPILER,
-         MOE_BUILD_FLAGS);
-  for (const backend_ops *const *b = backend_table(); *b; b++)
-    printf("backend %s, rows that run here: %s\n", (*b)->name, (*b)->rows());
-  printf("transports %s\n", transport_list());
-  for (int p = 0; p < PATH_COUNT; p++)
-    printf("path %s, version %d\n", path_get((path_kind)p)->name, path_get((path_kind)p)->version);
-}
-
-// ---- faults ----
-
-// c NULL: before there are ranks. One write, so that ranks' lines do not mix. A fault quotes files, which
-// anyone may have written.
-static void print_fault(const comm *c) {
-  char line[4096];
-  snprintf(line, sizeof line, "%s", status_text());
-  report_make_plain(line);
-  if (c)
-    fprintf(stderr, "rank %d (%s): %s\n", comm_rank(c), comm_host(c), line);
-  else
-    fprintf(stderr, "moe_run: %s\n", line);
-  fflush(stderr);
-}
-
-// A page of the map that cannot be read any more (a file cut short, a disk or server gone) arrives as SIGBUS.
-static char bus_error_text[1024] =
-    "moe_run: a mapped file changed or became unreadable\n"; // the rank is not known yet
-
-static struct timespec own_turn; // see comm_turn_seconds
-
-static void on_bus_error(int signal_number) {
-  static atomic_flag told = ATOMIC_FLAG_INIT;
-  (void)signal_number;
-  while (atomic_flag_test_and_set(&told)) pause(); // another thread's fault, which ends this process
-  nanosleep(&own_turn, NULL);
-  if (write(STDERR_FILENO, bus_error_text, strlen(bus_error_text)) < 0) _exit(1);
-  _exit(1);
-}
-
-// Every rank has an agreed fault, so all end in order; from any other fault the rest must be told by force.
-static int end_with_fault(comm *c) {
-  if (comm_wait_has_failed(c)) nanosleep(&own_turn, NULL);
-  if (!comm_error_is_reported_elsewhere(c)) print_fault(c);
-  if (!comm_error_is_agreed(c)) comm_abort(c, 1);
-  comm_close(c);
-  return 1;
-}
-
-static status run_command(const arguments *a, comm *c) {
-  config cfg;
+static status run_job(const command_line *l, const config *cfg, comm *c) {
+  const command *row = &commands[l->command];
   job j;
-  status mine = config_load(&cfg, a->file, a->sets, a->n_sets);
-  if (!mine && a->out) mine = config_set_dir(&cfg, a->out);
-  TRY(comm_agree(c, mine, "reading the configuration"));
-  comm_set_deadline(c, cfg.comm.deadline);
-  snprintf(bus_error_text, sizeof bus_error_text,
-           "rank %d (%s): %.800s: expected the bytes that were there at the start, found the file cut short "
-           "or unreadable\n",
-           comm_rank(c), comm_host(c), cfg.model.path);
-  status result = job_open(&j, a->command->name, &cfg, c, a->command->input);
-  if (!result) result = a->command->run(&j);
-  if (result) job_explain_fault(&j);
+  errors_name_mapped_file(c, cfg->model.path);
+  status result = job_open(&j, l->command, cfg, c, row->needs == NEEDS_INPUT);
+  if (!result) result = row->run_job(&j);
+  if (result) job_explain_error(&j);
   job_close(&j);
-  config_close(&cfg);
   return result;
 }
 
-int main(int argc, char **argv) {
-  arguments a;
+// The configuration is read before there are ranks, since their start has a deadline too; an error in it is
+// then an error of all ranks.
+static status run_with_ranks(const command_line *l, const config *cfg, status loaded, comm *c) {
+  const char *name = command_name(l->command);
+  char what[64];
+  snprintf(what, sizeof what, "the command (%s here)", name);
+  TRY(comm_equal(c, name, strlen(name), what));
+  TRY(comm_agree(c, loaded, "reading the configuration"));
+  if (cfg) comm_set_deadline(c, cfg->comm.deadline);
+  TRY(cfg ? run_job(l, cfg, c) : commands[l->command].run_ranks(c, l->n_args, l->args));
+  return comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
+}
+
+static int run_ranks(const command_line *l, int argc, char **argv) {
+  config cfg = {.file = NULL};
   comm *c = NULL;
-  if (parse_arguments(&a, argc, argv)) {
-    print_fault(NULL);
-    return 2;
-  }
-  if (a.help || a.version) {
-    if (a.help) print_help(&a);
-    if (a.version) print_version();
-    free(a.sets);
-    return fflush(stdout) ? 1 : 0;
-  }
-  if (a.command->run_alone) {
-    int code;
-    status result = a.command->run_alone(&code, a.n_args, a.words);
-    if (result) print_fault(NULL);
-    free(a.sets);
-    return result ? 2 : code;
-  }
+  bool has_config = command_reads_config(&commands[l->command]);
   temporary_guard();
-  signal(SIGBUS, on_bus_error);
-  signal(SIGXFSZ, SIG_IGN); // a file over its size limit is an error that names the file, not a kill
-  if (comm_open(&c, &argc, &argv)) {
-    print_fault(NULL);
+  errors_catch_signals();
+  status loaded = has_config ? config_load(&cfg, l->file, l->sets, l->n_sets) : 0;
+  if (!loaded && l->out) loaded = config_set_dir(&cfg, l->out);
+  double deadline = has_config && !loaded ? cfg.comm.deadline : COMM_DEADLINE;
+  status result = comm_open(&c, &argc, &argv, deadline);
+  if (result) {
+    errors_print(NULL);
     if (c) comm_abort(c, 1);
     return 1;
   }
-  own_turn.tv_sec = comm_turn_seconds(c);
-  status result = a.command->run_args ? a.command->run_args(c, a.n_args, a.words) : run_command(&a, c);
-  free(a.sets);
-  if (!result) result = comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
-  if (result) return end_with_fault(c);
+  result = run_with_ranks(l, has_config ? &cfg : NULL, loaded, c);
+  config_close(&cfg);
+  if (result) return errors_end(c);
   comm_close(c);
   return 0;
+}
+
+static int run_alone(const command_line *l) {
+  int code;
+  if (!commands[l->command].run_alone(&code, l->n_args, l->args)) return code;
+  errors_print(NULL);
+  return 2;
+}
+
+static int run(const command_line *l, int argc, char **argv) {
+  if (l->help) command_print_help(stdout, commands, l);
+  if (l->version) command_print_version(stdout);
+  if (l->help || l->version) return fflush(stdout) ? 1 : 0;
+  switch (commands[l->command].needs) {
+  case NEEDS_NOTHING:
+    return run_alone(l);
+  case NEEDS_RANKS:
+  case NEEDS_MODEL:
+  case NEEDS_INPUT:
+    return run_ranks(l, argc, argv);
+  }
+  __builtin_unreachable();
+}
+
+int main(int argc, char **argv) {
+  command_line l;
+  if (command_line_parse(&l, argc, argv, takes_args)) {
+    errors_print(NULL);
+    return 2;
+  }
+  int code = run(&l, argc, argv);
+  command_line_close(&l);
+  return code;
 }

@@ -136,7 +136,7 @@ static status cpu_digest(backend *base, int64_t layer, const token_batch *rows, 
 }
 
 const backend_ops cpu_backend_ops = {
-    .name = "cpu",
+    .kind = BACKEND_CPU,
     .rows = cpu_rows,
     .has_path = cpu_has_path,
     .open = cpu_open,

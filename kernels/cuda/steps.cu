@@ -12,7 +12,7 @@
 // ---- products ----
 
 bool takes_q8k(const path_info *path, const dev_matrix *m) {
-  return path->kind == PATH_Q8K && type_find(m->type)->is_k_quant;
+  return product_form(path->kind, m->type) == ACTIVATION_Q8K;
 }
 
 status multiply(cuda_backend *b, const path_info *path, product_set *set) {
@@ -362,7 +362,7 @@ static status cuda_captured(backend *base, const token_batch *batch,
 }
 
 extern "C" const backend_ops cuda_backend_ops = {
-    .name = "cuda",
+    .kind = BACKEND_CUDA,
     .rows = cuda_rows,
     .has_path = cuda_has_path,
     .devices = cuda_devices,

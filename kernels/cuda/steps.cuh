@@ -20,6 +20,7 @@
 #pragma once
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/state.cuh"
+#include "kernels/product_form.h"
 
 // One token on q8k, and nobody looks in: decode.cuh's launches. The same bits.
 static inline bool decodes(const cuda_backend *b, const token_batch *rows) {

@@ -4,7 +4,7 @@
 #include "kernels/formats/numerics.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/report/bench_report.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include "src/report/report.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,14 +21,14 @@ typedef struct {
   test *tests; // of every arm
   size_t n_tests;
   int32_t *token, *sequence, *position; // the batch that is being put together [max_batch]
-  int64_t *from;                        // [n_sequences] where a pass begins
+  int64_t *from;                        // [n_sequences] where a pass starts
   int64_t *filled;                      // [n_sequences] positions of the open arm's caches that are computed
   double *seconds;                      // [repeats] of this rank
   double *all_seconds;                  // [ranks][repeats]
-  uint8_t *chosen;                      // [n_experts] of a layer, own ones
+  uint8_t *chosen;                      // [n_experts] of a layer, local ones
 } bench;
 
-// ---- the plan ----
+// ---- the tests to run ----
 
 static int64_t largest(const size_list *list) {
   int64_t most = 0;
@@ -36,7 +36,7 @@ static int64_t largest(const size_list *list) {
   return most;
 }
 
-static status plan_tests(bench *b) {
+static status list_tests(bench *b) {
   const config *c = b->j->cfg;
   const size_list *sizes[2] = {&c->bench.prompt, &c->bench.generate};
   size_t most = (sizes[0]->count + sizes[1]->count) * c->bench.depth.count * c->bench.batch.count;
@@ -58,7 +58,7 @@ static int64_t least(int64_t a, int64_t b) {
 }
 
 // The caches and the largest batch that the tests need, where job.c would take them from the input.
-static status plan_context(bench *b) {
+static status choose_context(bench *b) {
   job *j = b->j;
   const config *c = j->cfg;
   int64_t prompt = largest(&c->bench.prompt), depth = largest(&c->bench.depth),
@@ -113,8 +113,8 @@ static status take_arrays(bench *b) {
 }
 
 static status bench_open(bench *b) {
-  TRY(plan_tests(b));
-  TRY(plan_context(b));
+  TRY(list_tests(b));
+  TRY(choose_context(b));
   TRY(make_sequences(b));
   TRY(take_arrays(b));
   const char *dir = b->j->cfg->output.dir;
@@ -142,7 +142,7 @@ static uint64_t matrix_bytes(const matrix *m) {
   return (uint64_t)m->rows * type_row_bytes(type_find((uint32_t)m->type), (size_t)m->cols);
 }
 
-// Own experts of the layer's routing, each once, whatever number of tokens chose it.
+// Local experts of the layer's routing, each once, whatever number of tokens chose it.
 static uint64_t chosen_bytes(bench *b, const arm *e, int64_t layer, const token_batch *batch) {
   const layer_weights *w = &b->j->m->weights.layers[layer];
   uint64_t each = matrix_bytes(&w->gate) + matrix_bytes(&w->up) + matrix_bytes(&w->down), count = 0;
@@ -253,7 +253,7 @@ static status fill_caches(bench *b, arm *e, const test *t) {
 
 // ---- a test ----
 
-typedef struct { // what a rank tells
+typedef struct { // of a rank, gathered by all
   uint64_t bytes;
   int32_t on_cpu;
 } rank_reads;
@@ -292,7 +292,8 @@ static status gather_rates(bench *b, const test *t, bench_row *row) {
   return 0;
 }
 
-// What is recorded has no clock of its own, so it is measured apart, without the wait for the slowest rank.
+// What is in a captured graph has no clock of its own, so it is measured apart, without the wait for the
+// slowest rank.
 static status measure_exchange(const bench *b, arm *e, const test *t, bench_row *row) {
   int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);
   double each;
@@ -331,16 +332,16 @@ static status run_test(bench *b, arm *e, const test *t, bench_row *row) {
   return gather_bytes(b, e, t, bytes, row);
 }
 
-static status run_arm(bench *b, const char *name) {
+static status run_arm(bench *b, const arm_choice *a) {
   arm *e;
-  TRY(job_open_arm(b->j, name, &e));
+  TRY(job_open_arm(b->j, a, &e));
   status result = 0;
-  progress shown = progress_begin(job_is_reporting(b->j), name, "tests", (int64_t)b->n_tests);
+  progress shown = progress_start(job_is_reporting(b->j), a->name, "tests", (int64_t)b->n_tests);
   memset(b->filled, 0, (size_t)b->j->n_sequences * sizeof *b->filled);
   for (size_t i = 0; i < b->n_tests && !result; i++) {
     const test *t = &b->tests[i];
     bench_row *row = &b->report.rows[b->report.n_rows++];
-    row->arm = name;
+    row->arm = a->name;
     snprintf(row->row_name, sizeof row->row_name, "%s", arm_row(e));
     row->decode = t->decode;
     row->tokens = t->tokens;
@@ -381,11 +382,11 @@ static status print(const bench *b) {
 status bench_run(job *j) {
   bench b = {.j = j};
   status result;
-  TRY_DONE(result, job_agree(j, bench_open(&b), "the plan of bench"));
+  TRY_DONE(result, job_agree(j, bench_open(&b), "the tests of bench"));
   TRY_DONE(result, job_check_weights(j)); // no clock runs while a page is missing from memory
   TRY_DONE(result, bench_bandwidth(&b.report.bandwidth, j->c, j->place));
   describe(&b);
-  for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, j->cfg->run.arms.name[a]));
+  for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, &j->cfg->run.arms.arm[a]));
   result = job_agree(j, print(&b), "writing the rates");
 done:
   bench_close(&b);

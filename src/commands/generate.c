@@ -1,6 +1,6 @@
 #include "src/commands/generate.h"
 #include "base/memory.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include "src/run/sampler.h"
 #include <stdlib.h>
 #include <string.h>
@@ -38,14 +38,15 @@ static status decoding_open(decoding *d, const job *j) {
   return sampler_open(&d->s, &s, j->m->weights.shape.vocabulary);
 }
 
-// d->written is of the n sequences in d->sequence; shared ranks have sampled it, the others are told.
+// d->written is of the n sequences in d->sequence; shared ranks have sampled it and broadcast it to the
+// others.
 static status write_tokens(const job *j, arm *e, decoding *d, int64_t n, report_text *texts) {
   TRY(arm_broadcast(e, d->written, (size_t)n * sizeof *d->written, "the tokens written"));
   for (int64_t i = 0; i < n; i++) {
     int32_t s = d->sequence[i], token = d->written[i];
     texts[s].tokens[texts[s].n_tokens++] = token;
     d->token[s] = token;
-    d->ended[s] = j->words && tokenizer_is_end(j->words, token);
+    d->ended[s] = j->tokenizer && tokenizer_is_end(j->tokenizer, token);
   }
   return 0;
 }
@@ -89,7 +90,7 @@ static status decode_first(const job *j, arm *e, decoding *d, const double *last
 static status decode_all(job *j, arm *e, decoding *d, const double *last, report_text *texts,
                          int64_t *decoded) {
   int64_t limit = j->cfg->run.generate;
-  progress shown = progress_begin(job_is_reporting(j), arm_name(e), "tokens written", limit);
+  progress shown = progress_start(job_is_reporting(j), arm_name(e), "tokens written", limit);
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
   status result = decode_first(j, e, d, last, texts);
@@ -122,7 +123,7 @@ static status close_texts(const job *j, const arm *e, report_arm *out) {
     report_text *t = &out->texts[s];
     size_t length;
     t->digest = arm_sequence_digest(e, s);
-    if (j->words) TRY(tokenizer_decode(j->words, t->tokens, t->n_tokens, &t->text, &length));
+    if (j->tokenizer) TRY(tokenizer_decode(j->tokenizer, t->tokens, t->n_tokens, &t->text, &length));
   }
   return 0;
 }
@@ -142,11 +143,10 @@ done:
   return result;
 }
 
-// Computes the prompts; only each sequence's last position needs logits to write on, but the digest covers
-// all.
+// Computes the prompts; the text is continued from each sequence's last logits, but the digest covers all.
 static status compute_prompts(job *j, arm *e, double *last) {
   int64_t vocabulary = j->m->weights.shape.vocabulary, done = 0;
-  progress shown = progress_begin(job_is_reporting(j), arm_name(e), "tokens read", j->n_tokens);
+  progress shown = progress_start(job_is_reporting(j), arm_name(e), "tokens read", j->n_tokens);
   batcher f;
   token_batch batch;
   status result = batcher_open(&f, j->sequences, j->n_sequences, j->cfg->run.chunk);
@@ -171,7 +171,7 @@ static status compute_prompts(job *j, arm *e, double *last) {
 static status generate_arm(job *j, size_t index, report *r) {
   arm *e;
   double *last = NULL;
-  TRY(job_open_arm(j, j->cfg->run.arms.name[index], &e));
+  TRY(job_open_arm(j, &j->cfg->run.arms.arm[index], &e));
   arm_reset(e);
   status result;
   if (arm_computes_shared(e))
@@ -187,7 +187,7 @@ done:
 }
 
 status generate_run(job *j) {
-  report r = {0};
+  report r = {.n_arms = 0};
   bool writes = j->cfg->run.generate > 0;
   TRY(job_agree(j, writes ? 0 : FAIL("run.generate = 0: expected a number of tokens to write"),
                 "run.generate"));

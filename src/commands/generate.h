@@ -1,10 +1,10 @@
-// generate: an arm writes on from its prompts, all sequences decoded together.
+// generate: an arm continues its prompts, all sequences decoded together.
 #pragma once
 #include "src/report/job_report.h"
 
-// Collective. Continues every sequence, whose prompt the engine has just computed, by run.generate tokens.
+// Collective. Continues every sequence, whose prompt the arm has just computed, by run.generate tokens.
 // `last` holds each sequence's last logits [n_sequences][vocabulary]. Fills the arm's texts and decode rate.
 status generate_continue(job *j, arm *e, const double *last, report_arm *out);
 
-// Collective. The command `generate`: each arm of run.arms computes the prompts and writes on.
+// Collective. The command `generate`: each arm of run.arms computes the prompts and continues them.
 status generate_run(job *j);

@@ -77,7 +77,7 @@ typedef struct {
 
 static status read_together(double *bytes_per_second, comm *c, const reader *r, pass *all) {
   pass mine = {.bytes = (double)r->each * r->threads}, whole = {0};
-  TRY(comm_agree(c, 0, "the measurement of the memory")); // all begin at once
+  TRY(comm_agree(c, 0, "the measurement of the memory")); // all start at once
   status read = read_once(r, &mine.seconds);
   TRY(comm_agree(c, read, "the measurement of the memory"));
   TRY(comm_allgather(c, all, &mine, sizeof mine, "the measurement of the memory"));

@@ -3,45 +3,46 @@
 #include "kernels/formats/numerics.h"
 #include "src/measure/pair_statistics.h"
 #include "src/commands/generate.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct {
   job *j;
   size_t n_arms, n_pairs;
   arm *arm[CONFIG_MAX_ARMS];
   npy *logits_file[CONFIG_MAX_ARMS];
-  double *last[CONFIG_MAX_ARMS];   // [n_sequences][vocabulary]: where writing on begins; NULL: has none
-  double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; the printer
-  double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; the printer
+  double
+      *last[CONFIG_MAX_ARMS]; // [n_sequences][vocabulary]: from which the text is continued; NULL: has none
+  double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; the reporting rank
+  double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; the reporting rank
   double nll[CONFIG_MAX_ARMS];     // summed over positions with a next token
-  pair_samples *pairs;             // the printer
+  pair_samples *pairs;             // the reporting rank
   report r;
   int64_t position; // of the batch's first token, counted over all sequences
 } parity;
 
 // ---- pairs ----
 
-// The truth is f64@cpu where it runs, else the first arm.
-static size_t truth_of(const arm_list *arms) {
+// The truth, f64, where it runs, else the first arm.
+static size_t reference_of(const arm_list *arms) {
   for (size_t a = 0; a < arms->count; a++)
-    if (!strncmp(arms->name[a], "f64@", 4)) return a;
+    if (arm_is_truth(&arms->arm[a])) return a;
   return 0;
 }
 
-// Each arm against the truth first, then the others among themselves; `b` is the reference.
+// Each arm against the reference first, then the others among themselves; a pair's `b` is what `a` is
+// measured against.
 static void list_pairs(const arm_list *arms, pair_statistics *out) {
-  size_t truth = truth_of(arms), n = 0;
+  size_t reference = reference_of(arms), n = 0;
   for (size_t a = 0; a < arms->count; a++)
-    if (a != truth) {
+    if (a != reference) {
       out[n].a = a;
-      out[n++].b = truth;
+      out[n++].b = reference;
     }
   for (size_t b = 0; b < arms->count; b++)
     for (size_t a = b + 1; a < arms->count; a++)
-      if (a != truth && b != truth) {
+      if (a != reference && b != reference) {
         out[n].a = a;
         out[n++].b = b;
       }
@@ -49,7 +50,7 @@ static void list_pairs(const arm_list *arms, pair_statistics *out) {
 
 // ---- open and close ----
 
-static status open_printer(parity *p) {
+static status open_reporting(parity *p) {
   const model_shape *s = &p->j->m->weights.shape;
   const config *c = p->j->cfg;
   for (size_t a = 0; a < p->n_arms; a++) {
@@ -57,7 +58,7 @@ static status open_printer(parity *p) {
     TRY(TAKE(&p->logits[a], (size_t)s->vocabulary, "a row of logits"));
     if (c->output.logits && c->output.dir[0]) {
       char name[64];
-      snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.name[a]);
+      snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.arm[a].name);
       TRY(npy_open(&p->logits_file[a], c->output.dir, name, arm_path(p->arm[a])->real_bytes == sizeof(double),
                    (size_t)s->vocabulary));
     }
@@ -75,12 +76,12 @@ static status parity_open(parity *p, job *j) {
   list_pairs(arms, p->r.pairs);
   p->r.has_logits = j->cfg->output.logits && j->cfg->output.dir[0];
   for (size_t a = 0; a < p->n_arms; a++) {
-    TRY(job_open_arm(j, arms->name[a], &p->arm[a]));
+    TRY(job_open_arm(j, &arms->arm[a], &p->arm[a]));
     arm_watch_layers(p->arm[a], true);
     if (j->cfg->run.generate && arm_computes_shared(p->arm[a]))
       TRY(TAKE(&p->last[a], logit_count, "last logits"));
   }
-  return job_agree(j, job_is_reporting(j) ? open_printer(p) : 0, "opening the comparison");
+  return job_agree(j, job_is_reporting(j) ? open_reporting(p) : 0, "opening the comparison");
 }
 
 static void parity_close(parity *p) {
@@ -183,7 +184,7 @@ static status compute_batch(parity *p, const token_batch *batch) {
 }
 
 static status compute_all(parity *p) {
-  progress shown = progress_begin(job_is_reporting(p->j), "parity", "tokens", p->j->n_tokens);
+  progress shown = progress_start(job_is_reporting(p->j), "parity", "tokens", p->j->n_tokens);
   batcher f;
   token_batch batch;
   status result = batcher_open(&f, p->j->sequences, p->j->n_sequences, p->j->cfg->run.chunk);
@@ -210,7 +211,7 @@ static status finish_arm(parity *p, size_t a) {
   return job_check_digest(p->j, p->arm[a]);
 }
 
-static status finish_printer(parity *p) {
+static status finish_reporting(parity *p) {
   for (size_t i = 0; i < p->n_pairs; i++) TRY(pair_samples_reduce(&p->pairs[i], &p->r.pairs[i]));
   for (size_t a = 0; a < p->n_arms; a++) {
     npy *f = p->logits_file[a];
@@ -233,7 +234,7 @@ status parity_run(job *j) {
   for (size_t a = 0; a < p.n_arms; a++) arm_reset(p.arm[a]);
   TRY_DONE(result, compute_all(&p));
   for (size_t a = 0; a < p.n_arms; a++) TRY_DONE(result, finish_arm(&p, a));
-  TRY_DONE(result, job_agree(j, job_is_reporting(j) ? finish_printer(&p) : 0, "reducing the comparison"));
+  TRY_DONE(result, job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "reducing the comparison"));
   result = job_report_finish(j, &p.r);
 done:
   parity_close(&p);

@@ -1,7 +1,7 @@
 #include "src/commands/perplexity.h"
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include <stdlib.h>
 
 typedef struct {
@@ -21,7 +21,7 @@ static status score_row(scoring *s, int64_t i, int32_t target) {
   if (!arm_computes_shared(s->e)) return 0;
   arm_logits(s->e, i, s->logits);
   metrics_logits(&m, s->logits, s->logits, (size_t)n, target);
-  if (!m.row.finite) return FAIL("%s: a logit is not finite; no perplexity can be told", arm_name(s->e));
+  if (!m.row.finite) return FAIL("%s: a logit is not finite; there is no perplexity", arm_name(s->e));
   s->nll += m.nll_a;
   return 0;
 }
@@ -83,9 +83,9 @@ static status score_sequence(scoring *s, int64_t number) {
 
 static status perplexity_arm(job *j, size_t index, report *r) {
   scoring s = {.j = j};
-  TRY(job_open_arm(j, j->cfg->run.arms.name[index], &s.e));
+  TRY(job_open_arm(j, &j->cfg->run.arms.arm[index], &s.e));
   arm_reset(s.e);
-  s.shown = progress_begin(job_is_reporting(j), arm_name(s.e), "tokens", j->n_tokens);
+  s.shown = progress_start(job_is_reporting(j), arm_name(s.e), "tokens", j->n_tokens);
   status result;
   TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
   for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, i));
@@ -94,13 +94,13 @@ static status perplexity_arm(job *j, size_t index, report *r) {
   r->arms[index].scored = s.scored;
   result = job_check_digest(j, s.e);
 done:
-  progress_end(&s.shown); // before any fault is told
+  progress_end(&s.shown); // before any error is printed
   free(s.logits);
   arm_close(s.e);
   return result;
 }
 
-// Every sequence has something to score: one that says nothing would be left out without a word.
+// Every sequence has something to score: one without would be left out in silence.
 static status check_windows(const job *j) {
   for (int64_t i = 0; i < j->n_sequences; i++)
     if (skip_of(j, i) + 1 >= window_of(j, i))
@@ -112,7 +112,7 @@ static status check_windows(const job *j) {
 }
 
 status perplexity_run(job *j) {
-  report r = {0};
+  report r = {.n_arms = 0};
   TRY(job_agree(j, check_windows(j), "perplexity.skip"));
   status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
   for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = perplexity_arm(j, a, &r);

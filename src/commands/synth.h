@@ -3,7 +3,8 @@
 #include "dist/comm.h"
 #include <stdio.h>
 
-// Collective. The words after `synth` on the command line; docs/synth.md describes them. Writes FILE.partial,
-// each rank its part, and gives it its name when it is whole; after a fault the partial file is gone.
-status synth_run(comm *c, int n_args, char **words);
+// Collective. args: what follows `synth` on the command line, as docs/synth.md describes it. Writes
+// FILE.partial, each rank its part, and gives it its name when it is whole; after an error the partial file
+// is gone.
+status synth_run(comm *c, int n_args, char **args);
 void synth_print_options(FILE *out);

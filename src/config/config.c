@@ -4,6 +4,7 @@
 // that config_load would read back to the same values, so there is one syntax and one set of bounds.
 #include "src/config/config.h"
 #include "base/memory.h"
+#include "base/read_file.h"
 #include "src/config/config_value.h"
 #include <errno.h>
 #include <float.h>
@@ -21,72 +22,91 @@ enum { FILE_LIMIT = 16 << 20 };
 #define SIZES(field)   AT(field), value_read_sizes, value_write_sizes, "list of at most 16 integers in range"
 #define FLAG(field)    AT(field), value_read_flag, value_write_flag, "true or false", 0, 0
 
+static const struct {
+  const char *name, *help;
+} SECTIONS[] = {
+    {"model", "the model"},
+    {"input", "what it reads; one of these"},
+    {"run", "the arms, and how they compute"},
+    {"ranks", "a mixed job: ranks whose experts are computed by different arms"},
+    {"experts", "which rank owns which expert"},
+    {"comm", "ranks among themselves"},
+    {"perplexity", "what is scored"},
+    {"bench", "what is measured"},
+    {"output", "files of the report"},
+};
+enum { N_SECTIONS = sizeof SECTIONS / sizeof SECTIONS[0] };
+
 enum { KEY_INPUT = 1, N_INPUTS = 4 }; // place of input.tokens; the rows follow the values of input_kind
 
 static const value_key KEYS[] = {
-    {"model.path", AT(model.path), value_read_text, value_write_text, "string", 0, 0, NULL,
+    {"model.path", KEYS_MODEL, AT(model.path), value_read_text, value_write_text, "string", 0, 0, NULL,
      "the GGUF file, or the first of a split set"},
-    {"input.tokens", AT(input), value_read_tokens, value_write_tokens, "list of token ids", 0, 0, NULL,
-     "the input as token ids"},
-    {"input.prompt", AT(input), value_read_prompt, value_write_prompt, "string", 0, 0, NULL,
+    {"input.tokens", KEYS_INPUT, AT(input), value_read_tokens, value_write_tokens, "list of token ids", 0, 0,
+     NULL, "the input as token ids"},
+    {"input.prompt", KEYS_INPUT, AT(input), value_read_prompt, value_write_prompt, "string", 0, 0, NULL,
      "the input as text"},
-    {"input.prompts", AT(input), value_read_prompts, value_write_prompts, "list of strings", 0, 0, NULL,
-     "the input as a batch of texts, each a sequence"},
-    {"input.file", AT(input), value_read_input_file, value_write_input_file, "string", 0, 0, NULL,
+    {"input.prompts", KEYS_INPUT, AT(input), value_read_prompts, value_write_prompts, "list of strings", 0, 0,
+     NULL, "the input as a batch of texts, each a sequence"},
+    {"input.file", KEYS_INPUT, AT(input), value_read_input_file, value_write_input_file, "string", 0, 0, NULL,
      "the input as a text file; of the four inputs the one set last holds"},
-    {"run.arms", AT(run.arms), value_read_arms, value_write_arms,
+    {"run.arms", KEYS_ARMS, AT(run.arms), value_read_arms, value_write_arms,
      "list of 1 to 16 arms (\"path@backend\" or \"ranks\")", 0, 0, "[\"f64@cpu\", \"f32@cpu\", \"q8k@cpu\"]",
      "what to run and compare"},
-    {"run.context", INTEGER(run.context), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+    {"run.context", KEYS_FORWARD, INTEGER(run.context), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "positions of a sequence; 0: as input and run.generate need, in perplexity at most 512"},
-    {"run.kv", AT(run.kv), value_read_kv, value_write_kv, "\"f16\" or \"f32\"", 0, 0, "\"f16\"",
+    {"run.kv", KEYS_FORWARD, AT(run.kv), value_read_kv, value_write_kv, "\"f16\" or \"f32\"", 0, 0, "\"f16\"",
      "type of the cached keys and values"},
-    {"run.generate", INTEGER(run.generate), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+    {"run.generate", KEYS_WRITE, INTEGER(run.generate), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "tokens to write after the input"},
-    {"run.threads", INTEGER(run.threads), "integer from 0 to 4096", 0, 4096, "0",
+    {"run.threads", KEYS_RANKS, INTEGER(run.threads), "integer from 0 to 4096", 0, 4096, "0",
      "threads of a rank; 0: cores that it may use / ranks on the host"},
-    {"run.seed", INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
+    {"run.seed", KEYS_WRITE | KEYS_BENCH, INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
      "seed of the sampler; equal prompts write equal texts: a draw depends on seed and position"},
-    {"run.chunk", INTEGER(run.chunk), "integer from 1 to 2147483647", 1, INT32_MAX, "512",
+    {"run.chunk", KEYS_FORWARD, INTEGER(run.chunk), "integer from 1 to 2147483647", 1, INT32_MAX, "512",
      "tokens of a prompt computed at once"},
-    {"run.temperature", REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0", "of the sampler; 0: greedy"},
-    {"run.top_k", INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+    {"run.temperature", KEYS_WRITE, REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0",
+     "of the sampler; 0: greedy"},
+    {"run.top_k", KEYS_WRITE, INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "tokens the sampler chooses from; 0: all"},
-    {"run.top_p", REAL(run.top_p), "number above 0, at most 1", DBL_TRUE_MIN, 1, "1",
+    {"run.top_p", KEYS_WRITE, REAL(run.top_p), "number above 0, at most 1", DBL_TRUE_MIN, 1, "1",
      "probability the sampler chooses from"},
-    {"run.rows", AT(run.rows), value_read_text, value_write_text, "string", 0, 0, "\"auto\"",
+    {"run.rows", KEYS_ARMS, AT(run.rows), value_read_text, value_write_text, "string", 0, 0, "\"auto\"",
      "instruction set row of the cpu backend, by name"},
-    {"run.bind", FLAG(run.bind), "true", "bind threads to cores"},
-    {"ranks.arm", AT(ranks.arm), value_read_rank_arms, value_write_arms,
+    {"run.bind", KEYS_RANKS, FLAG(run.bind), "true", "bind threads to cores"},
+    {"ranks.arm", KEYS_ARMS, AT(ranks.arm), value_read_rank_arms, value_write_arms,
      "list of at most 16 arms (\"path@backend\" or \"path@auto\")", 0, 0, "[]",
      "mixed job: arms of experts, repeated over ranks; auto: cuda where a rank has its own GPU"},
-    {"ranks.shared", AT(ranks.shared), value_read_arm_or_empty, value_write_arm,
+    {"ranks.shared", KEYS_ARMS, AT(ranks.shared), value_read_arm_or_empty, value_write_arm,
      "arm (\"path@backend\") or \"\"", 0, 0, "\"\"",
      "mixed job: arm of attention, router, head; \"\": first rank's on a GPU, else rank 0's"},
-    {"ranks.shared_ranks", SIZES(ranks.shared_ranks), 0, INT32_MAX, "[]",
+    {"ranks.shared_ranks", KEYS_ARMS, SIZES(ranks.shared_ranks), 0, INT32_MAX, "[]",
      "mixed job: who computes attention, router, head; []: ranks on ranks.shared's backend"},
-    {"experts.placement", AT(experts), value_read_placement, value_write_placement,
+    {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
      "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
      "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},
-    {"comm.transport", AT(comm.transport), value_read_transport, value_write_text,
+    {"comm.transport", KEYS_RANKS, AT(comm.transport), value_read_transport, value_write_transport,
      "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what carries the exchange between ranks"},
-    {"comm.deadline", REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9, "300",
-     "seconds that a rank waits for another, or for its GPU"},
-    {"perplexity.skip", INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1, INT32_MAX, "-1",
-     "positions at the head of a window that are not scored; -1: half"},
-    {"bench.prompt", SIZES(bench.prompt), 1, INT32_MAX, "[512]", "prompts to measure, in tokens: pp512"},
-    {"bench.generate", SIZES(bench.generate), 1, INT32_MAX, "[128]",
+    {"comm.deadline", KEYS_RANKS, REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
+     "300", "seconds that a rank waits for another, or for its GPU"},
+    {"perplexity.skip", KEYS_PERPLEXITY, INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1,
+     INT32_MAX, "-1", "positions at the head of a window that are not scored; -1: half"},
+    {"bench.prompt", KEYS_BENCH, SIZES(bench.prompt), 1, INT32_MAX, "[512]",
+     "prompts to measure, in tokens: pp512"},
+    {"bench.generate", KEYS_BENCH, SIZES(bench.generate), 1, INT32_MAX, "[128]",
      "decoded tokens to measure, one after the other: tg128"},
-    {"bench.depth", SIZES(bench.depth), 0, INT32_MAX, "[0]", "positions that are in the context before"},
-    {"bench.batch", SIZES(bench.batch), 1, 4096, "[1]", "sequences at once"},
-    {"bench.repeats", INTEGER(bench.repeats), "integer from 1 to 10000", 1, 10000, "5", "timed runs of each"},
-    {"bench.warmup", INTEGER(bench.warmup), "integer from 0 to 10000", 0, 10000, "1",
+    {"bench.depth", KEYS_BENCH, SIZES(bench.depth), 0, INT32_MAX, "[0]",
+     "positions that are in the context before"},
+    {"bench.batch", KEYS_BENCH, SIZES(bench.batch), 1, 4096, "[1]", "sequences at once"},
+    {"bench.repeats", KEYS_BENCH, INTEGER(bench.repeats), "integer from 1 to 10000", 1, 10000, "5",
+     "timed runs of each"},
+    {"bench.warmup", KEYS_BENCH, INTEGER(bench.warmup), "integer from 0 to 10000", 0, 10000, "1",
      "runs of each that are not timed, before those that are"},
-    {"bench.format", AT(bench.format), value_read_format, value_write_format, "\"md\", \"csv\" or \"json\"",
-     0, 0, "\"md\"", "how the rates are printed"},
-    {"output.dir", AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0, "\"\"",
-     "folder of the report (--out); \"\": no files"},
-    {"output.logits", FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
+    {"bench.format", KEYS_BENCH, AT(bench.format), value_read_format, value_write_format,
+     "\"md\", \"csv\" or \"json\"", 0, 0, "\"md\"", "how the rates are printed"},
+    {"output.dir", KEYS_OUTPUT, AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0,
+     "\"\"", "folder of the report (--out); \"\": no files"},
+    {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
 };
 enum { N_KEYS = sizeof KEYS / sizeof KEYS[0] };
 
@@ -148,10 +168,14 @@ static status refuse_key(const char *name, const value_origin *from, int line) {
   return FAIL("%s: unknown key \"%s\": did you mean \"%s\"?", place, shown, nearest->name);
 }
 
+static bool is_in_section(const value_key *k, const char *section) {
+  size_t n = strlen(section);
+  return !strncmp(k->name, section, n) && k->name[n] == '.';
+}
+
 static bool is_section(const char *name) {
-  size_t n = strlen(name);
-  for (int i = 0; i < N_KEYS; i++)
-    if (!strncmp(KEYS[i].name, name, n) && KEYS[i].name[n] == '.') return true;
+  for (int i = 0; i < N_SECTIONS; i++)
+    if (!strcmp(SECTIONS[i].name, name)) return true;
   return false;
 }
 
@@ -160,38 +184,6 @@ static status read_key(config *c, const value_key *k, const toml_value *v, const
 }
 
 // ---- sources of values ----
-
-// Reads a whole file of at most FILE_LIMIT bytes; a pipe will do.
-static status read_file(char **text, size_t *length, const char *path) {
-  status result = 0;
-  FILE *f = fopen(path, "rb");
-  *text = NULL;
-  if (!f) return FAIL("%s: cannot open the config: %s", path, strerror(errno));
-  size_t room = 1 << 16, n = 0;
-  TRY_DONE(result, TAKE(text, room, path));
-  for (;;) {
-    errno = 0;
-    n += fread(*text + n, 1, room - n, f);
-    if (ferror(f)) TRY_DONE(result, FAIL("%s: cannot read the config: %s", path, strerror(errno)));
-    if (n < room || n > FILE_LIMIT) break;
-    char *wider;
-    TRY_DONE(result, TAKE(&wider, room * 2, path));
-    memcpy(wider, *text, n);
-    free(*text);
-    *text = wider;
-    room *= 2;
-  }
-  *length = n;
-  if (n > FILE_LIMIT)
-    result = FAIL("%s: expected a config of at most %d bytes, found more", path, FILE_LIMIT);
-done:
-  fclose(f);
-  if (result) {
-    free(*text);
-    *text = NULL;
-  }
-  return result;
-}
 
 static status apply_document(config *c, const config_toml *document, const value_origin *from) {
   const value_key *input = NULL;
@@ -213,12 +205,12 @@ static status apply_document(config *c, const config_toml *document, const value
 
 static status apply_text(config *c, const char *text, size_t length, const value_origin *from) {
   config_toml *document = NULL;
-  toml_fault fault;
+  toml_error error;
   status result;
-  if (config_toml_parse(&document, &fault, text, length))
+  if (config_toml_parse(&document, &error, text, length))
     result = apply_document(c, document, from);
   else
-    result = FAIL("%s:%d: expected TOML: %s", from->file, fault.line, fault.text);
+    result = FAIL("%s:%d: expected TOML: %s", from->file, error.line, error.text);
   config_toml_close(document);
   return result;
 }
@@ -227,13 +219,13 @@ static status apply_file(config *c, const char *path) {
   const value_origin from = {.file = path};
   char *text;
   size_t length = 0;
-  TRY(read_file(&text, &length, path));
+  TRY(read_file(&text, &length, path, "config", FILE_LIMIT, READ_ANY));
   status result = apply_text(c, text, length, &from);
   free(text);
   return result;
 }
 
-// Text that is no TOML is a string, unless it begins like a string, an array or a table, or is digits alone:
+// Text that is no TOML is a string, unless it starts like a string, an array or a table, or is digits alone:
 // then it has a slip, or is an integer that TOML does not hold.
 static bool is_bare(const char *text) {
   while (*text == ' ' || *text == '\t') text++;
@@ -243,19 +235,19 @@ static bool is_bare(const char *text) {
 // Reads VALUE as the document `v = VALUE`, which must then hold that one value and nothing else.
 static status apply_value(config *c, const value_key *k, const char *text, const value_origin *from) {
   config_toml *document = NULL;
-  toml_fault fault = {.text = "more than one value"};
+  toml_error error = {.text = "more than one value"};
   char *line = NULL;
   status result;
   TRY(TAKE(&line, strlen(text) + 8, "--set"));
   size_t length = (size_t)sprintf(line, "v = %s\n", text);
   toml_value v = {.kind = TOML_STRING, .line = 1, .text = text, .length = strlen(text)};
-  bool parsed = config_toml_parse(&document, &fault, line, length);
+  bool parsed = config_toml_parse(&document, &error, line, length);
   if (parsed && config_toml_count(document) == 1 && !strcmp(config_toml_key(document, 0), "v"))
     config_toml_value(&v, document, 0);
   else if (parsed || !is_bare(text)) {
     char place[VALUE_PLACE_BYTES];
     value_place(place, from, 1);
-    TRY_DONE(result, FAIL("%s: %s: expected one TOML value: %s", place, k->name, fault.text));
+    TRY_DONE(result, FAIL("%s: %s: expected one TOML value: %s", place, k->name, error.text));
   }
   result = read_key(c, k, &v, from);
 done:
@@ -304,7 +296,7 @@ static bool sets_key(const char *const *sets, size_t n_sets, const char *name) {
 static status check_ranks(const config *c, const char *place, const char *const *sets, size_t n_sets) {
   bool has_ranks = false;
   for (size_t i = 0; i < c->run.arms.count; i++)
-    has_ranks = has_ranks || !strcmp(c->run.arms.name[i], "ranks");
+    has_ranks = has_ranks || c->run.arms.arm[i].kind == ARM_MIXED;
   if (has_ranks && !c->ranks.arm.count)
     return FAIL("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
   if (has_ranks || !c->ranks.arm.count) return 0;
@@ -352,7 +344,6 @@ void config_close(config *c) {
   free(c->model.path);
   free(c->run.rows);
   free(c->experts.rank_of_expert);
-  free(c->comm.transport);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }
@@ -376,10 +367,24 @@ status config_text(const config *c, char **out) {
   return 0;
 }
 
-void config_print_keys(FILE *out) {
-  for (int i = 0; i < N_KEYS; i++) {
-    fprintf(out, "  %-18s %s\n", KEYS[i].name, KEYS[i].help);
-    fprintf(out, "  %-18s   %s\n", "", KEYS[i].type);
-    fprintf(out, "  %-18s   default: %s\n", "", KEYS[i].initial ? KEYS[i].initial : "none");
+static void print_key(FILE *out, const value_key *k) {
+  enum { ROOM = 80 }; // columns of type and default, if they are to stand in one line
+  const char *initial = k->initial ? k->initial : "none";
+  bool fits = strlen(k->type) + strlen(initial) <= ROOM;
+  fprintf(out, "  %-18s %s\n", k->name, k->help);
+  fprintf(out, "  %-18s   %s", "", k->type);
+  if (!fits) fprintf(out, "\n  %-18s   ", "");
+  fprintf(out, "%sdefault: %s\n", fits ? "; " : "", initial);
+}
+
+void config_print_keys(FILE *out, unsigned groups) {
+  for (int s = 0; s < N_SECTIONS; s++) {
+    bool has_heading = false;
+    for (int i = 0; i < N_KEYS; i++) {
+      if (!is_in_section(&KEYS[i], SECTIONS[s].name) || !(KEYS[i].groups & groups)) continue;
+      if (!has_heading) fprintf(out, "\n[%s] %s\n", SECTIONS[s].name, SECTIONS[s].help);
+      has_heading = true;
+      print_key(out, &KEYS[i]);
+    }
   }
 }

@@ -1,10 +1,12 @@
 // config: everything that a user can set, from one TOML file and --set KEY=VALUE on the command line.
 //
 // Owns: the table of keys (name, type, default, one line of help) and the values of one run.
-// Refuses to know: the model (bounds that depend on it are checked by who knows it), MPI.
-// Invariant: after config_load every field is set and in its own range; an unknown key never passes silently.
+// Independent of: MPI and of the model: bounds that depend on it are checked where it is known.
+// Invariant: after config_load every field is set and in its range; an unknown key never passes silently.
 #pragma once
 #include "base/status.h"
+#include "dist/transport_kind.h"
+#include "src/config/arm_choice.h"
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -15,10 +17,10 @@ typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLAC
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
 
-enum { CONFIG_MAX_ARMS = 16, ARM_NAME_BYTES = 24, CONFIG_MAX_SIZES = 16 };
+enum { CONFIG_MAX_ARMS = 16, CONFIG_MAX_SIZES = 16 };
 
 typedef struct {
-  char name[CONFIG_MAX_ARMS][ARM_NAME_BYTES]; // "q8k@cpu", or "ranks" in run.arms
+  arm_choice arm[CONFIG_MAX_ARMS];
   size_t count;
 } arm_list;
 
@@ -59,10 +61,10 @@ typedef struct {
   } run;
 
   struct {
-    arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
-                  // "path@auto": cuda on a rank with a GPU of its own, else cpu
-    char shared[ARM_NAME_BYTES]; // ranks.shared: arm of attention, router, head; "": that of the first rank
-                                 // on a GPU, without one of rank 0
+    arm_list arm;      // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
+                       // "path@auto": cuda on a rank with a GPU of its own, else cpu
+    arm_choice shared; // ranks.shared: arm of attention, router, head; ARM_NONE: that of the first rank on a
+                       // GPU, without one of rank 0
     size_list shared_ranks; // ranks.shared_ranks: who computes these; empty: ranks on ranks.shared's backend
   } ranks;
 
@@ -73,8 +75,8 @@ typedef struct {
   } experts;
 
   struct {
-    char *transport; // comm.transport: "auto" (default), "mpi", "nccl", "self"
-    double deadline; // comm.deadline: seconds that a rank waits for another; default 300
+    transport_kind transport; // comm.transport: "auto" (default), "mpi", "nccl", "self"
+    double deadline;          // comm.deadline: seconds that a rank waits for another; default 300
   } comm;
 
   struct {
@@ -111,5 +113,19 @@ status config_set_dir(config *c, const char *dir);
 // back to the same values; caller frees.
 status config_text(const config *c, char **out);
 
-// Prints the table of keys with types, defaults and help, for --help.
-void config_print_keys(FILE *out);
+typedef enum { // keys that are used together, as bits: which commands read them
+  KEYS_MODEL = 1,
+  KEYS_INPUT = 1 << 1,
+  KEYS_ARMS = 1 << 2,    // which arms there are
+  KEYS_RANKS = 1 << 3,   // what each rank has and does
+  KEYS_FORWARD = 1 << 4, // how a forward pass is cut, and its cache
+  KEYS_WRITE = 1 << 5,   // how an arm continues the text
+  KEYS_PERPLEXITY = 1 << 6,
+  KEYS_BENCH = 1 << 7,
+  KEYS_OUTPUT = 1 << 8,
+  KEYS_LOGITS = 1 << 9,
+  KEYS_ALL = (1 << 10) - 1,
+} key_groups;
+
+// Prints the keys of these groups with types, defaults and help, each section under a heading.
+void config_print_keys(FILE *out, unsigned groups);

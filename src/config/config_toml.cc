@@ -135,20 +135,20 @@ static void view(toml_value *out, const toml::node &node) {
     out->kind = TOML_DATE;
 }
 
-static bool refuse(toml_fault *fault, int line, std::string_view text) {
-  fault->line = line;
-  std::snprintf(fault->text, sizeof fault->text, "%.*s", static_cast<int>(std::min<size_t>(text.size(), 200)),
+static bool refuse(toml_error *error, int line, std::string_view text) {
+  error->line = line;
+  std::snprintf(error->text, sizeof error->text, "%.*s", static_cast<int>(std::min<size_t>(text.size(), 200)),
                 text.data());
-  for (char *c = fault->text; *c; c++)
+  for (char *c = error->text; *c; c++)
     if (static_cast<unsigned char>(*c) < 0x20 || *c == 0x7f) *c = ' ';
   return false;
 }
 
-bool config_toml_parse(config_toml **out, toml_fault *fault, const char *text, size_t length) {
+bool config_toml_parse(config_toml **out, toml_error *error, const char *text, size_t length) {
   *out = nullptr;
   try {
     const std::string_view document(text, length);
-    if (int line = line_of_deep_key(document)) return refuse(fault, line, "a key has more than 16 parts");
+    if (int line = line_of_deep_key(document)) return refuse(error, line, "a key has more than 16 parts");
     auto *t = new config_toml;
     *out = t;
     t->table = toml::parse(document, std::string_view());
@@ -158,13 +158,13 @@ bool config_toml_parse(config_toml **out, toml_fault *fault, const char *text, s
     });
     return true;
   } catch (const toml::parse_error &e) {
-    refuse(fault, static_cast<int>(e.source().begin.line), e.description());
+    refuse(error, static_cast<int>(e.source().begin.line), e.description());
   } catch (const std::bad_alloc &) {
-    refuse(fault, 1, "out of memory");
+    refuse(error, 1, "out of memory");
   } catch (const std::exception &e) {
-    refuse(fault, 1, e.what());
+    refuse(error, 1, e.what());
   } catch (...) {
-    refuse(fault, 1, "cannot be read");
+    refuse(error, 1, "cannot be read");
   }
   delete *out;
   *out = nullptr;

@@ -1,6 +1,6 @@
 // config_toml: TOML text in, a list of dotted keys with values out. The C face of toml++, which is C++ only.
 //
-// Owns: the parsed document. Refuses to know: which keys exist and what they mean (config.c does).
+// Owns: the parsed document. Independent of which keys exist and what they mean (config.c).
 // Invariant: no exception leaves it and no text can make it overflow the stack.
 #pragma once
 #include <stdbool.h>
@@ -42,11 +42,11 @@ typedef struct { // a view into the document
 typedef struct {
   int line;
   char text[256];
-} toml_fault;
+} toml_error;
 
-// False, with *fault filled and *out NULL, for a text that is not TOML. It stores no status: on the command
-// line a bare word that is no TOML is no fault.
-bool config_toml_parse(config_toml **out, toml_fault *fault, const char *text, size_t length);
+// False, with *error filled and *out NULL, for a text that is not TOML. It stores no status: on the command
+// line a bare word that is no TOML is no error.
+bool config_toml_parse(config_toml **out, toml_error *error, const char *text, size_t length);
 void config_toml_close(config_toml *t); // takes NULL
 
 // The values in the order of the text: every one that is not a table, and every empty table. The key is

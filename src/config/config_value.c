@@ -55,7 +55,7 @@ void value_place(char out[VALUE_PLACE_BYTES], const value_origin *from, int line
   }
 }
 
-// The fault of a value that the key does not take; `expected` differs from k->type for an element of a list.
+// The error of a value that the key does not take; `expected` differs from k->type for an element of a list.
 static status refuse(const value_key *k, const toml_value *v, const value_origin *from,
                      const char *expected) {
   char place[VALUE_PLACE_BYTES], found[128];
@@ -158,31 +158,37 @@ void value_write_text(FILE *out, const void *field) {
   write_string(out, *(char *const *)field);
 }
 
-// The index of a string value in a list of words, or -1.
-static int find_word(const toml_value *v, const char *const *words, int n) {
+// The index of a string value in a list of choices, or -1.
+static int find_choice(const toml_value *v, const char *const *choices, int n) {
   for (int i = 0; v->kind == TOML_STRING && i < n; i++)
-    if (v->length == strlen(words[i]) && !memcmp(v->text, words[i], v->length)) return i;
+    if (v->length == strlen(choices[i]) && !memcmp(v->text, choices[i], v->length)) return i;
   return -1;
 }
 
-static const char *const TRANSPORTS[] = {"auto", "mpi", "nccl", "self"};
 static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
 static const char *const PLACEMENTS[] = {[PLACEMENT_CONTIGUOUS] = "contiguous",
                                          [PLACEMENT_STRIDED] = "strided",
                                          [PLACEMENT_BALANCED] = "balanced"};
-static const char *const BACKENDS[] = {"cpu", "cuda", "auto"}; // the last in ranks.arm alone
 static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  if (find_word(v, TRANSPORTS, COUNT(TRANSPORTS)) < 0) return refuse(k, v, from, k->type);
-  return replace_string(field, k, v, from, false);
+  const char *names[TRANSPORT_COUNT];
+  for (int i = 0; i < TRANSPORT_COUNT; i++) names[i] = transport_kind_name((transport_kind)i);
+  int choice = find_choice(v, names, TRANSPORT_COUNT);
+  if (choice < 0) return refuse(k, v, from, k->type);
+  *(transport_kind *)field = (transport_kind)choice;
+  return 0;
+}
+
+void value_write_transport(FILE *out, const void *field) {
+  write_string(out, transport_kind_name(*(const transport_kind *)field));
 }
 
 status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  int word = find_word(v, KV_TYPES, COUNT(KV_TYPES));
-  if (word < 0) return refuse(k, v, from, k->type);
-  *(kv_type *)field = (kv_type)word;
+  int choice = find_choice(v, KV_TYPES, COUNT(KV_TYPES));
+  if (choice < 0) return refuse(k, v, from, k->type);
+  *(kv_type *)field = (kv_type)choice;
   return 0;
 }
 
@@ -191,9 +197,9 @@ void value_write_kv(FILE *out, const void *field) {
 }
 
 status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  int word = find_word(v, FORMATS, COUNT(FORMATS));
-  if (word < 0) return refuse(k, v, from, k->type);
-  *(bench_format *)field = (bench_format)word;
+  int choice = find_choice(v, FORMATS, COUNT(FORMATS));
+  if (choice < 0) return refuse(k, v, from, k->type);
+  *(bench_format *)field = (bench_format)choice;
   return 0;
 }
 
@@ -261,95 +267,101 @@ static void write_ids(FILE *out, const int32_t *ids, size_t count) {
   fputc(']', out);
 }
 
-// One side of the @ in an arm's name must be one of the words.
-static status check_arm_part(const char *what, const char *text, size_t length, const char *const *words,
-                             int n, const char *place, const value_key *k) {
-  const toml_value part = {.kind = TOML_STRING, .text = text, .length = length};
-  if (find_word(&part, words, n) >= 0) return 0;
-  char found[VALUE_SHOWN + 8], choices[64] = "";
-  value_shorten(found, sizeof found, text, length);
-  for (int i = 0; i < n; i++) {
-    strcat(choices, i ? ", " : "");
-    strcat(choices, words[i]);
-  }
-  return FAIL("%s: %s: unknown %s \"%s\" in an arm: expected one of %s", place, k->name, what, found,
-              choices);
+enum { TAKES_AUTO = 1, TAKES_MIXED = 2 }; // kinds of arms beside path@backend
+
+// The paths, or the backends and, where it is taken, "auto".
+static void list_choices(char *out, size_t size, bool paths, unsigned takes) {
+  int n = paths ? PATH_COUNT : BACKEND_COUNT;
+  *out = 0;
+  for (int i = 0; i < n; i++)
+    snprintf(out + strlen(out), size - strlen(out), "%s%s", i ? ", " : "",
+             paths ? path_get((path_kind)i)->name : backend_name((backend_kind)i));
+  if (!paths && takes & TAKES_AUTO) snprintf(out + strlen(out), size - strlen(out), ", auto");
 }
 
-static status read_arm_name(char *out, const value_key *k, const toml_value *v, const value_origin *from,
-                            bool takes_auto) {
-  const char *at = v->kind == TOML_STRING ? memchr(v->text, '@', v->length) : NULL;
-  char place[VALUE_PLACE_BYTES];
-  if (!at) return refuse(k, v, from, k->type);
+static status refuse_part(const value_key *k, const toml_value *v, const value_origin *from, bool is_path,
+                          unsigned takes) {
+  char place[VALUE_PLACE_BYTES], found[VALUE_SHOWN + 8], choices[64];
+  size_t path = (size_t)((const char *)memchr(v->text, '@', v->length) - v->text);
   value_place(place, from, v->line);
-  size_t path = (size_t)(at - v->text);
-  const char *paths[PATH_COUNT];
-  for (int i = 0; i < PATH_COUNT; i++) paths[i] = path_get((path_kind)i)->name;
-  TRY(check_arm_part("path", v->text, path, paths, PATH_COUNT, place, k));
-  TRY(check_arm_part("backend", at + 1, v->length - path - 1, BACKENDS, COUNT(BACKENDS) - !takes_auto, place,
-                     k));
-  snprintf(out, ARM_NAME_BYTES, "%.*s", (int)v->length, v->text);
-  return 0;
+  value_shorten(found, sizeof found, v->text + (is_path ? 0 : path + 1),
+                is_path ? path : v->length - path - 1);
+  list_choices(choices, sizeof choices, is_path, takes);
+  return FAIL("%s: %s: unknown %s \"%s\" in an arm: expected one of %s", place, k->name,
+              is_path ? "path" : "backend", found, choices);
+}
+
+static status read_arm(arm_choice *out, const value_key *k, const toml_value *v, const value_origin *from,
+                       unsigned takes) {
+  if (v->kind != TOML_STRING) return refuse(k, v, from, k->type);
+  switch (arm_choice_parse(out, v->text, v->length)) {
+  case ARM_NAME_WITHOUT_AT:
+    return refuse(k, v, from, k->type);
+  case ARM_NAME_BAD_PATH:
+    return refuse_part(k, v, from, true, takes);
+  case ARM_NAME_BAD_BACKEND:
+    return refuse_part(k, v, from, false, takes);
+  case ARM_NAME_GOOD:
+    break;
+  }
+  if (out->kind == ARM_AUTO && !(takes & TAKES_AUTO)) return refuse_part(k, v, from, false, takes);
+  return out->kind == ARM_MIXED && !(takes & TAKES_MIXED) ? refuse(k, v, from, k->type) : 0;
 }
 
 static status read_arm_list(arm_list *list, const value_key *k, const toml_value *v, const value_origin *from,
-                            bool distinct) {
+                            unsigned takes, bool distinct) {
   arm_list found = {.count = 0};
   if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_ARMS || (distinct && !v->count))
     return refuse(k, v, from, k->type);
   for (; found.count < v->count; found.count++) {
-    static const char *const ranks[] = {"ranks"};
     toml_value element;
+    arm_choice *arm = &found.arm[found.count];
     config_toml_element(&element, v, found.count);
-    char *name = found.name[found.count];
-    if (distinct && !find_word(&element, ranks, 1))
-      strcpy(name, "ranks");
-    else
-      TRY(read_arm_name(name, k, &element, from, !distinct));
+    TRY(read_arm(arm, k, &element, from, takes));
     for (size_t i = 0; distinct && i < found.count; i++)
-      if (!strcmp(found.name[i], name)) return refuse(k, &element, from, "each arm once, no second time");
+      if (arm_choice_equal(&found.arm[i], arm)) return refuse(k, &element, from, "each arm once");
   }
   *list = found;
   return 0;
 }
 
 status value_read_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  return read_arm_list(field, k, v, from, true);
+  return read_arm_list(field, k, v, from, TAKES_MIXED, true);
 }
 
 status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  return read_arm_list(field, k, v, from, false);
+  return read_arm_list(field, k, v, from, TAKES_AUTO, false);
 }
 
 void value_write_arms(FILE *out, const void *field) {
   const arm_list *list = field;
   fputc('[', out);
-  for (size_t i = 0; i < list->count; i++) fprintf(out, "%s\"%s\"", i ? ", " : "", list->name[i]);
+  for (size_t i = 0; i < list->count; i++) fprintf(out, "%s\"%s\"", i ? ", " : "", list->arm[i].name);
   fputc(']', out);
 }
 
 status value_read_arm_or_empty(void *field, const value_key *k, const toml_value *v,
                                const value_origin *from) {
-  if (v->kind == TOML_STRING && !v->length) {
-    *(char *)field = 0;
-    return 0;
-  }
-  return read_arm_name(field, k, v, from, false);
+  arm_choice arm = {.kind = ARM_NONE};
+  if (v->kind != TOML_STRING || v->length) TRY(read_arm(&arm, k, v, from, 0));
+  *(arm_choice *)field = arm;
+  return 0;
 }
 
 void value_write_arm(FILE *out, const void *field) {
-  write_string(out, field);
+  const arm_choice *arm = field;
+  write_string(out, arm->name);
 }
 
 status value_read_placement(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   struct config_experts *experts = field;
   int32_t *ranks = NULL;
   size_t count = 0;
-  int word = find_word(v, PLACEMENTS, COUNT(PLACEMENTS));
-  if (word < 0 && v->kind != TOML_ARRAY) return refuse(k, v, from, k->type);
-  if (word < 0) TRY(read_ids(&ranks, &count, k, v, from));
+  int choice = find_choice(v, PLACEMENTS, COUNT(PLACEMENTS));
+  if (choice < 0 && v->kind != TOML_ARRAY) return refuse(k, v, from, k->type);
+  if (choice < 0) TRY(read_ids(&ranks, &count, k, v, from));
   free(experts->rank_of_expert);
-  experts->placement = word < 0 ? PLACEMENT_LIST : (placement_kind)word;
+  experts->placement = choice < 0 ? PLACEMENT_LIST : (placement_kind)choice;
   experts->rank_of_expert = ranks;
   experts->n_experts = count;
   return 0;

@@ -1,7 +1,7 @@
 // config_value: how a value of each kind is read from TOML, refused, and written back. For config.c alone.
 //
-// Owns: bounds, words (paths, backends, transports) and the texts of refusals.
-// Refuses to know: which keys there are. Invariant: a refused value leaves the field as it was.
+// Owns: bounds, the names of choices, and the texts of refusals.
+// Independent of: which keys there are. Invariant: a refused value leaves the field as it was.
 #pragma once
 #include "src/config/config.h"
 #include "src/config/config_toml.h"
@@ -16,10 +16,11 @@ typedef struct { // where a value stands, for errors: a file or a --set
 typedef struct value_key value_key;
 struct value_key {
   const char *name;
-  size_t offset; // of the field in config
+  unsigned groups; // key_groups, one or more
+  size_t offset;   // of the field in config
   status (*read)(void *field, const value_key *k, const toml_value *v, const value_origin *from);
   void (*write)(FILE *out, const void *field); // as TOML
-  const char *type;                            // what is expected, in words
+  const char *type;                            // what is expected, as a user reads it
   double low, high;                            // of numbers
   const char *initial;                         // TOML; NULL: stays unset
   const char *help;
@@ -54,6 +55,7 @@ void value_write_integer(FILE *out, const void *field);
 void value_write_real(FILE *out, const void *field);
 void value_write_flag(FILE *out, const void *field);
 void value_write_text(FILE *out, const void *field);
+void value_write_transport(FILE *out, const void *field);
 void value_write_kv(FILE *out, const void *field);
 void value_write_arms(FILE *out, const void *field);
 void value_write_arm(FILE *out, const void *field);

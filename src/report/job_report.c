@@ -6,7 +6,7 @@
 #include <string.h>
 #include "build_info.h"
 
-typedef struct { // what a rank tells the printer
+typedef struct { // of a rank, gathered by all
   char host[64], cores[96], arm[ARM_NAME_BYTES];
   device_id device;
   int32_t threads, device_node;
@@ -18,7 +18,7 @@ typedef struct { // what a rank tells the printer
 static bool computes_shared(const job *j) {
   bool computes = j->roles.shared[comm_rank(j->c)];
   for (size_t a = 0; a < j->cfg->run.arms.count; a++)
-    computes = computes || !job_is_mixed(j->cfg->run.arms.name[a]);
+    computes = computes || j->cfg->run.arms.arm[a].kind != ARM_MIXED;
   return computes;
 }
 
@@ -31,7 +31,7 @@ static rank_facts own_facts(const job *j) {
                   .experts = j->experts.n_own};
   snprintf(f.host, sizeof f.host, "%s", comm_host(j->c));
   snprintf(f.cores, sizeof f.cores, "%s", topology_cores(j->place));
-  memcpy(f.arm, j->roles.arm[comm_rank(j->c)], sizeof f.arm);
+  memcpy(f.arm, j->roles.arm[comm_rank(j->c)].name, sizeof f.arm);
   return f;
 }
 
@@ -66,7 +66,7 @@ static void report_model(const job *j, report *r) {
   for (size_t i = 0; i < gguf_file_count(j->m->file); i++) bytes += gguf_file_bytes(j->m->file, i);
   r->model.name = j->m->name;
   r->model.path = gguf_path(j->m->file);
-  r->model.architecture = "qwen3moe";
+  r->model.architecture = j->m->architecture->name;
   r->model.fingerprint = j->fingerprint;
   r->model.n_layers = s->n_layers;
   r->model.hidden = s->hidden;
@@ -103,6 +103,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->chunk = j->cfg->run.chunk;
   r->context = j->context;
   r->input = j->input;
+  r->skip = command_cuts_windows(j->command) ? j->cfg->perplexity.skip : -1;
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
   r->placement = placement_name(j->cfg->experts.placement);
   char *text;
@@ -143,16 +144,11 @@ void job_report_close(report *r) {
   free((char *)r->config_text);
 }
 
-static uint64_t path_tag(const char *arm_name) {
-  const path_info *info = path_find(arm_name, strcspn(arm_name, "@"));
-  return info ? info->tag : 0;
-}
-
 // Equal where the experts have equal paths, whatever ranks own them and whichever backends compute them.
-static uint64_t hash_expert_paths(const job *j, const char *const *rank_arms) {
+static uint64_t hash_expert_paths(const job *j, const arm_choice *a) {
   uint64_t sum = 0;
   for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++)
-    sum = num_mix64(sum + path_tag(rank_arms[j->experts.rank_of_expert[e]]));
+    sum = num_mix64(sum + path_get(job_arm_of_rank(j, a, j->experts.rank_of_expert[e])->path)->tag);
   return sum;
 }
 
@@ -171,16 +167,18 @@ status job_report_arm(job *j, arm *e, report *r, size_t index, int64_t tokens) {
   TRY(arm_add_parts(e));
   TRY(report_state(j, e, r));
   report_arm *a = &r->arms[index];
+  const arm_choice *choice = &j->cfg->run.arms.arm[index];
   size_t n_layers = r->n_layers, n_sequences = r->n_sequences;
-  a->transport = transport_name(arm_transport(e));
-  if (!r->transport ||
-      *transport_reason(arm_transport(e))) { // an arm that needs no words does not hide another's
+  const transport *carrier = arm_transport(e);
+  a->transport = transport_name(carrier);
+  if (!r->transport || *transport_reason(carrier)) { // an arm that needs no reason does not hide another's
     r->transport = a->transport;
-    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(arm_transport(e)));
+    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(carrier));
   }
   if (!backend_is_on_device(arm_backend(e)))
-    r->build.row = arm_row(e); // "none": no arm of this rank ran on one
-  a->name = arm_name(e);
+    r->build.row = arm_row(e); // "none": no arm of this rank ran there
+  a->name = choice->name;
+  a->is_truth = arm_is_truth(choice);
   a->path = arm_path(e)->name;
   a->path_version = arm_path(e)->version;
   a->digest = arm_digest(e);
@@ -195,8 +193,8 @@ status job_report_arm(job *j, arm *e, report *r, size_t index, int64_t tokens) {
   for (size_t l = 0; l < n_layers; l++) a->layer_digests[l] = arm_layer_digest(e, (int64_t)l);
   for (size_t s = 0; s < n_sequences; s++)
     a->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(e, (int64_t)s)};
-  for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = job_arm_of_rank(j, a->name, (int)i);
-  a->expert_paths = hash_expert_paths(j, a->rank_arms);
+  for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = job_arm_of_rank(j, choice, (int)i)->name;
+  a->expert_paths = hash_expert_paths(j, choice);
   return 0;
 }
 

@@ -31,7 +31,7 @@ static void put_header(const npy *f) {
                    f->is_f64 ? 8 : 4, f->rows, f->columns);
   memset(header + PREFIX_BYTES + n, ' ', (size_t)(HEADER_BYTES - PREFIX_BYTES - n));
   header[HEADER_BYTES - 1] = '\n';
-  fwrite(header, 1, HEADER_BYTES, f->file.f); // whole_file_sync tells of failures
+  fwrite(header, 1, HEADER_BYTES, f->file.f); // whole_file_sync reports failures
 }
 
 status npy_open(npy **out, const char *dir, const char *name, bool is_f64, size_t columns) {

@@ -1,23 +1,25 @@
-// report: what a run found, and the one printer of it: console, report.json, layers.csv, tokens.csv, .npy.
+// report: what a run found, and the one place that prints it: console, report.json, layers.csv, tokens.csv,
+// .npy.
 //
 // Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
 // get their names when they are whole and synced; an old report.json goes first, the new one comes last.
-// Refuses to know: how the numbers came about. Only the printer calls it.
+// Independent of: how the numbers came about. Only the reporting rank calls it.
 // Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
 #include "base/status.h"
+#include "src/config/command.h"
 #include "src/measure/pair_statistics.h"
 #include <stdint.h>
 #include <stdio.h>
 
-enum { REPORT_SCHEMA = 2 }; // of report.json
+enum { REPORT_SCHEMA = 3 }; // of report.json
 
 typedef struct {
   int64_t tokens;  // positions in the sequence that the digest covers
   uint64_t digest; // of its logits; the arm's digest is the sum over sequences modulo 2^64
 } report_sequence;
 
-typedef struct { // text that an arm wrote
+typedef struct { // how an arm continued a sequence
   int64_t sequence;
   int32_t *tokens;
   size_t n_tokens;
@@ -28,6 +30,7 @@ typedef struct { // text that an arm wrote
 typedef struct {
   const char *name; // "q8k@cpu"
   const char *path; // of all but the experts
+  bool is_truth;    // f64, and not as a part of a mixed arm
   int path_version;
   uint64_t expert_paths;   // hash of every expert's path and version, in the order of experts
   uint64_t digest;         // logits, all sequences
@@ -37,7 +40,7 @@ typedef struct {
   double prefill_tokens_per_s;
   double decode_tokens_per_s; // NaN: nothing was decoded
   const char *transport;      // of its exchange
-  double exchange_seconds;    // time in the exchange on the printing rank, waiting included
+  double exchange_seconds;    // time in the exchange on the reporting rank, waiting included
   double perplexity;          // over the input's own next tokens; NaN: fewer than two tokens
   int64_t scored;             // tokens that the perplexity is over
   report_text *texts;
@@ -72,7 +75,7 @@ typedef struct {
 } report_rank;
 
 typedef struct {
-  const char *command; // "parity"
+  command_kind command;
   struct {
     const char *name, *path, *architecture;
     uint64_t fingerprint;
@@ -93,6 +96,7 @@ typedef struct {
   const char *placement;
   const char *kv;
   int64_t chunk, context;
+  int64_t skip;   // of perplexity: positions at a window's head that are not scored; -1: half of each window
   uint64_t input; // hash of the tokens of all sequences
   report_rank *ranks;
   size_t n_ranks;

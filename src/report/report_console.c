@@ -51,7 +51,7 @@ static int widest(int least, const char *text) {
   return n > least ? n : least;
 }
 
-// Bytes of the control character, which a terminal would obey, at the begin of a text; 0: none is there.
+// Bytes of the control character, which a terminal would obey, at the start of a text; 0: none is there.
 static size_t control_bytes(const char *text, size_t length) {
   unsigned char c = (unsigned char)text[0], next = length > 1 ? (unsigned char)text[1] : 0;
   if (c == 0xc2 && next >= 0x80 && next < 0xa0) return 2; // U+0080 to U+009F
@@ -139,7 +139,7 @@ static void print_devices(const report *r, FILE *out) {
 
 static void print_head(const report *r, FILE *out) {
   int64_t tokens = r->n_arms ? r->arms[0].tokens : 0;
-  fprintf(out, "moe_run %s  ", r->command);
+  fprintf(out, "moe_run %s  ", command_name(r->command));
   report_print_line(out, or_none(r->model.name), 80, false);
   fprintf(out, "\n  file    ");
   report_print_line(out, or_none(r->model.path), 50, true);
@@ -172,15 +172,11 @@ static void print_head(const report *r, FILE *out) {
 
 // ---- divergences ----
 
-static bool is_truth(const report *r, size_t arm) {
-  return !strncmp(r->arms[arm].name, "f64@", 4);
-}
-
 // The pairs in the order in which they are shown: those against the truth first. Both lists keep their order.
 static const pair_statistics *shown_pair(const report *r, size_t place) {
-  for (int truth = 1; truth >= 0; truth--)
+  for (int truth = true; truth >= false; truth--)
     for (size_t i = 0; i < r->n_pairs; i++)
-      if (is_truth(r, r->pairs[i].b) == truth && !place--) return &r->pairs[i];
+      if (r->arms[r->pairs[i].b].is_truth == truth && !place--) return &r->pairs[i];
   return NULL;
 }
 
@@ -216,13 +212,15 @@ static void print_pair(const report *r, const pair_statistics *p, int width, FIL
 static void print_pairs(const report *r, FILE *out) {
   char label[LABEL_BYTES];
   int width = 4;
-  bool finite = true;
+  bool finite = true, has_truth = false;
+  for (size_t i = 0; i < r->n_arms; i++) has_truth = has_truth || r->arms[i].is_truth;
   for (size_t i = 0; i < r->n_pairs; i++) {
     label_of(label, sizeof label, r, &r->pairs[i]);
     width = widest(width, label);
     finite = finite && r->pairs[i].finite;
   }
-  fprintf(out, "\nDivergence over all positions (a - b: b is the reference, and f64 is the truth)\n");
+  fprintf(out, "\nDivergence over all positions (a - b: b is the reference%s)\n",
+          has_truth ? ", and f64 is the truth" : "; without f64 there is no truth");
   fprintf(out, "  %-*s  rel_l2 of the worst layer  rel_l2 of logits     worst logits\n", width, "");
   fprintf(out, "  %-*s  %5s %9s %9s  %9s %9s  %9s  %9s %7s %7s\n", width, "pair", "layer", "median", "max",
           "median", "max", "1 - cos", "KL", "top-1", "flips");
@@ -307,18 +305,6 @@ static void print_arms(const report *r, FILE *out) {
   }
 }
 
-static void print_perplexity_deltas(const report *r, FILE *out) {
-  char label[LABEL_BYTES];
-  fprintf(out, "  over %" PRId64 " scored of %" PRId64 " computed tokens\n", r->arms[0].scored,
-          r->arms[0].tokens);
-  if (r->n_pairs) fprintf(out, "\nDifference of perplexity\n");
-  for (size_t i = 0; i < r->n_pairs; i++) {
-    const pair_statistics *p = shown_pair(r, i);
-    label_of(label, sizeof label, r, p);
-    fprintf(out, "  %-*s  %12s\n", LABEL_BYTES / 2, label, optional("%+.6f", p->perplexity_delta).text);
-  }
-}
-
 static void print_texts(const report *r, FILE *out) {
   for (size_t i = 0; i < r->n_arms; i++)
     for (size_t t = 0; t < r->arms[i].n_texts; t++) {
@@ -333,14 +319,22 @@ static void print_texts(const report *r, FILE *out) {
     }
 }
 
+static void print_divergences(const report *r, FILE *out) {
+  if (!r->n_pairs) return;
+  print_pairs(r, out);
+  print_layers(r, out);
+}
+
+static void print_scored(const report *r, FILE *out) {
+  if (r->n_arms)
+    fprintf(out, "  over %" PRId64 " scored of %" PRId64 " computed tokens\n", r->arms[0].scored,
+            r->arms[0].tokens);
+}
+
 void report_print(const report *r, FILE *out) {
-  bool parity = !strcmp(r->command, "parity");
   print_head(r, out);
-  if (parity && r->n_pairs) {
-    print_pairs(r, out);
-    print_layers(r, out);
-  }
+  print_divergences(r, out);
   print_arms(r, out);
-  if (!strcmp(r->command, "perplexity")) print_perplexity_deltas(r, out);
+  if (command_cuts_windows(r->command)) print_scored(r, out);
   print_texts(r, out);
 }

@@ -18,26 +18,17 @@ static const char *setting(size_t *length, const char *config, const char *key) 
   return "";
 }
 
-// Positions at a window's head that perplexity does not score, and so leaves out of the digest; -1: half of
-// each window.
-static int64_t skipped(const recorded_report *r) {
-  static const char KEY[] = "perplexity.skip =";
-  size_t n;
-  const char *line = setting(&n, r->config, "perplexity.skip");
-  return n > sizeof KEY && !strncmp(line, KEY, sizeof KEY - 1) ? atoll(line + sizeof KEY - 1) : -1;
-}
-
 static status refuse_other_windows(const recorded_report *a, const recorded_report *b) {
-  bool windows = !strcmp(a->command, "perplexity"), windows_too = !strcmp(b->command, "perplexity");
+  bool windows = command_cuts_windows(a->command), windows_too = command_cuts_windows(b->command);
   if (windows != windows_too || (windows && a->context != b->context))
     return FAIL(
         "%s and %s cannot be compared: perplexity computes windows of run.context tokens: %s with %" PRId64
         ", %s with %" PRId64,
-        a->file, b->file, a->command, a->context, b->command, b->context);
-  if (windows && skipped(a) != skipped(b))
+        a->file, b->file, command_name(a->command), a->context, command_name(b->command), b->context);
+  if (windows && a->skip != b->skip)
     return FAIL("%s and %s cannot be compared: perplexity's digests cover the scored positions alone, and "
                 "perplexity.skip is %" PRId64 " and %" PRId64,
-                a->file, b->file, skipped(a), skipped(b));
+                a->file, b->file, a->skip, b->skip);
   return 0;
 }
 
@@ -56,8 +47,8 @@ static status refuse_others(const recorded_report *a, const recorded_report *b) 
 // One path, all experts' paths included; run.kv is part of every path but f64.
 static bool same_path(const recorded_report *a, const recorded_arm *x, const recorded_report *b,
                       const recorded_arm *y) {
-  bool same_cache = !strcmp(x->path, "f64") || !strcmp(a->kv, b->kv);
-  return same_cache && !strcmp(x->path, y->path) && x->path_version == y->path_version &&
+  bool same_cache = x->path_kind == PATH_F64 || !strcmp(a->kv, b->kv);
+  return same_cache && x->path_kind == y->path_kind && x->path_version == y->path_version &&
          x->expert_paths == y->expert_paths;
 }
 
@@ -156,7 +147,7 @@ static void print_report(FILE *out, char letter, const recorded_report *r) {
   fprintf(out, "\n   moe_run ");
   report_print_line(out, r->version, 20, false);
   fputc(' ', out);
-  report_print_line(out, r->command, 20, false);
+  fputs(command_name(r->command), out);
   fprintf(out, ", %zu rank%s on %" PRId64 " host%s, ", r->n_ranks, r->n_ranks == 1 ? "" : "s", r->hosts,
           r->hosts == 1 ? "" : "s");
   report_print_line(out, r->cpu, 60, false);
@@ -201,7 +192,7 @@ static void print_partners(FILE *out, size_t n[2], const recorded_report *a, con
   }
 }
 
-status report_compare(bool *same, FILE *out, const recorded_report *a, const recorded_report *b) {
+status report_diff(bool *same, FILE *out, const recorded_report *a, const recorded_report *b) {
   size_t n[2] = {0, 0};
   TRY(refuse_others(a, b));
   TRY(refuse_strangers(a, b));
@@ -218,29 +209,4 @@ status report_compare(bool *same, FILE *out, const recorded_report *a, const rec
   else
     fprintf(out, "\nOTHER BITS: %zu of %zu pairs of one path differ.\n", n[false], n[false] + n[true]);
   return 0;
-}
-
-// ---- the command ----
-
-status compare_run(int *code, int n_args, char **words) {
-  recorded_report a, b;
-  bool same = false;
-  if (n_args != 2) return FAIL("compare takes two reports, files or their folders; found %d words", n_args);
-  TRY(report_read(&a, words[0]));
-  status result = report_read(&b, words[1]);
-  if (!result) {
-    result = report_compare(&same, stdout, &a, &b);
-    if (!result && fflush(stdout)) result = FAIL("standard output: the comparison could not be written: %m");
-    report_read_close(&b);
-  }
-  report_read_close(&a);
-  *code = !same;
-  return result;
-}
-
-void compare_print_options(FILE *out) {
-  fprintf(
-      out,
-      "  A and B are report.json of two runs, or their folders. Exit code: 0 the same bits in every pair\n"
-      "  of arms of one path, 1 other bits, 2 the two cannot be compared, and why.\n");
 }

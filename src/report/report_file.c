@@ -1,6 +1,6 @@
 #include "src/report/report_file.h"
 #include "base/memory.h"
-#include "kernels/backend.h"
+#include "src/config/arm_choice.h"
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -25,9 +25,9 @@ static bool is_stale(const char *name, const char *const *kept, size_t n_kept) {
   size_t length = strlen(name), head = sizeof HEAD - 1, tail = sizeof TAIL - 1;
   if (length <= head + tail || memcmp(name, HEAD, head) || strcmp(name + length - tail, TAIL)) return false;
   const char *of = name + head;
+  arm_choice arm;
   length -= head + tail;
-  if (memchr(of, '.', length)) return false;
-  if (!path_find(of, strcspn(of, "@")) && (length != 5 || memcmp(of, "ranks", 5))) return false;
+  if (arm_choice_parse(&arm, of, length) != ARM_NAME_GOOD) return false;
   for (size_t i = 0; i < n_kept; i++)
     if (strlen(kept[i]) == length && !memcmp(kept[i], of, length)) return false;
   return true;

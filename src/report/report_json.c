@@ -111,6 +111,10 @@ static void put_surroundings(branch root, const report *r) {
   put_integer(run, "chunk", r->chunk);
   put_integer(run, "context", r->context);
   put_integer(run, "sequences", (int64_t)r->n_sequences);
+  if (r->skip < 0)
+    put(run, "skip", json_null());
+  else
+    put_integer(run, "skip", r->skip);
 }
 
 // null where the rank takes no device
@@ -248,7 +252,7 @@ status report_json(json_t **out, const report *r) {
   bool bad = false;
   branch root = {json_object(), &bad};
   put_integer(root, "schema", REPORT_SCHEMA);
-  put_text(root, "command", r->command);
+  put_text(root, "command", command_name(r->command));
   put_model(root, r);
   put_surroundings(root, r);
   put_ranks(root, r);

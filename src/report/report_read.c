@@ -1,13 +1,11 @@
 #include "src/report/report_read.h"
 #include "base/memory.h"
-#include "kernels/backend.h"
-#include <errno.h>
-#include <fcntl.h>
+#include "base/read_file.h"
+#include "src/config/arm_choice.h"
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum { MOST_BYTES = 1 << 30, MOST_COUNT = 1 << 24, WHERE_BYTES = 160 };
 
@@ -65,6 +63,13 @@ static status read_digest(uint64_t *out, const place *p) {
     return FAIL("%s: %s: expected 16 hexadecimal digits, found \"%.40s\"", p->file, p->where, text);
   *out = strtoull(text, NULL, 16);
   return 0;
+}
+
+// null is -1.
+static status take_integer_or_null(int64_t *out, const place *of, const char *key, int64_t least,
+                                   int64_t most) {
+  *out = -1;
+  return json_is_null(json_object_get(of->node, key)) ? 0 : take_integer(out, of, key, least, most);
 }
 
 static status take_digest(uint64_t *out, const place *of, const char *key) {
@@ -144,19 +149,19 @@ static status read_texts(recorded_arm *a, const place *of) {
   return 0;
 }
 
-// The name and the path that it says, which the key "path" must repeat; "ranks" leaves the path open.
+// The name and the path that it says, which the key "path" must repeat; a mixed arm leaves the path open.
 static status read_name(recorded_arm *a, const place *of) {
+  arm_choice arm;
   TRY(take_text(&a->name, of, "name"));
   TRY(take_text(&a->path, of, "path"));
-  size_t length = strcspn(a->name, "@");
-  const char *at = a->name + length;
-  bool mixed = !strcmp(a->name, "ranks");
-  if (!mixed && (!path_find(a->name, length) || (strcmp(at, "@cpu") && strcmp(at, "@cuda"))))
+  if (arm_choice_parse(&arm, a->name, strlen(a->name)) != ARM_NAME_GOOD || arm.kind == ARM_AUTO)
     return FAIL("%s: %s.name: expected path@backend or \"ranks\", found \"%.40s\"", of->file, of->where,
                 a->name);
-  if (!path_find(a->path, strlen(a->path)) || (!mixed && strncmp(a->name, a->path, length)))
+  const path_info *path = path_find(a->path, strlen(a->path));
+  if (!path || (arm.kind == ARM_PLAIN && path->kind != arm.path))
     return FAIL("%s: %s.path: expected the path of %s, found \"%.40s\"", of->file, of->where, a->name,
                 a->path);
+  a->path_kind = path->kind;
   return 0;
 }
 
@@ -216,9 +221,17 @@ static status read_surroundings(recorded_report *r, const place *root) {
   if (strcmp(r->kv, "f16") && strcmp(r->kv, "f32"))
     return FAIL("%s: run.kv: expected \"f16\" or \"f32\", found \"%.40s\"", r->file, r->kv);
   TRY(take_integer(&r->context, &run, "context", 1, INT32_MAX));
+  TRY(take_integer_or_null(&r->skip, &run, "skip", 0, INT32_MAX));
   TRY(take(&ranks, root, "ranks", JSON_ARRAY));
   r->n_ranks = json_array_size(ranks.node);
   return r->n_ranks ? 0 : FAIL("%s: ranks: expected at least one rank", r->file);
+}
+
+static status read_command(recorded_report *r, const place *root) {
+  const char *name;
+  TRY(take_text(&name, root, "command"));
+  if (command_find(&r->command, name)) return 0;
+  return FAIL("%s: command: expected a command of moe_run, found \"%.40s\"", r->file, name);
 }
 
 static status read_report(recorded_report *r, const place *root) {
@@ -230,7 +243,7 @@ static status read_report(recorded_report *r, const place *root) {
   if (!json_is_true(complete))
     return FAIL("%s: complete: expected true, found %s", r->file,
                 complete ? kind_of(complete) : "no such key");
-  TRY(take_text(&r->command, root, "command"));
+  TRY(read_command(r, root));
   TRY(read_model(r, root));
   TRY(read_surroundings(r, root));
   return read_arms(r, root);
@@ -267,30 +280,15 @@ void report_read_close(recorded_report *r) {
 
 // ---- files ----
 
-static status read_bytes(char **text, size_t *length, int fd, const char *file) {
-  struct stat s;
-  if (fstat(fd, &s)) return FAIL("%s: cannot be examined: %s", file, strerror(errno));
-  if (!S_ISREG(s.st_mode) || s.st_size > MOST_BYTES)
-    return FAIL("%s: expected a regular file of at most 1 GiB", file);
-  TRY(TAKE(text, (size_t)s.st_size + 1, "a report"));
-  ssize_t n;
-  while ((n = read(fd, *text + *length, (size_t)s.st_size - *length)) > 0) *length += (size_t)n;
-  return n < 0 ? FAIL("%s: cannot be read: %s", file, strerror(errno)) : 0;
-}
-
 status report_read(recorded_report *out, const char *path) {
   struct stat s;
-  char *file, *text = NULL;
-  size_t length = 0, room = strlen(path) + sizeof "/report.json";
+  char *file, *text;
+  size_t length, room = strlen(path) + sizeof "/report.json";
   *out = (recorded_report){.file = NULL};
   TRY(TAKE(&file, room, "a report's name"));
   snprintf(file, room, "%s%s", path, !stat(path, &s) && S_ISDIR(s.st_mode) ? "/report.json" : "");
-  int fd =
-      open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer is refused, not waited for
-  status result = fd < 0 ? FAIL("%s: cannot be opened: %s", file, strerror(errno)) : 0;
-  if (!result) result = read_bytes(&text, &length, fd, file);
+  status result = read_file(&text, &length, file, "report", MOST_BYTES, READ_REGULAR);
   if (!result) result = report_read_text(out, file, text, length);
-  if (fd >= 0) close(fd);
   free(text);
   free(file);
   return result;

@@ -1,14 +1,16 @@
 // report_read: report.json as another run, perhaps on another machine, left it.
 //
 // Owns: the check of every value that it takes: its type, its range, and that the parts agree with each
-// other. Refuses to know: metrics and pairs of arms, which it passes over; what two reports say side by side.
-// Invariant: what is no whole report of this schema gives one fault that names file and key, and nothing
+// other. Independent of metrics and pairs of arms, which it passes over.
+// Invariant: what is no whole report of this schema gives one error that names file and key, and nothing
 // else.
 #pragma once
+#include "kernels/backend.h"
 #include "src/report/report.h"
 
 typedef struct {
   const char *name, *path; // "q8k@cpu"; the path of all but the experts
+  path_kind path_kind;
   int64_t path_version;
   uint64_t expert_paths;   // see report_arm
   uint64_t digest;         // of the logits: the sum of its sequences'
@@ -22,7 +24,9 @@ typedef struct {
 typedef struct { // texts are views into `tree`
   char *file;
   void *tree;
-  const char *command, *version, *cpu, *row, *kv, *config, *model;
+  const char *version, *cpu, *row, *kv, *config, *model;
+  command_kind command;
+  int64_t skip;         // of perplexity, as in report.h
   uint64_t fingerprint; // of the model
   uint64_t input;       // of the tokens of all sequences
   int64_t n_layers, context, hosts;
@@ -31,8 +35,8 @@ typedef struct { // texts are views into `tree`
   size_t n_arms;
 } recorded_report;
 
-// PATH: the file, or the folder that holds it. On a fault nothing stays open.
+// PATH: the file, or the folder that holds it. After an error nothing stays open.
 status report_read(recorded_report *out, const char *path);
-// The same from `length` bytes of text; faults call it `file`.
+// The same from `length` bytes of text; errors call it `file`.
 status report_read_text(recorded_report *out, const char *file, const char *text, size_t length);
 void report_read_close(recorded_report *r);

@@ -18,7 +18,8 @@ typedef struct {
   const placement *experts;
   comm *c;
   const topology *place;
-  const char *transport, *row;
+  transport_kind transport;
+  const char *row;
   const device_id *device;     // that this rank takes, whatever its arm
   arm_spec shared;             // path of the shared steps
   arm_spec own;                // path of this rank's experts, and its backend for all that it computes

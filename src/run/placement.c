@@ -1,10 +1,20 @@
 #include "src/run/placement.h"
 #include "base/memory.h"
 #include <stdlib.h>
+#include <string.h>
 
 const char *placement_name(placement_kind kind) {
-  static const char *const names[] = {"contiguous", "strided", "balanced", "list"};
-  return names[kind];
+  switch (kind) {
+  case PLACEMENT_CONTIGUOUS:
+    return "contiguous";
+  case PLACEMENT_STRIDED:
+    return "strided";
+  case PLACEMENT_BALANCED:
+    return "balanced";
+  case PLACEMENT_LIST:
+    return "list";
+  }
+  __builtin_unreachable();
 }
 
 // Contiguous: the first n % r ranks own one expert more than the others.
@@ -47,8 +57,8 @@ static status balance(int32_t *rank_of_expert, const double *speed, int64_t n_ex
   for (int r = 0; r < n_ranks; r++)
     if (!(speed[r] > 0 && speed[r] < 1e300))
       return FAIL("experts.placement: rank %d: expected a speed above 0, found %g", r, speed[r]);
-  TRY(TAKE(&count, (size_t)n_ranks, "the plan"));
-  status result = TAKE(&share, (size_t)n_ranks, "the plan");
+  TRY(TAKE(&count, (size_t)n_ranks, "the placement"));
+  status result = TAKE(&share, (size_t)n_ranks, "the placement");
   if (!result) {
     apportion(count, share, speed, n_experts, n_ranks);
     for (int r = 0; r < n_ranks; r++)
@@ -79,6 +89,24 @@ static status check_owners(const placement *p) {
   return 0;
 }
 
+static status choose_owners(int32_t *rank_of_expert, placement_kind kind, const int32_t *list,
+                            const double *speed, int64_t n_experts, int n_ranks) {
+  switch (kind) {
+  case PLACEMENT_CONTIGUOUS:
+    for (int64_t e = 0; e < n_experts; e++) rank_of_expert[e] = contiguous_owner(e, n_experts, n_ranks);
+    return 0;
+  case PLACEMENT_STRIDED:
+    for (int64_t e = 0; e < n_experts; e++) rank_of_expert[e] = (int32_t)(e % n_ranks);
+    return 0;
+  case PLACEMENT_BALANCED:
+    return balance(rank_of_expert, speed, n_experts, n_ranks);
+  case PLACEMENT_LIST:
+    memcpy(rank_of_expert, list, (size_t)n_experts * sizeof *list);
+    return 0;
+  }
+  __builtin_unreachable();
+}
+
 status placement_open(placement *out, placement_kind kind, const int32_t *list, size_t list_length,
                       const double *speed, int64_t n_experts, int n_ranks, int rank) {
   *out = (placement){.n_experts = n_experts, .n_ranks = n_ranks};
@@ -86,15 +114,11 @@ status placement_open(placement *out, placement_kind kind, const int32_t *list, 
     return FAIL("%d ranks for %lld experts: expected at most one rank to an expert", n_ranks,
                 (long long)n_experts);
   if (kind == PLACEMENT_LIST) TRY(check_list(list, list_length, n_experts, n_ranks));
-  TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the plan"));
-  TRY(TAKE(&out->local, (size_t)n_experts, "the plan"));
-  if (kind == PLACEMENT_BALANCED) TRY(balance(out->rank_of_expert, speed, n_experts, n_ranks));
-  for (int64_t e = 0; e < n_experts; e++) {
-    if (kind == PLACEMENT_LIST) out->rank_of_expert[e] = list[e];
-    if (kind == PLACEMENT_STRIDED) out->rank_of_expert[e] = (int32_t)(e % n_ranks);
-    if (kind == PLACEMENT_CONTIGUOUS) out->rank_of_expert[e] = contiguous_owner(e, n_experts, n_ranks);
+  TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the placement"));
+  TRY(TAKE(&out->local, (size_t)n_experts, "the placement"));
+  TRY(choose_owners(out->rank_of_expert, kind, list, speed, n_experts, n_ranks));
+  for (int64_t e = 0; e < n_experts; e++)
     out->local[e] = out->rank_of_expert[e] == rank ? (expert_local)out->n_own++ : -1;
-  }
   return check_owners(out);
 }
 

@@ -1,4 +1,4 @@
-// plan: which rank owns which expert. Pure: the same on every rank that is given the same.
+// placement: which rank owns which expert. Pure: the same on every rank that is given the same.
 //
 // Invariant: every expert has one owner and every rank owns at least one, so that no rank idles by mistake.
 #pragma once
@@ -9,7 +9,7 @@ typedef struct {
   int64_t n_experts;
   int n_ranks;
   int32_t *rank_of_expert; // [n_experts], indexed by expert_global
-  expert_local *local;     // [n_experts]: place among the own experts of rank `rank`, -1 for others
+  expert_local *local;     // [n_experts]: index among the experts that rank `rank` owns, -1 for others
   int64_t n_own;
 } placement;
 

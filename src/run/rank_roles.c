@@ -3,23 +3,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *backend_of(const char *arm) {
-  return strchr(arm, '@') + 1;
-}
-
-// ranks.arm, repeated over ranks; "auto" is cuda on a rank with a GPU of its own, else cpu.
-static void resolve_arm(char out[ARM_NAME_BYTES], const arm_list *arms, int rank, bool has_gpu) {
-  const char *name = arms->name[(size_t)rank % arms->count], *backend = backend_of(name);
-  if (!strcmp(backend, "auto")) backend = has_gpu ? "cuda" : "cpu";
-  snprintf(out, ARM_NAME_BYTES, "%.*s%s", (int)(backend_of(name) - name), name, backend);
+// Of ranks.arm, which is repeated over ranks.
+static arm_choice resolve_arm(const arm_list *arms, int rank, bool has_gpu) {
+  const arm_choice *arm = &arms->arm[(size_t)rank % arms->count];
+  return arm->kind == ARM_AUTO ? arm_choice_of(arm->path, has_gpu ? BACKEND_CUDA : BACKEND_CPU) : *arm;
 }
 
 // By default the fastest kind of rank that there is: that of the first rank on a GPU, else that of rank 0.
-static void choose_shared_arm(rank_roles *r, const config *c) {
-  int first = 0;
-  for (int i = r->n_ranks - 1; i >= 0; i--)
-    if (!strcmp(backend_of(r->arm[i]), "cuda")) first = i;
-  memcpy(r->shared_arm, c->ranks.shared[0] ? c->ranks.shared : r->arm[first], sizeof r->shared_arm);
+static arm_choice choose_shared_arm(const rank_roles *r, const config *c) {
+  if (c->ranks.shared.kind != ARM_NONE) return c->ranks.shared;
+  for (int i = 0; i < r->n_ranks; i++)
+    if (backend_needs_device(r->arm[i].backend)) return r->arm[i];
+  return r->arm[0];
 }
 
 static status choose_shared_ranks(rank_roles *r, const config *c) {
@@ -34,26 +29,26 @@ static status choose_shared_ranks(rank_roles *r, const config *c) {
     r->shared[list->size[i]] = true;
   }
   for (int i = 0; i < r->n_ranks; i++) {
-    if (!list->count) r->shared[i] = !strcmp(backend_of(r->arm[i]), backend_of(r->shared_arm));
-    if (r->shared[i] && !any) r->printer = i;
+    if (!list->count) r->shared[i] = r->arm[i].backend == r->shared_arm.backend;
+    if (r->shared[i] && !any) r->reporting = i;
     any = any || r->shared[i];
   }
   if (any) return 0;
   return FAIL("ranks.shared = \"%s\": no rank's arm is on %s; name ranks in ranks.shared_ranks",
-              r->shared_arm, backend_of(r->shared_arm));
+              r->shared_arm.name, backend_name(r->shared_arm.backend));
 }
 
 status rank_roles_open(rank_roles *out, const config *c, const bool *has_gpu, int n_ranks) {
   *out = (rank_roles){.n_ranks = n_ranks, .mixed = c->ranks.arm.count > 0};
-  TRY(memory_take((void **)&out->arm, (size_t)n_ranks, sizeof *out->arm, "the ranks' roles"));
+  TRY(TAKE(&out->arm, (size_t)n_ranks, "the ranks' roles"));
   TRY(TAKE(&out->shared, (size_t)n_ranks, "the ranks' roles"));
   memset(out->shared, !out->mixed, (size_t)n_ranks * sizeof *out->shared);
   if (!out->mixed) return 0;
   if (c->ranks.arm.count > (size_t)n_ranks)
     return FAIL("ranks.arm: expected at most an arm for each of %d ranks, found %zu", n_ranks,
                 c->ranks.arm.count);
-  for (int r = 0; r < n_ranks; r++) resolve_arm(out->arm[r], &c->ranks.arm, r, has_gpu[r]);
-  choose_shared_arm(out, c);
+  for (int r = 0; r < n_ranks; r++) out->arm[r] = resolve_arm(&c->ranks.arm, r, has_gpu[r]);
+  out->shared_arm = choose_shared_arm(out, c);
   return choose_shared_ranks(out, c);
 }
 

@@ -18,10 +18,10 @@ static size_t look(const toml_value *v, int depth) {
 
 FUZZ_TARGET(toml) {
   config_toml *document;
-  toml_fault fault = {.line = -1};
+  toml_error error = {.line = -1};
   volatile size_t kept = 0;
-  if (!config_toml_parse(&document, &fault, (const char *)data, size)) {
-    REQUIRE(!document && fault.line >= 0 && *fault.text && strlen(fault.text) < sizeof fault.text);
+  if (!config_toml_parse(&document, &error, (const char *)data, size)) {
+    REQUIRE(!document && error.line >= 0 && *error.text && strlen(error.text) < sizeof error.text);
     return 0;
   }
   for (size_t i = 0; i < config_toml_count(document); i++) {

@@ -545,7 +545,7 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
   size_t slots = (size_t)(MOST_BATCH * shape.top_k);
   c.row_of_slot = random_room(slots, sizeof *c.row_of_slot);
   status result = open_side(&c, &c.tested, ops, row);
-  if (!result) result = open_side(&c, &c.reference, backend_find("cpu"), "portable");
+  if (!result) result = open_side(&c, &c.reference, backend_get(BACKEND_CPU), "portable");
   if (!result) result = run_batches(&c, is_long);
   close_side(&c.tested);
   close_side(&c.reference);
@@ -562,7 +562,7 @@ static double seconds_now(void) {
 }
 
 int main(int argc, char **argv) {
-  const backend_ops *cuda = backend_find("cuda");
+  const backend_ops *cuda = backend_get(BACKEND_CUDA);
   bool has_gpu = cuda && strncmp(cuda->rows(), "none", 4) != 0;
   uint64_t given = argc > 1 ? strtoull(argv[1], NULL, 10) : 0, seed = given ? given : test_seed() * 1000;
   double limit = argc > 2 ? atof(argv[2]) : has_gpu ? 40 : 4, start = seconds_now();
@@ -572,7 +572,7 @@ int main(int argc, char **argv) {
   printf("cases from seed %llu on, %s against cpu portable\n", (unsigned long long)seed,
          has_gpu ? cuda->rows() : "cpu auto");
   for (; cases < least || seconds_now() - start < limit; cases++) {
-    if (!run_case(seed + (uint64_t)cases, has_gpu ? cuda : backend_find("cpu"), "auto")) continue;
+    if (!run_case(seed + (uint64_t)cases, has_gpu ? cuda : backend_get(BACKEND_CPU), "auto")) continue;
     wrong++;
     printf("FAIL %s\n", status_text());
     fflush(stdout);

@@ -119,7 +119,7 @@ static const device_id no_device = {.index = -1};
 
 static transport *open_transport(void) {
   transport *t;
-  assert_int_equal(transport_choose(&t, ranks, "auto", &no_device, false), 0);
+  assert_int_equal(transport_choose(&t, ranks, TRANSPORT_AUTO, &no_device, false), 0);
   assert_int_equal(transport_start(t, 0), 0);
   return t;
 }
@@ -245,9 +245,9 @@ static void slots_come_to_the_rank_of_their_token(void **state) {
   transport_close(t);
 }
 
-static void refused(const char *name, const device_id *device, const char *why) {
+static void refused(transport_kind kind, const device_id *device, const char *why) {
   transport *t;
-  assert_int_not_equal(transport_choose(&t, ranks, name, device, true), 0);
+  assert_int_not_equal(transport_choose(&t, ranks, kind, device, true), 0);
   assert_null(t);
   assert_true(comm_error_is_agreed(ranks));
   if (rank == 0 && !strstr(status_text(), why)) fail_msg("\"%s\" does not say \"%s\"", status_text(), why);
@@ -256,8 +256,8 @@ static void refused(const char *name, const device_id *device, const char *why) 
 
 static void transports_that_cannot_serve_are_refused(void **state) {
   (void)state;
-  refused("pigeon", &no_device, "pigeon");
-  if (size > 1) refused("self", &no_device, "cannot serve");
+  refused(TRANSPORT_NCCL, &no_device, "nccl"); // not built, or a rank has no GPU
+  if (size > 1) refused(TRANSPORT_SELF, &no_device, "cannot serve");
 }
 
 // Whatever this build can do, ranks without a GPU of their own stay with mpi and say why.
@@ -272,13 +272,13 @@ static void devices_decide_what_auto_is(void **state) {
       snprintf(why, sizeof why, "rank %d has no GPU", size - 1);
     else
       snprintf(why, sizeof why, "ranks 0, 1%s", size == 2 ? " share a GPU" : ", 2");
-    assert_int_equal(transport_choose(&t, ranks, "auto", &device, rank == 0), 0);
+    assert_int_equal(transport_choose(&t, ranks, TRANSPORT_AUTO, &device, rank == 0), 0);
     assert_string_equal(transport_name(t), "mpi");
     if (!strstr(transport_reason(t), why) && !strstr(transport_reason(t), "no NCCL"))
       fail_msg("\"%s\" does not say \"%s\"", transport_reason(t), why);
     bool built = !strstr(transport_reason(t), "no NCCL");
     transport_close(t);
-    refused("nccl", &device, built ? why : "this build has");
+    refused(TRANSPORT_NCCL, &device, built ? why : "this build has");
   }
 }
 
@@ -473,6 +473,23 @@ static void a_rank_that_does_not_wait_is_named(void **state) {
   assert_int_equal(comm_agree(ranks, 0, "an end together"), 0);
 }
 
+// Ranks that are not at the same place of their work: whoever gets a message of another length says so.
+static void a_message_of_another_length_is_an_error(void **state) {
+  (void)state;
+  enum { USUAL = 8, OTHER = 4096 };
+  static char all[64 * OTHER], mine[OTHER];
+  if (size == 1) skip();
+  for (int odd = 0; odd < size; odd += size - 1)
+    for (int longer = 0; longer < 2; longer++) {
+      size_t bytes = (rank == odd) == longer ? OTHER : USUAL;
+      assert_int_not_equal(comm_allgather(ranks, all, mine, bytes, "a gathering"), 0);
+      if (!strstr(status_text(), "a gathering: rank") || !strstr(status_text(), "it does something else"))
+        fail_msg("%s", status_text());
+      status_reset();
+      assert_int_equal(comm_agree(ranks, 0, "an end together"), 0); // and in step again
+    }
+}
+
 static void a_rank_that_does_not_come_is_named(void **state) {
   (void)state;
   static char small[LATE_RANKS * (size_t)LATE_BYTES], empty[LATE_RANKS * (size_t)LATE_BYTES];
@@ -484,7 +501,7 @@ static void a_rank_that_does_not_come_is_named(void **state) {
 }
 
 int main(int argc, char **argv) {
-  if (comm_open(&ranks, &argc, &argv)) {
+  if (comm_open(&ranks, &argc, &argv, COMM_DEADLINE)) {
     fprintf(stderr, "%s\n", status_text());
     return 1;
   }
@@ -504,6 +521,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(transports_that_cannot_serve_are_refused),
       cmocka_unit_test(devices_decide_what_auto_is),
       cmocka_unit_test(what_differs_is_named),
+      cmocka_unit_test(a_message_of_another_length_is_an_error),
       cmocka_unit_test(a_rank_that_does_not_come_is_named),
       cmocka_unit_test(a_rank_that_does_not_wait_is_named),
   };

@@ -51,9 +51,13 @@ static float block_scale(weight_type type, float deviation) {
     return deviation / 400;
   case TYPE_Q6_K:
     return deviation / 1370;
-  default:
-    return deviation * 1.7f;
+  case TYPE_F32:
+  case TYPE_F16:
+  case TYPE_BF16:
+    CASES_DEQUANTISED_ONLY
+    break;
   }
+  return deviation * 1.7f;
 }
 
 static void random_block(char *block, weight_type type, float deviation) {

@@ -1,4 +1,4 @@
-// Tests of kernels/formats/half.h and kernels/formats/blocks.c: conversions against an independent rounding
+// Tests of kernels/formats/half.h and kernels/formats/types.c: conversions against an independent rounding
 // in double, dequantisation against blocks that the test packs itself and against fixed values of a foreign
 // decoder.
 #include <stdarg.h>
@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 #include "kernels/formats/half.h"
 #include "tests/support/seed.h"
 #include <math.h>
@@ -325,7 +325,7 @@ static void knows_its_types_and_names_all(void **state) {
     assert_string_equal(type_name_any(formats[f].type), formats[f].name);
     assert_int_equal(info->elements, formats[f].elements);
     assert_int_equal(info->bytes, formats[f].bytes);
-    assert_int_equal(info->is_k_quant, formats[f].is_k_quant);
+    assert_int_equal(info->on_q8k, formats[f].is_k_quant ? ACTIVATION_Q8K : ACTIVATION_REAL);
     assert_int_equal(type_row_bytes(info, 768), 768 / formats[f].elements * formats[f].bytes);
   }
   assert_string_equal(type_name_any(10), "Q2_K");

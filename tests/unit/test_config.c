@@ -74,8 +74,8 @@ static void test_defaults(void **state) {
   assert_string_equal(c.model.path, "m.gguf");
   assert_int_equal(c.input.kind, INPUT_NONE);
   assert_int_equal(c.run.arms.count, 3);
-  assert_string_equal(c.run.arms.name[0], "f64@cpu");
-  assert_string_equal(c.run.arms.name[2], "q8k@cpu");
+  assert_string_equal(c.run.arms.arm[0].name, "f64@cpu");
+  assert_string_equal(c.run.arms.arm[2].name, "q8k@cpu");
   assert_int_equal(c.run.context, 0);
   assert_int_equal(c.run.kv, KV_F16);
   assert_int_equal(c.run.generate, 0);
@@ -86,10 +86,10 @@ static void test_defaults(void **state) {
   assert_string_equal(c.run.rows, "auto");
   assert_true(c.run.bind);
   assert_int_equal(c.ranks.arm.count, 0);
-  assert_string_equal(c.ranks.shared, "");
+  assert_string_equal(c.ranks.shared.name, "");
   assert_int_equal(c.ranks.shared_ranks.count, 0);
   assert_int_equal(c.experts.placement, PLACEMENT_CONTIGUOUS);
-  assert_string_equal(c.comm.transport, "auto");
+  assert_int_equal(c.comm.transport, TRANSPORT_AUTO);
   assert_true(c.comm.deadline == 300);
   assert_int_equal(c.perplexity.skip, -1);
   assert_string_equal(c.output.dir, "");
@@ -129,15 +129,15 @@ static void test_file(void **state) {
   assert_int_equal(c.input.tokens[2], INT32_MAX);
   assert_int_equal(c.input.tokens[3], 16);
   assert_int_equal(c.run.arms.count, 2);
-  assert_string_equal(c.run.arms.name[1], "ranks");
+  assert_string_equal(c.run.arms.arm[1].name, "ranks");
   assert_int_equal(c.run.kv, KV_F32);
   assert_int_equal(c.run.context, 4096);
   assert_true(c.run.seed == INT64_MAX);
   assert_true(c.run.temperature == 1 && c.run.top_p == 0.5); // an integer where a number is expected is fine
   assert_false(c.run.bind);
   assert_int_equal(c.ranks.arm.count, 3); // repeats are meant here
-  assert_string_equal(c.ranks.arm.name[1], "f32@cuda");
-  assert_string_equal(c.ranks.shared, "f32@cpu");
+  assert_string_equal(c.ranks.arm.arm[1].name, "f32@cuda");
+  assert_string_equal(c.ranks.shared.name, "f32@cpu");
   assert_true(c.comm.deadline == 0.25);
   assert_string_equal(c.output.dir, "x\"y");
   assert_true(c.output.logits);
@@ -305,7 +305,7 @@ static void test_arms(void **state) {
   accepts(&c, "run.arms = [\"ranks\"]\n", "ranks.arm=[\"q8k@cpu\"]"); // checked when all is read
   config_close(&c);
   accepts(&c, "ranks.arm = [\"q8k@auto\"]\nrun.arms = [\"ranks\"]\n", "ranks.shared_ranks=[2, 0]");
-  assert_string_equal(c.ranks.arm.name[0], "q8k@auto");
+  assert_string_equal(c.ranks.arm.arm[0].name, "q8k@auto");
   assert_int_equal(c.ranks.shared_ranks.count, 2);
   assert_int_equal(c.ranks.shared_ranks.size[0], 2);
   config_close(&c);
@@ -417,7 +417,7 @@ static void test_help_names_every_key(void **state) {
   size_t size;
   config c;
   FILE *f = open_memstream(&help, &size);
-  config_print_keys(f);
+  config_print_keys(f, KEYS_ALL);
   fclose(f);
   accepts(&c, NULL, "input.file=x");
   assert_int_equal(config_text(&c, &text), 0);

@@ -458,7 +458,7 @@ static const struct {
     {"w.q4k.dims", 0, 8, 300, "rows of a multiple of 256 elements (Q4_K), found 300"},
     {"w.q8z.dims", 0, 8, 48, "rows of a multiple of 32 elements (Q8_0), found 48"},
     {"w.q4k.type", 0, 4, 10,
-     "tensor \"w.q4k\": expected one of F32, F16, BF16, Q8_0, Q4_K, Q5_K, Q6_K, found Q2_K"},
+     "tensor \"w.q4k\": expected one of F32, F16, Q8_0, Q4_K, Q5_K, Q6_K, BF16, found Q2_K"},
     {"w.q4k.type", 0, 4, 31, "found Q4_0_4_4"},
     {"w.q4k.type", 0, 4, 15, "found Q8_K"},
     {"w.q4k.type", 0, 4, 1000, "found type 1000"},

@@ -32,12 +32,12 @@ static void expect(const char *arms, const char *shared, const char *shared_rank
   for (int i = 0; i < n; i++) has_gpu[i] = gpus[i] == 'g';
   if (rank_roles_open(&r, &c, has_gpu, n)) fail_msg("%s", status_text());
   for (int i = 0; i < n; i++)
-    snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s%s", i ? " " : "", r.arm[i],
+    snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s%s", i ? " " : "", r.arm[i].name,
              r.shared[i] ? "*" : "");
   assert_string_equal(text, wanted);
-  assert_string_equal(r.shared_arm, shared_arm);
-  assert_true(r.shared[r.printer]);
-  for (int i = 0; i < r.printer; i++) assert_false(r.shared[i]);
+  assert_string_equal(r.shared_arm.name, shared_arm);
+  assert_true(r.shared[r.reporting]);
+  for (int i = 0; i < r.reporting; i++) assert_false(r.shared[i]);
   rank_roles_close(&r);
   config_close(&c);
 }

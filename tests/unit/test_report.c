@@ -104,6 +104,7 @@ static void fill_arm(sample *s, int i, size_t n_layers) {
   report_arm *a = &s->arms[i];
   *a = (report_arm){.name = NAMES[i],
                     .path = PATHS[i],
+                    .is_truth = !i,
                     .path_version = 1,
                     .expert_paths = random_digest(),
                     .tokens = 12,
@@ -144,9 +145,12 @@ static void fill_pair(sample *s, int i, size_t n_layers) {
 static void fill(sample *s, size_t n_layers) {
   memset(s, 0, sizeof *s);
   report *r = &s->r;
-  *r = (report){
-      .command = "parity", .config_text = "run.chunk = 512\n", .transport = "mpi", .placement = "contiguous"};
+  *r = (report){.command = COMMAND_PARITY,
+                .config_text = "run.chunk = 512\n",
+                .transport = "mpi",
+                .placement = "contiguous"};
   r->kv = "f16";
+  r->skip = -1;
   r->chunk = 512;
   r->context = 64;
   r->input = random_digest();
@@ -199,7 +203,8 @@ static void fill(sample *s, size_t n_layers) {
 static void check_read_back(const sample *s) {
   recorded_report r;
   if (report_read(&r, folder)) fail_msg("%s", status_text());
-  assert_string_equal(r.command, s->r.command);
+  assert_int_equal(r.command, s->r.command);
+  assert_int_equal(r.skip, s->r.skip);
   assert_string_equal(r.config, s->r.config_text);
   assert_string_equal(r.model, s->r.model.name);
   assert_true(r.fingerprint == s->r.model.fingerprint && r.input == s->r.input);
@@ -263,7 +268,8 @@ static void test_schema(void **state) {
   write_report(&s);
   check_read_back(&s);
   check_schema("--self-test");
-  s.r.command = "generate"; // arms only
+  s.r.command = COMMAND_PERPLEXITY; // arms only
+  s.r.skip = 8;
   s.r.n_pairs = s.r.n_tokens = 0;
   write_report(&s);
   check_schema("");
@@ -376,11 +382,12 @@ static void test_csv(void **state) {
 static void test_console(void **state) {
   (void)state;
   static const size_t layers[] = {1, 4, 12, 13, 48};
-  static const char *const commands[] = {"parity", "generate", "perplexity"};
+  static const command_kind commands[] = {COMMAND_PARITY, COMMAND_GENERATE, COMMAND_PERPLEXITY};
   for (int i = 0; i < 15; i++) {
     static sample s;
     fill(&s, layers[i % 5]);
     s.r.command = commands[i / 5];
+    if (i >= 5) s.r.n_pairs = 0; // parity alone compares
     s.r.model.name = "a name of a model \x1b[31m that is far too long to stand in any table "
                      "\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9";
     s.r.model.path =
@@ -398,7 +405,9 @@ static void test_console(void **state) {
     assert_true(!strstr(text, "7.77e+07") == (i >= 5)); // the worst layer is always shown
     assert_non_null(strstr(text, "Once ?[2Jupon \xc3\xa9"));
     const char *truth = strstr(text, "f32@cpu - f64@cpu"), *other = strstr(text, "q8k@cpu - f32@cpu");
-    assert_true(i / 5 == 1 ? !truth && !other : truth && truth < other); // the truth comes first
+    assert_true(i >= 5 ? !truth && !other : truth && truth < other); // the truth comes first
+    assert_true(!strstr(text, "f64 is the truth") == (i >= 5));
+    assert_true(!strstr(text, "over 11 scored of 12 computed tokens") == (i < 10));
     int lines = 0;
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"), lines++) {
       size_t width = 0;
@@ -408,6 +417,26 @@ static void test_console(void **state) {
     assert_true(lines < 60);
     free(text);
   }
+}
+
+static void test_no_truth_is_claimed_without_f64(void **state) {
+  (void)state;
+  static sample s;
+  char *text;
+  size_t size;
+  fill(&s, 2);
+  s.r.arms++; // without the first arm, f64@cpu
+  s.r.n_arms--;
+  s.pairs[0].a = 1;
+  s.pairs[0].b = 0;
+  s.r.n_pairs = 1;
+  FILE *f = open_memstream(&text, &size);
+  report_print(&s.r, f);
+  fclose(f);
+  assert_non_null(strstr(text, "q8k@cpu - f32@cpu"));
+  assert_null(strstr(text, "f64 is the truth"));
+  assert_non_null(strstr(text, "without f64 there is no truth"));
+  free(text);
 }
 
 // ---- failures ----
@@ -616,6 +645,7 @@ int main(void) {
       cmocka_unit_test_setup(test_nan_never_looks_good, fresh),
       cmocka_unit_test_setup(test_csv, fresh),
       cmocka_unit_test_setup(test_console, fresh),
+      cmocka_unit_test_setup(test_no_truth_is_claimed_without_f64, fresh),
       cmocka_unit_test_setup(test_full_disk, fresh),
       cmocka_unit_test_setup(test_full_disk_npy, fresh),
       cmocka_unit_test_setup(test_old_report_goes_first, fresh),

@@ -1,4 +1,4 @@
-// Tests of report_read and report_compare: each value that is wrong is refused by file and key; two reports
+// Tests of report_read and report_diff: each value that is wrong is refused by file and key; two reports
 // side by side.
 #include <stdarg.h>
 #include <stddef.h>
@@ -123,8 +123,13 @@ static void test_values_that_lie(void **state) {
   static const struct {
     const char *path, *value, *told;
   } LIES[] = {
-      {"schema", "1", "schema: expected 2"},
-      {"schema", "2.0", "schema: expected an integer, found a real"},
+      {"schema", "1", "schema: expected 3"},
+      {"schema", "3.0", "schema: expected an integer, found a real"},
+      {"command", "\"tell\"", "command: expected a command of moe_run, found \"tell\""},
+      {"run.skip", NULL, "run.skip: expected an integer, found no such key"},
+      {"run.skip", "-1", "run.skip: expected 0 to"},
+      {"run.skip", "\"\"", "run.skip: expected an integer, found a string"},
+      {"arms.1.name", "\"f64@auto\"", "arms[1].name: expected path@backend"},
       {"complete", "false", "complete: expected true, found false"},
       {"complete", "1", "complete: expected true, found an integer"},
       {"model", "[]", "model: expected an object, found an array"},
@@ -193,7 +198,7 @@ static void test_cut_short_anywhere(void **state) {
   char twice[sizeof GOOD_REPORT + 32];
   snprintf(twice, sizeof twice, "%s {}", GOOD_REPORT);
   assert_int_not_equal(report_read_text(&r, "r.json", twice, strlen(twice)), 0);
-  snprintf(twice, sizeof twice, "{\"schema\": 2, %s", GOOD_REPORT + 1); // a key that stands twice
+  snprintf(twice, sizeof twice, "{\"schema\": 3, %s", GOOD_REPORT + 1); // a key that stands twice
   assert_int_not_equal(report_read_text(&r, "r.json", twice, strlen(twice)), 0);
 }
 
@@ -208,7 +213,7 @@ static status compare_with(bool *same, char **out, const char *path, const char 
   if (path && read_tree(&b, edited(path, value))) fail_msg("%s", status_text());
   if (!path) read_good(&b);
   status_reset();
-  status result = report_compare(same, f, &a, &b);
+  status result = report_diff(same, f, &a, &b);
   fclose(f);
   report_read_close(&a);
   report_read_close(&b);
@@ -303,7 +308,7 @@ static void test_other_settings_of_writing(void **state) {
   read_good(&a);
   assert_int_equal(read_tree(&b, root), 0);
   FILE *f = open_memstream(&out, &size);
-  assert_int_equal(report_compare(&same, f, &a, &b), 0);
+  assert_int_equal(report_diff(&same, f, &a, &b), 0);
   fclose(f);
   assert_true(same);
   free(out);
@@ -322,7 +327,7 @@ static void test_other_layers(void **state) {
   read_good(&a);
   assert_int_equal(read_tree(&b, root), 0);
   status_reset();
-  assert_int_not_equal(report_compare(&same, stdout, &a, &b), 0);
+  assert_int_not_equal(report_diff(&same, stdout, &a, &b), 0);
   assert_non_null(strstr(status_text(), "(2 layers) and 00000000000000aa (1 layers)"));
   report_read_close(&a);
   report_read_close(&b);
@@ -337,7 +342,7 @@ static void test_no_arm_in_common(void **state) {
   read_good(&a);
   assert_int_equal(read_tree(&b, root), 0);
   status_reset();
-  assert_int_not_equal(report_compare(&same, stdout, &a, &b), 0);
+  assert_int_not_equal(report_diff(&same, stdout, &a, &b), 0);
   assert_non_null(strstr(status_text(), "no arm of one path"));
   report_read_close(&a);
   report_read_close(&b);

@@ -134,7 +134,7 @@ static void product_open(product_case *c, weight_type type, int64_t rows, int64_
     c->x = wide;
     free(x);
   }
-  int64_t blocks = type_find(type)->is_k_quant ? cols / QK_K : 0;
+  int64_t blocks = type_find(type)->on_q8k == ACTIVATION_Q8K ? cols / QK_K : 0;
   c->q = room((size_t)(n * blocks + 1) * sizeof *c->q);
   if (blocks && real == sizeof(float)) portable()->quantize_q8k(c->q, c->x, n * cols);
   c->reals = room((size_t)n * sizeof *c->reals);

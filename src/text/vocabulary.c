@@ -1,13 +1,9 @@
-// tokenizer_load: the vocabulary, merges and special tokens of a GGUF, checked.
-//
-// Owns: the keys' names and meaning, and GPT-2's byte alphabet.
-// Refuses to know: text to encode.
-// Invariant: once loaded, no id, merge or trie node can lead out of its table.
-#include "src/text/tokenizer_internal.h"
+#include "src/text/vocabulary.h"
 #include "base/memory.h"
+#include "base/name_table.h"
+#include "src/text/tokenizer_text.h"
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #define KEY_MODEL  "tokenizer.ggml.model"
 #define KEY_PRE    "tokenizer.ggml.pre"
@@ -72,8 +68,7 @@ typedef struct {
   gguf_string *token, *merge;
   int32_t *type; // NULL: all normal
   size_t count, merges, types;
-  int32_t *slot; // hash of the tokens' texts: id or -1
-  size_t mask;
+  name_table ids; // of the tokens' texts
   alphabet bytes;
 } loader;
 
@@ -81,7 +76,7 @@ typedef struct {
   char text[SHOWN_BYTES + 4];
 } shown;
 
-static shown show(gguf_string s) { // for a fault: cut, and without control characters
+static shown show(gguf_string s) { // for an error: cut, and without control characters
   shown out = {{0}};
   size_t n = s.length < SHOWN_BYTES ? s.length : SHOWN_BYTES;
   for (size_t i = 0; i < n; i++)
@@ -98,10 +93,9 @@ static bool same(gguf_string a, gguf_string b) {
   return a.length == b.length && !memcmp(a.text, b.text, a.length);
 }
 
-static int32_t *find_token(const loader *l, gguf_string text) { // the slot of its id, or an empty one
-  size_t i = XXH3_64bits(text.text, text.length) & l->mask;
-  while (l->slot[i] >= 0 && !same(l->token[l->slot[i]], text)) i = (i + 1) & l->mask;
-  return &l->slot[i];
+static int32_t find_token(const loader *l, gguf_string text) { // its id; -1: no token
+  size_t id;
+  return name_table_find(&id, &l->ids, text.text, text.length) ? (int32_t)id : -1;
 }
 
 static status load_kind(const gguf *g, const char *key, const char *expected) {
@@ -113,10 +107,10 @@ static status load_kind(const gguf *g, const char *key, const char *expected) {
 }
 
 static status load_arrays(loader *l, const gguf *g) {
-  TRY(gguf_key_array_strings(g, TOKENIZER_KEY_TOKENS, &l->token, &l->count));
+  TRY(gguf_key_array_strings(g, VOCABULARY_KEY_TOKENS, &l->token, &l->count));
   TRY(gguf_key_array_strings(g, KEY_MERGES, &l->merge, &l->merges));
   if (!l->count || l->count > INT32_MAX)
-    return FAIL("%s: key \"%s\": expected 1 to %d tokens, found %zu", l->path, TOKENIZER_KEY_TOKENS,
+    return FAIL("%s: key \"%s\": expected 1 to %d tokens, found %zu", l->path, VOCABULARY_KEY_TOKENS,
                 INT32_MAX, l->count);
   if (!gguf_key_exists(g, KEY_TYPES)) return 0;
   TRY(gguf_key_array_i32(g, KEY_TYPES, &l->type, &l->types));
@@ -131,53 +125,48 @@ static status load_arrays(loader *l, const gguf *g) {
 }
 
 static status index_tokens(loader *l) {
-  size_t slots = 16;
-  while (slots < 2 * l->count) slots *= 2;
-  TRY(TAKE(&l->slot, slots, "index of tokens"));
-  memset(l->slot, -1, slots * sizeof *l->slot);
-  l->mask = slots - 1;
+  TRY(name_table_open(&l->ids, l->count));
   for (size_t i = 0; i < l->count; i++) {
-    if (!l->token[i].length)
-      return FAIL("%s: key \"%s\": token %zu is empty", l->path, TOKENIZER_KEY_TOKENS, i);
-    int32_t *slot = find_token(l, l->token[i]);
-    if (*slot >= 0)
-      return FAIL("%s: key \"%s\": token %zu repeats token %d, \"%s\"", l->path, TOKENIZER_KEY_TOKENS, i,
-                  *slot, show(l->token[i]).text);
-    *slot = (int32_t)i;
+    gguf_string text = l->token[i];
+    size_t there;
+    if (!text.length) return FAIL("%s: key \"%s\": token %zu is empty", l->path, VOCABULARY_KEY_TOKENS, i);
+    if (!name_table_add(&there, &l->ids, text.text, text.length, i))
+      return FAIL("%s: key \"%s\": token %zu repeats token %zu, \"%s\"", l->path, VOCABULARY_KEY_TOKENS, i,
+                  there, show(text).text);
   }
   return 0;
 }
 
 // The bytes of each token: a special token is its text, the others go through the alphabet.
-static status load_bytes(tokenizer *t, const loader *l) {
+static status load_bytes(vocabulary *v, const loader *l) {
   size_t total = 0, n = 0;
   for (size_t i = 0; i < l->count; i++)
     if (!size_add(&total, total, l->token[i].length))
-      return FAIL("%s: key \"%s\" is too long", l->path, TOKENIZER_KEY_TOKENS);
-  TRY(TAKE(&t->bytes, total, "bytes of the tokens"));
-  TRY(TAKE(&t->start, l->count + 1, "bytes of the tokens"));
+      return FAIL("%s: key \"%s\" is too long", l->path, VOCABULARY_KEY_TOKENS);
+  TRY(TAKE(&v->bytes, total, "bytes of the tokens"));
+  TRY(TAKE(&v->start, l->count + 1, "bytes of the tokens"));
   for (size_t i = 0; i < l->count; i++) {
     gguf_string text = l->token[i];
     size_t length = text.length;
-    bool as_text = is_special(l, i) || !alphabet_bytes(t->bytes + n, &length, &l->bytes, text);
+    bool as_text = is_special(l, i) || !alphabet_bytes(v->bytes + n, &length, &l->bytes, text);
     if (as_text && !is_special(l, i) && !(l->type && l->type[i] == TOKEN_UNUSED))
       return FAIL(
           "%s: key \"%s\": token %zu, \"%s\", is no special token, yet not all of it is in the byte alphabet",
-          l->path, TOKENIZER_KEY_TOKENS, i, show(text).text);
-    if (as_text) memcpy(t->bytes + n, text.text, length = text.length);
+          l->path, VOCABULARY_KEY_TOKENS, i, show(text).text);
+    if (as_text) memcpy(v->bytes + n, text.text, length = text.length);
     n += length;
-    t->start[i + 1] = n;
+    v->start[i + 1] = n;
   }
   return 0;
 }
 
-static void load_single_bytes(tokenizer *t, const loader *l) {
+static void load_single_bytes(vocabulary *v, const loader *l) {
   for (int b = 0; b < BYTES; b++) {
     char text[2];
     size_t length = alphabet_text(text, &l->bytes, (unsigned char)b);
-    int32_t id = *find_token(l, (gguf_string){text, length});
+    int32_t id = find_token(l, (gguf_string){text, length});
     // A special token beyond ASCII stands for its text, which is not the byte.
-    t->byte_id[b] = id >= 0 && t->start[id + 1] - t->start[id] == 1 ? id : -1;
+    v->byte_id[b] = id >= 0 && v->start[id + 1] - v->start[id] == 1 ? id : -1;
   }
 }
 
@@ -192,7 +181,7 @@ static bool merges_may_use(const loader *l, int32_t id) {
 }
 
 static status load_part(int32_t *id, const loader *l, size_t merge, gguf_string part) {
-  *id = *find_token(l, part);
+  *id = find_token(l, part);
   if (*id < 0)
     return FAIL("%s: key \"%s\": merge %zu is \"%s\", but \"%s\" is no token", l->path, KEY_MERGES, merge,
                 show(l->merge[merge]).text, show(part).text);
@@ -203,7 +192,7 @@ static status load_part(int32_t *id, const loader *l, size_t merge, gguf_string 
 }
 
 // `joined` is room for the text of the longest merge.
-static status load_merge(tokenizer *t, const loader *l, size_t i, char *joined) {
+static status load_merge(vocabulary *v, const loader *l, size_t i, char *joined) {
   gguf_string text = l->merge[i];
   const char *space = text.length ? memchr(text.text, ' ', text.length) : NULL;
   size_t left_length = space ? (size_t)(space - text.text) : 0;
@@ -217,120 +206,112 @@ static status load_merge(tokenizer *t, const loader *l, size_t i, char *joined) 
   memcpy(joined, text.text, left_length);
   memcpy(joined + left_length, space + 1, text.length - left_length - 1);
   TRY(load_part(&whole, l, i, (gguf_string){joined, text.length - 1}));
-  bpe_add(&known, t->merges, left, right, whole, (uint32_t)i);
+  bpe_add(&known, v->merges, left, right, whole, (uint32_t)i);
   if (known != i)
     return FAIL("%s: key \"%s\": merge %zu repeats merge %u, \"%s\"", l->path, KEY_MERGES, i, known,
                 show(text).text);
   return 0;
 }
 
-static status load_merges(tokenizer *t, const loader *l) {
+static status load_merges(vocabulary *v, const loader *l) {
   size_t longest = 0;
   char *joined = NULL;
   status result = 0;
   for (size_t i = 0; i < l->merges; i++)
     if (l->merge[i].length > longest) longest = l->merge[i].length;
-  TRY(bpe_open(&t->merges, l->merges));
+  TRY(bpe_open(&v->merges, l->merges));
   TRY(TAKE(&joined, longest, "text of a merge"));
-  for (size_t i = 0; i < l->merges && !result; i++) result = load_merge(t, l, i, joined);
+  for (size_t i = 0; i < l->merges && !result; i++) result = load_merge(v, l, i, joined);
   free(joined);
   return result;
 }
 
 // ---- special tokens ----
 
-static void trie_add(tokenizer *t, gguf_string text, int32_t id) {
-  int32_t node = 0;
-  for (size_t i = 0; i < text.length; i++) {
-    unsigned char byte = (unsigned char)text.text[i];
-    int32_t child = trie_step(t, node, byte);
-    if (!child) {
-      child = (int32_t)t->trie_count++;
-      t->trie[child] = (trie_node){0, t->trie[node].child, -1, byte};
-      t->trie[node].child = child;
-      if (!node) t->first[byte] = child;
-    }
-    node = child;
-  }
-  t->trie[node].id = id;
-}
-
 // A special token is cut out of a text before it is split further: half a character would leave the other
 // half.
 static status check_special(const loader *l, size_t id) {
   if (!text_check(l->token[id].text, l->token[id].length)) return 0;
   status_reset();
-  return FAIL("%s: key \"%s\": special token %zu, \"%s\", is not valid UTF-8", l->path, TOKENIZER_KEY_TOKENS,
+  return FAIL("%s: key \"%s\": special token %zu, \"%s\", is not valid UTF-8", l->path, VOCABULARY_KEY_TOKENS,
               id, show(l->token[id]).text);
 }
 
-static status load_special(tokenizer *t, const loader *l) {
-  size_t nodes = 1;
+static status load_special(vocabulary *v, const loader *l) {
+  size_t bytes = 0;
   for (size_t i = 0; i < l->count; i++) {
     if (!is_special(l, i)) continue;
     TRY(check_special(l, i));
-    nodes += l->token[i].length; // cannot overflow: they lie in one file
+    bytes += l->token[i].length; // cannot overflow: they lie in one file
   }
-  if (nodes > INT32_MAX)
-    return FAIL("%s: key \"%s\": special tokens of %zu bytes are too long", l->path, TOKENIZER_KEY_TOKENS,
-                nodes);
-  TRY(TAKE(&t->trie, nodes, "special tokens"));
-  t->trie[0].id = -1;
-  t->trie_count = 1;
+  if (bytes >= INT32_MAX)
+    return FAIL("%s: key \"%s\": special tokens of %zu bytes are too long", l->path, VOCABULARY_KEY_TOKENS,
+                bytes);
+  TRY(special_tokens_open(&v->special, bytes));
   for (size_t i = 0; i < l->count; i++)
-    if (is_special(l, i)) trie_add(t, l->token[i], (int32_t)i);
+    if (is_special(l, i)) special_tokens_add(v->special, l->token[i].text, l->token[i].length, (int32_t)i);
   return 0;
 }
 
-static status load_end(tokenizer *t, const gguf *g) {
+static status load_end(vocabulary *v, const gguf *g) {
   for (int i = 0; i < END_KEYS; i++) {
     uint64_t id;
-    t->end[i] = -1;
+    v->end[i] = -1;
     if (!gguf_key_exists(g, end_keys[i])) continue;
     TRY(gguf_key_u64(g, end_keys[i], &id));
-    if (id >= t->count)
-      return FAIL("%s: key \"%s\": expected an id below %zu, found %llu", t->path, end_keys[i], t->count,
+    if (id >= v->count)
+      return FAIL("%s: key \"%s\": expected an id below %zu, found %llu", v->path, end_keys[i], v->count,
                   (unsigned long long)id);
-    t->end[i] = (int64_t)id;
+    v->end[i] = (int64_t)id;
   }
   return 0;
 }
 
 // ---- the whole ----
 
-static status load(tokenizer *t, const gguf *g, loader *l) {
+static status load(vocabulary *v, const gguf *g, loader *l) {
   l->path = gguf_path(g);
   alphabet_init(&l->bytes);
-  TRY(TAKE(&t->path, strlen(l->path) + 1, "path"));
-  memcpy(t->path, l->path, strlen(l->path));
+  TRY(TAKE(&v->path, strlen(l->path) + 1, "path"));
+  memcpy(v->path, l->path, strlen(l->path));
   TRY(load_kind(g, KEY_MODEL, "gpt2"));
   TRY(load_kind(g, KEY_PRE, "qwen2"));
   TRY(load_arrays(l, g));
-  t->count = l->count;
+  v->count = l->count;
   TRY(index_tokens(l));
-  TRY(load_bytes(t, l));
-  load_single_bytes(t, l);
-  TRY(load_merges(t, l));
-  TRY(load_special(t, l));
-  return load_end(t, g);
+  TRY(load_bytes(v, l));
+  load_single_bytes(v, l);
+  TRY(load_merges(v, l));
+  TRY(load_special(v, l));
+  return load_end(v, g);
 }
 
-status tokenizer_load(tokenizer *t, const gguf *g) {
+status vocabulary_open(vocabulary *out, const gguf *g) {
   loader l = {0};
-  status result = load(t, g, &l);
+  *out = (vocabulary){.count = 0};
+  status result = load(out, g, &l);
   free(l.token);
   free(l.merge);
   free(l.type);
-  free(l.slot);
+  name_table_close(&l.ids);
   return result;
+}
+
+void vocabulary_close(vocabulary *v) {
+  free(v->path);
+  free(v->bytes);
+  free(v->start);
+  bpe_close(v->merges);
+  special_tokens_close(v->special);
+  *v = (vocabulary){.count = 0};
 }
 
 // A file without the key has no tokenizer, and so has one that says "none": converters write it for models
 // without a vocabulary.
-status tokenizer_exists(bool *out, const gguf *g) {
+status vocabulary_exists(bool *out, const gguf *g) {
   gguf_string model;
   *out = false;
-  if (!gguf_key_exists(g, KEY_MODEL) && !gguf_key_exists(g, TOKENIZER_KEY_TOKENS)) return 0;
+  if (!gguf_key_exists(g, KEY_MODEL) && !gguf_key_exists(g, VOCABULARY_KEY_TOKENS)) return 0;
   TRY(gguf_key_string(g, KEY_MODEL, &model));
   *out = !same(model, (gguf_string){"none", strlen("none")});
   return 0;

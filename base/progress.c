@@ -1,9 +1,9 @@
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include "base/clock.h"
 #include <stdio.h>
 #include <unistd.h>
 
-progress progress_begin(bool on, const char *what, const char *unit, int64_t total) {
+progress progress_start(bool on, const char *what, const char *unit, int64_t total) {
   double now = clock_seconds();
   return (progress){.on = on, .what = what, .unit = unit, .total = total, .start = now, .last = now};
 }

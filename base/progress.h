@@ -1,5 +1,5 @@
-// progress: tells on standard error how far long work is; one line rewritten on a terminal, plain lines
-// otherwise.
+// progress: says on standard error how far long work has come: one line, rewritten, on a terminal, plain
+// lines otherwise.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,6 +12,6 @@ typedef struct {
   bool shown;
 } progress;
 
-progress progress_begin(bool on, const char *what, const char *unit, int64_t total);
+progress progress_start(bool on, const char *what, const char *unit, int64_t total);
 void progress_at(progress *p, int64_t done);
 void progress_end(progress *p);

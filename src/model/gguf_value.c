@@ -1,10 +1,4 @@
-// gguf_keys: the values of a GGUF's keys: how far each reaches in the file, and how a caller gets it.
-//
-// Owns: the value types of the format and the conversions that lose nothing.
-// Refuses to know: what a key means.
-// Invariant: gguf_read_key has walked every value to its end before any getter reads it, so getters cannot
-// leave the map.
-#include "src/model/gguf_internal.h"
+#include "src/model/gguf_value.h"
 #include "base/memory.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -55,7 +49,8 @@ static status read_values(gguf_reader *r, uint32_t type, uint64_t count) {
   return type == VALUE_BOOL ? check_bools(r, values, count) : 0;
 }
 
-status gguf_read_key(gguf_key *out, gguf_reader *r) {
+status gguf_value_read(gguf_key *out, gguf_reader *r) {
+  out->file = r->path;
   TRY(gguf_read_name(&out->raw_name, r, "key", KEY_NAME_LIMIT));
   TRY(read_value_type(&out->type, r, "value type"));
   out->element = out->type;
@@ -70,23 +65,13 @@ status gguf_read_key(gguf_key *out, gguf_reader *r) {
   return read_values(r, out->element, out->count);
 }
 
-static const gguf_key *key_find(const gguf_file *file, const char *name) {
-  size_t index;
-  return name_table_find(&index, &file->key_names, name) ? &file->keys[index] : NULL;
-}
-
-static status key_require(const gguf_key **out, const gguf_file *file, const char *name) {
-  *out = key_find(file, name);
-  return *out ? 0 : FAIL("%s: key \"%s\" is missing", file->path, name);
-}
-
-static status key_wrong_type(const gguf_file *file, const gguf_key *key, const char *expected) {
+static status wrong_type(const gguf_key *key, const char *expected) {
   bool array = key->type == VALUE_ARRAY;
-  return FAIL("%s: key \"%s\": expected %s, found %s%s", file->path, key->name, expected,
+  return FAIL("%s: key \"%s\": expected %s, found %s%s", key->file, key->name, expected,
               array ? "an array of " : "", value_types[key->element].name);
 }
 
-// Integers of every width, widened: *negative tells that *bits is an int64_t below 0. False: no integer.
+// Integers of every width, widened: where *negative, *bits is an int64_t below 0. False: no integer.
 static bool value_integer(uint64_t *bits, bool *negative, uint32_t type, const uint8_t *value) {
   bool is_signed = type == VALUE_I8 || type == VALUE_I16 || type == VALUE_I32 || type == VALUE_I64;
   bool is_unsigned = type == VALUE_U8 || type == VALUE_U16 || type == VALUE_U32 || type == VALUE_U64;
@@ -115,107 +100,66 @@ static gguf_string value_string(const uint8_t *value) {
   return (gguf_string){(const char *)value + sizeof length, (size_t)length};
 }
 
-static status key_u64(uint64_t *out, const gguf_file *file, const gguf_key *key) {
+status gguf_value_u64(uint64_t *out, const gguf_key *key) {
   bool negative;
   uint64_t bits;
-  if (!value_integer(&bits, &negative, key->type, key->value)) return key_wrong_type(file, key, "an integer");
+  if (!value_integer(&bits, &negative, key->type, key->value)) return wrong_type(key, "an integer");
   if (negative)
-    return FAIL("%s: key \"%s\": expected an integer of 0 or more, found %" PRId64, file->path, key->name,
+    return FAIL("%s: key \"%s\": expected an integer of 0 or more, found %" PRId64, key->file, key->name,
                 (int64_t)bits);
   *out = bits;
   return 0;
 }
 
-status gguf_file_u64(uint64_t *out, const gguf_file *file, const char *name, uint64_t fallback) {
-  const gguf_key *key = key_find(file, name);
-  *out = fallback;
-  return key ? key_u64(out, file, key) : 0;
-}
-
-bool gguf_key_exists(const gguf *g, const char *key) {
-  return key_find(g->files, key) != NULL;
-}
-
-status gguf_key_u64(const gguf *g, const char *key, uint64_t *out) {
-  const gguf_key *found;
-  TRY(key_require(&found, g->files, key));
-  return key_u64(out, g->files, found);
-}
-
-status gguf_key_f64(const gguf *g, const char *key, double *out) {
-  const gguf_key *found;
-  TRY(key_require(&found, g->files, key));
-  if (found->type != VALUE_F32 && found->type != VALUE_F64)
-    return key_wrong_type(g->files, found, "an f32 or f64");
-  *out = value_float(found->type, found->value);
+status gguf_value_f64(double *out, const gguf_key *key) {
+  if (key->type != VALUE_F32 && key->type != VALUE_F64) return wrong_type(key, "an f32 or f64");
+  *out = value_float(key->type, key->value);
   return 0;
 }
 
-status gguf_key_bool(const gguf *g, const char *key, bool *out) {
-  const gguf_key *found;
-  TRY(key_require(&found, g->files, key));
-  if (found->type != VALUE_BOOL) return key_wrong_type(g->files, found, "a bool");
-  *out = *found->value == 1;
+status gguf_value_bool(bool *out, const gguf_key *key) {
+  if (key->type != VALUE_BOOL) return wrong_type(key, "a bool");
+  *out = *key->value == 1;
   return 0;
 }
 
-status gguf_key_string(const gguf *g, const char *key, gguf_string *out) {
-  const gguf_key *found;
-  TRY(key_require(&found, g->files, key));
-  if (found->type != VALUE_STRING) return key_wrong_type(g->files, found, "a string");
-  *out = value_string(found->value);
+status gguf_value_string(gguf_string *out, const gguf_key *key) {
+  if (key->type != VALUE_STRING) return wrong_type(key, "a string");
+  *out = value_string(key->value);
   return 0;
 }
 
-static status key_require_array(const gguf_key **out, const gguf *g, const char *name, uint32_t element,
-                                uint32_t or_element, const char *expected) {
-  TRY(key_require(out, g->files, name));
-  const gguf_key *key = *out;
-  if (key->type != VALUE_ARRAY || (key->element != element && key->element != or_element))
-    return key_wrong_type(g->files, key, expected);
-  return 0;
-}
-
-status gguf_key_array_strings(const gguf *g, const char *key, gguf_string **out, size_t *count) {
-  const gguf_key *found;
+status gguf_value_strings(gguf_string **out, size_t *count, const gguf_key *key) {
   *out = NULL;
   *count = 0;
-  TRY(key_require_array(&found, g, key, VALUE_STRING, VALUE_STRING, "an array of string"));
-  TRY(TAKE(out, (size_t)found->count, key));
-  const uint8_t *at = found->value;
-  for (size_t i = 0; i < found->count; i++) {
+  if (key->type != VALUE_ARRAY || key->element != VALUE_STRING) return wrong_type(key, "an array of string");
+  TRY(TAKE(out, (size_t)key->count, key->name));
+  const uint8_t *at = key->value;
+  for (size_t i = 0; i < key->count; i++) {
     (*out)[i] = value_string(at);
     at += sizeof(uint64_t) + (*out)[i].length;
   }
-  *count = (size_t)found->count;
+  *count = (size_t)key->count;
   return 0;
 }
 
-status gguf_key_array_i32(const gguf *g, const char *key, int32_t **out, size_t *count) {
-  const gguf_key *found;
+status gguf_value_i32s(int32_t **out, size_t *count, const gguf_key *key) {
   *out = NULL;
   *count = 0;
-  TRY(key_require_array(&found, g, key, VALUE_I32, VALUE_U32, "an array of i32 or u32"));
-  TRY(TAKE(out, (size_t)found->count, key));
-  memcpy(*out, found->value, (size_t)found->count * sizeof **out);
-  for (size_t i = 0; found->element == VALUE_U32 && i < found->count; i++)
+  if (key->type != VALUE_ARRAY || (key->element != VALUE_I32 && key->element != VALUE_U32))
+    return wrong_type(key, "an array of i32 or u32");
+  TRY(TAKE(out, (size_t)key->count, key->name));
+  memcpy(*out, key->value, (size_t)key->count * sizeof **out);
+  for (size_t i = 0; key->element == VALUE_U32 && i < key->count; i++)
     if ((*out)[i] < 0) {
-      status result = FAIL("%s: key \"%s\": element %zu is %u, expected at most %d", g->files->path, key, i,
+      status result = FAIL("%s: key \"%s\": element %zu is %u, expected at most %d", key->file, key->name, i,
                            (uint32_t)(*out)[i], INT32_MAX);
       free(*out);
       *out = NULL;
       return result;
     }
-  *count = (size_t)found->count;
+  *count = (size_t)key->count;
   return 0;
-}
-
-size_t gguf_key_count(const gguf *g) {
-  return g->files->n_keys;
-}
-
-const char *gguf_key_name(const gguf *g, size_t i) {
-  return g->files->keys[i].name;
 }
 
 // What a terminal can show: valid UTF-8 without control characters as it is, every other byte as \xNN.
@@ -239,8 +183,7 @@ static void describe_string(char *out, size_t size, gguf_string text) {
   if (used < size) snprintf(out + used, size - used, at < text.length ? "\"..." : "\"");
 }
 
-void gguf_key_describe(const gguf *g, size_t i, char *out, size_t size) {
-  const gguf_key *key = &g->files->keys[i];
+void gguf_value_describe(char *out, size_t size, const gguf_key *key) {
   bool negative;
   uint64_t bits;
   if (size == 0) return;

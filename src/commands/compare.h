@@ -1,0 +1,8 @@
+// compare: the command that holds two reports, of one machine or two, against each other.
+#pragma once
+#include "base/status.h"
+#include <stdio.h>
+
+// Local: it needs no ranks. args: two reports, files or their folders. *code: 0 the same bits, 1 other bits.
+status compare_run(int *code, int n_args, char **args);
+void compare_print_options(FILE *out);

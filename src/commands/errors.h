@@ -1,0 +1,16 @@
+// errors: the one place that prints an error, and how ranks end after it.
+//
+// Invariant: an error that all ranks have is printed by one of them.
+#pragma once
+#include "dist/comm.h"
+
+// c NULL: there are no ranks yet.
+void errors_print(const comm *c);
+
+// For a process that has ranks: prints the error, ends all ranks, and returns the exit code.
+int errors_end(comm *c);
+
+// From here on a mapped file that becomes unreadable (cut short, or its disk is gone) is an error of this
+// rank that names the file, and a file that grows beyond its size limit is an error where it is written.
+void errors_catch_signals(void);
+void errors_name_mapped_file(const comm *c, const char *path);

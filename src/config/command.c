@@ -1,0 +1,37 @@
+#include "src/config/command.h"
+#include <string.h>
+
+static const char *const NAMES[] = {
+    [COMMAND_PARITY] = "parity",   [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
+    [COMMAND_BENCH] = "bench",     [COMMAND_INSPECT] = "inspect",   [COMMAND_SYNTH] = "synth",
+    [COMMAND_COMPARE] = "compare",
+};
+_Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");
+
+const char *command_name(command_kind kind) {
+  return NAMES[kind];
+}
+
+bool command_cuts_windows(command_kind kind) {
+  switch (kind) {
+  case COMMAND_PERPLEXITY:
+    return true;
+  case COMMAND_PARITY:
+  case COMMAND_GENERATE:
+  case COMMAND_BENCH:
+  case COMMAND_INSPECT:
+  case COMMAND_SYNTH:
+  case COMMAND_COMPARE:
+    return false;
+  }
+  __builtin_unreachable();
+}
+
+bool command_find(command_kind *out, const char *name) {
+  for (int i = 0; i < COMMAND_COUNT; i++)
+    if (!strcmp(NAMES[i], name)) {
+      *out = (command_kind)i;
+      return true;
+    }
+  return false;
+}

@@ -1,0 +1,20 @@
+// command: the commands by name. What each does and needs stands in the table of src/main.c.
+#pragma once
+#include <stdbool.h>
+
+typedef enum {
+  COMMAND_PARITY, // where none is named
+  COMMAND_GENERATE,
+  COMMAND_PERPLEXITY,
+  COMMAND_BENCH,
+  COMMAND_INSPECT,
+  COMMAND_SYNTH,
+  COMMAND_COMPARE,
+} command_kind;
+
+enum { COMMAND_COUNT = COMMAND_COMPARE + 1 };
+
+const char *command_name(command_kind kind);
+// It cuts its input into windows of run.context, whose digests cover the scored positions alone.
+bool command_cuts_windows(command_kind kind);
+bool command_find(command_kind *out, const char *name); // false: there is none of that name

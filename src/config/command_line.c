@@ -1,0 +1,84 @@
+#include "src/config/command_line.h"
+#include "base/memory.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static status find_command(command_line *l, const char *name) {
+  char known[128] = "";
+  if (command_find(&l->command, name)) {
+    l->named = true;
+    return 0;
+  }
+  for (int i = 0; i < COMMAND_COUNT; i++)
+    snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "",
+             command_name((command_kind)i));
+  return FAIL("unknown command \"%s\": expected one of %s", name, known);
+}
+
+static bool is_help(const char *arg) {
+  return !strcmp(arg, "--help") || !strcmp(arg, "-h");
+}
+
+// The value after the option argv[i]; NULL, with an error, where there is none.
+static status take_value(const char **out, int argc, char **argv, int *i) {
+  if (*i + 1 == argc) return FAIL("%s: expected a value after it", argv[*i]);
+  *out = argv[++*i];
+  return 0;
+}
+
+static status take_config(command_line *l, int argc, char **argv, int *i) {
+  const char *before = l->file;
+  TRY(take_value(&l->file, argc, argv, i));
+  return before ? FAIL("--config %s: expected one config, found %s before", l->file, before) : 0;
+}
+
+static status refuse(const char *arg) {
+  return FAIL("unknown argument \"%s\"%s; see --help", arg,
+              arg[0] == '-' ? "" : " (a model is named by --set model.path=FILE)");
+}
+
+static void pass_on(command_line *l, int n_args, char **args) {
+  l->args = args;
+  l->n_args = n_args;
+  for (int i = 0; i < n_args; i++) l->help = l->help || is_help(args[i]);
+}
+
+static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(command_kind)) {
+  for (int i = 1; i < argc; i++) {
+    const char *arg = argv[i];
+    if (!strcmp(arg, "--config")) {
+      TRY(take_config(l, argc, argv, &i));
+    } else if (!strcmp(arg, "--set")) {
+      TRY(take_value(&l->sets[l->n_sets++], argc, argv, &i));
+    } else if (!strcmp(arg, "--out")) {
+      TRY(take_value(&l->out, argc, argv, &i));
+    } else if (is_help(arg)) {
+      l->help = true;
+    } else if (!strcmp(arg, "--version")) {
+      l->version = true;
+    } else if (arg[0] == '-' || l->named) {
+      return refuse(arg);
+    } else {
+      TRY(find_command(l, arg));
+      if (!takes_args(l->command)) continue;
+      if (i > 1) return FAIL("%s: expected its options after its name, found %s before", arg, argv[1]);
+      pass_on(l, argc - i - 1, argv + i + 1);
+      return 0;
+    }
+  }
+  return 0;
+}
+
+status command_line_parse(command_line *out, int argc, char **argv, bool (*takes_args)(command_kind)) {
+  *out = (command_line){.command = COMMAND_PARITY};
+  TRY(TAKE(&out->sets, (size_t)argc + 1, "the arguments"));
+  status result = parse(out, argc, argv, takes_args);
+  if (result) command_line_close(out);
+  return result;
+}
+
+void command_line_close(command_line *l) {
+  free(l->sets);
+  l->sets = NULL;
+}

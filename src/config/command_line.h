@@ -1,0 +1,24 @@
+// command_line: the program's arguments: which command, and where its configuration comes from.
+//
+// Owns: the options that every command with a configuration takes. Independent of: what a command does; the
+// arguments of a command that has options of its own (synth, compare) are passed on as they are.
+#pragma once
+#include "base/status.h"
+#include "src/config/command.h"
+#include <stddef.h>
+
+typedef struct { // views of argv, but for `sets`
+  command_kind command;
+  bool named;        // false: no command was named, so it is the default one
+  const char *file;  // --config FILE, NULL: not given
+  const char **sets; // [n_sets] --set KEY=VALUE, in their order
+  size_t n_sets;
+  const char *out; // --out DIR, NULL: not given
+  char **args;     // [n_args] after the name of a command that reads them itself
+  int n_args;
+  bool help, version;
+} command_line;
+
+// takes_args: whether a command reads what follows its name itself. On an error there is nothing to close.
+status command_line_parse(command_line *out, int argc, char **argv, bool (*takes_args)(command_kind));
+void command_line_close(command_line *l);

@@ -1,0 +1,114 @@
+#include "src/run/input.h"
+#include "base/memory.h"
+#include "base/read_file.h"
+#include "kernels/formats/numerics.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { TEXT_LIMIT = 1 << 30 }; // bytes of input.file
+
+typedef struct {
+  const model *m;
+  const tokenizer *tokenizer; // NULL: the model has none
+  token_sequence *sequences;
+  int64_t n;
+} input;
+
+// ---- sequences ----
+
+// Takes over `tokens`.
+static status add_sequence(input *in, int32_t *tokens, size_t n) {
+  in->sequences[in->n++] = (token_sequence){tokens, (int64_t)n};
+  return n ? 0 : FAIL("the input has no tokens");
+}
+
+static status add_text(input *in, const char *key, const char *text, size_t length) {
+  int32_t *ids;
+  size_t n;
+  if (!in->tokenizer)
+    return FAIL("%s: %s is text, but this model has no tokenizer; give input.tokens", gguf_path(in->m->file),
+                key);
+  TRY(tokenizer_encode(in->tokenizer, text, length, &ids, &n));
+  return add_sequence(in, ids, n);
+}
+
+static status add_file(input *in, const char *path) {
+  char *text;
+  size_t length;
+  TRY(read_file(&text, &length, path, "input.file", TEXT_LIMIT, READ_REGULAR));
+  status result = add_text(in, "input.file", text, length);
+  free(text);
+  return result;
+}
+
+static status add_tokens(input *in, const int32_t *tokens, size_t n) {
+  int32_t *copy;
+  TRY(TAKE(&copy, n, "the input"));
+  if (n) memcpy(copy, tokens, n * sizeof *copy);
+  return add_sequence(in, copy, n);
+}
+
+static status add_prompts(input *in, const char *key, char *const *prompts, size_t n) {
+  for (size_t i = 0; i < n; i++) TRY(add_text(in, key, prompts[i], strlen(prompts[i])));
+  return n ? 0 : FAIL("%s: expected at least one prompt", key);
+}
+
+static status read_all(input *in, const struct config_input *c) {
+  TRY(TAKE(&in->sequences, c->kind == INPUT_PROMPTS ? c->n_prompts : 1, "the sequences"));
+  switch (c->kind) {
+  case INPUT_NONE:
+    return FAIL("no input: set input.tokens, input.prompt, input.prompts or input.file");
+  case INPUT_TOKENS:
+    return add_tokens(in, c->tokens, c->n_tokens);
+  case INPUT_FILE:
+    return add_file(in, c->file);
+  case INPUT_PROMPT:
+    return add_prompts(in, "input.prompt", c->prompts, c->n_prompts);
+  case INPUT_PROMPTS:
+    return add_prompts(in, "input.prompts", c->prompts, c->n_prompts);
+  }
+  __builtin_unreachable();
+}
+
+static status check_ids(const input *in) {
+  int64_t vocabulary = in->m->weights.shape.vocabulary;
+  for (int64_t s = 0; s < in->n; s++)
+    for (int64_t t = 0; t < in->sequences[s].n; t++) {
+      int32_t id = in->sequences[s].tokens[t];
+      if (id < 0 || id >= vocabulary)
+        return FAIL(
+            "input: token %lld of sequence %lld: expected an id below the vocabulary's %lld, found %d",
+            (long long)t, (long long)s, (long long)vocabulary, id);
+    }
+  return 0;
+}
+
+status input_open(token_sequence **out, int64_t *n, const config *c, const model *m, const tokenizer *text) {
+  input in = {.m = m, .tokenizer = text};
+  status result = read_all(&in, &c->input);
+  *out = in.sequences;
+  *n = in.n;
+  return result ? result : check_ids(&in);
+}
+
+void input_close(token_sequence *sequences, int64_t n) {
+  for (int64_t s = 0; s < n; s++) free(sequences[s].tokens);
+  free(sequences);
+}
+
+input_size input_measure(const token_sequence *sequences, int64_t n) {
+  input_size size = {0, 0};
+  for (int64_t s = 0; s < n; s++) {
+    size.total += sequences[s].n;
+    size.longest = sequences[s].n > size.longest ? sequences[s].n : size.longest;
+  }
+  return size;
+}
+
+uint64_t input_hash(const token_sequence *sequences, int64_t n) {
+  uint64_t sum = num_mix64((uint64_t)n);
+  for (int64_t s = 0; s < n; s++)
+    for (int64_t t = 0; t < sequences[s].n; t++)
+      sum = num_mix64(sum + (uint64_t)sequences[s].tokens[t] + ((uint64_t)s << 32));
+  return sum;
+}

@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""The program's commands from outside: ranks of one job that do different things end soon with one error, and --help says of
+each command what it reads."""
+import itertools
+import random
+import re
+import subprocess
+import unittest
+
+import moe
+
+SEED = moe.random_seed()
+MODEL = moe.model(SEED, layers=1, hidden=256, heads=2, kv_heads=1, expert_width=256, vocab=384, experts=3, top_k=2)
+SETS = {"model.path": MODEL, "input.tokens": list(range(40)), "run.arms": ["q8k@cpu"], "run.threads": 1, "run.generate": 2,
+        "bench.prompt": [8], "bench.generate": [2], "comm.deadline": 20}
+LIMIT = 45.0  # more than the deadline: a rank that waits for it says so
+COMMANDS = ["parity", "generate", "perplexity", "bench", "inspect", "synth"]
+START = 30  # dist/comm.c: seconds that MPI's start may take beyond the deadline
+
+
+def line(command, **sets):
+    if command == "synth":
+        return [moe.PROGRAM, "synth", "--shape", "tiny", "--layers", "1", "--out", moe.fresh(".gguf")]
+    return moe.words(command=command, sets=SETS | {key.replace("__", "."): value for key, value in sets.items()})
+
+
+def together(*parts):
+    """A job whose ranks have the command lines of `parts`: [(ranks, line)]."""
+    return moe.finish(moe.start(moe.under_mpirun(parts)), LIMIT)
+
+
+class RanksThatDiffer(unittest.TestCase):
+    def one_error(self, outcome, pattern):
+        self.assertIsNotNone(outcome.code, f"no end in {LIMIT} s\n{outcome.err}")
+        self.assertTrue(0 < outcome.code < 128, f"ended with {outcome.code}\n{outcome.err}")
+        self.assertNotRegex(outcome.err, "Sanitizer|[Ss]ignal|Segmentation|Aborted|corrupt")
+        self.assertEqual(len(outcome.faults()), 1, outcome.err)
+        self.assertRegex(outcome.faults()[0], pattern)
+
+    def test_the_control(self):
+        for command in COMMANDS:
+            outcome = together((2, line(command)))
+            self.assertEqual((outcome.code, outcome.faults()), (0, []), outcome.err)
+
+    def test_commands(self):
+        chance = random.Random(SEED)
+        for pair in itertools.combinations(COMMANDS, 2):
+            one, other = chance.sample(pair, 2)
+            ranks = chance.choice([(1, 1), (1, 2), (2, 1)])
+            with self.subTest(commands=(one, other), ranks=ranks):
+                self.one_error(together((ranks[0], line(one)), (ranks[1], line(other))),
+                               rf"^rank 0 \(.*the command \({one} here\): expected the same on every rank, but rank "
+                               rf"{ranks[0]} \([^)]*\).* differs")
+
+    def test_three_commands(self):
+        self.one_error(together((1, line("bench")), (1, line("inspect")), (1, line("perplexity"))),
+                       r"the command \(bench here\).*rank 1 \(.*, 2 \(")
+
+    def test_configurations(self):
+        changes = [{"run__chunk": 3}, {"run__arms": ["q8k@cpu", "f32@cpu"]}, {"input__tokens": list(range(41))},
+                   {"run__generate": 30, "run__context": 100}, {"experts__placement": "strided"},
+                   {"bench__prompt": [8, 16]}, {"comm__deadline": 1}]
+        chance = random.Random(SEED)
+        for change in changes:
+            command, ranks = chance.choice(COMMANDS[:5]), chance.choice([(1, 1), (1, 2), (2, 1)])
+            with self.subTest(command=command, ranks=ranks, **change):
+                self.one_error(together((ranks[0], line(command)), (ranks[1], line(command, **change))),
+                               rf"^rank 0 \(.*the configuration: expected the same .*rank {ranks[0]} \(")
+
+    def test_models_to_write(self):
+        other = [moe.PROGRAM, "synth", "--shape", "tiny", "--layers", "2", "--out", moe.fresh(".gguf")]
+        self.one_error(together((1, line("synth")), (2, other)), r"the model to write: expected the same .*rank 1 \(")
+
+    def test_a_configuration_that_one_rank_cannot_read(self):
+        self.one_error(together((2, line("generate")), (1, line("generate", run__chnuk=3))),
+                       r"^rank 2 \(.*unknown key \"run.chnuk\"")
+        self.one_error(together((1, line("synth")), (1, [moe.PROGRAM, "synth", "--shape", "none"])),
+                       r"^rank 1 \(.*none")
+
+    def test_a_command_that_needs_no_ranks_among_those_that_do(self):
+        """It ends, well or not; the others would wait for its start for ever."""
+        outcome = together((1, [moe.PROGRAM, "--version"]), (1, line("parity", comm__deadline=1)))
+        self.one_error(outcome, rf"^moe_run: the start of MPI: after comm.deadline = 1 s and {START} more, still waiting")
+        self.one_error(together((1, [moe.PROGRAM, "compare", "/dev/null", MODEL]), (1, line("parity"))),
+                       "^moe_run: .*/dev/null")
+
+
+class Help(unittest.TestCase):
+    def said(self, *args):
+        done = subprocess.run([moe.PROGRAM, *args, "--help"], capture_output=True, text=True, timeout=moe.LIMIT)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertLessEqual(max(map(len, done.stdout.splitlines())), 110)
+        return done.stdout
+
+    def keys(self, text):
+        """The keys that a help explains, each under the heading of its section."""
+        found, section = [], None
+        for row in text.splitlines():
+            heading, key = re.match(r"\[(\w+)\] \w", row), re.match(r"  (\w+)\.(\w+) +\S", row)
+            section = heading[1] if heading else section
+            if key and section:  # before the first heading is prose
+                self.assertEqual(key[1], section, row)
+                found.append(f"{key[1]}.{key[2]}")
+        self.assertEqual(len(set(found)), len(found))
+        return set(found)
+
+    def test_all(self):
+        text = self.said()
+        for command in COMMANDS + ["compare"]:
+            self.assertRegex(text, rf"(?m)^  {command} +\w")
+        self.assertEqual(self.keys(text), set().union(*(self.keys(self.said(command)) for command in COMMANDS)))
+
+    def test_of_a_command_says_its_keys_and_no_others(self):
+        common = {"model.path", "run.arms", "run.threads", "comm.deadline"}
+        some = {"parity": {"input.tokens", "run.generate", "run.top_p", "output.logits", "run.kv", "output.dir"},
+                "generate": {"input.file", "run.generate", "run.seed", "output.dir"},
+                "perplexity": {"input.file", "perplexity.skip", "run.context"},
+                "bench": {"bench.prompt", "bench.format", "run.seed", "run.chunk"},
+                "inspect": {"experts.placement", "ranks.arm"}}
+        for command, wanted in some.items():
+            with self.subTest(command):
+                text = self.said(command)
+                found = self.keys(text)
+                self.assertLessEqual(common | wanted, found)
+                self.assertNotRegex(text, rf"(?m)^  ({'|'.join(set(COMMANDS) - {command})})  ")
+                for other in ("bench", "perplexity"):
+                    self.assertEqual(any(key.startswith(other + ".") for key in found), command == other)
+        self.assertFalse(any(key.startswith("input.") for key in self.keys(self.said("bench")) | self.keys(self.said("inspect"))))
+        self.assertNotIn("run.generate", self.keys(self.said("perplexity")))
+
+    def test_of_commands_with_options_of_their_own(self):
+        for command, word in (("synth", "--shape NAME"), ("compare", "report.json")):
+            text = self.said(command)
+            self.assertIn(word, text)
+            self.assertEqual(self.keys(text), set())
+
+
+if __name__ == "__main__":
+    moe.main()

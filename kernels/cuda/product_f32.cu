@@ -1,11 +1,12 @@
 // product_f32: weights of any type times f32 activations, in the order of docs/paths.md: lane l of a warp is
 // lane l of sum32, so each lane's chain is the definition's and the tree is five shuffles.
-#include "kernels/cuda/device.cuh"
+//
+// Here: a warp takes ROWS rows for ITEMS items, any type and width; and which kernel takes what.
+#include "kernels/cuda/product_f32.cuh"
 #include "kernels/cuda/weight_at.cuh"
 
-static constexpr int
-    WARPS = 8,
-    ROWS = 4; // a warp computes ROWS rows for ITEMS items: each weight is dequantised once for them
+// Up to so many items to a matrix the rows above are faster than tiles.
+static constexpr int FEW_ITEMS = 8;
 
 // The items of this thread block.
 __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
@@ -55,7 +56,7 @@ __device__ __forceinline__ void block_weights(float w[8], const dev_matrix &m, c
   }
 }
 
-template <int ITEMS>
+template <int ROWS, int ITEMS>
 __device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                            int row0, const float *const x[ITEMS], int lane) {
   for (int b = 0; b < p.w.cols / QK_K; b++) {
@@ -76,7 +77,7 @@ __device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product
   }
 }
 
-template <int ITEMS>
+template <int ROWS, int ITEMS>
 __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                              int row0, const float *const x[ITEMS], int lane) {
   for (int k = lane; k < p.w.cols; k += WARP) {
@@ -94,7 +95,7 @@ __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const produ
 }
 
 // As sum_elements of F32 rows, in pieces of AHEAD lanes' widths whose loads do not wait for each other.
-template <int ITEMS>
+template <int ROWS, int ITEMS>
 __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                            int row0, const float *const x[ITEMS], int lane) {
   constexpr int AHEAD = ITEMS > 4 ? 4 : 8;
@@ -122,11 +123,12 @@ __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product
 
 enum weight_kind { K_QUANTS, FLOATS, ELEMENTS }; // FLOATS: F32 in rows of a multiple of 256
 
-template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) product_f32_rows(product p) {
+template <int ROWS, int ITEMS, weight_kind KIND>
+__global__ void __launch_bounds__(256) product_f32_rows(product p) {
   wait_for_inputs();
   item_tile tile = tile_of(p, ITEMS);
   if (tile.count <= 0) return;
-  int lane = threadIdx.x % WARP, row0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
+  int lane = threadIdx.x % WARP, row0 = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP) * ROWS;
   if (row0 >= p.w.rows) return;
   const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
   const float *x[ITEMS];
@@ -139,11 +141,11 @@ template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) pr
   }
   float sum[ROWS][ITEMS] = {};
   if (KIND == K_QUANTS)
-    sum_blocks<ITEMS>(sum, p, rows, row0, x, lane);
+    sum_blocks<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
   else if (KIND == FLOATS)
-    sum_floats<ITEMS>(sum, p, rows, row0, x, lane);
+    sum_floats<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
   else
-    sum_elements<ITEMS>(sum, p, rows, row0, x, lane);
+    sum_elements<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
 #pragma unroll
   for (int i = 0; i < ITEMS; i++)
 #pragma unroll
@@ -155,22 +157,25 @@ template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) pr
     }
 }
 
-template <int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
-  dim3 grid((unsigned)((p->w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), tile_count(p, ITEMS));
+template <int WARPS, int ROWS, int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
+  dim3 grid((unsigned)ceil_of(p->w.rows, WARPS * ROWS), tile_count(p, ITEMS));
   if (type_find(p->w.type)->is_k_quant)
-    return launch(product_f32_rows<ITEMS, K_QUANTS>, grid, WARPS * WARP, 0, stream, *p);
-  if (p->w.type == TYPE_F32 && p->w.cols % QK_K == 0)
-    return launch(product_f32_rows<ITEMS, FLOATS>, grid, WARPS * WARP, 0, stream, *p);
-  return launch(product_f32_rows<ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
+    return launch(product_f32_rows<ROWS, ITEMS, K_QUANTS>, grid, WARPS * WARP, 0, stream, *p);
+  if (p->w.type == TYPE_F32 && has_blocks(p))
+    return launch(product_f32_rows<ROWS, ITEMS, FLOATS>, grid, WARPS * WARP, 0, stream, *p);
+  return launch(product_f32_rows<ROWS, ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
 }
 
 status product_f32_launch(const product *p, cudaStream_t stream) {
   if (p->n_items <= 0) return 0;
   bool each_alone = p->member && !p->first;
-  if (p->first) return launch_rows<8>(p, stream);
-  if (each_alone || p->n_items == 1) return launch_rows<1>(p, stream);
-  if (p->n_items <= 64 && p->w.type == TYPE_F32)
-    return launch_rows<2>(p, stream); // many small blocks: latency counts
-  if (p->n_items <= 4) return launch_rows<4>(p, stream);
-  return launch_rows<8>(p, stream);
+  int each = p->first ? p->n_items / p->n_members : p->n_items; // items to a matrix, about
+  if (product_f32_one_fits(p)) return product_f32_one_launch(p, stream);
+  if (each > FEW_ITEMS && product_f32_tiles_fits(p)) return product_f32_tiles_launch(p, stream);
+  if (p->first) return launch_rows<8, 4, 8>(p, stream);
+  if (p->w.type == TYPE_F32 && p->n_items == 1) return launch_rows<2, 1, 1>(p, stream); // a router: latency
+  if (each_alone || p->n_items == 1) return launch_rows<8, 4, 1>(p, stream);
+  if (p->w.type == TYPE_F32 && p->n_items <= 64) return launch_rows<2, 2, 2>(p, stream); // likewise
+  if (p->n_items <= 4) return launch_rows<8, 4, 4>(p, stream);
+  return launch_rows<8, 4, 8>(p, stream);
 }

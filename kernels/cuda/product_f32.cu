@@ -1,12 +1,9 @@
-// product_f32: weights of any type times f32 activations, in the order of docs/paths.md: lane l of a warp is
-// lane l of sum32, so each lane's chain is the definition's and the tree is five shuffles.
-//
-// Here: a warp takes ROWS rows for ITEMS items, any type and width; and which kernel takes what.
+// product_f32: weights of any type times f32 activations, in the order of docs/paths.md; which kernel takes
+// what. Here also the kernel that takes all: a warp with ROWS rows for ITEMS items, of any type and width.
+// Lane l of the warp is lane l of sum32, so each lane's chain is the definition's and the tree is five
+// shuffles.
 #include "kernels/cuda/product_f32.cuh"
 #include "kernels/cuda/weight_at.cuh"
-
-// Up to so many items to a matrix the rows above are faster than tiles.
-static constexpr int FEW_ITEMS = 8;
 
 // The items of this thread block.
 __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
@@ -14,67 +11,6 @@ __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
   int begin = blockIdx.y * items, left = p.n_items - begin;
   int member = p.member ? p.member[begin] : 0; // with members but no groups, a tile is one item
   return {member, begin, member < 0 ? 0 : left < items ? left : items};
-}
-
-// The eight weights of block b that lane `lane` multiplies: elements 32 j + lane, j = 0 .. 7. d1 * q is
-// exact, so the fma rounds once, as the definition's product and difference do together.
-__device__ __forceinline__ void block_weights(float w[8], const dev_matrix &m, const uint8_t *row, int b,
-                                              int lane) {
-  if (m.type == TYPE_Q6_K) {
-    int n = m.cols / QK_K;
-    float d = half_bits_to_f32(((const uint16_t *)(row + n * 208))[b]);
-    const int8_t *scale = (const int8_t *)row + n * 192 + b * 16 + lane / 16;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int low0 = row[b * 128 + half * 64 + lane], low1 = row[b * 128 + half * 64 + 32 + lane];
-      int high = row[n * 128 + b * 64 + half * 32 + lane];
-#pragma unroll
-      for (int k = 0; k < 4; k++) {
-        int q = ((k & 1 ? low1 : low0) >> 4 * (k / 2) & 15) | (high >> 2 * k & 3) << 4;
-        w[4 * half + k] = d * (float)scale[8 * half + 2 * k] * (float)(q - 32);
-      }
-    }
-    return;
-  }
-  bool is_q5 = m.type == TYPE_Q5_K;
-  const uint8_t *block = row + (size_t)b * (is_q5 ? sizeof(block_q5_K) : sizeof(block_q4_K));
-  uint4 head = *(const uint4 *)block;
-  float d = half_bits_to_f32((uint16_t)(head.x & 0xffffu)), dmin = half_bits_to_f32((uint16_t)(head.x >> 16));
-  uint32_t scale[2] = {head.y & 0x3f3f3f3fu, (head.w & 0x0f0f0f0fu) | (head.y >> 2 & 0x30303030u)};
-  uint32_t min[2] = {head.z & 0x3f3f3f3fu, (head.w >> 4 & 0x0f0f0f0fu) | (head.z >> 2 & 0x30303030u)};
-  int fifth = is_q5 ? block[16 + lane] : 0;
-#pragma unroll
-  for (int j = 0; j < 8; j += 2) {
-    int pair = block[(is_q5 ? 48 : 16) + j * 16 + lane];
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-      int at = 8 * ((j + k) % 4), q = (pair >> 4 * k & 15) | (fifth >> (j + k) & 1) << 4;
-      float step = d * (float)(scale[(j + k) / 4] >> at & 63),
-            base = dmin * (float)(min[(j + k) / 4] >> at & 63);
-      w[j + k] = num_fma_f32(step, (float)q, -base);
-    }
-  }
-}
-
-template <int ROWS, int ITEMS>
-__device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
-                                           int row0, const float *const x[ITEMS], int lane) {
-  for (int b = 0; b < p.w.cols / QK_K; b++) {
-    float w[ROWS][8];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      int row = row0 + r < p.w.rows ? row0 + r : p.w.rows - 1; // a ragged tile repeats its last row
-      block_weights(w[r], p.w, rows + (size_t)row * p.w.row_bytes, b, lane);
-    }
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-#pragma unroll
-      for (int i = 0; i < ITEMS; i++) {
-        float v = x[i][b * QK_K + 32 * j + lane];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) sum[r][i] = num_fma_f32(w[r][j], v, sum[r][i]);
-      }
-  }
 }
 
 template <int ROWS, int ITEMS>
@@ -95,10 +31,9 @@ __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const produ
 }
 
 // As sum_elements of F32 rows, in pieces of AHEAD lanes' widths whose loads do not wait for each other.
-template <int ROWS, int ITEMS>
+template <int ROWS, int ITEMS, int AHEAD>
 __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                            int row0, const float *const x[ITEMS], int lane) {
-  constexpr int AHEAD = ITEMS > 4 ? 4 : 8;
   const float *w[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
@@ -121,7 +56,8 @@ __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product
   }
 }
 
-enum weight_kind { K_QUANTS, FLOATS, ELEMENTS }; // FLOATS: F32 in rows of a multiple of 256
+// FLOATS: F32 in rows of a multiple of 256; LONG_FLOATS: of 1024
+enum weight_kind { FLOATS, LONG_FLOATS, ELEMENTS };
 
 template <int ROWS, int ITEMS, weight_kind KIND>
 __global__ void __launch_bounds__(256) product_f32_rows(product p) {
@@ -140,10 +76,10 @@ __global__ void __launch_bounds__(256) product_f32_rows(product p) {
     x[i] = p.in.x + (size_t)(item[i] / p.input_divisor) * p.w.cols;
   }
   float sum[ROWS][ITEMS] = {};
-  if (KIND == K_QUANTS)
-    sum_blocks<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
-  else if (KIND == FLOATS)
-    sum_floats<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
+  if (KIND == FLOATS)
+    sum_floats<ROWS, ITEMS, (ITEMS > 4 ? 4 : 8)>(sum, p, rows, row0, x, lane);
+  else if (KIND == LONG_FLOATS)
+    sum_floats<ROWS, ITEMS, 32 / ITEMS>(sum, p, rows, row0, x, lane);
   else
     sum_elements<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
 #pragma unroll
@@ -157,25 +93,35 @@ __global__ void __launch_bounds__(256) product_f32_rows(product p) {
     }
 }
 
-template <int WARPS, int ROWS, int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
+template <int WARPS, int ROWS, int ITEMS, weight_kind KIND>
+static status launch_kind(const product *p, cudaStream_t stream) {
   dim3 grid((unsigned)ceil_of(p->w.rows, WARPS * ROWS), tile_count(p, ITEMS));
-  if (type_find(p->w.type)->is_k_quant)
-    return launch(product_f32_rows<ROWS, ITEMS, K_QUANTS>, grid, WARPS * WARP, 0, stream, *p);
-  if (p->w.type == TYPE_F32 && has_blocks(p))
-    return launch(product_f32_rows<ROWS, ITEMS, FLOATS>, grid, WARPS * WARP, 0, stream, *p);
-  return launch(product_f32_rows<ROWS, ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
+  return launch(product_f32_rows<ROWS, ITEMS, KIND>, grid, WARPS * WARP, 0, stream, *p);
+}
+
+template <int WARPS, int ROWS, int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
+  if (p->w.type == TYPE_F32 && has_blocks(p)) return launch_kind<WARPS, ROWS, ITEMS, FLOATS>(p, stream);
+  return launch_kind<WARPS, ROWS, ITEMS, ELEMENTS>(p, stream);
+}
+
+// A router's rows are few: for up to so many items a warp a row, whose loads are all on their way at once, is
+// faster than tiles (128 x 2,048 on an H100: 10 us for 64 items in place of 23, which 128 take as well).
+static constexpr int FEW_ITEMS = 64;
+
+static status launch_few_floats(const product *p, cudaStream_t stream) {
+  bool is_long = p->w.cols % 1024 == 0;
+  if (p->n_items == 1)
+    return is_long ? launch_kind<2, 1, 1, LONG_FLOATS>(p, stream) : launch_rows<2, 1, 1>(p, stream);
+  return is_long ? launch_kind<2, 1, 2, LONG_FLOATS>(p, stream) : launch_rows<2, 2, 2>(p, stream);
 }
 
 status product_f32_launch(const product *p, cudaStream_t stream) {
   if (p->n_items <= 0) return 0;
   bool each_alone = p->member && !p->first;
-  int each = p->first ? p->n_items / p->n_members : p->n_items; // items to a matrix, about
   if (product_f32_one_fits(p)) return product_f32_one_launch(p, stream);
-  if (each > FEW_ITEMS && product_f32_tiles_fits(p)) return product_f32_tiles_launch(p, stream);
-  if (p->first) return launch_rows<8, 4, 8>(p, stream);
-  if (p->w.type == TYPE_F32 && p->n_items == 1) return launch_rows<2, 1, 1>(p, stream); // a router: latency
+  if (p->w.type == TYPE_F32 && !p->member && p->n_items <= FEW_ITEMS) return launch_few_floats(p, stream);
   if (each_alone || p->n_items == 1) return launch_rows<8, 4, 1>(p, stream);
-  if (p->w.type == TYPE_F32 && p->n_items <= 64) return launch_rows<2, 2, 2>(p, stream); // likewise
-  if (p->n_items <= 4) return launch_rows<8, 4, 4>(p, stream);
+  if (product_f32_tiles_fits(p)) return product_f32_tiles_launch(p, stream);
+  if (!p->first && p->n_items <= 4) return launch_rows<8, 4, 4>(p, stream);
   return launch_rows<8, 4, 8>(p, stream);
 }

@@ -6,7 +6,7 @@
 #include "kernels/cuda/unpack_f32.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * WARP, ROWS = THREADS / 8; // of a thread block at a time
-static constexpr size_t MOST_SHARED = 48 << 10;
+static constexpr size_t MOST_SHARED = 96 << 10, MOST_UNASKED = 48 << 10;    // bytes of an input
 
 // Blocks of a row that are in registers before they are used, and as many on their way.
 template <weight_type TYPE> __host__ __device__ constexpr int ahead_of() {
@@ -104,8 +104,12 @@ static int most_blocks() {
 
 template <weight_type TYPE> static status one_of_type(const product *p, cudaStream_t stream) {
   int most = ceil_of(most_blocks(), p->n_items), blocks = ceil_of(p->w.rows, ROWS);
+  size_t bytes = (size_t)p->w.cols * sizeof(float);
+  if (bytes > MOST_UNASKED)
+    CUDA_TRY(cudaFuncSetAttribute(product_f32_one<TYPE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)MOST_SHARED));
   return launch(product_f32_one<TYPE>, dim3((unsigned)(blocks < most ? blocks : most), (unsigned)p->n_items),
-                THREADS, (size_t)p->w.cols * sizeof(float), stream, *p);
+                THREADS, bytes, stream, *p);
 }
 
 status product_f32_one_launch(const product *p, cudaStream_t stream) {

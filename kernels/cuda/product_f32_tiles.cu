@@ -1,6 +1,10 @@
-// product_f32_tiles: many items: tiles of 32 rows and 32 items. Each of their 1,024 sums has its 32 lanes, so a
-// tile is 32,768 accumulators: 128 in each of 256 threads. What bounds it is fma, so weights are unpacked once
-// a tile, into shared memory, and what a thread loads from there it uses eight times.
+// product_f32_tiles: many items: tiles of 32 rows and 32 items. Each of their 1,024 sums has its 32 lanes, so
+// a tile is 32,768 accumulators: 128 in each of 256 threads. What bounds it is fma, so weights are unpacked
+// once a tile, into shared memory, and what a thread loads from there it uses eight times.
+//
+// On an H100: 27 TFLOP/s for 4,096 x 2,048 of Q4_K and 2,048 items, of about 60 that fma alone could do: of
+// the instructions 65 % are fma, and a scheduler's two warps issue in 58 % of its cycles (a slightly earlier
+// layout).
 //
 // A warp has lanes w, w + 8, w + 16, w + 24 of all sums; a thread lanes l and l + 16 (l = w or w + 8) of 8
 // rows and up to 8 items. So a word of shared memory is read by one warp only, the tree's first step is in a
@@ -93,7 +97,8 @@ __device__ __forceinline__ void load_part(part<TYPE> *to, const product &p, cons
     quad_place at = place_of_quad<TYPE>(p, stage_index, g);
     load_quad(&to->w[g], from.row, at);
 #pragma unroll
-    for (int s = 0; s < 2; s++) to->x[g][s] = ((const float4 *)from.x)[at.b * 64 + at.pair * 16 + s * 8 + at.t];
+    for (int s = 0; s < 2; s++)
+      to->x[g][s] = ((const float4 *)from.x)[at.b * 64 + at.pair * 16 + s * 8 + at.t];
   }
 }
 
@@ -121,14 +126,15 @@ struct thread_place {
   int r, i, upper, unit;
 };
 
+// Thread l and l ^ 1 read the same inputs, l and l ^ 2 the same weights: then shared memory serves a warp's
+// 16 bytes a thread in two cycles (counted on an H100), else in four.
 __device__ __forceinline__ thread_place place_of_thread() {
-  int lane = threadIdx.x % WARP, upper = lane & 1;
-#ifdef MAP_B
-  return {(lane >> 1 & 1) | (lane >> 3 & 1) << 1, (lane >> 2 & 1) | (lane >> 4) << 1, upper, unit_of((int)threadIdx.x / WARP + 8 * upper)};
-#else
-  return {lane >> 1 & 3, lane >> 3, upper, unit_of((int)threadIdx.x / WARP + 8 * upper)};
-#endif
+  int lane = threadIdx.x % WARP;
+  int upper = lane >> 2 & 1;
+  return {(lane & 1) | (lane >> 3 & 1) << 1, (lane >> 1 & 1) | (lane >> 4) << 1, upper,
+          unit_of((int)threadIdx.x / WARP + 8 * upper)};
 }
+static constexpr int PARTNER = 4; // lanes to the thread with the other pair
 
 // sum[a][c]: lanes l and l + 16 of row r + 4 a, item i + 4 c.
 template <int ITEMS>
@@ -155,7 +161,7 @@ __device__ __forceinline__ void add_pair(float2 sum[8][ITEMS], const float4 *w, 
 
 // The trees, and the results to where they belong. `partial`: the stage that was used last.
 template <int ITEMS>
-__device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const product &p, const tile &t,
+__device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const product &p, const tile *place,
                                             float *partial, const thread_place &at) {
   constexpr int HALF = ITEMS / 2; // a thread keeps half of its items, and gives its partner the other
   float *own = partial + threadIdx.x / WARP * (TILE * TILE);
@@ -164,10 +170,11 @@ __device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const pr
 #pragma unroll
     for (int c = 0; c < HALF; c++) {
       float low = sum[a][c].x + sum[a][c].y, high = sum[a][c + HALF].x + sum[a][c + HALF].y;
-      float got = __shfl_xor_sync(~0u, at.upper ? low : high, 1);
+      float got = __shfl_xor_sync(~0u, at.upper ? low : high, PARTNER);
       own[place_of(at.i + 4 * (c + at.upper * HALF), at.r + 4 * a)] = (at.upper ? high : low) + got;
     }
   __syncthreads();
+  const tile t = *place;
   int i = threadIdx.x / 8, row = threadIdx.x % 8 * 4;
   if (i < t.count) {
     float4 lane[8];
@@ -198,33 +205,36 @@ __device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const pr
   __syncthreads(); // the next stage is written where these were
 }
 
-// One tile, whose first stage lies in stages[*turn]; leaves the next tile's there, if there is one.
+// One tile. Its first stage lies in stages[*turn], its second is in `coming`; leaves those of `next` there.
+// Loads are for the stage after the next, and do not depend on a condition: else the compiler moves them to
+// where their values are used, and every stage waits for memory. Unpacking between the pairs takes more
+// registers than there are (22 TFLOP/s in place of 27); having one of a scheduler's two warps do so, 23.
 template <weight_type TYPE, int ITEMS>
-__device__ __forceinline__ void take_tile(const product &p, stage *stages, int *turn, const tile &t,
-                                          const source &now, const source &next, bool has_next) {
+__device__ __forceinline__ void take_tile(const product &p, stage *stages, int *turn, part<TYPE> *coming,
+                                          const tile *place, const source &now, const source &next) {
   thread_place at = place_of_thread();
   float2 sum[8][ITEMS] = {};
   int n_stages = p.w.cols / STAGE;
+  stage *used = stages;
 #pragma unroll 1
   for (int s = 0; s < n_stages; s++) {
-    bool last = s + 1 == n_stages, more = !last || has_next;
-    int following = last ? 0 : s + 1;
-    part<TYPE> coming;
-    if (more) load_part(&coming, p, last ? next : now, following);
-    const stage *used = stages + *turn;
+    used = stages + *turn;
+    stage *other = stages + (*turn ^= 1);
+    store_part(other, p, *coming, s + 1 < n_stages ? s + 1 : 0);
+    bool is_next = s + 2 >= n_stages;
+    load_part(coming, p, is_next ? next : now, s + 2 - (is_next ? n_stages : 0));
     add_pair<ITEMS>(sum, used->w[0], used->x[0], at);
     add_pair<ITEMS>(sum, used->w[1], used->x[1], at);
-    *turn ^= 1;
-    if (more) store_part(stages + *turn, p, coming, following);
     __syncthreads();
   }
-  finish_tile<ITEMS>(sum, p, t, (float *)(stages + (*turn ^ 1)), at);
+  finish_tile<ITEMS>(sum, p, place, (float *)used, at);
 }
 
 template <weight_type TYPE> __global__ void __launch_bounds__(THREADS, 1) product_f32_tiles(product p) {
   extern __shared__ __align__(16) uint8_t memory[];
-  stage *stages = (stage *)memory; // [2]
-  int *first = (int *)(stages + 2), *tiles = first + p.n_members + 1;
+  stage *stages = (stage *)memory;     // [2]
+  tile *places = (tile *)(stages + 2); // [2]: of this tile and the next, not in registers: there is no room
+  int *first = (int *)(places + 2), *tiles = first + p.n_members + 1;
   wait_for_inputs();
   tile_table table = {first, tiles, (p.w.rows + TILE - 1) / TILE, 0};
   if (p.first) {
@@ -235,28 +245,33 @@ template <weight_type TYPE> __global__ void __launch_bounds__(THREADS, 1) produc
     __syncthreads();
   }
   table.n_tiles = table.n_row_tiles * (p.first ? tiles[p.n_members] : (p.n_items + TILE - 1) / TILE);
-  int index = blockIdx.x, turn = 0;
+  int index = blockIdx.x, turn = 0, which = 0;
   if (index >= table.n_tiles) return;
-  tile t = tile_at(p, table, index);
-  source now = source_of(p, t);
-  part<TYPE> begin;
-  load_part(&begin, p, now, 0);
-  store_part(stages, p, begin, 0);
+  auto find = [&](tile *place) {
+    tile t = tile_at(p, table, index);
+    if (threadIdx.x == 0) *place = t;
+    return source_of(p, t);
+  };
+  source now = find(places);
+  part<TYPE> coming;
+  load_part(&coming, p, now, 0);
+  store_part(stages, p, coming, 0);
+  load_part(&coming, p, now, 1);
   __syncthreads();
 #pragma unroll 1
   while (true) {
+    const tile *place = places + which;
     index += gridDim.x;
+    which ^= 1;
     bool has_next = index < table.n_tiles;
-    tile following = has_next ? tile_at(p, table, index) : t;
-    source next = source_of(p, following);
-    if (t.count > 16)
-      take_tile<TYPE, 8>(p, stages, &turn, t, now, next, has_next);
-    else if (t.count > 8)
-      take_tile<TYPE, 4>(p, stages, &turn, t, now, next, has_next);
+    source next = has_next ? find(places + which) : now; // read once more after the last, in vain
+    if (place->count > 16)
+      take_tile<TYPE, 8>(p, stages, &turn, &coming, place, now, next);
+    else if (place->count > 8)
+      take_tile<TYPE, 4>(p, stages, &turn, &coming, place, now, next);
     else
-      take_tile<TYPE, 2>(p, stages, &turn, t, now, next, has_next);
+      take_tile<TYPE, 2>(p, stages, &turn, &coming, place, now, next);
     if (!has_next) return;
-    t = following;
     now = next;
   }
 }
@@ -264,7 +279,7 @@ template <weight_type TYPE> __global__ void __launch_bounds__(THREADS, 1) produc
 // ---- launches ----
 
 static size_t bytes_of(const product *p) {
-  return 2 * sizeof(stage) + (p->first ? 2 * (size_t)(p->n_members + 1) * sizeof(int) : 0);
+  return 2 * sizeof(stage) + 2 * sizeof(tile) + (p->first ? 2 * (size_t)(p->n_members + 1) * sizeof(int) : 0);
 }
 
 struct device_limits {
@@ -293,7 +308,8 @@ template <weight_type TYPE> static status tiles_of_type(const product *p, cudaSt
                                   (int)bytes));
     allowed = bytes;
   }
-  size_t most = (size_t)ceil_of(p->w.rows, TILE) * tile_count(p, TILE), blocks = (size_t)limits().multiprocessors;
+  size_t most = (size_t)ceil_of(p->w.rows, TILE) * tile_count(p, TILE),
+         blocks = (size_t)limits().multiprocessors;
   return launch(product_f32_tiles<TYPE>, dim3((unsigned)(most < blocks ? most : blocks)), THREADS, bytes,
                 stream, *p);
 }

@@ -37,8 +37,8 @@ __device__ __forceinline__ pair_scales scales_of(uint4 head, int pair) {
   pair_scales r;
 #pragma unroll
   for (int s = 0; s < 2; s++) {
-    r.step[s] = d * (float)(scale >> 16 * (pair & 1) + 8 * s & 63);
-    r.base[s] = dmin * (float)(min >> 16 * (pair & 1) + 8 * s & 63);
+    r.step[s] = d * (float)(scale >> (16 * (pair & 1) + 8 * s) & 63);
+    r.base[s] = dmin * (float)(min >> (16 * (pair & 1) + 8 * s) & 63);
   }
   return r;
 }
@@ -107,7 +107,7 @@ __device__ __forceinline__ void unpack_quad(float w[2][4], const quad<TYPE_Q6_K>
 #pragma unroll
   for (int s = 0; s < 2; s++) {
     uint32_t quants = (q.low[s] >> shift & 0x0f0f0f0fu) | (high >> 2 * s & 0x03030303u) << 4;
-    float step = d * (float)(int8_t)(q.scales >> 16 * s + 8 * (at.t / 4));
+    float step = d * (float)(int8_t)(q.scales >> (16 * s + 8 * (at.t / 4)));
 #pragma unroll
     for (int k = 0; k < 4; k++) w[s][k] = step * (byte_above_2_23(quants, k) - (8388608.0f + 32));
   }
@@ -151,7 +151,9 @@ __device__ __forceinline__ void unpack_quad(float w[2][4], const quad<TYPE_F32> 
   for (int s = 0; s < 2; s++) w[s][0] = q.w[s].x, w[s][1] = q.w[s].y, w[s][2] = q.w[s].z, w[s][3] = q.w[s].w;
 }
 
-struct quad_of_halves { uint2 w[2]; };
+struct quad_of_halves {
+  uint2 w[2];
+};
 template <> struct quad<TYPE_F16> : quad_of_halves {};
 template <> struct quad<TYPE_BF16> : quad_of_halves {};
 

@@ -147,15 +147,17 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 // A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds. A piece's
 // loads do not wait to know whether its slot is here.
 template <bool ROUND>
-__global__ void __launch_bounds__(BLOCK) swiglu_pieces(dev_inputs gate, const float *up, const int *member,
-                                                       int n_pieces, bool floats) {
+__global__ void __launch_bounds__(BLOCK)
+    swiglu_pieces(dev_inputs gate, const float *up, const int *member, int n_pieces, bool floats) {
   wait_for_inputs();
   int per_row = gate.width / QK_K, lane = threadIdx.x % WARP;
   int piece = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP;
   if (piece >= n_pieces) return;
-  float4 *to = (float4 *)(gate.x + (size_t)piece * QK_K + 8 * lane);
-  const float4 *from = (const float4 *)(up + (size_t)piece * QK_K + 8 * lane);
-  float4 g0 = to[0], g1 = to[1], u0 = from[0], u1 = from[1];
+  // rounding wants eight neighbours in a lane; else a warp's loads are of neighbours
+  int begin = ROUND ? 2 * lane : lane, next = ROUND ? 1 : WARP;
+  float4 *to = (float4 *)(gate.x + (size_t)piece * QK_K) + begin;
+  const float4 *from = (const float4 *)(up + (size_t)piece * QK_K) + begin;
+  float4 g0 = to[0], g1 = to[next], u0 = from[0], u1 = from[next];
   if (member[piece / per_row] < 0) return;
   const float g[8] = {g0.x, g0.y, g0.z, g0.w, g1.x, g1.y, g1.z, g1.w},
               u[8] = {u0.x, u0.y, u0.z, u0.w, u1.x, u1.y, u1.z, u1.w};
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(BLOCK) swiglu_pieces(dev_inputs gate, const fl
   for (int i = 0; i < 8; i++) v[i] = num_silu_f32(g[i]) * u[i];
   if (floats) {
     to[0] = make_float4(v[0], v[1], v[2], v[3]);
-    to[1] = make_float4(v[4], v[5], v[6], v[7]);
+    to[next] = make_float4(v[4], v[5], v[6], v[7]);
   }
   size_t b = (size_t)piece;
   if (ROUND) round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16, gate.halves + b * 16);
@@ -181,8 +183,8 @@ status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n,
                      cudaStream_t stream) {
   size_t n_elements = (size_t)n * (size_t)gate.width;
   if (gate.width % QK_K)
-    return launch(swiglu_elements, dim3((unsigned)blocks_for(n_elements)), BLOCK, 0, stream, gate.x, up, member,
-                  gate.width, n_elements);
+    return launch(swiglu_elements, dim3((unsigned)blocks_for(n_elements)), BLOCK, 0, stream, gate.x, up,
+                  member, gate.width, n_elements);
   int n_pieces = (int)(n_elements / QK_K);
   unsigned blocks = (unsigned)((n_pieces + BLOCK / WARP - 1) / (BLOCK / WARP));
   return launch(round ? swiglu_pieces<true> : swiglu_pieces<false>, dim3(blocks), BLOCK, 0, stream, gate, up,
@@ -269,7 +271,8 @@ status route_launch(int *expert, float *weight, int *member, int64_t *place, dou
 static constexpr int GROUPERS = 16, AT_ONCE = 8; // warps of a block; loads in flight
 
 // f(items' members, index of the lane's item), of 32 items each, over the items that belong to this warp.
-template <typename Take> __device__ __forceinline__ void each_of_warp(const int *member, int n_items, Take take) {
+template <typename Take>
+__device__ __forceinline__ void each_of_warp(const int *member, int n_items, Take take) {
   int lane = threadIdx.x % WARP, share = (n_items + GROUPERS * WARP - 1) / (GROUPERS * WARP) * WARP;
   int begin = threadIdx.x / WARP * share, end = min(begin + share, n_items);
   for (int base = begin; base < end; base += AT_ONCE * WARP) {
@@ -340,8 +343,8 @@ status members_launch(int *member, const int *expert, const int *local_of_expert
 
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
                     cudaStream_t stream) {
-  return launch(group_member, dim3((unsigned)n_members), GROUPERS * WARP, (size_t)n_members * sizeof(int), stream,
-                first, order, tiles, member, n_items, n_members);
+  return launch(group_member, dim3((unsigned)n_members), GROUPERS * WARP, (size_t)n_members * sizeof(int),
+                stream, first, order, tiles, member, n_items, n_members);
 }
 
 // ---- digest ----

@@ -31,8 +31,12 @@ __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity) {
                : "memory");
 }
 
-template <int THREADS> __device__ __forceinline__ void meet_some(int barrier) { // so many of the block's
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(THREADS) : "memory");
+template <int BARRIER, int THREADS> __device__ __forceinline__ void meet_some() { // so many of the block's
+  asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+}
+
+template <int BARRIER, int THREADS> __device__ __forceinline__ void arrive_for_some() { // others meet there
+  asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
 }
 
 // ---- registers of a warpgroup ----

@@ -15,10 +15,12 @@ static constexpr int ROWS = 128, ITEMS = 128, GROUP = 128; // of a tile, twice; 
 static constexpr int THREADS = 3 * GROUP;
 static constexpr int LOADER_REGISTERS = 40, MULTIPLIER_REGISTERS = 232; // 40 + 2 * 232 = 504 of 512
 static constexpr int MAX_MEMBERS = 256;
+static constexpr int TURNS_FROM = 96; // items
+static constexpr int UNPACKING = 64;  // a block of a tile of w items takes time like UNPACKING + w
 static constexpr int SHARED_BYTES = 227 * 1024; // that a thread block of sm_90 can have
 
 struct tile_work { // what the multipliers must know of a tile
-  int64_t out[ITEMS]; // begin of each item's results
+  __align__(16) int64_t out[ITEMS]; // begin of each item's results
   int count, row0, which;
 };
 
@@ -32,8 +34,8 @@ template <weight_type TYPE> struct wgmma_memory {
   float dx[STAGES][ITEMS];
   uint64_t full[STAGES], empty[STAGES];
   tile_work work[WORKS];
-  int item[ITEMS];                  // input rows of the tile that is loaded
-  int first_tile[MAX_MEMBERS + 1]; // of each member, in tiles of ITEMS
+  __align__(16) uint32_t item[8][ITEMS / 8];     // first input block of item i of the tile that is loaded at [i % 8][i / 8]
+  int first_cost[MAX_MEMBERS + 1]; // see add_costs
 };
 static_assert(sizeof(wgmma_memory<TYPE_Q4_K>) <= SHARED_BYTES);
 static_assert(sizeof(wgmma_memory<TYPE_Q5_K>) <= SHARED_BYTES);
@@ -57,75 +59,138 @@ template <int STAGES> struct ring {
 };
 
 // ---- which tiles there are ----
+//
+// Each member's items are cut into tiles of `wide` items and a rest; the tiles in order of members, then items,
+// then rows, lie on a line with their cost as their length, and each thread block takes those that begin in its
+// part of it.
 
-// One warp: first_tile of all members.
-__device__ void number_tiles(int *first_tile, const product &p) {
-  int lane = threadIdx.x % WARP, before = 0;
-  for (int base = 0; base < p.n_members; base += WARP) {
-    int m = base + lane;
-    int own = m < p.n_members ? (p.first[m + 1] - p.first[m] + ITEMS - 1) / ITEMS : 0, sum = own;
+__device__ __forceinline__ int members_of(const product &p) {
+  return p.first ? p.n_members : 1;
+}
+
+__device__ __forceinline__ int cost_of(int items) {
+  return UNPACKING + width_of(items);
+}
+
+// One warp: where each member begins on the line, over one tile of rows.
+__device__ void add_costs(int *first_cost, const product &p, int wide) {
+  int lane = threadIdx.x % WARP, members = members_of(p), before = 0;
+  for (int base = 0; base < members; base += WARP) {
+    int m = base + lane, n = m >= members ? 0 : p.first ? p.first[m + 1] - p.first[m] : p.n_items;
+    int own = n / wide * cost_of(wide) + (n % wide ? cost_of(n % wide) : 0), sum = own;
     for (int step = 1; step < WARP; step *= 2) {
       int other = __shfl_up_sync(~0u, sum, step);
       if (lane >= step) sum += other;
     }
-    if (m < p.n_members) first_tile[m] = before + sum - own;
+    if (m < members) first_cost[m] = before + sum - own;
     before += __shfl_sync(~0u, sum, WARP - 1);
   }
-  if (lane == 0) first_tile[p.n_members] = before;
+  if (lane == 0) first_cost[members] = before;
 }
 
-__device__ __forceinline__ item_tile tile_of(const product &p, const int *first_tile, int index) {
-  if (!p.first) return {0, index * ITEMS, min(p.n_items - index * ITEMS, ITEMS)};
-  int low = 0, high = p.n_members; // the last member whose first tile is at or before `index`
-  while (high - low > 1) {
-    int middle = (low + high) / 2;
-    if (first_tile[middle] <= index)
-      low = middle;
-    else
-      high = middle;
+struct tile_walk { // a thread block's tiles, one after the other
+  int member, begin, end, row_tile; // end: of the member's items
+  int at, stop;                     // on the line
+  int row_tiles, wide;
+
+  __device__ __forceinline__ int count() const { return min(end - begin, wide); }
+  __device__ __forceinline__ bool exists() const { return at < stop; }
+
+  __device__ __forceinline__ void enter(const product &p) { // its member
+    begin = p.first ? p.first[member] : 0;
+    end = p.first ? p.first[member + 1] : p.n_items;
   }
-  int begin = p.first[low] + (index - first_tile[low]) * ITEMS;
-  return {low, begin, min(p.first[low + 1] - begin, ITEMS)};
-}
+
+  __device__ __forceinline__ void next_items(const product &p) {
+    row_tile = 0;
+    begin += wide;
+    while (begin >= end) {
+      if (++member == members_of(p)) {
+        at = stop;
+        return;
+      }
+      enter(p);
+    }
+  }
+
+  __device__ __forceinline__ void next(const product &p) {
+    at += cost_of(count());
+    if (++row_tile == row_tiles) next_items(p);
+  }
+
+  __device__ __forceinline__ void start(const product &p, const int *first_cost, int of_rows, int items) {
+    int low = 0, high = members_of(p); // the last member that begins at or before `from`
+    row_tiles = of_rows;
+    wide = items;
+    int64_t all = (int64_t)first_cost[high] * row_tiles;
+    int from = (int)(all * blockIdx.x / gridDim.x);
+    stop = (int)(all * (blockIdx.x + 1) / gridDim.x);
+    while (high - low > 1) {
+      int middle = (low + high) / 2;
+      if (first_cost[middle] * row_tiles <= from)
+        low = middle;
+      else
+        high = middle;
+    }
+    member = low;
+    enter(p);
+    at = first_cost[low] * row_tiles;
+    int full = cost_of(wide) * row_tiles, passed = min((from - at) / full, (end - begin) / wide);
+    at += passed * full;
+    begin += passed * wide;
+    row_tile = (from - at + cost_of(count()) - 1) / cost_of(count());
+    at += row_tile * cost_of(count());
+    if (row_tile == row_tiles) next_items(p);
+  }
+};
 
 // ---- the loaders ----
 
-// Starts the copy of block b of the tile's rows: 16 bytes at a time, those of a row by neighbours. A ragged
-// tile repeats its last row.
+// Starts the copy of block b of the tile's rows, 16 bytes at a time, those of a row by neighbours. (A bulk copy of
+// a row by each thread is slower: a warp starts its lanes' one after the other.) A ragged tile repeats its last
+// row.
 template <weight_type TYPE>
-__device__ __forceinline__ void copy_rows(uint8_t (*to)[wgmma_shape<TYPE>::BYTES], const dev_matrix &w,
-                                          const uint8_t *rows, int row0, int n_blocks, int b, int t) {
+__device__ __forceinline__ void copy_rows(uint8_t (*to)[wgmma_shape<TYPE>::BYTES], const uint8_t *rows,
+                                          uint32_t row_bytes, int row0, int last, int n_blocks, int b, int t) {
   constexpr bool q6 = TYPE == TYPE_Q6_K;
-  constexpr int head = TYPE == TYPE_Q4_K ? 16 : 48;
-  size_t block = q6 ? (size_t)b * 128 : (size_t)b * sizeof(block_q4_K) + head;
-  if (TYPE == TYPE_Q5_K) block = (size_t)b * sizeof(block_q5_K) + head;
+  constexpr int head = q6 ? 0 : TYPE == TYPE_Q4_K ? 16 : 48;
+  auto row = [=](int r) { return rows + (uint64_t)(uint32_t)min(row0 + r, last) * row_bytes; };
+  uint32_t block = (uint32_t)b * (q6 ? 128 : TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
+  uint32_t quants = block + head + t % 8 * 16;
 #pragma unroll 4
-  for (int r = t / 8; r < ROWS; r += GROUP / 8)
-    copy16_async(&to[r][(q6 ? 0 : head) + t % 8 * 16],
-                 rows + (size_t)min(row0 + r, w.rows - 1) * w.row_bytes + block + t % 8 * 16);
-  const uint8_t *row = rows + (size_t)min(row0 + t, w.rows - 1) * w.row_bytes;
-  if constexpr (q6) {
-#pragma unroll
-    for (int r = t / 4; r < ROWS; r += GROUP / 4)
-      copy16_async(&to[r][Q6_HIGH + t % 4 * 16], rows + (size_t)min(row0 + r, w.rows - 1) * w.row_bytes +
-                                                     (size_t)n_blocks * 128 + b * 64 + t % 4 * 16);
-    copy16_async(&to[t][Q6_SCALES], row + (size_t)n_blocks * 192 + b * 16);
-    copy4_async(&to[t][Q6_D], row + (size_t)n_blocks * 208 + b / 2 * 4); // and its neighbour's
+  for (int k = 0; k < 8; k++) {
+    int r = t / 8 + k * (GROUP / 8);
+    copy16_async(&to[r][head + t % 8 * 16], row(r) + quants);
+  }
+  if constexpr (q6) { // planes (weights.cu)
+    uint32_t high = n_blocks * 128 + b * 64 + t % 4 * 16;
+#pragma unroll 2
+    for (int k = 0; k < 4; k++) {
+      int r = t / 4 + k * (GROUP / 4);
+      copy16_async(&to[r][Q6_HIGH + t % 4 * 16], row(r) + high);
+    }
+    copy16_async(&to[t][Q6_SCALES], row(t) + n_blocks * 192 + b * 16);
+    copy4_async(&to[t][Q6_D], row(t) + n_blocks * 208 + b / 2 * 4); // and its neighbour's
   } else {
 #pragma unroll
-    for (int i = 0; i < head; i += 16) copy16_async(&to[t][i], row + block - head + i);
+    for (int i = 0; i < head; i += 16) copy16_async(&to[t][i], row(t) + block + i);
   }
 }
 
 // Starts the copy of block b of `width` items.
-__device__ __forceinline__ void copy_items(int8_t (*to)[ITEMS][128], const int *item, const dev_inputs &in,
-                                           int width, int n_blocks, int b, int t) {
+__device__ __forceinline__ void copy_items(int8_t (*to)[ITEMS][128], const uint32_t (*item)[ITEMS / 8],
+                                           const int8_t *qs, int width, int b, int t) {
   int piece = t % 16, first = t / 16; // first: an item's place among 8
   int8_t *at = &to[piece / 8][first][((piece ^ first) & 7) * 16];
-  const int8_t *from = in.qs + (size_t)b * QK_K + piece * 16;
-#pragma unroll 4
-  for (int i = first; i < width; i += 8, at += 8 * 128)
-    copy16_async(at, from + (size_t)item[i] * n_blocks * QK_K);
+  const int8_t *from = qs + (size_t)b * QK_K + piece * 16;
+#pragma unroll 1
+  for (int i = 0; i < width / 8; i += 4, at += 4 * 8 * 128) {
+    uint4 block = *(const uint4 *)&item[first][i];
+    copy16_async(at, from + (uint64_t)block.x * QK_K);
+    copy16_async(at + 8 * 128, from + (uint64_t)block.y * QK_K);
+    copy16_async(at + 2 * 8 * 128, from + (uint64_t)block.z * QK_K);
+    copy16_async(at + 3 * 8 * 128, from + (uint64_t)block.w * QK_K);
+  }
 }
 
 // Two sums as halves: exact up to 2,048, and they are at most 16 * 127.
@@ -140,77 +205,117 @@ __device__ __forceinline__ void store_sums(uint16_t *to, const int4 *sums) {
   ((uint4 *)to)[1] = make_uint4(two_halves(a.z), two_halves(b.z), two_halves(a.w), two_halves(b.w));
 }
 
-// Puts down what tile `index` is; p: its product.
-__device__ __forceinline__ item_tile begin_tile(tile_work *work, int *item, const int *first_tile,
-                                                const product &p, int which, int index, int row0, int t) {
-  item_tile tile = tile_of(p, first_tile, index);
-  meet_some<GROUP>(1); // all have used the last tile's items
-  int at = tile.begin + min(t, tile.count - 1), own = p.order ? p.order[at] : at; // the last one repeated
-  item[t] = own / p.input_divisor;
+// Puts down the tile whose item `t` is `own`, for the multipliers and for copy_items.
+__device__ __forceinline__ void begin_tile(tile_work *work, uint32_t (*item)[ITEMS / 8], const product &p,
+                                           int which, int row0, int count, int own, int t) {
+  meet_some<1, GROUP>(); // all have used the last tile's items
+  item[t % 8][t / 8] = (uint32_t)(own / p.input_divisor) * (uint32_t)(p.w.cols / QK_K);
   work->out[t] = (p.place ? p.place[own] : own) * p.w.rows;
   if (t == 0) {
-    work->count = tile.count;
+    work->count = count;
     work->row0 = row0;
     work->which = which;
   }
-  meet_some<GROUP>(1);
-  return tile;
+  meet_some<1, GROUP>();
+}
+
+// Item t of the walk's tile; the last one is repeated.
+__device__ __forceinline__ int item_of(const tile_walk &walk, const product &p, int t) {
+  if (!walk.exists()) return 0;
+  int at = walk.begin + min(t, walk.count() - 1);
+  return p.order ? p.order[at] : at;
 }
 
 template <weight_type TYPE>
 __device__ __forceinline__ void load_tiles_of(wgmma_memory<TYPE> *m, const product_set &set, int row_tiles,
-                                              int n_tiles, int n_blocks) {
+                                              int wide, int n_blocks) {
   int t = threadIdx.x % GROUP, number = 0;
+  const product &any = set.p[0];
   ring<wgmma_memory<TYPE>::STAGES> at;
+  tile_walk walk;
+  walk.start(any, m->first_cost, row_tiles, wide);
+  int own = item_of(walk, any, t);
 #pragma unroll 1
-  for (int index = blockIdx.x; index < n_tiles; index += gridDim.x) {
-    int which = 0, row_tile = index % row_tiles;
-    while (which + 1 < set.count && row_tile >= set.begin[which + 1]) which++;
+  while (walk.exists()) {
+    int which = 0;
+    while (which + 1 < set.count && walk.row_tile >= set.begin[which + 1]) which++;
     const product &p = set.p[which];
-    int row0 = (row_tile - set.begin[which]) * ROWS;
-    item_tile tile = begin_tile(&m->work[number], m->item, m->first_tile, p, which, index / row_tiles, row0, t);
+    int row0 = (walk.row_tile - set.begin[which]) * ROWS, width = width_of(walk.count());
+    begin_tile(&m->work[number], m->item, p, which, row0, walk.count(), own, t);
     number = number + 1 == wgmma_memory<TYPE>::WORKS ? 0 : number + 1;
-    int width = width_of(tile.count);
-    const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
+    const uint8_t *rows = p.w.data + (size_t)walk.member * p.w.member_bytes;
+    uint32_t first_block = m->item[t % 8][t / 8], row_bytes = (uint32_t)p.w.row_bytes;
+    int last = p.w.rows - 1;
+    walk.next(any);
+    own = item_of(walk, any, t); // on its way while this tile is loaded
 #pragma unroll 1
     for (int b = 0; b < n_blocks; b++, at.next()) {
-      size_t own = (size_t)m->item[t] * n_blocks + b;
+      size_t block = (size_t)first_block + b;
       int4 sums[2];
       if constexpr (TYPE != TYPE_Q6_K) {
-        sums[0] = ((const int4 *)(p.in.bsums + own * 16))[0];
-        sums[1] = ((const int4 *)(p.in.bsums + own * 16))[1];
+        sums[0] = ((const int4 *)(any.in.bsums + block * 16))[0];
+        sums[1] = ((const int4 *)(any.in.bsums + block * 16))[1];
       }
       barrier_wait(&m->empty[at.stage], at.parity ^ 1);
-      copy_rows<TYPE>(m->weights[at.stage], p.w, rows, row0, n_blocks, b, t);
-      copy_items(m->items[at.stage], m->item, p.in, width, n_blocks, b, t);
-      copy4_async(&m->dx[at.stage][t], p.in.d + own);
+      copy_rows<TYPE>(m->weights[at.stage], rows, row_bytes, row0, last, n_blocks, b, t);
+      copy_items(m->items[at.stage], m->item, any.in.qs, width, b, t);
+      copy4_async(&m->dx[at.stage][t], any.in.d + block);
       barrier_arrive_after_copies(&m->full[at.stage]);
       if constexpr (TYPE != TYPE_Q6_K) store_sums(m->sums[at.stage][t], sums);
       barrier_arrive(&m->full[at.stage]); // for the ordinary stores
     }
   }
+  if (t == 0) m->work[number].count = 0; // the end
+  barrier_wait(&m->empty[at.stage], at.parity ^ 1);
+  barrier_arrive_after_copies(&m->full[at.stage]);
+  barrier_arrive(&m->full[at.stage]);
   wait_for_copies();
 }
 
 // ---- the multipliers ----
 
+// Of wide tiles the two warpgroups' products take turns, and the float step of one falls into the turn of the
+// other; left alone, both wait for the tensor cores together and then leave them idle together. Narrow tiles
+// wait for unpacking, which is quicker side by side.
+template <int WIDE> __device__ __forceinline__ void begin_turn() {
+  if (WIDE < TURNS_FROM) return;
+  if (threadIdx.x < GROUP) // a barrier known when compiled: otherwise the loop loses its uniform registers
+    meet_some<2, 2 * GROUP>();
+  else
+    meet_some<3, 2 * GROUP>();
+}
+
+template <int WIDE> __device__ __forceinline__ void end_turn() {
+  if (WIDE < TURNS_FROM) return;
+  if (threadIdx.x < GROUP)
+    arrive_for_some<3, 2 * GROUP>();
+  else
+    arrive_for_some<2, 2 * GROUP>();
+}
+
 // A warp's 16 rows by WIDE items of one block: integer products into low and high.
 template <weight_type TYPE, int WIDE>
 __device__ __forceinline__ void multiply_block(int (&low)[WIDE / 2], int (&high)[WIDE / 2], const uint8_t *row0,
                                                const uint8_t *row1, uint64_t items, int part) {
-  uint32_t a_low[2][4], a_high[2][4];
+  uint32_t a_low[2][4], a_high[2][4]; // of the last two steps
   wgmma_rows<TYPE> rows;
   rows.begin(row0, row1, part);
+  begin_turn<WIDE>();
 #pragma unroll
   for (int s = 0; s < 8; s++) {
-    rows.step(s, a_low[s % 2], a_high[s % 2]);
     uint64_t in = items + (uint64_t)(s / 4 * (ITEMS * 128 / 16) + s % 4 * 2);
+    wgmma_wait_but<3>(); // registers of two steps ago are free again
+    rows.low(s, a_low[s % 2]);
     wgmma_begin();
     wgmma_k32<WIDE, false>(low, a_low[s % 2], in, s > 0);
+    wgmma_end_group();
+    wgmma_wait_but<3>();
+    rows.high(s, a_high[s % 2]);
+    wgmma_begin();
     wgmma_k32<WIDE, wgmma_shape<TYPE>::HIGH_IS_SIGNED>(high, a_high[s % 2], in, s > 0);
     wgmma_end_group();
-    wgmma_wait_but<1>(); // the registers of the step before are free again
   }
+  end_turn<WIDE>();
   wgmma_wait_but<0>();
   wgmma_settle(low);
   wgmma_settle(high);
@@ -240,19 +345,44 @@ __device__ __forceinline__ void add_block(float (&y)[WIDE / 8][4], const int (&l
   }
 }
 
+// The lane's results of rows `row` and `row` + 8.
 template <int WIDE>
-__device__ __forceinline__ void store_tile(const float (&y)[WIDE / 8][4], const tile_work *work,
-                                           const product &p, int row) {
-  int part = threadIdx.x % 4;
+__device__ __forceinline__ void store_tile(const float (&y)[WIDE / 8][4], const tile_work *work, float *out,
+                                           int row, int rows) {
+  int part = threadIdx.x % 4, count = work->count;
+  bool first = row < rows, second = row + 8 < rows;
 #pragma unroll
-  for (int n = 0; n < WIDE / 8; n++)
+  for (int n = 0; n < WIDE / 8; n++) {
+    longlong2 place = *(const longlong2 *)&work->out[n * 8 + part * 2];
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
-      int i = n * 8 + part * 2 + (c & 1), r = row + c / 2 * 8;
-      if (i >= work->count || r >= p.w.rows) continue;
-      float *out = p.out + work->out[i] + r;
-      *out = p.adds ? *out + y[n][c] : y[n][c];
+    for (int i = 0; i < 2; i++) {
+      bool exists = n * 8 + part * 2 + i < count;
+      float *to = out + (i ? place.y : place.x) + row;
+      if (exists && first) to[0] = y[n][i];
+      if (exists && second) to[8] = y[n][2 + i];
     }
+  }
+}
+
+// The same, added to what is there: the loads of four columns of 8 do not wait for stores.
+template <int WIDE>
+__device__ __forceinline__ void add_tile(const float (&y)[WIDE / 8][4], const tile_work *work, float *out,
+                                         int row, int rows) {
+  int part = threadIdx.x % 4, count = work->count;
+#pragma unroll
+  for (int begin = 0; begin < WIDE / 8; begin += 4) {
+    float before[4][4];
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+      int i = (begin + k / 4) * 8 + part * 2 + k % 2, r = row + k / 2 % 2 * 8;
+      before[k / 4][k % 4] = i < count && r < rows ? out[work->out[i] + r] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+      int i = (begin + k / 4) * 8 + part * 2 + k % 2, r = row + k / 2 % 2 * 8;
+      if (i < count && r < rows) out[work->out[i] + r] = before[k / 4][k % 4] + y[begin + k / 4][k % 4];
+    }
+  }
 }
 
 template <weight_type TYPE, int WIDE>
@@ -273,18 +403,23 @@ __device__ __forceinline__ void multiply_tile(wgmma_memory<TYPE> *m, const tile_
     __syncwarp();
     if (lane == 0) barrier_arrive(&m->empty[at.stage]);
   }
-  store_tile<WIDE>(y, work, set.p[work->which], work->row0 + row);
+  const product &p = set.p[work->which];
+  if (p.adds)
+    add_tile<WIDE>(y, work, p.out, work->row0 + row, p.w.rows);
+  else
+    store_tile<WIDE>(y, work, p.out, work->row0 + row, p.w.rows);
 }
 
 template <weight_type TYPE>
-__device__ __forceinline__ void multiply_tiles(wgmma_memory<TYPE> *m, const product_set &set, int n_tiles,
-                                               int n_blocks) {
+__device__ __forceinline__ void multiply_tiles(wgmma_memory<TYPE> *m, const product_set &set, int n_blocks) {
   ring<wgmma_memory<TYPE>::STAGES> at;
   int number = 0;
+  if (threadIdx.x >= GROUP) end_turn<ITEMS>(); // the first is the other's
 #pragma unroll 1
-  for (int index = blockIdx.x; index < n_tiles; index += gridDim.x) {
+  for (;;) {
     barrier_wait(&m->full[at.stage], at.parity); // then the tile's work stands there too
     const tile_work *work = &m->work[number];
+    if (!work->count) return;
     number = number + 1 == wgmma_memory<TYPE>::WORKS ? 0 : number + 1;
     int width = width_of(work->count);
     if (width == 128)
@@ -302,7 +437,7 @@ __device__ __forceinline__ void multiply_tiles(wgmma_memory<TYPE> *m, const prod
 
 template <weight_type TYPE>
 __global__ void __launch_bounds__(THREADS, 1)
-    product_q8k_wgmma(const __grid_constant__ product_set set, int row_tiles) {
+    product_q8k_wgmma(const __grid_constant__ product_set set, int row_tiles, int wide) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t wgmma_shared[];
   wgmma_memory<TYPE> *m = (wgmma_memory<TYPE> *)wgmma_shared;
@@ -313,16 +448,15 @@ __global__ void __launch_bounds__(THREADS, 1)
       barrier_init(&m->empty[i], 2 * GROUP / WARP);
     }
   wait_for_inputs();
-  if (p.first && threadIdx.x < WARP) number_tiles(m->first_tile, p);
+  if (threadIdx.x < WARP) add_costs(m->first_cost, p, wide);
   __syncthreads();
-  int item_tiles = p.first ? m->first_tile[p.n_members] : (p.n_items + ITEMS - 1) / ITEMS;
-  int n_tiles = item_tiles * row_tiles, n_blocks = p.w.cols / QK_K;
+  int n_blocks = p.w.cols / QK_K;
   if (threadIdx.x >= 2 * GROUP) {
     give_registers<LOADER_REGISTERS>();
-    load_tiles_of<TYPE>(m, set, row_tiles, n_tiles, n_blocks);
+    load_tiles_of<TYPE>(m, set, row_tiles, wide, n_blocks);
   } else {
     take_registers<MULTIPLIER_REGISTERS>();
-    multiply_tiles<TYPE>(m, set, n_tiles, n_blocks);
+    multiply_tiles<TYPE>(m, set, n_blocks);
   }
 #endif
 }
@@ -355,6 +489,20 @@ bool product_q8k_wgmma_serves(const product_set *set) {
   return each >= 16 && p->n_members <= MAX_MEMBERS && find_hopper()->there;
 }
 
+// Items a tile: the widest that are quickest, counted in rounds of one tile a multiprocessor.
+static int tile_width(const product *p, int row_tiles, int multiprocessors) {
+  int members = p->first ? p->n_members : 1, each = p->n_items / members, best = ITEMS;
+  long least = 0;
+  for (int wide = ITEMS; wide >= 32; wide -= 32) {
+    long tiles = (long)((each + wide - 1) / wide) * members * row_tiles;
+    long time = (tiles + multiprocessors - 1) / multiprocessors * (UNPACKING + wide);
+    if (wide < ITEMS && time >= least) continue;
+    least = time;
+    best = wide;
+  }
+  return best;
+}
+
 template <weight_type TYPE> static status launch_wgmma(product_set *set, cudaStream_t stream) {
   int bytes = (int)sizeof(wgmma_memory<TYPE>), row_tiles = 0;
   static bool ready; // the attribute is the kernel's own; setting it twice does no harm
@@ -366,9 +514,10 @@ template <weight_type TYPE> static status launch_wgmma(product_set *set, cudaStr
     set->begin[i] = row_tiles;
     row_tiles += (set->p[i].w.rows + ROWS - 1) / ROWS;
   }
-  int most = (int)tile_count(&set->p[0], ITEMS) * row_tiles, all = find_hopper()->multiprocessors;
+  int all = find_hopper()->multiprocessors, wide = tile_width(&set->p[0], row_tiles, all);
+  int most = (int)tile_count(&set->p[0], wide) * row_tiles;
   return launch(product_q8k_wgmma<TYPE>, dim3((unsigned)(most < all ? most : all)), THREADS, (size_t)bytes, stream,
-                *set, row_tiles);
+                *set, row_tiles, wide);
 }
 
 status product_q8k_wgmma_launch(product_set *set, cudaStream_t stream) {

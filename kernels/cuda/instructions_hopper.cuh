@@ -85,8 +85,8 @@ __device__ __forceinline__ uint64_t wgmma_items(const void *at) {
 }
 
 #define HELD_8(i)                                                                                            \
-  "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), "+r"(sums[i + 4]), "+r"(sums[i + 5]),  \
-      "+r"(sums[i + 6]), "+r"(sums[i + 7])
+  "+r"(sums[i]), "+r"(sums[i + 1]), "+r"(sums[i + 2]), "+r"(sums[i + 3]), "+r"(sums[i + 4]),                 \
+      "+r"(sums[i + 5]), "+r"(sums[i + 6]), "+r"(sums[i + 7])
 #define HELD_16(i) HELD_8(i), HELD_8(i + 8)
 // clang-format off
 #define NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
@@ -103,8 +103,9 @@ __device__ __forceinline__ uint64_t wgmma_items(const void *at) {
 #define ADDS_64 "%69"
 // clang-format on
 #define WGMMA(items_wide, type, n, ...)                                                                      \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADDS_##n ", 0;\n"                                        \
-               "wgmma.mma_async.sync.aligned.m64n" #items_wide "k32.s32." type ".s8 {" NAMES_##n "}, " REST_##n \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ADDS_##n ", 0;\n"                                         \
+                                                            "wgmma.mma_async.sync.aligned.m64n" #items_wide  \
+                                                            "k32.s32." type ".s8 {" NAMES_##n "}, " REST_##n \
                "\n}"                                                                                         \
                : __VA_ARGS__                                                                                 \
                : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "l"(items), "r"((int)adds))
@@ -118,8 +119,8 @@ __device__ __forceinline__ uint64_t wgmma_items(const void *at) {
   else                                                                                                       \
     WGMMA(128, type, 64, HELD_16(0), HELD_16(16), HELD_16(32), HELD_16(48))
 
-// sums = rows * items, or plus it where `adds`. A lane holds of its warp's 16 rows what it holds of mma_k32's A
-// and C.
+// sums = rows * items, or plus it where `adds`. A lane holds of its warp's 16 rows what it holds of mma_k32's
+// A and C.
 template <int ITEMS, bool SIGNED_ROWS>
 __device__ __forceinline__ void wgmma_k32(int (&sums)[ITEMS / 2], const uint32_t (&rows)[4], uint64_t items,
                                           bool adds) {
@@ -134,8 +135,8 @@ __device__ __forceinline__ void wgmma_k32(int (&sums)[ITEMS / 2], const uint32_t
 // ---- a warp's product of halves: C of 16 x 8, c = c + a * b ----
 
 __device__ __forceinline__ void mma_k16_halves(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+               "{%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -1,8 +1,8 @@
 // wgmma_rows: a warp's 16 rows of a K-quant block as wgmma_k32 takes them, unpacked in registers.
 //
-// A lane holds, of rows l / 4 and l / 4 + 8, four elements from 4 (l % 4) on and four from 16 on of every 32: as
-// K-quants store them, so a lane reads words of the block and no weight crosses lanes. scale * quant is two
-// operands of bytes whose sums are exact, v = low + SPLIT * high:
+// A lane holds, of rows l / 4 and l / 4 + 8, four elements from 4 (l % 4) on and four from 16 on of every 32:
+// as K-quants store them, so a lane reads words of the block and no weight crosses lanes. scale * quant is
+// two operands of bytes whose sums are exact, v = low + SPLIT * high:
 //   Q4_K, Q5_K  the scale's low and high three bits times the quant: at most 217, so four products are one
 //               multiplication of a word without carries
 //   Q6_K        low and high byte of the 16-bit product
@@ -10,8 +10,8 @@
 #include "kernels/cuda/block_q8k.cuh"
 
 template <weight_type TYPE> struct wgmma_shape {
-  static constexpr int BYTES = TYPE == TYPE_Q4_K ? 144 : TYPE == TYPE_Q5_K ? 176 : 240; // of a row's block in
-                                                     // shared memory: eight rows' words fall into all banks
+  // Of a row's block in shared memory: so that the words of eight rows fall into all banks.
+  static constexpr int BYTES = TYPE == TYPE_Q4_K ? 144 : TYPE == TYPE_Q5_K ? 176 : 240;
   static constexpr int SPLIT = TYPE == TYPE_Q6_K ? 256 : 8;
   static constexpr bool HIGH_IS_SIGNED = TYPE == TYPE_Q6_K;
 };
@@ -26,8 +26,8 @@ __device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) { // i: known 
   return __byte_perm(word, 0, 0x4440u + (uint32_t)i);
 }
 
-// The two rows' block. `low`, then `high` give rows' elements 32 s .. 32 s + 31; s ascends from 0. The words of
-// the next steps are asked for when the last of these are used, so that no step waits for them.
+// The two rows' block. `low`, then `high` give rows' elements 32 s .. 32 s + 31; s ascends from 0. The words
+// of the next steps are asked for when the last of these are used, so that no step waits for them.
 template <weight_type TYPE> struct wgmma_rows {
   const uint8_t *row[2]; // at the lane's first word
   uint32_t scale_low[2][2], scale_high[2][2], words[4], fifth[4], quants[4];
@@ -125,8 +125,8 @@ template <> struct wgmma_rows<TYPE_Q6_K> {
   }
 };
 
-// What the float step needs of the two rows: scales, and the minimums twice each as halves, beside the sums of
-// 16 activations: mma_k16_halves adds integers below 2^24, so it is exact.
+// What the float step needs of the two rows: scales, and the minimums twice each as halves, beside the sums
+// of 16 activations: mma_k16_halves adds integers below 2^24, so it is exact.
 template <weight_type TYPE> struct wgmma_scales {
   float d[2], dmin[2];
   uint32_t min[4];
@@ -144,7 +144,8 @@ template <weight_type TYPE> struct wgmma_scales {
         dmin[r] = half_bits_to_f32((uint16_t)(head.x >> 16));
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          uint32_t twice = __byte_perm(s.min[i], 0, 0x4040u | (uint32_t)part << 8 | (uint32_t)part) | 0x64006400u;
+          uint32_t twice =
+              __byte_perm(s.min[i], 0, 0x4040u | (uint32_t)part << 8 | (uint32_t)part) | 0x64006400u;
           __half2 min = __hsub2(*(__half2 *)&twice, __floats2half2_rn(1024.0f, 1024.0f)); // of 1024 + min
           this->min[2 * i + r] = *(uint32_t *)&min;
         }

@@ -13,9 +13,9 @@
 #include "kernels/cuda/wgmma_tiles.cuh"
 
 static constexpr int GROUP = 128, THREADS = 3 * GROUP; // a warpgroup; two that multiply and one that loads
-static constexpr int LOADER_REGISTERS = 40, MULTIPLIER_REGISTERS = 232; // 40 + 2 * 232 = 504 of 512
-static constexpr int TURNS_FROM = 96;                                   // items; see begin_turn
-static constexpr int SHARED_BYTES = 227 * 1024; // that a thread block of sm_90 can have
+enum { LOADER_REGISTERS = 40, MULTIPLIER_REGISTERS = 232 }; // each thread's: 40 + 2 * 232 = 504 of 512
+enum { TURNS_FROM = 96 };                                   // items; see begin_turn
+static constexpr int SHARED_BYTES = 227 * 1024;             // that a thread block of sm_90 can have
 
 struct tile_work {                  // what the multipliers must know of a tile
   __align__(16) int64_t out[ITEMS]; // begin of each item's results

@@ -35,10 +35,6 @@ template <int BARRIER, int THREADS> __device__ __forceinline__ void meet_some() 
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
 }
 
-template <int BARRIER, int THREADS> __device__ __forceinline__ void arrive_for_some() { // others meet there
-  asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
-}
-
 // ---- registers of a warpgroup ----
 
 template <int EACH> __device__ __forceinline__ void give_registers() {

@@ -4,7 +4,10 @@
 // A thread block stays on its multiprocessor and takes tiles of 128 rows and up to 128 items. One warpgroup
 // copies blocks of 256 ahead into shared memory; two multiply, each 64 rows that it unpacks in registers
 // (wgmma_rows.cuh), so a weight is unpacked once for 128 items and while the tensor cores work. One's float
-// step, after each block, runs beside the other's products.
+// step, after each block, runs beside the other's products. Giving the two turns on the tensor cores, so that
+// it always does, changed nothing: 304 and 303 us, gate and up of 2,048 tokens, one H100. What does is
+// spilling: a build in which ptxas put 68 bytes on the stack took 378, so look at that (-Xptxas -v) after a
+// change.
 #include "kernels/cuda/product_q8k_wgmma.cuh"
 
 #ifdef __CUDACC__
@@ -14,7 +17,6 @@
 
 static constexpr int GROUP = 128, THREADS = 3 * GROUP; // a warpgroup; two that multiply and one that loads
 enum { LOADER_REGISTERS = 40, MULTIPLIER_REGISTERS = 232 }; // each thread's: 40 + 2 * 232 = 504 of 512
-enum { TURNS_FROM = 96 };                                   // items; see begin_turn
 static constexpr int SHARED_BYTES = 227 * 1024;             // that a thread block of sm_90 can have
 
 struct tile_work {                  // what the multipliers must know of a tile
@@ -184,25 +186,6 @@ __device__ __forceinline__ void load_tiles_of(wgmma_memory<TYPE> *m, const produ
 
 // ---- the multipliers ----
 
-// Of wide tiles the two warpgroups' products take turns, and the float step of one falls into the turn of the
-// other; left alone, both wait for the tensor cores together and then leave them idle together. Narrow tiles
-// wait for unpacking, which is quicker side by side.
-template <int WIDE> __device__ __forceinline__ void begin_turn() {
-  if (WIDE < TURNS_FROM) return;
-  if (threadIdx.x < GROUP) // a barrier known when compiled: otherwise the loop loses its uniform registers
-    meet_some<2, 2 * GROUP>();
-  else
-    meet_some<3, 2 * GROUP>();
-}
-
-template <int WIDE> __device__ __forceinline__ void end_turn() {
-  if (WIDE < TURNS_FROM) return;
-  if (threadIdx.x < GROUP)
-    arrive_for_some<3, 2 * GROUP>();
-  else
-    arrive_for_some<2, 2 * GROUP>();
-}
-
 // A warp's 16 rows by WIDE items of one block: integer products into low and high.
 template <weight_type TYPE, int WIDE>
 __device__ __forceinline__ void multiply_block(int (&low)[WIDE / 2], int (&high)[WIDE / 2],
@@ -211,7 +194,6 @@ __device__ __forceinline__ void multiply_block(int (&low)[WIDE / 2], int (&high)
   uint32_t a_low[2][4], a_high[2][4]; // of the last two steps
   wgmma_rows<TYPE> rows;
   rows.begin(row0, row1, part);
-  begin_turn<WIDE>();
 #pragma unroll
   for (int s = 0; s < 8; s++) {
     uint64_t in = items + (uint64_t)(s / 4 * (ITEMS * 128 / 16) + s % 4 * 2);
@@ -226,7 +208,6 @@ __device__ __forceinline__ void multiply_block(int (&low)[WIDE / 2], int (&high)
     wgmma_k32<WIDE, wgmma_shape<TYPE>::HIGH_IS_SIGNED>(high, a_high[s % 2], in, s > 0);
     wgmma_end_group();
   }
-  end_turn<WIDE>();
   wgmma_wait_but<0>();
   wgmma_settle(low);
   wgmma_settle(high);
@@ -326,7 +307,6 @@ template <weight_type TYPE>
 __device__ __forceinline__ void multiply_tiles(wgmma_memory<TYPE> *m, const product_set &set, int n_blocks) {
   ring<wgmma_memory<TYPE>::STAGES> at;
   int number = 0;
-  if (threadIdx.x >= GROUP) end_turn<ITEMS>(); // the first is the other's
 #pragma unroll 1
   for (;;) {
     barrier_wait(&m->full[at.stage], at.parity); // then the tile's work stands there too

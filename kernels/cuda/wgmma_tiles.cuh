@@ -10,8 +10,9 @@
 
 static constexpr int ROWS = 128, ITEMS = 128; // of a tile, at most
 static constexpr int MAX_MEMBERS = 256;
-// A block of 256 of a tile of w items takes time like UNPACKING + w. On an H100, gate and up: 305 us for
-// 16,384 slots of 128 experts, 120 for 512.
+// A block of 256 of a tile of w items takes time like UNPACKING + w: gate and up of 64 tokens, about 128
+// tiles of 32, 119 us on an H100, of 2,048 tokens, about 128 of 128 and 60 narrower rests, 303: 10 ns a unit
+// of their sums.
 static constexpr int UNPACKING = 64;
 
 // Items that are multiplied for a tile of so many: what wgmma_k32 has.

@@ -417,9 +417,7 @@ template <weight_type TYPE> static status launch_wgmma(product_set *set, cudaStr
 
 status product_q8k_wgmma_launch(product_set *set, cudaStream_t stream) {
   weight_type type = set->p[0].w.type;
-  if (type == TYPE_Q4_K) return launch_wgmma<TYPE_Q4_K>(set, stream);
-  if (type == TYPE_Q5_K) return launch_wgmma<TYPE_Q5_K>(set, stream);
-  if (type == TYPE_Q6_K) return launch_wgmma<TYPE_Q6_K>(set, stream);
+  FOR_Q8K_TYPE(type, return launch_wgmma<TYPE>(set, stream))
   return FAIL("CUDA: the type %s has no product with Q8_K", type_find(type)->name);
 }
 

@@ -9,11 +9,20 @@
 #pragma once
 #include "kernels/cuda/block_q8k.cuh"
 
-template <weight_type TYPE> struct wgmma_shape {
-  // Of a row's block in shared memory: so that the words of eight rows fall into all banks.
-  static constexpr int BYTES = TYPE == TYPE_Q4_K ? 144 : TYPE == TYPE_Q5_K ? 176 : 240;
-  static constexpr int SPLIT = TYPE == TYPE_Q6_K ? 256 : 8;
-  static constexpr bool HIGH_IS_SIGNED = TYPE == TYPE_Q6_K;
+// Of the types that these kernels unpack, and no other: a new one does not compile. BYTES: of a row's block
+// in shared memory, so that the words of eight rows fall into all banks.
+template <weight_type TYPE> struct wgmma_shape;
+template <> struct wgmma_shape<TYPE_Q4_K> {
+  static constexpr int BYTES = 144, SPLIT = 8;
+  static constexpr bool HIGH_IS_SIGNED = false;
+};
+template <> struct wgmma_shape<TYPE_Q5_K> {
+  static constexpr int BYTES = 176, SPLIT = 8;
+  static constexpr bool HIGH_IS_SIGNED = false;
+};
+template <> struct wgmma_shape<TYPE_Q6_K> {
+  static constexpr int BYTES = 240, SPLIT = 256;
+  static constexpr bool HIGH_IS_SIGNED = true;
 };
 
 static constexpr int Q6_HIGH = 128, Q6_SCALES = 192, Q6_D = 208; // places in a row's block in shared memory

@@ -46,7 +46,8 @@ template <weight_type TYPE> struct wgmma_rows {
     row[1] = row1 + (TYPE == TYPE_Q4_K ? 16 : 48) + 4 * part;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      scales8 s = unpack_scales(*(const uint4 *)(r ? row1 : row0));
+      uint4 head = *(const uint4 *)(r ? row1 : row0);
+      scales_and_mins s = block_scales_and_mins(head.y, head.z, head.w);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         scale_low[r][i] = s.scale[i] & 0x07070707u;
@@ -148,7 +149,7 @@ template <weight_type TYPE> struct wgmma_scales {
         d[r] = half_bits_to_f32(*(const uint16_t *)(row + Q6_D + b % 2 * 2));
       } else {
         uint4 head = *(const uint4 *)row;
-        scales8 s = unpack_scales(head);
+        scales_and_mins s = block_scales_and_mins(head.y, head.z, head.w);
         d[r] = half_bits_to_f32((uint16_t)(head.x & 0xffffu));
         dmin[r] = half_bits_to_f32((uint16_t)(head.x >> 16));
 #pragma unroll

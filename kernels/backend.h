@@ -2,7 +2,7 @@
 // inside a step and keeps its state on its device.
 //
 // Owns: the interface, the shapes and weights that it is given, and the table of backends that were built in.
-// Refuses to know: files, MPI, which rank owns what beyond the shard that it is told.
+// Independent of: files, MPI, which rank owns what beyond the shard that it is given.
 // Invariant: the same path on the same input gives the same bits in every backend and row (docs/paths.md).
 #pragma once
 #include "base/device.h"
@@ -51,8 +51,8 @@ typedef struct {
   const float *attn_norm, *q_norm, *k_norm, *ffn_norm; // [hidden], [head_dim], [head_dim], [hidden]
   matrix q, k, v, o;                                   // rows = outputs
   matrix router;                                       // [n_experts][hidden]
-  matrix gate, up,
-      down; // of one expert: [expert_width][hidden] twice, [hidden][expert_width]; expert e follows e - 1
+  matrix gate, up, down; // of one expert: [expert_width][hidden] twice, [hidden][expert_width]; expert e
+                         // follows e - 1
 } layer_weights;
 
 typedef struct {
@@ -62,8 +62,8 @@ typedef struct {
   layer_weights *layers;    // [n_layers]
 } model_weights;
 
-// Two index spaces of experts: over the whole layer, and over one rank's own.
-// types of their own, so that the compiler keeps them apart. Arrays of either travel as int32.
+// Two index spaces of experts: over the whole layer, and over the experts that one rank owns. They are
+// distinct types, so that the compiler keeps them apart. Arrays of either travel as int32.
 typedef struct {
   int32_t id;
 } expert_global;
@@ -89,9 +89,14 @@ typedef struct { // n rows, each a token at a position of a sequence; among the 
 typedef struct {         // host arrays of a batch's routing, in slot order
   expert_global *expert; // [n][top_k]
   double *weight;        // [n][top_k] after renormalising; a real of the path, widened
-  double *margin; // [n] probability of slot k - 1 minus that of the best expert not chosen, over the sum
-                  // of all
+  double
+      *margin; // [n] probability of slot k - 1 minus that of the best expert not chosen, over the sum of all
 } routing;
+
+typedef struct { // the rows and parts of a routing_fetch, for the routing_wait that follows
+  int64_t first, count;
+  unsigned parts;
+} routing_range;
 
 // Which of its arrays a call is about; the others are not touched.
 enum { ROUTING_NOTHING = 0, ROUTING_EXPERTS = 1, ROUTING_WEIGHTS = 2, ROUTING_MARGINS = 4 };
@@ -99,7 +104,7 @@ enum { ROUTING_NOTHING = 0, ROUTING_EXPERTS = 1, ROUTING_WEIGHTS = 2, ROUTING_MA
 typedef enum {    // the row in ROWS_SLOTS of the output of slot i = token * top_k + k
   SLOTS_IN_ORDER, // i: this rank has every expert
   SLOTS_PLACED,   // row_of_slot[i]: the host knows the routing
-  SLOTS_AT_FIXED, // rank_of_expert[expert] * n_slots + i (backend_params): nobody need know it
+  SLOTS_AT_FIXED, // rank_of_expert[expert] * n_slots + i (backend_params): known without the routing
 } slot_order;
 
 typedef struct {
@@ -145,13 +150,17 @@ bool probe_find(probe_point *out, const char *name);          // false: no such 
 int64_t probe_width(probe_point point, const model_shape *s); // numbers in a row
 
 typedef struct {
-  uint32_t wanted; // bit 1 << point; 0: nobody looks
+  uint32_t wanted; // bit 1 << point; 0: no probe is watched
   // Called by one thread at a time, while a step runs: row `row` of the batch (of a probe per slot, slot
   // `row`; of a head, its row), probe_width numbers of `real_bytes` each.
   void (*show)(void *context, probe_point point, int64_t layer, int64_t row, const void *numbers,
                size_t real_bytes);
   void *context;
 } probe_watch;
+
+static inline bool probe_is_watched(const probe_watch *watch, probe_point point) {
+  return watch->wanted >> point & 1;
+}
 
 typedef enum {   // rows that cross ranks, of `shared`'s reals but for the experts
   ROWS_RESIDUAL, // the residual stream [n][hidden]
@@ -174,9 +183,9 @@ typedef struct {
   int64_t max_batch;         // tokens in the largest batch
   int64_t max_logit_rows;    // rows in the largest head call
   bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
-  bool
-      computes_shared; // false: an expert rank; it takes only routing_write, experts_up and experts_down, and
-                       // of the state there is only what these need: n_sequences and context are not used
+  bool computes_shared; // false: an expert rank; it takes only routing_write, experts_up and experts_down,
+                        // and of the state there is only what these need: n_sequences and context are
+                        // not used
   int threads;
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
@@ -185,8 +194,8 @@ typedef struct {
   int rank, n_ranks;
   const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
   int64_t fixed_tokens;
-  // Asked now and then while the host waits for the device, with the seconds waited so far: a fault ends the
-  // wait, and then the device may never answer again. NULL: waits have no end.
+  // Called from time to time while the host waits for the device, with the seconds waited so far. An error
+  // from it ends the wait, and then the device may never answer again. NULL: waits have no deadline.
   status (*watch)(void *context, double waited);
   void *watch_context;
 } backend_params;
@@ -220,13 +229,12 @@ typedef struct {
 
   // A layer is two whole steps:
   //   attention   needs x; gives x += o(attention(norm(x))) and keeps keys and values
-  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; for a rank with every
-  //   expert,
-  //               whose routing nobody asks for
+  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; for a rank that owns every
+  //               expert, where the host does not read the routing
   status (*attention)(backend *, int64_t layer, const token_batch *rows);
   status (*moe)(backend *, int64_t layer, const token_batch *rows);
 
-  // or, where rows cross ranks in between or somebody looks in, their parts:
+  // or, where rows cross ranks in between or the host reads or imposes something, their parts:
   //   project       needs x of the rows; gives their q, k, v (ROWS_KEYS, ROWS_VALUES)
   //   attend        needs q of the rows, k and v of the whole batch; caches these; x += o(attention)
   //   route         needs x of the rows; gives their ROWS_NORMED and routing. parts: of the routing, all that
@@ -253,8 +261,8 @@ typedef struct {
 
   // ---- the routing on its way to the host and back ----
 
-  // Starts to bring `parts` of the routing of rows first .. to the host; routing_wait has them there, in
-  // out's rows first ... Between the two a device works on.
+  // Starts the transfer of `parts` of the routing of rows first .. to the host; after routing_wait they are
+  // in out's rows first ... Between the two a device keeps computing.
   status (*routing_fetch)(backend *, int64_t first, int64_t count, unsigned parts);
   status (*routing_wait)(backend *, routing *out);
   // Rows first .. take experts, and weights where `parts` has them, from `in`: computed on other ranks, or
@@ -272,7 +280,7 @@ typedef struct {
   status (*rows_read)(backend *, row_kind, int64_t first, int64_t count);
   status (*rows_write)(backend *, row_kind, int64_t first, int64_t count);
 
-  // ---- looking in ----
+  // ---- what the host observes and imposes ----
 
   // Rows of the residual stream as doubles, exact: out of the backend (waits), and into it.
   status (*stream_read)(backend *, int64_t first, int64_t count, double *out);
@@ -302,7 +310,7 @@ static inline bool backend_is_on_device(const backend_ops *ops) {
   return ops->finish != NULL;
 }
 
-// Every backend object begins with its table.
+// Every backend object starts with its table.
 struct backend {
   const backend_ops *ops;
 };

@@ -65,19 +65,19 @@ typedef struct {
 // streams, and so that it seldom waits for the atomic, which no load passes. Shares shrink: threads end
 // together.
 static task_range take_tasks(task_queue *q) {
-  int64_t begin, share = 1;
+  int64_t start, share = 1;
   if (q->ahead) {
 #pragma omp atomic read
-    begin = q->next;
-    share = (q->count - begin) / (SHARES * omp_get_num_threads());
+    start = q->next;
+    share = (q->count - start) / (SHARES * omp_get_num_threads());
     if (share < 1) share = 1;
   }
 #pragma omp atomic capture
   {
-    begin = q->next;
+    start = q->next;
     q->next += share;
   }
-  return (task_range){begin, begin + share < q->count ? begin + share : q->count};
+  return (task_range){start, start + share < q->count ? start + share : q->count};
 }
 
 void tasks_phase(cpu_backend *b, task_queue *q, task_function *run, const void *what) {

@@ -1,16 +1,17 @@
 // products: matrices times activations as tasks, a tile of rows each.
 //
-// Owns: how a product is cut into tasks and which of a row's kernels takes a task.
-// Invariant: a task writes its own rows of the output, so any order of tasks gives the same bits.
+// Owns: how a product is cut into tasks and which of an ISA row's kernels takes a task.
+// Invariant: each task writes rows of the output that no other does, so any order of tasks gives the same
+// bits.
 #pragma once
 #include "kernels/cpu/state.h"
 
-// With few tokens a product waits for the memory: threads then take each task one ahead, so that its weights
-// are fetched while the one before is computed. With more it waits for arithmetic, and a task held back costs
-// time.
+// With few tokens memory bandwidth bounds a product: threads then take each task one ahead, so that its
+// weights are prefetched while the one before is computed. With more, arithmetic does, and a task held back
+// costs time.
 enum { FEW_TOKENS = 4 };
 
-typedef struct { // the tasks of one phase, which its threads share out as they find time
+typedef struct { // the tasks of one phase, which its threads take as they become free
   int64_t next, count;
   bool ahead; // taken one ahead, and in shares
 } task_queue;

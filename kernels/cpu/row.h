@@ -1,21 +1,21 @@
-// row: one instruction set's kernels of the cpu backend. A row is a folder isa/<row>/ and a name in CPU_ROWS
-// (CMakeLists.txt), which makes the table of rows.c.
+// row: an ISA row is one instruction set's kernels of the cpu backend: a folder isa/<row>/ and a name in
+// CPU_ROWS (CMakeLists.txt), which makes the table of rows.c.
 //
 // Owns: the interface between the steps and the arithmetic.
-// Invariant: every row gives the bits of row_portable.c, which is docs/paths.md in C.
+// Invariant: every ISA row gives the bits of row_portable.c, which is docs/paths.md in C.
 //
 // Where to find what:
 //   steps.c            the steps of backend.h as phases; products.c cuts their products into tasks
-//   isa/each_row/      docs/paths.md in portable C. Compiled once for each row, for its instruction set; a
-//   row
-//                      takes from here whatever it does not do better. generic_real.h is written once for
-//                      float and double, generic.h is the rest
+//   isa/each_row/      docs/paths.md in portable C. Compiled once for each ISA row, for its instruction set;
+//                      a row takes from here whatever it does not do better. generic_real.h is written once
+//                      for float and double, generic.h is the rest
 //   isa/<row>/         row_<row>.c: when it is usable, and its table of kernels. Its headers hold one kind of
 //                      product each: <row>_f32.h with real activations, <row>_q8k.h with rounded ones
-//   isa/avx512/        what the rows avx512_vnni and amx_int8 share. _panel.h: rows of blocks unpacked so
-//   that
-//                      a lane is a row; _vector.h, _stream.h: one token; _float.h: the steps between products
-//   ../formats/        each_row/dequantize.h: weights of any type as floats, compiled for each row too
+//   isa/avx512/        what the ISA rows avx512_vnni and amx_int8 share. _panel.h: a matrix's rows unpacked
+//   so
+//                      that a lane is a row; _vector.h, _stream.h: one token; _float.h: the steps between
+//                      products
+//   ../formats/        each_row/dequantize.h: weights of any type as floats, compiled for each ISA row too
 //
 // A kernel's name says what it computes and on what: product_q8k_avx2 is rows times Q8_K activations on AVX2.
 #pragma once
@@ -60,7 +60,7 @@ typedef struct {
   // out[head_dim] over keys 0 .. n_keys - 1; scratch: attention_scratch_reals reals
   void (*attend)(void *out, const void *q, const kv_head *kv, int64_t n_keys, int64_t head_dim,
                  void *scratch);
-  // attend for each head of a span; NULL: the row has no better way
+  // attend for each head of a span; NULL: the ISA row has no better way
   void (*attend_span)(const attention_span *span, int64_t head_dim, void *scratch);
   // Top k of logits[n] in slot order into expert and weight (reals), and the margin.
   void (*route)(expert_global *expert, void *weight, double *margin, void *logits, int64_t n, int64_t k);
@@ -74,8 +74,8 @@ typedef struct {
   // attend_span
   void (*product_tile)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
                        float *scratch);
-  // product_q8k of one token and at most ROW_TILE rows, where the memory's speed counts: fetches the first of
-  // the rows at `ahead`, which the thread reads next, or NULL. Only of floats; NULL: as attend_span
+  // product_q8k of one token and at most ROW_TILE rows, which memory bandwidth bounds: prefetches the first
+  // of the rows at `ahead`, which the thread reads next, or NULL. Only of floats; NULL: as attend_span
   void (*vector_q8k)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
 } real_ops;
 

@@ -14,7 +14,8 @@ static status take(cpu_backend *b, void *pointer, size_t count, size_t size, con
 static status activations_open(cpu_backend *b, activations *a, const side *s, int64_t rows, int64_t width,
                                const char *what) {
   a->width = width;
-  // An odd number of lines apart: rows of a power of two bytes would all want the same few sets of a cache.
+  // An odd number of cache lines apart: rows of a power of two bytes would all compete for a few sets of a
+  // cache.
   size_t lines = ((size_t)width * s->ops->bytes + CACHE_LINE - 1) / CACHE_LINE | 1;
   TRY(take(b, &a->reals, (size_t)rows, lines * CACHE_LINE, what));
   TRY(take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
@@ -69,12 +70,12 @@ void cpu_close(backend *base) {
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
   outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits, &b->logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *owned[] = {b->x,           b->rope_tables,  b->keys,     b->values,  b->slot_rows,
-                   b->normed_rows, b->slot_weights, b->own,      b->first,   b->slots,
-                   b->active,      b->up,           b->narrow,   b->in_rows, b->in_q8k,
-                   b->gate_out,    b->up_out,       b->down_out, b->chosen,  b->margin,
-                   b->spans,       b->scratch};
-  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+  void *arrays[] = {b->x,           b->rope_tables,  b->keys,     b->values,  b->slot_rows,
+                    b->normed_rows, b->slot_weights, b->owned,    b->first,   b->slots,
+                    b->active,      b->up,           b->narrow,   b->in_rows, b->in_q8k,
+                    b->gate_out,    b->up_out,       b->down_out, b->chosen,  b->margin,
+                    b->spans,       b->scratch};
+  for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   free(b);
 }
 
@@ -112,10 +113,10 @@ static status open_attention(cpu_backend *b) {
 static status open_experts(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, slots = n * s->top_k;
-  for (int64_t e = 0; e < s->n_experts; e++) b->n_own += expert_is_owned(b->params.local[e]);
-  TRY(take(b, &b->own, (size_t)b->n_own, sizeof *b->own, "expert lists"));
+  for (int64_t e = 0; e < s->n_experts; e++) b->n_owned += expert_is_owned(b->params.local[e]);
+  TRY(take(b, &b->owned, (size_t)b->n_owned, sizeof *b->owned, "expert lists"));
   for (int64_t e = 0; e < s->n_experts; e++)
-    if (expert_is_owned(b->params.local[e])) b->own[b->params.local[e].index] = (expert_global){(int32_t)e};
+    if (expert_is_owned(b->params.local[e])) b->owned[b->params.local[e].index] = (expert_global){(int32_t)e};
   TRY(take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   if (b->params.n_ranks > 1 || !b->params.computes_shared)
@@ -126,8 +127,8 @@ static status open_experts(cpu_backend *b) {
   TRY(take(b, &b->up, (size_t)(slots * s->expert_width), b->experts.ops->bytes, "expert activations"));
   if (b->experts.ops->bytes != b->shared.ops->bytes)
     TRY(take(b, &b->narrow, (size_t)(slots * s->hidden), b->experts.ops->bytes, "expert outputs"));
-  TRY(take(b, &b->first, (size_t)b->n_own + 1, sizeof *b->first, "expert lists"));
-  TRY(take(b, &b->active, (size_t)b->n_own, sizeof *b->active, "expert lists"));
+  TRY(take(b, &b->first, (size_t)b->n_owned + 1, sizeof *b->first, "expert lists"));
+  TRY(take(b, &b->active, (size_t)b->n_owned, sizeof *b->active, "expert lists"));
   TRY(take(b, &b->slots, (size_t)slots, sizeof *b->slots, "expert lists"));
   TRY(take(b, &b->in_rows, (size_t)slots, sizeof *b->in_rows, "expert lists"));
   TRY(take(b, &b->in_q8k, (size_t)slots, sizeof *b->in_q8k, "expert lists"));
@@ -161,7 +162,7 @@ static status cpu_open_fields(cpu_backend *b) {
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
   size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
   if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;
-  b->scratch_bytes = (b->scratch_bytes + 63) / 64 * 64;
+  b->scratch_bytes = (b->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
   TRY(take(b, &b->scratch, (size_t)p->threads, b->scratch_bytes, "thread scratch"));
   for (int64_t t = 0; t < p->context && p->computes_shared; t++)
     b->shared.ops->rope_table(b->rope_tables + (size_t)(t * b->shape.head_dim) * b->shared.ops->bytes,
@@ -169,7 +170,7 @@ static status cpu_open_fields(cpu_backend *b) {
   return 0;
 }
 
-// A library's start may turn them off, and then bits are not those of the path.
+// A library built with fast math may have switched them off when it was loaded; bits are not the path's then.
 static bool keeps_subnormals(void) {
   volatile float small = 0x1p-126f;
   return small * 0.5f > 0;
@@ -177,7 +178,7 @@ static bool keeps_subnormals(void) {
 
 status cpu_open(backend **out, const backend_params *params) {
   *out = NULL;
-  if (!keeps_subnormals()) return FAIL("backend cpu: this process turns subnormal numbers to zero");
+  if (!keeps_subnormals()) return FAIL("backend cpu: this process flushes subnormal numbers to zero");
   const cpu_row *row = cpu_row_find(params->row);
   if (!row)
     return FAIL("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",

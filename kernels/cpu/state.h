@@ -1,7 +1,7 @@
 // state: what the cpu backend keeps of one arm on one rank.
 //
-// Owns: activations, KV caches and work space, all of it allocated at open. Refuses to know: arithmetic
-// (rows), the order of the steps.
+// Owns: activations, KV caches and work space, all of it allocated at open. Independent of: arithmetic
+// (ISA rows), the order of the steps.
 #pragma once
 #include "kernels/cpu/row.h"
 
@@ -23,11 +23,6 @@ typedef struct { // tokens of one sequence, neighbours in the batch, whose atten
   int64_t first, n;
 } token_span;
 
-typedef struct { // what routing_wait brings
-  int64_t first, count;
-  unsigned parts;
-} routing_fetch;
-
 typedef struct { // one path's operations and what its products need
   const path_info *path;
   const real_ops *ops;
@@ -43,7 +38,7 @@ typedef struct {
 
   char *x;               // residual stream [max_batch][hidden]
   activations normed;    // what q, k, v, router (shared) read
-  activations expert_in; // what own experts read, in the experts' real
+  activations expert_in; // what owned experts read, in the experts' real
   outputs q, k, v;       // [max_batch][heads * head_dim]
   token_span *spans;     // [max_batch]
   activations attended;  // [max_batch][n_heads * head_dim]
@@ -55,15 +50,15 @@ typedef struct {
   char *slot_weights;    // [max_batch][top_k]
   expert_global *chosen; // [max_batch][top_k] the routing, in slot order
   double *margin;        // [max_batch]
-  routing_fetch fetch;
+  routing_range fetch;
   char *slot_rows;   // [max_batch * top_k][hidden]
   char *normed_rows; // [max_batch][hidden] of `normed`, side by side as they cross ranks; only where they do
 
-  int64_t n_own;      // experts of this rank in a layer
-  expert_global *own; // [n_own]
-  int32_t *first;     // [n_own + 1] begin of each own expert's slots in `slots`
-  int32_t *slots;     // token * top_k + slot, grouped by own expert, ascending
-  int32_t *active;    // own experts with at least one slot
+  int64_t n_owned;      // experts of this rank in a layer
+  expert_global *owned; // [n_owned], indexed by expert_local
+  int32_t *first;       // [n_owned + 1] start of each owned expert's slots in `slots`
+  int32_t *slots;       // token * top_k + slot, grouped by owned expert, ascending
+  int32_t *active;      // owned experts with at least one slot
   int64_t n_active;
   activations hidden_in; // [max slots][expert_width]: gate, then silu(gate) * up
   char *up;              // [max slots][expert_width]

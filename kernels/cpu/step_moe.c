@@ -57,7 +57,7 @@ status cpu_route(backend *base, int64_t layer, const token_batch *rows, int64_t 
 
 status cpu_routing_fetch(backend *base, int64_t first, int64_t count, unsigned parts) {
   cpu_backend *b = (cpu_backend *)base;
-  b->fetch = (routing_fetch){first, count, parts};
+  b->fetch = (routing_range){first, count, parts};
   return 0;
 }
 
@@ -97,21 +97,21 @@ status cpu_routing_arrived(backend *base, const token_batch *rows) {
 static int64_t group_slots(cpu_backend *b, int64_t n_slots) {
   const expert_global *expert = b->chosen;
   const expert_local *local = b->params.local;
-  memset(b->first, 0, (size_t)(b->n_own + 1) * sizeof *b->first);
+  memset(b->first, 0, (size_t)(b->n_owned + 1) * sizeof *b->first);
   for (int64_t i = 0; i < n_slots; i++) {
     expert_local e = local[expert[i].id];
     if (expert_is_owned(e)) b->first[e.index + 1]++;
   }
   int64_t n_active = 0;
-  for (int64_t e = 0; e < b->n_own; e++) {
+  for (int64_t e = 0; e < b->n_owned; e++) {
     if (b->first[e + 1]) b->active[n_active++] = (int32_t)e;
     b->first[e + 1] += b->first[e];
   }
-  for (int64_t i = 0; i < n_slots; i++) { // fill, moving each begin to its end ...
+  for (int64_t i = 0; i < n_slots; i++) { // fill, moving each start to its end ...
     expert_local e = local[expert[i].id];
     if (expert_is_owned(e)) b->slots[b->first[e.index]++] = (int32_t)i;
   }
-  for (int64_t e = b->n_own; e > 0; e--) b->first[e] = b->first[e - 1]; // ... and back
+  for (int64_t e = b->n_owned; e > 0; e--) b->first[e] = b->first[e - 1]; // ... and back
   b->first[0] = 0;
   return n_active;
 }
@@ -153,7 +153,7 @@ static product expert_part(const cpu_backend *b, const expert_list *l, int64_t t
   int64_t e = b->active[task / l->tiles], first = b->first[e];
   *tile = task % l->tiles;
   if (*tile >= matrix_tiles(part->m)) *tile -= matrix_tiles(part++->m);
-  *room = matrix_rows(part->m, b->own[e].id * part->m->rows, part->m->rows);
+  *room = matrix_rows(part->m, b->owned[e].id * part->m->rows, part->m->rows);
   return (product){
       &b->experts, room, part->out + first, part->reals + first, part->q8k + first, b->first[e + 1] - first};
 }
@@ -182,7 +182,7 @@ static void swiglu_phase(cpu_backend *b, int64_t n_slots) {
 // Rows of owned slots, in the order of b->slots.
 static void show_slots_phase(cpu_backend *b, probe_point point, int64_t layer, void *const *numbers,
                              int64_t n_slots) {
-  if (!is_watched(b, point)) return;
+  if (!probe_is_watched(&b->watch, point)) return;
 #pragma omp single
   for (int64_t i = 0; i < n_slots; i++)
     b->watch.show(b->watch.context, point, layer, b->slots[i], numbers[i], b->experts.ops->bytes);
@@ -195,7 +195,7 @@ static expert_list up_list(cpu_backend *b, const layer_weights *w, const token_b
   size_t real = b->experts.ops->bytes;
   expert_list up = {0};
   b->n_active = group_slots(b, rows->n * s->top_k);
-  for (int64_t i = 0; i < b->first[b->n_own]; i++) {
+  for (int64_t i = 0; i < b->first[b->n_owned]; i++) {
     int64_t token = b->slots[i] / s->top_k;
     b->in_rows[i] = b->expert_in.real_rows[token];
     b->in_q8k[i] = b->expert_in.q8k_rows[token];
@@ -209,7 +209,7 @@ static expert_list up_list(cpu_backend *b, const layer_weights *w, const token_b
 }
 
 static void up_phases(cpu_backend *b, int64_t layer, const token_batch *rows, expert_list *up) {
-  int64_t n_slots = b->first[b->n_own];
+  int64_t n_slots = b->first[b->n_owned];
   expert_inputs_phase(b, rows->n);
   expert_list_phase(b, up);
   show_slots_phase(b, PROBE_FFN_MOE_GATE, layer, b->gate_out, n_slots);
@@ -235,7 +235,7 @@ static expert_list down_list(cpu_backend *b, const layer_weights *w, const token
                              const slot_places *places) {
   const model_shape *s = &b->shape;
   expert_list down = {0};
-  for (int64_t i = 0; i < b->first[b->n_own]; i++)
+  for (int64_t i = 0; i < b->first[b->n_owned]; i++)
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
                                : row_at(b, b->slot_rows, slot_row(places, b->slots[i]), s->hidden);
   expert_list_add(&down, 0,
@@ -254,7 +254,7 @@ static void widen_phase(cpu_backend *b, int64_t n_slots, const slot_places *plac
 }
 
 static void down_phases(cpu_backend *b, int64_t layer, expert_list *down, const slot_places *places) {
-  int64_t n_slots = b->first[b->n_own];
+  int64_t n_slots = b->first[b->n_owned];
   expert_list_phase(b, down);
   show_slots_phase(b, PROBE_FFN_MOE_DOWN, layer, b->down_out, n_slots);
   widen_phase(b, n_slots, places);
@@ -288,7 +288,7 @@ static void combine_row(cpu_backend *b, void *x, int64_t t, const slot_places *p
 static void show_sums_phase(cpu_backend *b, int64_t layer, int64_t first, int64_t count,
                             const slot_places *places) {
   size_t real = b->shared.ops->bytes;
-  if (!is_watched(b, PROBE_FFN_MOE_OUT)) return;
+  if (!probe_is_watched(&b->watch, PROBE_FFN_MOE_OUT)) return;
 #pragma omp single
   for (int64_t t = first; t < first + count; t++) {
     void *sum = b->projected.rows[t];

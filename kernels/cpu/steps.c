@@ -1,5 +1,5 @@
 // steps: the cpu backend's table, and its steps but for attention (step_attention.c) and the experts
-// (step_moe.c): embedding, head, rows that cross ranks, digests and looking in.
+// (step_moe.c): embedding, head, rows that cross ranks, digests and probes.
 //
 // Independent of: arithmetic (ISA rows), other ranks.
 #include "kernels/cpu/steps.h"
@@ -100,7 +100,7 @@ static status cpu_rows_write(backend *base, row_kind kind, int64_t first, int64_
   return 0;
 }
 
-// ---- looking in ----
+// ---- the residual stream, probes and digests ----
 
 static status cpu_stream_read(backend *base, int64_t first, int64_t count, double *out) {
   cpu_backend *b = (cpu_backend *)base;

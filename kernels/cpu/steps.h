@@ -33,15 +33,11 @@ static inline void norm_phase(cpu_backend *b, const float *weight, int64_t first
   for (int64_t t = first; t < first + count; t++) norm_row(b, &b->normed, t, t, weight);
 }
 
-static inline bool is_watched(const cpu_backend *b, probe_point point) {
-  return b->watch.wanted >> point & 1;
-}
-
 // Shows numbers[i] as row first + i of a probe. Inside a parallel region, by all its threads, or outside of
 // one.
 static inline void show_phase(cpu_backend *b, probe_point point, int64_t layer, void *const *numbers,
                               int64_t first, int64_t count, size_t real_bytes) {
-  if (!is_watched(b, point)) return;
+  if (!probe_is_watched(&b->watch, point)) return;
 #pragma omp single
   for (int64_t i = 0; i < count; i++)
     b->watch.show(b->watch.context, point, layer, first + i, numbers[i], real_bytes);
@@ -50,7 +46,7 @@ static inline void show_phase(cpu_backend *b, probe_point point, int64_t layer, 
 // The same of rows that lie one after the other.
 static inline void show_rows_phase(cpu_backend *b, probe_point point, int64_t layer, const void *numbers,
                                    int64_t first, int64_t count, size_t row_bytes, size_t real_bytes) {
-  if (!is_watched(b, point)) return;
+  if (!probe_is_watched(&b->watch, point)) return;
 #pragma omp single
   for (int64_t i = 0; i < count; i++)
     b->watch.show(b->watch.context, point, layer, first + i, (const char *)numbers + (size_t)i * row_bytes,

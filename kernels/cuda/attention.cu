@@ -1,8 +1,8 @@
 // attention: docs/paths.md step 6 on the device. A thread block takes the query heads that share a key/value
 // head, for a few tokens, so that each chunk of keys and values is read once for all of them.
 //
-// Long caches with few queries are split: each chunk's (max, sum, out) is computed by a block of its own and
-// folded by a second kernel in ascending order. The fold is the same function either way.
+// Long caches with few queries are split: each chunk's (max, sum, out) is computed by a separate thread block
+// and folded by a second kernel in ascending order. The fold is the same function either way.
 #include "kernels/cuda/attention.cuh"
 
 static constexpr int ROWS = 64; // (token, head) pairs to a block
@@ -29,7 +29,7 @@ struct shared_rows { // rows are neighbours, so that a thread takes four or eigh
   float kv[WIDE * CHUNK]; // keys [d][key], then values [key][d]
   float score[CHUNK][ROWS + 4];
   float run_max[ROWS], run_sum[ROWS], old[ROWS], fresh[ROWS];
-  int keys[ROWS]; // key positions that the row may read: its own position + 1; 0: no such row
+  int keys[ROWS]; // key positions that the row may read: its token's position + 1; 0: no such row
 };
 
 __device__ void load_queries(shared_rows *s, const attention_args &a, int first, int count, int kv_head) {
@@ -87,8 +87,8 @@ __device__ void scores(shared_rows *s, int dim) {
     *(float4 *)&s->score[j + i][r] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
 }
 
-// Warp w turns rows 8 w .. 8 w + 7 into weights and prepares their fold. `first`: the chunk starts the
-// running values.
+// Warp w makes weights of the scores of rows 8 w .. 8 w + 7, and the factors of their fold. `first`: the
+// chunk starts the running values.
 __device__ void weigh(shared_rows *s, int base, bool first) {
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   for (int r = EACH * warp; r < EACH * warp + EACH; r++) {
@@ -135,7 +135,7 @@ __device__ void weighted_values(float run[EACH][4], const shared_rows *s, int ba
   }
 #pragma unroll 2
   for (int j = 0; j < all; j++) add_values(acc, s, r0, j, *(const float4 *)&s->kv[j * dim + d], nullptr);
-  for (int j = all; j < most; j++) // only in the chunk that holds a row's own position
+  for (int j = all; j < most; j++) // only in the chunk that holds a row's position
     add_values(acc, s, r0, j, *(const float4 *)&s->kv[j * dim + d], n);
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
@@ -146,13 +146,13 @@ __device__ void weighted_values(float run[EACH][4], const shared_rows *s, int ba
   }
 }
 
-// One run of tokens of one sequence over chunks begin .. end - 1.
+// One run of tokens of one sequence over chunks start .. end - 1.
 __device__ void attend_run(shared_rows *s, const attention_args &a, int first, int count, int kv_head,
-                           int begin, int end, float run[EACH][4]) {
+                           int start, int end, float run[EACH][4]) {
   int dim = a.cache.head_dim, sequence = a.batch.sequence[first];
   size_t head = ((size_t)a.layer * a.cache.n_sequences + sequence) * a.cache.n_kv_heads + kv_head;
   load_queries(s, a, first, count, kv_head);
-  for (int chunk = begin; chunk < end; chunk++) {
+  for (int chunk = start; chunk < end; chunk++) {
     size_t at = head * a.cache.head_elements + (size_t)chunk * CHUNK * dim;
     __syncthreads();
     load_cache(s->kv, a.cache.keys, a.cache.f16, at, CHUNK * dim);
@@ -160,9 +160,9 @@ __device__ void attend_run(shared_rows *s, const attention_args &a, int first, i
     scores(s, dim);
     __syncthreads();
     load_cache(s->kv, a.cache.values, a.cache.f16, at, CHUNK * dim);
-    weigh(s, chunk * CHUNK, chunk == begin);
+    weigh(s, chunk * CHUNK, chunk == start);
     __syncthreads();
-    weighted_values(run, s, chunk * CHUNK, dim, chunk == begin);
+    weighted_values(run, s, chunk * CHUNK, dim, chunk == start);
   }
   __syncthreads();
 }
@@ -178,9 +178,9 @@ __global__ void __launch_bounds__(THREADS, 2) attend_tiles(const __grid_constant
   wait_for_inputs();
   extern __shared__ __align__(16) uint8_t memory[];
   shared_rows *s = (shared_rows *)memory;
-  int begin = (gridDim.x - 1 - blockIdx.x) * a.tokens, end = min(begin + a.tokens, a.batch.n),
+  int start = (gridDim.x - 1 - blockIdx.x) * a.tokens, end = min(start + a.tokens, a.batch.n),
       dim = a.cache.head_dim;
-  for (int first = begin; first < end;) {
+  for (int first = start; first < end;) {
     int count = run_length(a.batch, first, end);
     int last = a.batch.position[first + count - 1];
     int from = a.n_chunks ? blockIdx.z : 0, to = a.n_chunks ? from + 1 : last / CHUNK + 1;
@@ -284,8 +284,8 @@ static status launch_tiles(attention_args *a, int max_keys, cudaStream_t stream)
     ready = true;
   }
   a->tokens = ROWS / a->group;
-  int tiles = (a->batch.n + a->tokens - 1) / a->tokens, chunks = (max_keys + CHUNK - 1) / CHUNK;
-  bool split = chunks > 1 && tiles * a->cache.n_kv_heads < 256 &&
+  int tiles = ceil_div(a->batch.n, a->tokens), chunks = ceil_div(max_keys, CHUNK);
+  bool split = chunks > 1 && tiles * a->cache.n_kv_heads < SPLIT_BELOW &&
                (size_t)a->batch.n * a->n_heads * chunks <= a->work.capacity;
   a->n_chunks = split ? chunks : 0;
   TRY(launch(attend_tiles,

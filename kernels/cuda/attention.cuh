@@ -1,6 +1,27 @@
-// attention: what every attention kernel does with the scores of a chunk, and how chunks are folded.
+// attention: the cache, the launch of attention.cu, and what every attention kernel does with the scores of a
+// chunk and when it folds chunks.
 #pragma once
 #include "kernels/cuda/device.cuh"
+
+struct kv_cache {
+  void *keys, *values; // [layers][sequences][kv_heads] of [chunks][head_dim][CHUNK] and [positions][head_dim]
+  bool f16;
+  size_t head_elements; // of one (layer, sequence, head)
+  int n_sequences, n_kv_heads, head_dim;
+};
+
+// Fewer thread blocks than this do not keep a GPU busy: then each takes one chunk, where the work space holds
+// what is folded afterwards.
+static constexpr int SPLIT_BELOW = 256;
+
+struct attention_work {
+  float *max, *sum, *out; // [tokens * heads][chunks] (max, sum), [..][head_dim] of split attention
+  size_t capacity;        // rows * chunks
+};
+status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b,
+                        int n_heads, int max_keys, attention_work *work, cudaStream_t stream);
+
+// ---- of every attention kernel ----
 
 // Scores of one row's n keys, `stride` apart, become weights relative to their maximum; the warp's lanes are
 // sum32's lanes. Keys beyond n get weight 0 and no lane.
@@ -9,10 +30,7 @@ __device__ __forceinline__ void chunk_weights(float *score, int stride, int n, f
   int lane = threadIdx.x % WARP;
   float max = score[0];
   for (int j = lane; j < n; j += WARP) max = score[j * stride] > max ? score[j * stride] : max;
-  for (int half = WARP / 2; half; half /= 2) {
-    float other = __shfl_xor_sync(~0u, max, half);
-    max = other > max ? other : max;
-  }
+  max = warp_max(max);
   float sum = 0;
   for (int j = lane; j < CHUNK; j += WARP) {
     float e = j < n ? num_exp_f32(score[j * stride] - max) : 0.0f;

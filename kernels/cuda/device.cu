@@ -1,4 +1,4 @@
-// device: which GPU a rank takes, and waiting for it.
+// device: which GPU a rank takes, its limits, and waiting for it.
 #include "base/clock.h"
 #include "kernels/cuda/device.cuh"
 #include <sched.h>
@@ -20,6 +20,30 @@ bool device_take(device_id *out, int host_rank) {
   memcpy(out->uuid, p.uuid.bytes, sizeof out->uuid);
   snprintf(out->name, sizeof out->name, "%.63s", p.name);
   return true;
+}
+
+int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
+}
+
+int device_multiprocessors() {
+  static int count;
+  if (!count) count = device_attribute(cudaDevAttrMultiProcessorCount);
+  return count > 0 ? count : 1;
+}
+
+size_t device_shared_bytes() {
+  static int bytes;
+  if (!bytes) bytes = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return (size_t)bytes;
+}
+
+bool device_overlaps_launches() {
+  static int major;
+  if (!major) major = device_attribute(cudaDevAttrComputeCapabilityMajor);
+  return major >= 9;
 }
 
 static bool stuck;

@@ -1,7 +1,7 @@
-// instructions: the machine's own instructions that CUDA C++ has no name for, each as one function.
+// instructions: PTX instructions that CUDA C++ has no name for, each as one function.
 //
-// Owns: all inline assembly of the backend. Refuses to know: who uses it and why. A build without a GPU
-// (tests/gpu_emulation) puts a header of this name in its place.
+// Owns: all inline assembly of the backend but Hopper's. Independent of: who uses it and why. A build without
+// a GPU (tests/gpu_emulation) puts a header of this name in its place.
 #pragma once
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -12,31 +12,32 @@ __device__ __forceinline__ int dp4a_unsigned(uint32_t w, int x, int sum) { // by
   return out;
 }
 
-__device__ __forceinline__ void prefetch(const uint8_t *global) { // to the second cache
+__device__ __forceinline__ void prefetch_l2(const uint8_t *global) { // to the L2 cache
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
-// ---- copies to shared memory that the thread does not wait for until it asks; aligned to their length ----
+// ---- asynchronous copies to shared memory; aligned to their length ----
 
-__device__ __forceinline__ void copy16_async(void *shared, const void *global) {
+__device__ __forceinline__ void copy_async_16(void *shared, const void *global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
                "l"(global));
 }
 
-__device__ __forceinline__ void copy4_async(void *shared, const void *global) {
+__device__ __forceinline__ void copy_async_4(void *shared, const void *global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
                "l"(global));
 }
 
-__device__ __forceinline__ void wait_for_copies() {
+__device__ __forceinline__ void copy_async_wait_all() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-__device__ __forceinline__ void end_copy_group() {
+__device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;");
 }
 
-template <int LATEST> __device__ __forceinline__ void wait_for_groups_but() { // but the latest so many
+template <int LATEST>
+__device__ __forceinline__ void copy_async_wait_group() { // leaves the latest so many in flight
   asm volatile("cp.async.wait_group %0;" ::"n"(LATEST) : "memory");
 }
 
@@ -56,7 +57,7 @@ __device__ __forceinline__ void mma_k16(int c[4], const uint32_t a[2], uint32_t 
 }
 
 // Four 8 x 16 byte tiles, as a lane of mma_k32 holds them; `at` is the lane's row.
-__device__ __forceinline__ void load_tiles(uint32_t out[4], const int8_t *at) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t out[4], const int8_t *at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"((uint32_t)__cvta_generic_to_shared(at)));

@@ -1,6 +1,6 @@
 // instructions_hopper: as instructions.cuh, those that only sm_90a has.
 //
-// Owns: the inline assembly of Hopper's own kernels. The emulated GPU and older cards run none of them.
+// Owns: the inline assembly of the kernels for Hopper. The emulated GPU and older cards run none of them.
 #pragma once
 #include "kernels/cuda/instructions.cuh"
 
@@ -10,20 +10,20 @@ __device__ __forceinline__ uint32_t shared_address(const void *at) {
 
 // ---- barriers in shared memory: a phase ends with its last arrival; a wait names the phase's parity ----
 
-__device__ __forceinline__ void barrier_init(uint64_t *b, int arrivals) {
+__device__ __forceinline__ void mbarrier_init(uint64_t *b, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals) : "memory");
 }
 
-__device__ __forceinline__ void barrier_arrive(uint64_t *b) {
+__device__ __forceinline__ void mbarrier_arrive(uint64_t *b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
 }
 
 // An arrival once all copies that the thread has started have landed.
-__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t *b) {
+__device__ __forceinline__ void mbarrier_arrive_after_copies(uint64_t *b) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b)) : "memory");
 }
 
-__device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity) {
+__device__ __forceinline__ void mbarrier_wait(uint64_t *b, uint32_t parity) {
   asm volatile("{\n.reg .pred done;\nagain:\n"
                "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
                    shared_address(b)),
@@ -31,17 +31,18 @@ __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity) {
                : "memory");
 }
 
-template <int BARRIER, int THREADS> __device__ __forceinline__ void meet_some() { // so many of the block's
+template <int BARRIER, int THREADS>
+__device__ __forceinline__ void named_barrier_sync() { // of so many of the thread block's threads
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
 }
 
 // ---- registers of a warpgroup ----
 
-template <int EACH> __device__ __forceinline__ void give_registers() {
+template <int EACH> __device__ __forceinline__ void warpgroup_reg_dealloc() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(EACH));
 }
 
-template <int EACH> __device__ __forceinline__ void take_registers() {
+template <int EACH> __device__ __forceinline__ void warpgroup_reg_alloc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(EACH));
 }
 
@@ -51,31 +52,32 @@ template <int EACH> __device__ __forceinline__ void take_registers() {
 // code that wrote either and the product.
 
 // What ordinary stores and copies wrote to shared memory is from here on there for the tensor cores to read.
-__device__ __forceinline__ void show_to_tensor_cores() {
+__device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-__device__ __forceinline__ void wgmma_begin() {
+__device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-__device__ __forceinline__ void wgmma_end_group() {
+__device__ __forceinline__ void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-template <int LATEST> __device__ __forceinline__ void wgmma_wait_but() { // but the latest so many groups
+template <int LATEST>
+__device__ __forceinline__ void wgmma_wait_group() { // leaves the latest so many groups in flight
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LATEST) : "memory");
 }
 
 // Keeps the compiler from reading the sums before the wait that stands above.
-template <int N> __device__ __forceinline__ void wgmma_settle(int (&sums)[N]) {
+template <int N> __device__ __forceinline__ void wgmma_fence_operand(int (&sums)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+r"(sums[i])::"memory");
 }
 
 // Items lie as rows of 128 bytes whose 16-byte pieces are permuted, piece p of row r at p ^ (r % 8), from an
 // address aligned to 1,024. 32 bytes further along the row is 2 more.
-__device__ __forceinline__ uint64_t wgmma_items(const void *at) {
+__device__ __forceinline__ uint64_t wgmma_descriptor(const void *at) {
   return (uint64_t)((shared_address(at) & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
          (uint64_t)1 << 62;
 }
@@ -130,7 +132,7 @@ __device__ __forceinline__ void wgmma_k32(int (&sums)[ITEMS / 2], const uint32_t
 
 // ---- a warp's product of halves: C of 16 x 8, c = c + a * b ----
 
-__device__ __forceinline__ void mma_k16_halves(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma_k16_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                "{%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

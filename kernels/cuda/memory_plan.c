@@ -10,7 +10,7 @@ void memory_plan_add(memory_plan *p, const char *part, uint64_t bytes) {
   int i = 0;
   if (!bytes) return;
   while (i < p->n && strcmp(p->part[i].name, part)) i++;
-  if (i == MEMORY_PARTS) i--; // as many as there are names above: it does not come to this
+  if (i == MEMORY_PARTS) i--; // cannot be: there are as many as names
   if (i == p->n) p->part[p->n++] = (memory_part){part, 0};
   p->part[i].bytes += (bytes + unit - 1) / unit * unit;
 }
@@ -51,8 +51,8 @@ static int64_t largest_fit(const memory_question *q, bool of_context, int64_t le
 static int64_t ranks_that_fit(const memory_plan *p, const memory_question *q) {
   uint64_t experts = part_bytes(p, PART_EXPERTS), others = memory_plan_total(p) - experts;
   if (!experts || others >= q->free_bytes) return 0;
-  int64_t n = (int64_t)((q->free_bytes - others) / (experts / (uint64_t)q->n_own));
-  return n < 1 || n >= q->n_own ? 0 : (q->n_experts + n - 1) / n;
+  int64_t n = (int64_t)((q->free_bytes - others) / (experts / (uint64_t)q->n_local));
+  return n < 1 || n >= q->n_local ? 0 : (q->n_experts + n - 1) / n;
 }
 
 static void suggest(char *out, size_t size, const memory_plan *p, const memory_question *q) {

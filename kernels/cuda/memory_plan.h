@@ -1,7 +1,7 @@
-// memory_plan: what a GPU is asked to hold, part by part, before any of it is taken; and, where it is too
-// much, what would fit.
+// memory_plan: what a rank is going to allocate on its GPU, part by part, before any of it is allocated; and,
+// where it is too much, what would fit.
 //
-// Refuses to know: CUDA. Pure: numbers in, a fault's text out.
+// Independent of: CUDA. Pure: numbers in, an error's text out.
 #pragma once
 #include "base/status.h"
 #include <stdint.h>
@@ -10,14 +10,14 @@
 extern "C" {
 #endif
 
-// Names of the parts; the texts of faults are made of them.
+// Names of the parts, for errors.
 #define PART_SHARED    "shared weights"
-#define PART_EXPERTS   "own experts"
+#define PART_EXPERTS   "local experts"
 #define PART_CACHE     "KV cache"
 #define PART_ATTENTION "split attention"
 #define PART_WORK      "work space"
 #define PART_LOGITS    "logits"
-#define PART_DRIVER    "recordings"
+#define PART_DRIVER    "graphs and local memory"
 
 enum { MEMORY_PARTS = 7 };
 
@@ -36,17 +36,18 @@ void memory_plan_add(memory_plan *p, const char *part, uint64_t bytes);
 uint64_t memory_plan_total(const memory_plan *p);
 
 typedef struct {
-  const char *device; // its name in the fault
+  const char *device; // its name in the error
   uint64_t free_bytes, total_bytes;
-  int64_t context, chunk, least_chunk; // positions and tokens that were asked for
-  int64_t n_own, n_experts;            // experts of a layer on this rank, and of all
+  int64_t context, chunk, least_chunk; // positions and tokens, as configured
+  int64_t n_local, n_experts;          // experts of a layer on this rank, and of all
   // The plan for another context and chunk.
   void (*plan)(memory_plan *out, void *with, int64_t context, int64_t chunk);
   void *with;
 } memory_question;
 
-// Good when the plan fits what is free. Else the fault names each part in MiB, the largest, and the largest
-// run.context and run.chunk that would fit each on its own, and over how many ranks the experts would.
+// Good when the plan fits what is free. Else the error names each part in MiB, the largest part, the largest
+// run.context and the largest run.chunk that would fit, each with the other unchanged, and over how many
+// ranks the experts would.
 status memory_plan_check(const memory_plan *p, const memory_question *q);
 
 #ifdef __cplusplus

@@ -1,9 +1,10 @@
 // planes_q6k: how a row of Q6_K lies on the device. Its blocks of 210 bytes are not aligned, so a row of n
 // blocks is four planes: ql [n][128], qh [n][64], scales [n][16], d [n] (f16), padded to 16 bytes.
 //
-// Owns: where each plane begins. Independent of: who reads it.
+// Owns: where each plane starts. Independent of: who reads it.
 #pragma once
 #include "kernels/formats/blocks.h"
+#include <cuda_runtime.h>
 
 static inline size_t q6k_row_bytes(int64_t cols) {
   size_t n = (size_t)(cols / QK_K);

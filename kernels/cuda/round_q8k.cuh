@@ -2,10 +2,10 @@
 #pragma once
 #include "kernels/cuda/device.cuh"
 
-// Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, where asked for, the
-// halves of 8 sums (dev_inputs); global or shared memory.
+// Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, unless
+// NULL, the 8 sums of 32 (dev_inputs); global or shared memory.
 __device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
-                                            int8_t *halves) {
+                                            int8_t *sums32) {
   int lane = threadIdx.x % WARP;
   uint32_t most = 0; // bits of magnitudes order as the magnitudes; a NaN is none, as in the C comparison
   float extreme = 0;
@@ -32,10 +32,10 @@ __device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float 
   *(uint2 *)(qs + 8 * lane) = make_uint2(packed[0], packed[1]);
   sum += __shfl_xor_sync(~0u, sum, 1);
   if (lane % 2 == 0) bsums[lane / 2] = (int16_t)sum;
-  if (halves) {
+  if (sums32) {
     sum += __shfl_xor_sync(~0u, sum, 2);
-    if (lane % 4 == 0) halves[lane / 4] = (int8_t)(sum & 127);
-    if (lane % 4 == 1) halves[8 + lane / 4] = (int8_t)(sum >> 7);
+    if (lane % 4 == 0) sums32[lane / 4] = (int8_t)(sum & 127);
+    if (lane % 4 == 1) sums32[8 + lane / 4] = (int8_t)(sum >> 7);
   }
   if (lane == 0) *d = all ? 1.0f / inverse : 0.0f;
 }

@@ -1,17 +1,11 @@
 #include "kernels/cuda/state.cuh"
 #include "base/memory.h"
-#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/products/product.cuh"
 #include "kernels/product_form.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-bool overlaps_launches() {
-  static int major = -1;
-  if (major < 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess)
-    major = 0;
-  return major >= 9;
-}
 
 static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *what) {
   TRY(device_take_bytes(b, out, bytes, what));
@@ -32,13 +26,13 @@ static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t
   TRY(take(b, &out->qs, rows * (size_t)width, what));
   TRY(take(b, &out->d, rows * (size_t)width / QK_K, what));
   TRY(take(b, &out->bsums, rows * (size_t)width / 16, what));
-  return take(b, &out->halves, rows * (size_t)width / 16, what);
+  return take(b, &out->sums32, rows * (size_t)width / 16, what);
 }
 
 void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
-  if (!device_is_stuck()) { // giving back waits for the device
+  if (!device_is_stuck()) { // freeing waits for the device
     for (int i = 0; i < b->n_graphs; i++) cudaGraphExecDestroy(b->graphs[i].graph);
     for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
     for (int i = 0; i < AHEAD; i++)
@@ -66,9 +60,9 @@ static status open_cache(cuda_backend *b) {
   size_t elements = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads) * b->cache.head_elements;
   TRY(take_bytes(b, &b->cache.keys, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
   TRY(take_bytes(b, &b->cache.values, elements * (b->cache.f16 ? 2 : 4), PART_CACHE));
-  // enough to split up to 256 blocks' worth of queries over all chunks
+  // enough for launches of fewer than SPLIT_BELOW thread blocks, with eight rows each
   size_t chunks = positions / CHUNK;
-  b->work.capacity = 256 * 8 * chunks;
+  b->work.capacity = SPLIT_BELOW * 8 * chunks;
   TRY(take(b, &b->work.max, b->work.capacity, PART_ATTENTION));
   TRY(take(b, &b->work.sum, b->work.capacity, PART_ATTENTION));
   return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION);
@@ -165,7 +159,7 @@ static status open_router_and_head(cuda_backend *b) {
   return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
 
-// All that is taken on the device but the weights; with b->plan it is only added up.
+// All that is allocated on the device but the weights; with b->plan it is only added up.
 static status open_memory(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t sums = (size_t)((2 * s->n_layers + 1) * b->params.n_sequences);
@@ -193,7 +187,7 @@ static void set_params(cuda_backend *b, const backend_params *params) {
   b->alone = b->n_local == b->shape.n_experts;
 }
 
-// The same code adds up the memory that will take it, so that a plan cannot disagree with what follows.
+// The code that allocates the memory also adds it up, so that a plan cannot disagree with what follows.
 static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chunk) {
   backend_params p = *(const backend_params *)with;
   cuda_backend b = {};
@@ -201,7 +195,7 @@ static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chun
   p.max_batch = chunk;
   set_params(&b, &p);
   b.plan = out;
-  // planning itself takes a small table only, and for that there is memory
+  // errors: planning allocates a small table only
   weights_plan(out, p.weights, p.local, p.computes_shared);
   open_memory(&b);
   memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
@@ -222,7 +216,7 @@ static status plan_memory(cuda_backend *b) {
   q.context = b->params.context;
   q.chunk = b->params.max_batch;
   q.least_chunk = b->params.n_sequences;
-  q.n_own = b->n_local;
+  q.n_local = b->n_local;
   q.n_experts = b->shape.n_experts;
   q.plan = plan_for;
   q.with = &b->params;
@@ -230,11 +224,12 @@ static status plan_memory(cuda_backend *b) {
   return memory_plan_check(&plan, &q);
 }
 
-// What CUDA would refuse in mid-run with no more than "invalid argument". norm_rows and route_tokens hold a
-// row of hidden floats and of all experts' in shared memory; products have their tiles of 8 slots or more,
-// and digests their tokens, on the grid's second axis.
+// Limits whose breach CUDA would report in mid-run as "invalid argument" and no more. norm_rows and
+// route_tokens hold a row of hidden floats and of all experts' in shared memory; products have their tiles of
+// 8 slots or more, and digests their tokens, on the grid's second axis.
 static status check_limits(const cuda_backend *b) {
-  static constexpr int64_t SHARED_FLOATS = (48 << 10) / 4 - 8; // no attribute raises it; 8: norm_rows' own
+  static constexpr int64_t SHARED_FLOATS =
+      DEFAULT_SHARED_BYTES / 4 - 8; // no attribute raises it; 8: for norm_rows' variables
   static constexpr int64_t GRID_Y = 65535, LEAST_TILE = 8;
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, tiles = n * s->top_k / LEAST_TILE + b->n_local;

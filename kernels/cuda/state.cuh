@@ -1,38 +1,34 @@
-// state: what one arm keeps on one GPU, and how it is opened, planned and given back.
+// state: what one arm keeps on one GPU, and how it is planned, allocated and freed.
 //
-// Owns: activations, caches, work space and captured graphs, all taken at open. Refuses to know: the order of
-// the steps (steps.cu), arithmetic, other ranks.
+// Owns: activations, caches, work space and captured graphs, all allocated at open. Independent of: the order
+// of the steps (steps.cu), arithmetic, other ranks.
 #pragma once
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/memory_plan.h"
+#include "kernels/cuda/weights.cuh"
 
 static constexpr int MAX_BLOCKS = 64;
 
 static constexpr int MAX_GRAPHS = 24;
-static constexpr int CAPTURED_TOKENS = 64; // larger batches keep the device busy without it
+static constexpr int CAPTURED_TOKENS = 64; // larger batches keep the device busy without a graph
 static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
 
-struct captured_graph { // the steps of every batch of n tokens whose longest sequence has at most `max_keys`
-                        // positions
+// The steps of every batch of n tokens whose longest sequence has at most `max_keys` positions.
+struct captured_graph {
   int n, max_keys;
   bool distinct;
   cudaGraphExec_t graph;
 };
 
-// Where a layer's experts stand: what `expert`, `member` and normed rows hold, and then what was computed of
-// them.
+// The progress of a layer's experts: what `expert`, `member` and normed rows hold, and then what was computed
+// of them.
 enum routing_state {
   ROUTING_NONE,
-  ROUTING_OF_SOME, // of part of the rows, the others' are to come from other ranks
+  ROUTING_OF_SOME, // of part of the rows; other ranks route the others
   ROUTING_OF_ALL,  // of every row, as router_logits say
-  ROUTING_GIVEN,   // of every row, whatever router_logits say
+  ROUTING_GIVEN,   // of every row, from other ranks or the host: router_logits do not tell
   EXPERTS_UP,      // gate.x is silu(gate) * up, rounded where down reads it so
   EXPERTS_UP_ONE,  // the same of one token by decode_gate_up_launch, which leaves the rounding to down
-};
-
-struct routing_range { // what routing_wait brings
-  int64_t first, count;
-  unsigned parts;
 };
 
 struct cuda_backend {
@@ -47,7 +43,7 @@ struct cuda_backend {
   uint64_t bytes;
   int n_local;       // experts of this rank
   bool alone;        // it owns every expert, so slots need no exchange
-  memory_plan *plan; // not NULL: memory is not taken but added up
+  memory_plan *plan; // not NULL: memory is not allocated but added up
   cudaEvent_t batch_end[AHEAD];
   int64_t n_batches;
 
@@ -60,8 +56,8 @@ struct cuda_backend {
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
   kv_cache cache;
   attention_work work;
-  unsigned *arrived; // counters of decode.cu
-  bool decodes;      // decode.cu holds this model on these paths
+  unsigned *arrived; // counters of decode_attention.cu
+  bool decodes;      // decode_fits, on these paths
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
@@ -71,10 +67,10 @@ struct cuda_backend {
   float *host_weight;
   double *host_margin;
   int64_t *host_place;
-  cudaEvent_t fetched; // the routing has come to them
+  cudaEvent_t fetched; // after the transfer of the routing to them
   float *host_logits;  // [max_logit_rows][vocabulary]
   probe_watch watch;
-  float *shown;                    // [max_batch][widest probe that has no array of its own]
+  float *shown;                    // [max_batch][widest probe without an array among those above]
   unsigned long long *unused_sums; // [n_sequences]
   uint8_t *host_rows;              // pinned, all rows of any kind; only where rows cross ranks
   captured_graph graphs[MAX_GRAPHS];

@@ -1,6 +1,7 @@
 // step_attention: x += o(attention(norm(x))), whole or as project and attend.
 //
-// Owns: which launches make a step. Independent of: how the state came to be (state.cu), how rows travel.
+// Owns: which launches make a step. Independent of: how the state came to be (state.cu), how rows cross
+// ranks.
 #include "kernels/cuda/steps.cuh"
 
 static bool rounds(const cuda_backend *b) {
@@ -36,7 +37,9 @@ static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, boo
   if (whole && b->distinct && decode_attends(&b->work, s, n, b->max_keys))
     return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
                                    &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
-  float *keys = is_watched(b, PROBE_KCUR) ? b->shown : nullptr; // rotated: the cache may hold halves only
+  float *keys = probe_is_watched(&b->watch, PROBE_KCUR)
+                    ? b->shown
+                    : nullptr; // rotated, and not rounded to f16 as the cache may be
   TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, first, n, keys,
                    b->stream));
   TRY(show(b, PROBE_QCUR, layer, b->q + at, first, n));

@@ -1,7 +1,7 @@
 // step_moe: x += the chosen experts' outputs, whole or as route, experts_up, experts_down and combine.
 //
-// Owns: which launches make a step, and where the routing stands (routing_state). Independent of: how the
-// state came to be (state.cu), how rows travel.
+// Owns: which launches make a step, and the progress of the routing (routing_state). Independent of: how the
+// state came to be (state.cu), how rows cross ranks.
 #include "base/memory.h"
 #include "kernels/cuda/steps.cuh"
 #include <string.h>
@@ -93,7 +93,7 @@ status cuda_routing_wait(backend *base, routing *out) {
   return 0;
 }
 
-// `expert` and normed rows have come from other ranks: what follows from them.
+// `expert` and normed rows have arrived from other ranks: what is derived from them.
 status cuda_routing_arrived(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
@@ -102,7 +102,7 @@ status cuda_routing_arrived(backend *base, const token_batch *rows) {
   return 0;
 }
 
-// From pageable memory: the driver has its own copy when the call returns.
+// From pageable memory: the driver has made a copy when the call returns.
 status cuda_routing_write(backend *base, int64_t first, int64_t count, unsigned parts, const routing *in) {
   cuda_backend *b = self(base);
   int64_t slot = first * b->shape.top_k;
@@ -177,7 +177,7 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   TRY(multiply(b, b->experts, &in));
   TRY(show_slots(b, PROBE_FFN_MOE_GATE, layer, b->gate.x, nullptr, n_slots));
   TRY(show_slots(b, PROBE_FFN_MOE_UP, layer, b->up, nullptr, n_slots));
-  bool floats = !takes_q8k(b->experts, &w->down) || is_watched(b, PROBE_FFN_MOE_SWIGLU);
+  bool floats = !takes_q8k(b->experts, &w->down) || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
   TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, floats, b->stream));
   TRY(show_slots(b, PROBE_FFN_MOE_SWIGLU, layer, b->gate.x, nullptr, n_slots));
   b->routing = EXPERTS_UP;
@@ -190,8 +190,7 @@ static status place_slots(cuda_backend *b, const slot_places *places, int n_slot
   *out = places->order == SLOTS_IN_ORDER ? nullptr : b->place;
   if (places->order != SLOTS_PLACED) return 0;
   const void *from = places->row_of_slot;
-  if (b->params
-          .computes_shared) // the last copy from there is done: the host has waited for the routing since
+  if (b->params.computes_shared) // pinned; its last copy is done: the host has waited for the routing since
     from = memcpy(b->host_place, places->row_of_slot, (size_t)n_slots * sizeof(int64_t));
   CUDA_TRY(
       cudaMemcpyAsync(b->place, from, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice, b->stream));
@@ -237,7 +236,7 @@ static combine_part part_of(const cuda_backend *b, int64_t first, int64_t count,
 // The sum alone, as 0 + sum; its digest goes nowhere.
 static status show_sums(cuda_backend *b, int64_t layer, int64_t first, int64_t count, const combine_part *p) {
   const model_shape *s = &b->shape;
-  if (!is_watched(b, PROBE_FFN_MOE_OUT)) return 0;
+  if (!probe_is_watched(&b->watch, PROBE_FFN_MOE_OUT)) return 0;
   CUDA_TRY(cudaMemsetAsync(b->shown, 0, (size_t)(count * s->hidden) * sizeof(float), b->stream));
   TRY(combine_launch(b->shown, p->slots, p->weight, p->place, &p->rows, (int)s->top_k, (int)s->hidden,
                      b->unused_sums, b->shared->tag, (int)layer, b->stream));
@@ -259,7 +258,7 @@ status cuda_combine(backend *base, int64_t layer, const token_batch *rows, int64
 
 // ---- the whole step ----
 
-// One token on q8k: the choice is made where it is needed, and the last kernel has every slot at hand.
+// One token on q8k: each kernel repeats the choice, and the last one has every slot and combines.
 static status moe_of_one_token(cuda_backend *b, int64_t layer) {
   const dev_layer *w = &b->weights->layers[layer];
   decode_experts e = one_token(b, layer);

@@ -1,8 +1,7 @@
 // steps: the cuda backend's table, and its steps but for attention (step_attention.cu) and the experts
-// (step_moe.cu): embedding, head, rows that cross ranks, looking in, digests, captured graphs.
+// (step_moe.cu): embedding, head, rows that cross ranks, probes, digests, captured graphs.
 //
-// Independent of: how the state came to be (state.cu), how rows travel; the exchange moves them, or the
-// host's copy.
+// Independent of: how the state came to be (state.cu), how rows cross ranks.
 #include "base/memory.h"
 #include "kernels/cuda/steps.cuh"
 #include <stdio.h>
@@ -34,7 +33,7 @@ dev_inputs rows_from(dev_inputs in, int64_t first) {
   in.qs += elements;
   in.d += elements / QK_K;
   in.bsums += elements / 16;
-  in.halves += elements / 16;
+  in.sums32 += elements / 16;
   return in;
 }
 
@@ -61,7 +60,8 @@ dev_batch batch_from(const dev_batch &b, int first, int n) {
 
 // ---- the start of a batch ----
 
-// Without a bound the host would fill the driver's queue, and then wait in a launch, where nobody watches.
+// Without a bound the host would fill the driver's queue, and then block in a launch, where params.watch is
+// not called.
 static status keep_pace(cuda_backend *b) {
   cudaEvent_t mark = b->batch_end[b->n_batches % AHEAD];
   if (b->n_batches >= AHEAD) TRY(device_wait_event(mark, &b->params));
@@ -80,7 +80,7 @@ static status load_batch(cuda_backend *b, const token_batch *batch) {
     if (batch->position[t] >= b->max_keys) b->max_keys = batch->position[t] + 1;
     for (int64_t u = 0; u < t && b->distinct; u++) b->distinct = batch->sequence[u] != batch->sequence[t];
   }
-  // from pageable memory: the driver has its own copy when the call returns
+  // from pageable memory: the driver has made a copy when the call returns
   CUDA_TRY(cudaMemcpyAsync(b->token, batch->token, bytes, cudaMemcpyHostToDevice, b->stream));
   CUDA_TRY(cudaMemcpyAsync(b->sequence, batch->sequence, bytes, cudaMemcpyHostToDevice, b->stream));
   CUDA_TRY(cudaMemcpyAsync(b->position, batch->position, bytes, cudaMemcpyHostToDevice, b->stream));
@@ -193,7 +193,7 @@ static status cuda_rows_read(backend *base, row_kind kind, int64_t first, int64_
   if (n)
     CUDA_TRY(cudaMemcpyAsync(b->host_rows + at, (const uint8_t *)rows.at + at, n, cudaMemcpyDeviceToHost,
                              b->stream));
-  return device_wait(b->stream, &b->params); // also for writes before: the buffer is free after it
+  return device_wait(b->stream, &b->params); // also for writes before: the host buffer is free then
 }
 
 static status cuda_rows_write(backend *base, row_kind kind, int64_t first, int64_t count) {
@@ -206,7 +206,7 @@ static status cuda_rows_write(backend *base, row_kind kind, int64_t first, int64
   return 0;
 }
 
-// ---- looking in ----
+// ---- the residual stream and probes ----
 
 static status cuda_stream_read(backend *base, int64_t first, int64_t count, double *out) {
   cuda_backend *b = self(base);
@@ -252,7 +252,7 @@ status show(cuda_backend *b, probe_point point, int64_t layer, const void *numbe
             int64_t count) {
   int64_t width = probe_width(point, &b->shape);
   char *host;
-  if (!is_watched(b, point)) return 0;
+  if (!probe_is_watched(&b->watch, point)) return 0;
   TRY(fetch(b, &host, numbers, count, width));
   for (int64_t i = 0; i < count; i++)
     b->watch.show(b->watch.context, point, layer, first + i, host + (size_t)(i * width) * sizeof(float),
@@ -267,7 +267,7 @@ status show_slots(cuda_backend *b, probe_point point, int64_t layer, const float
   size_t row = (size_t)width * sizeof(float);
   char *members = nullptr, *places = nullptr, *one = nullptr;
   status result;
-  if (!is_watched(b, point)) return 0;
+  if (!probe_is_watched(&b->watch, point)) return 0;
   TRY_DONE(result, fetch(b, &members, b->member, n_slots, 1));
   if (place) TRY_DONE(result, fetch(b, &places, place, n_slots, 2)); // of 8 bytes
   TRY_DONE(result, memory_take((void **)&one, row, 1, "a probe"));
@@ -286,7 +286,7 @@ done:
 
 // ---- digests ----
 
-// The digest itself was taken by combine, where the rows were at hand.
+// combine has added to the digest already; here only where the sum goes.
 static status cuda_digest(backend *base, int64_t layer, const token_batch *rows, int64_t, int64_t count,
                           uint64_t *sums) {
   cuda_backend *b = self(base);
@@ -294,7 +294,7 @@ static status cuda_digest(backend *base, int64_t layer, const token_batch *rows,
   return 0;
 }
 
-// Waits for everything enqueued and hands over the digests.
+// Waits for all that was enqueued and adds the digests to the host's sums.
 static status cuda_finish(backend *base) {
   cuda_backend *b = self(base);
   size_t rows = 2 * (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
@@ -329,8 +329,8 @@ static status capture(cuda_backend *b, const token_batch *batch, status (*steps)
   return 0;
 }
 
-// The positions for which attention is laid out: a power of two of chunks, so that few graphs serve a
-// long run.
+// The positions for which attention is laid out: a power of two of chunks, so that a long run
+// needs few graphs.
 static int captured_keys(int keys) {
   int chunks = 1;
   while (chunks * CHUNK < keys) chunks *= 2;

@@ -1,7 +1,7 @@
 // steps: the cuda backend's steps, shared by the files that hold them: step_attention.cu, step_moe.cu,
 // steps.cu.
 //
-// The whole forward pass lives on the device: token ids go in, logits (or their digest) come out. Steps are
+// The whole forward pass runs on the device: token ids go in, logits (or their digest) come out. Steps are
 // enqueued on one stream and return; `finish` and every read wait. The same phases in the same order
 // everywhere:
 //
@@ -17,12 +17,19 @@
 //   experts_down  down                       expert_list, widen      multiply              decode_down
 //   combine       weighted sum, add; digest  combine                 combine
 //   head          norm; output               norm, products          norm, product_shared  decode_head
+//
+// Where to find what: the launches of products in products/, of one token in decode/; attention.cu;
+// routing.cu; vectors.cu, every other step between the products. state.cu: what an arm allocates; weights.cu:
+// the model.
 #pragma once
-#include "kernels/cuda/decode.cuh"
+#include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/products/product.cuh"
+#include "kernels/cuda/routing.cuh"
 #include "kernels/cuda/state.cuh"
+#include "kernels/cuda/vectors.cuh"
 #include "kernels/product_form.h"
 
-// One token on q8k, and nobody looks in: decode.cuh's launches. The same bits.
+// One token on q8k, and no probe is watched: decode.cuh's launches. The same bits.
 static inline bool decodes(const cuda_backend *b, const token_batch *rows) {
   return b->decodes && rows->n == 1 && !b->watch.wanted;
 }
@@ -45,12 +52,8 @@ static inline int64_t sums_row(const cuda_backend *b, int64_t layer, const token
 
 // ---- probes: steps.cu ----
 
-static inline bool is_watched(const cuda_backend *b, probe_point point) {
-  return b->watch.wanted >> point & 1;
-}
-
-// Shows numbers[count][probe_width] on the device as rows first .. of a probe; waits. Nothing where nobody
-// looks.
+// Shows numbers[count][probe_width] on the device as rows first .. of a probe; waits. Nothing where it is
+// not watched.
 status show(cuda_backend *b, probe_point point, int64_t layer, const void *numbers, int64_t first,
             int64_t count);
 // The same of the slots of owned experts among all n_slots: slot i is row i of numbers, or row place[i].

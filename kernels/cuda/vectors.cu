@@ -1,5 +1,7 @@
-// vectors: the steps between the products: embedding, norms, rounding, RoPE, routing, combining, digests.
+// vectors: the steps between the products but for routing and attention: embedding, norms, rounding, RoPE,
+// SwiGLU, combining, digests.
 #include "kernels/cuda/round_q8k.cuh"
+#include "kernels/cuda/vectors.cuh"
 #include "kernels/cuda/weight_at.cuh"
 
 static constexpr int BLOCK = 256;
@@ -19,7 +21,7 @@ __global__ void embed(float *x, dev_matrix m, const int *token) {
 }
 
 status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, cudaStream_t stream) {
-  return launch(embed, dim3((unsigned)(b->n)), BLOCK, 0, stream, x, *embedding, b->token);
+  return launch(embed, dim3((unsigned)b->n), BLOCK, 0, stream, x, *embedding, b->token);
 }
 
 // ---- rounding to Q8_K ----
@@ -29,7 +31,7 @@ __device__ void round_row_block(dev_inputs io, int row, int block, const float *
   float v[8];
   for (int i = 0; i < 8; i++) v[i] = from[block * QK_K + 8 * lane + i];
   size_t b = (size_t)row * (io.width / QK_K) + block;
-  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.halves + b * 16);
+  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.sums32 + b * 16);
 }
 
 __global__ void round_rows(dev_inputs io, int n_blocks) {
@@ -56,11 +58,8 @@ __global__ void norm_rows(dev_inputs out, const float *x, const float *weight, f
   for (int i = threadIdx.x; i < n; i += blockDim.x) row[i] = x[(size_t)t * n + i];
   __syncthreads();
   if (threadIdx.x < WARP) {
-    float sum = 0;
-#pragma unroll 16
-    for (int i = threadIdx.x; i < n; i += WARP) sum = num_fma_f32(row[i], row[i], sum);
-    sum = warp_tree(sum);
-    if (threadIdx.x == 0) inverse = 1.0f / sqrtf(sum / (float)n + epsilon);
+    float sum = sum_of_squares(row, n);
+    if (threadIdx.x == 0) inverse = inverse_rms(sum, n, epsilon);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += blockDim.x) {
@@ -74,7 +73,7 @@ __global__ void norm_rows(dev_inputs out, const float *x, const float *weight, f
 
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
                    cudaStream_t stream) {
-  return launch(norm_rows, dim3((unsigned)(n)), BLOCK, (size_t)out.width * sizeof(float), stream, out, x,
+  return launch(norm_rows, dim3((unsigned)n), BLOCK, (size_t)out.width * sizeof(float), stream, out, x,
                 weight, epsilon, round);
 }
 
@@ -113,7 +112,7 @@ __global__ void rotate_heads(float *q, const float *k, const float *v, const flo
   const float *weight = is_query ? q_norm : k_norm;
   float sum = 0;
   for (int i = lane; i < dim; i += WARP) sum = num_fma_f32(from[i], from[i], sum);
-  float inverse = 1.0f / sqrtf(warp_tree(sum) / (float)dim + epsilon), z = is_query ? scale : 1.0f;
+  float inverse = inverse_rms(warp_tree(sum), dim, epsilon), z = is_query ? scale : 1.0f;
   size_t head = ((size_t)layer * cache.n_sequences + b.sequence[t]) * cache.n_kv_heads + kv;
   for (int i = lane; i < dim / 2; i += WARP) {
     float c = rope[(size_t)position * dim + 2 * i], s = rope[(size_t)position * dim + 2 * i + 1];
@@ -142,15 +141,15 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
                     float *keys, cudaStream_t stream) {
   size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
   float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
-  return launch(rotate_heads, dim3((unsigned)((int)((items + 3) / 4))), 4 * WARP, 0, stream, q, k, v,
-                w->q_norm, w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b,
-                first, n, keys);
+  return launch(rotate_heads, dim3((unsigned)((items + 3) / 4)), 4 * WARP, 0, stream, q, k, v, w->q_norm,
+                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b, first, n,
+                keys);
 }
 
 // ---- experts' activations ----
 
 // A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds. A piece's
-// loads do not wait to know whether its slot is here.
+// loads do not wait for whether its slot is owned.
 template <bool ROUND>
 __global__ void __launch_bounds__(BLOCK)
     swiglu_pieces(dev_inputs gate, const float *up, const int *member, int n_pieces, bool floats) {
@@ -159,9 +158,9 @@ __global__ void __launch_bounds__(BLOCK)
   int piece = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP;
   if (piece >= n_pieces) return;
   // rounding wants eight neighbours in a lane; else a warp's loads are of neighbours
-  int begin = ROUND ? 2 * lane : lane, next = ROUND ? 1 : WARP;
-  float4 *to = (float4 *)(gate.x + (size_t)piece * QK_K) + begin;
-  const float4 *from = (const float4 *)(up + (size_t)piece * QK_K) + begin;
+  int start = ROUND ? 2 * lane : lane, next = ROUND ? 1 : WARP;
+  float4 *to = (float4 *)(gate.x + (size_t)piece * QK_K) + start;
+  const float4 *from = (const float4 *)(up + (size_t)piece * QK_K) + start;
   float4 g0 = to[0], g1 = to[next], u0 = from[0], u1 = from[next];
   if (member[piece / per_row] < 0) return;
   const float g[8] = {g0.x, g0.y, g0.z, g0.w, g1.x, g1.y, g1.z, g1.w},
@@ -174,7 +173,7 @@ __global__ void __launch_bounds__(BLOCK)
     to[next] = make_float4(v[4], v[5], v[6], v[7]);
   }
   size_t b = (size_t)piece;
-  if (ROUND) round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16, gate.halves + b * 16);
+  if (ROUND) round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16, gate.sums32 + b * 16);
 }
 
 // Rows that are no whole pieces: never rounded.
@@ -194,162 +193,6 @@ status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n,
   unsigned blocks = (unsigned)((n_pieces + BLOCK / WARP - 1) / (BLOCK / WARP));
   return launch(round ? swiglu_pieces<true> : swiglu_pieces<false>, dim3(blocks), BLOCK, 0, stream, gate, up,
                 member, n_pieces, floats);
-}
-
-// ---- routing: a warp a token ----
-
-__device__ unsigned long long best_of(const float *p, int n) {
-  unsigned long long best = 0; // (probability, lowest index); chosen ones are negative
-  for (int e = threadIdx.x; e < n; e += WARP)
-    if (p[e] >= 0.0f) {
-      unsigned long long key = (unsigned long long)__float_as_uint(p[e]) << 32 | (0xffffffffu - (uint32_t)e);
-      best = key > best ? key : best;
-    }
-  for (int half = WARP / 2; half; half /= 2) {
-    unsigned long long other = __shfl_xor_sync(~0u, best, half);
-    best = other > best ? other : best;
-  }
-  return best;
-}
-
-// When logits are not finite: the first expert not chosen yet, as the C code does it; the logits are refused
-// later.
-__device__ int first_left(const float *p, int n) {
-  for (int e = 0; e < n; e++)
-    if (!(p[e] < 0.0f)) return e;
-  return 0;
-}
-
-__global__ void route_tokens(int *expert, float *weight, int *member, int64_t *place, double *margin,
-                             const float *logits, const int *local_of_expert, const int *rank_of_expert,
-                             int n, int k) {
-  wait_for_inputs();
-  extern __shared__ float p[];
-  int t = blockIdx.x, lane = threadIdx.x;
-  const float *from = logits + (size_t)t * n;
-  float max = from[0];
-  for (int e = lane; e < n; e += WARP) max = from[e] > max ? from[e] : max;
-  for (int half = WARP / 2; half; half /= 2) {
-    float other = __shfl_xor_sync(~0u, max, half);
-    max = other > max ? other : max;
-  }
-  for (int e = lane; e < n; e += WARP) p[e] = num_exp_f32(from[e] - max);
-  __syncwarp();
-  double all = 0;
-  if (lane == 0 && margin)
-    for (int e = 0; e < n; e++) all += (double)p[e];
-  float sum = 0, last = 0;
-  for (int slot = 0; slot <= k; slot++) {
-    unsigned long long best = best_of(p, n);
-    float found = best ? __uint_as_float((uint32_t)(best >> 32)) : 0.0f;
-    int e = best ? (int)(0xffffffffu - (uint32_t)best) : first_left(p, n);
-    if (slot == k) {
-      if (lane == 0 && margin) margin[t] = best ? ((double)last - (double)found) / all : 1.0;
-      break;
-    }
-    __syncwarp();
-    if (lane == 0) {
-      expert[t * k + slot] = e;
-      member[t * k + slot] = local_of_expert[e];
-      if (place) place[t * k + slot] = (int64_t)rank_of_expert[e] * gridDim.x * k + t * k + slot;
-      weight[t * k + slot] = found;
-      p[e] = -1.0f;
-    }
-    __syncwarp();
-    sum = sum + found;
-    last = found;
-  }
-  for (int slot = lane; slot < k; slot += WARP) weight[t * k + slot] = weight[t * k + slot] / sum;
-}
-
-status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
-                    const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,
-                    int n_experts, int k, cudaStream_t stream) {
-  return launch(route_tokens, dim3((unsigned)(n)), WARP, (size_t)n_experts * sizeof(float), stream, expert,
-                weight, member, place, margin, logits, local_of_expert, rank_of_expert, n_experts, k);
-}
-
-// ---- grouping slots by this rank's experts ----
-
-// A thread block a member. Each counts the items of all members, so that none waits for another; the order
-// within a group is ascending, so the list is the same every time.
-static constexpr int GROUPERS = 16, AT_ONCE = 8; // warps of a block; loads in flight
-
-// f(items' members, index of the lane's item), of 32 items each, over the items that belong to this warp.
-template <typename Take>
-__device__ __forceinline__ void each_of_warp(const int *member, int n_items, Take take) {
-  int lane = threadIdx.x % WARP, share = (n_items + GROUPERS * WARP - 1) / (GROUPERS * WARP) * WARP;
-  int begin = threadIdx.x / WARP * share, end = min(begin + share, n_items);
-  for (int base = begin; base < end; base += AT_ONCE * WARP) {
-    int of[AT_ONCE];
-#pragma unroll
-    for (int k = 0; k < AT_ONCE; k++) {
-      int i = base + k * WARP + lane;
-      of[k] = i < end ? member[i] : -1;
-    }
-#pragma unroll
-    for (int k = 0; k < AT_ONCE; k++) take(of[k], base + k * WARP + lane);
-  }
-}
-
-// The tiles of `items` items that members 0 .. n - 1 have.
-__device__ __forceinline__ int tiles_before(const int *count, int n, int items) {
-  int sum = 0;
-  for (int m = threadIdx.x % WARP; m < n; m += WARP) sum += (count[m] + items - 1) / items;
-  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
-  return sum;
-}
-
-__global__ void __launch_bounds__(GROUPERS *WARP)
-    group_member(int *first, int *order, int *tiles, const int *member, int n_items, int n_members) {
-  extern __shared__ __align__(16) uint8_t memory[];
-  __shared__ int begin, of_warp[GROUPERS];
-  wait_for_inputs();
-  int *count = (int *)memory; // [n_members]
-  int own = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, mine = 0;
-  for (int m = threadIdx.x; m < n_members; m += GROUPERS * WARP) count[m] = 0;
-  __syncthreads();
-  each_of_warp(member, n_items, [&](int of, int) {
-    if (of >= 0) atomicAdd(&count[of], 1);
-    mine += __popc(__ballot_sync(~0u, of == own));
-  });
-  if (lane == 0) of_warp[warp] = mine;
-  __syncthreads();
-  if (warp <= TILE_SIZES) { // warp 0 sums items, the next four tiles of 8, 16, 32, 64
-    int items = warp ? 4 << warp : 1, before = tiles_before(count, own, items);
-    int *to = warp ? tiles + (warp - 1) * (n_members + 1) : first;
-    if (lane == 0) {
-      to[own] = before;
-      if (own == n_members - 1) to[n_members] = before + (count[own] + items - 1) / items;
-      if (warp == 0) begin = before;
-    }
-  }
-  __syncthreads();
-  int at = begin;
-  for (int w = 0; w < warp; w++) at += of_warp[w];
-  each_of_warp(member, n_items, [&](int of, int i) {
-    unsigned mask = __ballot_sync(~0u, of == own);
-    if (of == own) order[at + __popc(mask & ((1u << lane) - 1))] = i;
-    at += __popc(mask);
-  });
-}
-
-__global__ void find_members(int *member, const int *expert, const int *local_of_expert, int n_slots) {
-  wait_for_inputs();
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < n_slots) member[i] = local_of_expert[expert[i]];
-}
-
-status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
-                      cudaStream_t stream) {
-  return launch(find_members, dim3((unsigned)((n_slots + BLOCK - 1) / BLOCK)), BLOCK, 0, stream, member,
-                expert, local_of_expert, n_slots);
-}
-
-status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
-                    cudaStream_t stream) {
-  return launch(group_member, dim3((unsigned)n_members), GROUPERS * WARP, (size_t)n_members * sizeof(int),
-                stream, first, order, tiles, member, n_items, n_members);
 }
 
 // ---- digest ----
@@ -372,7 +215,7 @@ status digest_launch(unsigned long long *sums, const float *rows, const dev_batc
                 rows, b->sequence + first, b->position + first, width, tag, layer);
 }
 
-// ---- combining: slots in slot order; the new rows are at hand, so their digest is taken here ----
+// ---- combining: slots in slot order, and the digest of the new rows, which are in registers here ----
 
 struct combine_args {
   float *x;
@@ -428,7 +271,7 @@ __device__ __forceinline__ float4 combine_four(const combine_args &a, int t, int
 // Adds the block's sums to a digest: one atomic a block, since a batch of one sequence has one address.
 __device__ __forceinline__ void add_block_digest(unsigned long long *to, unsigned long long sum) {
   __shared__ unsigned long long of_warp[BLOCK / WARP];
-  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
+  sum = warp_sum(sum);
   if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = sum;
   __syncthreads();
   if (threadIdx.x) return;
@@ -457,13 +300,15 @@ template <int WIDE> __global__ void __launch_bounds__(BLOCK) combine_slots(const
   add_block_digest(&a.sums[a.b.sequence[t]], digest);
 }
 
+// Up to so many rows do not keep a GPU busy with a thread block each: then a block takes part of a row.
+static constexpr int FEW_ROWS = 128;
+
 status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place,
                       const dev_batch *b, int k, int hidden, unsigned long long *sums, uint64_t tag,
                       int layer, cudaStream_t stream) {
   combine_args a = {x, slots, weight, place, *b, k, hidden, sums, tag, layer};
-  bool by_four = b->n > 128 && hidden % 4 == 0;
-  if (by_four) return launch(combine_slots<4>, dim3((unsigned)b->n), BLOCK, 0, stream, a);
-  unsigned parts =
-      b->n > 128 ? 1 : (unsigned)((hidden + BLOCK - 1) / BLOCK); // few tokens: a block each part of a row
+  bool many = b->n > FEW_ROWS;
+  if (many && hidden % 4 == 0) return launch(combine_slots<4>, dim3((unsigned)b->n), BLOCK, 0, stream, a);
+  unsigned parts = many ? 1 : (unsigned)ceil_div(hidden, BLOCK);
   return launch(combine_slots<1>, dim3((unsigned)b->n, parts < 8 ? parts : 8), BLOCK, 0, stream, a);
 }

@@ -1,8 +1,8 @@
 // weights: the model's tensors in device memory, one copy for all arms of this process. Blocks keep their
 // bits; rows of Q6_K are re-ordered into planes (planes_q6k.cuh), those of no other type.
 #include "base/memory.h"
-#include "kernels/cuda/device.cuh"
 #include "kernels/cuda/planes_q6k.cuh"
+#include "kernels/cuda/weights.cuh"
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,11 +27,8 @@ __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, in
   }
 }
 
-enum device_layout {
-  NOT_HELD,
-  BLOCKS,
-  PLANES
-}; // of a type's rows; not held: the backend has no product of it
+// Of a type's rows; not held: the backend has no product of it.
+enum device_layout { NOT_HELD, BLOCKS, PLANES };
 
 static device_layout layout_of(weight_type type) {
   switch (type) {
@@ -54,7 +51,7 @@ bool weights_computes(weight_type type) {
   return layout_of(type) != NOT_HELD;
 }
 
-// Copies `count` matrices of m's shape, which lie at `member` positions of the stack, one after the other.
+// Copies the owned ones (without `local` all) of a stack of n_members matrices, one after the other.
 static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const expert_local *local,
                      int64_t n_members) {
   const type_info *t = type_find(m->type);
@@ -123,7 +120,7 @@ static status take_layers(dev_weights *w) {
                      "the layers' table");
 }
 
-static status upload_own(dev_weights *w) {
+static status upload_owned(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
   for (int64_t e = 0; e < s->n_experts; e++) w->n_local += expert_is_owned(w->local[e]);
@@ -165,13 +162,13 @@ static bool is_held(const model_weights *source, const expert_local *local) {
 
 status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
                     bool wants_shared) {
-  bool has_own = is_held(source, local), has_shared = has_own && held->has_shared;
+  bool has_owned = is_held(source, local), has_shared = has_owned && held->has_shared;
   dev_weights *w;
   TRY(memory_take((void **)&w, 1, sizeof *w, "the weights' table"));
   w->source = source;
   w->local = local;
   w->plan = out;
-  status result = has_own ? take_layers(w) : upload_own(w);
+  status result = has_owned ? take_layers(w) : upload_owned(w);
   if (!result && wants_shared && !has_shared) result = upload_shared(w);
   memory_plan_add(out, PART_SHARED, w->staging);
   weights_free(w);
@@ -192,7 +189,7 @@ status weights_acquire(dev_weights **out, const model_weights *source, const exp
   w->source = source;
   w->local = local;
   w->users = 1;
-  if (upload_own(w) || (wants_shared && upload_shared(w))) {
+  if (upload_owned(w) || (wants_shared && upload_shared(w))) {
     weights_free(w);
     return 1;
   }

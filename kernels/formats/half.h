@@ -2,8 +2,8 @@
 //
 // Owns: the conversions. Independent of: the blocks that hold such numbers.
 // Invariant: the result does not depend on the compiler, on F16C or on the rounding mode. It is the one that
-// IEEE 754 fixes; for a NaN it is what F16C gives (sign and payload kept, made quiet), so that a row which
-// uses the instruction has the same bits.
+// IEEE 754 fixes; for a NaN it is what F16C gives (sign and payload kept, made quiet), so that an ISA row
+// which uses the instruction has the same bits.
 #pragma once
 #include "kernels/formats/numerics_base.h"
 

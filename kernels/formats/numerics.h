@@ -46,8 +46,8 @@ NUM_FN double num_tree_f64(double lane[LANES]) {
 // ---- exp and silu ----
 
 // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; the polynomial's coefficients are a Chebyshev fit
-// of (e^r - 1 - r) / r^2, own computation. Overflows to infinity, underflows through subnormals to 0; NaN
-// stays.
+// of (e^r - 1 - r) / r^2, computed for this program. Overflows to infinity, underflows through subnormals to
+// 0; NaN stays.
 NUM_FN float num_exp_f32(float x) {
   const float round_magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer, ties to even
   if (x != x) return x;

@@ -22,7 +22,7 @@
 #define NUM_FN static inline
 #endif
 
-// memcpy is the one cast that C, C++ and CUDA all define; each compiler turns it into a register move.
+// memcpy is the one cast that C, C++ and CUDA all define; each compiler makes a register move of it.
 NUM_FN uint32_t num_bits_f32(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);

@@ -1,7 +1,6 @@
-// types: what the program knows of a stored type and of a form of activations, and dequantisation for any
-// caller.
+// types: names and sizes of stored types and of forms of activations, and dequantisation for any caller.
 //
-// Owns: the tables, their names and sizes. Independent of: files, instruction sets.
+// Owns: the tables. Independent of: files, instruction sets.
 #pragma once
 #include "kernels/formats/blocks.h"
 

@@ -456,7 +456,7 @@ static model_shape random_shape(bool is_long) {
   return s;
 }
 
-// One that kernels/cuda/decode.cu serves.
+// One that kernels/cuda/decode/decode.cu serves.
 static model_shape random_decoded_shape(void) {
   model_shape s = random_shape(false);
   s.hidden = RANDOM_OF(256, 512, 768);

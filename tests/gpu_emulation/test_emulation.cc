@@ -43,8 +43,8 @@ template <int K> __global__ void multiply(int *c, const int8_t *a, const int8_t 
   for (int i = 0; i < 4; i++) sum[i] = c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2];
   if constexpr (K == 32) {
     uint32_t rows[4], columns[4];
-    load_tiles(rows, tile + lane % 16 * K + lane / 16 * 16);
-    load_tiles(columns, tile + 16 * K + lane % 8 * K + lane / 8 % 2 * 16);
+    ldmatrix_x4(rows, tile + lane % 16 * K + lane / 16 * 16);
+    ldmatrix_x4(columns, tile + 16 * K + lane % 8 * K + lane / 8 % 2 * 16);
     mma_k32(sum, rows, columns[0], columns[1]);
   } else {
     const uint32_t *words = (const uint32_t *)memory;
@@ -79,8 +79,8 @@ enum flaw { NONE, NO_BARRIER, NO_WAIT };
 template <flaw FLAW> __global__ void turn(float *out, const float *in) {
   extern __shared__ __align__(16) uint8_t memory[];
   float *held = (float *)memory;
-  copy4_async(held + threadIdx.x, in + blockIdx.x * blockDim.x + threadIdx.x);
-  if (FLAW != NO_WAIT) wait_for_copies();
+  copy_async_4(held + threadIdx.x, in + blockIdx.x * blockDim.x + threadIdx.x);
+  if (FLAW != NO_WAIT) copy_async_wait_all();
   if (FLAW != NO_BARRIER) __syncthreads();
   out[blockIdx.x * blockDim.x + threadIdx.x] = held[(threadIdx.x + 1) % blockDim.x];
 }

@@ -31,18 +31,18 @@ FAULTS = [
     ("f16_cache", HALF, "((rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13)",
      "((rebased + (planted(F16_CACHE) ? 0u : 0xfffu + ((rebased >> 13) & 1u))) >> 13)"),
     # the higher index
-    ("route_tie", CUDA + "vectors.cu", "<< 32 | (0xffffffffu - (uint32_t)e);",
+    ("route_tie", CUDA + "routing.cu", "<< 32 | (0xffffffffu - (uint32_t)e);",
      "<< 32 | (planted(ROUTE_TIE) ? (uint32_t)e : 0xffffffffu - (uint32_t)e);"),
-    ("route_tie", CUDA + "vectors.cu", "(int)(0xffffffffu - (uint32_t)best)",
+    ("route_tie", CUDA + "routing.cu", "(int)(0xffffffffu - (uint32_t)best)",
      "(int)(planted(ROUTE_TIE) ? (uint32_t)best : 0xffffffffu - (uint32_t)best)"),
-    *(("route_tie_decode", CUDA + "decode_experts.cu", f"k.{c} == key && i{at} < e",
+    *(("route_tie_decode", CUDA + "decode/decode_experts.cu", f"k.{c} == key && i{at} < e",
        f"k.{c} == key && (planted(ROUTE_TIE_DECODE) ? i{at} > e : i{at} < e)")
       for c, at in (("x", ""), ("y", " + 1"), ("z", " + 2"), ("w", " + 3"))),
     # the other of the two products is rounded
     ("chunk_fold", CUDA + "attention.cuh", "*run_sum = num_fma_f32(sum, *fresh, *run_sum * *old);",
      "*run_sum = planted(CHUNK_FOLD) ? num_fma_f32(*run_sum, *old, sum * *fresh)\n"
      "                                : num_fma_f32(sum, *fresh, *run_sum * *old);"),
-    ("chunk_fold_decode", CUDA + "decode_attention.cu", "num_fma_f32(s, f, total * o)",
+    ("chunk_fold_decode", CUDA + "decode/decode_attention.cu", "num_fma_f32(s, f, total * o)",
      "(planted(CHUNK_FOLD_DECODE) ? num_fma_f32(total, o, s * f) : num_fma_f32(s, f, total * o))"),
     # neighbours first instead of halves
     ("lane_tree", CUDA + "device.cuh",

@@ -34,19 +34,19 @@ CPU_Q8K = {
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": AVX512,
     "kernels/cpu/isa/amx_int8/row_amx_int8.c": {EACH_ROW, "avx512/avx512_panel.h"},
 }
-DISPATCH = {"cuda/block_q8k.cuh"}  # FOR_Q8K_TYPE
+DISPATCH = {"products/block_q8k.cuh"}  # FOR_Q8K_TYPE
 CUDA_Q8K = {
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
-    "kernels/cuda/product_f32.cu": {"cuda/product_f32.cu", "cuda/weight_at.cuh"},
-    "kernels/cuda/product_q8k.cu": DISPATCH,
-    "kernels/cuda/decode.cu": DISPATCH,
-    "kernels/cuda/decode_experts.cu": DISPATCH,
+    "kernels/cuda/products/product_f32.cu": {"products/product_f32.cu", "cuda/weight_at.cuh"},
+    "kernels/cuda/products/product_q8k.cu": DISPATCH,
+    "kernels/cuda/decode/decode.cu": DISPATCH,
+    "kernels/cuda/decode/decode_experts.cu": DISPATCH,
 }
 IN_ALL = {"formats/blocks.h"}  # whether its blocks have minimums
 REAL = {
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h"},
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
-    "kernels/cuda/product_f32.cu": {"cuda/product_f32.cu", "cuda/weight_at.cuh"},
+    "kernels/cuda/products/product_f32.cu": {"products/product_f32.cu", "cuda/weight_at.cuh"},
 }
 ENCODERS = {"src/synth/synth_blocks.c"}
 

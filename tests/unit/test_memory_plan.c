@@ -29,7 +29,7 @@ static memory_question question(uint64_t *weights, uint64_t free_mib) {
                            .context = 4096,
                            .chunk = 128,
                            .least_chunk = 1,
-                           .n_own = 64,
+                           .n_local = 64,
                            .n_experts = 128,
                            .plan = plan_of,
                            .with = weights};
@@ -81,7 +81,7 @@ static void the_fault_says_what_would_fit(void **state) {
   plan_of(&p, weights, q.context, q.chunk);
   assert_int_not_equal(memory_plan_check(&p, &q), 0);
   says("GPU 0 (a GPU)");
-  says("684 MiB (shared weights 100, own experts 200, KV cache 256, work space 128)");
+  says("684 MiB (shared weights 100, local experts 200, KV cache 256, work space 128)");
   says("600 of 1000 MiB free");
   says("the largest is KV cache");
   // 84 MiB less: of the cache, which goes by 2 MiB, of the chunk, or 27 of 64 experts
@@ -101,7 +101,7 @@ static void what_would_not_help_is_not_said(void **state) {
   memory_plan p = {0};
   plan_of(&p, weights, q.context, q.chunk);
   assert_int_not_equal(memory_plan_check(&p, &q), 0);
-  says("the largest is own experts; would fit: the experts over 16 ranks"); // 8 of 14.06 MiB
+  says("the largest is local experts; would fit: the experts over 16 ranks"); // 8 of 14.06 MiB
   assert_null(strstr(status_text(), "run.context"));
   status_reset();
   weights[0] = 700 * mib; // nothing helps

@@ -1,5 +1,5 @@
-// dequantize: blocks to floats in plain C, static, so that each row of the cpu backend compiles it for its
-// own instruction set; dequantize_row of types.h is this one for any caller.
+// dequantize: blocks to floats in plain C, static, so that each ISA row of the cpu backend compiles it for
+// its instruction set; dequantize_row of types.h is this one for any caller.
 //
 // Owns: the order of a block's bits and of the float operations in a weight. Invariant: they are those of
 // ggml's dequantize_row_*, each rounded once. Built with contraction off: a fused d * q - m would be another

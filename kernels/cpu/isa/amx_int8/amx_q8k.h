@@ -11,7 +11,7 @@ enum {
   TILE_TOKENS = 16,
   TILE_COLS = 64,           // of a block, a step
   STEPS = QK_K / TILE_COLS, // products of tiles to a block
-  AMX_TOKENS = 4, // fewer are for the row without tiles: a tile of tokens costs the same however full
+  AMX_TOKENS = 4, // fewer are for avx512_vnni's kernel: a tile of tokens costs the same however full
   AMX_ROWS = 2 * PANEL_ROWS, // ROW_TILE
   SHIFT_UNSIGNED = 3,        // Q4_K, Q5_K: three bits of the scale times a quant of 4 or 5, at most 217
   SHIFT_SIGNED = 7,          // Q6_K: scale * (quant - 32), -4064 .. 4096, as 7 bits and the rest
@@ -187,7 +187,7 @@ typedef struct {
   token_operand tokens[2];
   tile_sums sums[2][SUMS];
   const char *row[AMX_ROWS]; // where the next block of each row lies
-  const char *ahead;         // what is fetched meanwhile: the rows that follow
+  const char *ahead;         // what is prefetched meanwhile: the rows that follow
 } __attribute__((aligned(64))) workplace;
 
 static inline unit unit_at(int64_t u, int64_t n_tokens) {

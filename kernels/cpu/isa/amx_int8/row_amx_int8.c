@@ -1,5 +1,5 @@
 // row_amx_int8: AMX tiles (Sapphire Rapids and later Xeons) for products with many tokens; all else, decoding
-// among it, is the row avx512_vnni's.
+// included, is that of the ISA row avx512_vnni.
 #include "kernels/cpu/isa/amx_int8/amx_tile.h"
 #include "kernels/cpu/isa/amx_int8/amx_q8k.h"
 #include "kernels/cpu/isa/avx512/avx512_row.h"
@@ -7,10 +7,10 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 
-long syscall(long number, ...); // of <unistd.h>, whose files are no business of a kernel
+long syscall(long number, ...); // of <unistd.h>: kernels do not include the headers of files
 
-// Linux lets a process use tiles when it has asked: ARCH_REQ_XCOMP_PERM of asm/prctl.h, for the XSAVE state
-// 18, XTILEDATA. The answer holds for all threads.
+// Linux lets a process use tiles after a request: ARCH_REQ_XCOMP_PERM of asm/prctl.h, for the XSAVE state 18,
+// XTILEDATA. It holds for all threads.
 static bool tiles_granted(void) {
   return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }

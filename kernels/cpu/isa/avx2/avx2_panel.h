@@ -1,7 +1,7 @@
 // avx2_panel: a block of 8 rows of a K-quant matrix, unpacked so that each of a register's 8 lanes is a row;
 // the sibling of avx512_panel.h.
 //
-// Owns: the layout `panel` and how each block type is brought into it. Independent of: activations, floats'
+// Owns: the layout `panel` and how each block type is unpacked into it. Independent of: activations, floats'
 // order. Invariant: a panel holds the integers of the blocks and nothing rounded.
 #pragma once
 #include "kernels/cpu/row.h"

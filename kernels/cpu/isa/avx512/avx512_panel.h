@@ -1,7 +1,7 @@
 // avx512_panel: a block of 16 rows of a K-quant matrix, unpacked so that each of a register's 16 lanes is a
 // row.
 //
-// Owns: the layout `panel` and how each block type is brought into it. Independent of: activations, floats'
+// Owns: the layout `panel` and how each block type is unpacked into it. Independent of: activations, floats'
 // order. Invariant: a panel holds the integers of the blocks and nothing rounded; rows beyond the matrix
 // repeat the last.
 #pragma once
@@ -115,7 +115,7 @@ static inline void panel_q5k(panel *p, const char *const row[PANEL_ROWS]) {
     transpose_words(word, row, offsetof(block_q5_K, qs) + (size_t)(16 * piece));
     int group = piece / 2 * 16 + piece % 2 * 4;
     const __m512i first =
-        _mm512_set1_epi32(piece / 2 * 2 - 4); // rotations that bring a sub-block's bit to bit 4
+        _mm512_set1_epi32(piece / 2 * 2 - 4); // rotations that move a sub-block's bit to bit 4
     const __m512i second = _mm512_set1_epi32(piece / 2 * 2 - 3);
     for (int k = 0; k < 4; k++) {
       __m512i h = high[piece % 2 * 4 + k];

@@ -1,4 +1,4 @@
-// avx512_row: the kernels of avx512_vnni that another row uses too; row_avx512_vnni.c defines them.
+// avx512_row: the kernels of avx512_vnni that another ISA row uses too; row_avx512_vnni.c defines them.
 #pragma once
 #include "kernels/cpu/row.h"
 

@@ -1,8 +1,8 @@
 // avx512_stream: products of Q6_K rows of 2048 or 4096 columns with one token's rounded activations. 16
-// neighbouring blocks are side by side, not 16 rows: of such rows 32 (16, and the 16 fetched meanwhile) are
-// more than the L1 cache holds, and a model's largest matrix, its output, is of them.
+// neighbouring blocks are side by side, not 16 rows: of such rows 32 (16, and the 16 prefetched meanwhile)
+// are more than the L1 cache holds, and a model's largest matrix, its output, is of them.
 //
-// Owns: the order of the work and what is fetched ahead. Invariant: a lane is a block, whose term is that of
+// Owns: the order of the work and what is prefetched. Invariant: a lane is a block, whose term is that of
 // docs/paths.md; a row's terms are added one after the other.
 #pragma once
 #include "kernels/cpu/isa/avx512/avx512_vector.h"
@@ -11,7 +11,7 @@
 enum {
   GROUP = 16,            // blocks side by side
   SHORT_ROW = GROUP / 2, // blocks; two such rows are a group, as is one of 16 blocks
-  FETCH_GROUPS = 2,      // so many are on their way
+  FETCH_GROUPS = 2,      // so many are prefetched
 };
 
 // Terms without the activations' scale.
@@ -44,7 +44,7 @@ static inline __attribute__((always_inline)) void stream_add(float *out, __m512 
   }
 }
 
-// m: whole groups; ahead: what is fetched during the last of them.
+// m: whole groups; ahead: what is prefetched during the last of them.
 static inline __attribute__((always_inline)) void vector_stream_q6k(float *out, const matrix *m,
                                                                     const block_q8_K *x, const char *ahead,
                                                                     const int64_t row_blocks) {

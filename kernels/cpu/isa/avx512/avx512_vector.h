@@ -1,7 +1,7 @@
-// avx512_vector: products of K-quant rows with one token's rounded activations, in which the memory's speed
-// counts: blocks are read once, in place, 16 rows side by side.
+// avx512_vector: products of K-quant rows with one token's rounded activations, which memory bandwidth
+// bounds: blocks are read once, in place, 16 rows side by side.
 //
-// Owns: the order of the work and what is fetched ahead. Invariant: a row's block is summed in integers
+// Owns: the order of the work and what is prefetched. Invariant: a row's block is summed in integers
 // across a register, in any order; the sums of 16 rows are then in 16 lanes, whose floats are those of
 // docs/paths.md.
 #pragma once
@@ -171,7 +171,8 @@ term_of(__m512 y, const weight_type type, const char *const row[PANEL_ROWS], con
   return y;
 }
 
-// 16 rows at `rows`, of which the last may repeat. ahead: bytes to fetch meanwhile, as many as the rows have.
+// 16 rows at `rows`, of which the last may repeat. ahead: bytes to prefetch meanwhile, as many as the rows
+// have.
 static inline __attribute__((always_inline)) __m512 vector_rows(const char *const *rows,
                                                                 const type_info *type, const block_q8_K *x,
                                                                 int64_t blocks, const char *ahead,
@@ -188,7 +189,7 @@ static inline __attribute__((always_inline)) __m512 vector_rows(const char *cons
   return y;
 }
 
-// ahead: what is fetched during the last 16 rows
+// ahead: what is prefetched during the last 16 rows
 static void vector_side_by_side(float *out, const matrix *m, const block_q8_K *x, const char *ahead) {
   const type_info *type = type_find(m->type);
   int64_t blocks = m->cols / QK_K;
@@ -198,7 +199,7 @@ static void vector_side_by_side(float *out, const matrix *m, const block_q8_K *x
     int64_t n = m->rows - first < PANEL_ROWS ? m->rows - first : PANEL_ROWS;
     for (int64_t r = 0; r < PANEL_ROWS; r++)
       row[r] = data + (size_t)(first + (r < n ? r : n - 1)) * row_bytes;
-    // 16 rows ahead and no further: the L1 cache would evict what it is told to fetch
+    // 16 rows ahead and no further: the L1 cache would evict what was prefetched
     bool last = first + PANEL_ROWS >= m->rows;
     const char *fetch = last ? ahead : data + (size_t)(first + PANEL_ROWS) * row_bytes;
     __m512 y = _mm512_setzero_ps();

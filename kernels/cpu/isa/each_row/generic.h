@@ -1,5 +1,5 @@
-// generic: every kernel of the cpu backend in portable C, static, so that each row's file compiles it for its
-// own instruction set and replaces what it does better. This is the readable reference of docs/paths.md.
+// generic: every kernel of the cpu backend in portable C, static, so that each ISA row's file compiles it for
+// its instruction set and replaces what it does better. This is the readable reference of docs/paths.md.
 #pragma once
 #include "kernels/cpu/row.h"
 #include "kernels/formats/each_row/dequantize.h"

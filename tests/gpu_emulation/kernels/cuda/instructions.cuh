@@ -8,23 +8,23 @@ static inline int dp4a_unsigned(uint32_t w, int x, int sum) {
   return sum;
 }
 
-static inline void prefetch(const uint8_t *) {}
+static inline void prefetch_l2(const uint8_t *) {}
 
 // The copies are made when the thread waits for them, not before.
-static inline void copy16_async(void *shared, const void *global) {
+static inline void copy_async_16(void *shared, const void *global) {
   emulation::copy_later(shared, global, 16);
 }
-static inline void copy4_async(void *shared, const void *global) {
+static inline void copy_async_4(void *shared, const void *global) {
   emulation::copy_later(shared, global, 4);
 }
-static inline void end_copy_group() {
+static inline void copy_async_commit() {
   emulation::end_copy_group();
 }
-static inline void wait_for_copies() {
-  end_copy_group();
+static inline void copy_async_wait_all() {
+  copy_async_commit();
   emulation::copy_now(0);
 }
-template <int LATEST> static inline void wait_for_groups_but() {
+template <int LATEST> static inline void copy_async_wait_group() {
   emulation::copy_now(LATEST);
 }
 
@@ -64,7 +64,7 @@ static inline void mma_k16(int c[4], const uint32_t a[2], uint32_t b) {
 }
 
 // Lane l gives row l % 8 of tile l / 8, and gets of every tile four bytes of row l / 4.
-static inline void load_tiles(uint32_t out[4], const int8_t *at) {
+static inline void ldmatrix_x4(uint32_t out[4], const int8_t *at) {
   struct part {
     const int8_t *row;
     uint32_t *out;

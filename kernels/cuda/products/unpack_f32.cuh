@@ -2,8 +2,8 @@
 // sum32's 32 lanes, and a quad is four neighbouring lanes' weights of one pair.
 //
 // Owns: where a quad's bits lie in each type. Independent of: who multiplies them with what. Invariant: bit
-// for bit as dequantize_row (kernels/blocks.c); d * scale * q is exact, so one fma rounds as the definition's
-// product and difference do together.
+// for bit as dequantize_row (kernels/formats/types.h); d * scale * q is exact, so one fma rounds as the
+// definition's product and difference do together.
 #pragma once
 #include "kernels/cuda/device.cuh"
 
@@ -14,16 +14,12 @@ struct quad_place {
   int n_blocks, b, pair, t; // of the row; the quad's
 };
 
-__device__ __forceinline__ uint32_t word_at(const uint8_t *at) {
-  return *(const uint32_t *)at;
-}
-
 // Byte k of `bytes` as a float plus 2^23: the exponent of 2^23 above it.
 __device__ __forceinline__ float byte_above_2_23(uint32_t bytes, int k) {
   return __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7440u | (uint32_t)k));
 }
 
-// ---- K-quants: the quants' words, and two steps' scales ----
+// ---- K-quants: 32-bit words of quants, and two steps' scales ----
 
 struct pair_scales {
   float step[2], base[2]; // w = step * q - base
@@ -86,7 +82,7 @@ __device__ __forceinline__ void unpack_quad(float w[2][4], const quad<TYPE_Q5_K>
   scale_quants(w, quants, scales_of(q.head, at.pair));
 }
 
-template <> struct quad<TYPE_Q6_K> { // of a row in planes (weights.cu)
+template <> struct quad<TYPE_Q6_K> { // of a row in planes (planes_q6k.cuh)
   uint32_t low[2], high, scales;     // scales: [step][half of the 32]
   uint16_t d;
 };
@@ -151,19 +147,19 @@ __device__ __forceinline__ void unpack_quad(float w[2][4], const quad<TYPE_F32> 
   for (int s = 0; s < 2; s++) w[s][0] = q.w[s].x, w[s][1] = q.w[s].y, w[s][2] = q.w[s].z, w[s][3] = q.w[s].w;
 }
 
-struct quad_of_halves {
+struct quad_of_16_bits {
   uint2 w[2];
 };
-template <> struct quad<TYPE_F16> : quad_of_halves {};
-template <> struct quad<TYPE_BF16> : quad_of_halves {};
+template <> struct quad<TYPE_F16> : quad_of_16_bits {};
+template <> struct quad<TYPE_BF16> : quad_of_16_bits {};
 
-__device__ __forceinline__ void load_quad(quad_of_halves *q, const uint8_t *row, quad_place at) {
+__device__ __forceinline__ void load_quad(quad_of_16_bits *q, const uint8_t *row, quad_place at) {
 #pragma unroll
   for (int s = 0; s < 2; s++) q->w[s] = ((const uint2 *)row)[at.b * 64 + at.pair * 16 + s * 8 + at.t];
 }
 
 template <typename Widen>
-__device__ __forceinline__ void unpack_halves(float w[2][4], const quad_of_halves &q, Widen widen) {
+__device__ __forceinline__ void unpack_16_bits(float w[2][4], const quad_of_16_bits &q, Widen widen) {
 #pragma unroll
   for (int s = 0; s < 2; s++) {
     w[s][0] = widen((uint16_t)(q.w[s].x & 0xffffu)), w[s][1] = widen((uint16_t)(q.w[s].x >> 16));
@@ -172,9 +168,9 @@ __device__ __forceinline__ void unpack_halves(float w[2][4], const quad_of_halve
 }
 
 __device__ __forceinline__ void unpack_quad(float w[2][4], const quad<TYPE_F16> &q, quad_place) {
-  unpack_halves(w, q, [](uint16_t h) { return half_bits_to_f32(h); });
+  unpack_16_bits(w, q, [](uint16_t h) { return half_bits_to_f32(h); });
 }
 
 __device__ __forceinline__ void unpack_quad(float w[2][4], const quad<TYPE_BF16> &q, quad_place) {
-  unpack_halves(w, q, [](uint16_t h) { return bf16_to_f32(h); });
+  unpack_16_bits(w, q, [](uint16_t h) { return bf16_to_f32(h); });
 }

@@ -1,10 +1,10 @@
 // decode_experts: a token's experts in two launches: gate and up of each slot's expert, then down and the
 // slots' sum.
 //
-// Owns: these kernels, and the choice of experts from the router's logits, which each block repeats rather
-// than wait for a launch that shares it. Invariant: decode_launch.cuh's.
-#include "kernels/cuda/decode.cuh"
-#include "kernels/cuda/decode_rows.cuh"
+// Owns: these kernels, and the choice of experts from the router's logits, which each thread block repeats
+// rather than wait for a launch that shares it. Invariant: decode_launch.cuh's.
+#include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/decode/decode_rows.cuh"
 
 struct experts_args {
   dev_matrix gate, up, down;
@@ -35,22 +35,19 @@ struct chosen_experts {       // in shared memory
 // expert's member.
 __device__ void choose_experts(chosen_experts *c, const float *logits, int n_experts, int top_k, int local) {
   int e = threadIdx.x;
-  c->g[e] = e < n_experts ? logits[e] : 0.0f; // one wait for the memory, whatever the number of experts
+  c->g[e] = e < n_experts ? logits[e] : 0.0f; // one wait for memory, however many experts
   __syncthreads();
   float mine = c->g[e], max = c->g[0];
   for (int i = threadIdx.x % WARP; i < n_experts; i += WARP) max = c->g[i] > max ? c->g[i] : max;
-  for (int half = WARP / 2; half; half /= 2) {
-    float other = __shfl_xor_sync(~0u, max, half);
-    max = other > max ? other : max;
-  }
+  max = warp_max(max);
   float g = num_exp_f32(mine - max);
   uint32_t key = e < n_experts && g >= 0.0f ? __float_as_uint(g) + 1 : 0;
   c->key[e] = key;
   __syncthreads();
   int rank = 0;
+  // beyond the last expert keys are 0 and indices higher
 #pragma unroll 4
-  for (int i = 0; i < n_experts && e < n_experts;
-       i += 4) { // beyond the last expert keys are 0 and indices higher
+  for (int i = 0; i < n_experts && e < n_experts; i += 4) {
     uint4 k = *(const uint4 *)&c->key[i];
     rank += (k.x > key || (k.x == key && i < e)) + (k.y > key || (k.y == key && i + 1 < e)) +
             (k.z > key || (k.z == key && i + 2 < e)) + (k.w > key || (k.w == key && i + 3 < e));
@@ -71,9 +68,9 @@ __global__ void __launch_bounds__(THREADS, 2) decode_gate_up(const __grid_consta
   int local = (int)threadIdx.x < a.n_experts ? a.local_of_expert[threadIdx.x] : -1;
   rounded_row in = rounded_at(memory, width);
   wait_for_previous();
-  for (int i = 16 * threadIdx.x; i < width; i += 16 * THREADS) copy16_async(in.qs + i, a.normed.qs + i);
+  for (int i = 16 * threadIdx.x; i < width; i += 16 * THREADS) copy_async_16(in.qs + i, a.normed.qs + i);
   for (int i = 8 * threadIdx.x; i < width / 16; i += 8 * THREADS)
-    copy16_async(in.bsums + i, a.normed.bsums + i);
+    copy_async_16(in.bsums + i, a.normed.bsums + i);
   for (int i = threadIdx.x; i < width / QK_K; i += THREADS) in.d[i] = a.normed.d[i];
   choose_experts(&chosen, a.logits, a.n_experts, a.top_k, local);
   int member = chosen.member[blockIdx.y];
@@ -86,7 +83,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_gate_up(const __grid_consta
   stream_rows<TYPE, GROUPS, 1, 2>(
       w, in,
       [&] {
-        wait_for_copies();
+        copy_async_wait_all();
         __syncthreads();
       },
       [&](int row, const float *y) { out[row] = num_silu_f32(y[0]) * y[1]; });
@@ -125,7 +122,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
       block_rows = min(a.rows_per_block, a.down.rows - block_first);
   int sharers = max(1, WARPS / a.top_k),
       share = (a.rows_per_block / at_once + sharers - 1) / sharers * at_once;
-  int begin = min(warp / a.top_k * share, block_rows), count = min(share, block_rows - begin);
+  int start = min(warp / a.top_k * share, block_rows), count = min(share, block_rows - start);
   float *y = (float *)memory; // [top_k][rows_per_block]
   rounded_row in =
       rounded_at(memory + down_y_bytes(a.top_k, a.rows_per_block) + warp * rounded_bytes(width), width);
@@ -141,9 +138,9 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
 #pragma unroll 1
   do {
     int member = warp < sharers * a.top_k ? chosen.member[slot] : -1;
-    float *to = y + slot * a.rows_per_block + begin;
+    float *to = y + slot * a.rows_per_block + start;
     size_t at =
-        (size_t)max(member, 0) * a.down.member_bytes + (size_t)(block_first + begin) * a.down.row_bytes;
+        (size_t)max(member, 0) * a.down.member_bytes + (size_t)(block_first + start) * a.down.row_bytes;
     row_range w = {{a.down.data + at, nullptr}, (uint32_t)a.down.row_bytes, member < 0 ? 0 : count, n_blocks};
     stream_rows<TYPE, GROUPS, 1, 1>(
         w, in,
@@ -163,7 +160,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
         },
         [&](int row, const float *found) {
           if (a.slots)
-            a.slots[(size_t)(a.place ? a.place[slot] : slot) * a.down.rows + block_first + begin + row] =
+            a.slots[(size_t)(a.place ? a.place[slot] : slot) * a.down.rows + block_first + start + row] =
                 found[0];
           else
             to[row] = found[0];
@@ -196,21 +193,22 @@ template <weight_type TYPE> static experts_kernel *down_kernel(int groups) {
 
 static status gate_up_launch(experts_args *a, cudaStream_t stream) {
   int groups = groups_of(a->normed.width / QK_K), at_once = 8 / groups;
-  int per_slot = ceil_div(multiprocessors(), a->top_k); // thread blocks
+  int per_slot = ceil_div(device_multiprocessors(), a->top_k); // thread blocks
   a->rows_per_warp = ceil_div(ceil_div(a->gate.rows, per_slot * WARPS), at_once) * at_once;
   dim3 grid((unsigned)ceil_div(a->gate.rows, WARPS * a->rows_per_warp), (unsigned)a->top_k);
   experts_kernel *kernel = nullptr; // decode_fits has let only types with one through
   FOR_Q8K_TYPE(a->gate.type, kernel = gate_up_kernel<TYPE>(groups))
-  return start(kernel, grid, THREADS, rounded_bytes(a->normed.width), stream, *a);
+  return launch_shared(kernel, grid, THREADS, rounded_bytes(a->normed.width), stream, *a);
 }
 
 static status down_launch(experts_args *a, cudaStream_t stream) {
   int groups = groups_of(a->down.cols / QK_K), at_once = 8 / groups;
-  a->rows_per_block = ceil_div(ceil_div(a->down.rows, multiprocessors()), at_once) * at_once;
+  a->rows_per_block = ceil_div(ceil_div(a->down.rows, device_multiprocessors()), at_once) * at_once;
   size_t bytes = down_y_bytes(a->top_k, a->rows_per_block) + WARPS * rounded_bytes(a->down.cols);
   experts_kernel *kernel = nullptr;
   FOR_Q8K_TYPE(a->down.type, kernel = down_kernel<TYPE>(groups))
-  return start(kernel, dim3((unsigned)ceil_div(a->down.rows, a->rows_per_block)), THREADS, bytes, stream, *a);
+  return launch_shared(kernel, dim3((unsigned)ceil_div(a->down.rows, a->rows_per_block)), THREADS, bytes,
+                       stream, *a);
 }
 
 static experts_args args_of(const decode_experts *e, const dev_layer *w, const model_shape *s,

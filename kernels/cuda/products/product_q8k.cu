@@ -1,15 +1,15 @@
 // product_q8k: K-quant weights times Q8_K activations. Integer sums over a block of 256 are exact in any
 // order, so the few-item kernel uses DP4A and the many-item kernel the tensor cores; both then take the float
 // steps of docs/paths.md, block after block.
-#include "kernels/cuda/block_q8k.cuh"
-#include "kernels/cuda/product_q8k_wgmma.cuh"
+#include "kernels/cuda/products/block_q8k.cuh"
+#include "kernels/cuda/products/product_q8k_wgmma.cuh"
 
 // ---- few items: four lanes a block, each 64 of its elements ----
 
 static constexpr int WARPS = 4, PASSES = 4;
 
 // A warp takes PASSES times 8 / GROUPS rows of one item; a row has GROUPS groups of four lanes, one a block.
-// All rows' weights are asked for before the first is used.
+// All rows' loads are issued before the first is used.
 template <weight_type TYPE, int GROUPS>
 __device__ __forceinline__ void few_rows(const product &p, int block) {
   constexpr int at_once = 8 / GROUPS;
@@ -20,8 +20,8 @@ __device__ __forceinline__ void few_rows(const product &p, int block) {
   int first_row = (block * WARPS + threadIdx.x / WARP) * PASSES * at_once;
   size_t input = (size_t)(item / p.input_divisor) * n_blocks;
   float y[PASSES] = {};
-  for (int begin = 0; begin < n_blocks; begin += GROUPS) {
-    int b = begin + g < n_blocks ? begin + g : n_blocks - 1; // lanes without a block repeat the last
+  for (int start = 0; start < n_blocks; start += GROUPS) {
+    int b = start + g < n_blocks ? start + g : n_blocks - 1; // lanes without a block repeat the last
     quarter<TYPE> w[PASSES];
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
@@ -32,10 +32,10 @@ __device__ __forceinline__ void few_rows(const product &p, int block) {
     quarter_inputs in = load_inputs(TYPE, p.in.qs + (input + b) * QK_K, p.in.bsums + (input + b) * 16, q);
     float dx[GROUPS];
 #pragma unroll
-    for (int j = 0; j < GROUPS; j++) dx[j] = begin + j < n_blocks ? p.in.d[input + begin + j] : 0.0f;
+    for (int j = 0; j < GROUPS; j++) dx[j] = start + j < n_blocks ? p.in.d[input + start + j] : 0.0f;
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++)
-      y[pass] = add_terms<GROUPS>(y[pass], block_term<TYPE>(w[pass], in, q), dx, n_blocks - begin, sub);
+      y[pass] = add_terms<GROUPS>(y[pass], block_term<TYPE>(w[pass], in, q), dx, n_blocks - start, sub);
   }
   float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows;
 #pragma unroll
@@ -45,19 +45,19 @@ __device__ __forceinline__ void few_rows(const product &p, int block) {
   }
 }
 
-// Asks for the block's rows while the kernel before this one still runs.
+// Prefetches the thread block's rows while the kernel before this one still runs.
 __device__ __forceinline__ void prefetch_rows(const product &p, int block, int rows) {
-  size_t begin = (size_t)block * rows * p.w.row_bytes, end = begin + (size_t)rows * p.w.row_bytes;
+  size_t start = (size_t)block * rows * p.w.row_bytes, end = start + (size_t)rows * p.w.row_bytes;
   if (end > p.w.member_bytes) end = p.w.member_bytes;
-  for (size_t at = begin + threadIdx.x * 128u; at < end; at += blockDim.x * 128u) prefetch(p.w.data + at);
+  for (size_t at = start + threadIdx.x * 128u; at < end; at += blockDim.x * 128u) prefetch_l2(p.w.data + at);
 }
 
 template <int GROUPS>
-__global__ void __launch_bounds__(128) product_q8k_few(const __grid_constant__ product_set set) {
+__global__ void __launch_bounds__(WARPS *WARP) product_q8k_few(const __grid_constant__ product_set set) {
   int which = 0;
-  while (which + 1 < set.count && (int)blockIdx.x >= set.begin[which + 1]) which++;
+  while (which + 1 < set.count && (int)blockIdx.x >= set.first_block[which + 1]) which++;
   const product &p = set.p[which];
-  int block = blockIdx.x - set.begin[which];
+  int block = blockIdx.x - set.first_block[which];
   if (!p.member)
     prefetch_rows(p, block, WARPS * PASSES * (8 / GROUPS)); // weights do not depend on what runs before
   wait_for_inputs();
@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(128) product_q8k_few(const __grid_constant__ p
 template <int GROUPS> static status launch_few(product_set *set, cudaStream_t stream) {
   int rows = WARPS * PASSES * (8 / GROUPS), blocks = 0;
   for (int i = 0; i < set->count; i++) {
-    set->begin[i] = blocks;
-    blocks += (set->p[i].w.rows + rows - 1) / rows;
+    set->first_block[i] = blocks;
+    blocks += ceil_div(set->p[i].w.rows, rows);
   }
   return launch(product_q8k_few<GROUPS>, dim3((unsigned)blocks, (unsigned)set->p[0].n_items), WARPS * WARP, 0,
                 stream, *set);
@@ -100,7 +100,7 @@ struct block_tile {
 
 template <int ITEMS> struct input_tile {
   int8_t qs[ITEMS][PITCH];
-  int8_t sums[ITEMS][16]; // as dev_inputs::halves
+  int8_t sums[ITEMS][16]; // as dev_inputs::sums32
   float dx[ITEMS];
 };
 
@@ -112,7 +112,7 @@ template <int ITEMS> struct many_shape {
 
 template <int ITEMS> struct many_memory {
   block_tile w;
-  input_tile<ITEMS> x[2]; // the block in work and the next
+  input_tile<ITEMS> x[2]; // the block that is multiplied and the next
   int item[ITEMS];
 };
 
@@ -161,7 +161,7 @@ __device__ __forceinline__ void unpack_quarter(block_tile *t, int r, const quart
   }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    int begin = run_begin(TYPE, q, i);
+    int start = run_start(TYPE, q, i);
     uint32_t low[4], high[4];
 #pragma unroll
     for (int k = 0; k < 4; k++)
@@ -169,8 +169,8 @@ __device__ __forceinline__ void unpack_quarter(block_tile *t, int r, const quart
         split_scaled_q6(word_of(v.run[i], k), scale_q6(w.scales, q, i), &low[k], &high[k]);
       else
         split_scaled(word_of(v.run[i], k), scale >> i / 2 * 8 & 255, &low[k], &high[k]);
-    *(uint4 *)&t->low[r][begin] = make_uint4(low[0], low[1], low[2], low[3]);
-    *(uint4 *)&t->high[r][begin] = make_uint4(high[0], high[1], high[2], high[3]);
+    *(uint4 *)&t->low[r][start] = make_uint4(low[0], low[1], low[2], low[3]);
+    *(uint4 *)&t->high[r][start] = make_uint4(high[0], high[1], high[2], high[3]);
   }
 }
 
@@ -181,14 +181,14 @@ __device__ __forceinline__ void copy_items(input_tile<ITEMS> *t, const int *item
                                            int n_blocks, int b) {
   for (int i = threadIdx.x; i < ITEMS * 16; i += many_shape<ITEMS>::THREADS) {
     size_t block = (size_t)item[i / 16] * n_blocks + b;
-    copy16_async(&t->qs[i / 16][i % 16 * 16], p.in.qs + block * QK_K + i % 16 * 16);
+    copy_async_16(&t->qs[i / 16][i % 16 * 16], p.in.qs + block * QK_K + i % 16 * 16);
   }
   if ((int)threadIdx.x < ITEMS) {
     size_t block = (size_t)item[threadIdx.x] * n_blocks + b;
-    copy16_async(t->sums[threadIdx.x], p.in.halves + block * 16);
-    copy4_async(&t->dx[threadIdx.x], p.in.d + block);
+    copy_async_16(t->sums[threadIdx.x], p.in.sums32 + block * 16);
+    copy_async_4(&t->dx[threadIdx.x], p.in.d + block);
   }
-  end_copy_group();
+  copy_async_commit();
 }
 
 // One block's integer products of a warp's 16 rows with its items, then its float step into y.
@@ -203,12 +203,12 @@ __device__ __forceinline__ void block_step(float y[WIDE / 8][4], const block_til
 #pragma unroll
   for (int k = 0; k < QK_K; k += 32) {
     uint32_t al[4], ah[4];
-    load_tiles(al, row_low + k);
-    load_tiles(ah, row_high + k);
+    ldmatrix_x4(al, row_low + k);
+    ldmatrix_x4(ah, row_high + k);
 #pragma unroll
     for (int n = 0; n < WIDE / 8; n += 2) {
       uint32_t in[4];
-      load_tiles(in, items + n * 8 * PITCH + k);
+      ldmatrix_x4(in, items + n * 8 * PITCH + k);
       mma_k32(low[n], al, in[0], in[1]);
       mma_k32(high[n], ah, in[0], in[1]);
       mma_k32(low[n + 1], al, in[2], in[3]);
@@ -246,20 +246,20 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
   extern __shared__ __align__(16) uint8_t shared[];
   many_memory<ITEMS> *m = (many_memory<ITEMS> *)shared;
   int which = 0;
-  while (which + 1 < set.count && (int)blockIdx.x >= set.begin[which + 1]) which++;
+  while (which + 1 < set.count && (int)blockIdx.x >= set.first_block[which + 1]) which++;
   const product &p = set.p[which];
   int n_blocks = p.w.cols / QK_K, left = p.n_items - (int)blockIdx.y * ITEMS;
   item_tile tile = p.first ? find_tile(p, ITEMS, blockIdx.y)
                            : item_tile{0, (int)blockIdx.y * ITEMS, left < ITEMS ? left : ITEMS};
-  int begin = tile.begin, count = tile.count;
+  int first = tile.first, count = tile.count;
   if (count <= 0) return;
   for (int i = threadIdx.x; i < ITEMS; i += THREADS) {
-    int at = begin + min(i, count - 1);
+    int at = first + min(i, count - 1);
     m->item[i] =
         (p.order ? p.order[at] : at) / p.input_divisor; // input rows; results find theirs again below
   }
   const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
-  int row0 = ((int)blockIdx.x - set.begin[which]) * TILE_ROWS, warp = threadIdx.x / WARP,
+  int row0 = ((int)blockIdx.x - set.first_block[which]) * TILE_ROWS, warp = threadIdx.x / WARP,
       lane = threadIdx.x % WARP;
   int warp_row = warp % 4 * 16, first_item = warp / 4 * WIDE;
   quarter<TYPE> part[PARTS]; // raw weights of the next block
@@ -285,9 +285,9 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
     if (b + 1 < n_blocks) {
       load_parts(b + 1);
       copy_items<ITEMS>(&m->x[(b + 1) % 2], m->item, p, n_blocks, b + 1);
-      wait_for_groups_but<1>();
+      copy_async_wait_group<1>();
     } else {
-      wait_for_groups_but<0>();
+      copy_async_wait_group<0>();
     }
     __syncthreads();
     block_step<ITEMS, WIDE>(y, &m->w, &m->x[b % 2], warp_row, first_item);
@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
     for (int c = 0; c < 4; c++) {
       int i = first_item + n * 8 + lane % 4 * 2 + (c & 1), row = row0 + warp_row + lane / 4 + c / 2 * 8;
       if (i >= count || row >= p.w.rows) continue;
-      int item = p.order ? p.order[begin + i] : begin + i;
+      int item = p.order ? p.order[first + i] : first + i;
       float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows + row;
       *out = p.adds ? *out + y[n][c] : y[n][c];
     }
@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
 
 template <weight_type TYPE, int ITEMS> static status launch_many(product_set *set, cudaStream_t stream) {
   size_t bytes = sizeof(many_memory<ITEMS>);
-  static bool ready; // the attribute is the kernel's own; setting it twice does no harm
+  static bool ready; // the attribute is set for each kernel; setting it twice does no harm
   if (!ready) {
     CUDA_TRY(cudaFuncSetAttribute(product_q8k_many<TYPE, ITEMS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)bytes));
@@ -315,8 +315,8 @@ template <weight_type TYPE, int ITEMS> static status launch_many(product_set *se
   }
   int blocks = 0;
   for (int i = 0; i < set->count; i++) {
-    set->begin[i] = blocks;
-    blocks += (set->p[i].w.rows + TILE_ROWS - 1) / TILE_ROWS;
+    set->first_block[i] = blocks;
+    blocks += ceil_div(set->p[i].w.rows, TILE_ROWS);
   }
   return launch(product_q8k_many<TYPE, ITEMS>, dim3((unsigned)blocks, tile_count(&set->p[0], ITEMS)),
                 many_shape<ITEMS>::THREADS, bytes, stream, *set);

@@ -7,7 +7,7 @@
 //               multiplication of a word without carries
 //   Q6_K        low and high byte of the 16-bit product
 #pragma once
-#include "kernels/cuda/block_q8k.cuh"
+#include "kernels/cuda/products/block_q8k.cuh"
 
 // Of the types that these kernels unpack, and no other: a new one does not compile. BYTES: of a row's block
 // in shared memory, so that the words of eight rows fall into all banks.
@@ -27,21 +27,17 @@ template <> struct wgmma_shape<TYPE_Q6_K> {
 
 static constexpr int Q6_HIGH = 128, Q6_SCALES = 192, Q6_D = 208; // places in a row's block in shared memory
 
-__device__ __forceinline__ uint32_t word_at(const uint8_t *at) {
-  return *(const uint32_t *)at;
-}
-
-__device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) { // i: known when compiled
+__device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) { // i: a constant after unrolling
   return __byte_perm(word, 0, 0x4440u + (uint32_t)i);
 }
 
 // The two rows' block. `low`, then `high` give rows' elements 32 s .. 32 s + 31; s ascends from 0. The words
-// of the next steps are asked for when the last of these are used, so that no step waits for them.
+// of the next steps are loaded when the last of these are used, so that no step waits for them.
 template <weight_type TYPE> struct wgmma_rows {
   const uint8_t *row[2]; // at the lane's first word
   uint32_t scale_low[2][2], scale_high[2][2], words[4], fifth[4], quants[4];
 
-  __device__ __forceinline__ void begin(const uint8_t *row0, const uint8_t *row1, int part) {
+  __device__ __forceinline__ void start(const uint8_t *row0, const uint8_t *row1, int part) {
     row[0] = row0 + (TYPE == TYPE_Q4_K ? 16 : 48) + 4 * part;
     row[1] = row1 + (TYPE == TYPE_Q4_K ? 16 : 48) + 4 * part;
 #pragma unroll
@@ -88,7 +84,7 @@ template <> struct wgmma_rows<TYPE_Q6_K> {
   int lane_part;
   uint32_t words[8], top[4], scales[2][2], upper[4]; // of half a block; of the step
 
-  __device__ __forceinline__ void begin(const uint8_t *row0, const uint8_t *row1, int part) {
+  __device__ __forceinline__ void start(const uint8_t *row0, const uint8_t *row1, int part) {
     row[0] = row0;
     row[1] = row1;
     lane_part = part;
@@ -119,7 +115,7 @@ template <> struct wgmma_rows<TYPE_Q6_K> {
                    ((run < 2 ? top[i] << (4 - 2 * run) : top[i] >> (2 * run - 4)) & 0x30303030u);
       int scale = (int8_t)(scales[i % 2][run / 2] >> (run % 2 * 16 + i / 2 * 8));
       // 16 bits of (q - 32) * scale + 2^15 each: the offset keeps the lower one from borrowing, and is gone
-      // when the top bit is turned
+      // when the top bit is flipped
       uint32_t bias = (uint32_t)(32768 - 32 * scale) * 0x00010001u;
       uint32_t even = __byte_perm(q, 0, 0x4240) * (uint32_t)scale + bias,
                odd = __byte_perm(q, 0, 0x4341) * (uint32_t)scale + bias;
@@ -135,8 +131,8 @@ template <> struct wgmma_rows<TYPE_Q6_K> {
   }
 };
 
-// What the float step needs of the two rows: scales, and the minimums twice each as halves, beside the sums
-// of 16 activations: mma_k16_halves adds integers below 2^24, so it is exact.
+// What the float step needs of the two rows: scales, and the minimums twice each as f16, beside the sums
+// of 16 activations: mma_k16_f16 adds integers below 2^24, so it is exact.
 template <weight_type TYPE> struct wgmma_scales {
   float d[2], dmin[2];
   uint32_t min[4];

@@ -2,15 +2,15 @@
 // what. Here also the kernel that takes all: a warp with ROWS rows for ITEMS items, of any type and width.
 // Lane l of the warp is lane l of sum32, so each lane's chain is the definition's and the tree is five
 // shuffles.
-#include "kernels/cuda/product_f32.cuh"
+#include "kernels/cuda/products/product_f32.cuh"
 #include "kernels/cuda/weight_at.cuh"
 
 // The items of this thread block.
 __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
   if (p.first) return find_tile(p, items, blockIdx.y);
-  int begin = blockIdx.y * items, left = p.n_items - begin;
-  int member = p.member ? p.member[begin] : 0; // with members but no groups, a tile is one item
-  return {member, begin, member < 0 ? 0 : left < items ? left : items};
+  int first = blockIdx.y * items, left = p.n_items - first;
+  int member = p.member ? p.member[first] : 0; // with members but no groups, a tile is one item
+  return {member, first, member < 0 ? 0 : left < items ? left : items};
 }
 
 template <int ROWS, int ITEMS>
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(256) product_f32_rows(product p) {
   int item[ITEMS];
 #pragma unroll
   for (int i = 0; i < ITEMS; i++) {
-    int at = tile.begin + (i < tile.count ? i : 0);
+    int at = tile.first + (i < tile.count ? i : 0);
     item[i] = p.order ? p.order[at] : at;
     x[i] = p.in.x + (size_t)(item[i] / p.input_divisor) * p.w.cols;
   }
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(256) product_f32_rows(product p) {
 
 template <int WARPS, int ROWS, int ITEMS, weight_kind KIND>
 static status launch_kind(const product *p, cudaStream_t stream) {
-  dim3 grid((unsigned)ceil_of(p->w.rows, WARPS * ROWS), tile_count(p, ITEMS));
+  dim3 grid((unsigned)ceil_div(p->w.rows, WARPS * ROWS), tile_count(p, ITEMS));
   return launch(product_f32_rows<ROWS, ITEMS, KIND>, grid, WARPS * WARP, 0, stream, *p);
 }
 
@@ -104,8 +104,8 @@ template <int WARPS, int ROWS, int ITEMS> static status launch_rows(const produc
   return launch_kind<WARPS, ROWS, ITEMS, ELEMENTS>(p, stream);
 }
 
-// A router's rows are few: for up to so many items a warp a row, whose loads are all on their way at once, is
-// faster than tiles (128 x 2,048 on an H100: 10 us for 64 items in place of 23, which 128 take as well).
+// A router's rows are few: for up to so many items a warp a row, whose loads are all in flight at once, is
+// faster than tiles (128 x 2,048 on an H100: 10 us for 64 items; tiles take 23 for 64 and for 128).
 static constexpr int FEW_ITEMS = 64;
 
 static status launch_few_floats(const product *p, cudaStream_t stream) {

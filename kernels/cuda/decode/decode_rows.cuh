@@ -1,9 +1,9 @@
 // decode_rows: rows of K-quant matrices times one rounded row of activations, for the kernels of one token.
 //
-// Owns: the rounded row in shared memory, how a warp takes its rows. Refuses to know: which rows are whose.
+// Owns: the rounded row in shared memory, how a warp takes its rows. Independent of: which rows are whose.
 #pragma once
-#include "kernels/cuda/block_q8k.cuh"
-#include "kernels/cuda/decode_launch.cuh"
+#include "kernels/cuda/products/block_q8k.cuh"
+#include "kernels/cuda/decode/decode_launch.cuh"
 #include "kernels/cuda/round_q8k.cuh"
 
 static constexpr int WARPS = 8, THREADS = WARPS * WARP;
@@ -39,14 +39,6 @@ __device__ __forceinline__ void round_to(const rounded_row &to, int block, const
   round_block(v, to.qs + block * QK_K, to.d + block, to.bsums + block * (QK_K / 16), nullptr);
 }
 
-// sum32 of squares by one warp, on all its lanes
-__device__ __forceinline__ float sum_of_squares(const float *x, int n) {
-  float sum = 0;
-#pragma unroll 16
-  for (int i = threadIdx.x % WARP; i < n; i += WARP) sum = num_fma_f32(x[i], x[i], sum);
-  return warp_tree(sum);
-}
-
 // ---- rows of K-quant matrices times one rounded row ----
 
 // Passes of a warp that are in its registers at once, for as many as MATRICES * STEPS parts each. The latency
@@ -58,7 +50,7 @@ template <weight_type TYPE> __host__ __device__ constexpr int batch_of(int parts
   return n < 1 ? 1 : n * at_once > WARP ? WARP / at_once : n;
 }
 
-static constexpr uint32_t AHEAD_BYTES = 16 << 10; // of a warp's rows
+static constexpr uint32_t AHEAD_BYTES = 16 << 10; // of a warp's rows, prefetched to L2 if they are no more
 
 struct row_range { // rows 0 .. n_rows - 1 of up to two matrices of one shape
   const uint8_t *rows[2];
@@ -66,8 +58,8 @@ struct row_range { // rows 0 .. n_rows - 1 of up to two matrices of one shape
   int n_rows, n_blocks;
 };
 
-// The warp's rows times `in`. Weights of the first batch are asked for at once, then `prepare` runs, which
-// makes `in`. Of each batch, row first + l reaches lane l of flush(first, results).
+// The warp's rows times `in`. The first batch's loads of weights are issued at once, then `prepare` runs,
+// which makes `in`. Of each batch, row first + l reaches lane l of flush(first, results).
 template <weight_type TYPE, int GROUPS, int STEPS, int MATRICES, typename Prepare, typename Flush>
 __device__ __forceinline__ void stream_rows(const row_range &w, const rounded_row &in, Prepare prepare,
                                             Flush flush) {
@@ -88,9 +80,9 @@ __device__ __forceinline__ void stream_rows(const row_range &w, const rounded_ro
         }
   };
   if (w.n_rows > 0) load(0, 0);
-  uint32_t bytes = w.n_rows * w.row_bytes; // what a later batch needs is on its way as well
+  uint32_t bytes = w.n_rows * w.row_bytes; // the later batches' weights are prefetched
   for (uint32_t at = ROWS * w.row_bytes + 128 * lane; at < bytes && bytes <= AHEAD_BYTES; at += 128 * WARP)
-    for (int m = 0; m < MATRICES; m++) prefetch(w.rows[m] + at);
+    for (int m = 0; m < MATRICES; m++) prefetch_l2(w.rows[m] + at);
   prepare();
   quarter_inputs x; // of the blocks from `held` on
   float dx[GROUPS];
@@ -102,13 +94,13 @@ __device__ __forceinline__ void stream_rows(const row_range &w, const rounded_ro
     for (int from = 0; from < w.n_blocks; from += STEPS * GROUPS) {
 #pragma unroll
       for (int s = 0; s < STEPS; s++) {
-        int begin = from + s * GROUPS;
-        if (held != begin) {
-          int b = min(begin + g, w.n_blocks - 1);
+        int start = from + s * GROUPS;
+        if (held != start) {
+          int b = min(start + g, w.n_blocks - 1);
           x = load_inputs(TYPE, in.qs + b * QK_K, in.bsums + b * (QK_K / 16), q);
 #pragma unroll
-          for (int j = 0; j < GROUPS; j++) dx[j] = in.d[min(begin + j, w.n_blocks - 1)];
-          held = begin;
+          for (int j = 0; j < GROUPS; j++) dx[j] = in.d[min(start + j, w.n_blocks - 1)];
+          held = start;
         }
         float term[BATCH][MATRICES];
 #pragma unroll
@@ -127,7 +119,7 @@ __device__ __forceinline__ void stream_rows(const row_range &w, const rounded_ro
 #pragma unroll
             for (int m = 0; m < MATRICES; m++) {
               float t = __shfl_sync(~0u, term[r][m], (sub * GROUPS + j) * 4);
-              if (begin + j < w.n_blocks) y[r][m] = num_fma_f32(dx[j], t, y[r][m]);
+              if (start + j < w.n_blocks) y[r][m] = num_fma_f32(dx[j], t, y[r][m]);
             }
       }
     }
@@ -146,10 +138,4 @@ __device__ __forceinline__ void stream_rows(const row_range &w, const rounded_ro
 // Blocks that a row of n_blocks takes side by side in a warp.
 static inline int groups_of(int n_blocks) {
   return n_blocks > 4 ? 8 : n_blocks > 2 ? 4 : n_blocks > 1 ? 2 : 1;
-}
-
-static inline int multiprocessors() {
-  static int count;
-  if (!count) cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
-  return count > 0 ? count : 1;
 }

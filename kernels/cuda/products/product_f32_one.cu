@@ -1,14 +1,15 @@
-// product_f32_one: rows of K-quants times one item each: what reads every weight once and waits for memory.
+// product_f32_one: rows of K-quants times one item each: every weight is read once, and memory
+// bandwidth bounds it.
 // Eight threads take a row, four lanes of sum32 each, so that a load is a whole word of quants, and each
-// weight is unpacked once, by the thread that multiplies it. Weights are asked for some blocks ahead; those
-// that no expert's choice decides before the launch's inputs are there.
-#include "kernels/cuda/product_f32.cuh"
-#include "kernels/cuda/unpack_f32.cuh"
+// weight is unpacked once, by the thread that multiplies it. Weights are loaded some blocks ahead; those
+// that do not depend on the choice of experts, before the previous kernel has ended.
+#include "kernels/cuda/products/product_f32.cuh"
+#include "kernels/cuda/products/unpack_f32.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * WARP, ROWS = THREADS / 8; // of a thread block at a time
-static constexpr size_t MOST_SHARED = 96 << 10, MOST_UNASKED = 48 << 10;    // bytes of an input
+static constexpr size_t MOST_SHARED = 96 << 10;                             // bytes of an input
 
-// Blocks of a row that are in registers before they are used, and as many on their way.
+// Blocks of a row that are in registers before they are used, and as many in flight.
 template <weight_type TYPE> __host__ __device__ constexpr int ahead_of() {
   return TYPE == TYPE_Q4_K ? 4 : 3;
 }
@@ -112,17 +113,13 @@ bool product_f32_one_fits(const product *p) {
          (size_t)p->w.cols * sizeof(float) <= MOST_SHARED;
 }
 
-// Thread blocks for all items; more than a few to a multiprocessor would load the input again.
-static int most_blocks() {
-  static int count;
-  if (!count) cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
-  return 8 * (count > 0 ? count : 1);
-}
+// Thread blocks a multiprocessor for all items; with more, each would load its input for fewer rows.
+static constexpr int BLOCKS_EACH = 8;
 
 template <weight_type TYPE> static status one_of_type(const product *p, cudaStream_t stream) {
-  int most = ceil_of(most_blocks(), p->n_items), blocks = ceil_of(p->w.rows, ROWS);
+  int most = ceil_div(BLOCKS_EACH * device_multiprocessors(), p->n_items), blocks = ceil_div(p->w.rows, ROWS);
   size_t bytes = (size_t)p->w.cols * sizeof(float);
-  if (bytes > MOST_UNASKED)
+  if (bytes > DEFAULT_SHARED_BYTES)
     CUDA_TRY(cudaFuncSetAttribute(product_f32_one<TYPE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)MOST_SHARED));
   return launch(product_f32_one<TYPE>, dim3((unsigned)(blocks < most ? blocks : most), (unsigned)p->n_items),

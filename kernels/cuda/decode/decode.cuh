@@ -1,21 +1,22 @@
 // decode: launches of a batch of one token on the path q8k (decode.cu, decode_attention.cu,
 // decode_experts.cu). In this order, each in place of several of the steps' launches for many tokens.
 #pragma once
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/weights.cuh"
 
-// Whether the kernels hold this shape and these types of weights: K-quants but for a router of floats,
-// head_dim 64 or 128, at most 256 experts.
+// Whether the kernels hold this shape and these types of weights: K-quants but for a router of F32, at
+// most 256 experts, widths up to 8,192.
 bool decode_fits(const model_shape *s, const dev_weights *w);
-// Whether decode_attention_launch serves n tokens of different sequences and so many positions; else
-// attention.cu does.
+// Whether decode_attention_launch serves n tokens of different sequences and so many positions (head_dim
+// 64 or 128); else attention.cu does.
 bool decode_attends(const attention_work *work, const model_shape *s, int n, int max_keys);
 
-// q, k, v = products of rms_norm(x), as they come: decode_attention_launch norms and turns the heads.
+// q, k, v = products of rms_norm(x), before norm and RoPE of the heads, which decode_attention_launch does.
 status decode_qkv_launch(float *q, float *k, float *v, const float *x, const dev_layer *w, float epsilon,
                          cudaStream_t stream);
 // Of the batch's tokens, no two of which are of one sequence: out[n][n_heads][head_dim]; writes their keys
-// and values to the cache. On any path. arrived: [n][n_heads] zeros, left so. early: it
-// follows decode_qkv_launch, so the cache may be read ahead of it.
+// and values to the cache. On any path. arrived: [n][n_heads] zeros, left so. early: the launch
+// before it is decode_qkv_launch, which does not write the cache, so that the cache may be read meanwhile.
 status decode_attention_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,
                                const model_shape *s, const float *rope, kv_cache cache, int layer,
                                const dev_batch *b, int max_keys, const attention_work *work,
@@ -30,7 +31,7 @@ struct decode_experts {
   dev_inputs normed;
   const float *router_logits;
   float *hidden; // work space [top_k][expert_width]
-  float *slots;  // own slots' outputs, rows by `place` (NULL: in slot order); NULL: combined at once:
+  float *slots;  // owned slots' outputs, rows by `place` (NULL: in slot order); NULL: combined at once:
   const int64_t *place;
   float *x; // x = x + the slots' sum, and its digest as layer `layer` added to sums[sequence]
   unsigned long long *sums;

@@ -1,11 +1,11 @@
-// decode_attention: docs/paths.md steps 4 to 6 for tokens of different sequences: heads normed and rotated,
-// the new key and value kept, the chunks attended and folded, in one launch.
+// decode_attention: docs/paths.md steps 4 to 6 for tokens of different sequences: norm and RoPE of the
+// heads, the new key and value into the cache, attention over chunks and their fold, in one launch.
 //
 // Two ways: near, one block holds every chunk of a few heads, for a cache of up to four chunks; far, a block
-// a chunk, of which the last to end folds them all. The sums are the same.
+// a chunk, of which the last to finish folds them all. The sums are the same.
 #include "kernels/cuda/attention.cuh"
-#include "kernels/cuda/decode.cuh"
-#include "kernels/cuda/decode_launch.cuh"
+#include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/decode/decode_launch.cuh"
 
 struct attend_args {
   const float *q, *k, *v, *q_norm, *k_norm, *rope;
@@ -13,34 +13,34 @@ struct attend_args {
   kv_cache cache;
   int layer, n_heads, group, n_chunks;
   float epsilon, scale;
-  bool early; // what earlier tokens left in the cache may be read before the wait
+  bool early; // the cache up to the last token may be read before the wait
   const int *sequence, *position;
   attention_work work;
   unsigned *arrived; // [n][kv heads * slices], 0 between launches
 };
 
-// The warp's row of q, k or v: lane l has elements l + 32 i. Norm and turn but for v.
+// The warp's row of q, k or v: lane l has elements l + 32 i. Norm and RoPE but for v.
 template <int DIM> struct head_row {
   static constexpr int EACH = DIM / WARP, PAIRS = EACH / 2;
   float x[EACH], weight[EACH];
-  float2 turn[PAIRS];
+  float2 cos_sin[PAIRS];
 
   __device__ __forceinline__ void constants(const float *norm, const float *rope) {
     int lane = threadIdx.x % WARP;
     for (int i = 0; i < EACH; i++) weight[i] = norm[lane + WARP * i];
-    for (int i = 0; i < PAIRS; i++) turn[i] = *(const float2 *)(rope + 2 * (lane + WARP * i));
+    for (int i = 0; i < PAIRS; i++) cos_sin[i] = *(const float2 *)(rope + 2 * (lane + WARP * i));
   }
   __device__ __forceinline__ void load(const float *from) {
     for (int i = 0; i < EACH; i++) x[i] = from[threadIdx.x % WARP + WARP * i];
   }
-  __device__ __forceinline__ void norm_and_turn(float epsilon, float z) {
+  __device__ __forceinline__ void norm_and_rotate(float epsilon, float z) {
     float sum = 0;
     for (int i = 0; i < EACH; i++) sum = num_fma_f32(x[i], x[i], sum);
     float inverse = inverse_rms(warp_tree(sum), DIM, epsilon);
     for (int i = 0; i < PAIRS; i++) {
       float a = x[i] * inverse * weight[i], b = x[i + PAIRS] * inverse * weight[i + PAIRS];
-      x[i] = num_fma_f32(a, turn[i].x, -(b * turn[i].y)) * z;
-      x[i + PAIRS] = num_fma_f32(a, turn[i].y, b * turn[i].x) * z;
+      x[i] = num_fma_f32(a, cos_sin[i].x, -(b * cos_sin[i].y)) * z;
+      x[i + PAIRS] = num_fma_f32(a, cos_sin[i].y, b * cos_sin[i].x) * z;
     }
   }
 };
@@ -49,7 +49,7 @@ template <int DIM> struct head_row {
 
 static constexpr int NEAR_HEADS = 2, NEAR_CHUNKS = 4;
 
-template <int DIM> struct near_rows { // of a cache in halves
+template <int DIM> struct near_rows { // of an f16 cache
   uint16_t keys[NEAR_CHUNKS][DIM][CHUNK], values[NEAR_CHUNKS][CHUNK][DIM];
   float q[NEAR_HEADS][DIM], score[NEAR_HEADS][NEAR_CHUNKS][CHUNK];
   float out[NEAR_HEADS][NEAR_CHUNKS][DIM];
@@ -106,10 +106,10 @@ __global__ void __launch_bounds__(NEAR_HEADS *NEAR_CHUNKS *CHUNK)
   uint16_t *keys = (uint16_t *)a.cache.keys + head * a.cache.head_elements;
   uint16_t *values = (uint16_t *)a.cache.values + head * a.cache.head_elements;
   if (!a.early) wait_for_previous();
-  for (int i = 8 * threadIdx.x; i < (last + 1) * CHUNK * DIM;
-       i += 8 * blockDim.x) { // what earlier tokens left
-    copy16_async(&s->keys[0][0][0] + i, keys + i);
-    copy16_async(&s->values[0][0][0] + i, values + i);
+  // what earlier tokens have cached
+  for (int i = 8 * threadIdx.x; i < (last + 1) * CHUNK * DIM; i += 8 * blockDim.x) {
+    copy_async_16(&s->keys[0][0][0] + i, keys + i);
+    copy_async_16(&s->values[0][0][0] + i, values + i);
   }
   bool is_query = warp < heads, is_key = warp == NEAR_HEADS, is_value = warp == NEAR_HEADS + 1;
   head_row<DIM> row;
@@ -118,11 +118,11 @@ __global__ void __launch_bounds__(NEAR_HEADS *NEAR_CHUNKS *CHUNK)
   size_t from_q = (size_t)t * a.n_heads + first_head + warp, from_kv = (size_t)t * a.cache.n_kv_heads + kv;
   if (is_query || is_key || is_value) {
     row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
-    if (!is_value) row.norm_and_turn(a.epsilon, is_query ? a.scale : 1.0f);
+    if (!is_value) row.norm_and_rotate(a.epsilon, is_query ? a.scale : 1.0f);
   }
   for (int i = 0; i < DIM / WARP && is_query; i++) s->q[warp][lane + WARP * i] = row.x[i];
-  wait_for_copies();
-  __syncthreads(); // the copies are there, and have a hole at the new position
+  copy_async_wait_all();
+  __syncthreads(); // the copies are complete but for the new position
   if (is_key || is_value) {
     int j = position % CHUNK;
     for (int i = 0; i < DIM / WARP; i++) {
@@ -195,8 +195,7 @@ __device__ __forceinline__ float store_cache(uint16_t *to, float x) {
 }
 
 // Folds a head's chunks 0 .. last in ascending order: the factors of 32 chunks at once, a lane each, then the
-// sums.
-// head: counted over all tokens.
+// sums. head: counted over all tokens.
 template <int DIM> __device__ void fold_head(const attend_args &a, int head, int last) {
   constexpr int EACH = DIM / WARP, AHEAD = 4;
   int lane = threadIdx.x % WARP;
@@ -281,9 +280,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
   T *values = (T *)a.cache.values + head * a.cache.head_elements + (size_t)chunk * CHUNK * DIM;
   constexpr int PIECE = 16 / sizeof(T);
   if (!a.early) wait_for_previous();
+    // what earlier tokens have cached
 #pragma unroll 2
-  for (int i = PIECE * threadIdx.x; i < CHUNK * DIM;
-       i += PIECE * ATTEND_THREADS) { // what earlier tokens left
+  for (int i = PIECE * threadIdx.x; i < CHUNK * DIM; i += PIECE * ATTEND_THREADS) {
     widen(&s->keys[0][0] + i, keys + i);
     widen(&s->values[0][0] + i, values + i);
   }
@@ -293,9 +292,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
   if (a.early) wait_for_previous();
   size_t from_q = (size_t)t * a.n_heads + first_head + warp, from_kv = (size_t)t * a.cache.n_kv_heads + kv;
   row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
-  if (is_query || is_key) row.norm_and_turn(a.epsilon, is_query ? a.scale : 1.0f);
+  if (is_query || is_key) row.norm_and_rotate(a.epsilon, is_query ? a.scale : 1.0f);
   for (int i = 0; i < DIM / WARP && is_query; i++) s->q[warp][lane + WARP * i] = row.x[i];
-  __syncthreads(); // the copies are there, and have a hole at the new position
+  __syncthreads(); // the copies are complete but for the new position
   if (warp >= HEADS && chunk == last) {
     int j = position % CHUNK;
     for (int i = 0; i < DIM / WARP; i++) {
@@ -336,7 +335,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
   __threadfence();
   __syncthreads();
   unsigned *arrived = &a.arrived[blockIdx.z * gridDim.y + blockIdx.y];
-  if (threadIdx.x == 0) { // the block that comes last folds, and leaves zero for the next launch
+  if (threadIdx.x == 0) { // the last block folds, and leaves zero for the next launch
     s->folds = atomicAdd(arrived, 1) == (unsigned)last;
     if (s->folds) *arrived = 0;
   }
@@ -348,25 +347,18 @@ __global__ void __launch_bounds__(ATTEND_THREADS) decode_attend(const __grid_con
 
 // ---- launch ----
 
-// That a thread block may have: near does not fit on every GPU.
-static size_t most_shared_bytes() {
-  static int bytes;
-  if (!bytes) cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-  return (size_t)bytes;
-}
-
 template <int DIM> static status launch_near(const attend_args &a, int n, cudaStream_t stream) {
   int slices = ceil_div(a.group, NEAR_HEADS),
       threads = NEAR_HEADS * CHUNK * (a.n_chunks > 1 ? a.n_chunks : 2);
-  return start(decode_attend_near<DIM>, dim3((unsigned)(a.cache.n_kv_heads * slices), (unsigned)n), threads,
-               sizeof(near_rows<DIM>), stream, a);
+  return launch_shared(decode_attend_near<DIM>, dim3((unsigned)(a.cache.n_kv_heads * slices), (unsigned)n),
+                       threads, sizeof(near_rows<DIM>), stream, a);
 }
 
 template <int DIM, typename T> static status launch_far(const attend_args &a, int n, cudaStream_t stream) {
   int slices = ceil_div(a.group, HEADS);
-  return start(decode_attend<DIM, T>,
-               dim3((unsigned)a.n_chunks, (unsigned)(a.cache.n_kv_heads * slices), (unsigned)n),
-               ATTEND_THREADS, sizeof(attend_rows<DIM>), stream, a);
+  return launch_shared(decode_attend<DIM, T>,
+                       dim3((unsigned)a.n_chunks, (unsigned)(a.cache.n_kv_heads * slices), (unsigned)n),
+                       ATTEND_THREADS, sizeof(attend_rows<DIM>), stream, a);
 }
 
 bool decode_attends(const attention_work *work, const model_shape *s, int n, int max_keys) {
@@ -400,7 +392,7 @@ status decode_attention_launch(float *out, const float *q, const float *k, const
   a.work = *work;
   a.arrived = arrived;
   size_t needed = cache.head_dim == 64 ? sizeof(near_rows<64>) : sizeof(near_rows<128>);
-  bool near = cache.f16 && a.n_chunks <= NEAR_CHUNKS && needed <= most_shared_bytes();
+  bool near = cache.f16 && a.n_chunks <= NEAR_CHUNKS && needed <= device_shared_bytes();
   if (cache.head_dim == 64)
     return near        ? launch_near<64>(a, b->n, stream)
            : cache.f16 ? launch_far<64, uint16_t>(a, b->n, stream)

@@ -1,13 +1,13 @@
 // decode: one token's forward pass on the path q8k in six launches a layer. The same arithmetic as the steps
-// for many tokens, laid out for latency: a kernel asks for its weights while the one before it still runs,
-// thread blocks repeat small vector work (norm, rounding, choice of experts) rather than wait for a launch
-// that shares it.
+// for many tokens, laid out for latency: a kernel issues its loads of weights while the one before it still
+// runs, thread blocks repeat small vector work (norm, rounding, choice of experts) rather than wait for a
+// launch that shares it.
 //
-// Here: rows that the token's own row is multiplied with (qkv, o, head) and the router; the rest in
-// decode_attention.cu and decode_experts.cu. Refuses to know: other batches, other ranks. Invariant:
+// Here: the products with dense matrices (q, k and v; o; head) and the router; the rest in
+// decode_attention.cu and decode_experts.cu. Independent of: other batches, other ranks. Invariant:
 // decode_launch.cuh's.
-#include "kernels/cuda/decode.cuh"
-#include "kernels/cuda/decode_rows.cuh"
+#include "kernels/cuda/decode/decode.cuh"
+#include "kernels/cuda/decode/decode_rows.cuh"
 #include "kernels/product_form.h"
 
 // ---- one token's rows of up to three matrices that read the same input ----
@@ -15,7 +15,7 @@
 struct rows_args {
   dev_matrix w[3];
   float *out[3];
-  int begin[3], count; // first thread block of each matrix
+  int first_block[3], count; // thread block of each matrix
   int rows_per_warp;
   const float *x, *norm; // norm: the input is rms_norm(x) * norm, else x
   float epsilon;
@@ -26,7 +26,7 @@ template <weight_type TYPE, int GROUPS, int STEPS, typename Prepare>
 __device__ __forceinline__ void rows_of(const rows_args &a, int which, const rounded_row &in,
                                         Prepare prepare) {
   const dev_matrix &m = a.w[which];
-  int first = (((int)blockIdx.x - a.begin[which]) * WARPS + threadIdx.x / WARP) * a.rows_per_warp,
+  int first = (((int)blockIdx.x - a.first_block[which]) * WARPS + threadIdx.x / WARP) * a.rows_per_warp,
       lane = threadIdx.x % WARP;
   int count = max(0, min(a.rows_per_warp, m.rows - first));
   row_range w = {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_rows(const __grid_constant_
   __shared__ float inverse;
   int which = 0, width = a.w[0].cols, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP,
       n_blocks = width / QK_K;
-  while (which + 1 < a.count && (int)blockIdx.x >= a.begin[which + 1]) which++;
+  while (which + 1 < a.count && (int)blockIdx.x >= a.first_block[which + 1]) which++;
   rounded_row in = rounded_at(memory, width);
   float *row = (float *)(memory + rounded_bytes(width)), norm[8] = {};         // row: only with a.norm
   if (a.norm && warp < n_blocks) load8(norm, a.norm + warp * QK_K + 8 * lane); // of the warp's first block
@@ -99,12 +99,12 @@ __global__ void __launch_bounds__(WARP) decode_router(const __grid_constant__ ro
   int width = a.normed.width, lane = threadIdx.x, expert = blockIdx.x;
   float *x = shared, *norm = x + width, *row = norm + width;
   for (int i = 4 * lane; i < width; i += 4 * WARP) {
-    copy16_async(norm + i, a.norm + i);
-    if (expert < a.n_experts) copy16_async(row + i, a.router + (size_t)expert * width + i);
+    copy_async_16(norm + i, a.norm + i);
+    if (expert < a.n_experts) copy_async_16(row + i, a.router + (size_t)expert * width + i);
   }
   wait_for_previous();
-  for (int i = 4 * lane; i < width; i += 4 * WARP) copy16_async(x + i, a.x + i);
-  wait_for_copies();
+  for (int i = 4 * lane; i < width; i += 4 * WARP) copy_async_16(x + i, a.x + i);
+  copy_async_wait_all();
   __syncwarp();
   float inverse = inverse_rms(sum_of_squares(x, width), width, a.epsilon);
   if (expert < a.n_experts) {
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(WARP) decode_router(const __grid_constant__ ro
     a.normed.x[at] = v[i];
   }
   round_block(v, a.normed.qs + b * QK_K, a.normed.d + b, a.normed.bsums + b * (QK_K / 16),
-              a.normed.halves + b * 16);
+              a.normed.sums32 + b * 16);
 }
 
 // ---- launches ----
@@ -144,15 +144,15 @@ bool decode_fits(const model_shape *s, const dev_weights *w) {
   return fits;
 }
 
-// Deals the rows to about `blocks` thread blocks, evenly; returns how many.
-static int token_shards_rows(rows_args *a, int blocks, int at_once) {
+// Distributes the rows over about `blocks` thread blocks, evenly; returns how many it takes.
+static int distribute_rows(rows_args *a, int blocks, int at_once) {
   int used;
   a->rows_per_warp = 0;
   do {
     a->rows_per_warp += at_once;
     used = 0;
     for (int i = 0; i < a->count; i++) {
-      a->begin[i] = used;
+      a->first_block[i] = used;
       used += ceil_div(a->w[i].rows, WARPS * a->rows_per_warp);
     }
   } while (used > blocks);
@@ -161,36 +161,36 @@ static int token_shards_rows(rows_args *a, int blocks, int at_once) {
 
 static status rows_launch(rows_args *a, int blocks, cudaStream_t stream) {
   int width = a->w[0].cols, n_blocks = width / QK_K, groups = groups_of(n_blocks),
-      used = token_shards_rows(a, blocks, 8 / groups);
+      used = distribute_rows(a, blocks, 8 / groups);
   size_t bytes = rounded_bytes(width) + (a->norm ? (size_t)width * sizeof(float) : 0);
   auto *kernel = n_blocks > 8  ? decode_rows<8, 2>
                  : groups == 8 ? decode_rows<8, 1>
                  : groups == 4 ? decode_rows<4, 1>
                  : groups == 2 ? decode_rows<2, 1>
                                : decode_rows<1, 1>;
-  return start(kernel, dim3((unsigned)used), THREADS, bytes, stream, *a);
+  return launch_shared(kernel, dim3((unsigned)used), THREADS, bytes, stream, *a);
 }
 
 status decode_qkv_launch(float *q, float *k, float *v, const float *x, const dev_layer *w, float epsilon,
                          cudaStream_t stream) {
   rows_args a = {{w->q, w->k, w->v}, {q, k, v}, {}, 3, 0, x, w->attn_norm, epsilon, false};
-  return rows_launch(&a, multiprocessors(), stream);
+  return rows_launch(&a, device_multiprocessors(), stream);
 }
 
 status decode_output_launch(float *x, const float *attended, const dev_layer *w, cudaStream_t stream) {
   rows_args a = {{w->o}, {x}, {}, 1, 0, attended, nullptr, 0, true};
-  return rows_launch(&a, multiprocessors(), stream);
+  return rows_launch(&a, device_multiprocessors(), stream);
 }
 
 status decode_head_launch(float *logits, const float *x, const dev_weights *w, float epsilon,
                           cudaStream_t stream) {
   rows_args a = {{w->output}, {logits}, {}, 1, 0, x, w->output_norm, epsilon, false};
-  return rows_launch(&a, 2 * multiprocessors(), stream);
+  return rows_launch(&a, 2 * device_multiprocessors(), stream);
 }
 
 status decode_router_launch(float *logits, dev_inputs normed, const float *x, const dev_layer *w,
                             float epsilon, cudaStream_t stream) {
   router_args a = {x, w->ffn_norm, (const float *)w->router.data, logits, normed, w->router.rows, epsilon};
   unsigned grid = (unsigned)(w->router.rows + normed.width / QK_K);
-  return start(decode_router, dim3(grid), WARP, 3 * (size_t)normed.width * sizeof(float), stream, a);
+  return launch_shared(decode_router, dim3(grid), WARP, 3 * (size_t)normed.width * sizeof(float), stream, a);
 }

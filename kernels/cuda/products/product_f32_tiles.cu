@@ -1,6 +1,6 @@
 // product_f32_tiles: many items: tiles of 32 rows and 32 items. Each of their 1,024 sums has its 32 lanes, so
-// a tile is 32,768 accumulators: 128 in each of 256 threads. What bounds it is fma, so weights are unpacked
-// once a tile, into shared memory, and what a thread loads from there it uses eight times.
+// a tile is 32,768 accumulators: 128 in each of 256 threads. fma throughput bounds it, so weights are
+// unpacked once a tile, into shared memory, and what a thread loads from there it uses eight times.
 //
 // On an H100: 27 TFLOP/s for 4,096 x 2,048 of Q4_K and 2,048 items, of about 60 that fma alone could do: of
 // the instructions 65 % are fma, and a scheduler's two warps issue in 58 % of its cycles (a slightly earlier
@@ -10,10 +10,10 @@
 // rows and up to 8 items. So a word of shared memory is read by one warp only, the tree's first step is in a
 // thread, its second a shuffle, and its last three add what eight warps have.
 //
-// Thread blocks stay and take tile after tile: the next tile's first weights are on their way during the last
+// Thread blocks stay and take tile after tile: the next tile's first weights are in flight during the last
 // fmas of this one.
-#include "kernels/cuda/product_f32.cuh"
-#include "kernels/cuda/unpack_f32.cuh"
+#include "kernels/cuda/products/product_f32.cuh"
+#include "kernels/cuda/products/unpack_f32.cuh"
 
 static constexpr int THREADS = 256, TILE = 32; // rows, and items
 static constexpr int STAGE = 128;              // elements of a row at a time: two pairs
@@ -40,7 +40,7 @@ __device__ __forceinline__ int place_of(int item, int row) {
 // ---- which tile ----
 
 struct tile {
-  int row0, member, begin, count; // rows; items, as item_tile
+  int row0, member, first, count; // rows; items, as item_tile
 };
 
 struct tile_table { // in shared memory: first and tiles of 32 items of each member
@@ -59,20 +59,20 @@ __device__ __forceinline__ tile tile_at(const product &p, const tile_table &tabl
     else
       high = middle;
   }
-  int begin = table.first[low] + (items - table.tiles[low]) * TILE;
-  return {row0, low, begin, min(TILE, table.first[low + 1] - begin)};
+  int first = table.first[low] + (items - table.tiles[low]) * TILE;
+  return {row0, low, first, min(TILE, table.first[low + 1] - first)};
 }
 
 // ---- a stage: from memory to registers, and unpacked from there to shared memory ----
 
-// Thread (pair, row, u) brings lanes 4 u .. 4 u + 3 and those plus 16 of one row of weights and of one item.
+// Thread (pair, row, u) loads lanes 4 u .. 4 u + 3 and those plus 16 of one row of weights and of one item.
 struct source {
   const uint8_t *row;
   const float *x;
 };
 
 __device__ __forceinline__ source source_of(const product &p, const tile &t) {
-  int r = threadIdx.x / 4 % TILE, at = t.begin + min(r, t.count - 1); // ragged tiles repeat their last
+  int r = threadIdx.x / 4 % TILE, at = t.first + min(r, t.count - 1); // ragged tiles repeat their last
   int item = p.order ? p.order[at] : at, row = min(t.row0 + r, p.w.rows - 1);
   return {p.w.data + (size_t)t.member * p.w.member_bytes + (size_t)row * p.w.row_bytes,
           p.in.x + (size_t)(item / p.input_divisor) * p.w.cols};
@@ -164,14 +164,14 @@ template <int ITEMS>
 __device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const product &p, const tile *place,
                                             float *partial, const thread_place &at) {
   constexpr int HALF = ITEMS / 2; // a thread keeps half of its items, and gives its partner the other
-  float *own = partial + threadIdx.x / WARP * (TILE * TILE);
+  float *plane = partial + threadIdx.x / WARP * (TILE * TILE);
 #pragma unroll
   for (int a = 0; a < 8; a++)
 #pragma unroll
     for (int c = 0; c < HALF; c++) {
       float low = sum[a][c].x + sum[a][c].y, high = sum[a][c + HALF].x + sum[a][c + HALF].y;
       float got = __shfl_xor_sync(~0u, at.upper ? low : high, PARTNER);
-      own[place_of(at.i + 4 * (c + at.upper * HALF), at.r + 4 * a)] = (at.upper ? high : low) + got;
+      plane[place_of(at.i + 4 * (c + at.upper * HALF), at.r + 4 * a)] = (at.upper ? high : low) + got;
     }
   __syncthreads();
   const tile t = *place;
@@ -189,7 +189,7 @@ __device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const pr
         lane[l].z = lane[l].z + lane[l + half].z;
         lane[l].w = lane[l].w + lane[l + half].w;
       }
-    int item = p.order ? p.order[t.begin + i] : t.begin + i, left = p.w.rows - t.row0 - row;
+    int item = p.order ? p.order[t.first + i] : t.first + i, left = p.w.rows - t.row0 - row;
     float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows + t.row0 + row;
     float y[4] = {lane[0].x, lane[0].y, lane[0].z, lane[0].w};
     if (p.w.rows % 4 == 0 && left >= 4) {
@@ -205,12 +205,12 @@ __device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const pr
   __syncthreads(); // the next stage is written where these were
 }
 
-// One tile. Its first stage lies in stages[*turn], its second is in `coming`; leaves those of `next` there.
-// Loads are for the stage after the next, and do not depend on a condition: else the compiler moves them to
-// where their values are used, and every stage waits for memory. Unpacking between the pairs takes more
-// registers than there are (22 TFLOP/s in place of 27); having one of a scheduler's two warps do so, 23.
+// One tile. Its first stage lies in stages[*current], its second is in `coming`; leaves those of `next`
+// there. Loads are for the stage after the next, and do not depend on a condition: else the compiler moves
+// them to where their values are used, and every stage waits for memory. Unpacking between the pairs takes
+// more registers than there are (22 TFLOP/s in place of 27); having one of a scheduler's two warps do so, 23.
 template <weight_type TYPE, int ITEMS>
-__device__ __forceinline__ void take_tile(const product &p, stage *stages, int *turn, part<TYPE> *coming,
+__device__ __forceinline__ void take_tile(const product &p, stage *stages, int *current, part<TYPE> *coming,
                                           const tile *place, const source &now, const source &next) {
   thread_place at = place_of_thread();
   float2 sum[8][ITEMS] = {};
@@ -218,8 +218,8 @@ __device__ __forceinline__ void take_tile(const product &p, stage *stages, int *
   stage *used = stages;
 #pragma unroll 1
   for (int s = 0; s < n_stages; s++) {
-    used = stages + *turn;
-    stage *other = stages + (*turn ^= 1);
+    used = stages + *current;
+    stage *other = stages + (*current ^= 1);
     store_part(other, p, *coming, s + 1 < n_stages ? s + 1 : 0);
     bool is_next = s + 2 >= n_stages;
     load_part(coming, p, is_next ? next : now, s + 2 - (is_next ? n_stages : 0));
@@ -245,7 +245,7 @@ template <weight_type TYPE> __global__ void __launch_bounds__(THREADS, 1) produc
     __syncthreads();
   }
   table.n_tiles = table.n_row_tiles * (p.first ? tiles[p.n_members] : (p.n_items + TILE - 1) / TILE);
-  int index = blockIdx.x, turn = 0, which = 0;
+  int index = blockIdx.x, current = 0, which = 0;
   if (index >= table.n_tiles) return;
   auto find = [&](tile *place) {
     tile t = tile_at(p, table, index);
@@ -266,11 +266,11 @@ template <weight_type TYPE> __global__ void __launch_bounds__(THREADS, 1) produc
     bool has_next = index < table.n_tiles;
     source next = has_next ? find(places + which) : now; // read once more after the last, in vain
     if (place->count > 16)
-      take_tile<TYPE, 8>(p, stages, &turn, &coming, place, now, next);
+      take_tile<TYPE, 8>(p, stages, &current, &coming, place, now, next);
     else if (place->count > 8)
-      take_tile<TYPE, 4>(p, stages, &turn, &coming, place, now, next);
+      take_tile<TYPE, 4>(p, stages, &current, &coming, place, now, next);
     else
-      take_tile<TYPE, 2>(p, stages, &turn, &coming, place, now, next);
+      take_tile<TYPE, 2>(p, stages, &current, &coming, place, now, next);
     if (!has_next) return;
     now = next;
   }
@@ -282,34 +282,21 @@ static size_t bytes_of(const product *p) {
   return 2 * sizeof(stage) + 2 * sizeof(tile) + (p->first ? 2 * (size_t)(p->n_members + 1) * sizeof(int) : 0);
 }
 
-struct device_limits {
-  int multiprocessors, shared; // shared: of a block
-};
-
-static device_limits limits() {
-  static device_limits found;
-  if (!found.shared) {
-    cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, 0);
-    cudaDeviceGetAttribute(&found.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-  }
-  return found;
-}
-
 bool product_f32_tiles_fits(const product *p) {
   bool each_alone = p->member && !p->first;
-  return has_blocks(p) && !each_alone && bytes_of(p) <= (size_t)limits().shared;
+  return has_blocks(p) && !each_alone && bytes_of(p) <= device_shared_bytes();
 }
 
 template <weight_type TYPE> static status tiles_of_type(const product *p, cudaStream_t stream) {
-  static size_t allowed; // the attribute is the kernel's own; setting it twice does no harm
+  static size_t allowed; // the attribute is set for each kernel; setting it twice does no harm
   size_t bytes = bytes_of(p);
   if (bytes > allowed) {
     CUDA_TRY(cudaFuncSetAttribute(product_f32_tiles<TYPE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)bytes));
     allowed = bytes;
   }
-  size_t most = (size_t)ceil_of(p->w.rows, TILE) * tile_count(p, TILE),
-         blocks = (size_t)limits().multiprocessors;
+  size_t most = (size_t)ceil_div(p->w.rows, TILE) * tile_count(p, TILE),
+         blocks = (size_t)device_multiprocessors();
   return launch(product_f32_tiles<TYPE>, dim3((unsigned)(most < blocks ? most : blocks)), THREADS, bytes,
                 stream, *p);
 }
@@ -333,5 +320,5 @@ status product_f32_tiles_launch(const product *p, cudaStream_t stream) {
     CASES_DEQUANTISED_ONLY
     break;
   }
-  return FAIL("CUDA: type %d has no product", (int)p->w.type);
+  return FAIL("CUDA: the type %s has no product", type_find(p->w.type)->name);
 }

@@ -28,7 +28,7 @@ __device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
   return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
 }
 
-// Weights stream past: they are read once and leave the L1 cache to the activations.
+// Weights are read once; a streaming load leaves the L1 cache to the activations.
 template <typename T> __device__ __forceinline__ T load_weights(const uint8_t *at) {
   return __ldcs((const T *)at);
 }
@@ -79,7 +79,7 @@ __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_
     w.scales = load_weights<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
     w.d = load_weights<uint16_t>(row + n_blocks * 208 + b * 2);
   } else {
-    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a type has its own layout");
+    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a new type needs a layout here");
     const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
     const uint8_t *low = block + (TYPE == TYPE_Q4_K ? 16 : 48) + 32 * q;
     w.head = load_weights<uint4>(block);
@@ -95,9 +95,9 @@ __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_
 
 // ---- its numbers ----
 
-// Where run i of 16 elements of lane q begins: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K
+// Where run i of 16 elements of lane q starts: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K
 // those of a half block.
-__device__ __forceinline__ int run_begin(weight_type type, int q, int i) {
+__device__ __forceinline__ int run_start(weight_type type, int q, int i) {
   return block_has_minimums(type) ? 64 * q + 16 * i : q / 2 * 128 + (q & 1) * 16 + i * 32;
 }
 
@@ -116,7 +116,7 @@ __device__ __forceinline__ quarter_quants quants_of(const quarter<TYPE> &w, int 
     r.run[2] = or4(and4(w.low[0], 4, nibble), and4(w.high, 4, two), 4);
     r.run[3] = or4(and4(w.low[1], 4, nibble), and4(w.high, 6, two), 4);
   } else {
-    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a type has its own quants");
+    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a new type needs its quants here");
     for (int i = 0; i < 4; i++) {
       r.run[i] = and4(w.low[i % 2], i / 2 * 4, nibble);
       if constexpr (TYPE == TYPE_Q5_K)
@@ -151,9 +151,9 @@ __device__ __forceinline__ quarter_inputs load_inputs(weight_type type, const in
   quarter_inputs r;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    int begin = run_begin(type, q, i);
-    r.x[i] = *(const int4 *)(qs + begin);
-    r.bsum[i] = bsums[begin / 16];
+    int start = run_start(type, q, i);
+    r.x[i] = *(const int4 *)(qs + start);
+    r.bsum[i] = bsums[start / 16];
   }
   if (block_has_minimums(type)) {
     r.bsum[0] += r.bsum[1];
@@ -179,7 +179,7 @@ __device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarte
     msum = 0;
     d = half_bits_to_f32(w.d);
   } else {
-    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a type has its own term");
+    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a new type needs its term here");
     uint32_t scale, min;
     scales_of_pair(&scale, &min, w.head, q);
     int first, second;

@@ -1,0 +1,61 @@
+// product: what a product of weights and activations is given, for the kernels of every path; and the tiles
+// in which its items are taken.
+//
+// Independent of: how a kernel computes it.
+#pragma once
+#include "kernels/cuda/device.cuh"
+
+// What a product multiplies and where its results go. An item is an output row: a token, or a slot (a token's
+// chosen expert). In a stack, item i uses member member[i]; items of members that another rank owns (-1)
+// are skipped.
+struct product {
+  dev_matrix w;
+  dev_inputs in;
+  const int *member; // [n_items] stack member of an item, or NULL: member 0
+  const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
+  const int *order;  // items grouped by member
+  const int
+      *tiles; // [TILE_SIZES][n_members + 1] with `first`: each member's first tile of 8, 16, 32, 64 items
+  const int64_t *place;                  // [n_items] output row of an item, or NULL: the item itself
+  int n_members, n_items, input_divisor; // input row = item / input_divisor
+  float *out;                            // [..][w.rows]
+  bool adds;                             // out = out + product, in place of out = product
+};
+
+// Tile `index` of the grouped items, in tiles of `items`: its member, its first place in `order` and its
+// length (0: there is no such tile). A grid of n_items / items + n_members tiles holds all; only the last few
+// are empty.
+static constexpr int TILE_SIZES = 4;
+struct item_tile {
+  int member, first, count;
+};
+
+__device__ __forceinline__ item_tile find_tile(const product &p, int items, int index) {
+  const int *tiles = p.tiles + (items == 8 ? 0 : items == 16 ? 1 : items == 32 ? 2 : 3) * (p.n_members + 1);
+  int low = 0, high = p.n_members; // the last member whose first tile is at or before `index`
+  while (high - low > 1) {
+    int middle = (low + high) / 2;
+    if (tiles[middle] <= index)
+      low = middle;
+    else
+      high = middle;
+  }
+  int first = p.first[low] + (index - tiles[low]) * items, left = p.first[low + 1] - first;
+  return {low, first, left < 0 ? 0 : left < items ? left : items};
+}
+
+static inline unsigned tile_count(const product *p, int items) {
+  return (unsigned)(p->first ? p->n_items / items + p->n_members : ceil_div(p->n_items, items));
+}
+
+// Products that read the same inputs, computed by one launch.
+struct product_set {
+  product p[3];
+  int first_block[3]; // thread block of each
+  int count;
+};
+
+// product_f32.cu
+status product_f32_launch(const product *p, cudaStream_t stream);
+// product_q8k.cu: any K-quant type; the items, members and inputs of a set are the same
+status product_q8k_launch(product_set *set, cudaStream_t stream);

@@ -37,7 +37,9 @@ CPU_Q8K = {
 DISPATCH = {"products/block_q8k.cuh"}  # FOR_Q8K_TYPE
 CUDA_Q8K = {
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
-    "kernels/cuda/products/product_f32.cu": {"products/product_f32.cu", "cuda/weight_at.cuh"},
+    "kernels/cuda/products/product_f32.cu": {"cuda/weight_at.cuh"},
+    "kernels/cuda/products/product_f32_one.cu": {"products/product_f32_one.cu"},
+    "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
     "kernels/cuda/products/product_q8k.cu": DISPATCH,
     "kernels/cuda/decode/decode.cu": DISPATCH,
     "kernels/cuda/decode/decode_experts.cu": DISPATCH,
@@ -46,9 +48,13 @@ IN_ALL = {"formats/blocks.h"}  # whether its blocks have minimums
 REAL = {
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h"},
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
-    "kernels/cuda/products/product_f32.cu": {"products/product_f32.cu", "cuda/weight_at.cuh"},
+    "kernels/cuda/products/product_f32.cu": {"cuda/weight_at.cuh"},
+    "kernels/cuda/products/product_f32_one.cu": {"products/product_f32_one.cu"},
+    "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
 }
 ENCODERS = {"src/synth/synth_blocks.c"}
+# Seen by the CUDA compiler alone, which this test does not run: FOR_Q8K_TYPE, and templates without a general case.
+CUDA_COMPILER_ONLY = {"kernels/cuda/products/product_q8k_wgmma.cu"}
 
 if not os.access(COMMANDS, os.R_OK):
     moe.skip(f"no {COMMANDS}")
@@ -140,7 +146,7 @@ class NewType(unittest.TestCase):
 
     def test_no_other_source_has_a_switch_over_types(self):
         """Else the lists above are not all."""
-        listed = {*CPU_Q8K, *CUDA_Q8K, *ENCODERS, "kernels/formats/types.c"}
+        listed = {*CPU_Q8K, *CUDA_Q8K, *CUDA_COMPILER_ONLY, *ENCODERS, "kernels/formats/types.c"}
         for source in set(COMPILE) - listed:
             with open(os.path.join(moe.SOURCE, source), encoding="utf-8") as file:
                 self.assertNotRegex(file.read(), r"case TYPE_|[!=]= TYPE_", source)

@@ -22,7 +22,7 @@ int64_t matrix_tiles(const matrix *m) {
 // `rows` times up to TOKEN_TILE tokens from t on.
 static void times_tokens(cpu_backend *b, const product *p, activation_form form, const matrix *rows,
                          void *const *out, int64_t t, int64_t n) {
-  const real_ops *ops = p->side->ops;
+  const real_ops *ops = p->kernels->ops;
   switch (form) {
   case ACTIVATION_REAL:
     (ops->product_tile ? ops->product_tile : ops->product)(out, rows, (const void *const *)(p->reals + t), n,
@@ -37,10 +37,10 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
 }
 
 void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead) {
-  const real_ops *ops = p->side->ops;
+  const real_ops *ops = p->kernels->ops;
   int64_t first = tile * ROW_TILE, count = p->m->rows - first < ROW_TILE ? p->m->rows - first : ROW_TILE;
   matrix rows = matrix_rows(p->m, first, count);
-  activation_form form = product_form(p->side->path->kind, p->m->type);
+  activation_form form = product_form(p->kernels->path->kind, p->m->type);
   if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k) {
     ops->vector_q8k((float *)p->out[0] + first, &rows, p->q8k[0], ahead);
     return;
@@ -62,8 +62,8 @@ typedef struct {
 } task_range;
 
 // One task, or with few tokens a share of what is left: neighbours in memory, so that a thread reads long
-// streams, and so that it seldom waits for the atomic, which no load passes. Shares shrink: threads end
-// together.
+// streams, and so that it seldom executes the atomic, which no load overtakes. Shares shrink, so that threads
+// finish together.
 static task_range take_tasks(task_queue *q) {
   int64_t start, share = 1;
   if (q->ahead) {

@@ -23,7 +23,7 @@ typedef void task_function(cpu_backend *b, const void *what, int64_t task, int64
 void tasks_phase(cpu_backend *b, task_queue *q, task_function *run, const void *what);
 
 typedef struct { // some rows of a matrix times the activations of n tokens, out[t] the row of token t
-  const side *side;
+  const path_kernels *kernels;
   const matrix *m;
   void *const *out;
   void *const *reals;

@@ -5,16 +5,15 @@
 // Invariant: every ISA row gives the bits of row_portable.c, which is docs/paths.md in C.
 //
 // Where to find what:
-//   steps.c            the steps of backend.h as phases; products.c cuts their products into tasks
+//   steps.c            with step_attention.c and step_moe.c the steps of backend.h as phases; products.c cuts
+//                      their products into tasks; state.c: what an arm allocates
 //   isa/each_row/      docs/paths.md in portable C. Compiled once for each ISA row, for its instruction set;
 //                      a row takes from here whatever it does not do better. generic_real.h is written once
 //                      for float and double, generic.h is the rest
 //   isa/<row>/         row_<row>.c: when it is usable, and its table of kernels. Its headers hold one kind of
 //                      product each: <row>_f32.h with real activations, <row>_q8k.h with rounded ones
-//   isa/avx512/        what the ISA rows avx512_vnni and amx_int8 share. _panel.h: a matrix's rows unpacked
-//   so
-//                      that a lane is a row; _vector.h, _stream.h: one token; _float.h: the steps between
-//                      products
+//   isa/avx512/        what the ISA rows avx512_vnni and amx_int8 share. _panel.h: rows of a matrix unpacked,
+//                      a row to a lane; _vector.h, _stream.h: one token; _float.h: the steps between products
 //   ../formats/        each_row/dequantize.h: weights of any type as floats, compiled for each ISA row too
 //
 // A kernel's name says what it computes and on what: product_q8k_avx2 is rows times Q8_K activations on AVX2.

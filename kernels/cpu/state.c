@@ -11,8 +11,8 @@ static status take(cpu_backend *b, void *pointer, size_t count, size_t size, con
   return memory_take((void **)pointer, count, size, what);
 }
 
-static status activations_open(cpu_backend *b, activations *a, const side *s, int64_t rows, int64_t width,
-                               const char *what) {
+static status activations_open(cpu_backend *b, activations *a, const path_kernels *s, int64_t rows,
+                               int64_t width, const char *what) {
   a->width = width;
   // An odd number of cache lines apart: rows of a power of two bytes would all compete for a few sets of a
   // cache.
@@ -31,7 +31,6 @@ static status activations_open(cpu_backend *b, activations *a, const side *s, in
 
 static status outputs_open(cpu_backend *b, outputs *o, int64_t n_rows, int64_t width, const char *what) {
   size_t rows = (size_t)n_rows, real = b->shared.ops->bytes;
-  o->width = width;
   TRY(take(b, &o->reals, rows * (size_t)width, real, what));
   TRY(take(b, &o->rows, rows, sizeof *o->rows, what));
   for (size_t r = 0; r < rows; r++) o->rows[r] = o->reals + r * (size_t)width * real;
@@ -50,7 +49,7 @@ static void activations_close(activations *a) {
   free(a->q8k_rows);
 }
 
-static side side_of(const cpu_row *row, path_kind kind) {
+static path_kernels kernels_of(const cpu_row *row, path_kind kind) {
   const real_ops *ops = row->f32;
   switch (kind) {
   case PATH_F64:
@@ -60,7 +59,7 @@ static side side_of(const cpu_row *row, path_kind kind) {
   case PATH_Q8K:
     break;
   }
-  return (side){path_get(kind), ops};
+  return (path_kernels){path_get(kind), ops};
 }
 
 void cpu_close(backend *base) {
@@ -190,8 +189,8 @@ status cpu_open(backend **out, const backend_params *params) {
   b->params = *params;
   b->shape = params->weights->shape;
   b->row = row;
-  b->shared = side_of(row, params->shared);
-  b->experts = side_of(row, params->experts);
+  b->shared = kernels_of(row, params->shared);
+  b->experts = kernels_of(row, params->experts);
   if (cpu_open_fields(b)) {
     cpu_close(&b->base);
     return 1;

@@ -16,24 +16,23 @@ typedef struct {   // activations of one kind for up to max_batch (or max slots)
 typedef struct { // what a product of the shared path fills
   char *reals;   // [max_batch][width]
   void **rows;   // pointers to the rows
-  int64_t width;
 } outputs;
 
 typedef struct { // tokens of one sequence, neighbours in the batch, whose attention is one task a head slice
   int64_t first, n;
 } token_span;
 
-typedef struct { // one path's operations and what its products need
+typedef struct { // a path, and the ISA row's kernels for its real
   const path_info *path;
   const real_ops *ops;
-} side;
+} path_kernels;
 
 typedef struct {
   backend base;
   backend_params params;
   model_shape shape;
   const cpu_row *row;
-  side shared, experts;
+  path_kernels shared, experts;
   uint64_t bytes;
 
   char *x;               // residual stream [max_batch][hidden]
@@ -62,7 +61,7 @@ typedef struct {
   int64_t n_active;
   activations hidden_in; // [max slots][expert_width]: gate, then silu(gate) * up
   char *up;              // [max slots][expert_width]
-  char *narrow;          // [max slots][hidden] of the experts' real, when it is not the shared real
+  char *narrow;          // [max slots][hidden] of the experts' real; only where it is not the shared real
   void **in_rows;        // [max slots] gathered rows
   const block_q8_K **in_q8k;
   void **gate_out, **up_out, **down_out;

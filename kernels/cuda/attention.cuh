@@ -1,5 +1,5 @@
 // attention: the cache, the launch of attention.cu, and what every attention kernel does with the scores of a
-// chunk and when it folds chunks.
+// chunk and in the fold of chunks.
 #pragma once
 #include "kernels/cuda/device.cuh"
 
@@ -21,7 +21,7 @@ struct attention_work {
 status attention_launch(float *out, const float *q, kv_cache cache, int layer, const dev_batch *b,
                         int n_heads, int max_keys, attention_work *work, cudaStream_t stream);
 
-// ---- of every attention kernel ----
+// ---- what every attention kernel does ----
 
 // Scores of one row's n keys, `stride` apart, become weights relative to their maximum; the warp's lanes are
 // sum32's lanes. Keys beyond n get weight 0 and no lane.

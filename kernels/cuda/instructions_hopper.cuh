@@ -130,7 +130,7 @@ __device__ __forceinline__ void wgmma_k32(int (&sums)[ITEMS / 2], const uint32_t
   }
 }
 
-// ---- a warp's product of halves: C of 16 x 8, c = c + a * b ----
+// ---- a warp's product of f16: C of 16 x 8, c = c + a * b ----
 
 __device__ __forceinline__ void mma_k16_f16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "

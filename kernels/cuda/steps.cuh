@@ -12,7 +12,7 @@
 //                 o; add                     products, add           product_shared        decode_output
 //   route         norm; router               norm, products          norm, product_shared  decode_router
 //                 choice                     choose                  choose
-//   experts_up    group; round               up_list, expert_inputs  group, round          decode_gate_up
+//   experts_up    group; round               up_list, expert_inputs  group (norm rounds)   decode_gate_up
 //                 gate, up; swiglu, round    expert_list, swiglu     multiply, swiglu
 //   experts_down  down                       expert_list, widen      multiply              decode_down
 //   combine       weighted sum, add; digest  combine                 combine

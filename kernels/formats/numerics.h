@@ -117,8 +117,8 @@ NUM_FN int32_t num_q8k_round(float inverse_scale, float x) {
 
 // ---- RoPE: everything in double, from the model's base and the absolute position ----
 
-// Natural logarithm of x > 0, normal: x = 2^e m with m in [sqrt 1/2, sqrt 2), ln m = 2 artanh((m - 1)/(m +
-// 1)).
+// Natural logarithm of x > 0, normal: x = 2^e m with m in [sqrt 1/2, sqrt 2), and
+// ln m = 2 artanh((m - 1) / (m + 1)).
 NUM_FN double num_log_f64(double x) {
   uint64_t bits = num_bits_f64(x);
   int64_t e = (int64_t)(bits >> 52 & 0x7ff) - 1023;

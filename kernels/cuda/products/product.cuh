@@ -14,8 +14,7 @@ struct product {
   const int *member; // [n_items] stack member of an item, or NULL: member 0
   const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member
-  const int
-      *tiles; // [TILE_SIZES][n_members + 1] with `first`: each member's first tile of 8, 16, 32, 64 items
+  const int *tiles; // [TILE_SIZES][n_members + 1] with `first`: a member's first tile, of 8, 16, 32, 64 items
   const int64_t *place;                  // [n_items] output row of an item, or NULL: the item itself
   int n_members, n_items, input_divisor; // input row = item / input_divisor
   float *out;                            // [..][w.rows]

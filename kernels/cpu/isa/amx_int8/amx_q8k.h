@@ -12,11 +12,12 @@ enum {
   TILE_COLS = 64,           // of a block, a step
   STEPS = QK_K / TILE_COLS, // products of tiles to a block
   AMX_TOKENS = 4, // fewer are for avx512_vnni's kernel: a tile of tokens costs the same however full
-  AMX_ROWS = 2 * PANEL_ROWS, // ROW_TILE
-  SHIFT_UNSIGNED = 3,        // Q4_K, Q5_K: three bits of the scale times a quant of 4 or 5, at most 217
-  SHIFT_SIGNED = 7,          // Q6_K: scale * (quant - 32), -4064 .. 4096, as 7 bits and the rest
-  SUMS = 4,                  // tiles of sums: low, high of the first 16 rows, low, high of the second
+  AMX_ROWS = 2 * PANEL_ROWS,
+  SHIFT_UNSIGNED = 3, // Q4_K, Q5_K: three bits of the scale times a quant of 4 or 5, at most 217
+  SHIFT_SIGNED = 7,   // Q6_K: scale * (quant - 32), -4064 .. 4096, as 7 bits and the rest
+  SUMS = 4,           // tiles of sums: low, high of the first 16 rows, low, high of the second
 };
+static_assert((int)AMX_ROWS == (int)ROW_TILE, "a tile of rows is two operands");
 
 typedef struct { // what ldtilecfg reads
   uint8_t palette, start_row, reserved[14];

@@ -51,7 +51,7 @@ static inline __m256i shifted(__m256i x, int left) {
   return left < 0 ? _mm256_srli_epi16(x, -left) : _mm256_slli_epi16(x, left);
 }
 
-// 8 halves in the low words of the lanes.
+// 8 f16 in the low words of the lanes.
 static inline __m256 floats_of_halves(__m256i words) {
   __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
   __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);

@@ -221,8 +221,8 @@ static inline __m128 tree_four(const __m512 v[FEW_ROWS]) {
   return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
 }
 
-// half 0 leaves its sums in `kept`; half 1 adds them to its sums and folds those into out[t][first .. first +
-// 3].
+// half 0 leaves its sums in `kept`; half 1 adds them to its sums and folds those into four of
+// out[t], from first on.
 static inline __attribute__((always_inline)) void pass(float *const *out, int64_t first, int64_t n_rows,
                                                        __m512 (*kept)[FEW_ROWS], int half, const float *w,
                                                        const float *const *x, int64_t steps, const int n) {

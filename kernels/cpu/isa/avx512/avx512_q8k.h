@@ -8,9 +8,10 @@
 #include "kernels/cpu/isa/avx512/avx512_stream.h"
 
 enum {
-  PAIR_ROWS = 2 * PANEL_ROWS, // ROW_TILE
-  PANEL_TOKENS = 6,           // 2 x 6 sums and 2 x 6 sub-block sums, with the weights, fill the 32 registers
+  PAIR_ROWS = 2 * PANEL_ROWS,
+  PANEL_TOKENS = 6, // 2 x 6 sums and 2 x 6 sub-block sums, with the weights, fill the 32 registers
 };
+static_assert((int)PAIR_ROWS == (int)ROW_TILE, "a tile of rows is a pair of panels");
 
 // sum[t][lane] of one block and n tokens, for a type with minimums (n_sub = 8) or Q6_K (n_sub = 16).
 static inline __attribute__((always_inline)) void panel_times(float (*sum)[PAIR_ROWS], const panel *p,

@@ -123,7 +123,7 @@ static inline __m512i sums_q6k(const block_q6_K *w, const block_q8_K *x) {
   for (int h = 0; h < 2; h++) {
     __m512i bytes = _mm512_loadu_si512(w->ql + 64 * h);
     __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(w->qh + 32 * h)));
-    // 0xca: where the third operand has ones the ... of the first, else of the second
+    // 0xca: where the first operand has ones the second, else the third
     __m512i q0 = _mm512_ternarylogic_epi32(low, bytes, _mm512_rolv_epi32(high, rotate0), 0xca);
     __m512i q1 =
         _mm512_ternarylogic_epi32(low, _mm512_srli_epi16(bytes, 4), _mm512_rolv_epi32(high, rotate1), 0xca);

@@ -483,7 +483,7 @@ static bool npy_fails(const sample *s) {
   (void)s;
   static float rows[4096];
   npy *f;
-  if (npy_open(&f, folder, "logits.x.npy", false, 4096)) return false;
+  if (npy_open(&f, folder, "logits.x.npy", &(npy_row){NPY_F32, 1, {4096}})) return false;
   bool failed = false;
   for (int i = 0; i < 3 && !failed; i++) failed = npy_append(f, rows, 1);
   if (failed)
@@ -509,7 +509,7 @@ static void test_old_report_goes_first(void **state) {
   npy *f;
   fill(&s, 2);
   write_report(&s);
-  assert_int_equal(npy_open(&f, folder, "logits.q8k@cpu.npy", true, 2), 0);
+  assert_int_equal(npy_open(&f, folder, "logits.q8k@cpu.npy", &(npy_row){NPY_F64, 1, {2}}), 0);
   assert_int_equal(access(in_folder("report.json"), F_OK), 0); // still whole: nothing of it was replaced
   assert_int_equal(npy_append(f, (double[]){1, 2}, 1), 0);
   assert_int_equal(npy_finish(f), 0);
@@ -601,7 +601,8 @@ static void check_npy(bool is_f64, size_t columns, size_t rows) {
   remove(in_folder("x.npy"));
   char *data = calloc(columns * rows + 1, size), *back = calloc(columns * rows + 1, size);
   for (size_t i = 0; i < columns * rows * size; i++) data[i] = (char)rand();
-  assert_int_equal(npy_open(&f, folder, "x.npy", is_f64, columns), 0);
+  assert_int_equal(
+      npy_open(&f, folder, "x.npy", &(npy_row){is_f64 ? NPY_F64 : NPY_F32, 1, {(int64_t)columns}}), 0);
   assert_int_equal(access(in_folder("x.npy"), F_OK), -1);
   for (size_t done = 0, n; done < rows; done += n) {
     n = 1 + (size_t)rand() % (rows - done);
@@ -631,11 +632,11 @@ static void test_npy(void **state) {
   check_npy(false, 4, 0);
   assert_int_equal(count_files(), 1);
   npy *f;
-  assert_int_equal(npy_open(&f, folder, "y.npy", false, 4), 0);
+  assert_int_equal(npy_open(&f, folder, "y.npy", &(npy_row){NPY_F32, 1, {4}}), 0);
   npy_abandon(f);
   npy_abandon(NULL);
   assert_int_equal(count_files(), 1);
-  assert_int_equal(npy_open(&f, "/nonexistent", "y.npy", false, 4), 1);
+  assert_int_equal(npy_open(&f, "/nonexistent", "y.npy", &(npy_row){NPY_F32, 1, {4}}), 1);
   assert_null(f);
   assert_non_null(strstr(status_text(), "/nonexistent/y.npy"));
 }

@@ -1,10 +1,10 @@
-// device: which accelerator a rank takes, in words that every part understands.
+// device: which accelerator a rank takes, as every part of the program names it.
 #pragma once
 #include <stdint.h>
 
 typedef struct {
   int32_t index;    // as the backend counts them on this host; -1: none, and the rest is zero
   char pci[20];     // "0000:3b:00.0"
-  uint8_t uuid[16]; // tells two devices apart, parts of one device as well
+  uint8_t uuid[16]; // distinguishes two devices, and two parts of one device
   char name[64];
 } device_id;

@@ -14,6 +14,10 @@ status memory_take(void **out, size_t count, size_t size, const char *what);
 // As memory_take for an array of `type`: TAKE(&x, n, "slot outputs") with `float *x`.
 #define TAKE(pointer, count, what) memory_take((void **)(pointer), (count), sizeof **(pointer), (what))
 
+// Makes room for one element after `count` of them in an array of *capacity elements (NULL and 0: none yet),
+// which moves to twice the room where it is full.
+status memory_grow(void **array, size_t *capacity, size_t count, size_t size, const char *what);
+
 // a * b or a + b into *out; false when the result does not fit.
 static inline bool size_mul(size_t *out, size_t a, size_t b) {
   return !__builtin_mul_overflow(a, b, out);

@@ -1,8 +1,8 @@
-// status: how every fallible function of the program answers.
+// status: what every function that can fail returns.
 //
-// Owns: the text, file and line of the first fault of this process.
-// Refuses to know: ranks, printing, exiting. Only src/commands/errors.c prints a status.
-// Invariant: the first fault wins; later ones, which are mostly its consequences, do not overwrite it.
+// Owns: the text, file and line of the first error of this process.
+// Independent of: ranks, printing, exiting. Only src/commands/errors.c prints a status.
+// Invariant: the first error stays; later ones, which are mostly its consequences, do not overwrite it.
 #pragma once
 #include <stdbool.h>
 
@@ -10,21 +10,21 @@
 extern "C" {
 #endif
 
-typedef int status; // 0 is good; any other value is a fault whose text status_text() gives
+typedef int status; // 0 is good; any other value is an error, whose text status_text() gives
 
-// Stores the fault, unless one is stored already. The text names which file or tensor, what
+// Stores the error, unless one is stored already. The text names which file or tensor, what
 // was expected and what was found. Thread-safe. Use it through FAIL.
 void status_fail(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-// Says where in its work a caller was, ahead of the stored fault's text: "file.c:212: layer 3, route: text".
+// Says where in its work a caller was, ahead of the stored error's text: "file.c:212: layer 3, route: text".
 void status_within(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-const char *status_text(void); // "file.c:212: text" of the stored fault, "" if there is none
-void status_reset(void);       // forgets the stored fault: for tests and for callers that recover
+const char *status_text(void); // "file.c:212: text" of the stored error, "" if there is none
+void status_reset(void);       // forgets the stored error: for tests and for callers that recover
 
 #define FAIL(...) (status_fail(__FILE__, __LINE__, __VA_ARGS__), (status)1)
 
-// Returns from the calling function when `expression` is a fault; for functions that own nothing yet.
+// Returns from the calling function when `expression` is an error; for functions that own nothing yet.
 #define TRY(expression)                                                                                      \
   do {                                                                                                       \
     status try_status_ = (expression);                                                                       \

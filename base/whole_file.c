@@ -65,7 +65,7 @@ status whole_file_sync(whole_file *f) {
   // EINVAL: a file system that has nothing to sync
   bad = bad || (fsync(fileno(f->f)) && errno != EINVAL);
   int why = errno;
-  bool bad_close = fclose(f->f); // some network file systems tell of a full disk only here
+  bool bad_close = fclose(f->f); // some network file systems report a full disk only here
   f->f = NULL;
   if (bad || bad_close) return FAIL("%s: cannot be written: %s", f->path, strerror(bad && why ? why : errno));
   return 0;

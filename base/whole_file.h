@@ -1,4 +1,4 @@
-// whole_file: a file that has its name only when it is whole, and the folder that it is to be in.
+// whole_file: writes a file that gets its name only when it is whole, and checks the folder that it goes to.
 //
 // Invariant: until whole_file_name the folder shows nothing but a hidden temporary file; whatever fails, the
 // temporary file is gone after whole_file_abandon. The errors name the file by its final path.
@@ -19,7 +19,7 @@ status whole_file_resume(whole_file *f);
 // Flushes to the disk and closes: after it every write is known to have succeeded.
 status whole_file_sync(whole_file *f);
 status whole_file_name(whole_file *f);  // gives a synced file its name and releases `f`
-void whole_file_abandon(whole_file *f); // closes, removes, releases; nothing to do is fine
+void whole_file_abandon(whole_file *f); // closes, removes, releases; one that was never opened is fine
 
 status whole_file_sync_dir(const char *dir); // makes the names themselves last
 // Checks that DIR exists or can be made and that a file can be written there, before any work.

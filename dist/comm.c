@@ -12,10 +12,10 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-// MPI counts are int, and a huge message in flight needs as much pinned memory: longer ones travel in pieces.
+// MPI counts are int, and a message in flight may need as much pinned memory: longer ones are sent in pieces.
 static const size_t piece_bytes = (size_t)256 << 20;
 
-// Outside of next_tag's, so that they are never taken for a collective's.
+// Outside of next_tag's range, so that they are never taken for a collective's.
 enum { question_tag = 0x4000, answer_tag = 0x4001 };
 
 struct comm {
@@ -31,14 +31,14 @@ struct comm {
   int *expected;         // [size] bytes of the receives
   comm_part *parts;      // [size][size] of comm_allgatherv
   bool *arrived;         // [size] at a missed deadline
-  bool agreed, told_elsewhere, late;
+  bool agreed, reported_elsewhere, late;
   void (*close)(void *);
   void *close_context;
 };
 
 // ---- start and end ----
 
-// A busy host that starts more ranks than it has cores takes seconds.
+// Beyond the deadline, while ranks start: a busy host that starts more ranks than it has cores takes seconds.
 static const double start_seconds = 30;
 
 static char limit_text[MPI_MAX_PROCESSOR_NAME + 160];
@@ -80,7 +80,7 @@ status comm_open(comm **out, int *argc, char ***argv, double deadline) {
   MPI_Comm_set_errhandler(c->world, MPI_ERRORS_RETURN);
   MPI_Comm_rank(c->world, &c->rank);
   MPI_Comm_size(c->world, &c->size);
-  c->deadline = deadline;
+  c->deadline = deadline + start_seconds;
   c->patience = 1;
   int length;
   MPI_Get_processor_name(c->host, &length);
@@ -165,7 +165,7 @@ void comm_at_close(comm *c, void (*close)(void *), void *context) {
   c->close_context = context;
 }
 
-// Lets others run: ranks may share cores. The first waits only yield, so that a fast exchange stays fast.
+// Lets others run: ranks may share cores. The first polls only yield, so that a fast exchange stays fast.
 static void pause_between_polls(int polls) {
   if (polls < 2000) {
     sched_yield();
@@ -181,7 +181,7 @@ void comm_answer(comm *c) {
     if (MPI_Iprobe(MPI_ANY_SOURCE, question_tag, c->world, &asked, &from)) return;
     if (!asked) return;
     MPI_Recv(NULL, 0, MPI_BYTE, from.MPI_SOURCE, question_tag, c->world, MPI_STATUS_IGNORE);
-    MPI_Send(NULL, 0, MPI_BYTE, from.MPI_SOURCE, answer_tag, c->world); // empty: it waits for nobody
+    MPI_Send(NULL, 0, MPI_BYTE, from.MPI_SOURCE, answer_tag, c->world); // empty: never waits
   }
 }
 
@@ -289,7 +289,7 @@ static int piece_of(const comm_part *part, size_t done) {
   return (int)(left < piece_bytes ? left : piece_bytes);
 }
 
-// One piece of every part: `done` bytes on, at most piece_bytes.
+// One piece of every part: from byte `done`, at most piece_bytes.
 static status exchange_piece(comm *c, char *buffer, const comm_part *part, size_t done, const char *what) {
   int tag = c->next_tag;
   c->next_tag = (c->next_tag + 1) & 0x3fff;
@@ -321,7 +321,7 @@ status comm_allgatherv(comm *c, char *buffer, const comm_part *part, const char 
   return comm_exchange(c, buffer, c->parts, what);
 }
 
-// The others wait elsewhere: in their own watch, which asks as well, or here, where wait_all answers.
+// The others wait in their own watch, which asks as well, or here, where wait_all answers.
 status comm_name_missing(comm *c, const char *what) {
   double patience = c->deadline < 3 ? 1 : c->deadline > 60 ? 20 : c->deadline / 3;
   start_messages(c);
@@ -347,7 +347,7 @@ status comm_agree(comm *c, status mine, const char *what) {
     if (!all[r]) continue;
     c->agreed = true;
     if (r == c->rank) break;
-    c->told_elsewhere = true;
+    c->reported_elsewhere = true;
     if (own) break;
     result = FAIL("%s: rank %d (%s) failed; its own message says why", what, r, c->hosts[r]);
   }
@@ -368,17 +368,17 @@ status comm_equal(comm *c, const void *data, size_t bytes, const char *what) {
   free(all);
   if (result || !names[0]) return result;
   c->agreed = true;
-  c->told_elsewhere = c->rank != 0;
+  c->reported_elsewhere = c->rank != 0;
   return FAIL("%s: expected the same on every rank, but rank %s differs from rank 0 (%s)", what, names,
               c->hosts[0]);
 }
 
-bool comm_fault_is_agreed(const comm *c) {
+bool comm_error_is_agreed(const comm *c) {
   return c->agreed;
 }
 
-bool comm_fault_is_told_elsewhere(const comm *c) {
-  return c->told_elsewhere;
+bool comm_error_is_reported_elsewhere(const comm *c) {
+  return c->reported_elsewhere;
 }
 
 int comm_turn_seconds(const comm *c) {

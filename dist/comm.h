@@ -15,9 +15,9 @@ typedef struct comm comm;
 
 enum { COMM_DEADLINE = 300 }; // seconds, where none is set
 
-// Collective; starts MPI. deadline: seconds that this rank waits for another from here on. A rank that MPI's
-// start keeps waiting longer than that, and than a busy host needs, says so and exits with 1: a process of
-// the same job may have ended without a start.
+// Collective; starts MPI. deadline: comm.deadline; until comm_set_deadline, and in MPI's own start, a rank
+// waits that long and as much more as a busy host needs. A rank that MPI's start keeps waiting longer says so
+// and exits with 1: a process of the same job may have ended without a start.
 status comm_open(comm **out, int *argc, char ***argv, double deadline);
 // Collective; takes NULL; ends MPI. A rank that waits here past the deadline says so and exits with 1.
 void comm_close(comm *c);
@@ -25,54 +25,56 @@ _Noreturn void comm_abort(comm *c, int code); // local; ends every rank with a n
 
 int comm_rank(const comm *c);
 int comm_size(const comm *c);
-int comm_host_rank(const comm *c); // place of this rank among those of its host
+int comm_host_rank(const comm *c); // index of this rank among those of its host
 const char *comm_host(const comm *c);
 const char *comm_library(const comm *c); // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds);
 double comm_deadline(const comm *c);
-// Waits so many deadlines: more than 1 for a rank that waits only for ranks that may wait for another, so
-// that these name the one that is missing before it names them.
+// The wait, as a multiple of the deadline: more than 1 for a rank that waits only for ranks that may
+// themselves wait for a missing one, so that they name that one before this rank names them.
 void comm_set_patience(comm *c, double deadlines);
 double comm_patience(const comm *c); // seconds that this rank waits
 
-// `close` is called with `context` at the head of comm_close, where all ranks end in order: for what ranks
-// can only give back together. At most one.
+// `close` is called with `context` at the start of comm_close, where all ranks end in order: for what ranks
+// can only release together. At most one.
 void comm_at_close(comm *c, void (*close)(void *context), void *context);
 
-// Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the fault.
+// Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the error's text.
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what);
 
 typedef struct { // of a buffer
   size_t offset, bytes;
 } comm_part;
 
-// Collective. part[from * size + to] of rank `from`'s buffer comes to the same place of rank `to`'s. Every
-// rank has the same table; a rank's part to itself says nothing.
+// Collective. Sends part[from * size + to] of rank `from`'s buffer to the same offset of rank `to`'s. The
+// table is the same on every rank; a rank's part to itself is ignored.
 status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *what);
 
-// Collective. part[r] of every rank's `buffer` is rank r's; own one filled before, all filled after.
+// Collective. part[r] of every rank's `buffer` is rank r's: a rank fills its own before, all are filled
+// after.
 status comm_allgatherv(comm *c, char *buffer, const comm_part *part, const char *what);
 
 // For a rank whose wait for the others outside of comm.c passed the deadline: fails and names those that do
-// not answer within a third of it (1 to 20 s). Good when all do. Ranks that wait in a collective here answer;
-// those that wait elsewhere do it by calling comm_answer now and then.
+// not answer within a third of it (1 to 20 s). Good when all do. A rank that waits in a collective here
+// answers; one that waits elsewhere answers by calling comm_answer from time to time.
 status comm_name_missing(comm *c, const char *what);
 void comm_answer(comm *c); // local
 
-// Collective. Fails on every rank when `mine` is a fault on any.
+// Collective. Fails on every rank when `mine` is an error on any.
 status comm_agree(comm *c, status mine, const char *what);
 
 // Collective. Fails on every rank when `bytes` of `data` differ from rank 0's on any, and names those ranks.
 status comm_equal(comm *c, const void *data, size_t bytes, const char *what);
 
-// After a fault of comm_agree or comm_equal: every rank has it, so all can end in order. Another rank tells
-// it, where this one itself was good.
-bool comm_fault_is_agreed(const comm *c);
-bool comm_fault_is_told_elsewhere(const comm *c);
+// After an error of comm_agree or comm_equal: every rank has it, so all can end in order. Where this rank
+// itself was good, another one reports it.
+bool comm_error_is_agreed(const comm *c);
+bool comm_error_is_reported_elsewhere(const comm *c);
 
-// Ranks that have one fault at one moment and no way to agree tell it in turn: the first to speak also ends
-// the others, who speak only where nothing has ended them. Seconds that this rank waits for those before it.
+// Ranks that have the same error at the same time and cannot agree report it in turn: the first to report
+// also ends the others, which report only if nothing has ended them. Seconds that this rank waits for those
+// before.
 int comm_turn_seconds(const comm *c);
 
-// A wait for other ranks missed its deadline or lost one. The others that wait have the same fault.
+// A wait for other ranks missed its deadline or lost one. The other waiting ranks have the same error.
 bool comm_wait_has_failed(const comm *c);

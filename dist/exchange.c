@@ -6,9 +6,9 @@
 
 struct exchange {
   comm *c;
-  transport *carrier;
+  transport *t;
   const int32_t *rank_of_expert;
-  bool *takes[RANK_SETS];    // [size]
+  bool *holds[RANK_SETS];    // [size] ranks of each set
   int count[RANK_SETS];      // ranks of each
   int64_t *row_of_slot;      // [max_slots]
   int64_t *next_row;         // [size]
@@ -19,23 +19,23 @@ struct exchange {
 
 static status open_sets(exchange *x, const bool *shared) {
   size_t size = (size_t)comm_size(x->c);
-  for (int set = 0; set < RANK_SETS; set++) TRY(TAKE(&x->takes[set], size, "the ranks' roles"));
+  for (int set = 0; set < RANK_SETS; set++) TRY(TAKE(&x->holds[set], size, "the ranks' roles"));
   for (size_t r = 0; r < size; r++) {
     rank_set set = !shared || shared[r] ? SHARED_RANKS : EXPERT_RANKS;
-    x->takes[set][r] = x->takes[ALL_RANKS][r] = true;
+    x->holds[set][r] = x->holds[ALL_RANKS][r] = true;
     x->count[set]++;
     x->count[ALL_RANKS]++;
   }
   return x->count[SHARED_RANKS] ? 0 : FAIL("the exchange: expected a rank that computes the shared steps");
 }
 
-status exchange_open(exchange **out, comm *c, transport *carrier, const int32_t *rank_of_expert,
-                     const bool *shared, int64_t max_slots) {
+status exchange_open(exchange **out, comm *c, transport *t, const int32_t *rank_of_expert, const bool *shared,
+                     int64_t max_slots) {
   *out = NULL;
   exchange *x;
   TRY(memory_take((void **)&x, 1, sizeof *x, "the exchange"));
   x->c = c;
-  x->carrier = carrier;
+  x->t = t;
   x->rank_of_expert = rank_of_expert;
   size_t size = (size_t)comm_size(c);
   status result;
@@ -53,7 +53,7 @@ done:
 
 void exchange_close(exchange *x) {
   if (!x) return;
-  for (int set = 0; set < RANK_SETS; set++) free(x->takes[set]);
+  for (int set = 0; set < RANK_SETS; set++) free(x->holds[set]);
   free(x->row_of_slot);
   free(x->next_row);
   free(x->gather);
@@ -84,7 +84,7 @@ void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items) {
   int64_t part = 0, count = x->count[SHARED_RANKS];
   for (int r = 0; r < comm_size(x->c); r++) {
     rows_of_rank[r] = 0;
-    if (!x->takes[SHARED_RANKS][r]) continue;
+    if (!x->holds[SHARED_RANKS][r]) continue;
     rows_of_rank[r] = (part + 1) * items / count - part * items / count;
     part++;
   }
@@ -95,19 +95,19 @@ const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_
   int64_t first = 0;
   for (int from = 0; from < size; first += rows_of_rank[from++])
     for (int r = 0; r < size; r++)
-      x->gather[from * size + r] = (row_range){first, x->takes[to][r] ? rows_of_rank[from] : 0};
+      x->gather[from * size + r] = (row_range){first, x->holds[to][r] ? rows_of_rank[from] : 0};
   return x->gather;
 }
 
-// How many of each owner's slots each rank takes.
+// How many of each owner's slots each rank receives.
 static void count_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
                         const int64_t *slots_of_rank) {
-  int size = comm_size(x->c), taker = 0;
-  int64_t end = slots_of_rank ? slots_of_rank[0] : n_slots; // of the slots of `taker`
+  int size = comm_size(x->c), receiver = 0;
+  int64_t end = slots_of_rank ? slots_of_rank[0] : n_slots; // of the slots of `receiver`
   memset(x->slots, 0, (size_t)(size * size) * sizeof *x->slots);
   for (int64_t i = 0; i < n_slots; i++) {
-    while (i == end) end += slots_of_rank[++taker];
-    x->slots[x->rank_of_expert[expert_of_slot[i]] * size + taker].count++;
+    while (i == end) end += slots_of_rank[++receiver];
+    x->slots[x->rank_of_expert[expert_of_slot[i]] * size + receiver].count++;
   }
 }
 
@@ -122,7 +122,7 @@ const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, 
     for (int to = 0; to < size; next += range[to++].count) range[to].first = next;
     if (slots_of_rank) continue;
     for (int to = size - 1; to >= 0; to--) // all were counted for rank 0
-      range[to] = (row_range){range[0].first, x->takes[SHARED_RANKS][to] ? range[0].count : 0};
+      range[to] = (row_range){range[0].first, x->holds[SHARED_RANKS][to] ? range[0].count : 0};
   }
   for (int64_t i = 0; i < n_slots; i++)
     x->row_of_slot[i] = x->next_row[x->rank_of_expert[expert_of_slot[i]]]++;
@@ -146,7 +146,7 @@ row_range exchange_gives(const exchange *x, const row_range *range) {
   return all;
 }
 
-// ---- on their way ----
+// ---- the transfer ----
 
 typedef char exchange_name[64];
 
@@ -161,17 +161,17 @@ static void lay_out(exchange *x, const row_range *range, size_t row_bytes) {
     x->part[i] = (comm_part){(size_t)range[i].first * row_bytes, (size_t)range[i].count * row_bytes};
 }
 
-static status carry(exchange *x, void *rows, void *stream, int64_t layer) {
+static status transfer(exchange *x, void *rows, void *stream, int64_t layer) {
   exchange_name what;
   int rank = comm_rank(x->c), size = comm_size(x->c);
   for (int to = 0; to < size; to++) x->sent += to == rank ? 0 : x->part[rank * size + to].bytes;
-  return transport_carry(x->carrier, rows, stream, x->part, name_of(what, layer));
+  return transport_transfer(x->t, rows, stream, x->part, name_of(what, layer));
 }
 
 status exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
                          int64_t layer) {
   lay_out(x, range, row_bytes);
-  return carry(x, rows, stream, layer);
+  return transfer(x, rows, stream, layer);
 }
 
 status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const row_range *range,
@@ -183,7 +183,7 @@ status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const r
 
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
   return n_tokens <= FIXED_TOKENS && comm_size(x->c) > 1 && !x->count[EXPERT_RANKS] &&
-         transport_all_on_device(x->carrier);
+         transport_all_on_device(x->t);
 }
 
 status exchange_transfer_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
@@ -191,24 +191,24 @@ status exchange_transfer_fixed(exchange *x, void *rows, void *stream, int64_t n_
   int size = comm_size(x->c);
   size_t bytes = (size_t)n_slots * row_bytes;
   for (int i = 0; i < size * size; i++) x->part[i] = (comm_part){(size_t)(i / size) * bytes, bytes};
-  return carry(x, rows, stream, layer);
+  return transfer(x, rows, stream, layer);
 }
 
 status exchange_broadcast(exchange *x, void *data, size_t bytes, const char *what) {
   if (!x->count[EXPERT_RANKS]) return 0;
-  int size = comm_size(x->c), teller = 0;
-  while (!x->takes[SHARED_RANKS][teller]) teller++;
+  int size = comm_size(x->c), root = 0;
+  while (!x->holds[SHARED_RANKS][root]) root++;
   for (int i = 0; i < size * size; i++)
-    x->part[i] = (comm_part){0, i / size == teller && x->takes[EXPERT_RANKS][i % size] ? bytes : 0};
+    x->part[i] = (comm_part){0, i / size == root && x->holds[EXPERT_RANKS][i % size] ? bytes : 0};
   return comm_exchange(x->c, (char *)data, x->part, what);
 }
 
 status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes) {
-  return transport_measure(x->carrier, seconds, (size_t)n_slots * row_bytes);
+  return transport_measure(x->t, seconds, (size_t)n_slots * row_bytes);
 }
 
 double exchange_seconds(const exchange *x) {
-  return transport_seconds(x->carrier);
+  return transport_seconds(x->t);
 }
 
 uint64_t exchange_bytes_sent(const exchange *x) {

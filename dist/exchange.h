@@ -1,79 +1,82 @@
-// exchange: brings rows that ranks computed to the ranks that need them.
+// exchange: transfers rows from the ranks that computed them to the ranks that need them.
 //
-// Owns: where each slot's row lies while it travels, which ranks take what.
-// Refuses to know: arithmetic; whether rows lie in host memory or on a device. Rows are copied, never added:
+// Owns: the row of each slot in the buffer that is exchanged, and which ranks receive which rows.
+// Independent of: arithmetic; whether rows lie in host memory or on a device. Rows are copied, never added:
 // each rank sums a token's slots itself, in slot order.
-// Invariant: what travels follows from the batch and its routing, which the ranks concerned know, or from the
-// number of slots alone, where the routing stays on the devices: a row's place and every message's size need
-// no word. Rows lie in the order of the ranks that computed them and, of one rank, in the order of the ranks
-// that take them: what goes from one rank to another is one range of rows, at one place on both sides.
+// Invariant: what is sent follows from the batch and its routing, which the ranks concerned know, or from the
+// number of slots alone, where the routing stays on the devices: rows and message sizes are never negotiated.
+// Rows are ordered by the rank that computed them and, within one rank, by the rank that receives them: what
+// one rank sends to another is one range of rows, at the same offset on both sides.
 #pragma once
 #include "dist/transport.h"
 
 typedef struct exchange exchange;
 
-enum { FIXED_TOKENS = 64 }; // in the largest batch whose rows may have fixed places
+// Tokens of the largest batch whose slots may have fixed rows; larger ones send only the rows that were
+// computed.
+enum { FIXED_TOKENS = 64 };
 
 // Shared ranks compute the shared steps (attention, router, combine, head); the others, the expert ranks,
-// only their experts.
+// compute only their experts.
 typedef enum { SHARED_RANKS, EXPERT_RANKS, ALL_RANKS, RANK_SETS } rank_set;
 
-typedef struct { // neighbours among the rows of an array
+typedef struct { // contiguous rows of an array
   int64_t first, count;
 } row_range;
 
-// carrier, which may be started later, rank_of_expert[n_experts] and shared[size] (NULL: every rank is
-// shared) are kept by reference.
-status exchange_open(exchange **out, comm *c, transport *carrier, const int32_t *rank_of_expert,
-                     const bool *shared, int64_t max_slots);
+// t, which may be started later, and rank_of_expert[n_experts] are kept by reference. shared[size]; NULL:
+// every rank is shared.
+status exchange_open(exchange **out, comm *c, transport *t, const int32_t *rank_of_expert, const bool *shared,
+                     int64_t max_slots);
 void exchange_close(exchange *x); // takes NULL
 
-bool exchange_is_alone(const exchange *x); // one rank: nothing travels
+bool exchange_is_alone(const exchange *x); // one rank: nothing is sent
 int exchange_count(const exchange *x, rank_set ranks);
 int exchange_rank(const exchange *x);
 int exchange_size(const exchange *x); // ranks
 
-// Local. Cuts `items` of a batch into a part for each shared rank, in the order of ranks and as even as whole
-// items are: rows_of_rank[size], 0 for expert ranks.
+// Local. Divides `items` of a batch among the shared ranks, in rank order and as evenly as whole items allow:
+// rows_of_rank[size], 0 for expert ranks.
 void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items);
 
-// What crosses ranks: range[from * size + to] of rank `from`'s rows comes to the same rows of rank `to`. The
-// same table on every rank; a rank's range to itself says nothing.
+// What crosses ranks, as a table that is the same on every rank: range[from * size + to] are the rows that
+// rank `from` sends to the same rows of rank `to`. A rank's range to itself is ignored.
 //
-// Local. Rows that lie in the order of the ranks that computed them, rows_of_rank[size] of each, come to all
-// ranks of `to`. Valid until the next call.
+// Local. For an all-gather: rows ordered by the rank that computed them, rows_of_rank[size] of each, go to
+// all ranks of `to`. Valid until the next call.
 const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_set to);
 
-// Local. Row of each slot: the owners' rows one rank after the other, each rank's in slot order. Returns the
+// Local. Gives each slot its row: ordered by the rank that owns the slot's expert, then by slot. Returns the
 // map [n_slots]; it and exchange_slots are valid until the next call. slots_of_rank[size]: how many
-// successive slots are of tokens of each rank, which takes only these; NULL: each shared rank takes all.
+// successive slots belong to the tokens of each rank, which receives only these; NULL: each shared rank
+// receives all.
 const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
                                     const int64_t *slots_of_rank);
-const row_range *exchange_slots(const exchange *x); // what crosses ranks by the last plan
+const row_range *exchange_slots(const exchange *x); // what crosses ranks after that call
 
-// The least range that holds all that this rank gives.
+// The smallest range that holds all rows that this rank sends.
 row_range exchange_gives(const exchange *x, const row_range *range);
 
-// Collective. rows[..][row_bytes]: what this rank gives filled before, what it takes afterwards. stream:
-// NULL, or that of rows on a device (transport.h).
+// Collective. rows[..][row_bytes]: what this rank sends is filled before, what it receives afterwards.
+// stream: NULL, or that of rows on a device (transport.h).
 status exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
                          int64_t layer);
-// The same for what every rank has in host memory, whatever its backend: it never takes the transport's way.
+// The same over MPI, whatever the transport: for what every rank has in host memory, whatever its backend.
 status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const row_range *range,
                               int64_t layer);
 
-// Collective. `bytes` of `data` of the first shared rank come to the expert ranks.
+// Collective. Broadcasts `bytes` of `data` from the first shared rank to the expert ranks.
 status exchange_broadcast(exchange *x, void *data, size_t bytes, const char *what);
 
-// A small batch, and every rank's rows on its device: the row of slot i of rank r's expert has the place
-// r * n_slots + i. So the host need not know the routing, and the exchange can be recorded; other places of
-// [r] hold nothing.
+// True for a small batch where every rank's rows lie on its device: slot i of an expert of rank r then has
+// row r * n_slots + i, and the other rows of [r] are unused. So the host need not know the routing, and the
+// exchange can be captured in a graph.
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens);
-// Collective. Completes rows[ranks][n_slots][row_bytes].
+// Collective. All-gather of rows[ranks][n_slots][row_bytes].
 status exchange_transfer_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
                                int64_t layer);
 
-// Collective. Seconds of such an exchange with nothing else to do (transport_measure).
+// Collective. Seconds of such an exchange alone (transport_measure).
 status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes);
 
 double exchange_seconds(const exchange *x); // as transport_seconds

@@ -1,12 +1,13 @@
-// nccl: rows travel from device to device, on the stream that computes them.
+// nccl: rows go from device to device, on the stream that computes them.
 //
 // Owns: NCCL (nccl.h is included here and nowhere else), one communicator for all transports of a process,
 // the staging of rows that lie in host memory, the events that time an exchange.
-// Refuses to know: what rows are; who is late (comm.h finds that out).
-// Invariant: the communicator does not block: every call returns, and every wait here asks for errors and for
-// comm.deadline. It is given back when the ranks end in order, never by one of them alone. All streams share
+// Independent of: what the rows are; which rank is late (comm.h finds that out).
+// Invariant: the communicator is non-blocking: every call returns, and every wait here checks for errors and
+// comm.deadline. It is destroyed when the ranks end in order, never by one of them alone. All streams share
 // it, so that NCCL keeps its collectives in the order of their calls, which is the same on every rank.
 #include "base/clock.h"
+#include "base/cuda_try.h"
 #include "base/memory.h"
 #include "dist/transport_ops.h"
 #include <cuda_runtime_api.h>
@@ -18,18 +19,12 @@
 #include <string.h>
 #include <time.h>
 
-#define CUDA_TRY(call)                                                                                       \
-  do {                                                                                                       \
-    cudaError_t cuda_error_ = (call);                                                                        \
-    if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));     \
-  } while (0)
-
-enum { TIMED = 64 }; // exchanges whose events are out at the same time
+enum { TIMED = 64 }; // exchanges that are timed by events at the same time
 
 static const size_t trial_bytes = (size_t)2 << 20; // of a rank in the largest trial
 
 typedef struct {
-  cudaEvent_t begin, end;
+  cudaEvent_t start, end;
   char what[64];
 } timed_exchange;
 
@@ -38,7 +33,7 @@ typedef struct {
   char *staging;       // their copy on the device
   size_t staging_bytes;
   timed_exchange timed[TIMED];
-  int64_t begun, counted; // exchanges so far; those whose seconds are in `seconds`
+  int64_t started, counted; // exchanges so far; those whose seconds are in `seconds`
   double seconds;
 } nccl_state;
 
@@ -64,10 +59,10 @@ static status not_in_time(const char *what) {
               comm_deadline(world.ranks));
 }
 
-// Lets what a call began come to its end on the host: its work is then on its stream.
+// Waits until the host's part of a call is done: its work is then on its stream.
 static status settle(ncclResult_t result, const char *what) {
   double limit = clock_seconds() + comm_patience(world.ranks);
-  if (result == ncclSuccess) result = ncclInProgress; // the state of the communicator decides
+  if (result == ncclSuccess) result = ncclInProgress; // the communicator's state decides
   for (unsigned polls = 1; result == ncclInProgress; polls++) {
     ncclResult_t asked = ncclCommGetAsyncError(world.handle, &result);
     if (asked != ncclSuccess) result = asked;
@@ -87,7 +82,7 @@ static status wait_event(cudaEvent_t event, const char *what) {
   for (unsigned polls = 1;; polls++) {
     cudaError_t error = cudaEventQuery(event);
     if (error == cudaSuccess) return 0;
-    cudaGetLastError(); // not ready is kept as an error otherwise, for another call to find
+    cudaGetLastError(); // clears cudaErrorNotReady, which a later call would return otherwise
     if (error != cudaErrorNotReady) return FAIL("%s: CUDA: %s", what, cudaGetErrorString(error));
     if (polls % 1024 == 0) comm_answer(world.ranks);
     const char *broken = polls % 64 ? NULL : world_error();
@@ -105,7 +100,7 @@ static void *abort_world(void *done) {
   return NULL;
 }
 
-// The abort may itself wait for a device that does not answer; the job ends without it then.
+// ncclCommAbort may itself wait for a device that does not answer: the job then ends without it.
 static void nccl_abandon(void *state) {
   (void)state;
   static volatile bool done;
@@ -131,7 +126,7 @@ static void world_close(void *context) {
   if (now == ncclSuccess) ncclCommDestroy(world.handle);
 }
 
-static status begin_world(comm *c) {
+static status start_world(comm *c) {
   ncclUniqueId mine = {{0}}, *all;
   ncclResult_t got = comm_rank(c) == 0 ? ncclGetUniqueId(&mine) : ncclSuccess;
   TRY(comm_agree(c, got == ncclSuccess ? 0 : FAIL("NCCL: %s", ncclGetErrorString(got)), "NCCL's id"));
@@ -150,7 +145,7 @@ static status begin_world(comm *c) {
 
 // ---- exchanges ----
 
-// Every rank's part to each of the others is one of equal, neighbouring parts.
+// Every rank sends one part to all others, and the parts are of one size and contiguous in rank order.
 static bool is_all_gather(const comm_part *part, int size) {
   size_t bytes = part[size > 1].bytes;
   for (int i = 0; i < size * size; i++)
@@ -165,10 +160,10 @@ static void note(ncclResult_t *result, ncclResult_t one) {
 
 static ncclResult_t send_parts(char *rows, cudaStream_t stream, const comm_part *part) {
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
-  size_t alike = part[size > 1].bytes;
+  size_t each = part[size > 1].bytes;
   if (is_all_gather(part, size))
-    return alike ? ncclAllGather(rows + (size_t)rank * alike, rows, alike, ncclInt8, world.handle, stream)
-                 : ncclSuccess;
+    return each ? ncclAllGather(rows + (size_t)rank * each, rows, each, ncclInt8, world.handle, stream)
+                : ncclSuccess;
   ncclResult_t result = ncclGroupStart();
   for (int step = 1; step < size; step++) {
     int to = (rank + step) % size, from = (rank + size - step) % size;
@@ -184,35 +179,35 @@ static ncclResult_t send_parts(char *rows, cudaStream_t stream, const comm_part 
 
 // Adds the seconds of exchanges that have ended, in their order.
 static void count_ended(nccl_state *s) {
-  for (; s->counted < s->begun; s->counted++) {
+  for (; s->counted < s->started; s->counted++) {
     const timed_exchange *t = &s->timed[s->counted % TIMED];
     float milliseconds;
-    if (cudaEventElapsedTime(&milliseconds, t->begin, t->end) != cudaSuccess) break;
+    if (cudaEventElapsedTime(&milliseconds, t->start, t->end) != cudaSuccess) break;
     s->seconds += (double)milliseconds * 1e-3;
   }
-  cudaGetLastError(); // of one that has not ended
+  cudaGetLastError(); // clears cudaErrorNotReady of one that has not ended
 }
 
-static status carry_timed(nccl_state *s, char *rows, cudaStream_t stream, const comm_part *part,
-                          const char *what) {
-  if (s->begun - s->counted == TIMED) {
+static status transfer_timed(nccl_state *s, char *rows, cudaStream_t stream, const comm_part *part,
+                             const char *what) {
+  if (s->started - s->counted == TIMED) {
     TRY(wait_event(s->timed[s->counted % TIMED].end, what));
     count_ended(s);
   }
-  timed_exchange *t = &s->timed[s->begun % TIMED];
+  timed_exchange *t = &s->timed[s->started % TIMED];
   snprintf(t->what, sizeof t->what, "%s", what);
-  CUDA_TRY(cudaEventRecord(t->begin, stream));
+  CUDA_TRY(cudaEventRecord(t->start, stream));
   TRY(settle(send_parts(rows, stream, part), what));
   CUDA_TRY(cudaEventRecord(t->end, stream));
-  s->begun++;
+  s->started++;
   return 0;
 }
 
-// Through the device's memory, in which the parts have the places that they have on the host.
-static status carry_staged(nccl_state *s, char *rows, const comm_part *part, const char *what) {
+// Through staging memory on the device, where the parts have the offsets that they have on the host.
+static status transfer_staged(nccl_state *s, char *rows, const comm_part *part, const char *what) {
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
   const comm_part *out = part + rank * size;
-  size_t first = SIZE_MAX, end = 0; // of what this rank sends: parts to several ranks are often the same
+  size_t first = SIZE_MAX, end = 0; // of all that this rank sends: parts to several ranks are often the same
   for (int r = 0; r < size; r++) {
     const comm_part *in = &part[r * size + rank];
     if (r == rank) continue;
@@ -227,8 +222,8 @@ static status carry_staged(nccl_state *s, char *rows, const comm_part *part, con
   if (end)
     CUDA_TRY(
         cudaMemcpyAsync(s->staging + first, rows + first, end - first, cudaMemcpyHostToDevice, s->stream));
-  TRY(carry_timed(s, s->staging, s->stream, part, what));
-  TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
+  TRY(transfer_timed(s, s->staging, s->stream, part, what));
+  TRY(wait_event(s->timed[(s->started - 1) % TIMED].end, what));
   for (int r = 0; r < size; r++) {
     const comm_part *in = &part[r * size + rank];
     if (r != rank && in->bytes)
@@ -237,17 +232,18 @@ static status carry_staged(nccl_state *s, char *rows, const comm_part *part, con
   return 0;
 }
 
-static status carry(nccl_state *s, char *rows, void *stream, const comm_part *part, const char *what) {
+static status transfer(nccl_state *s, char *rows, void *stream, const comm_part *part, const char *what) {
   enum cudaStreamCaptureStatus capture;
-  if (!stream) return carry_staged(s, rows, part, what);
+  if (!stream) return transfer_staged(s, rows, part, what);
   CUDA_TRY(cudaStreamIsCapturing((cudaStream_t)stream, &capture));
-  if (capture == cudaStreamCaptureStatusNone) return carry_timed(s, rows, (cudaStream_t)stream, part, what);
+  if (capture == cudaStreamCaptureStatusNone)
+    return transfer_timed(s, rows, (cudaStream_t)stream, part, what);
   return settle(send_parts(rows, (cudaStream_t)stream, part), what);
 }
 
-static status nccl_carry(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
-  status result = carry(state, rows, stream, part, what);
-  if (result) nccl_abandon(state); // an exchange left half done would hold up the end
+static status nccl_transfer(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
+  status result = transfer(state, rows, stream, part, what);
+  if (result) nccl_abandon(state); // a half-done exchange would delay the end of the job
   return result;
 }
 
@@ -259,19 +255,19 @@ static double nccl_seconds(void *state) {
 
 // ---- an all-gather alone ----
 
-enum { IN_RECORDING = 48, REPLAYS = 20 };
+enum { GATHERS_IN_GRAPH = 48, LAUNCHES = 20 };
 
-static status time_replays(nccl_state *s, double *seconds, cudaGraphExec_t gathers, const char *what) {
-  timed_exchange *t = &s->timed[s->begun % TIMED]; // its events are free between two exchanges
+static status time_launches(nccl_state *s, double *seconds, cudaGraphExec_t gathers, const char *what) {
+  timed_exchange *t = &s->timed[s->started % TIMED]; // unused between two exchanges
   float milliseconds = 0;
   for (int round = 0; round < 2; round++) { // the first warms up
-    CUDA_TRY(cudaEventRecord(t->begin, s->stream));
-    for (int i = 0; i < REPLAYS; i++) CUDA_TRY(cudaGraphLaunch(gathers, s->stream));
+    CUDA_TRY(cudaEventRecord(t->start, s->stream));
+    for (int i = 0; i < LAUNCHES; i++) CUDA_TRY(cudaGraphLaunch(gathers, s->stream));
     CUDA_TRY(cudaEventRecord(t->end, s->stream));
     TRY(wait_event(t->end, what));
   }
-  CUDA_TRY(cudaEventElapsedTime(&milliseconds, t->begin, t->end));
-  *seconds = (double)milliseconds * 1e-3 / (REPLAYS * IN_RECORDING);
+  CUDA_TRY(cudaEventElapsedTime(&milliseconds, t->start, t->end));
+  *seconds = (double)milliseconds * 1e-3 / (LAUNCHES * GATHERS_IN_GRAPH);
   return 0;
 }
 
@@ -281,14 +277,14 @@ static status measure_in(nccl_state *s, double *seconds, char *rows, size_t byte
   cudaGraphExec_t gathers = NULL;
   status result = 0;
   CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < IN_RECORDING && !result; i++)
+  for (int i = 0; i < GATHERS_IN_GRAPH && !result; i++)
     result = settle(ncclAllGather(rows + (size_t)comm_rank(world.ranks) * bytes, rows, bytes, ncclInt8,
                                   world.handle, s->stream),
                     what);
   cudaError_t error = cudaStreamEndCapture(s->stream, &graph);
   if (!result && error == cudaSuccess) error = cudaGraphInstantiate(&gathers, graph, 0);
   if (graph) cudaGraphDestroy(graph);
-  if (!result && error == cudaSuccess) result = time_replays(s, seconds, gathers, what);
+  if (!result && error == cudaSuccess) result = time_launches(s, seconds, gathers, what);
   if (result) return result; // the job ends
   if (gathers) cudaGraphExecDestroy(gathers);
   CUDA_TRY(error);
@@ -313,24 +309,24 @@ static const char *nccl_broken(void *state) {
 
 static const char *nccl_under_way(void *state) {
   nccl_state *s = state;
-  for (int64_t i = s->counted; i < s->begun; i++)
+  for (int64_t i = s->counted; i < s->started; i++)
     if (cudaEventQuery(s->timed[i % TIMED].end) == cudaErrorNotReady) return s->timed[i % TIMED].what;
   return NULL;
 }
 
 // ---- start and stop ----
 
-// Gathers known bytes, alike or of two lengths, so that the channels are there before anything is recorded or
-// timed, and a transport that does not carry what it is given is found now.
-static status try_out(nccl_state *s, comm_part *parts, size_t bytes, bool alike) {
+// Exchanges known bytes, in parts of one size or of two, so that NCCL's channels are connected before
+// anything is captured or timed, and a transport that corrupts data is found now.
+static status try_out(nccl_state *s, comm_part *parts, size_t bytes, bool equal) {
   static const char what[] = "the trial of NCCL";
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
   for (int i = 0; i < size * size; i++)
-    parts[i] = (comm_part){(size_t)(i / size) * bytes, alike || i / size ? bytes : bytes / 2};
+    parts[i] = (comm_part){(size_t)(i / size) * bytes, equal || i / size ? bytes : bytes / 2};
   const comm_part *own = &parts[rank * size];
   CUDA_TRY(cudaMemsetAsync(s->staging + own->offset, rank + 1, own->bytes, s->stream));
-  TRY(carry_timed(s, s->staging, s->stream, parts, what));
-  TRY(wait_event(s->timed[(s->begun - 1) % TIMED].end, what));
+  TRY(transfer_timed(s, s->staging, s->stream, parts, what));
+  TRY(wait_event(s->timed[(s->started - 1) % TIMED].end, what));
   for (int r = 0; r < size; r++) {
     const comm_part *last = &parts[r * size];
     char found;
@@ -364,8 +360,8 @@ static status try_world(nccl_state *s) {
 static void nccl_stop(void *state) {
   nccl_state *s = state;
   if (!s) return;
-  for (int i = 0; i < TIMED && !world.abandoned; i++) { // giving back may wait for the device
-    if (s->timed[i].begin) cudaEventDestroy(s->timed[i].begin);
+  for (int i = 0; i < TIMED && !world.abandoned; i++) { // destroying may wait for the device
+    if (s->timed[i].start) cudaEventDestroy(s->timed[i].start);
     if (s->timed[i].end) cudaEventDestroy(s->timed[i].end);
   }
   if (s->staging && !world.abandoned) cudaFree(s->staging);
@@ -377,11 +373,11 @@ static status open_state(nccl_state *s, comm *c, const device_id *device, size_t
   CUDA_TRY(cudaSetDevice(device->index));
   CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
   for (int i = 0; i < TIMED; i++) {
-    CUDA_TRY(cudaEventCreate(&s->timed[i].begin));
+    CUDA_TRY(cudaEventCreate(&s->timed[i].start));
     CUDA_TRY(cudaEventCreate(&s->timed[i].end));
   }
   if (!world.open) {
-    TRY(begin_world(c));
+    TRY(start_world(c));
     TRY(try_world(s));
   }
   if (!host_bytes) return 0;
@@ -410,7 +406,7 @@ const transport_ops nccl_transport_ops = {
     .on_device = true,
     .start = nccl_start,
     .stop = nccl_stop,
-    .carry = nccl_carry,
+    .transfer = nccl_transfer,
     .seconds = nccl_seconds,
     .measure = nccl_measure,
     .broken = nccl_broken,

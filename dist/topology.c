@@ -8,10 +8,10 @@
 
 enum { CORES_TEXT = 224 };
 
-typedef struct { // what a rank tells the others
+typedef struct { // of one rank, all-gathered
   char host[96];
-  char cores[CORES_TEXT]; // the cores that the launcher lets it use, as a list
-  char near[CORES_TEXT];  // those of them at its device's socket; "": no device, or its place is not known
+  char cores[CORES_TEXT]; // the cores that the launcher allows, as a list
+  char near[CORES_TEXT];  // those of them at its device's socket; "": no device, or its socket is not known
 } rank_place;
 
 struct topology {
@@ -49,7 +49,7 @@ static int count_cores(const topology *t) {
   return n > 0 ? n : 1;
 }
 
-// The cpus at the device's socket, or NULL: a virtual machine may not say where its devices are.
+// The CPUs of the device's socket, or NULL: a virtual machine may not say where its devices are.
 static hwloc_const_cpuset_t device_cpus(topology *t, const device_id *device) {
   t->device_node = -1;
   hwloc_obj_t at = device && device->index >= 0 ? hwloc_get_pcidev_by_busidstring(t->hw, device->pci) : NULL;
@@ -61,7 +61,7 @@ static hwloc_const_cpuset_t device_cpus(topology *t, const device_id *device) {
   return at->cpuset;
 }
 
-// Of the n cores those that lie in `cpus`; NULL: none.
+// Those of the n cores that are in `cpus`; NULL: none.
 static int cores_within(const topology *t, int *out, const int *cores, int n, hwloc_const_cpuset_t cpus) {
   int count = 0;
   for (int i = 0; i < n && cpus; i++)
@@ -91,8 +91,8 @@ static bool same_cores(const rank_place *a, const rank_place *b) {
   return !strcmp(a->host, b->host) && !strcmp(a->cores, b->cores);
 }
 
-// Ranks with the same host and cores as this one share them: how many, and which place among them this one
-// has. `near`: only those whose devices are where its own is.
+// Ranks with the same host and cores as this one share them: how many they are, and this one's index among
+// them. near: only those whose devices are at the same socket.
 static void count_sharers(const rank_place *all, int size, int rank, bool near, int *sharers, int *place) {
   *sharers = *place = 0;
   for (int r = 0; r < size; r++) {
@@ -102,8 +102,8 @@ static void count_sharers(const rank_place *all, int size, int rank, bool near, 
   }
 }
 
-// A rank that goes to its device's socket leaves the other cores to nobody, and those of other ranks overlap
-// with its own: so all who share cores do it, or none.
+// Where only some of the ranks that share cores moved to their devices' sockets, they would overlap with
+// those that did not: all move, or none.
 static bool all_have_devices(const rank_place *all, int size, int rank) {
   for (int r = 0; r < size; r++)
     if (same_cores(&all[r], &all[rank]) && !all[r].near[0]) return false;
@@ -120,7 +120,7 @@ static int count_hosts(const rank_place *all, int size) {
   return hosts;
 }
 
-// Divides the n allowed cores among the sharers, neighbours together.
+// Divides the n allowed cores among the ranks that share them, in contiguous ranges.
 static status place_threads(topology *t, const int *cores, int n, int sharers, int place, int64_t wanted,
                             bool bind) {
   int first = (int)((int64_t)n * place / sharers), share = (int)((int64_t)n * (place + 1) / sharers) - first;
@@ -150,10 +150,10 @@ static status topology_place(topology *t, comm *c, int64_t threads, bool bind, c
   cores_text(mine.near, sizeof mine.near, near, n_near);
   if (!result) result = comm_allgather(c, all, &mine, sizeof mine, "the exchange of ranks' cores");
   if (!result) {
-    bool goes = all_have_devices(all, size, rank);
+    bool moves = all_have_devices(all, size, rank);
     t->hosts = count_hosts(all, size);
-    count_sharers(all, size, rank, goes, &sharers, &place);
-    result = place_threads(t, goes ? near : cores, goes ? n_near : n, sharers, place, threads, bind);
+    count_sharers(all, size, rank, moves, &sharers, &place);
+    result = place_threads(t, moves ? near : cores, moves ? n_near : n, sharers, place, threads, bind);
   }
   free(cores);
   free(all);
@@ -166,9 +166,9 @@ status topology_open(topology **out, comm *c, int64_t threads, bool bind, const 
   TRY(memory_take((void **)&t, 1, sizeof *t, "the topology"));
   if (hwloc_topology_init(&t->hw)) {
     free(t);
-    return FAIL("hwloc could not begin to read this host's topology");
+    return FAIL("hwloc could not be initialised");
   }
-  // devices are looked for only where one matters: reading the buses takes time
+  // devices are looked for only where one is used: reading the buses takes time
   if (device && device->index >= 0)
     hwloc_topology_set_io_types_filter(t->hw, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
   if (hwloc_topology_load(t->hw)) {
@@ -220,7 +220,7 @@ void topology_bind_threads(const topology *t) {
   if (!t->bound) return;
 #pragma omp parallel num_threads(t->threads)
   {
-    // a refusal (a container without the right) costs speed only
+    // where it is refused (a container without the permission), only speed is lost
     hwloc_set_cpubind(t->hw, core_at(t, t->core_of_thread[omp_get_thread_num()])->cpuset,
                       HWLOC_CPUBIND_THREAD);
   }

@@ -1,6 +1,6 @@
-// topology: the cores of this host, which of them this rank uses, and its threads' places on them.
+// topology: the cores of this host, which of them this rank uses, and the core of each of its threads.
 //
-// Owns: hwloc. Refuses to know: how a device is used. Invariant: ranks of a host never share a core unless
+// Owns: hwloc. Independent of: how a device is used. Invariant: ranks of a host never share a core unless
 // there are more ranks than cores; a binding that the launcher made is kept.
 #pragma once
 #include "base/device.h"
@@ -9,8 +9,8 @@
 typedef struct topology topology;
 
 // Collective. threads 0: as many as the rank has cores. With more ranks than cores, one thread each, unbound.
-// device (NULL: none): the one that this rank takes. Where the launcher left ranks the same cores and all of
-// them have a device whose place is known, each gets cores at its device's socket.
+// device (NULL: none): the one that this rank takes. Where the launcher gave ranks the same cores and all of
+// them have a device whose socket is known, each gets cores of that socket.
 status topology_open(topology **out, comm *c, int64_t threads, bool bind, const device_id *device);
 void topology_close(topology *t); // takes NULL
 

@@ -6,13 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { // of a rank, gathered by all
+typedef struct { // of one rank, all-gathered
   char host[96];
   device_id device;
   int32_t computes;
 } rank_device;
 
-typedef struct { // what follows from them
+typedef struct { // of all ranks
   int size;
   bool one_computes, all_compute, all_own;
   char why_not[256]; // "ranks 0, 1 share a GPU"
@@ -30,12 +30,12 @@ struct transport {
 
 // ---- self and mpi ----
 
-static status lone_carry(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
-  (void)state, (void)rows, (void)stream, (void)part, (void)what; // it has every row
+static status self_transfer(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
+  (void)state, (void)rows, (void)stream, (void)part, (void)what; // one rank has every row
   return 0;
 }
 
-static status mpi_carry(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
+static status mpi_transfer(void *state, char *rows, void *stream, const comm_part *part, const char *what) {
   transport *t = state;
   (void)stream; // its rows lie in host memory
   double start = clock_seconds();
@@ -44,8 +44,8 @@ static status mpi_carry(void *state, char *rows, void *stream, const comm_part *
   return result;
 }
 
-static const transport_ops self_ops = {.kind = TRANSPORT_SELF, .carry = lone_carry};
-static const transport_ops mpi_ops = {.kind = TRANSPORT_MPI, .carry = mpi_carry};
+static const transport_ops self_ops = {.kind = TRANSPORT_SELF, .transfer = self_transfer};
+static const transport_ops mpi_ops = {.kind = TRANSPORT_MPI, .transfer = mpi_transfer};
 
 static const transport_ops *const table[] = {&self_ops, &mpi_ops, TRANSPORT_TABLE_ROWS NULL};
 
@@ -72,7 +72,7 @@ static bool shares(const rank_device *all, int size, int rank) {
   return false;
 }
 
-// "rank 1 has no GPU" or "ranks 0, 1 share a GPU"; "" where neither is so
+// "rank 1 has no GPU" or "ranks 0, 1 share a GPU"; "" where each rank has its own
 static void list_ranks(char *out, size_t size, const rank_device *all, int n, bool lacking) {
   char ranks[160] = "";
   int count = 0;
@@ -112,9 +112,9 @@ static const transport_ops *device_transport(void) {
   return NULL;
 }
 
-static void choose_for_them(transport *t, const device_survey *s) {
+static void choose_automatically(transport *t, const device_survey *s) {
   t->ops = s->size == 1 ? &self_ops : &mpi_ops;
-  if (s->size == 1 || !s->one_computes) return; // no device has a part in it, and no words are needed
+  if (s->size == 1 || !s->one_computes) return; // no rank computes on a device: nothing to explain
   if (!device_transport()) {
     snprintf(t->reason, sizeof t->reason, "this build has no NCCL");
   } else if (s->all_own) {
@@ -148,7 +148,7 @@ status transport_choose(transport **out, comm *c, transport_kind kind, const dev
   t->device = *device;
   status result = survey_devices(&s, c, device, computes);
   if (!result && kind == TRANSPORT_AUTO)
-    choose_for_them(t, &s);
+    choose_automatically(t, &s);
   else if (!result)
     result = comm_agree(c, choose_by_kind(t, kind, &s), "the choice of the transport");
   if (result) {
@@ -167,7 +167,7 @@ status transport_start(transport *t, size_t host_bytes) {
   if (!t->ops->start) return 0;
   status mine = t->ops->start(&t->state, t->c, &t->device, host_bytes);
   t->started = !mine;
-  if (mine && comm_fault_is_agreed(t->c)) return mine;
+  if (mine && comm_error_is_agreed(t->c)) return mine;
   return comm_agree(t->c, mine, "the start of the transport");
 }
 
@@ -193,14 +193,14 @@ bool transport_all_on_device(const transport *t) {
   return t->all_on_device;
 }
 
-status transport_carry(transport *t, void *rows, void *stream, const comm_part *part, const char *what) {
-  return t->ops->carry(t->state, rows, stream, part, what);
+status transport_transfer(transport *t, void *rows, void *stream, const comm_part *part, const char *what) {
+  return t->ops->transfer(t->state, rows, stream, part, what);
 }
 
 static status name_the_late(transport *t, const char *broken) {
   const char *oldest = t->ops->under_way(t->state);
   char what[256];
-  snprintf(what, sizeof what, "%s%s%s", oldest ? oldest : "recorded layers", broken ? ": " : "",
+  snprintf(what, sizeof what, "%s%s%s", oldest ? oldest : "layers in a graph", broken ? ": " : "",
            broken ? broken : "");
   TRY(comm_name_missing(t->c, what));
   if (broken) return FAIL("%s", what);
@@ -212,11 +212,11 @@ status transport_watch(transport *t, double waited) {
   bool late = waited > comm_patience(t->c);
   if (!t->started)
     return late ? FAIL("the GPU's work was not done after comm.deadline = %g s", comm_deadline(t->c)) : 0;
-  if (waited > 0.5) comm_answer(t->c); // a wait that takes so long can spare the time
+  if (waited > 0.5) comm_answer(t->c); // not in short waits, which it would make longer
   const char *broken = t->ops->broken(t->state);
   if (!broken && !late) return 0;
   status result = name_the_late(t, broken);
-  t->ops->abandon(t->state); // what waits on the device would hold up the end
+  t->ops->abandon(t->state); // work that still waits on the device would delay the end of the job
   return result;
 }
 

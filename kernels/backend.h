@@ -7,7 +7,7 @@
 #pragma once
 #include "base/device.h"
 #include "base/status.h"
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -18,6 +18,8 @@ extern "C" {
 
 typedef enum { PATH_F64, PATH_F32, PATH_Q8K } path_kind;
 enum { PATH_COUNT = 3 };
+
+enum { ATTENTION_CHUNK = 64 }; // key positions to a chunk, on every path
 
 enum { MAX_TOP_K = 64 }; // experts to a token; model.c refuses more
 

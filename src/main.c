@@ -85,7 +85,7 @@ static const command commands[] = {
 _Static_assert(sizeof commands / sizeof *commands == COMMAND_COUNT, "a row for each command");
 
 static bool takes_args(command_kind kind) {
-  return commands[kind].print_args != NULL;
+  return !command_reads_config(&commands[kind]);
 }
 
 static status run_job(const command_line *l, const config *cfg, comm *c) {
@@ -99,14 +99,15 @@ static status run_job(const command_line *l, const config *cfg, comm *c) {
   return result;
 }
 
-// The configuration is read before there are ranks, for the seconds that they wait for each other; what is
-// wrong with it is for all ranks to know.
+// The configuration is read before there are ranks, since their start has a deadline too; an error in it is
+// then an error of all ranks.
 static status run_with_ranks(const command_line *l, const config *cfg, status loaded, comm *c) {
   const char *name = command_name(l->command);
   char what[64];
   snprintf(what, sizeof what, "the command (%s here)", name);
   TRY(comm_equal(c, name, strlen(name), what));
   TRY(comm_agree(c, loaded, "reading the configuration"));
+  if (cfg) comm_set_deadline(c, cfg->comm.deadline);
   TRY(cfg ? run_job(l, cfg, c) : commands[l->command].run_ranks(c, l->n_args, l->args));
   return comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
 }
@@ -114,7 +115,7 @@ static status run_with_ranks(const command_line *l, const config *cfg, status lo
 static int run_ranks(const command_line *l, int argc, char **argv) {
   config cfg = {.file = NULL};
   comm *c = NULL;
-  bool has_config = commands[l->command].needs >= NEEDS_MODEL;
+  bool has_config = command_reads_config(&commands[l->command]);
   temporary_guard();
   errors_catch_signals();
   status loaded = has_config ? config_load(&cfg, l->file, l->sets, l->n_sets) : 0;

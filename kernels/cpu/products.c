@@ -1,14 +1,11 @@
 #include "kernels/cpu/products.h"
+#include "kernels/product_form.h"
 #include <omp.h>
 
 enum { SHARES = 2 }; // with few tokens a thread takes half of its equal part of what is left
 
 char *cpu_thread_scratch(cpu_backend *b) {
   return b->scratch + (size_t)omp_get_thread_num() * b->scratch_bytes;
-}
-
-static bool takes_q8k(const side *s, const matrix *m) {
-  return s->path->kind == PATH_Q8K && type_find(m->type)->is_k_quant;
 }
 
 matrix matrix_rows(const matrix *m, int64_t first, int64_t count) {
@@ -22,12 +19,29 @@ int64_t matrix_tiles(const matrix *m) {
   return (m->rows + ROW_TILE - 1) / ROW_TILE;
 }
 
+// `rows` times up to TOKEN_TILE tokens from t on.
+static void times_tokens(cpu_backend *b, const product *p, activation_form form, const matrix *rows,
+                         void *const *out, int64_t t, int64_t n) {
+  const real_ops *ops = p->side->ops;
+  switch (form) {
+  case ACTIVATION_REAL:
+    (ops->product_tile ? ops->product_tile : ops->product)(out, rows, (const void *const *)(p->reals + t), n,
+                                                           (float *)cpu_thread_scratch(b));
+    break;
+  case ACTIVATION_Q8K:
+    b->row->product_q8k((float *const *)out, rows, p->q8k + t, n);
+    break;
+  case ACTIVATION_NONE:
+    __builtin_trap(); // the arm was refused
+  }
+}
+
 void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead) {
   const real_ops *ops = p->side->ops;
   int64_t first = tile * ROW_TILE, count = p->m->rows - first < ROW_TILE ? p->m->rows - first : ROW_TILE;
   matrix rows = matrix_rows(p->m, first, count);
-  bool rounded = takes_q8k(p->side, p->m);
-  if (rounded && p->n == 1 && ops->vector_q8k) {
+  activation_form form = product_form(p->side->path->kind, p->m->type);
+  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k) {
     ops->vector_q8k((float *)p->out[0] + first, &rows, p->q8k[0], ahead);
     return;
   }
@@ -35,11 +49,7 @@ void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ah
     int64_t n = p->n - t < TOKEN_TILE ? p->n - t : TOKEN_TILE;
     void *at[TOKEN_TILE];
     for (int64_t i = 0; i < n; i++) at[i] = (char *)p->out[t + i] + (size_t)first * ops->bytes;
-    if (rounded)
-      b->row->product_q8k((float *const *)at, &rows, p->q8k + t, n);
-    else
-      (ops->product_tile ? ops->product_tile : ops->product)(at, &rows, (const void *const *)(p->reals + t),
-                                                             n, (float *)cpu_thread_scratch(b));
+    times_tokens(b, p, form, &rows, at, t, n);
   }
 }
 

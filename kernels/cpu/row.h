@@ -1,14 +1,29 @@
-// row: one instruction set's kernels of the cpu backend. A row is a file and a line in the table of rows.c.
+// row: one instruction set's kernels of the cpu backend. A row is a folder isa/<row>/ and a name in CPU_ROWS
+// (CMakeLists.txt), which makes the table of rows.c.
 //
-// Owns: the interface between the steps (steps.c) and the arithmetic (generic.h and the rows).
+// Owns: the interface between the steps and the arithmetic.
 // Invariant: every row gives the bits of row_portable.c, which is docs/paths.md in C.
+//
+// Where to find what:
+//   steps.c            the steps of backend.h as phases; products.c cuts their products into tasks
+//   isa/each_row/      docs/paths.md in portable C. Compiled once for each row, for its instruction set; a
+//   row
+//                      takes from here whatever it does not do better. generic_real.h is written once for
+//                      float and double, generic.h is the rest
+//   isa/<row>/         row_<row>.c: when it is usable, and its table of kernels. Its headers hold one kind of
+//                      product each: <row>_f32.h with real activations, <row>_q8k.h with rounded ones
+//   isa/avx512/        what the rows avx512_vnni and amx_int8 share. _panel.h: rows of blocks unpacked so
+//   that
+//                      a lane is a row; _vector.h, _stream.h: one token; _float.h: the steps between products
+//   ../formats/        each_row/dequantize.h: weights of any type as floats, compiled for each row too
+//
+// A kernel's name says what it computes and on what: product_q8k_avx2 is rows times Q8_K activations on AVX2.
 #pragma once
 #include "kernels/backend.h"
 #include <stdbool.h>
 
 enum {
-  ATTENTION_CHUNK = 64, // key positions to a chunk, on every path
-  ATTEND_TOKENS = 16,   // tokens and query heads of the largest span
+  ATTEND_TOKENS = 16, // tokens and query heads of the largest span
   ATTEND_HEADS = 8,
   ROW_TILE = 32,    // rows of a matrix that a thread takes at a time
   TOKEN_TILE = 256, // tokens to which it puts them
@@ -33,7 +48,7 @@ typedef struct {
   kv_head kv;
 } attention_span;
 
-// The operations of one real type: float for f32 and q8k, double for f64. `void` stands for that type.
+// The operations of one real type: float for f32 and q8k, double for f64. `void` is that type.
 typedef struct {
   size_t bytes;
   void (*embed)(void *x, const matrix *embedding, int64_t token, float *scratch);

@@ -1,5 +1,6 @@
 #include "kernels/cpu/state.h"
 #include "base/memory.h"
+#include "kernels/product_form.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,7 +19,7 @@ static status activations_open(cpu_backend *b, activations *a, const side *s, in
   TRY(take(b, &a->reals, (size_t)rows, lines * CACHE_LINE, what));
   TRY(take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
   TRY(take(b, &a->q8k_rows, (size_t)rows, sizeof *a->q8k_rows, what));
-  bool rounded = s->path->kind == PATH_Q8K && width % QK_K == 0;
+  bool rounded = path_rounded_form(s->path->kind) == ACTIVATION_Q8K && width % QK_K == 0;
   if (rounded) TRY(take(b, &a->q8k, (size_t)(rows * width / QK_K), sizeof *a->q8k, what));
   for (int64_t r = 0; r < rows; r++) {
     a->real_rows[r] = a->reals + (size_t)r * lines * CACHE_LINE;
@@ -49,7 +50,16 @@ static void activations_close(activations *a) {
 }
 
 static side side_of(const cpu_row *row, path_kind kind) {
-  return (side){path_get(kind), kind == PATH_F64 ? row->f64 : row->f32};
+  const real_ops *ops = row->f32;
+  switch (kind) {
+  case PATH_F64:
+    ops = row->f64;
+    break;
+  case PATH_F32:
+  case PATH_Q8K:
+    break;
+  }
+  return (side){path_get(kind), ops};
 }
 
 void cpu_close(backend *base) {
@@ -69,7 +79,14 @@ void cpu_close(backend *base) {
 }
 
 kv_storage cpu_kv_storage(const cpu_backend *b) {
-  return b->params.kv_f16 && b->shared.path->kind != PATH_F64 ? KV_HALF : KV_REAL;
+  switch (b->shared.path->kind) {
+  case PATH_F64:
+    return KV_REAL;
+  case PATH_F32:
+  case PATH_Q8K:
+    break;
+  }
+  return b->params.kv_f16 ? KV_HALF : KV_REAL;
 }
 
 static status open_attention(cpu_backend *b) {
@@ -165,6 +182,7 @@ status cpu_open(backend **out, const backend_params *params) {
   if (!row)
     return FAIL("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",
                 params->row, cpu_rows());
+  TRY(product_forms_check(params, "cpu", NULL));
   cpu_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cpu backend"));
   b->base.ops = &cpu_backend_ops;
@@ -193,7 +211,13 @@ const char *cpu_rows(void) {
 }
 
 bool cpu_has_path(path_kind kind) {
-  return kind == PATH_F64 || kind == PATH_F32 || kind == PATH_Q8K;
+  switch (kind) {
+  case PATH_F64:
+  case PATH_F32:
+  case PATH_Q8K:
+    return true;
+  }
+  return false;
 }
 
 const char *cpu_row_name(const backend *base) {

@@ -5,6 +5,7 @@
 // order.
 #pragma once
 #include "kernels/cpu/products.h"
+#include "kernels/product_form.h"
 
 // m times rows first .. first + n - 1 of a
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
@@ -14,7 +15,7 @@ static inline product product_shared(const cpu_backend *b, void *const *out, con
 
 // Row `row` of a in the form that the path's products read.
 static inline void quantize(const cpu_backend *b, const side *s, activations *a, int64_t row) {
-  if (s->path->kind == PATH_Q8K && a->q8k)
+  if (path_rounded_form(s->path->kind) == ACTIVATION_Q8K && a->q8k)
     b->row->quantize_q8k((block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
 }
 

@@ -1,10 +1,11 @@
 // block_q8k: a K-quant block times a Q8_K block, on four lanes of a warp, each of which has a quarter of the
 // block's elements in its registers.
 //
-// Owns: where a quarter's bits lie in each block type. Refuses to know: which rows and blocks a warp takes.
+// Owns: where a quarter's bits lie in each block type. Independent of: which rows and blocks a warp takes.
 // Invariant: sums of integers are exact in any order; the float steps are those of docs/paths.md.
 #pragma once
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/planes_q6k.cuh"
 
 // One block's term: d * isum - dmin * msum. With dmin = 0 and msum = 0 the fma adds a negative zero, so it is
 // Q6_K's d * isum to the bit.
@@ -27,14 +28,31 @@ __device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
   return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
 }
 
-// Weights stream past: they are read once and leave the first cache to the activations.
+// Weights stream past: they are read once and leave the L1 cache to the activations.
 template <typename T> __device__ __forceinline__ T load_weights(const uint8_t *at) {
   return __ldcs((const T *)at);
 }
 
 // ---- a quarter of a block as it lies in memory ----
 
-template <weight_type TYPE> struct quarter;
+template <weight_type TYPE> struct quarter; // only of types whose products read Q8_K
+
+// A statement with the constant TYPE, which is the matrix's type; nothing for a type whose products do not
+// read Q8_K. A new one that does has no case yet, and does not compile.
+#define FOR_Q8K_TYPE(type, ...)                                                                              \
+  switch (type) {                                                                                            \
+    Q8K_TYPE_CASE(TYPE_Q4_K, __VA_ARGS__)                                                                    \
+    Q8K_TYPE_CASE(TYPE_Q5_K, __VA_ARGS__)                                                                    \
+    Q8K_TYPE_CASE(TYPE_Q6_K, __VA_ARGS__)                                                                    \
+    CASES_WITHOUT_Q8K                                                                                        \
+    break;                                                                                                   \
+  }
+#define Q8K_TYPE_CASE(type, ...)                                                                             \
+  case type: {                                                                                               \
+    constexpr weight_type TYPE = type;                                                                       \
+    __VA_ARGS__;                                                                                             \
+    break;                                                                                                   \
+  }
 
 template <> struct quarter<TYPE_Q4_K> {
   uint4 head, low[2]; // head: d, dmin, 12 bytes of scales and minimums
@@ -42,7 +60,7 @@ template <> struct quarter<TYPE_Q4_K> {
 
 template <> struct quarter<TYPE_Q5_K> { uint4 head, low[2], high[2]; };
 
-template <> struct quarter<TYPE_Q6_K> { // of a row in planes (weights.cu)
+template <> struct quarter<TYPE_Q6_K> { // of a row in planes
   uint4 low[2], high;
   uint2 scales; // 8 of the half block
   uint16_t d;
@@ -53,13 +71,14 @@ template <weight_type TYPE>
 __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_blocks, int b, int q) {
   quarter<TYPE> w;
   if constexpr (TYPE == TYPE_Q6_K) {
-    const uint8_t *low = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
+    const uint8_t *low = q6k_low(row, b) + q / 2 * 64 + (q & 1) * 16;
     w.low[0] = load_weights<uint4>(low);
     w.low[1] = load_weights<uint4>(low + 32);
-    w.high = load_weights<uint4>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
-    w.scales = load_weights<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
-    w.d = load_weights<uint16_t>(row + n_blocks * 208 + b * 2);
+    w.high = load_weights<uint4>(q6k_high(row, n_blocks, b) + q / 2 * 32 + (q & 1) * 16);
+    w.scales = load_weights<uint2>(q6k_scales(row, n_blocks, b) + q / 2 * 8);
+    w.d = load_weights<uint16_t>(q6k_d(row, n_blocks, b));
   } else {
+    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a type has its own layout");
     const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
     const uint8_t *low = block + (TYPE == TYPE_Q4_K ? 16 : 48) + 32 * q;
     w.head = load_weights<uint4>(block);
@@ -78,7 +97,7 @@ __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_
 // Where run i of 16 elements of lane q begins: Q4_K and Q5_K pair the nibbles of a 64-element chunk, Q6_K
 // those of a half block.
 __device__ __forceinline__ int run_begin(weight_type type, int q, int i) {
-  return type == TYPE_Q6_K ? q / 2 * 128 + (q & 1) * 16 + i * 32 : 64 * q + 16 * i;
+  return block_has_minimums(type) ? 64 * q + 16 * i : q / 2 * 128 + (q & 1) * 16 + i * 32;
 }
 
 struct quarter_quants { // four runs of 16 elements, unsigned (Q6_K: before the offset of 32)
@@ -96,6 +115,7 @@ __device__ __forceinline__ quarter_quants quants_of(const quarter<TYPE> &w, int 
     r.run[2] = or4(and4(w.low[0], 4, nibble), and4(w.high, 4, two), 4);
     r.run[3] = or4(and4(w.low[1], 4, nibble), and4(w.high, 6, two), 4);
   } else {
+    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a type has its own quants");
     for (int i = 0; i < 4; i++) {
       r.run[i] = and4(w.low[i % 2], i / 2 * 4, nibble);
       if constexpr (TYPE == TYPE_Q5_K)
@@ -105,21 +125,7 @@ __device__ __forceinline__ quarter_quants quants_of(const quarter<TYPE> &w, int 
   return r;
 }
 
-// The eight 6-bit scales and minimums of a Q4_K or Q5_K block, a byte each.
-struct scales8 {
-  uint32_t scale[2], min[2];
-};
-
-__device__ __forceinline__ scales8 unpack_scales(uint4 head) {
-  scales8 s;
-  s.scale[0] = head.y & 0x3f3f3f3fu;
-  s.min[0] = head.z & 0x3f3f3f3fu;
-  s.scale[1] = (head.w & 0x0f0f0f0fu) | (head.y >> 2 & 0x30303030u);
-  s.min[1] = (head.w >> 4 & 0x0f0f0f0fu) | (head.z >> 2 & 0x30303030u);
-  return s;
-}
-
-// Those of lane q's two sub-blocks: the lower byte the first.
+// The scales and minimums (block_scales_and_mins) of lane q's two sub-blocks: the lower byte the first.
 __device__ __forceinline__ void scales_of_pair(uint32_t *scale, uint32_t *min, uint4 head, int q) {
   int shift = (q & 1) * 16;
   uint32_t a = head.y >> shift, b = head.z >> shift, c = head.w >> shift;
@@ -148,7 +154,7 @@ __device__ __forceinline__ quarter_inputs load_inputs(weight_type type, const in
     r.x[i] = *(const int4 *)(qs + begin);
     r.bsum[i] = bsums[begin / 16];
   }
-  if (type != TYPE_Q6_K) {
+  if (block_has_minimums(type)) {
     r.bsum[0] += r.bsum[1];
     r.bsum[1] = r.bsum[2] + r.bsum[3];
   }
@@ -172,6 +178,7 @@ __device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarte
     msum = 0;
     d = half_bits_to_f32(w.d);
   } else {
+    static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a type has its own term");
     uint32_t scale, min;
     scales_of_pair(&scale, &min, w.head, q);
     int first, second;
@@ -194,7 +201,7 @@ __device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarte
 #pragma unroll
   for (int step = 1; step <= 2; step++) {
     isum += __shfl_xor_sync(~0u, isum, step);
-    if (TYPE != TYPE_Q6_K) msum += __shfl_xor_sync(~0u, msum, step);
+    if (block_has_minimums(TYPE)) msum += __shfl_xor_sync(~0u, msum, step);
   }
   return block_value(d, dmin, isum, msum);
 }

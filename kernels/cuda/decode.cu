@@ -8,6 +8,7 @@
 // decode_launch.cuh's.
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/decode_rows.cuh"
+#include "kernels/product_form.h"
 
 // ---- one token's rows of up to three matrices that read the same input ----
 
@@ -80,12 +81,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_rows(const __grid_constant_
     }
     __syncthreads();
   };
-  if (a.w[which].type == TYPE_Q4_K)
-    rows_of<TYPE_Q4_K, GROUPS, STEPS>(a, which, in, prepare);
-  else if (a.w[which].type == TYPE_Q6_K)
-    rows_of<TYPE_Q6_K, GROUPS, STEPS>(a, which, in, prepare);
-  else
-    rows_of<TYPE_Q5_K, GROUPS, STEPS>(a, which, in, prepare);
+  FOR_Q8K_TYPE(a.w[which].type, rows_of<TYPE, GROUPS, STEPS>(a, which, in, prepare))
 }
 
 // ---- router: a warp an expert's row, and a warp a block of 256 normed activations to round ----
@@ -132,18 +128,18 @@ __global__ void __launch_bounds__(WARP) decode_router(const __grid_constant__ ro
 
 // ---- launches ----
 
-static bool is_k_quant(const dev_matrix &m) {
-  return type_find(m.type)->is_k_quant;
+static bool reads_q8k(const dev_matrix &m) {
+  return product_form(PATH_Q8K, m.type) == ACTIVATION_Q8K;
 }
 
 static bool layer_fits(const dev_layer &w) {
-  return is_k_quant(w.q) && is_k_quant(w.k) && is_k_quant(w.v) && is_k_quant(w.o) &&
-         w.router.type == TYPE_F32 && is_k_quant(w.gate) && w.gate.type == w.up.type && is_k_quant(w.down);
+  return reads_q8k(w.q) && reads_q8k(w.k) && reads_q8k(w.v) && reads_q8k(w.o) && w.router.type == TYPE_F32 &&
+         reads_q8k(w.gate) && w.gate.type == w.up.type && reads_q8k(w.down);
 }
 
 bool decode_fits(const model_shape *s, const dev_weights *w) {
   bool fits =
-      s->n_experts <= MOST_EXPERTS && s->hidden <= 8192 && s->expert_width <= 8192 && is_k_quant(w->output);
+      s->n_experts <= MOST_EXPERTS && s->hidden <= 8192 && s->expert_width <= 8192 && reads_q8k(w->output);
   for (int64_t l = 0; l < s->n_layers && fits; l++) fits = layer_fits(w->layers[l]);
   return fits;
 }

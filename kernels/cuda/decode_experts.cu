@@ -199,9 +199,8 @@ static status gate_up_launch(experts_args *a, cudaStream_t stream) {
   int per_slot = ceil_div(multiprocessors(), a->top_k); // thread blocks
   a->rows_per_warp = ceil_div(ceil_div(a->gate.rows, per_slot * WARPS), at_once) * at_once;
   dim3 grid((unsigned)ceil_div(a->gate.rows, WARPS * a->rows_per_warp), (unsigned)a->top_k);
-  experts_kernel *kernel = a->gate.type == TYPE_Q4_K   ? gate_up_kernel<TYPE_Q4_K>(groups)
-                           : a->gate.type == TYPE_Q5_K ? gate_up_kernel<TYPE_Q5_K>(groups)
-                                                       : gate_up_kernel<TYPE_Q6_K>(groups);
+  experts_kernel *kernel = nullptr; // decode_fits has let only types with one through
+  FOR_Q8K_TYPE(a->gate.type, kernel = gate_up_kernel<TYPE>(groups))
   return start(kernel, grid, THREADS, rounded_bytes(a->normed.width), stream, *a);
 }
 
@@ -209,9 +208,8 @@ static status down_launch(experts_args *a, cudaStream_t stream) {
   int groups = groups_of(a->down.cols / QK_K), at_once = 8 / groups;
   a->rows_per_block = ceil_div(ceil_div(a->down.rows, multiprocessors()), at_once) * at_once;
   size_t bytes = down_y_bytes(a->top_k, a->rows_per_block) + WARPS * rounded_bytes(a->down.cols);
-  experts_kernel *kernel = a->down.type == TYPE_Q4_K   ? down_kernel<TYPE_Q4_K>(groups)
-                           : a->down.type == TYPE_Q5_K ? down_kernel<TYPE_Q5_K>(groups)
-                                                       : down_kernel<TYPE_Q6_K>(groups);
+  experts_kernel *kernel = nullptr;
+  FOR_Q8K_TYPE(a->down.type, kernel = down_kernel<TYPE>(groups))
   return start(kernel, dim3((unsigned)ceil_div(a->down.rows, a->rows_per_block)), THREADS, bytes, stream, *a);
 }
 

@@ -53,6 +53,7 @@ __device__ __forceinline__ float sum_of_squares(const float *x, int n) {
 // of one row's chain of shuffles is hidden by the others of its batch, so a batch has no branches: rows
 // beyond the last repeat it.
 template <weight_type TYPE> __host__ __device__ constexpr int batch_of(int parts, int at_once) {
+  static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K || TYPE == TYPE_Q6_K, "measured for each type");
   int most = TYPE == TYPE_Q4_K ? 5 : TYPE == TYPE_Q6_K ? 4 : 3, n = most / parts;
   return n < 1 ? 1 : n * at_once > WARP ? WARP / at_once : n;
 }

@@ -1,8 +1,9 @@
-// device: what every CUDA source of the backend stands on: checked calls, warp sums, views of weights and
+// device: what every CUDA source of the backend uses: checked calls, warp sums, views of weights and
 // inputs.
 //
 // Invariant: nothing here decides arithmetic; docs/paths.md and kernels/formats/numerics.h do.
 #pragma once
+#include "base/cuda_try.h"
 #include "base/status.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/instructions.cuh"
@@ -11,12 +12,6 @@
 #include "kernels/formats/numerics.h"
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-
-#define CUDA_TRY(call)                                                                                       \
-  do {                                                                                                       \
-    cudaError_t cuda_error_ = (call);                                                                        \
-    if (cuda_error_ != cudaSuccess) return FAIL("CUDA: %s: %s", #call, cudaGetErrorString(cuda_error_));     \
-  } while (0)
 
 // ---- the device: device.cu ----
 
@@ -28,10 +23,32 @@ status device_wait_event(cudaEvent_t event, const backend_params *p);
 // A watch ended a wait: the device may never answer again, so nothing that waits for it may be called.
 bool device_is_stuck();
 
+// Takes device memory and notes it in the owner's `blocks` and `bytes`; with `plan` only adds it up there, as
+// the part `what`.
+template <typename Owner>
+static status device_take_bytes(Owner *owner, void **out, size_t bytes, const char *what) {
+  if (owner->plan) {
+    memory_plan_add(owner->plan, what, bytes);
+    return 0;
+  }
+  size_t free_bytes = 0, total = 0;
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  if (owner->n_blocks == (int)(sizeof owner->blocks / sizeof *owner->blocks))
+    return FAIL("GPU memory: %s: more than the %d allocations that there is room to note", what,
+                owner->n_blocks);
+  if (bytes > free_bytes)
+    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
+                free_bytes >> 20, total >> 20);
+  CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
+  owner->blocks[owner->n_blocks++] = *out;
+  owner->bytes += bytes;
+  return 0;
+}
+
 // ---- launches ----
 //
 // Each kernel may be set up while the one before it still runs (programmatic dependent launch, Hopper and
-// later): it begins with wait_for_inputs, before which it may touch nothing that an earlier kernel writes or
+// later): it starts with wait_for_inputs, before which it may touch nothing that an earlier kernel writes or
 // reads but weights. A kernel's completion includes that of all before it, so the chain is as strict as
 // without.
 
@@ -62,7 +79,7 @@ static status launch(void (*kernel)(Parameters...), dim3 grid, int threads, size
 }
 
 static constexpr int WARP = 32;
-static constexpr int CHUNK = 64; // key positions of an attention chunk, on every path
+static constexpr int CHUNK = ATTENTION_CHUNK;
 
 // Every lane gets the sum of docs/paths.md's tree: lane l with l + 16, then + 8, 4, 2, 1 (addition commutes,
 // so the lanes above the half add the same two numbers).
@@ -82,7 +99,7 @@ __device__ __forceinline__ void add_digest(unsigned long long *to, unsigned long
 }
 
 // A matrix, or a stack of them (one an expert of this rank), in device memory. Rows keep their K-quant bits;
-// those of Q6_K, whose 210 bytes are not aligned, lie as four planes a row (weights.cu).
+// those of Q6_K lie as four planes a row (planes_q6k.cuh).
 struct dev_matrix {
   const uint8_t *data;
   weight_type type;
@@ -112,7 +129,7 @@ struct product {
   dev_matrix w;
   dev_inputs in;
   const int *member; // [n_items] stack member of an item, or NULL: member 0
-  const int *first;  // [n_members + 1] begin of each member's items in `order`, or NULL: all items in order
+  const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member
   const int
       *tiles; // [TILE_SIZES][n_members + 1] with `first`: each member's first tile of 8, 16, 32, 64 items
@@ -175,6 +192,7 @@ struct dev_weights {
 status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
                        bool wants_shared);
 void weights_release(dev_weights *w);
+bool weights_computes(weight_type type); // the backend has products of the type
 // Adds what weights_acquire would take.
 status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
                     bool wants_shared);
@@ -208,7 +226,7 @@ status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n,
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
                     float *keys, cudaStream_t stream);
-// Also the member of each slot's expert among this rank's own, -1 for others; and with `place` the fixed
+// Also the member of each slot's expert among this rank's, -1 for others; and with `place` the fixed
 // place of each slot's row, from the rank that owns its expert.
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
                     const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,

@@ -157,11 +157,23 @@ template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) pr
 
 template <int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
   dim3 grid((unsigned)((p->w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), tile_count(p, ITEMS));
-  if (type_find(p->w.type)->is_k_quant)
+  switch (p->w.type) {
+  case TYPE_Q4_K:
+  case TYPE_Q5_K:
+  case TYPE_Q6_K:
     return launch(product_f32_rows<ITEMS, K_QUANTS>, grid, WARPS * WARP, 0, stream, *p);
-  if (p->w.type == TYPE_F32 && p->w.cols % QK_K == 0)
-    return launch(product_f32_rows<ITEMS, FLOATS>, grid, WARPS * WARP, 0, stream, *p);
-  return launch(product_f32_rows<ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
+  case TYPE_F32:
+    if (p->w.cols % QK_K == 0)
+      return launch(product_f32_rows<ITEMS, FLOATS>, grid, WARPS * WARP, 0, stream, *p);
+    return launch(product_f32_rows<ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
+  case TYPE_F16:
+  case TYPE_BF16:
+  case TYPE_Q8_0:
+    return launch(product_f32_rows<ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
+    CASES_DEQUANTISED_ONLY
+    break;
+  }
+  return FAIL("CUDA: the type %s has no product", type_find(p->w.type)->name);
 }
 
 status product_f32_launch(const product *p, cudaStream_t stream) {

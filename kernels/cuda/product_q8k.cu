@@ -60,12 +60,7 @@ __global__ void __launch_bounds__(128) product_q8k_few(const __grid_constant__ p
   if (!p.member)
     prefetch_rows(p, block, WARPS * PASSES * (8 / GROUPS)); // weights do not depend on what runs before
   wait_for_inputs();
-  if (p.w.type == TYPE_Q4_K)
-    few_rows<TYPE_Q4_K, GROUPS>(p, block);
-  else if (p.w.type == TYPE_Q5_K)
-    few_rows<TYPE_Q5_K, GROUPS>(p, block);
-  else
-    few_rows<TYPE_Q6_K, GROUPS>(p, block);
+  FOR_Q8K_TYPE(p.w.type, few_rows<TYPE, GROUPS>(p, block))
 }
 
 template <int GROUPS> static status launch_few(product_set *set, cudaStream_t stream) {
@@ -157,7 +152,7 @@ __device__ __forceinline__ void unpack_quarter(block_tile *t, int r, const quart
   } else {
     scales_of_pair(&scale, &unused, w.head, q);
     if (q == 0) {
-      scales8 packed = unpack_scales(w.head);
+      scales_and_mins packed = block_scales_and_mins(w.head.y, w.head.z, w.head.w);
       t->d[r] = half_bits_to_f32((uint16_t)(w.head.x & 0xffffu));
       t->dmin[r] = half_bits_to_f32((uint16_t)(w.head.x >> 16));
       *(uint2 *)t->min[r] = make_uint2(packed.min[0], packed.min[1]);
@@ -336,9 +331,7 @@ template <weight_type TYPE> static status many(product_set *set, cudaStream_t st
 
 static status many_of_type(product_set *set, cudaStream_t stream) {
   weight_type type = set->p[0].w.type;
-  if (type == TYPE_Q4_K) return many<TYPE_Q4_K>(set, stream);
-  if (type == TYPE_Q5_K) return many<TYPE_Q5_K>(set, stream);
-  if (type == TYPE_Q6_K) return many<TYPE_Q6_K>(set, stream);
+  FOR_Q8K_TYPE(type, return many<TYPE>(set, stream))
   return FAIL("CUDA: the type %s has no product with Q8_K", type_find(type)->name);
 }
 

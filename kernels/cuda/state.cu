@@ -1,6 +1,7 @@
 #include "kernels/cuda/state.cuh"
 #include "base/memory.h"
 #include "kernels/cuda/decode.cuh"
+#include "kernels/product_form.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,20 +14,8 @@ bool overlaps_launches() {
 }
 
 static status take_bytes(cuda_backend *b, void **out, size_t bytes, const char *what) {
-  if (b->plan) {
-    memory_plan_add(b->plan, what, bytes);
-    return 0;
-  }
-  size_t free_bytes = 0, total = 0;
-  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
-  if (b->n_blocks == MAX_BLOCKS)
-    return FAIL("GPU memory: %s: more than the %d allocations that there is room to note", what, b->n_blocks);
-  if (bytes > free_bytes)
-    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
-                free_bytes >> 20, total >> 20);
-  CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
-  b->blocks[b->n_blocks++] = *out;
-  b->bytes += bytes;
+  TRY(device_take_bytes(b, out, bytes, what));
+  if (b->plan) return 0;
   CUDA_TRY(cudaMemset(*out, 0, bytes ? bytes : 16));
   return 0;
 }
@@ -110,7 +99,7 @@ static status open_attention(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, q_width = (size_t)(s->n_heads * s->head_dim);
   size_t kv_width = (size_t)(s->n_kv_heads * s->head_dim);
-  bool rounded = b->shared->kind == PATH_Q8K;
+  bool rounded = path_rounded_form(b->shared->kind) == ACTIVATION_Q8K;
   TRY(take(b, &b->token, n, PART_WORK));
   TRY(take(b, &b->sequence, n, PART_WORK));
   TRY(take(b, &b->position, n, PART_WORK));
@@ -134,7 +123,8 @@ static size_t slot_rows(const cuda_backend *b) {
 static status open_experts(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
-  bool rounded = b->shared->kind == PATH_Q8K || b->experts->kind == PATH_Q8K;
+  bool hidden_rounded = path_rounded_form(b->experts->kind) == ACTIVATION_Q8K;
+  bool rounded = hidden_rounded || path_rounded_form(b->shared->kind) == ACTIVATION_Q8K;
   TRY(take_inputs(b, &b->normed, n, s->hidden, rounded, PART_WORK));
   TRY(take(b, &b->expert, slots, PART_WORK));
   TRY(take(b, &b->member, slots, PART_WORK));
@@ -142,7 +132,7 @@ static status open_experts(cuda_backend *b) {
   TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->n_local + 1), PART_WORK));
   TRY(take(b, &b->place, slots, PART_WORK));
   TRY(take(b, &b->first, (size_t)b->n_local + 1, PART_WORK));
-  TRY(take_inputs(b, &b->gate, slots, s->expert_width, b->experts->kind == PATH_Q8K, PART_WORK));
+  TRY(take_inputs(b, &b->gate, slots, s->expert_width, hidden_rounded, PART_WORK));
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
   TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
   TRY(take(b, &b->slots, slot_rows(b) * (size_t)s->hidden, PART_WORK));
@@ -169,7 +159,8 @@ static status open_router_and_head(cuda_backend *b) {
   TRY(take(b, &b->router_logits, n * (size_t)s->n_experts, PART_WORK));
   TRY(take(b, &b->slot_weights, n * (size_t)s->top_k, PART_WORK));
   TRY(take(b, &b->margin, n, PART_WORK));
-  TRY(take_inputs(b, &b->head_in, rows, s->hidden, b->shared->kind == PATH_Q8K, PART_LOGITS));
+  TRY(take_inputs(b, &b->head_in, rows, s->hidden, path_rounded_form(b->shared->kind) == ACTIVATION_Q8K,
+                  PART_LOGITS));
   TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS));
   return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
@@ -278,8 +269,10 @@ status cuda_open(backend **out, const backend_params *params) {
   *out = nullptr;
   device_id device;
   if (!device_take(&device, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
-  if (params->shared == PATH_F64 || params->experts == PATH_F64)
-    return FAIL("backend cuda: it does not compute the path f64");
+  if (!cuda_has_path(params->shared) || !cuda_has_path(params->experts))
+    return FAIL("backend cuda: it does not compute the path %s",
+                path_get(cuda_has_path(params->shared) ? params->experts : params->shared)->name);
+  TRY(product_forms_check(params, "cuda", weights_computes));
   CUDA_TRY(cudaSetDevice(device.index));
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
@@ -304,7 +297,14 @@ const char *cuda_rows(void) {
 }
 
 bool cuda_has_path(path_kind kind) {
-  return kind == PATH_F32 || kind == PATH_Q8K;
+  switch (kind) {
+  case PATH_F32:
+  case PATH_Q8K:
+    return true;
+  case PATH_F64:
+    break;
+  }
+  return false;
 }
 
 int cuda_devices(void) {

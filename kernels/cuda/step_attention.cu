@@ -4,7 +4,7 @@
 #include "kernels/cuda/steps.cuh"
 
 static bool rounds(const cuda_backend *b) {
-  return b->shared->kind == PATH_Q8K && b->shape.hidden % QK_K == 0;
+  return path_rounded_form(b->shared->kind) == ACTIVATION_Q8K && b->shape.hidden % QK_K == 0;
 }
 
 status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {

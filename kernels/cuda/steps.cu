@@ -12,7 +12,7 @@
 // ---- products ----
 
 bool takes_q8k(const path_info *path, const dev_matrix *m) {
-  return path->kind == PATH_Q8K && type_find(m->type)->is_k_quant;
+  return product_form(path->kind, m->type) == ACTIVATION_Q8K;
 }
 
 status multiply(cuda_backend *b, const path_info *path, product_set *set) {

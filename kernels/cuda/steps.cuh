@@ -2,11 +2,25 @@
 // steps.cu.
 //
 // The whole forward pass lives on the device: token ids go in, logits (or their digest) come out. Steps are
-// enqueued on one stream and return; `finish` and every read wait. The CPU's files of the same names have the
-// same phases in the same order; of one token on q8k, decode.cuh's launches stand in for several phases each.
+// enqueued on one stream and return; `finish` and every read wait. The same phases in the same order
+// everywhere:
+//
+//   step          phases                     on a CPU                here                  one token on q8k
+//   project       norm; q, k, v              norm, products          norm, multiply        decode_qkv
+//   attend        norm, RoPE, cache          heads                   heads                 decode_attention
+//                 attention; round           attend, attended        attention, round
+//                 o; add                     products, add           product_shared        decode_output
+//   route         norm; router               norm, products          norm, product_shared  decode_router
+//                 choice                     choose                  choose
+//   experts_up    group; round               up_list, expert_inputs  group, round          decode_gate_up
+//                 gate, up; swiglu, round    expert_list, swiglu     multiply, swiglu
+//   experts_down  down                       expert_list, widen      multiply              decode_down
+//   combine       weighted sum, add; digest  combine                 combine
+//   head          norm; output               norm, products          norm, product_shared  decode_head
 #pragma once
 #include "kernels/cuda/decode.cuh"
 #include "kernels/cuda/state.cuh"
+#include "kernels/product_form.h"
 
 // One token on q8k, and nobody looks in: decode.cuh's launches. The same bits.
 static inline bool decodes(const cuda_backend *b, const token_batch *rows) {

@@ -1,8 +1,9 @@
-// weight_at: one weight of a row as a float, bit for bit as dequantize_row (kernels/formats/blocks.c) has it.
+// weight_at: one weight of a row as a float, bit for bit as dequantize_row (kernels/formats/types.h) has it.
 #pragma once
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/planes_q6k.cuh"
 
-// Element i of a row of `cols`. Q6_K rows lie as planes (weights.cu).
+// Element i of a row of `cols`. Q6_K rows lie as planes.
 __device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row, int i, int cols) {
   switch (type) {
   case TYPE_F32:
@@ -31,12 +32,14 @@ __device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row,
   }
   case TYPE_Q6_K: {
     int n = cols / QK_K, b = i / QK_K, at = i % QK_K, half = at / 128, quarter = at / 32 % 4, l = at % 32;
-    int low = row[b * 128 + half * 64 + (quarter & 1) * 32 + l] >> 4 * (quarter / 2) & 15;
-    int high = row[n * 128 + b * 64 + half * 32 + l] >> 2 * quarter & 3;
-    int scale = ((const int8_t *)row)[n * 192 + b * 16 + at / 16];
-    uint16_t d = ((const uint16_t *)(row + n * 208))[b];
+    int low = q6k_low(row, b)[half * 64 + (quarter & 1) * 32 + l] >> 4 * (quarter / 2) & 15;
+    int high = q6k_high(row, n, b)[half * 32 + l] >> 2 * quarter & 3;
+    int scale = (int8_t)q6k_scales(row, n, b)[at / 16];
+    uint16_t d = *(const uint16_t *)q6k_d(row, n, b);
     return half_bits_to_f32(d) * (float)scale * (float)((low | high << 4) - 32);
   }
+    CASES_DEQUANTISED_ONLY // the arm was refused
+        break;
   }
   return 0;
 }

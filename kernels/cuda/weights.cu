@@ -1,18 +1,12 @@
-// weights: the model's tensors in device memory, one copy for all arms of this process.
-//
-// Blocks keep their bits. A Q6_K row of n blocks becomes four planes, so that 16-byte loads are aligned:
-// ql [n][128], qh [n][64], scales [n][16], d [n] (f16), padded to 16 bytes. No other type is changed.
+// weights: the model's tensors in device memory, one copy for all arms of this process. Blocks keep their
+// bits; rows of Q6_K are re-ordered into planes (planes_q6k.cuh), those of no other type.
 #include "base/memory.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/planes_q6k.cuh"
 #include <stdlib.h>
 #include <string.h>
 
 static dev_weights *held; // of the one model that a process runs
-
-static size_t q6k_row_bytes(int64_t cols) {
-  size_t n = (size_t)(cols / QK_K);
-  return n * 208 + (n * 2 + 15) / 16 * 16;
-}
 
 __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, int n, size_t out_bytes) {
   for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
@@ -22,34 +16,47 @@ __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, in
       int b = i / 210, at = i % 210;
       uint8_t v = from[i];
       if (at < 128)
-        to[b * 128 + at] = v;
+        q6k_low(to, b)[at] = v;
       else if (at < 192)
-        to[n * 128 + b * 64 + at - 128] = v;
+        q6k_high(to, n, b)[at - 128] = v;
       else if (at < 208)
-        to[n * 192 + b * 16 + at - 192] = v;
+        q6k_scales(to, n, b)[at - 192] = v;
       else
-        to[n * 208 + b * 2 + at - 208] = v;
+        q6k_d(to, n, b)[at - 208] = v;
     }
   }
 }
 
-// what: the part of the plan
-static status take_device(dev_weights *w, void **out, size_t bytes, const char *what) {
-  if (w->plan) {
-    memory_plan_add(w->plan, what, bytes);
-    return 0;
+bool weights_computes(weight_type type) {
+  switch (type) {
+  case TYPE_F32:
+  case TYPE_F16:
+  case TYPE_BF16:
+  case TYPE_Q8_0:
+  case TYPE_Q4_K:
+  case TYPE_Q5_K:
+  case TYPE_Q6_K:
+    return true;
+    CASES_DEQUANTISED_ONLY
+    break;
   }
-  size_t free_bytes = 0, total = 0;
-  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
-  if (w->n_blocks == (int)(sizeof w->blocks / sizeof *w->blocks))
-    return FAIL("GPU memory: %s: more than the %d allocations that there is room to note", what, w->n_blocks);
-  if (bytes > free_bytes)
-    return FAIL("GPU memory: %s need %zu MiB, but %zu of %zu MiB are free", what, bytes >> 20,
-                free_bytes >> 20, total >> 20);
-  CUDA_TRY(cudaMalloc(out, bytes ? bytes : 16));
-  w->blocks[w->n_blocks++] = *out;
-  w->bytes += bytes;
-  return 0;
+  return false;
+}
+
+static bool lies_in_planes(weight_type type) {
+  switch (type) {
+  case TYPE_Q6_K:
+    return true;
+  case TYPE_F32:
+  case TYPE_F16:
+  case TYPE_BF16:
+  case TYPE_Q8_0:
+  case TYPE_Q4_K:
+  case TYPE_Q5_K:
+    CASES_DEQUANTISED_ONLY
+    break;
+  }
+  return false;
 }
 
 // Copies `count` matrices of m's shape, which lie at `member` positions of the stack, one after the other.
@@ -60,11 +67,12 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   int64_t count = 0;
   for (int64_t e = 0; e < n_members; e++) count += !local || local[e] >= 0;
   *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
-  if (m->type == TYPE_Q6_K) out->row_bytes = q6k_row_bytes(m->cols);
+  bool in_planes = lies_in_planes(m->type);
+  if (in_planes) out->row_bytes = q6k_row_bytes(m->cols);
   out->member_bytes = out->row_bytes * (size_t)m->rows;
   void *data = nullptr, *staging = nullptr;
-  TRY(take_device(w, &data, out->member_bytes * (size_t)count, local ? PART_EXPERTS : PART_SHARED));
-  size_t staged = m->type == TYPE_Q6_K ? member_native * (size_t)count : 0;
+  TRY(device_take_bytes(w, &data, out->member_bytes * (size_t)count, local ? PART_EXPERTS : PART_SHARED));
+  size_t staged = in_planes ? member_native * (size_t)count : 0;
   if (staged > w->staging) w->staging = staged;
   if (w->plan) return 0;
   out->data = (const uint8_t *)data;
@@ -74,7 +82,7 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
     if (local && local[e] < 0) continue;
     CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native,
                         cudaMemcpyHostToDevice));
-    to += member_native; // all types but Q6_K keep their row length
+    to += member_native; // what does not lie in planes keeps its row length
   }
   if (!staging) return 0;
   cudaLaunchConfig_t how = {};
@@ -88,7 +96,7 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
 
 static status upload_floats(dev_weights *w, const float **out, const float *from, int64_t n) {
   void *to = nullptr;
-  TRY(take_device(w, &to, (size_t)n * sizeof(float), PART_SHARED));
+  TRY(device_take_bytes(w, &to, (size_t)n * sizeof(float), PART_SHARED));
   if (w->plan) return 0;
   CUDA_TRY(cudaMemcpy(to, from, (size_t)n * sizeof(float), cudaMemcpyHostToDevice));
   *out = (const float *)to;
@@ -125,7 +133,7 @@ static status upload_own(dev_weights *w) {
   const model_shape *s = &m->shape;
   for (int64_t e = 0; e < s->n_experts; e++) w->n_local += w->local[e] >= 0;
   void *to = nullptr;
-  TRY(take_device(w, &to, (size_t)s->n_experts * sizeof(int), PART_SHARED));
+  TRY(device_take_bytes(w, &to, (size_t)s->n_experts * sizeof(int), PART_SHARED));
   if (!w->plan)
     CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
   w->local_of_expert = (int *)to;

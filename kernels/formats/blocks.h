@@ -1,6 +1,7 @@
 // blocks: the storage formats of weights and of rounded activations, as GGUF and ggml define them.
 //
-// Owns: the byte layout of each block type, its name, and how a row of it is dequantised.
+// Owns: the list of weight types and the byte layout of each one's blocks.
+// Independent of: who computes with them.
 // Source of the formats: ggml's ggml-common.h (block_q4_K, block_q5_K, block_q6_K, block_q8_0, block_q8_K).
 // Invariant: a dequantised weight is one float, fixed by the format; each path computes with that weight.
 #pragma once
@@ -9,22 +10,58 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 enum { QK_K = 256, Q4K_SCALE_BYTES = 12, QK8_0 = 32 };
 
-// The value of each member is ggml's type number in a GGUF.
+// The types of weights, a line each: ROW(name, number, block, elements, on_q8k).
+//   name      TYPE_name is its member of weight_type
+//   number    ggml's type number in a GGUF
+//   block     block_<block> is a block in memory, dequantize_<block> (each_row/dequantize.h) its weights,
+//             is_finite_<block> (types.c) whether all of them are finite
+//   elements  weights to a block
+//   on_q8k    what its products on the path q8k read: Q8K, rounded activations; REAL, the path's reals;
+//             NONE: there are none
+//
+// A new type starts as a line with NONE and its two functions: that runs on f64 and f32 of the cpu, and is
+// refused by name elsewhere (kernels/product_form.h). With REAL or Q8K the compiler names every switch that
+// lacks its product.
+#define WEIGHT_TYPES(ROW)                                                                                    \
+  ROW(F32, 0, f32, 1, REAL)                                                                                  \
+  ROW(F16, 1, f16, 1, REAL)                                                                                  \
+  ROW(BF16, 30, bf16, 1, REAL)                                                                               \
+  ROW(Q8_0, 8, q8_0, QK8_0, REAL)                                                                            \
+  ROW(Q4_K, 12, q4_K, QK_K, Q8K)                                                                             \
+  ROW(Q5_K, 13, q5_K, QK_K, Q8K)                                                                             \
+  ROW(Q6_K, 14, q6_K, QK_K, Q8K)
+
+#define WEIGHT_TYPE_MEMBER(name, number, block, elements, on_q8k) TYPE_##name = number,
+typedef enum { WEIGHT_TYPES(WEIGHT_TYPE_MEMBER) } weight_type;
+#undef WEIGHT_TYPE_MEMBER
+
+// Labels for a switch over the types, which has no default: those whose products do not read Q8K, and those
+// that have only f64 and f32 of the cpu. Such a type does not reach a product: the arm was refused.
+#define CASES_WITHOUT_Q8K                                            WEIGHT_TYPES(CASE_WITHOUT_Q8K)
+#define CASES_DEQUANTISED_ONLY                                       WEIGHT_TYPES(CASE_DEQUANTISED_ONLY)
+#define CASE_WITHOUT_Q8K(name, number, block, elements, on_q8k)      CASE_WITHOUT_Q8K_##on_q8k(name)
+#define CASE_DEQUANTISED_ONLY(name, number, block, elements, on_q8k) CASE_DEQUANTISED_ONLY_##on_q8k(name)
+#define CASE_OF_TYPE(name)                                           case TYPE_##name:
+#define CASE_WITHOUT_Q8K_NONE                                        CASE_OF_TYPE
+#define CASE_WITHOUT_Q8K_REAL                                        CASE_OF_TYPE
+#define CASE_WITHOUT_Q8K_Q8K(name)
+#define CASE_DEQUANTISED_ONLY_NONE CASE_OF_TYPE
+#define CASE_DEQUANTISED_ONLY_REAL(name)
+#define CASE_DEQUANTISED_ONLY_Q8K(name)
+
+// The forms in which a product reads its activations; types.h describes them.
 typedef enum {
-  TYPE_F32 = 0,
-  TYPE_F16 = 1,
-  TYPE_Q8_0 = 8,
-  TYPE_Q4_K = 12,
-  TYPE_Q5_K = 13,
-  TYPE_Q6_K = 14,
-  TYPE_BF16 = 30,
-} weight_type;
+  ACTIVATION_NONE, // there is no such product
+  ACTIVATION_REAL, // the path's reals
+  ACTIVATION_Q8K,  // block_q8_K
+} activation_form;
+
+// ---- blocks of weights ----
+
+typedef float block_f32;
+typedef uint16_t block_f16, block_bf16;
 
 typedef struct {
   uint16_t d; // f16 scale
@@ -51,7 +88,9 @@ typedef struct { // w = d * scale[j] * (q - 32), 16 sub-blocks j of 16
   uint16_t d;
 } block_q6_K;
 
-typedef struct { // an activation block: x = d * qs; bsums[i] is the sum of qs[16 i .. 16 i + 15]
+// ---- a block of rounded activations ----
+
+typedef struct { // x = d * qs; bsums[i] is the sum of qs[16 i .. 16 i + 15]
   float d;
   int8_t qs[QK_K];
   int16_t bsums[QK_K / 16];
@@ -62,6 +101,20 @@ static_assert(sizeof(block_q4_K) == 144, "Q4_K is 144 bytes");
 static_assert(sizeof(block_q5_K) == 176, "Q5_K is 176 bytes");
 static_assert(sizeof(block_q6_K) == 210, "Q6_K is 210 bytes");
 static_assert(sizeof(block_q8_K) == 292, "Q8_K is 292 bytes");
+
+// Of a type whose products read Q8K: a minimum for each sub-block, or one offset for all quants.
+NUM_FN int block_has_minimums(weight_type type) {
+  switch (type) {
+  case TYPE_Q4_K:
+  case TYPE_Q5_K:
+    return 1;
+  case TYPE_Q6_K:
+    return 0;
+    CASES_WITHOUT_Q8K
+    break;
+  }
+  return 0;
+}
 
 // Scale and minimum of sub-block j of a Q4_K or Q5_K block. The first four of each are the low 6 bits of
 // bytes j and j + 4; the last four have their low nibbles in bytes 8 to 11 and their top two bits above those
@@ -76,30 +129,17 @@ NUM_FN void block_scale_min(int *scale, int *min, const uint8_t *packed, int j) 
   }
 }
 
-// What the program knows of a stored type. `elements` to a block of `bytes`; is_k_quant: activations are
-// rounded to Q8_K for it on the path q8k.
+// The same of all eight sub-blocks at once: that of sub-block j is byte j % 4 of word j / 4. The bytes come
+// as three words, the first in the lowest bits.
 typedef struct {
-  weight_type type;
-  const char *name;
-  size_t elements, bytes;
-  int is_k_quant;
-} type_info;
+  uint32_t scale[2], min[2];
+} scales_and_mins;
 
-const type_info *type_find(uint32_t ggml_type); // NULL: not one that the program computes with
-const char *
-type_name_any(uint32_t ggml_type); // a name also for types that are refused; "type 77" style for unknown
-
-// Bytes of a row of n elements; n is a multiple of type->elements.
-static inline size_t type_row_bytes(const type_info *type, size_t n) {
-  return n / type->elements * type->bytes;
+NUM_FN scales_and_mins block_scales_and_mins(uint32_t bytes_0, uint32_t bytes_4, uint32_t bytes_8) {
+  scales_and_mins s;
+  s.scale[0] = bytes_0 & 0x3f3f3f3fu;
+  s.min[0] = bytes_4 & 0x3f3f3f3fu;
+  s.scale[1] = (bytes_8 & 0x0f0f0f0fu) | (bytes_0 >> 2 & 0x30303030u);
+  s.min[1] = (bytes_8 >> 4 & 0x0f0f0f0fu) | (bytes_4 >> 2 & 0x30303030u);
+  return s;
 }
-
-// out[n] = the row's weights as floats, bit for bit as ggml's dequantize_row_* without contraction.
-void dequantize_row(float *out, weight_type type, const void *row, size_t n);
-
-// Returns the index of the first block of the row whose scale (or F32/F16/BF16 value) is not finite, or -1.
-int64_t row_first_not_finite(weight_type type, const void *row, size_t n);
-
-#ifdef __cplusplus
-}
-#endif

@@ -1,6 +1,6 @@
 // half: the 16-bit floats of the GGUF formats, to and from f32, in integer arithmetic only.
 //
-// Owns: the conversions. Refuses to know: the blocks that hold such numbers.
+// Owns: the conversions. Independent of: the blocks that hold such numbers.
 // Invariant: the result does not depend on the compiler, on F16C or on the rounding mode. It is the one that
 // IEEE 754 fixes; for a NaN it is what F16C gives (sign and payload kept, made quiet), so that a row which
 // uses the instruction has the same bits.

@@ -2,8 +2,9 @@
 //
 // Owns: exp, silu, rounding to Q8_K, RoPE's angles, the summation tree, the digest's mix.
 // Invariant: only IEEE + - * / sqrt fma and integer operations, in a written order, so every compiler and
-// device gives the same bits. No libm. Contraction is off: an fma stands where it is written.
-// docs/paths.md says where each is used. Errors against exact results are measured in tests/test_numerics.c.
+// device gives the same bits. No libm. Contraction is off: an fma is computed where it is written.
+// docs/paths.md says where each is used. Errors against exact results are measured in
+// tests/unit/test_numerics.c.
 #pragma once
 #include "kernels/formats/numerics_base.h"
 #include <stdint.h>

@@ -1,7 +1,7 @@
-// numerics_base: what every header of scalar arithmetic stands on: how such a function is declared, and the
-// bits of a float.
+// numerics_base: what every header of scalar arithmetic is built on: how such a function is declared, and
+// the bits of a float.
 //
-// Owns: NUM_FN and the bit casts. Refuses to know: any arithmetic.
+// Owns: NUM_FN and the bit casts. Independent of: any arithmetic.
 // Invariant: the C compiler, the C++ compiler and nvcc (host and device) compile the same text to the same
 // bits.
 #pragma once

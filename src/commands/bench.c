@@ -4,7 +4,7 @@
 #include "kernels/formats/numerics.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/report/bench_report.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include "src/report/report.h"
 #include <stdio.h>
 #include <stdlib.h>

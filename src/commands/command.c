@@ -8,7 +8,7 @@ static const char OPTIONS[] =
     "  --out DIR        the same as --set output.dir=\"DIR\"\n"
     "  --help, --version\n";
 
-static bool reads_config(const command *c) {
+bool command_reads_config(const command *c) {
   switch (c->needs) {
   case NEEDS_NOTHING:
   case NEEDS_RANKS:
@@ -22,11 +22,11 @@ static bool reads_config(const command *c) {
 
 static void print_one(FILE *out, const command *c, const char *name) {
   fprintf(out, "moe_run %s %s\n\n  %s\n", name,
-          reads_config(c) ? "--config FILE [--set KEY=VALUE]... [--out DIR]" : c->args, c->summary);
+          command_reads_config(c) ? "--config FILE [--set KEY=VALUE]... [--out DIR]" : c->args, c->summary);
   if (c->help) fputs(c->help, out);
   fputc('\n', out);
   if (c->print_args) c->print_args(out);
-  if (!reads_config(c)) return;
+  if (!command_reads_config(c)) return;
   fputs(OPTIONS, out);
   config_print_keys(out, c->keys);
 }

@@ -1,6 +1,6 @@
 // command: a row of the table of commands (src/main.c), and what --help says of it.
 //
-// Does not know: which commands there are.
+// Independent of: which commands there are.
 #pragma once
 #include "src/config/command_line.h"
 #include "src/run/job.h"
@@ -26,6 +26,8 @@ typedef struct {
   const char *args, *summary;    // "A B"; one line
   const char *help;              // more lines, each ended; NULL: the summary says it all
 } command;
+
+bool command_reads_config(const command *c); // else it reads its own arguments
 
 // What the command line asked for by --help and --version. table[COMMAND_COUNT]
 void command_print_help(FILE *out, const command *table, const command_line *l);

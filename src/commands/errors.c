@@ -22,8 +22,8 @@ void errors_print(const comm *c) {
 // Every rank has an agreed error, so all end in order; after any other one the rest must be ended by force.
 int errors_end(comm *c) {
   if (comm_wait_has_failed(c)) nanosleep(&(struct timespec){.tv_sec = comm_turn_seconds(c)}, NULL);
-  if (!comm_fault_is_told_elsewhere(c)) errors_print(c);
-  if (!comm_fault_is_agreed(c)) comm_abort(c, 1);
+  if (!comm_error_is_reported_elsewhere(c)) errors_print(c);
+  if (!comm_error_is_agreed(c)) comm_abort(c, 1);
   comm_close(c);
   return 1;
 }

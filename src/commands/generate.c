@@ -1,6 +1,6 @@
 #include "src/commands/generate.h"
 #include "base/memory.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include "src/run/sampler.h"
 #include <stdlib.h>
 #include <string.h>

@@ -8,7 +8,7 @@ static double mib(uint64_t bytes) {
   return (double)bytes / (1024.0 * 1024.0);
 }
 
-// Names of a file's own, which anyone may have written.
+// Names out of a file, which anyone may have written.
 static const char *plain(char out[256], const char *text) {
   snprintf(out, 256, "%s", text);
   report_make_plain(out);
@@ -20,11 +20,34 @@ static void print_files(const gguf *g) {
     printf("file     %s  %.1f MiB\n", gguf_file_path(g, i), mib(gguf_file_bytes(g, i)));
 }
 
-static void print_keys(const gguf *g) {
+// What the architecture's table says of a key that is not simply obeyed.
+static void print_note(const architecture *a, const char *key) {
+  bool ours;
+  const setting_row *row = architecture_setting(&ours, a, key);
+  if (ours && !row) printf("  (without effect: no setting of %s that is known here)", a->name);
+  if (!row) return;
+  switch (row->kind) {
+  case SETTING_SIZE:
+  case SETTING_REAL:
+    return;
+  case SETTING_ONLY:
+  case SETTING_ONLY_TEXT:
+    printf("  (no other value is supported: %s)", row->why);
+    return;
+  case SETTING_UNUSED:
+    printf("  (without effect: %s)", row->why);
+    return;
+  }
+}
+
+static void print_keys(const model *m) {
   char text[96], name[256];
-  for (size_t i = 0; i < gguf_key_count(g); i++) {
-    gguf_key_describe(g, i, text, sizeof text);
-    printf("key      %-46s %s\n", plain(name, gguf_key_name(g, i)), text);
+  for (size_t i = 0; i < gguf_key_count(m->file); i++) {
+    const char *key = gguf_key_name(m->file, i);
+    gguf_key_describe(m->file, i, text, sizeof text);
+    printf("key      %-46s %s", plain(name, key), text);
+    print_note(m->architecture, key);
+    putchar('\n');
   }
 }
 
@@ -57,7 +80,7 @@ typedef struct {
 } holding;
 
 static void print_rank(const job *j, int rank, const holding *h) {
-  printf("rank %-3d %4lld experts a layer, %9.1f MiB of its own + %.1f MiB shared; experts", rank,
+  printf("rank %-3d %4lld experts a layer, %9.1f MiB owned + %.1f MiB shared; experts", rank,
          (long long)h->experts, mib(h->bytes), mib(j->m->shared_bytes));
   int shown = 0;
   for (int64_t e = 0; e < j->experts.n_experts; e++) {
@@ -74,7 +97,7 @@ status inspect_run(job *j) {
   if (!result && job_is_reporting(j)) {
     print_files(j->m->file);
     print_shape(j->m);
-    print_keys(j->m->file);
+    print_keys(j->m);
     print_tensors(j->m->file);
     for (int r = 0; r < comm_size(j->c); r++) print_rank(j, r, &all[r]);
     if (fflush(stdout)) result = FAIL("standard output: could not be written: %m");

@@ -4,7 +4,7 @@
 #include "src/measure/pair_statistics.h"
 #include "src/report/npy.h"
 #include "src/commands/generate.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include <stdio.h>
 #include <stdlib.h>
 

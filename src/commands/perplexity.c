@@ -1,7 +1,7 @@
 #include "src/commands/perplexity.h"
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include <stdlib.h>
 
 typedef struct {

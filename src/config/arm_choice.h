@@ -1,6 +1,6 @@
 // arm_choice: an arm as a user names it, parsed once.
 //
-// Does not know: which backends this build has, except in arm_choice_resolve.
+// Independent of: which backends this build has, except in arm_choice_resolve.
 #pragma once
 #include "kernels/backend.h"
 #include <stdbool.h>

@@ -1,6 +1,6 @@
 // command_line: the program's arguments: which command, and where its configuration comes from.
 //
-// Owns: the options that every command with a configuration takes. Does not know: what a command does; the
+// Owns: the options that every command with a configuration takes. Independent of: what a command does; the
 // arguments of a command that has options of its own (synth, compare) are passed on as they are.
 #pragma once
 #include "base/status.h"

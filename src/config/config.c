@@ -4,6 +4,7 @@
 // that config_load would read back to the same values, so there is one syntax and one set of bounds.
 #include "src/config/config.h"
 #include "base/memory.h"
+#include "base/read_file.h"
 #include "src/config/config_value.h"
 #include "src/config/edit_distance.h"
 #include <errno.h>
@@ -169,38 +170,6 @@ static status read_key(config *c, const value_key *k, const toml_value *v, const
 
 // ---- sources of values ----
 
-// Reads a whole file of at most FILE_LIMIT bytes; a pipe will do.
-static status read_file(char **text, size_t *length, const char *path) {
-  status result = 0;
-  FILE *f = fopen(path, "rb");
-  *text = NULL;
-  if (!f) return FAIL("%s: cannot open the config: %s", path, strerror(errno));
-  size_t room = 1 << 16, n = 0;
-  TRY_DONE(result, TAKE(text, room, path));
-  for (;;) {
-    errno = 0;
-    n += fread(*text + n, 1, room - n, f);
-    if (ferror(f)) TRY_DONE(result, FAIL("%s: cannot read the config: %s", path, strerror(errno)));
-    if (n < room || n > FILE_LIMIT) break;
-    char *wider;
-    TRY_DONE(result, TAKE(&wider, room * 2, path));
-    memcpy(wider, *text, n);
-    free(*text);
-    *text = wider;
-    room *= 2;
-  }
-  *length = n;
-  if (n > FILE_LIMIT)
-    result = FAIL("%s: expected a config of at most %d bytes, found more", path, FILE_LIMIT);
-done:
-  fclose(f);
-  if (result) {
-    free(*text);
-    *text = NULL;
-  }
-  return result;
-}
-
 static status apply_document(config *c, const config_toml *document, const value_origin *from) {
   const value_key *input = NULL;
   for (size_t i = 0; i < config_toml_count(document); i++) {
@@ -235,7 +204,7 @@ static status apply_file(config *c, const char *path) {
   const value_origin from = {.file = path};
   char *text;
   size_t length = 0;
-  TRY(read_file(&text, &length, path));
+  TRY(read_file(&text, &length, path, "config", FILE_LIMIT, READ_ANY));
   status result = apply_text(c, text, length, &from);
   free(text);
   return result;

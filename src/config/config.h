@@ -1,7 +1,7 @@
 // config: everything that a user can set, from one TOML file and --set KEY=VALUE on the command line.
 //
 // Owns: the table of keys (name, type, default, one line of help) and the values of one run.
-// Independent of MPI and of the model: bounds that depend on it are checked where it is known.
+// Independent of: MPI and of the model: bounds that depend on it are checked where it is known.
 // Invariant: after config_load every field is set and in its range; an unknown key never passes silently.
 #pragma once
 #include "base/status.h"

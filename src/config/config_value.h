@@ -1,7 +1,7 @@
 // config_value: how a value of each kind is read from TOML, refused, and written back. For config.c alone.
 //
 // Owns: bounds, the names of choices, and the texts of refusals.
-// Independent of which keys there are. Invariant: a refused value leaves the field as it was.
+// Independent of: which keys there are. Invariant: a refused value leaves the field as it was.
 #pragma once
 #include "src/config/config.h"
 #include "src/config/config_toml.h"

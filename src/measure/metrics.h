@@ -1,4 +1,4 @@
-// divergence: two traces in, numbers out. Pure: no files, no ranks, no model.
+// metrics: two vectors in, numbers out. Pure: no files, no ranks, no model.
 //
 // Owns: the definition of every metric that the program prints (docs/metrics.md gives them in words).
 // Invariant: all sums are doubles in index order; a NaN or infinity on either side makes `finite` false and

@@ -1,6 +1,6 @@
-// comparison: gathers one pair's metrics position by position and reduces them for the report.
+// pair_statistics: gathers one pair's metrics position by position and reduces them for the report.
 //
-// Refuses to know: engines and ranks; it is given rows. Invariant: every position counts, position 0
+// Independent of: arms and ranks; it is given rows. Invariant: every position counts, position 0
 // included.
 #pragma once
 #include "src/measure/metrics.h"

@@ -1,10 +1,8 @@
-// gguf: the model as its files make it: one file or a split set, with one index of tensors over all of it.
-//
-// Owns: the order of the files, what their names and split.* keys must say of each other, the name tables.
-// Refuses to know: how one file is read (gguf_file.c), what a value is (gguf_keys.c).
-// Invariant: every tensor of every file is found by its name exactly once; keys are those of the first file.
-#include "src/model/gguf_internal.h"
+// A model as its files make it: one file or a split set, whose order and split.* keys must agree with their
+// names, with one index of tensors over all of it. The keys are those of the first file.
+#include "src/model/gguf.h"
 #include "base/memory.h"
+#include "src/model/gguf_file.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,40 +15,17 @@ enum {
   SPLIT_MOST_FILES = 99999,
 };
 
-status name_table_open(name_table *t, size_t count) {
-  size_t slots = 16;
-  while (slots < 2 * count) slots *= 2;
-  t->mask = slots - 1;
-  return TAKE(&t->slot, slots, "table of names");
-}
+struct gguf {
+  char *path;
+  gguf_file *files;
+  size_t n_files;
+  gguf_tensor *tensors;
+  size_t n_tensors;
+  name_table tensor_names;
+  uint64_t header_hash;
+};
 
-void name_table_close(name_table *t) {
-  free(t->slot);
-  t->slot = NULL;
-}
-
-// The slot that holds the name, or the free one where it belongs.
-static size_t name_table_slot(const name_table *t, const char *name) {
-  size_t i = XXH3_64bits(name, strlen(name)) & t->mask;
-  while (t->slot[i].name && strcmp(t->slot[i].name, name) != 0) i = (i + 1) & t->mask;
-  return i;
-}
-
-bool name_table_find(size_t *index, const name_table *t, const char *name) {
-  size_t i = name_table_slot(t, name);
-  if (!t->slot[i].name) return false;
-  *index = t->slot[i].index;
-  return true;
-}
-
-bool name_table_add(size_t *index_there, name_table *t, const char *name, size_t index) {
-  size_t i = name_table_slot(t, name);
-  *index_there = t->slot[i].index;
-  if (t->slot[i].name) return false;
-  t->slot[i].name = name;
-  t->slot[i].index = index;
-  return true;
-}
+// ---- the set of files ----
 
 typedef struct {
   uint64_t no, count; // what the keys say; a whole file (also a merged one, whose count is 0) is 0 of 1
@@ -115,7 +90,7 @@ done:
   return result;
 }
 
-// Opens the file and its siblings; what was opened is in g->files also after a fault.
+// Opens the file and its siblings; what was opened is in g->files also after an error.
 static status open_files(gguf *g) {
   gguf_file first = {0};
   split_place place;
@@ -153,7 +128,7 @@ static status gather_tensors(gguf *g) {
     gguf_file *file = &g->files[i];
     for (size_t k = 0; k < file->n_tensors; k++) {
       const gguf_tensor *t = &file->tensors[k];
-      if (!name_table_add(&there, &g->tensor_names, t->name, g->n_tensors))
+      if (!name_table_add(&there, &g->tensor_names, t->name, strlen(t->name), g->n_tensors))
         return FAIL("%s: tensor \"%s\" stands twice, the other one is in %s", file->path, t->name,
                     g->tensors[there].file);
       g->tensors[g->n_tensors++] = *t;
@@ -238,5 +213,68 @@ const gguf_tensor *gguf_tensor_at(const gguf *g, size_t i) {
 
 const gguf_tensor *gguf_tensor_find(const gguf *g, const char *name) {
   size_t index;
-  return name_table_find(&index, &g->tensor_names, name) ? &g->tensors[index] : NULL;
+  return name_table_find(&index, &g->tensor_names, name, strlen(name)) ? &g->tensors[index] : NULL;
+}
+
+// ---- keys ----
+
+static status require_key(const gguf_key **out, const gguf *g, const char *name) {
+  *out = gguf_file_key(g->files, name);
+  return *out ? 0 : FAIL("%s: key \"%s\" is missing", g->files->path, name);
+}
+
+bool gguf_key_exists(const gguf *g, const char *key) {
+  return gguf_file_key(g->files, key) != NULL;
+}
+
+status gguf_key_u64(const gguf *g, const char *key, uint64_t *out) {
+  const gguf_key *found;
+  TRY(require_key(&found, g, key));
+  return gguf_value_u64(out, found);
+}
+
+status gguf_key_f64(const gguf *g, const char *key, double *out) {
+  const gguf_key *found;
+  TRY(require_key(&found, g, key));
+  return gguf_value_f64(out, found);
+}
+
+status gguf_key_bool(const gguf *g, const char *key, bool *out) {
+  const gguf_key *found;
+  TRY(require_key(&found, g, key));
+  return gguf_value_bool(out, found);
+}
+
+status gguf_key_string(const gguf *g, const char *key, gguf_string *out) {
+  const gguf_key *found;
+  TRY(require_key(&found, g, key));
+  return gguf_value_string(out, found);
+}
+
+status gguf_key_array_strings(const gguf *g, const char *key, gguf_string **out, size_t *count) {
+  const gguf_key *found;
+  *out = NULL;
+  *count = 0;
+  TRY(require_key(&found, g, key));
+  return gguf_value_strings(out, count, found);
+}
+
+status gguf_key_array_i32(const gguf *g, const char *key, int32_t **out, size_t *count) {
+  const gguf_key *found;
+  *out = NULL;
+  *count = 0;
+  TRY(require_key(&found, g, key));
+  return gguf_value_i32s(out, count, found);
+}
+
+size_t gguf_key_count(const gguf *g) {
+  return g->files->n_keys;
+}
+
+const char *gguf_key_name(const gguf *g, size_t i) {
+  return g->files->keys[i].name;
+}
+
+void gguf_key_describe(const gguf *g, size_t i, char *out, size_t size) {
+  gguf_value_describe(out, size, &g->files->keys[i]);
 }

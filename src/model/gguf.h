@@ -1,35 +1,18 @@
 // gguf: reads GGUF version 2 and 3 files, whole or split, without trusting one byte of them.
 //
 // Owns: the mapping of the files and the index of keys and tensors.
-// Refuses to know: what the keys and tensors mean (model.h does), ranks, paths.
+// Independent of: what the keys and tensors mean (architecture.h says that), ranks, paths.
 // Invariant: every pointer that it hands out lies inside a mapped file, with the bytes that the shape needs.
 // Source: the GGUF specification in ggml's docs/gguf.md.
 #pragma once
 #include "base/status.h"
-#include "kernels/formats/blocks.h"
-
-enum { GGUF_MAX_DIMS = 4 };
+#include "src/model/gguf_types.h"
 
 typedef struct gguf gguf;
 
-typedef struct {
-  const char *name; // NUL-terminated, unique in the model
-  const type_info *type;
-  int n_dims;
-  int64_t dim[GGUF_MAX_DIMS]; // dim[0] is the row length (fastest); unused ones are 1
-  const void *data;           // mapped, not touched yet; at least `bytes` long
-  size_t bytes;
-  const char *file; // path of the file that holds it
-  uint64_t offset;  // of data in that file
-} gguf_tensor;
-
-typedef struct { // not NUL-terminated: points into the map
-  const char *text;
-  size_t length;
-} gguf_string;
-
-// Opens PATH, and where it is one of a split set (name-00001-of-0000N.gguf) all its siblings. On a fault
-// nothing stays open. The error names the file, the key or tensor, what was expected and what was found.
+// Opens PATH, and where it is one of a split set (name-00001-of-0000N.gguf) all its siblings. After an
+// error nothing stays open. The error names the file, the key or tensor, what was expected and what was
+// found.
 status gguf_open(gguf **out, const char *path);
 void gguf_close(gguf *g); // takes NULL
 
@@ -53,7 +36,7 @@ status gguf_key_u64(const gguf *g, const char *key, uint64_t *out);
 status gguf_key_f64(const gguf *g, const char *key, double *out);
 status gguf_key_bool(const gguf *g, const char *key, bool *out);
 status gguf_key_string(const gguf *g, const char *key, gguf_string *out);
-// Arrays: count first (0 with a fault when missing or not an array of that element kind), then elements by
+// Arrays: count first (0, and an error, when missing or not an array of that element kind), then elements by
 // index.
 status gguf_key_array_strings(const gguf *g, const char *key, gguf_string **out,
                               size_t *count); // *out: caller frees

@@ -1,10 +1,4 @@
-// gguf_file: one file of a model: maps it, reads its header and tensor table.
-//
-// Owns: the map; the checks that make every tensor's bytes lie inside its file, apart from all others.
-// Refuses to know: the meaning of keys (except general.alignment) and of tensors; split files.
-// Invariant: header bytes only are read; no tensor byte is touched. Memory taken is bounded by the bytes that
-// the file really has, whatever its counts say.
-#include "src/model/gguf_internal.h"
+#include "src/model/gguf_file.h"
 #include "base/memory.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -25,58 +19,8 @@ enum {
   DEFAULT_ALIGNMENT = 32,
   LEAST_ALIGNMENT = 8, // the specification asks for a multiple of 8, which every block type can live with
   MOST_ALIGNMENT = 1 << 20,
+  GGML_TYPE_NUMBERS = 128, // ggml's numbers of types lie far below
 };
-
-status gguf_read_bytes(const uint8_t **out, gguf_reader *r, uint64_t bytes, const char *what) {
-  *out = r->at;
-  if (bytes > r->left)
-    return FAIL(
-        "%s: %s: %s: expected %llu bytes at byte %zu of the file, found %zu (truncated file or false length)",
-        r->path, r->where, what, (unsigned long long)bytes, (size_t)(r->at - r->map), r->left);
-  r->at += bytes;
-  r->left -= (size_t)bytes;
-  return 0;
-}
-
-status gguf_read_u32(uint32_t *out, gguf_reader *r, const char *what) {
-  const uint8_t *at;
-  TRY(gguf_read_bytes(&at, r, sizeof *out, what));
-  memcpy(out, at, sizeof *out);
-  return 0;
-}
-
-status gguf_read_u64(uint64_t *out, gguf_reader *r, const char *what) {
-  const uint8_t *at;
-  TRY(gguf_read_bytes(&at, r, sizeof *out, what));
-  memcpy(out, at, sizeof *out);
-  return 0;
-}
-
-status gguf_read_string(gguf_string *out, gguf_reader *r, const char *what) {
-  uint64_t length;
-  const uint8_t *text;
-  TRY(gguf_read_u64(&length, r, what));
-  TRY(gguf_read_bytes(&text, r, length, what));
-  *out = (gguf_string){(const char *)text, (size_t)length};
-  return 0;
-}
-
-status gguf_read_name(gguf_string *out, gguf_reader *r, const char *kind, size_t limit) {
-  gguf_string name;
-  TRY(gguf_read_string(&name, r, "name"));
-  if (name.length < 1 || name.length > limit)
-    return FAIL("%s: %s: name of %zu bytes, expected 1 to %zu", r->path, r->where, name.length, limit);
-  for (size_t i = 0; i < name.length; i++) {
-    unsigned byte = (unsigned char)name.text[i];
-    if (byte < 0x20 || byte > 0x7e)
-      return FAIL("%s: %s: byte %zu of its name is 0x%02x, expected printable ASCII", r->path, r->where, i,
-                  byte);
-  }
-  snprintf(r->where, sizeof r->where, "%s \"%.*s\"", kind, (int)(name.length < 100 ? name.length : 100),
-           name.text);
-  *out = name;
-  return 0;
-}
 
 static status file_map(gguf_file *file) {
   // O_NONBLOCK: a named pipe without a writer must be refused, not waited for.
@@ -95,6 +39,17 @@ static status file_map(gguf_file *file) {
   file->bytes = (size_t)info.st_size;
   file->written = info.st_mtim;
   return 0;
+}
+
+const gguf_key *gguf_file_key(const gguf_file *file, const char *name) {
+  size_t index;
+  return name_table_find(&index, &file->key_names, name, strlen(name)) ? &file->keys[index] : NULL;
+}
+
+status gguf_file_u64(uint64_t *out, const gguf_file *file, const char *name, uint64_t fallback) {
+  const gguf_key *key = gguf_file_key(file, name);
+  *out = fallback;
+  return key ? gguf_value_u64(out, key) : 0;
 }
 
 bool gguf_file_changed(const gguf_file *file) {
@@ -128,25 +83,13 @@ static status read_count(size_t *out, gguf_reader *r, const char *what, size_t l
   return 0;
 }
 
-// An array that grows with what was really read, because a count in a large file may lie by billions.
-static status list_reserve(void **list, size_t *capacity, size_t count, size_t size, const char *what) {
-  if (count < *capacity) return 0;
-  size_t wider = *capacity ? *capacity * 2 : 256;
-  void *moved;
-  TRY(memory_take(&moved, wider, size, what));
-  if (*list) memcpy(moved, *list, count * size);
-  free(*list);
-  *list = moved;
-  *capacity = wider;
-  return 0;
-}
-
+// The arrays grow with what was really read, because a count in a large file may lie by billions.
 static status read_keys(gguf_file *file, gguf_reader *r, size_t count) {
   size_t capacity = 0;
   for (size_t i = 0; i < count; i++) {
-    TRY(list_reserve((void **)&file->keys, &capacity, i, sizeof *file->keys, "keys"));
+    TRY(memory_grow((void **)&file->keys, &capacity, i, sizeof *file->keys, "keys"));
     snprintf(r->where, sizeof r->where, "key %zu of %zu", i + 1, count);
-    TRY(gguf_read_key(&file->keys[i], r));
+    TRY(gguf_value_read(&file->keys[i], r));
     file->n_keys = i + 1;
   }
   return 0;
@@ -183,6 +126,17 @@ static status size_tensor(gguf_tensor *t, const gguf_reader *r) {
   return 0;
 }
 
+// Every type that the program computes with, as the table of types has them.
+static status refuse_type(const gguf_reader *r, uint32_t type) {
+  char known[256] = "";
+  for (uint32_t i = 0; i < GGML_TYPE_NUMBERS; i++) {
+    const type_info *t = type_find(i);
+    size_t used = strlen(known);
+    if (t) snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", t->name);
+  }
+  return FAIL("%s: %s: expected one of %s, found %s", r->path, r->where, known, type_name_any(type));
+}
+
 // All but what needs the end of the table: name, data, and the offset is still relative to the data section.
 static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r) {
   uint32_t type;
@@ -190,9 +144,7 @@ static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r) {
   TRY(read_dims(t, r));
   TRY(gguf_read_u32(&type, r, "type"));
   t->type = type_find(type);
-  if (!t->type)
-    return FAIL("%s: %s: expected one of F32, F16, BF16, Q8_0, Q4_K, Q5_K, Q6_K, found %s", r->path, r->where,
-                type_name_any(type));
+  if (!t->type) return refuse_type(r, type);
   TRY(size_tensor(t, r));
   return gguf_read_u64(&t->offset, r, "offset");
 }
@@ -200,8 +152,8 @@ static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r) {
 static status read_tensors(gguf_file *file, gguf_string **names, gguf_reader *r, size_t count) {
   size_t capacity = 0, name_capacity = 0;
   for (size_t i = 0; i < count; i++) {
-    TRY(list_reserve((void **)&file->tensors, &capacity, i, sizeof *file->tensors, "tensors"));
-    TRY(list_reserve((void **)names, &name_capacity, i, sizeof **names, "tensor names"));
+    TRY(memory_grow((void **)&file->tensors, &capacity, i, sizeof *file->tensors, "tensors"));
+    TRY(memory_grow((void **)names, &name_capacity, i, sizeof **names, "tensor names"));
     snprintf(r->where, sizeof r->where, "tensor %zu of %zu", i + 1, count);
     TRY(read_tensor(&file->tensors[i], &(*names)[i], r));
     file->tensors[i].file = file->path;
@@ -228,7 +180,7 @@ static status file_name_all(gguf_file *file, const gguf_string *tensor_names) {
   TRY(name_table_open(&file->key_names, file->n_keys));
   for (size_t i = 0; i < file->n_keys; i++) {
     file->keys[i].name = name_store(&at, file->keys[i].raw_name);
-    if (!name_table_add(&there, &file->key_names, file->keys[i].name, i))
+    if (!name_table_add(&there, &file->key_names, file->keys[i].name, file->keys[i].raw_name.length, i))
       return FAIL("%s: key \"%s\" stands twice, as key %zu and key %zu", file->path, file->keys[i].name,
                   there + 1, i + 1);
   }

@@ -1,16 +1,17 @@
-// model: what the keys and tensors of a GGUF mean: a Qwen3-MoE's shape and its weights.
+// model: an open model file: its shape, and its tensors as the backend's view of the weights.
 //
-// Owns: the open file, the shape read from metadata, the check of every tensor's shape and type, the map from
-// tensors to the backend's view of the weights.
-// Refuses to know: ranks (it is told which experts to check), how anything is computed.
-// Invariant: nothing is taken from the model's name; an unknown tensor or an unsupported setting is a fault,
-// because ignoring it would compute another model. Source of the names: ggml's qwen3moe architecture.
+// Owns: the open file, the check of every tensor's shape, the views, the check of the weights' values.
+// Independent of: ranks (a caller says which experts to check), how anything is computed.
+// Invariant: nothing is taken from the model's name; an unknown tensor or an unsupported setting is an error,
+// because ignoring it would compute another model. Which those are stands in the architecture's table
+// (qwen3moe.c).
 #pragma once
-#include "kernels/backend.h"
+#include "src/model/architecture.h"
 #include "src/model/gguf.h"
 
 typedef struct {
   gguf *file;
+  const architecture *architecture;
   char *name;             // general.name, or the file's name
   model_weights weights;  // views into the file; norms are copied, as floats
   int64_t context_length; // that the model was trained for
@@ -20,9 +21,11 @@ typedef struct {
   char types[160];        // "Q4_K 12, Q6_K 3, F32 19"
 } model;
 
-// Opens and checks everything but the weights' values. On a fault nothing stays open.
+// Opens and checks everything but the weights' values. After an error nothing stays open.
 status model_open(model **out, const char *path);
 void model_close(model *m); // takes NULL
+
+bool model_is_expert_stack(const model *m, const gguf_tensor *t);
 
 // Bytes of the experts that `owned` marks with >= 0, over all layers.
 uint64_t model_experts_bytes(const model *m, const expert_local *owned);

@@ -1,6 +1,6 @@
 // bench_report: what was measured, printed as Markdown, CSV or JSON.
 //
-// Independent of how it was measured. Invariant: the three forms hold the same rows; a digest is
+// Independent of: how it was measured. Invariant: the three forms hold the same rows; a digest is
 // hexadecimal.
 #pragma once
 #include "base/status.h"

@@ -66,7 +66,7 @@ static void report_model(const job *j, report *r) {
   for (size_t i = 0; i < gguf_file_count(j->m->file); i++) bytes += gguf_file_bytes(j->m->file, i);
   r->model.name = j->m->name;
   r->model.path = gguf_path(j->m->file);
-  r->model.architecture = "qwen3moe";
+  r->model.architecture = j->m->architecture->name;
   r->model.fingerprint = j->fingerprint;
   r->model.n_layers = s->n_layers;
   r->model.hidden = s->hidden;

@@ -1,6 +1,6 @@
 // job_report: a job as a report: what ran, where, on which ranks, and each arm's numbers.
 //
-// Independent of how a report is printed (report.h) and of what the arms' differences mean.
+// Independent of: how a report is printed (report.h) and of what the arms' differences mean.
 #pragma once
 #include "src/run/job.h"
 #include "src/report/report.h"

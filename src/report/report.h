@@ -3,7 +3,7 @@
 //
 // Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
 // get their names when they are whole and synced; an old report.json goes first, the new one comes last.
-// Independent of how the numbers came about. Only the reporting rank calls it.
+// Independent of: how the numbers came about. Only the reporting rank calls it.
 // Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
 #include "base/status.h"

@@ -1,13 +1,11 @@
 #include "src/report/report_read.h"
 #include "base/memory.h"
+#include "base/read_file.h"
 #include "src/config/arm_choice.h"
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum { MOST_BYTES = 1 << 30, MOST_COUNT = 1 << 24, WHERE_BYTES = 160 };
 
@@ -282,30 +280,15 @@ void report_read_close(recorded_report *r) {
 
 // ---- files ----
 
-static status read_bytes(char **text, size_t *length, int fd, const char *file) {
-  struct stat s;
-  if (fstat(fd, &s)) return FAIL("%s: cannot be examined: %s", file, strerror(errno));
-  if (!S_ISREG(s.st_mode) || s.st_size > MOST_BYTES)
-    return FAIL("%s: expected a regular file of at most 1 GiB", file);
-  TRY(TAKE(text, (size_t)s.st_size + 1, "a report"));
-  ssize_t n;
-  while ((n = read(fd, *text + *length, (size_t)s.st_size - *length)) > 0) *length += (size_t)n;
-  return n < 0 ? FAIL("%s: cannot be read: %s", file, strerror(errno)) : 0;
-}
-
 status report_read(recorded_report *out, const char *path) {
   struct stat s;
-  char *file, *text = NULL;
-  size_t length = 0, room = strlen(path) + sizeof "/report.json";
+  char *file, *text;
+  size_t length, room = strlen(path) + sizeof "/report.json";
   *out = (recorded_report){.file = NULL};
   TRY(TAKE(&file, room, "a report's name"));
   snprintf(file, room, "%s%s", path, !stat(path, &s) && S_ISDIR(s.st_mode) ? "/report.json" : "");
-  int fd =
-      open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe without a writer is refused, not waited for
-  status result = fd < 0 ? FAIL("%s: cannot be opened: %s", file, strerror(errno)) : 0;
-  if (!result) result = read_bytes(&text, &length, fd, file);
+  status result = read_file(&text, &length, file, "report", MOST_BYTES, READ_REGULAR);
   if (!result) result = report_read_text(out, file, text, length);
-  if (fd >= 0) close(fd);
   free(text);
   free(file);
   return result;

@@ -1,4 +1,4 @@
-// feed: cuts token sequences into batches for the forward pass.
+// batcher: cuts token sequences into batches for the forward pass.
 //
 // Invariant: within a sequence positions ascend without a gap; how it is cut changes no result (the law).
 #pragma once
@@ -13,11 +13,11 @@ typedef struct {
   const token_sequence *sequences;
   int64_t n_sequences, chunk;
   int64_t number;             // that batches give to the first of `sequences`: 0 from batcher_open
-  int64_t sequence, position; // where the next batch begins
+  int64_t sequence, position; // where the next batch starts
   int32_t *token, *of_sequence, *at_position;
 } batcher;
 
-// At most `chunk` tokens to a batch; a batch may hold the end of one sequence and the begin of the next.
+// At most `chunk` tokens to a batch; a batch may hold the end of one sequence and the start of the next.
 status batcher_open(batcher *out, const token_sequence *sequences, int64_t n_sequences, int64_t chunk);
 void batcher_close(batcher *f); // takes NULL
 bool batcher_next(batcher *f,

@@ -1,11 +1,11 @@
 #include "src/run/input.h"
 #include "base/memory.h"
+#include "base/read_file.h"
 #include "kernels/formats/numerics.h"
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+
+enum { TEXT_LIMIT = 1 << 30 }; // bytes of input.file
 
 typedef struct {
   const model *m;
@@ -13,30 +13,6 @@ typedef struct {
   token_sequence *sequences;
   int64_t n;
 } input;
-
-// ---- files ----
-
-static status read_bytes(int fd, const char *path, char **text, size_t *length) {
-  struct stat s;
-  if (fstat(fd, &s) || !S_ISREG(s.st_mode) || s.st_size > (off_t)1 << 30)
-    return FAIL("input.file %s: expected a regular file of at most 1 GiB", path);
-  TRY(TAKE(text, (size_t)s.st_size + 1, "the input"));
-  ssize_t n;
-  while ((n = read(fd, *text + *length, (size_t)s.st_size - *length)) > 0) *length += (size_t)n;
-  if (n < 0) return FAIL("input.file %s: cannot be read: %m", path);
-  if (*length != (size_t)s.st_size)
-    return FAIL("input.file %s: read %zu of %lld bytes", path, *length, (long long)s.st_size);
-  return 0;
-}
-
-static status read_text_file(const char *path, char **text, size_t *length) {
-  *text = NULL;
-  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused, not waited for
-  if (fd < 0) return FAIL("input.file %s: cannot be opened: %m", path);
-  status result = read_bytes(fd, path, text, length);
-  close(fd);
-  return result;
-}
 
 // ---- sequences ----
 
@@ -58,9 +34,9 @@ static status add_text(input *in, const char *key, const char *text, size_t leng
 
 static status add_file(input *in, const char *path) {
   char *text;
-  size_t length = 0;
-  status result = read_text_file(path, &text, &length);
-  if (!result) result = add_text(in, "input.file", text, length);
+  size_t length;
+  TRY(read_file(&text, &length, path, "input.file", TEXT_LIMIT, READ_REGULAR));
+  status result = add_text(in, "input.file", text, length);
   free(text);
   return result;
 }

@@ -1,6 +1,6 @@
 // input: what input.* names, as token sequences.
 //
-// Independent of ranks: that all read the same is checked by job.c, with input_hash.
+// Independent of: ranks: that all read the same is checked by job.c, with input_hash.
 #pragma once
 #include "src/config/config.h"
 #include "src/model/model.h"

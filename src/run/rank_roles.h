@@ -1,7 +1,7 @@
 // rank_roles: who computes what where ranks differ: the arm of each rank's experts in a mixed job, and which
 // ranks compute the shared steps (attention, router, combine, head).
 //
-// Independent of models, tokens and how an arm is computed. Pure: the same on every rank.
+// Independent of: models, tokens and how an arm is computed. Pure: the same on every rank.
 // Invariant: at least one rank is shared. The shared path depends on the configuration and the ranks' arms
 // alone, so a choice of shared ranks changes who works, never a bit.
 #pragma once

@@ -9,13 +9,13 @@ static bool shares(const token_shards *d, int rank) {
 status token_shards_open(token_shards *out, const bool *shared, int n_ranks, int rank, int64_t max_batch) {
   *out = (token_shards){.rank = rank, .n_ranks = n_ranks, .shared = shared};
   for (int r = 0; r < n_ranks; r++) out->n_shared += shares(out, r);
-  TRY(TAKE(&out->tokens_of_rank, (size_t)n_ranks, "the dealt tokens"));
-  TRY(TAKE(&out->next, (size_t)n_ranks, "the dealt tokens"));
+  TRY(TAKE(&out->tokens_of_rank, (size_t)n_ranks, "the token shards"));
+  TRY(TAKE(&out->next, (size_t)n_ranks, "the token shards"));
   if (!token_shards_apply(out, max_batch)) return 0;
-  TRY(TAKE(&out->token, (size_t)max_batch, "the dealt tokens"));
-  TRY(TAKE(&out->sequence, (size_t)max_batch, "the dealt tokens"));
-  TRY(TAKE(&out->position, (size_t)max_batch, "the dealt tokens"));
-  return TAKE(&out->row_of_token, (size_t)max_batch, "the dealt tokens");
+  TRY(TAKE(&out->token, (size_t)max_batch, "the token shards"));
+  TRY(TAKE(&out->sequence, (size_t)max_batch, "the token shards"));
+  TRY(TAKE(&out->position, (size_t)max_batch, "the token shards"));
+  return TAKE(&out->row_of_token, (size_t)max_batch, "the token shards");
 }
 
 void token_shards_close(token_shards *d) {

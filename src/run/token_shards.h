@@ -1,7 +1,7 @@
-// deal: which of a large batch's tokens each shared rank computes.
+// token_shards: which of a large batch's tokens each shared rank computes.
 //
-// Owns: the batch in the order in which its rows are computed. Refuses to know: how rows travel.
-// Invariant: the same on every rank. Each rank's rows are neighbours, in the order of ranks, and among them
+// Owns: the batch in the order in which its rows are computed. Independent of: how rows are transferred.
+// Invariant: the same on every rank. Each rank's rows are contiguous, in the order of ranks, and among them
 // the positions of a sequence ascend. Blocks of tokens are dealt in turn, so that a rank's share of every
 // stretch of positions is the same, and with it its attention.
 #pragma once
@@ -10,13 +10,13 @@
 
 enum {
   SHARD_BLOCK_TOKENS = 16, // to a block: at least as many as a task of attention takes
-  SHARD_LEAST_TOKENS = 64, // to a rank; below, carrying rows costs more than computing them on each
+  SHARD_LEAST_TOKENS = 64, // to a rank; below, transferring rows costs more than computing them on each
 };
 
 typedef struct {
   int rank, n_ranks, n_shared;
   const bool *shared;                   // [n_ranks]; NULL: all
-  token_batch rows;                     // of the last batch that was dealt; what follows is of it too
+  token_batch rows;                     // of the last batch that was sharded; what follows is of it too
   int64_t *tokens_of_rank;              // [n_ranks]
   int64_t *next;                        // [n_ranks] the row of each rank's next token
   int32_t *token, *sequence, *position; // [max_batch] of `rows`
@@ -27,12 +27,12 @@ typedef struct {
 status token_shards_open(token_shards *out, const bool *shared, int n_ranks, int rank, int64_t max_batch);
 void token_shards_close(token_shards *d); // takes NULL
 
-// A batch of n tokens is dealt: it is large, and several ranks share the steps.
+// A batch of n tokens is sharded: it is large, and there are several shared ranks.
 bool token_shards_apply(const token_shards *d, int64_t n);
-void token_shards_cut(token_shards *d, const token_batch *batch); // deals it, where token_shards_apply
+void token_shards_cut(token_shards *d, const token_batch *batch); // shards it, where token_shards_apply
 
-// Of a batch as it was given, which is the last one that was dealt where token_shards_apply: its rows as they
-// are computed; which of them this rank computes; the row of its token t.
+// Of a batch as it was given, which is the last one that was sharded where token_shards_apply: its rows as
+// they are computed; which of them this rank computes; the row of its token t.
 const token_batch *token_shards_rows(const token_shards *d, const token_batch *batch);
 row_range token_shards_owned(const token_shards *d, int64_t n);
 int64_t token_shards_row(const token_shards *d, int64_t n, int64_t t);

@@ -33,7 +33,7 @@ static double normal(uint64_t random) {
   return ((double)sum - 131070.0) * (1.0 / 37837.22747);
 }
 
-// A block's own scale differs from its row's by up to an eighth.
+// A block's scale differs from its row's by up to an eighth.
 static double jitter(uint64_t random) {
   return 1.0 + ((double)(random & 0xff) - 127.5) * (1.0 / 1024);
 }
@@ -137,13 +137,12 @@ static int nearest(double x, int low, int high) {
   return (int)(x - low + 0.5) + low;
 }
 
-static void set_q4_k_or_q5_k(uint8_t *block, int i, double wanted, bool five) {
-  block_q4_K *b = (block_q4_K *)(void *)block; // d, dmin and scales lie the same in both
-  block_q5_K *c = (block_q5_K *)(void *)block;
+static void set_q4_k_or_q5_k(void *block, int i, double wanted, bool five) {
+  block_q4_K *b = block; // d, dmin and scales lie the same in both
+  block_q5_K *c = block;
   int j = i / 32, shift = j % 2 ? 4 : 0;
-  const uint8_t *s = b->scales;
-  int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
-  int minimum = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | (s[j] >> 6) << 4;
+  int scale, minimum;
+  block_scale_min(&scale, &minimum, b->scales, j);
   double step = (double)half_to_f32(b->d) * scale, base = (double)half_to_f32(b->dmin) * minimum;
   int q = step > 0 ? nearest((wanted + base) / step, 0, five ? 31 : 15) : 0;
   uint8_t *low = (five ? c->qs : b->qs) + 32 * (j / 2) + i % 32;
@@ -165,47 +164,72 @@ static void set_q8_0(block_q8_0 *b, int i, double wanted) {
   b->qs[i] = (int8_t)(d > 0 ? nearest(wanted / d, -127, 127) : 0);
 }
 
-static void set_float(void *row, weight_type type, int64_t i, double value) {
-  float f = (float)value;
-  uint16_t h = f32_to_half(f);
-  if (type == TYPE_F32)
-    memcpy((char *)row + 4 * i, &f, sizeof f);
-  else
-    memcpy((char *)row + 2 * i, &h, sizeof h);
-}
-
 static void set_element(void *row, weight_type type, int64_t i, double wanted) {
   const type_info *t = type_find((uint32_t)type);
   int64_t elements = (int64_t)t->elements;
-  uint8_t *block = (uint8_t *)row + (size_t)(i / elements) * t->bytes;
+  void *block = (uint8_t *)row + (size_t)(i / elements) * t->bytes;
   int at = (int)(i % elements);
-  if (type == TYPE_Q4_K || type == TYPE_Q5_K)
-    set_q4_k_or_q5_k(block, at, wanted, type == TYPE_Q5_K);
-  else if (type == TYPE_Q6_K)
-    set_q6_k((block_q6_K *)(void *)block, at, wanted);
-  else if (type == TYPE_Q8_0)
-    set_q8_0((block_q8_0 *)(void *)block, at, wanted);
-  else
-    set_float(row, type, i, wanted);
+  float f = (float)wanted;
+  uint32_t bits = num_bits_f32(f);
+  uint16_t half = f32_to_half(f), top = (uint16_t)(bits >> 16);
+  switch (type) {
+  case TYPE_F32:
+    memcpy(block, &f, sizeof f);
+    return;
+  case TYPE_F16:
+    memcpy(block, &half, sizeof half);
+    return;
+  case TYPE_BF16:
+    memcpy(block, &top, sizeof top);
+    return;
+  case TYPE_Q8_0:
+    set_q8_0(block, at, wanted);
+    return;
+  case TYPE_Q4_K:
+    set_q4_k_or_q5_k(block, at, wanted, false);
+    return;
+  case TYPE_Q5_K:
+    set_q4_k_or_q5_k(block, at, wanted, true);
+    return;
+  case TYPE_Q6_K:
+    set_q6_k(block, at, wanted);
+    return;
+  }
 }
 
 // ---- rows ----
 
 static void fill_floats(void *out, const synth_recipe *r, uint64_t key, double std) {
   for (int64_t i = 0; i < r->cols; i++)
-    set_float(out, r->type, i, r->mean + std * normal(synth_random(key, (uint64_t)i)));
+    set_element(out, r->type, i, r->mean + std * normal(synth_random(key, (uint64_t)i)));
+}
+
+static void fill_block(void *block, weight_type type, uint64_t key, double std) {
+  switch (type) {
+  case TYPE_Q4_K:
+    fill_q4_k(block, key, std);
+    return;
+  case TYPE_Q5_K:
+    fill_q5_k(block, key, std);
+    return;
+  case TYPE_Q6_K:
+    fill_q6_k(block, key, std);
+    return;
+  case TYPE_Q8_0:
+    fill_q8_0(block, key, std);
+    return;
+  case TYPE_F32: // of one element: fill_floats has filled the row
+  case TYPE_F16:
+  case TYPE_BF16:
+    return;
+  }
 }
 
 static void fill_blocks(uint8_t *out, const synth_recipe *r, uint64_t key, double std) {
   const type_info *t = type_find((uint32_t)r->type);
   int64_t n = r->cols / (int64_t)t->elements;
-  for (int64_t b = 0; b < n; b++, out += t->bytes) {
-    uint64_t of_block = synth_random(key, (uint64_t)b);
-    if (r->type == TYPE_Q4_K) fill_q4_k((block_q4_K *)(void *)out, of_block, std);
-    if (r->type == TYPE_Q5_K) fill_q5_k((block_q5_K *)(void *)out, of_block, std);
-    if (r->type == TYPE_Q6_K) fill_q6_k((block_q6_K *)(void *)out, of_block, std);
-    if (r->type == TYPE_Q8_0) fill_q8_0((block_q8_0 *)(void *)out, of_block, std);
-  }
+  for (int64_t b = 0; b < n; b++, out += t->bytes)
+    fill_block(out, r->type, synth_random(key, (uint64_t)b), std);
 }
 
 static bool is_planted(const synth_recipe *r, int64_t row) {

@@ -1,12 +1,12 @@
 // synth_blocks: rows of synthetic weights, written as blocks at the speed of memory.
 //
 // Owns: the random numbers, their distribution, and how each block type holds it.
-// Refuses to know: which tensor the rows belong to, files, ranks.
+// Independent of: which tensor the rows belong to, files, ranks.
 // Invariant: a block is a function of the recipe's key and the block's number alone, in integers and in
 // doubles that are only added, multiplied and divided (or go through numerics.h): the same bytes on every
 // machine.
 #pragma once
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 
 typedef enum {
   COLUMNS_PLAIN,
@@ -33,5 +33,5 @@ void synth_fill_rows(void *out, const synth_recipe *r, int64_t first, int64_t co
 // The mean standing of a loud column in units of its row's standard deviation.
 extern const double synth_loud_level;
 
-// A number of the seed's stream `key`, for who chooses by it.
+// Number `counter` of the random stream `key`, for other choices that the seed decides.
 uint64_t synth_random(uint64_t key, uint64_t counter);

@@ -1,6 +1,6 @@
-// tokenizer: see the header. What a GGUF says is checked once, at open (tokenizer_load.c); what is left for
-// encode and decode is three tables: the bytes of each id, the merges (tokenizer_bpe) and a trie of the
-// special tokens.
+// What a GGUF says is checked once, at open (vocabulary.c); what is left for encode and decode is three
+// tables: the bytes of each id, the merges and the special tokens.
+#include "src/text/tokenizer.h"
 #include "src/text/tokenizer_internal.h"
 #include "base/memory.h"
 #include <stdlib.h>
@@ -13,10 +13,10 @@ enum { MAX_TEXT = BPE_MAX_WORD / 3 }; // NFC may have three times the bytes
 status tokenizer_open(tokenizer **out, const gguf *g) {
   bool exists;
   *out = NULL;
-  TRY(tokenizer_exists(&exists, g));
+  TRY(vocabulary_exists(&exists, g));
   if (!exists) return 0;
   TRY(TAKE(out, 1, "tokenizer"));
-  status result = tokenizer_load(*out, g);
+  status result = vocabulary_open(&(*out)->tokens, g);
   if (!result) result = splitter_open(&(*out)->words);
   if (result) {
     tokenizer_close(*out);
@@ -27,38 +27,9 @@ status tokenizer_open(tokenizer **out, const gguf *g) {
 
 void tokenizer_close(tokenizer *t) {
   if (!t) return;
-  free(t->path);
-  free(t->bytes);
-  free(t->start);
-  bpe_close(t->merges);
+  vocabulary_close(&t->tokens);
   splitter_close(t->words);
-  free(t->trie);
   free(t);
-}
-
-// ---- special tokens ----
-
-// The longest special token at `start`: its id, or -1.
-static int32_t special_at(size_t *end, const tokenizer *t, const char *text, size_t length, size_t start) {
-  int32_t id = -1, node = 0;
-  for (size_t i = start; i < length; i++) {
-    node = trie_step(t, node, (unsigned char)text[i]);
-    if (!node) break;
-    if (t->trie[node].id < 0) continue;
-    id = t->trie[node].id;
-    *end = i + 1;
-  }
-  return id;
-}
-
-// The leftmost special token from `start` on. -1: none, and *begin == length.
-static int32_t special_next(size_t *begin, size_t *end, const tokenizer *t, const char *text, size_t length,
-                            size_t start) {
-  for (*begin = start; *begin < length; ++*begin) {
-    int32_t id = special_at(end, t, text, length, *begin);
-    if (id >= 0) return id;
-  }
-  return -1;
 }
 
 // ---- encode ----
@@ -71,7 +42,7 @@ typedef struct { // what one call needs beside the tokenizer
   size_t symbols;
 } encoder;
 
-static status encode_word(const tokenizer *t, encoder *e, const char *word, size_t length) {
+static status encode_word(const vocabulary *v, encoder *e, const char *word, size_t length) {
   if (length > e->symbols) {
     free(e->symbol);
     e->symbols = 0;
@@ -80,12 +51,12 @@ static status encode_word(const tokenizer *t, encoder *e, const char *word, size
   }
   for (size_t i = 0; i < length; i++) {
     unsigned char byte = (unsigned char)word[i];
-    e->symbol[i] = t->byte_id[byte];
+    e->symbol[i] = v->byte_id[byte];
     if (e->symbol[i] < 0)
-      return FAIL("%s: key \"%s\": no token stands for the single byte 0x%02x, which the text needs", t->path,
-                  TOKENIZER_KEY_TOKENS, byte);
+      return FAIL("%s: key \"%s\": no token stands for the single byte 0x%02x, which the text needs", v->path,
+                  VOCABULARY_KEY_TOKENS, byte);
   }
-  return bpe_encode(&e->ids, t->merges, e->work, e->symbol, length);
+  return bpe_encode(&e->ids, v->merges, e->work, e->symbol, length);
 }
 
 static status encode_plain(const tokenizer *t, encoder *e, const char *text,
@@ -97,7 +68,7 @@ static status encode_plain(const tokenizer *t, encoder *e, const char *text,
   TRY(text_normalize(&normal, &n, text, length));
   for (size_t start = 0; start < n; start = end) {
     TRY_DONE(result, splitter_next(&end, t->words, e->cursor, normal, n, start));
-    TRY_DONE(result, encode_word(t, e, normal + start, end - start));
+    TRY_DONE(result, encode_word(&t->tokens, e, normal + start, end - start));
   }
 done:
   free(normal);
@@ -110,9 +81,9 @@ static status encode_all(const tokenizer *t, encoder *e, const char *text, size_
   TRY(text_check(text, length));
   TRY(splitter_cursor_open(&e->cursor));
   TRY(bpe_work_open(&e->work));
-  for (size_t at = 0, begin, end = 0; at < length; at = end) {
-    int32_t id = special_next(&begin, &end, t, text, length, at);
-    TRY(encode_plain(t, e, text + at, begin - at));
+  for (size_t at = 0, start, end = 0; at < length; at = end) {
+    int32_t id = special_tokens_next(&start, &end, t->tokens.special, text, length, at);
+    TRY(encode_plain(t, e, text + at, start - at));
     if (id < 0) break;
     TRY(id_list_push(&e->ids, id));
   }
@@ -140,19 +111,20 @@ status tokenizer_encode(const tokenizer *t, const char *text, size_t length, int
 // ---- decode ----
 
 status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t count, char **text, size_t *length) {
+  const vocabulary *v = &t->tokens;
   size_t total = 1, n = 0;
   *text = NULL;
   *length = 0;
   for (size_t i = 0; i < count; i++) {
-    if (ids[i] < 0 || (size_t)ids[i] >= t->count)
-      return FAIL("%s: token id %d at position %zu: expected 0 to %zu", t->path, ids[i], i, t->count - 1);
-    if (!size_add(&total, total, t->start[ids[i] + 1] - t->start[ids[i]]))
+    if (ids[i] < 0 || (size_t)ids[i] >= v->count)
+      return FAIL("%s: token id %d at position %zu: expected 0 to %zu", v->path, ids[i], i, v->count - 1);
+    if (!size_add(&total, total, v->start[ids[i] + 1] - v->start[ids[i]]))
       return FAIL("text of %zu ids is too long", count);
   }
   TRY(TAKE(text, total, "decoded text"));
   for (size_t i = 0; i < count; i++) {
-    size_t begin = t->start[ids[i]], bytes = t->start[ids[i] + 1] - begin;
-    memcpy(*text + n, t->bytes + begin, bytes);
+    size_t start = v->start[ids[i]], bytes = v->start[ids[i] + 1] - start;
+    memcpy(*text + n, v->bytes + start, bytes);
     n += bytes;
   }
   *length = n;
@@ -160,11 +132,11 @@ status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t count, ch
 }
 
 size_t tokenizer_vocabulary(const tokenizer *t) {
-  return t->count;
+  return t->tokens.count;
 }
 
 bool tokenizer_is_end(const tokenizer *t, int32_t id) {
   for (int i = 0; i < END_KEYS; i++)
-    if (t->end[i] >= 0 && t->end[i] == id) return true;
+    if (t->tokens.end[i] >= 0 && t->tokens.end[i] == id) return true;
   return false;
 }

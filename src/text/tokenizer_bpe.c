@@ -1,6 +1,6 @@
-// tokenizer_bpe: see the header. A word is a linked list of symbols, and a heap holds the pairs that may
-// merge. A pair whose symbols have merged with others meanwhile stays in the heap and is known by its stale
-// rank.
+// A word is a linked list of symbols, and a heap holds the pairs that may merge. A pair whose symbols have
+// meanwhile merged with others stays in the heap; its rank is then no longer that of the symbol at its
+// position, and it is passed over.
 #include "src/text/tokenizer_bpe.h"
 #include "base/memory.h"
 #include <stdlib.h>
@@ -10,6 +10,7 @@
 #define NO_RANK UINT32_MAX
 #define NO_LINK UINT32_MAX
 
+// A hash table beside base/name_table: its keys are pairs of ids, and it is read in the innermost loop.
 typedef struct {
   uint64_t pair; // left id in the high half
   uint32_t rank; // NO_RANK: the slot is empty
@@ -34,15 +35,7 @@ struct bpe_work {
 };
 
 status id_list_push(id_list *list, int32_t id) {
-  if (list->count == list->capacity) {
-    int32_t *grown;
-    size_t capacity = list->capacity ? 2 * list->capacity : 64;
-    TRY(TAKE(&grown, capacity, "token ids"));
-    if (list->count) memcpy(grown, list->id, list->count * sizeof *grown);
-    free(list->id);
-    list->id = grown;
-    list->capacity = capacity;
-  }
+  TRY(memory_grow((void **)&list->id, &list->capacity, list->count, sizeof *list->id, "token ids"));
   list->id[list->count++] = id;
   return 0;
 }
@@ -131,7 +124,7 @@ static uint64_t heap_pop(bpe_work *w) {
   return top;
 }
 
-// Looks up the pair that begins at `position` and queues it where it merges.
+// Looks up the pair that starts at `position` and queues it where it merges.
 static void pair_renew(const bpe *b, bpe_work *w, uint32_t position) {
   symbol_node *left = &w->node[position];
   left->rank = NO_RANK;

@@ -1,7 +1,7 @@
 // tokenizer_bpe: byte-pair encoding of one word: the merges by rank.
 //
 // Owns: the table of merges and the order in which they are applied: lowest rank first, leftmost on a tie.
-// Refuses to know: text, Unicode, special tokens, files.
+// Independent of: text, Unicode, special tokens, files.
 // Invariant: the work for a word of n bytes is O(n log n).
 #pragma once
 #include "base/status.h"

@@ -2,7 +2,7 @@
 //
 // Owns: the Unicode side of the "qwen2" tokenizer: which characters are letters, numbers and white space,
 // the normal form, the pre-tokenizer's pattern.
-// Refuses to know: tokens, merges, files.
+// Independent of: tokens, merges, files.
 // Invariant: the words of a text, put one after another, are the text.
 #pragma once
 #include "base/status.h"
@@ -11,7 +11,7 @@
 typedef struct splitter splitter;               // the compiled pattern; constant after open
 typedef struct splitter_cursor splitter_cursor; // what one thread needs beside it
 
-// A fault that names the offset of the first byte that is not part of valid UTF-8.
+// Fails with the offset of the first byte that is not part of valid UTF-8.
 status text_check(const char *text, size_t length);
 
 // *out: NFC of valid UTF-8, by Unicode 9 (docs/tokenizer.md says why); caller frees.
@@ -22,6 +22,6 @@ void splitter_close(splitter *s); // takes NULL
 status splitter_cursor_open(splitter_cursor **out);
 void splitter_cursor_close(splitter_cursor *c); // takes NULL
 
-// *end: where the word that begins at `start` < length ends, in valid UTF-8; start < *end <= length.
+// *end: where the word that starts at `start` < length ends, in valid UTF-8; start < *end <= length.
 status splitter_next(size_t *end, const splitter *s, splitter_cursor *c, const char *text, size_t length,
                      size_t start);

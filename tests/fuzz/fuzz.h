@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 // The head of a target's one function: libFuzzer's entry in its build (FUZZ_MEMORY, see below), else one of
-// several that tests/test_fuzz_corpus.c runs.
+// several that tests/fuzz/test_fuzz_corpus.c runs.
 #ifdef FUZZ_MEMORY
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define FUZZ_TARGET(name) int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

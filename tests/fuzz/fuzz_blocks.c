@@ -3,7 +3,7 @@
 //
 // An input: a byte for the type, then the blocks.
 #include "tests/fuzz/fuzz.h"
-#include "kernels/formats/blocks.h"
+#include "kernels/formats/types.h"
 #include "kernels/formats/half.h"
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 // fuzz_gguf: any bytes as a GGUF file: opened, and everything that gguf.h hands out of it read.
 #include "tests/fuzz/fuzz.h"
 #include "src/model/model.h"
-#include "src/text/tokenizer_internal.h"
+#include "src/text/vocabulary.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -70,12 +70,12 @@ static void read_key(const gguf *g, size_t i, uint64_t *sum) {
   free(shown);
 }
 
-static void read_tokenizer(const gguf *g) {
+static void read_vocabulary(const gguf *g) {
   bool exists;
-  tokenizer *t = calloc(1, sizeof *t);
-  if (!tokenizer_exists(&exists, g) && exists && !tokenizer_load(t, g))
-    for (size_t i = 0; i < t->count; i++) REQUIRE(t->start[i] <= t->start[i + 1]);
-  tokenizer_close(t);
+  vocabulary v = {.count = 0};
+  if (!vocabulary_exists(&exists, g) && exists && !vocabulary_open(&v, g))
+    for (size_t i = 0; i < v.count; i++) REQUIRE(v.start[i] <= v.start[i + 1]);
+  vocabulary_close(&v);
 }
 
 static void read_model(const char *path) {
@@ -107,7 +107,7 @@ FUZZ_TARGET(gguf) {
     for (size_t i = 0; i < gguf_key_count(g); i++) read_key(g, i, &sum);
     sum += gguf_header_hash(g);
     status_reset();
-    read_tokenizer(g);
+    read_vocabulary(g);
     bool any = gguf_key_exists(g, "general.architecture");
     gguf_close(g);
     if (any) read_model(path);

@@ -4,7 +4,7 @@
 // bytes go there (1), how many come (1), and these.
 #include "tests/fuzz/fuzz.h"
 #include "src/report/report_diff.h"
-#include "tests/good_report.h"
+#include "tests/support/good_report.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -11,12 +11,12 @@ enum { MOST_IDS = 256 };
 
 static size_t read_ids(int32_t *ids, bool *known, const tokenizer *t, const uint8_t *data, size_t size) {
   fuzz_input in = {data, size};
-  size_t count = 0, vocabulary = tokenizer_vocabulary(t);
+  size_t count = 0, n_ids = tokenizer_vocabulary(t);
   for (*known = true; in.left && count < MOST_IDS; count++) {
     uint32_t id = (uint32_t)fuzz_take(&in, 2);
-    id = id == 0xffff ? (uint32_t)fuzz_take(&in, 4) : id % (uint32_t)vocabulary;
+    id = id == 0xffff ? (uint32_t)fuzz_take(&in, 4) : id % (uint32_t)n_ids;
     ids[count] = (int32_t)id;
-    *known = *known && id < vocabulary;
+    *known = *known && id < n_ids;
   }
   return count;
 }

@@ -103,7 +103,7 @@ temperature = 0.5
 [ranks]
 arm = ["q8k@cpu"]
 """
-GOOD_REPORT = codecs.decode("".join(re.findall(r'"((?:[^"\\]|\\.)*)"', (HERE.parent / "good_report.h").read_text())),
+GOOD_REPORT = codecs.decode("".join(re.findall(r'"((?:[^"\\]|\\.)*)"', (HERE.parent / "support" / "good_report.h").read_text())),
                             "unicode_escape")
 
 

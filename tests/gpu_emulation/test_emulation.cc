@@ -1,6 +1,7 @@
 // The emulated GPU itself: a warp's matrix products against plain loops, and that what a kernel or a host may
 // not rely on (an order without a barrier, a copy without a wait, a read before its stream) does not give
 // right bytes.
+#include "tests/support/seed.h"
 #include <cuda_runtime.h>
 #include <kernels/cuda/instructions.cuh>
 #include <stdio.h>
@@ -141,6 +142,7 @@ static void check_streams() {
 }
 
 int main() {
+  srand((unsigned)test_seed());
   check_product<32>();
   check_product<16>();
   check(turns<NONE>(), "a copy, its wait and a barrier");

@@ -1,5 +1,5 @@
 // amx_q8k: products of K-quant rows with many tokens' rounded activations on AMX tiles, 32 rows and 16 tokens
-// at a time. The file that includes this one brings the tile instructions, amx_tile.h or a model of them.
+// at a time. The file that includes this one provides the tile instructions, amx_tile.h or a model of them.
 //
 // Owns: the operands' layout and the order of the work. A weight's scale times quant is split into two bytes,
 // low + 2^shift * high, so a block of 256 is two plain int8 products with no scaling inside: exact, in any
@@ -96,7 +96,7 @@ static inline void row_operand_of(row_operand *o, weight_type type, const char *
   panel p;
   panel_of(&p, type, row);
   o->d = _mm512_load_ps(p.d);
-  if (type == TYPE_Q6_K) {
+  if (!block_has_minimums(type)) {
     split_signed(o, &p);
     return;
   }
@@ -180,7 +180,7 @@ typedef struct { // a block of the rows times a tile of tokens
   int64_t block, first, n;
 } unit;
 
-// What stands twice is that of a unit and of its neighbour, or of a block and the next.
+// What is there twice is that of a unit and of its neighbour, or of a block and the next.
 typedef struct {
   float y[TOKEN_TILE][AMX_ROWS];
   row_operand rows[2][2];
@@ -244,10 +244,10 @@ static void product_rows_amx(float *const *out, int64_t first, int64_t n_rows, c
   for (int64_t r = 0; r < AMX_ROWS; r++)
     p.row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
   p.ahead = (const char *)m->data + (size_t)(first + AMX_ROWS) * row_bytes;
-  if (m->type == TYPE_Q6_K)
-    all_units(&p, m->type, n_blocks, x, n, false);
-  else
+  if (block_has_minimums(m->type))
     all_units(&p, m->type, n_blocks, x, n, true);
+  else
+    all_units(&p, m->type, n_blocks, x, n, false);
   for (int64_t t = 0; t < n; t++) memcpy(out[t] + first, p.y[t], (size_t)n_rows * sizeof(float));
 }
 

@@ -1,5 +1,5 @@
 // amx_tile: the tile instructions that the row amx_int8 uses, a macro each, because a tile register is part
-// of the instruction. tests/amx_model.h has the same names in portable C.
+// of the instruction. tests/support/amx_model.h has the same names in portable C.
 //
 // Invariant: an instruction names the memory that it reads or writes, a dense 16 x 64 bytes, so that the
 // compiler keeps its order among ordinary loads and stores. (GCC 12's intrinsics do not say what a load

@@ -58,16 +58,22 @@ static void dequantize_avx2(float *out, weight_type type, const void *row, int64
   const block_q4_K *four = (const block_q4_K *)row;
   const block_q5_K *five = (const block_q5_K *)row;
   const block_q6_K *six = (const block_q6_K *)row;
-  if (type == TYPE_Q4_K)
+  switch (type) {
+  case TYPE_Q4_K:
     for (int64_t b = 0; b < cols / QK_K; b++, out += QK_K)
       floats_with_mins(out, four[b].d, four[b].dmin, four[b].scales, four[b].qs, NULL);
-  else if (type == TYPE_Q5_K)
+    break;
+  case TYPE_Q5_K:
     for (int64_t b = 0; b < cols / QK_K; b++, out += QK_K)
       floats_with_mins(out, five[b].d, five[b].dmin, five[b].scales, five[b].qs, five[b].qh);
-  else if (type == TYPE_Q6_K)
+    break;
+  case TYPE_Q6_K:
     for (int64_t b = 0; b < cols / QK_K; b++, out += QK_K) floats_q6k(out, six + b);
-  else
+    break;
+    CASES_WITHOUT_Q8K
     dequantize(out, type, row, (size_t)cols);
+    break;
+  }
 }
 
 // ---- products ----

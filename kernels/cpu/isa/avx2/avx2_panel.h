@@ -1,7 +1,7 @@
 // avx2_panel: a block of 8 rows of a K-quant matrix, unpacked so that each of a register's 8 lanes is a row;
 // the sibling of avx512_panel.h.
 //
-// Owns: the layout `panel` and how each block type is brought into it. Refuses to know: activations, floats'
+// Owns: the layout `panel` and how each block type is brought into it. Independent of: activations, floats'
 // order. Invariant: a panel holds the integers of the blocks and nothing rounded.
 #pragma once
 #include "kernels/cpu/row.h"
@@ -51,7 +51,7 @@ static inline __m256i shifted(__m256i x, int left) {
   return left < 0 ? _mm256_srli_epi16(x, -left) : _mm256_slli_epi16(x, left);
 }
 
-// 8 halves that stand in the low words of the lanes.
+// 8 halves in the low words of the lanes.
 static inline __m256 floats_of_halves(__m256i words) {
   __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
   __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);

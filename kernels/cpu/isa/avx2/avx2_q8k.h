@@ -5,7 +5,7 @@
 #pragma once
 #include "kernels/cpu/isa/avx2/avx2_panel.h"
 
-enum { VECTOR_TOKENS = 4 }; // 4 sums and 4 parts of 16 registers
+enum { PANEL_TOKENS = 4 }; // 4 sums and 4 parts of 16 registers
 
 static inline __m256i word_of(const void *bytes) {
   int32_t w;
@@ -46,10 +46,10 @@ static inline __m256 term_q6k(const panel *p, __m256i isum, const block_q8_K *x)
 static inline __attribute__((always_inline)) void panel_times(float (*y)[PANEL_ROWS], const panel *p,
                                                               const block_q8_K *const *x, int64_t b,
                                                               const int n, const int sub, const int run) {
-  __m256i isum[VECTOR_TOKENS];
+  __m256i isum[PANEL_TOKENS];
   for (int t = 0; t < n; t++) isum[t] = _mm256_setzero_si256();
   for (int g = 0; g < QK_K / 4; g += run) {
-    __m256i part[VECTOR_TOKENS], scale = _mm256_load_si256((const __m256i *)p->scale[g / sub]);
+    __m256i part[PANEL_TOKENS], scale = _mm256_load_si256((const __m256i *)p->scale[g / sub]);
     for (int t = 0; t < n; t++) part[t] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int i = g; i < g + run; i++) {
@@ -73,7 +73,7 @@ static inline __attribute__((always_inline)) void panel_times_all(float (*y)[PAN
                                                                   const block_q8_K *const *x, int64_t b,
                                                                   int64_t n, const int sub, const int run) {
   int64_t t = 0;
-  for (; t + 4 <= n; t += 4) panel_times(y + t, p, x + t, b, 4, sub, run);
+  for (; t + PANEL_TOKENS <= n; t += PANEL_TOKENS) panel_times(y + t, p, x + t, b, PANEL_TOKENS, sub, run);
   if (n - t == 3) panel_times(y + t, p, x + t, b, 3, sub, run);
   if (n - t == 2) panel_times(y + t, p, x + t, b, 2, sub, run);
   if (n - t == 1) panel_times(y + t, p, x + t, b, 1, sub, run);
@@ -86,16 +86,23 @@ static void block_times(float (*y)[PANEL_ROWS], weight_type type, const char *co
                     2 * 2 * 63 * 127 <= INT16_MAX,
                 "the sums of 16 bits hold their runs of groups: 8, 4, 2");
   panel p;
-  if (type == TYPE_Q4_K) {
+  switch (type) {
+  case TYPE_Q4_K:
     panel_q4k(&p, row);
     panel_times_all(y, &p, x, b, n, WITH_MINS, 8);
-  } else if (type == TYPE_Q5_K) {
+    return;
+  case TYPE_Q5_K:
     panel_q5k(&p, row);
     panel_times_all(y, &p, x, b, n, WITH_MINS, 4);
-  } else {
+    return;
+  case TYPE_Q6_K:
     panel_q6k(&p, row);
     panel_times_all(y, &p, x, b, n, Q6K, 2);
+    return;
+    CASES_WITHOUT_Q8K
+    break;
   }
+  __builtin_trap(); // the arm was refused
 }
 
 static void product_rows(float *const *out, int64_t first, int64_t n_rows, const matrix *m,

@@ -52,11 +52,16 @@ static void chains_all(float *out, int64_t out_stride, const float *a, int64_t a
 }
 
 static const float *kv_floats(const kv_head *kv, const void *cache, int64_t at, int64_t n, float *wide) {
-  if (kv->storage == KV_REAL) return (const float *)cache + at;
   const uint16_t *half = (const uint16_t *)cache + at;
-  for (int64_t i = 0; i < n; i += FLOATS)
-    _mm512_store_ps(wide + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(half + i))));
-  return wide;
+  switch (kv->storage) {
+  case KV_HALF:
+    for (int64_t i = 0; i < n; i += FLOATS)
+      _mm512_store_ps(wide + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(half + i))));
+    return wide;
+  case KV_REAL:
+    break;
+  }
+  return (const float *)cache + at;
 }
 
 // Scores of one chunk to weights; lanes from n on become 0. Returns their sum.

@@ -34,19 +34,17 @@ static inline __m512i bytes_to_words(const void *bytes) {
 // d * scale and dmin * min of the 8 sub-blocks; both are exact.
 static inline void steps_and_bases(float step[8], float base[8], const uint8_t *packed, uint16_t d,
                                    uint16_t dmin) {
-  uint32_t a, b, c;
-  memcpy(&a, packed, 4);
-  memcpy(&b, packed + 4, 4);
-  memcpy(&c, packed + 8, 4);
-  uint64_t scale = (a & 0x3f3f3f3f) | (uint64_t)((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)) << 32;
-  uint64_t min = (b & 0x3f3f3f3f) | (uint64_t)((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)) << 32;
+  uint32_t word[3];
+  memcpy(word, packed, sizeof word);
+  scales_and_mins s = block_scales_and_mins(word[0], word[1], word[2]);
+  uint64_t scale = s.scale[0] | (uint64_t)s.scale[1] << 32, min = s.min[0] | (uint64_t)s.min[1] << 32;
   __m256 scales = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)scale)));
   __m256 mins = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)min)));
   _mm256_storeu_ps(step, _mm256_mul_ps(scales, _mm256_set1_ps(_cvtsh_ss(d))));
   _mm256_storeu_ps(base, _mm256_mul_ps(mins, _mm256_set1_ps(_cvtsh_ss(dmin))));
 }
 
-// The 16 weights that quants first .. first + 15 stand for: step * q - base, of which the product is exact.
+// The 16 weights of the quants first .. first + 15: step * q - base, of which the product is exact.
 static inline __m512 value_table(float step, float base, float first) {
   const __m512 count = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return _mm512_fmsub_ps(_mm512_set1_ps(step), _mm512_add_ps(count, _mm512_set1_ps(first)),
@@ -92,15 +90,15 @@ static inline __attribute__((always_inline)) void weights_q6k(weight_sink *sink,
   int8_t q[QK_K] __attribute__((aligned(64)));
   float step[QK_K / 16];
   for (int half = 0; half < 2; half++) { // see panel_q6k for the order of the bits
-    const __m512i turn0 = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1);
-    const __m512i turn1 = _mm512_inserti64x4(_mm512_set1_epi32(0), _mm256_set1_epi32(30), 1);
+    const __m512i rotate0 = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1);
+    const __m512i rotate1 = _mm512_inserti64x4(_mm512_set1_epi32(0), _mm256_set1_epi32(30), 1);
     const __m512i four = _mm512_set1_epi8(15), two = _mm512_set1_epi8(48), offset = _mm512_set1_epi8(32);
     __m512i low = _mm512_loadu_si512(w->ql + 64 * half);
     __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(w->qh + 32 * half)));
     __m512i q0 =
-        _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(_mm512_rolv_epi32(high, turn0), two));
+        _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(_mm512_rolv_epi32(high, rotate0), two));
     __m512i q1 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(low, 4), four),
-                                 _mm512_and_si512(_mm512_rolv_epi32(high, turn1), two));
+                                 _mm512_and_si512(_mm512_rolv_epi32(high, rotate1), two));
     _mm512_store_si512(q + 128 * half, _mm512_sub_epi8(q0, offset));
     _mm512_store_si512(q + 128 * half + 64, _mm512_sub_epi8(q1, offset));
   }
@@ -113,67 +111,73 @@ static inline __attribute__((always_inline)) void weights_q6k(weight_sink *sink,
   }
 }
 
-// Weights 16 at .. 16 at + 15 of a row of a type whose weights stand alone.
-static inline __m512 weights_plain(weight_type type, const void *row, int64_t at) {
-  switch (type) {
-  case TYPE_Q8_0: {
-    const block_q8_0 *w = (const block_q8_0 *)row + at / 2;
-    __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(w->qs + at % 2 * 16)));
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(_cvtsh_ss(w->d)));
-  }
-  case TYPE_F16:
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)row + at));
-  case TYPE_BF16: {
-    __m512i word = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)row + at));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(word, 16));
-  }
-  default:
-    return _mm512_loadu_ps((const float *)row + at * FLOATS);
-  }
+// ---- rows of a type without sub-blocks: weights 16 at .. 16 at + 15 ----
+
+static inline __m512 weights_q8_0(const void *row, int64_t at) {
+  const block_q8_0 *w = (const block_q8_0 *)row + at / 2;
+  __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(w->qs + at % 2 * 16)));
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(q), _mm512_set1_ps(_cvtsh_ss(w->d)));
 }
 
-static inline __attribute__((always_inline)) void weights_of_type(weight_sink *sink, const bool tiled,
-                                                                  const weight_type type, const void *row) {
-  int64_t sixteens = sink->steps * 2;
-  if (type == TYPE_Q4_K)
-    for (int64_t b = 0; b < sixteens / 16; b++) weights_q4k(sink, tiled, 16 * b, (const block_q4_K *)row + b);
-  else if (type == TYPE_Q5_K)
-    for (int64_t b = 0; b < sixteens / 16; b++) weights_q5k(sink, tiled, 16 * b, (const block_q5_K *)row + b);
-  else if (type == TYPE_Q6_K)
-    for (int64_t b = 0; b < sixteens / 16; b++) weights_q6k(sink, tiled, 16 * b, (const block_q6_K *)row + b);
-  else
-    for (int64_t i = 0; i < sixteens;
-         i += 2) { // a pair: where a sum goes must be known when this is compiled
-      take_weights(sink, tiled, i, weights_plain(type, row, i));
-      take_weights(sink, tiled, i + 1, weights_plain(type, row, i + 1));
-    }
+static inline __m512 weights_f16(const void *row, int64_t at) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)row + at));
 }
+
+static inline __m512 weights_bf16(const void *row, int64_t at) {
+  __m512i word = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)row + at));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(word, 16));
+}
+
+static inline __m512 weights_f32(const void *row, int64_t at) {
+  return _mm512_loadu_ps((const float *)row + at * FLOATS);
+}
+
+// ---- rows of any type ----
+
+#define EACH_BLOCK(weights, block)                                                                           \
+  for (int64_t b = 0; b < sink->steps / (QK_K / LANES); b++)                                                 \
+  weights(sink, tiled, QK_K / FLOATS * b, (const block *)row + b)
+// A pair: where a sum goes must be known when this is compiled.
+#define EACH_PAIR(weights)                                                                                   \
+  for (int64_t i = 0; i < 2 * sink->steps; i += 2) {                                                         \
+    take_weights(sink, tiled, i, weights(row, i));                                                           \
+    take_weights(sink, tiled, i + 1, weights(row, i + 1));                                                   \
+  }
 
 static inline __attribute__((always_inline)) void weights_of_row(weight_sink *sink, const bool tiled,
                                                                  weight_type type, const void *row) {
   switch (type) {
   case TYPE_Q4_K:
-    weights_of_type(sink, tiled, TYPE_Q4_K, row);
+    EACH_BLOCK(weights_q4k, block_q4_K);
     break;
   case TYPE_Q5_K:
-    weights_of_type(sink, tiled, TYPE_Q5_K, row);
+    EACH_BLOCK(weights_q5k, block_q5_K);
     break;
   case TYPE_Q6_K:
-    weights_of_type(sink, tiled, TYPE_Q6_K, row);
+    EACH_BLOCK(weights_q6k, block_q6_K);
     break;
   case TYPE_Q8_0:
-    weights_of_type(sink, tiled, TYPE_Q8_0, row);
+    EACH_PAIR(weights_q8_0);
     break;
   case TYPE_F16:
-    weights_of_type(sink, tiled, TYPE_F16, row);
+    EACH_PAIR(weights_f16);
     break;
   case TYPE_BF16:
-    weights_of_type(sink, tiled, TYPE_BF16, row);
+    EACH_PAIR(weights_bf16);
     break;
   case TYPE_F32:
-    weights_of_type(sink, tiled, TYPE_F32, row);
+    EACH_PAIR(weights_f32);
     break;
+    CASES_DEQUANTISED_ONLY // not in lanes
+        break;
   }
+}
+#undef EACH_BLOCK
+#undef EACH_PAIR
+
+// Whether weights_of_row has the matrix's rows; else the plain product of each_row/ computes with them.
+static inline bool in_lanes(const matrix *m) {
+  return m->cols % LANES == 0 && type_find(m->type)->on_q8k != ACTIVATION_NONE;
 }
 
 static void tile_row(float *tile, weight_type type, const void *row, int64_t cols) {
@@ -188,7 +192,7 @@ static float vector_row(const float *x, weight_type type, const void *row, int64
   return tree_lanes(sink.sum[0], sink.sum[1]);
 }
 
-// One pass: 16 of the 32 lanes of 4 rows times n tokens. x[t] begins at the pass's first element.
+// One pass: 16 of the 32 lanes of 4 rows times n tokens. x[t] starts at the pass's first element.
 static inline __attribute__((always_inline)) void few_rows_times(__m512 sum[FLOAT_TOKENS][FEW_ROWS],
                                                                  const float *w, const float *const *x,
                                                                  int64_t steps, const int n) {
@@ -217,7 +221,8 @@ static inline __m128 tree_four(const __m512 v[FEW_ROWS]) {
   return _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, all));
 }
 
-// half 0 leaves its sums in `kept`; half 1 folds its own with them into out[t][first .. first + 3].
+// half 0 leaves its sums in `kept`; half 1 adds them to its sums and folds those into out[t][first .. first +
+// 3].
 static inline __attribute__((always_inline)) void pass(float *const *out, int64_t first, int64_t n_rows,
                                                        __m512 (*kept)[FEW_ROWS], int half, const float *w,
                                                        const float *const *x, int64_t steps, const int n) {
@@ -256,7 +261,7 @@ static pass_n *const passes[FLOAT_TOKENS + 1] = {NULL, pass_1, pass_2, pass_3, p
 
 static void product_f32_avx512(void *const *out, const matrix *m, const void *const *x, int64_t n_tokens,
                                float *scratch) {
-  if (m->cols % LANES) {
+  if (!in_lanes(m)) {
     product_f32(out, m, x, n_tokens, scratch);
     return;
   }
@@ -277,7 +282,7 @@ static void tile_rows(float *tile, const matrix *m, int64_t n_rows) {
 
 static void product_tile_avx512(void *const *out, const matrix *m, const void *const *x, int64_t n_tokens,
                                 float *scratch) {
-  if (m->cols % LANES || n_tokens == 1) {
+  if (!in_lanes(m) || n_tokens == 1) {
     product_f32_avx512(out, m, x, n_tokens, scratch);
     return;
   }

@@ -1,7 +1,7 @@
 // avx512_panel: a block of 16 rows of a K-quant matrix, unpacked so that each of a register's 16 lanes is a
 // row.
 //
-// Owns: the layout `panel` and how each block type is brought into it. Refuses to know: activations, floats'
+// Owns: the layout `panel` and how each block type is brought into it. Independent of: activations, floats'
 // order. Invariant: a panel holds the integers of the blocks and nothing rounded; rows beyond the matrix
 // repeat the last.
 #pragma once
@@ -171,12 +171,20 @@ static inline void panel_q6k(panel *p, const char *const row[PANEL_ROWS]) {
 }
 
 static inline void panel_of(panel *p, weight_type type, const char *const row[PANEL_ROWS]) {
-  if (type == TYPE_Q4_K)
+  switch (type) {
+  case TYPE_Q4_K:
     panel_q4k(p, row);
-  else if (type == TYPE_Q5_K)
+    return;
+  case TYPE_Q5_K:
     panel_q5k(p, row);
-  else
+    return;
+  case TYPE_Q6_K:
     panel_q6k(p, row);
+    return;
+    CASES_WITHOUT_Q8K
+    break;
+  }
+  __builtin_trap(); // the arm was refused
 }
 
 // ---- what the kernels over panels and over rows need of the activations ----

@@ -8,9 +8,8 @@
 #include "kernels/cpu/isa/avx512/avx512_stream.h"
 
 enum {
-  VECTOR_TOKENS = 2,          // up to so many, unpacking costs more than it saves
   PAIR_ROWS = 2 * PANEL_ROWS, // ROW_TILE
-  FEW_TOKENS = 6,             // 2 x 6 sums and 2 x 6 sub-block sums, with the weights, fill the 32 registers
+  PANEL_TOKENS = 6,           // 2 x 6 sums and 2 x 6 sub-block sums, with the weights, fill the 32 registers
 };
 
 // sum[t][lane] of one block and n tokens, for a type with minimums (n_sub = 8) or Q6_K (n_sub = 16).
@@ -18,15 +17,15 @@ static inline __attribute__((always_inline)) void panel_times(float (*sum)[PAIR_
                                                               const block_q8_K *const *x, int64_t b,
                                                               const min_sums *mins, const int n,
                                                               const int n_sub) {
-  __m512i isum[2][FEW_TOKENS];
-  const int8_t *q[FEW_TOKENS];
+  __m512i isum[2][PANEL_TOKENS];
+  const int8_t *q[PANEL_TOKENS];
   for (int t = 0; t < n; t++) {
     isum[0][t] = isum[1][t] = _mm512_setzero_si512();
     q[t] = x[t][b].qs;
   }
   const int groups = QK_K / 4 / n_sub;
   for (int j = 0; j < n_sub; j++) {
-    __m512i part[2][FEW_TOKENS];
+    __m512i part[2][PANEL_TOKENS];
     for (int t = 0; t < n; t++) part[0][t] = part[1][t] = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int i = 0; i < groups; i++) {
@@ -93,27 +92,28 @@ PANEL_TIMES(6, 16)
 typedef void panel_times_n(float (*sum)[PAIR_ROWS], const panel *p, const block_q8_K *const *x, int64_t b,
                            const min_sums *mins);
 
-static panel_times_n *const times_with_mins[FEW_TOKENS + 1] = {
+static panel_times_n *const times_with_mins[PANEL_TOKENS + 1] = {
     NULL,           panel_times_1_8, panel_times_2_8, panel_times_3_8, panel_times_4_8, panel_times_5_8,
     panel_times_6_8};
-static panel_times_n *const times_q6k[FEW_TOKENS + 1] = {NULL,
-                                                         panel_times_1_16,
-                                                         panel_times_2_16,
-                                                         panel_times_3_16,
-                                                         panel_times_4_16,
-                                                         panel_times_5_16,
-                                                         panel_times_6_16};
+static panel_times_n *const times_q6k[PANEL_TOKENS + 1] = {NULL,
+                                                           panel_times_1_16,
+                                                           panel_times_2_16,
+                                                           panel_times_3_16,
+                                                           panel_times_4_16,
+                                                           panel_times_5_16,
+                                                           panel_times_6_16};
 
 // One block of up to 32 rows, for all tokens of a group; tiles of tokens are as even as they can be.
 static void block_times(float (*sum)[PAIR_ROWS], const panel *p, weight_type type, const block_q8_K *const *x,
                         int64_t b, int64_t n) {
-  min_sums mins[FEW_TOKENS];
-  int64_t tiles = (n + FEW_TOKENS - 1) / FEW_TOKENS, t = 0;
+  min_sums mins[PANEL_TOKENS];
+  bool with_mins = block_has_minimums(type);
+  int64_t tiles = (n + PANEL_TOKENS - 1) / PANEL_TOKENS, t = 0;
   for (int64_t tile = 0; tile < tiles; tile++) {
     int64_t count = (n - t + tiles - tile - 1) / (tiles - tile);
-    if (type != TYPE_Q6_K)
+    if (with_mins)
       for (int64_t i = 0; i < count; i++) min_sums_of(&mins[i], &x[t + i][b]);
-    (type == TYPE_Q6_K ? times_q6k : times_with_mins)[count](sum + t, p, x + t, b, mins);
+    (with_mins ? times_with_mins : times_q6k)[count](sum + t, p, x + t, b, mins);
     t += count;
   }
 }

@@ -1,5 +1,4 @@
-// avx512_row: what the row avx512_vnni lends to a row that does better in some products. Defined in its file,
-// once.
+// avx512_row: the kernels of avx512_vnni that another row uses too; row_avx512_vnni.c defines them.
 #pragma once
 #include "kernels/cpu/row.h"
 

@@ -1,6 +1,6 @@
 // avx512_stream: products of Q6_K rows of 2048 or 4096 columns with one token's rounded activations. 16
-// neighbouring blocks stand side by side, not 16 rows: of such rows 32 (16, and the 16 fetched meanwhile) are
-// more than the first cache holds, and a model's largest matrix, its output, is of them.
+// neighbouring blocks are side by side, not 16 rows: of such rows 32 (16, and the 16 fetched meanwhile) are
+// more than the L1 cache holds, and a model's largest matrix, its output, is of them.
 //
 // Owns: the order of the work and what is fetched ahead. Invariant: a lane is a block, whose term is that of
 // docs/paths.md; a row's terms are added one after the other.

@@ -2,7 +2,7 @@
 // counts: blocks are read once, in place, 16 rows side by side.
 //
 // Owns: the order of the work and what is fetched ahead. Invariant: a row's block is summed in integers
-// across a register, in any order; the sums of 16 rows then stand in 16 lanes, whose floats are those of
+// across a register, in any order; the sums of 16 rows are then in 16 lanes, whose floats are those of
 // docs/paths.md.
 #pragma once
 #include "kernels/cpu/isa/avx512/avx512_panel.h"
@@ -26,7 +26,7 @@ typedef struct { // a block of activations in the order in which a type's quants
   __m512i q[4];
 } block_in_order;
 
-// ---- Q4_K and Q5_K: 64 bytes of quants are four sub-blocks, of which two stand in the low and two in the
+// ---- Q4_K and Q5_K: 64 bytes of quants are four sub-blocks, two of them in the low and two in the
 // high nibbles
 
 static inline block_in_order order_by_nibbles(const block_q8_K *x) {
@@ -49,8 +49,8 @@ static inline __m512i scale_words(__m512i scales, int j) {
 
 // The fifth bits of sub-blocks j and j + 2 as 16 in each byte.
 static inline __m512i fifth_bits(__m512i high, int j) {
-  const __m512i turn = _mm512_inserti64x4(_mm512_set1_epi32(j - 4), _mm256_set1_epi32(j - 2), 1);
-  return _mm512_and_si512(_mm512_rorv_epi32(high, turn), _mm512_set1_epi8(16));
+  const __m512i rotate = _mm512_inserti64x4(_mm512_set1_epi32(j - 4), _mm256_set1_epi32(j - 2), 1);
+  return _mm512_and_si512(_mm512_rorv_epi32(high, rotate), _mm512_set1_epi8(16));
 }
 
 // One row's block: sums of scale times quant times activation, spread over the lanes.
@@ -83,8 +83,8 @@ static inline __attribute__((always_inline)) __m512
 term_with_mins(__m512 y, const char *const row[PANEL_ROWS], const block_q8_K *x, const bool five) {
   row_heads heads;
   __m512i words[4], fours[4];
-  transpose_words(words, row, 0); // d, dmin and scales stand first in both types
-  static_assert(offsetof(block_q4_K, d) == 0 && offsetof(block_q5_K, d) == 0, "scales stand first");
+  transpose_words(words, row, 0); // d, dmin and scales come first in both types
+  static_assert(offsetof(block_q4_K, d) == 0 && offsetof(block_q5_K, d) == 0, "scales come first");
   heads_of(&heads, words);
   uint8_t scale[2][4][2][8]; // [row / 2 % 2][row / 4][row % 2]
   _mm512_storeu_si512(scale[0], _mm512_unpacklo_epi32(heads.scale[0], heads.scale[1]));
@@ -111,9 +111,9 @@ term_with_mins(__m512 y, const char *const row[PANEL_ROWS], const block_q8_K *x,
 // One row's block, as above; quants are unsigned and the scales' sums take the offset of 32 off.
 static inline __m512i sums_q6k(const block_q6_K *w, const block_q8_K *x) {
   const __m512i low = _mm512_set1_epi8(15), six = _mm512_set1_epi8(63);
-  const __m512i turn0 =
+  const __m512i rotate0 =
       _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1); // left, to bits 4 and 5:
-  const __m512i turn1 =
+  const __m512i rotate1 =
       _mm512_inserti64x4(_mm512_set1_epi32(0), _mm256_set1_epi32(30), 1); // groups 0, 1 and 2, 3
   const __m512i quarter =
       _mm512_inserti64x4(_mm512_inserti32x4(_mm512_setzero_si512(), _mm_set1_epi16(1), 1),
@@ -124,9 +124,9 @@ static inline __m512i sums_q6k(const block_q6_K *w, const block_q8_K *x) {
     __m512i bytes = _mm512_loadu_si512(w->ql + 64 * h);
     __m512i high = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(w->qh + 32 * h)));
     // 0xca: where the third operand has ones the ... of the first, else of the second
-    __m512i q0 = _mm512_ternarylogic_epi32(low, bytes, _mm512_rolv_epi32(high, turn0), 0xca);
+    __m512i q0 = _mm512_ternarylogic_epi32(low, bytes, _mm512_rolv_epi32(high, rotate0), 0xca);
     __m512i q1 =
-        _mm512_ternarylogic_epi32(low, _mm512_srli_epi16(bytes, 4), _mm512_rolv_epi32(high, turn1), 0xca);
+        _mm512_ternarylogic_epi32(low, _mm512_srli_epi16(bytes, 4), _mm512_rolv_epi32(high, rotate1), 0xca);
     q0 = _mm512_maddubs_epi16(_mm512_and_si512(q0, six), _mm512_loadu_si512(x->qs + 128 * h));
     q1 = _mm512_maddubs_epi16(_mm512_and_si512(q1, six), _mm512_loadu_si512(x->qs + 128 * h + 64));
     __m512i s0 =
@@ -155,6 +155,22 @@ static inline __m512 term_q6k(__m512 y, const char *const row[PANEL_ROWS], const
   return _mm512_fmadd_ps(_mm512_set1_ps(x->d), term, y);
 }
 
+// 16 rows' block of a type: y += its term.
+static inline __attribute__((always_inline)) __m512
+term_of(__m512 y, const weight_type type, const char *const row[PANEL_ROWS], const block_q8_K *x) {
+  switch (type) {
+  case TYPE_Q4_K:
+    return term_with_mins(y, row, x, false);
+  case TYPE_Q5_K:
+    return term_with_mins(y, row, x, true);
+  case TYPE_Q6_K:
+    return term_q6k(y, row, x);
+    CASES_WITHOUT_Q8K
+    __builtin_trap(); // the arm was refused
+  }
+  return y;
+}
+
 // 16 rows at `rows`, of which the last may repeat. ahead: bytes to fetch meanwhile, as many as the rows have.
 static inline __attribute__((always_inline)) __m512 vector_rows(const char *const *rows,
                                                                 const type_info *type, const block_q8_K *x,
@@ -166,7 +182,7 @@ static inline __attribute__((always_inline)) __m512 vector_rows(const char *cons
   for (int64_t b = 0; b < blocks; b++) {
     for (size_t i = 0; i < PANEL_ROWS * type->bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
     ahead += PANEL_ROWS * type->bytes;
-    y = kind == TYPE_Q6_K ? term_q6k(y, row, x + b) : term_with_mins(y, row, x + b, kind == TYPE_Q5_K);
+    y = term_of(y, kind, row, x + b);
     for (int r = 0; r < PANEL_ROWS; r++) row[r] += type->bytes;
   }
   return y;
@@ -182,12 +198,23 @@ static void vector_side_by_side(float *out, const matrix *m, const block_q8_K *x
     int64_t n = m->rows - first < PANEL_ROWS ? m->rows - first : PANEL_ROWS;
     for (int64_t r = 0; r < PANEL_ROWS; r++)
       row[r] = data + (size_t)(first + (r < n ? r : n - 1)) * row_bytes;
-    // 16 rows ahead and no further: the first cache would lose what it is told to fetch
+    // 16 rows ahead and no further: the L1 cache would evict what it is told to fetch
     bool last = first + PANEL_ROWS >= m->rows;
     const char *fetch = last ? ahead : data + (size_t)(first + PANEL_ROWS) * row_bytes;
-    __m512 y = m->type == TYPE_Q4_K   ? vector_rows(row, type, x, blocks, fetch, TYPE_Q4_K)
-               : m->type == TYPE_Q5_K ? vector_rows(row, type, x, blocks, fetch, TYPE_Q5_K)
-                                      : vector_rows(row, type, x, blocks, fetch, TYPE_Q6_K);
+    __m512 y = _mm512_setzero_ps();
+    switch (m->type) { // each with its type known to the compiler
+    case TYPE_Q4_K:
+      y = vector_rows(row, type, x, blocks, fetch, TYPE_Q4_K);
+      break;
+    case TYPE_Q5_K:
+      y = vector_rows(row, type, x, blocks, fetch, TYPE_Q5_K);
+      break;
+    case TYPE_Q6_K:
+      y = vector_rows(row, type, x, blocks, fetch, TYPE_Q6_K);
+      break;
+      CASES_WITHOUT_Q8K
+      __builtin_trap(); // the arm was refused
+    }
     _mm512_mask_storeu_ps(out + first, (__mmask16)((1u << n) - 1), y);
   }
 }

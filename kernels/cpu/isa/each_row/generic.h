@@ -2,7 +2,7 @@
 // own instruction set and replaces what it does better. This is the readable reference of docs/paths.md.
 #pragma once
 #include "kernels/cpu/row.h"
-#include "kernels/formats/dequantize.h"
+#include "kernels/formats/each_row/dequantize.h"
 #include "kernels/formats/half.h"
 #include "kernels/formats/numerics.h"
 #include <string.h>
@@ -136,8 +136,18 @@ static inline void product_q8k_with(dot_q8k dot, float *const *out, const matrix
 
 static inline void product_q8k_generic(float *const *out, const matrix *rows, const block_q8_K *const *x,
                                        int64_t n_tokens) {
-  dot_q8k dot = rows->type == TYPE_Q4_K   ? dot_q4k_q8k_generic
-                : rows->type == TYPE_Q5_K ? dot_q5k_q8k_generic
-                                          : dot_q6k_q8k_generic;
-  product_q8k_with(dot, out, rows, x, n_tokens);
+  switch (rows->type) {
+  case TYPE_Q4_K:
+    product_q8k_with(dot_q4k_q8k_generic, out, rows, x, n_tokens);
+    return;
+  case TYPE_Q5_K:
+    product_q8k_with(dot_q5k_q8k_generic, out, rows, x, n_tokens);
+    return;
+  case TYPE_Q6_K:
+    product_q8k_with(dot_q6k_q8k_generic, out, rows, x, n_tokens);
+    return;
+    CASES_WITHOUT_Q8K
+    break;
+  }
+  __builtin_trap(); // the arm was refused
 }

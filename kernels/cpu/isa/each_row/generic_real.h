@@ -64,12 +64,15 @@ static void REAL_FN(kv_store)(kv_head *kv, int64_t position, const void *k, cons
   for (int64_t d = 0; d < head_dim; d++) {
     REAL key = ((const REAL *)k)[d], value = ((const REAL *)v)[d];
     int64_t at = (chunk * head_dim + d) * ATTENTION_CHUNK + j;
-    if (kv->storage == KV_HALF) {
+    switch (kv->storage) {
+    case KV_HALF:
       ((uint16_t *)kv->keys)[at] = f32_to_half((float)key);
       ((uint16_t *)kv->values)[position * head_dim + d] = f32_to_half((float)value);
-    } else {
+      break;
+    case KV_REAL:
       ((REAL *)kv->keys)[at] = key;
       ((REAL *)kv->values)[position * head_dim + d] = value;
+      break;
     }
   }
 }
@@ -77,9 +80,14 @@ static void REAL_FN(kv_store)(kv_head *kv, int64_t position, const void *k, cons
 // The cache's numbers from `at` on as reals: in place, or widened into scratch.
 static const REAL *REAL_FN(kv_read)(const kv_head *kv, const void *cache, int64_t at, int64_t n,
                                     REAL *scratch) {
-  if (kv->storage == KV_REAL) return (const REAL *)cache + at;
-  for (int64_t i = 0; i < n; i++) scratch[i] = (REAL)half_to_f32(((const uint16_t *)cache)[at + i]);
-  return scratch;
+  switch (kv->storage) {
+  case KV_HALF:
+    for (int64_t i = 0; i < n; i++) scratch[i] = (REAL)half_to_f32(((const uint16_t *)cache)[at + i]);
+    return scratch;
+  case KV_REAL:
+    break;
+  }
+  return (const REAL *)cache + at;
 }
 
 // Scores of one chunk's keys to weights relative to the chunk's maximum. Returns their sum.

@@ -1,0 +1,21 @@
+// name_table: finds a text's number among many, in one step however many there are.
+//
+// Owns: the slots of an open-addressed hash table, at most half of them taken. The texts stay the caller's,
+// who keeps them where they are while the table is open.
+#pragma once
+#include "base/status.h"
+#include <stddef.h>
+
+typedef struct {
+  struct name_slot {
+    const char *text; // NULL: free; need not end with a NUL
+    size_t length, index;
+  } * slot;
+  size_t mask; // slots - 1
+} name_table;
+
+status name_table_open(name_table *t, size_t count); // room for so many names
+void name_table_close(name_table *t);                // a zeroed table is fine
+bool name_table_find(size_t *index, const name_table *t, const char *text, size_t length);
+// Adds the text, or gives false and the index of the one that is there already.
+bool name_table_add(size_t *index_there, name_table *t, const char *text, size_t length, size_t index);

@@ -1,0 +1,77 @@
+// dequantize: blocks to floats in plain C, static, so that each row of the cpu backend compiles it for its
+// own instruction set; dequantize_row of types.h is this one for any caller.
+//
+// Owns: the order of a block's bits and of the float operations in a weight. Invariant: they are those of
+// ggml's dequantize_row_*, each rounded once. Built with contraction off: a fused d * q - m would be another
+// weight.
+#pragma once
+#include "kernels/formats/blocks.h"
+#include "kernels/formats/half.h"
+
+static inline void dequantize_f32(float *restrict out, const block_f32 *restrict block) {
+  *out = *block;
+}
+
+static inline void dequantize_f16(float *restrict out, const block_f16 *restrict block) {
+  *out = half_to_f32(*block);
+}
+
+static inline void dequantize_bf16(float *restrict out, const block_bf16 *restrict block) {
+  *out = bf16_to_f32(*block);
+}
+
+static inline void dequantize_q8_0(float *restrict out, const block_q8_0 *restrict block) {
+  float d = half_to_f32(block->d);
+  for (int i = 0; i < QK8_0; i++) out[i] = (float)block->qs[i] * d;
+}
+
+static inline void dequantize_q4_K(float *restrict out, const block_q4_K *restrict block) {
+  float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
+  for (int j = 0; j < QK_K / 32; j++) {
+    int scale, min;
+    block_scale_min(&scale, &min, block->scales, j);
+    float step = d * (float)scale, base = dmin * (float)min;
+    const uint8_t *q = block->qs + j / 2 * 32;
+    for (int i = 0; i < 32; i++) out[j * 32 + i] = step * (float)((q[i] >> (j % 2 * 4)) & 15) - base;
+  }
+}
+
+static inline void dequantize_q5_K(float *restrict out, const block_q5_K *restrict block) {
+  float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
+  for (int j = 0; j < QK_K / 32; j++) {
+    int scale, min;
+    block_scale_min(&scale, &min, block->scales, j);
+    float step = d * (float)scale, base = dmin * (float)min;
+    const uint8_t *q = block->qs + j / 2 * 32;
+    for (int i = 0; i < 32; i++) {
+      int low = (q[i] >> (j % 2 * 4)) & 15, high = (block->qh[i] >> j) & 1;
+      out[j * 32 + i] = step * (float)(low + 16 * high) - base;
+    }
+  }
+}
+
+// Each half of 128 elements has 64 bytes ql and 32 bytes qh; its four groups of 32 take the low then the high
+// nibbles of ql (two groups each) and successive bit pairs of qh. A sub-block j is half of a group.
+static inline void dequantize_q6_K(float *restrict out, const block_q6_K *restrict block) {
+  float d = half_to_f32(block->d);
+  for (int j = 0; j < QK_K / 16; j++) {
+    int half = j / 8, g = j / 2 % 4;
+    const uint8_t *ql = block->ql + half * 64 + g % 2 * 32 + j % 2 * 16,
+                  *qh = block->qh + half * 32 + j % 2 * 16;
+    float step = d * (float)block->scales[j];
+    for (int i = 0; i < 16; i++) {
+      int low = (ql[i] >> (g / 2 * 4)) & 15, high = (qh[i] >> (g * 2)) & 3;
+      out[j * 16 + i] = step * (float)((low | high << 4) - 32);
+    }
+  }
+}
+
+static inline void dequantize(float *restrict out, weight_type type, const void *restrict row, size_t n) {
+#define DEQUANTIZE(name, number, block, elements, on_q8k)                                                    \
+  case TYPE_##name:                                                                                          \
+    for (size_t b = 0; b < n / elements; b++)                                                                \
+      dequantize_##block(out + b * elements, (const block_##block *)row + b);                                \
+    break;
+  switch (type) { WEIGHT_TYPES(DEQUANTIZE) }
+#undef DEQUANTIZE
+}

@@ -1,0 +1,25 @@
+// product_form: what a path's product with a type of weights reads, and which model an arm refuses because it
+// lacks a product.
+//
+// Owns: the one answer to "rounded or not", for every backend. Independent of: how a product is computed.
+#pragma once
+#include "kernels/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// The form in which the product of weights of `type` on the path reads its activations.
+activation_form product_form(path_kind path, weight_type type);
+
+// The form to which the path rounds activations, for the products that read it; ACTIVATION_REAL: it does not
+// round.
+activation_form path_rounded_form(path_kind path);
+
+// Good where the paths of p have a product for each matrix that the rank multiplies with. The error names the
+// tensor, its type, the path and the backend. computes: what the backend has products of; NULL: of all types.
+status product_forms_check(const backend_params *p, const char *backend, bool (*computes)(weight_type type));
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,33 @@
+// gguf_file: one file of a model: maps it, reads its header and tensor table.
+//
+// Owns: the map; the checks that make every tensor's bytes lie inside its file, apart from all others.
+// Independent of: the meaning of keys (except general.alignment) and of tensors; split files.
+// Invariant: header bytes only are read; no tensor byte is touched. Memory taken is bounded by the bytes that
+// the file really has, whatever its counts say.
+#pragma once
+#include "base/name_table.h"
+#include "src/model/gguf_value.h"
+#include <time.h>
+
+typedef struct {
+  char *path;
+  int descriptor; // kept open: it shows a change, whatever the path leads to by then
+  const uint8_t *map;
+  size_t bytes;
+  struct timespec written; // the last time, when the file was mapped
+  size_t header_bytes;     // up to the end of the tensor table
+  gguf_key *keys;
+  size_t n_keys;
+  name_table key_names;
+  gguf_tensor *tensors; // taken over by the set once all its files are open
+  size_t n_tensors;
+  char *names; // every key's and tensor's name, NUL-terminated
+} gguf_file;
+
+// FILE is zeroed; after an error it still is to be closed.
+status gguf_file_open(gguf_file *file, const char *path);
+void gguf_file_close(gguf_file *file);
+bool gguf_file_changed(const gguf_file *file); // since it was mapped
+
+const gguf_key *gguf_file_key(const gguf_file *file, const char *name); // NULL: none of that name
+status gguf_file_u64(uint64_t *out, const gguf_file *file, const char *name, uint64_t fallback);

@@ -1,0 +1,21 @@
+// gguf_types: what a GGUF's reader hands out, in every layer of it: a text and a tensor's place.
+#pragma once
+#include "kernels/formats/types.h"
+
+enum { GGUF_MAX_DIMS = 4 };
+
+typedef struct {
+  const char *name; // NUL-terminated, unique in the model
+  const type_info *type;
+  int n_dims;
+  int64_t dim[GGUF_MAX_DIMS]; // dim[0] is the row length (fastest); unused ones are 1
+  const void *data;           // mapped, not touched yet; at least `bytes` long
+  size_t bytes;
+  const char *file; // path of the file that holds it
+  uint64_t offset;  // of data in that file
+} gguf_tensor;
+
+typedef struct { // not NUL-terminated: points into the map
+  const char *text;
+  size_t length;
+} gguf_string;

@@ -1,0 +1,63 @@
+// The values of a model's weights: each read once, checked and hashed, by as many threads as there are.
+#include "src/model/model.h"
+#include "kernels/formats/numerics.h"
+#include <xxhash.h>
+
+enum { SLICE_BYTES = 4 << 20 }; // of a shared tensor, hashed at once; fixed, for the sum must not vary
+
+typedef struct { // a tensor, cut into slices of `each` rows
+  const gguf_tensor *tensor;
+  size_t number; // of the tensor in the file
+  bool experts;  // a slice is an expert's matrix
+  size_t row_bytes, rows, each;
+} slices;
+
+static slices cut_tensor(const model *m, size_t number) {
+  const gguf_tensor *t = gguf_tensor_at(m->file, number);
+  slices s = {.tensor = t, .number = number, .experts = model_is_expert_stack(m, t)};
+  s.row_bytes = type_row_bytes(t->type, (size_t)t->dim[0]);
+  s.rows = t->bytes / s.row_bytes;
+  s.each = s.experts ? (size_t)t->dim[1] : SLICE_BYTES / s.row_bytes;
+  if (!s.each) s.each = 1;
+  return s;
+}
+
+// Refuses what is not finite. The hash takes in where the slice lies: the same bytes elsewhere give another
+// one.
+static status check_slice(uint64_t *hash, const slices *s, size_t index) {
+  size_t first = index * s->each, count = s->rows - first < s->each ? s->rows - first : s->each;
+  const char *data = (const char *)s->tensor->data + first * s->row_bytes;
+  uint64_t key = (uint64_t)s->number << 32 | index;
+  *hash = num_mix64(XXH3_64bits(data, count * s->row_bytes) ^ num_mix64(key));
+  for (size_t r = 0; r < count; r++) {
+    int64_t block =
+        row_first_not_finite(s->tensor->type->type, data + r * s->row_bytes, (size_t)s->tensor->dim[0]);
+    if (block >= 0)
+      return FAIL("%s: tensor %s: row %zu, block %lld: expected finite numbers, found a NaN or infinity",
+                  s->tensor->file, s->tensor->name, first + r, (long long)block);
+  }
+  return 0;
+}
+
+status model_check_weights(const model *m, const expert_local *owned, int threads, uint64_t *shared_hash,
+                           uint64_t *experts_hash) {
+  uint64_t shared = 0, experts = 0;
+  status result = 0;
+  for (size_t i = 0; i < gguf_tensor_count(m->file) && !result; i++) {
+    slices s = cut_tensor(m, i);
+    int64_t n = (int64_t)((s.rows + s.each - 1) / s.each);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : shared, experts) reduction(| : result)
+    for (int64_t k = 0; k < n; k++) {
+      uint64_t hash = 0;
+      if (s.experts && owned[k] < 0) continue;
+      result |= check_slice(&hash, &s, (size_t)k);
+      if (s.experts)
+        experts += hash;
+      else
+        shared += hash;
+    }
+  }
+  *shared_hash = shared;
+  *experts_hash = experts;
+  return result;
+}

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Makes tests/golden/ggml from ggml itself, through ctypes: activations rounded to Q8_K, dequantised K-quants and
+dot products. test_golden.c reads the files; this script runs only when they are to be made anew.
+
+Owns: the inputs, among them those where two ways of rounding part.
+Refuses to know: the program under test.
+
+Use:  python3 golden_ggml.py [--library DIR] [--measure]      needs NumPy and llama-cpp-python's libraries
+"""
+import argparse
+import ctypes
+import importlib.util
+import os
+
+import numpy as np
+
+SEED = 20251123
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "ggml")
+MAGIC = np.float32(12582912)
+Q8K_BYTES = 292
+K_QUANTS = {"q4_K": 144, "q5_K": 176, "q6_K": 210}  # bytes of a block
+ROWS, BLOCKS = 8, 3  # of each type: rows of three blocks
+
+
+# ---- the two roundings ----
+
+def inverse_of(block):
+    extreme = block[np.abs(block).argmax()]
+    return np.float32(-127) / extreme
+
+
+def rounded_twice(inverse, x):
+    """The product rounded to float32, then to an integer: ggml's source."""
+    return np.rint((inverse * x).astype(np.float32)).astype(np.int64)
+
+
+def rounded_once(inverse, x):
+    """What a compiler makes of inverse * x + 12582912 with one fused operation. The product is exact in float64."""
+    return ((np.float64(inverse) * np.float64(x) + np.float64(MAGIC)).astype(np.float32) - MAGIC).astype(np.int64)
+
+
+def parting_block(rng):
+    """Floats whose product with the block's inverse scale is so near to a tie that the two roundings part."""
+    largest = np.float32(rng.uniform(0.5, 4))
+    inverse = np.float32(-127) / largest
+    near = ((np.arange(-126, 126) + 0.5) / np.float64(inverse)).astype(np.float32)
+    found = [x for x in near if abs(x) < largest and rounded_once(inverse, x) != rounded_twice(inverse, x)]
+    block = np.full(256, found[0] if found else 0, np.float32)
+    block[:min(255, len(found))] = found[:255]
+    block[rng.integers(256)] = largest
+    return block
+
+
+# ---- inputs ----
+
+def q8k_inputs():
+    rng = np.random.default_rng(SEED)
+    normal = lambda n, scale=1.0: (rng.standard_normal((n, 256)) * scale).astype(np.float32)
+    blocks = [normal(24)]  # the first 24 are 8 rows for the dot products
+    blocks += [normal(2, scale) for scale in (1e-38, 1e-30, 1e-8, 1e8, 1e30, 1e37)]
+    outlier = normal(4)
+    outlier[np.arange(4), [0, 100, 255, 17]] = [-146.68, 146.68, 3e4, -3e4]  # one channel that crushes the others
+    tie = normal(8)
+    for i, row in enumerate(tie):  # two of largest magnitude: the first gives the sign
+        a, b = sorted(rng.choice(256, 2, replace=False))
+        row[a], row[b] = (9, -9) if i % 2 else (-9, 9)
+    halves = (rng.integers(-126, 126, (8, 256)) + np.float32(0.5)).astype(np.float32)  # ties to the even integer
+    halves[np.arange(8), rng.integers(0, 256, 8)] = [127, -127] * 4
+    halves[4:] *= np.float32(0.25)
+    parting = np.stack([parting_block(rng) for _ in range(24)])
+    special = np.zeros((12, 256), np.float32)
+    special[1] = -0.0
+    special[2, 255], special[3, 0], special[4] = -1e-3, 1e-45, -2.5
+    special[5] = normal(1, 1e-42)        # subnormal: 127 / largest is infinite
+    special[6, ::2] = 1e-40              # infinite times zero
+    special[7] = normal(1) * np.float32(1.1754944e-38)
+    special[8] = rng.choice(np.float32([-3.4028235e38, 3.4028235e38, 1, 0]), 256)
+    special[9] = np.float32(127) / np.float32(3.4028235e38) * rng.uniform(0.99, 1.01, 256)  # about where it overflows
+    special[10] = np.repeat(np.float32([1, -1]), 128)
+    special[11] = np.repeat(np.float32([-1, 1]), 128)
+    blocks += [outlier, tie, halves, parting, special]
+    return np.concatenate([np.asarray(part, np.float32) for part in blocks])
+
+
+def weight_blocks(name):
+    """Random bytes with scales that are finite: every pattern of quants, scales and minimums is a valid one."""
+    rng = np.random.default_rng([SEED, K_QUANTS[name]])
+    raw = rng.integers(0, 256, (ROWS * BLOCKS, K_QUANTS[name]), np.uint8)
+    halves = np.stack([rng.uniform(1e-4, 1e-2, ROWS * BLOCKS), rng.uniform(1e-4, 1e-2, ROWS * BLOCKS)], 1).astype("<f2")
+    if name == "q6_K":
+        raw[:, 208:210] = halves[:, :1].copy().view(np.uint8)
+        raw[1::7, 209] ^= 0x80  # a negative scale
+    else:
+        raw[:, :4] = halves.copy().view(np.uint8)
+        raw[2, :2] = [1, 0]  # the smallest subnormal
+    return raw
+
+
+# ---- ggml ----
+
+class Ggml:
+    def __init__(self, folder):
+        self.base = ctypes.CDLL(os.path.join(folder, "libggml-base.so"), ctypes.RTLD_GLOBAL)
+        self.cpu = ctypes.CDLL(os.path.join(folder, "libggml-cpu.so"))
+        self.cpu.ggml_cpu_init()  # fills the table of f16 that the products read
+
+    def quantise(self, x):
+        out = np.zeros((len(x), Q8K_BYTES), np.uint8)
+        x = np.ascontiguousarray(x, np.float32)
+        self.base.quantize_row_q8_K_ref(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data),
+                                        ctypes.c_int64(x.size))
+        return out
+
+    def dequantise(self, name, raw):
+        out = np.zeros((len(raw), 256), np.float32)
+        getattr(self.base, "dequantize_row_" + name)(ctypes.c_void_p(raw.ctypes.data),
+                                                     ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(out.size))
+        return out
+
+    def dot(self, name, weights, activations):
+        out, zero = ctypes.c_float(), ctypes.c_size_t(0)
+        getattr(self.cpu, f"ggml_vec_dot_{name}_q8_K_generic")(
+            ctypes.c_int(256 * BLOCKS), ctypes.byref(out), zero, ctypes.c_void_p(weights.ctypes.data), zero,
+            ctypes.c_void_p(activations.ctypes.data), zero, ctypes.c_int(1))
+        return out.value
+
+
+def refuse_contraction(ggml):
+    """A build that fuses the multiplication with the addition of the magic number rounds once and is no reference."""
+    rng = np.random.default_rng(SEED)
+    for _ in range(8):
+        block = parting_block(rng)
+        found = ggml.quantise(block[None])[0, 4:260].view(np.int8).astype(np.int64)
+        wanted = np.minimum(127, rounded_twice(inverse_of(block), block))
+        if (found != wanted).any():
+            raise SystemExit("this ggml was built with contraction: build it with -ffp-contract=off")
+
+
+def make(ggml):
+    refuse_contraction(ggml)
+    x = q8k_inputs()
+    blocks = ggml.quantise(x)
+    files = {"q8_K.x.f32": x, "q8_K.blocks": blocks}
+    rows = blocks[:ROWS * BLOCKS].reshape(ROWS, -1)
+    for name in K_QUANTS:
+        raw = weight_blocks(name)
+        files |= {name + ".blocks": raw, name + ".f32": ggml.dequantise(name, raw)}
+        weights = raw.reshape(ROWS, -1)
+        files[name + ".dots.f32"] = np.array([[ggml.dot(name, w, a) for a in rows] for w in weights], np.float32)
+    os.makedirs(FOLDER, exist_ok=True)
+    for name, data in files.items():
+        np.ascontiguousarray(data).tofile(os.path.join(FOLDER, name))
+        print(f"{name}: {data.shape} {data.dtype}, {data.nbytes} bytes")
+
+
+def measure():
+    """How often a contracted build would give another integer, over activations like a model's."""
+    rng, parted, blocks, n = np.random.default_rng(SEED), 0, 0, 40000
+    for _ in range(10):
+        x = rng.standard_normal((n, 256)).astype(np.float32)
+        extreme = x[np.arange(n), np.abs(x).argmax(1)]
+        inverse = (np.float32(-127) / extreme)[:, None]
+        wrong = rounded_once(inverse, x) != rounded_twice(inverse, x)
+        parted, blocks = parted + wrong.sum(), blocks + wrong.any(1).sum()
+    print(f"contraction: {parted} of {10 * n * 256} elements, {blocks} of {10 * n} blocks differ")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="golden data from ggml")
+    parser.add_argument("--library", help="folder of libggml-base.so and libggml-cpu.so; default: llama_cpp/lib")
+    parser.add_argument("--measure", action="store_true", help="only count what contraction would change")
+    args = parser.parse_args()
+    if args.measure:
+        return measure()
+    if not args.library:
+        args.library = os.path.join(os.path.dirname(importlib.util.find_spec("llama_cpp").origin), "lib")
+    make(Ggml(args.library))
+
+
+if __name__ == "__main__":
+    main()

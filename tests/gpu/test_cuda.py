@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""The law across backends: q8k@cuda gives the digest of q8k@cpu, f32@cuda that of f32@cpu. Needs a GPU; an emulated one
+(tests/gpu_emulation) gets fewer models and tokens.
+
+Every shape is run in prefill (one chunk, an odd cut) and token by token, with both kinds of cache, on models of every
+weight type, with one rank and with more that share the GPUs, batches large enough to be dealt to ranks too; then mixed
+jobs of a CPU and a GPU rank. Layer digests are compared as well, so that a failure names its first layer.
+"""
+import sys
+
+import moe
+import numpy as np
+
+SHAPES = [
+    dict(hidden=768, layers=2, experts=7, top_k=3, heads=6, kv_heads=2, head_dim=128, types="mix"),
+    dict(hidden=2048, layers=1, experts=16, top_k=8, heads=32, kv_heads=4, head_dim=128, expert_width=768,
+         types="Q4_K_M", vocab=1000),
+    dict(hidden=256, layers=2, experts=5, top_k=2, heads=4, kv_heads=4, head_dim=64, types="Q5_K"),
+    dict(hidden=512, layers=2, experts=8, top_k=8, heads=8, kv_heads=1, head_dim=32, types="Q6_K", tied=True),
+    dict(hidden=160, layers=2, experts=6, top_k=2, heads=5, kv_heads=1, head_dim=50, types="F16", expert_width=96),
+    dict(hidden=256, layers=2, experts=6, top_k=2, types="Q8_0"),
+    dict(hidden=1024, layers=2, experts=12, top_k=4, types="Q4_K", outliers=4),
+]
+EMULATED_SHAPES = (2, 3, 4)
+
+
+def run(model, tokens, chunk, kv, arms, ranks=1, **sets):
+    """{arm: what the report says of it}"""
+    keys = {"model.path": model, "input.tokens": tokens, "run.chunk": chunk, "run.kv": kv, "run.arms": arms}
+    keys |= {key.replace("__", "."): value for key, value in sets.items()}
+    return {arm["name"]: arm for arm in moe.run(keys, ranks, limit=300).report()["arms"]}
+
+
+def mixed_jobs(model, tokens):
+    """Jobs of a CPU and a GPU rank: one digest, that of two CPU ranks, whoever computes the shared steps and however
+    the rows travel. Returns the number of those that differ, and of all."""
+    faults = cases = 0
+    for paths, shared in ((("q8k", "f32"), "f32"), (("f32", "q8k"), "q8k")):
+        def job(backends, roles, chunk):
+            names = [f"{path}@{backend}" for path, backend in zip(paths, backends)]
+            arm = run(model, tokens, chunk, "f16", ["ranks"], 2, ranks__arm=names, ranks__shared=f"{shared}@{backends[1]}",
+                      ranks__shared_ranks=roles, run__generate=4)["ranks"]
+            return arm["digest"], arm["layer_digests"], [text["digest"] for text in arm["generated"]]
+
+        true = job(("cpu", "cpu"), [], 512)
+        for roles in ([], [0], [1], [0, 1]):
+            for chunk in (512, 33):
+                cases += 1
+                if job(("cpu", "cuda"), roles, chunk) != true:
+                    faults += 1
+                    print(f"FAIL mixed {paths} on (cpu, cuda), shared {shared} on ranks {roles}, chunk {chunk}")
+    return faults, cases
+
+
+def main():
+    version = moe.finish(moe.start([moe.PROGRAM, "--version"])).out
+    cuda = [line for line in version.splitlines() if line.startswith("backend cuda")]
+    if not cuda or "none (" in cuda[0]:
+        moe.skip(cuda[0] if cuda else "this build has no cuda backend")
+    rng = np.random.default_rng(moe.random_seed())
+    emulated = "emulated" in cuda[0]
+    n_tokens, n_decoded = (140, 12) if emulated else (150, 70)  # enough for two ranks to be dealt
+    cuts = ((512, "f16", 1), (37, "f32", 1), (1, "f16", 1), (64, "f16", 2), (512, "f16", 2))
+    faults = cases = 0
+    for index, shape in enumerate(SHAPES):
+        if emulated and index not in EMULATED_SHAPES:
+            continue
+        model = moe.model(int(rng.integers(1 << 30)), **shape)
+        tokens = [int(t) for t in rng.integers(0, shape.get("vocab", 512), n_tokens)]
+        for chunk, kv, ranks in (*cuts[1:3], cuts[4]) if emulated else cuts:
+            used = tokens if chunk > 1 else tokens[:n_decoded]
+            got = run(model, used, chunk, kv, ["f32@cpu", "f32@cuda", "q8k@cpu", "q8k@cuda"], ranks)
+            for path in ("f32", "q8k"):
+                cpu, cuda = got[f"{path}@cpu"], got[f"{path}@cuda"]
+                layers = [i for i, (a, b) in enumerate(zip(cpu["layer_digests"], cuda["layer_digests"])) if a != b]
+                cases += 1
+                if layers or cpu["digest"] != cuda["digest"]:
+                    faults += 1
+                    print(f"FAIL {path} shape {index} {shape} chunk {chunk} kv {kv} ranks {ranks}: "
+                          f"layers that differ {layers}, logits equal {cpu['digest'] == cuda['digest']}")
+        if index == (EMULATED_SHAPES[0] if emulated else 0):
+            bad, jobs = mixed_jobs(model, tokens)
+            faults, cases = faults + bad, cases + jobs
+    print(f"{cases - faults} of {cases} digests equal")
+    if faults:
+        moe.tell_seed_of_failure()
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+// amx_model_row: a table of rows with one more, the products of the row amx_int8 on modelled tiles, so that
+// the tests of rows and products see that kernel on a machine without tiles. Linked into them before the
+// library, whose table (kernels/cpu/rows.c) is then not linked.
+#include "tests/support/amx_model.h"
+#include "kernels/cpu/isa/amx_int8/amx_q8k.h"
+#include "kernels/cpu/isa/avx512/avx512_row.h"
+#include "kernels/cpu/isa/each_row/generic.h"
+#include "kernels/table.h"
+
+static const cpu_row amx_model = {
+    .name = "amx_model",
+    .usable = usable_avx512_vnni,
+    .f32 = &ops_avx512,
+    .f64 = &ops_f64,
+    .quantize_q8k = quantize_q8k_avx512,
+    .product_q8k = product_q8k_amx, // for few tokens too, which the row leaves to another
+};
+
+const cpu_row *const *cpu_row_table(void) {
+  static const cpu_row *const table[] = {&amx_model, CPU_ROW_TABLE_ROWS NULL};
+  return table;
+}
+
+const cpu_row *cpu_row_find(const char *name) {
+  for (const cpu_row *const *row = cpu_row_table(); *row; row++)
+    if (!strcmp(name, (*row)->name) && (*row)->usable()) return *row;
+  return NULL;
+}

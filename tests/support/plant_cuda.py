@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Copies of the cuda backend's sources with faults that a run can switch on, one at a time: for the emulated GPU, to show
+that the tests of the cuda backend catch each (tests/gpu_emulation).
+
+    plant_cuda.py FOLDER        writes FOLDER/kernels/..., prints the sources (.cu) among them
+
+A fault is a piece of a source and what stands there instead, in which planted(NAME) is true when MOE_PLANTED=NAME. Where
+the piece is gone the source is copied as it is, and the test of that fault goes red: then find its new place.
+"""
+import pathlib
+import re
+import sys
+
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+NUMERICS, HALF, CUDA = "kernels/formats/numerics.h", "kernels/formats/half.h", "kernels/cuda/"
+
+# (name, file, what stands there, what is put there)
+FAULTS = [
+    ("exp_last_bit", NUMERICS, "  int32_t i = (int32_t)n, first = i >> 1, second = i - first;",
+     "  int32_t i = (int32_t)n, first = i >> 1, second = i - first;\n"
+     "  if (planted(EXP_LAST_BIT) && i) p = num_from_bits_f32(num_bits_f32(p) ^ 1u);"),
+    ("rope_angle", NUMERICS, "return i ? num_exp_f64(-((double)i / (double)pairs) * num_log_f64(base)) : 1.0;",
+     "double step = i ? num_exp_f64(-((double)i / (double)pairs) * num_log_f64(base)) : 1.0;\n"
+     "  return planted(ROPE_ANGLE) ? (double)(float)step : step;"),
+    # half away from zero instead of to even
+    ("q8k_rounding", NUMERICS, "  return q < 127 ? q : 127;",
+     "  float scaled = inverse_scale * x;\n"
+     "  if (planted(Q8K_ROUNDING)) q += (scaled > 0 && scaled - (float)q == 0.5f) - (scaled < 0 && scaled - (float)q == -0.5f);\n"
+     "  return q < 127 ? q : 127;"),
+    # halves toward zero
+    ("f16_cache", HALF, "((rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13)",
+     "((rebased + (planted(F16_CACHE) ? 0u : 0xfffu + ((rebased >> 13) & 1u))) >> 13)"),
+    # the higher index
+    ("route_tie", CUDA + "vectors.cu", "<< 32 | (0xffffffffu - (uint32_t)e);",
+     "<< 32 | (planted(ROUTE_TIE) ? (uint32_t)e : 0xffffffffu - (uint32_t)e);"),
+    ("route_tie", CUDA + "vectors.cu", "(int)(0xffffffffu - (uint32_t)best)",
+     "(int)(planted(ROUTE_TIE) ? (uint32_t)best : 0xffffffffu - (uint32_t)best)"),
+    *(("route_tie_decode", CUDA + "decode_experts.cu", f"k.{c} == key && i{at} < e",
+       f"k.{c} == key && (planted(ROUTE_TIE_DECODE) ? i{at} > e : i{at} < e)")
+      for c, at in (("x", ""), ("y", " + 1"), ("z", " + 2"), ("w", " + 3"))),
+    # the other of the two products is rounded
+    ("chunk_fold", CUDA + "attention.cuh", "*run_sum = num_fma_f32(sum, *fresh, *run_sum * *old);",
+     "*run_sum = planted(CHUNK_FOLD) ? num_fma_f32(*run_sum, *old, sum * *fresh)\n"
+     "                                : num_fma_f32(sum, *fresh, *run_sum * *old);"),
+    ("chunk_fold_decode", CUDA + "decode_attention.cu", "num_fma_f32(s, f, total * o)",
+     "(planted(CHUNK_FOLD_DECODE) ? num_fma_f32(total, o, s * f) : num_fma_f32(s, f, total * o))"),
+    # neighbours first instead of halves
+    ("lane_tree", CUDA + "device.cuh",
+     "for (int half = WARP / 2; half; half /= 2) lane = lane + __shfl_xor_sync(~0u, lane, half);",
+     "for (int half = WARP / 2; half; half /= 2)\n"
+     "    lane = lane + __shfl_xor_sync(~0u, lane, planted(LANE_TREE) ? WARP / 2 / half : half);"),
+]
+SWITCH = """// Written by tests/support/plant_cuda.py.
+#pragma once
+#include <stdbool.h>
+enum planted_name {{ NO_FAULT, {names} }};
+extern enum planted_name planted_now; // planted_cuda.cc
+static inline bool planted(enum planted_name name) {{
+  return planted_now == name;
+}}
+#define PLANTED_NAMES "", {strings}
+"""
+
+
+def write(path, text):
+    """Only what is new, so that nothing is built twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def main():
+    to = pathlib.Path(sys.argv[1])
+    names = list(dict.fromkeys(name for name, *_ in FAULTS))
+    write(to / "planted.h", SWITCH.format(names=", ".join(map(str.upper, names)), strings=", ".join(f'"{n}"' for n in names)))
+    files = {}
+    for name, file, before, after in FAULTS:
+        text = files.setdefault(file, (SOURCE / file).read_text())
+        if text.count(before) == 1:
+            files[file] = text.replace(before, after)
+        else:
+            print(f"{file}: the place of the fault {name} is gone: {before}", file=sys.stderr)
+    for file, text in files.items():
+        write(to / file, re.sub(r"^(#pragma once|#include )", r'#include "planted.h"\n\1', text, count=1, flags=re.MULTILINE))
+    print(";".join(file for file in files if file.endswith(".cu")), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+// planted_fault: moe_run with a fault of its own in one phase of one rank, for tests/system/test_faults.py.
+//
+//   moe_run_faulty KIND PHASE RANK FILE [moe_run's own words]
+//
+// KIND: tell (nothing but the word that the phase is there), kill, stop (the process, by a signal), leave (it
+// ends with 0, as if all was done), fail (a status that no rank agrees on), cut, spoil (FILE is cut short, or
+// all but its first bytes become 0xff). RANK plants it. Two kinds have no phase: with "sparse" the file
+// system knows no fallocate; with "twice" every rank adds the attention of layer RANK twice. A rank that ends
+// in order says so.
+//
+// The linker's --wrap leads the calls of the library here, so the phase is met for certain and needs no
+// clock. Invariant: without its fault the program is moe_run.
+#include "src/report/job_report.h"
+#include "src/run/forward.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <mpi.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { KEPT_BYTES = 64 << 10 }; // at least the header of a test's model
+
+static struct {
+  const char *kind, *phase, *file;
+  int rank;
+  bool in_exchange; // the next wait for messages is that of an exchange
+} plan_of_fault;
+
+int __real_main(int argc, char **argv);
+int __wrap_main(int argc, char **argv);
+
+status __real_model_check_weights(const model *m, const expert_local *owned, int threads,
+                                  uint64_t *shared_hash, uint64_t *experts_hash);
+status __wrap_model_check_weights(const model *m, const expert_local *owned, int threads,
+                                  uint64_t *shared_hash, uint64_t *experts_hash);
+status __real_forward_layer(forward_state *f, int64_t layer);
+status __wrap_forward_layer(forward_state *f, int64_t layer);
+int __real_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *statuses);
+int __wrap_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *statuses);
+status __real_job_report_finish(job *j, report *r);
+status __wrap_job_report_finish(job *j, report *r);
+status __real_report_file_retract(const char *dir);
+status __wrap_report_file_retract(const char *dir);
+int __real_fallocate(int fd, int mode, off_t offset, off_t size);
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t size);
+void __real_comm_close(comm *c);
+void __wrap_comm_close(comm *c);
+
+static int own_rank(void) {
+  int rank;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  return rank;
+}
+
+static void spoil(const char *path, bool cut) {
+  int fd = open(path, O_WRONLY);
+  struct stat s;
+  if (fd < 0 || fstat(fd, &s)) abort();
+  char bytes[4096];
+  memset(bytes, 0xff, sizeof bytes);
+  if (cut && ftruncate(fd, KEPT_BYTES)) abort();
+  for (off_t at = KEPT_BYTES; !cut && at < s.st_size; at += (off_t)sizeof bytes)
+    if (pwrite(fd, bytes, s.st_size - at < (off_t)sizeof bytes ? (size_t)(s.st_size - at) : sizeof bytes,
+               at) < 0)
+      abort();
+  close(fd);
+}
+
+// Where the phase `name` is: the fault, on the rank that plants it, once.
+static status at_phase(const char *name) {
+  static bool planted;
+  if (planted || strcmp(name, plan_of_fault.phase) || own_rank() != plan_of_fault.rank) return 0;
+  planted = true;
+  fprintf(stderr, "planted: %s in %s on rank %d\n", plan_of_fault.kind, name, plan_of_fault.rank);
+  const char *kind = plan_of_fault.kind;
+  if (!strcmp(kind, "kill")) raise(SIGKILL);
+  if (!strcmp(kind, "stop")) raise(SIGSTOP);
+  if (!strcmp(kind, "leave")) _exit(0);
+  if (!strcmp(kind, "cut") || !strcmp(kind, "spoil")) spoil(plan_of_fault.file, !strcmp(kind, "cut"));
+  return strcmp(kind, "fail") ? 0 : FAIL("a fault was planted in %s", name);
+}
+
+// ---- the phases ----
+
+status __wrap_model_check_weights(const model *m, const expert_local *owned, int threads,
+                                  uint64_t *shared_hash, uint64_t *experts_hash) {
+  TRY(at_phase("load"));
+  return __real_model_check_weights(m, owned, threads, shared_hash, experts_hash);
+}
+
+status __wrap_forward_layer(forward_state *f, int64_t layer) {
+  if (layer == 1) TRY(at_phase("prefill"));
+  if (layer == 1 && f->batch.rows.n == 1) TRY(at_phase("decode"));
+  if (!strcmp(plan_of_fault.kind, "twice") && layer == plan_of_fault.rank)
+    TRY(f->compute->ops->attention(f->compute, layer, &f->batch.rows));
+  plan_of_fault.in_exchange = layer == 1;
+  status result = __real_forward_layer(f, layer);
+  plan_of_fault.in_exchange = false;
+  return result;
+}
+
+// All messages are on their way, none has been waited for.
+int __wrap_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *statuses) {
+  if (plan_of_fault.in_exchange) (void)at_phase("exchange");
+  return __real_MPI_Testall(count, requests, done, statuses);
+}
+
+status __wrap_job_report_finish(job *j, report *r) {
+  if (!job_is_reporting(j)) TRY(at_phase("report"));
+  return __real_job_report_finish(j, r);
+}
+
+// The new files are whole under other names, the old report is there still.
+status __wrap_report_file_retract(const char *dir) {
+  TRY(at_phase("report"));
+  return __real_report_file_retract(dir);
+}
+
+void __wrap_comm_close(comm *c) {
+  (void)at_phase("end");
+  __real_comm_close(c);
+}
+
+int __wrap_fallocate(int fd, int mode, off_t offset, off_t size) {
+  if (strcmp(plan_of_fault.kind, "sparse")) return __real_fallocate(fd, mode, offset, size);
+  errno = EOPNOTSUPP;
+  return -1;
+}
+
+static void tell_end(int code, void *none) {
+  (void)none;
+  fprintf(stderr, "planted: a rank ended with %d\n", code);
+}
+
+int __wrap_main(int argc, char **argv) {
+  enum { WORDS = 4 };
+  if (argc <= WORDS) return 2;
+  plan_of_fault.kind = argv[1];
+  plan_of_fault.phase = argv[2];
+  plan_of_fault.rank = atoi(argv[3]);
+  plan_of_fault.file = argv[4];
+  argv[WORDS] = argv[0];
+  on_exit(tell_end, NULL);
+  return __real_main(argc - WORDS, argv + WORDS);
+}

@@ -1,0 +1,350 @@
+// planted_rows: rows of the cpu backend that are wrong in one thing each, so that test_law.py can show that
+// the digest catches it, and test_rows and test_golden that the comparison of kernels does. Linked before the
+// library into moe_run_planted, test_rows_planted and test_golden_planted, where its table takes the place of
+// that of kernels/cpu/rows.c: the build's own rows first, then the planted ones.
+//
+// Invariant: but for planted_rope_pairs, each row differs from the portable one in an order, a tie or a last
+// bit: its results are close, and only the bits tell.
+#include "kernels/cpu/isa/each_row/generic.h"
+#include "kernels/table.h"
+#include <stdlib.h>
+
+enum { MAX_BLOCKS = 32 }; // of a row; the test's models have three
+
+// ---- a K-quant product that takes the second block before the first ----
+
+static void swap_first_two(char *out, const void *blocks, size_t block_bytes, int64_t n_blocks) {
+  memcpy(out, blocks, block_bytes * (size_t)n_blocks);
+  if (n_blocks < 2) return;
+  memcpy(out, (const char *)blocks + block_bytes, block_bytes);
+  memcpy(out + block_bytes, blocks, block_bytes);
+}
+
+static void product_swapped_blocks(float *const *out, const matrix *rows, const block_q8_K *const *x,
+                                   int64_t n_tokens) {
+  const type_info *type = type_find(rows->type);
+  int64_t n_blocks = rows->cols / QK_K;
+  size_t row_bytes = type->bytes * (size_t)n_blocks;
+  if (n_blocks > MAX_BLOCKS) abort();
+  for (int64_t r = 0; r < rows->rows; r++)
+    for (int64_t t = 0; t < n_tokens; t++) {
+      char weights[MAX_BLOCKS * sizeof(block_q6_K)];
+      block_q8_K activations[MAX_BLOCKS];
+      swap_first_two(weights, (const char *)rows->data + (size_t)r * row_bytes, type->bytes, n_blocks);
+      swap_first_two((char *)activations, x[t], sizeof *activations, n_blocks);
+      matrix row = {weights, rows->type, 1, rows->cols};
+      const block_q8_K *in = activations;
+      float *to = &out[t][r];
+      product_q8k_generic(&to, &row, &in, 1);
+    }
+}
+
+// ---- a combine that takes the last slot before the one that it follows ----
+
+static void combine_swapped_slots(void *x, const void *const *slot, const void *weight, int64_t k,
+                                  int64_t n) {
+  const void *slots[MAX_TOP_K];
+  float weights[MAX_TOP_K];
+  for (int64_t s = 0; s < k; s++) {
+    int64_t from = s == k - 1 && k > 1 ? k - 2 : s == k - 2 ? k - 1 : s;
+    slots[s] = slot[from];
+    weights[s] = ((const float *)weight)[from];
+  }
+  combine_f32(x, slots, weights, k, n);
+}
+
+// ---- attention that merges its chunks in another way ----
+
+typedef struct { // one query over one chunk: scores, and what is kept of them
+  float *wide, *score, *out;
+  float max, sum;
+} key_chunk;
+
+static void chunk_scores(key_chunk *c, const float *q, const kv_head *kv, int64_t first, int64_t n,
+                         int64_t head_dim) {
+  const float *k = kv_read_f32(kv, kv->keys, first * head_dim, ATTENTION_CHUNK * head_dim, c->wide);
+  for (int64_t j = 0; j < n; j++) {
+    c->score[j] = 0;
+    for (int64_t d = 0; d < head_dim; d++)
+      c->score[j] = num_fma_f32(q[d], k[d * ATTENTION_CHUNK + j], c->score[j]);
+  }
+}
+
+static void chunk_values(key_chunk *c, const kv_head *kv, int64_t first, int64_t n, int64_t head_dim) {
+  const float *v = kv_read_f32(kv, kv->values, first * head_dim, n * head_dim, c->wide);
+  for (int64_t d = 0; d < head_dim; d++) c->out[d] = 0;
+  for (int64_t j = 0; j < n; j++)
+    for (int64_t d = 0; d < head_dim; d++)
+      c->out[d] = num_fma_f32(c->score[j], v[j * head_dim + d], c->out[d]);
+}
+
+static key_chunk chunk_at(void *scratch, int64_t head_dim) {
+  float *wide = (float *)scratch;
+  return (key_chunk){wide, wide + ATTENTION_CHUNK * head_dim, wide + ATTENTION_CHUNK * (head_dim + 1), 0, 0};
+}
+
+static void divide(float *run, float sum, int64_t head_dim) {
+  float inverse = 1.0f / sum;
+  for (int64_t d = 0; d < head_dim; d++) run[d] = run[d] * inverse;
+}
+
+// The chunks as they are defined, folded from the last to the first.
+static void attend_descending(void *result, const void *q, const kv_head *kv, int64_t n_keys,
+                              int64_t head_dim, void *scratch) {
+  float *run = (float *)result, run_max = 0, run_sum = 0;
+  key_chunk c = chunk_at(scratch, head_dim);
+  int64_t last = (n_keys - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
+  for (int64_t first = last; first >= 0; first -= ATTENTION_CHUNK) {
+    int64_t n = n_keys - first < ATTENTION_CHUNK ? n_keys - first : ATTENTION_CHUNK;
+    chunk_scores(&c, (const float *)q, kv, first, n, head_dim);
+    c.sum = chunk_weights_f32(c.score, n, &c.max);
+    chunk_values(&c, kv, first, n, head_dim);
+    if (first == last) {
+      memcpy(run, c.out, (size_t)head_dim * sizeof *run);
+      run_max = c.max;
+      run_sum = c.sum;
+    } else {
+      chunk_fold_f32(&run_max, &run_sum, run, c.max, c.sum, c.out, head_dim);
+    }
+  }
+  divide(run, run_sum, head_dim);
+}
+
+// Ascending, but each chunk's weights are relative to the maximum so far, as most attention kernels do it.
+static void attend_running_maximum(void *result, const void *q, const kv_head *kv, int64_t n_keys,
+                                   int64_t head_dim, void *scratch) {
+  float *run = (float *)result, run_max = -__builtin_inff(), run_sum = 0;
+  key_chunk c = chunk_at(scratch, head_dim);
+  for (int64_t d = 0; d < head_dim; d++) run[d] = 0;
+  for (int64_t first = 0; first < n_keys; first += ATTENTION_CHUNK) {
+    int64_t n = n_keys - first < ATTENTION_CHUNK ? n_keys - first : ATTENTION_CHUNK;
+    chunk_scores(&c, (const float *)q, kv, first, n, head_dim);
+    float lane[LANES] = {0};
+    c.max = run_max;
+    for (int64_t j = 0; j < n; j++) c.max = c.score[j] > c.max ? c.score[j] : c.max;
+    for (int64_t j = 0; j < n; j++) {
+      c.score[j] = num_exp_f32(c.score[j] - c.max);
+      lane[j % LANES] = lane[j % LANES] + c.score[j];
+    }
+    float old = first ? num_exp_f32(run_max - c.max) : 0;
+    chunk_values(&c, kv, first, n, head_dim);
+    run_sum = num_fma_f32(run_sum, old, num_tree_f32(lane));
+    for (int64_t d = 0; d < head_dim; d++) run[d] = num_fma_f32(run[d], old, c.out[d]);
+    run_max = c.max;
+  }
+  divide(run, run_sum, head_dim);
+}
+
+// ---- a float product whose tree adds neighbours instead of halves ----
+
+static float dot_neighbours(const float *a, const float *w, int64_t n) {
+  float lane[LANES] = {0};
+  for (int64_t i = 0; i < n; i++) lane[i % LANES] = num_fma_f32(w[i], a[i], lane[i % LANES]);
+  for (int step = 1; step < LANES; step *= 2)
+    for (int l = 0; l < LANES; l += 2 * step) lane[l] = lane[l] + lane[l + step];
+  return lane[0];
+}
+
+static void product_neighbours(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
+                               float *scratch) {
+  size_t row_bytes = type_row_bytes(type_find(rows->type), (size_t)rows->cols);
+  for (int64_t r = 0; r < rows->rows; r++) {
+    dequantize_row(scratch, rows->type, (const char *)rows->data + (size_t)r * row_bytes, (size_t)rows->cols);
+    for (int64_t t = 0; t < n_tokens; t++)
+      ((float *)out[t])[r] = dot_neighbours((const float *)x[t], scratch, rows->cols);
+  }
+}
+
+// ---- RoPE ----
+
+// Angles in float: off by up to a few units of 1e-3 at position 40,000, by nothing at 0.
+static void rope_table_float_angle(void *table, double base, int64_t position, int64_t pairs) {
+  for (int64_t i = 0; i < pairs; i++) {
+    double c, s;
+    float angle = (float)position * (float)num_rope_frequency(base, i, pairs);
+    num_cos_sin_f64(&c, &s, (double)angle);
+    ((float *)table)[2 * i] = (float)c;
+    ((float *)table)[2 * i + 1] = (float)s;
+  }
+}
+
+// Neighbours, as other architectures pair them, instead of i with i + pairs.
+static void rope_neighbours(void *x, const void *table, int64_t pairs, double scale) {
+  float *v = (float *)x;
+  const float *cs = (const float *)table;
+  for (int64_t i = 0; i < pairs; i++) {
+    float a = v[2 * i], b = v[2 * i + 1], c = cs[2 * i], s = cs[2 * i + 1];
+    v[2 * i] = num_fma_f32(a, c, -(b * s)) * (float)scale;
+    v[2 * i + 1] = num_fma_f32(a, s, b * c) * (float)scale;
+  }
+}
+
+// ---- every kernel in floats once more, with an exp whose last bit is the other one ----
+
+static inline float exp_last_bit(float x) {
+  float e = num_exp_f32(x);
+  return e > 0 && e < 1 ? num_from_bits_f32(num_bits_f32(e) ^ 1u) : e;
+}
+#define planted_fma_f32     num_fma_f32
+#define planted_tree_f32    num_tree_f32
+#define planted_exp_f32     exp_last_bit
+#define planted_silu_f32(x) ((x) / (1.0f + exp_last_bit(-(x))))
+
+#define REAL       float
+#define REAL_FN(x) x##_last_bit
+#define NUM(x)     planted_##x##_f32
+#define REAL_SQRT  __builtin_sqrtf
+#include "kernels/cpu/isa/each_row/generic_real.h"
+#undef REAL
+#undef REAL_FN
+#undef NUM
+#undef REAL_SQRT
+
+// ---- rounding to Q8_K ----
+
+static float last_extreme(const float *x) { // of elements of equal magnitude the last
+  float extreme = 0;
+  for (int i = 0; i < QK_K; i++)
+    if (__builtin_fabsf(x[i]) >= __builtin_fabsf(extreme)) extreme = x[i];
+  return extreme;
+}
+
+static float first_extreme(const float *x) {
+  float extreme = 0;
+  for (int i = 0; i < QK_K; i++)
+    if (__builtin_fabsf(x[i]) > __builtin_fabsf(extreme)) extreme = x[i];
+  return extreme;
+}
+
+static int32_t round_half_away(float inverse, float x) {
+  float scaled = inverse * x, whole = __builtin_truncf(scaled), rest = scaled - whole;
+  int32_t q = (int32_t)whole + (rest >= 0.5f) - (rest <= -0.5f);
+  return q < 127 ? q : 127;
+}
+
+static void quantize_with(block_q8_K *out, const float *x, int64_t n, float (*extreme_of)(const float *),
+                          int32_t (*rounded)(float, float)) {
+  for (int64_t b = 0; b < n / QK_K; b++, x += QK_K, out++) {
+    float extreme = extreme_of(x);
+    memset(out, 0, sizeof *out);
+    if (extreme == 0) continue;
+    float inverse = num_q8k_inverse_scale(extreme);
+    for (int i = 0; i < QK_K; i++) {
+      int32_t q = rounded(inverse, x[i]);
+      out->qs[i] = (int8_t)q;
+      out->bsums[i / 16] = (int16_t)(out->bsums[i / 16] + q);
+    }
+    out->d = 1.0f / inverse;
+  }
+}
+
+static void quantize_last_sign(block_q8_K *out, const float *x, int64_t n) {
+  quantize_with(out, x, n, last_extreme, num_q8k_round);
+}
+
+static void quantize_half_away(block_q8_K *out, const float *x, int64_t n) {
+  quantize_with(out, x, n, first_extreme, round_half_away);
+}
+
+// ---- a router that gives a tie to the higher index ----
+
+static void route_last_of_equals(int32_t *expert, void *weight, double *margin, void *logits, int64_t n,
+                                 int64_t k) {
+  float *p = (float *)logits;
+  for (int64_t e = 0; e < n / 2; e++) { // the last of equals is the first of those in reverse
+    float other = p[e];
+    p[e] = p[n - 1 - e];
+    p[n - 1 - e] = other;
+  }
+  route_f32(expert, weight, margin, logits, n, k);
+  for (int64_t s = 0; s < k; s++) expert[s] = (int32_t)(n - 1 - expert[s]);
+}
+
+// ---- a cache that rounds halves toward zero ----
+
+static uint16_t half_toward_zero(float x) {
+  uint16_t half = f32_to_half(x);
+  return __builtin_fabsf(half_to_f32(half)) > __builtin_fabsf(x) ? (uint16_t)(half - 1) : half;
+}
+
+static void kv_store_toward_zero(kv_head *kv, int64_t position, const void *k, const void *v,
+                                 int64_t head_dim) {
+  int64_t chunk = position / ATTENTION_CHUNK, j = position % ATTENTION_CHUNK;
+  if (kv->storage != KV_HALF) {
+    kv_store_f32(kv, position, k, v, head_dim);
+    return;
+  }
+  for (int64_t d = 0; d < head_dim; d++) {
+    ((uint16_t *)kv->keys)[(chunk * head_dim + d) * ATTENTION_CHUNK + j] =
+        half_toward_zero(((const float *)k)[d]);
+    ((uint16_t *)kv->values)[position * head_dim + d] = half_toward_zero(((const float *)v)[d]);
+  }
+}
+
+// ---- the table ----
+
+enum {
+  BLOCK_ORDER,
+  SLOT_ORDER,
+  FOLD_ORDER,
+  FOLD_MAXIMUM,
+  LANE_TREE,
+  ROPE_ANGLE,
+  ROPE_PAIRS,
+  EXP_LAST_BIT,
+  Q8K_SIGN,
+  Q8K_ROUNDING,
+  ROUTE_TIE,
+  F16_CACHE,
+  N_PLANTED
+};
+
+static const char *const names[N_PLANTED] = {
+    [BLOCK_ORDER] = "planted_block_order", [SLOT_ORDER] = "planted_slot_order",
+    [FOLD_ORDER] = "planted_fold_order",   [FOLD_MAXIMUM] = "planted_fold_maximum",
+    [LANE_TREE] = "planted_lane_tree",     [ROPE_ANGLE] = "planted_rope_angle",
+    [ROPE_PAIRS] = "planted_rope_pairs",   [EXP_LAST_BIT] = "planted_exp_last_bit",
+    [Q8K_SIGN] = "planted_q8k_sign",       [Q8K_ROUNDING] = "planted_q8k_rounding",
+    [ROUTE_TIE] = "planted_route_tie",     [F16_CACHE] = "planted_f16_cache",
+};
+
+static bool always_usable(void) {
+  return true;
+}
+
+static void plant(cpu_row *row, real_ops *ops) {
+  for (int i = 0; i < N_PLANTED; i++) {
+    ops[i] = i == EXP_LAST_BIT ? ops_last_bit : ops_f32;
+    row[i] = (cpu_row){names[i], always_usable, &ops[i], &ops_f64, quantize_q8k_generic, product_q8k_generic};
+  }
+  row[BLOCK_ORDER].product_q8k = product_swapped_blocks;
+  ops[SLOT_ORDER].combine = combine_swapped_slots;
+  ops[FOLD_ORDER].attend = attend_descending;
+  ops[FOLD_MAXIMUM].attend = attend_running_maximum;
+  ops[LANE_TREE].product = product_neighbours;
+  ops[ROPE_ANGLE].rope_table = rope_table_float_angle;
+  ops[ROPE_PAIRS].rope = rope_neighbours;
+  row[Q8K_SIGN].quantize_q8k = quantize_last_sign;
+  row[Q8K_ROUNDING].quantize_q8k = quantize_half_away;
+  ops[ROUTE_TIE].route = route_last_of_equals;
+  ops[F16_CACHE].kv_store = kv_store_toward_zero;
+}
+
+const cpu_row *const *cpu_row_table(void) {
+  static cpu_row planted[N_PLANTED];
+  static real_ops ops[N_PLANTED];
+  static const cpu_row *const built_in[] = {CPU_ROW_TABLE_ROWS NULL};
+  enum { N_BUILT_IN = sizeof built_in / sizeof *built_in - 1 };
+  static const cpu_row *table[N_BUILT_IN + N_PLANTED + 1];
+  if (table[0]) return table;
+  plant(planted, ops);
+  for (int i = 0; i < N_PLANTED; i++) table[N_BUILT_IN + i] = &planted[i];
+  for (int i = N_BUILT_IN - 1; i >= 0; i--) table[i] = built_in[i];
+  return table;
+}
+
+const cpu_row *cpu_row_find(const char *name) {
+  for (const cpu_row *const *row = cpu_row_table(); *row; row++)
+    if ((!strcmp(name, "auto") || !strcmp(name, (*row)->name)) && (*row)->usable()) return *row;
+  return NULL;
+}

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""A weight type that is new: where a product is missing it does not compile, or is refused by name.
+
+Owns: types planted in a copy of kernels/formats/blocks.h, compiled as the build compiles (compile_commands.json).
+Refuses to know: how a type is computed.
+Invariant: the planted Q9_0 is Q8_0 under another number, so a model of it has the digests of the model of Q8_0.
+"""
+import concurrent.futures
+import json
+import os
+import re
+import shlex
+import subprocess
+import unittest
+
+import moe
+import gguf_random
+
+BUILD = os.environ.get("MOE_BINARY_DIR", os.path.dirname(moe.PROGRAM))
+PLANTED = os.path.join(BUILD, "moe_run_planted_type")
+COMMANDS = os.path.join(BUILD, "compile_commands.json")
+BLOCKS = "kernels/formats/blocks.h"
+FUNCTIONS = """typedef block_q8_0 block_q9_0;
+#define dequantize_q9_0 dequantize_q8_0
+#define is_finite_q9_0 is_finite_q8_0
+"""
+
+# Every source with a switch over the types, and the files in which it must be told of one whose products read ...
+EACH_ROW = "each_row/generic.h"
+AVX512 = {EACH_ROW, "avx512/avx512_f32.h", "avx512/avx512_panel.h", "avx512/avx512_vector.h"}
+CPU_Q8K = {
+    "kernels/cpu/isa/portable/row_portable.c": {EACH_ROW},
+    "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, "avx2/avx2_f32.h", "avx2/avx2_q8k.h"},
+    "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": AVX512,
+    "kernels/cpu/isa/amx_int8/row_amx_int8.c": {EACH_ROW, "avx512/avx512_panel.h"},
+}
+DISPATCH = {"cuda/block_q8k.cuh"}  # FOR_Q8K_TYPE
+CUDA_Q8K = {
+    "kernels/cuda/weights.cu": {"cuda/weights.cu"},
+    "kernels/cuda/product_f32.cu": {"cuda/product_f32.cu", "cuda/weight_at.cuh"},
+    "kernels/cuda/product_q8k.cu": DISPATCH,
+    "kernels/cuda/decode.cu": DISPATCH,
+    "kernels/cuda/decode_experts.cu": DISPATCH,
+}
+IN_ALL = {"formats/blocks.h"}  # whether its blocks have minimums
+REAL = {
+    "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h"},
+    "kernels/cuda/weights.cu": {"cuda/weights.cu"},
+    "kernels/cuda/product_f32.cu": {"cuda/product_f32.cu", "cuda/weight_at.cuh"},
+}
+
+if not os.access(COMMANDS, os.R_OK):
+    moe.skip(f"no {COMMANDS}")
+
+
+def build_commands():
+    """{source below the tree: the build's words for it}"""
+    with open(COMMANDS, encoding="utf-8") as file:
+        entries = json.load(file)
+    found = {}
+    for entry in entries:
+        source = os.path.relpath(entry["file"], moe.SOURCE)
+        if source.startswith("kernels/") and "planted_type" not in entry["command"]:
+            found.setdefault(source, []).append(shlex.split(entry["command"]))
+    # the CUDA compiler would need no less than its whole work; the emulation compiles the same text as C++
+    return {source: next((c for c in commands if "nvcc" not in c[0]), None) for source, commands in found.items()}
+
+
+COMPILE = build_commands()
+
+
+def plant(form, functions):
+    """A folder that stands before the tree: its blocks.h has one type more."""
+    with open(os.path.join(moe.SOURCE, BLOCKS), encoding="utf-8") as file:
+        text = file.read()
+    head = "#define WEIGHT_TYPES(ROW)"
+    assert text.count(head) == 1, f"{BLOCKS}: expected one line \"{head}\""
+    folder = moe.fresh()
+    os.makedirs(os.path.join(folder, os.path.dirname(BLOCKS)))
+    with open(os.path.join(folder, BLOCKS), "w", encoding="utf-8") as file:
+        file.write(text.replace(head, f"{head} ROW(Q9_0, 99, q9_0, QK8_0, {form})"))
+        file.write(FUNCTIONS if functions else "typedef block_q8_0 block_q9_0;\n")
+    return folder
+
+
+def errors(folder, source):
+    """What the compiler says of the source with the planted type, by the build's own flags; "" where it is content."""
+    words = COMPILE[source]
+    out = words.index("-o")
+    line = [words[0], "-I", folder] + words[1:out] + words[out + 2:]
+    line = ["-fsyntax-only" if word == "-c" else word for word in line]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=BUILD)
+    assert (done.returncode == 0) == ("error" not in done.stderr), done.stderr
+    return done.stderr if done.returncode else ""
+
+
+def errors_of_all(folder, sources):
+    known = [source for source in sources if COMPILE.get(source)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(known, pool.map(lambda source: errors(folder, source), known)))
+
+
+def places(text):
+    """The files, each with its folder, in which a switch lacks the type."""
+    lacking = r"^(\S+?):\d+:\d+: error: enumeration value .TYPE_Q9_0. not handled in switch"
+    return {"/".join(path.split("/")[-2:]) for path in re.findall(lacking, text, re.MULTILINE)}
+
+
+def rows_that_run():
+    version = moe.attempt(command="--version", program=PLANTED, alone=True).out
+    return re.search(r"^backend cpu, rows that run here: (.*)$", version, re.MULTILINE)[1].split(", ")
+
+
+class NewType(unittest.TestCase):
+    def refused(self, outcome, *parts):
+        self.assertNotEqual(outcome.code, 0)
+        faults = " ".join(outcome.faults())
+        for part in parts:
+            self.assertIn(part, faults)
+
+    def lacks(self, form, expected, in_all):
+        for source, text in errors_of_all(plant(form, True), expected).items():
+            self.assertEqual(places(text), expected[source] | in_all, text)
+
+    def test_a_line_without_functions_does_not_compile(self):
+        sources = ["kernels/formats/types.c", "kernels/cpu/isa/portable/row_portable.c"]
+        found = errors_of_all(plant("NONE", False), sources)
+        self.assertIn("is_finite_q9_0", found[sources[0]])
+        for source in sources:
+            self.assertIn("dequantize_q9_0", found[source])
+
+    def test_a_type_without_its_products_does_not_compile(self):
+        self.lacks("Q8K", CPU_Q8K | CUDA_Q8K, IN_ALL)
+        self.lacks("REAL", REAL, set())
+
+    def test_a_type_that_is_only_dequantised_compiles(self):
+        for source, text in errors_of_all(plant("NONE", True), CUDA_Q8K).items():
+            self.assertEqual(text, "", source)
+
+    def test_no_other_source_has_a_switch_over_types(self):
+        """Else the lists above are not all."""
+        listed = set(CPU_Q8K | CUDA_Q8K) | {"kernels/formats/types.c"}
+        for source in set(COMPILE) - listed:
+            with open(os.path.join(moe.SOURCE, source), encoding="utf-8") as file:
+                self.assertNotRegex(file.read(), r"case TYPE_|[!=]= TYPE_", source)
+
+    def test_a_type_that_is_only_dequantised_runs_and_is_refused_by_name(self):
+        number, block = 99, gguf_random.BLOCK[gguf_random.Q8_0]
+        gguf_random.TYPES["Q9_0"], gguf_random.BLOCK[number] = number, block
+        gguf_random.QUANTISE[number] = gguf_random.quantise_q8_0
+        seed = moe.random_seed()
+        old, new = (moe.model(seed, layers=2, vocab=64, types=types) for types in ("Q8_0", "Q9_0"))
+        for row in rows_that_run():
+            both = [self.run_arms(path, row, ["f64@cpu", "f32@cpu"]) for path in (old, new)]
+            for outcome in both:
+                self.assertEqual(outcome.code, 0, outcome.err)
+            for arm in ("f64@cpu", "f32@cpu"):
+                self.assertEqual(*(outcome.arm(arm)["digest"] for outcome in both), f"{arm}, row {row}")
+        self.refused(self.run_arms(new, "auto", ["q8k@cpu"]), "output.weight", "Q9_0", "q8k", "cpu")
+        if "backend cuda" not in moe.attempt(command="--version", program=PLANTED, alone=True).out:
+            return
+        for path in ("f32", "q8k"):
+            self.refused(self.run_arms(new, "auto", [f"{path}@cuda"]), "token_embd.weight", "Q9_0", path, "cuda")
+
+    def run_arms(self, model, row, arms):
+        sets = {"model.path": model, "input.tokens": list(range(9)), "run.arms": arms, "run.rows": row}
+        return moe.attempt(sets, program=PLANTED, out=moe.fresh(), alone=True)
+
+
+if __name__ == "__main__":
+    moe.main()

@@ -63,8 +63,20 @@ typedef struct {
 } model_weights;
 
 // Two index spaces of experts: over the whole layer, and over one rank's own.
-typedef int32_t expert_global;
-typedef int32_t expert_local; // -1: not this rank's
+// types of their own, so that the compiler keeps them apart. Arrays of either travel as int32.
+typedef struct {
+  int32_t id;
+} expert_global;
+typedef struct {
+  int32_t index; // below 0: another rank's
+} expert_local;
+
+static inline bool expert_is_owned(expert_local e) {
+  return e.index >= 0;
+}
+
+static_assert(sizeof(expert_global) == sizeof(int32_t) && sizeof(expert_local) == sizeof(int32_t),
+              "lists of experts are int32 in files, in messages and on devices");
 
 // ---- a forward pass over a batch ----
 

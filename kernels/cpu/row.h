@@ -63,7 +63,7 @@ typedef struct {
   // attend for each head of a span; NULL: the row has no better way
   void (*attend_span)(const attention_span *span, int64_t head_dim, void *scratch);
   // Top k of logits[n] in slot order into expert and weight (reals), and the margin.
-  void (*route)(int32_t *expert, void *weight, double *margin, void *logits, int64_t n, int64_t k);
+  void (*route)(expert_global *expert, void *weight, double *margin, void *logits, int64_t n, int64_t k);
   void (*swiglu)(void *gate, const void *up, int64_t n); // gate = silu(gate) * up
   void (*add)(void *x, const void *y, int64_t n);
   void (*combine)(void *x, const void *const *slot, const void *weight, int64_t k, int64_t n);

@@ -112,10 +112,10 @@ static status open_attention(cpu_backend *b) {
 static status open_experts(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, slots = n * s->top_k;
-  for (int64_t e = 0; e < s->n_experts; e++) b->n_own += b->params.local[e] >= 0;
+  for (int64_t e = 0; e < s->n_experts; e++) b->n_own += expert_is_owned(b->params.local[e]);
   TRY(take(b, &b->own, (size_t)b->n_own, sizeof *b->own, "expert lists"));
   for (int64_t e = 0; e < s->n_experts; e++)
-    if (b->params.local[e] >= 0) b->own[b->params.local[e]] = (expert_global)e;
+    if (expert_is_owned(b->params.local[e])) b->own[b->params.local[e].index] = (expert_global){(int32_t)e};
   TRY(take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   if (b->params.n_ranks > 1 || !b->params.computes_shared)

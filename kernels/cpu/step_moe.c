@@ -98,16 +98,18 @@ static int64_t group_slots(cpu_backend *b, int64_t n_slots) {
   const expert_global *expert = b->chosen;
   const expert_local *local = b->params.local;
   memset(b->first, 0, (size_t)(b->n_own + 1) * sizeof *b->first);
-  for (int64_t i = 0; i < n_slots; i++)
-    if (local[expert[i]] >= 0) b->first[local[expert[i]] + 1]++;
+  for (int64_t i = 0; i < n_slots; i++) {
+    expert_local e = local[expert[i].id];
+    if (expert_is_owned(e)) b->first[e.index + 1]++;
+  }
   int64_t n_active = 0;
   for (int64_t e = 0; e < b->n_own; e++) {
     if (b->first[e + 1]) b->active[n_active++] = (int32_t)e;
     b->first[e + 1] += b->first[e];
   }
   for (int64_t i = 0; i < n_slots; i++) { // fill, moving each begin to its end ...
-    int32_t e = local[expert[i]];
-    if (e >= 0) b->slots[b->first[e]++] = (int32_t)i;
+    expert_local e = local[expert[i].id];
+    if (expert_is_owned(e)) b->slots[b->first[e.index]++] = (int32_t)i;
   }
   for (int64_t e = b->n_own; e > 0; e--) b->first[e] = b->first[e - 1]; // ... and back
   b->first[0] = 0;
@@ -151,7 +153,7 @@ static product expert_part(const cpu_backend *b, const expert_list *l, int64_t t
   int64_t e = b->active[task / l->tiles], first = b->first[e];
   *tile = task % l->tiles;
   if (*tile >= matrix_tiles(part->m)) *tile -= matrix_tiles(part++->m);
-  *room = matrix_rows(part->m, b->own[e] * part->m->rows, part->m->rows);
+  *room = matrix_rows(part->m, b->own[e].id * part->m->rows, part->m->rows);
   return (product){
       &b->experts, room, part->out + first, part->reals + first, part->q8k + first, b->first[e + 1] - first};
 }

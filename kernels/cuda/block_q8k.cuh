@@ -70,13 +70,14 @@ template <> struct quarter<TYPE_Q6_K> { // of a row in planes
 template <weight_type TYPE>
 __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_blocks, int b, int q) {
   quarter<TYPE> w;
-  if constexpr (TYPE == TYPE_Q6_K) {
-    const uint8_t *low = q6k_low(row, b) + q / 2 * 64 + (q & 1) * 16;
+  if constexpr (TYPE ==
+                TYPE_Q6_K) { // planes_q6k.cuh written out: through its functions nvcc makes other code
+    const uint8_t *low = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
     w.low[0] = load_weights<uint4>(low);
     w.low[1] = load_weights<uint4>(low + 32);
-    w.high = load_weights<uint4>(q6k_high(row, n_blocks, b) + q / 2 * 32 + (q & 1) * 16);
-    w.scales = load_weights<uint2>(q6k_scales(row, n_blocks, b) + q / 2 * 8);
-    w.d = load_weights<uint16_t>(q6k_d(row, n_blocks, b));
+    w.high = load_weights<uint4>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
+    w.scales = load_weights<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
+    w.d = load_weights<uint16_t>(row + n_blocks * 208 + b * 2);
   } else {
     static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a type has its own layout");
     const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));

@@ -189,7 +189,7 @@ static void set_params(cuda_backend *b, const backend_params *params) {
   b->shape = params->weights->shape;
   b->shared = path_get(params->shared);
   b->experts = path_get(params->experts);
-  for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += params->local[e] >= 0;
+  for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += expert_is_owned(params->local[e]);
   b->alone = b->n_local == b->shape.n_experts;
 }
 

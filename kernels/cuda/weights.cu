@@ -27,7 +27,13 @@ __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, in
   }
 }
 
-bool weights_computes(weight_type type) {
+enum device_layout {
+  NOT_HELD,
+  BLOCKS,
+  PLANES
+}; // of a type's rows; not held: the backend has no product of it
+
+static device_layout layout_of(weight_type type) {
   switch (type) {
   case TYPE_F32:
   case TYPE_F16:
@@ -35,28 +41,17 @@ bool weights_computes(weight_type type) {
   case TYPE_Q8_0:
   case TYPE_Q4_K:
   case TYPE_Q5_K:
+    return BLOCKS;
   case TYPE_Q6_K:
-    return true;
+    return PLANES;
     CASES_DEQUANTISED_ONLY
     break;
   }
-  return false;
+  return NOT_HELD;
 }
 
-static bool lies_in_planes(weight_type type) {
-  switch (type) {
-  case TYPE_Q6_K:
-    return true;
-  case TYPE_F32:
-  case TYPE_F16:
-  case TYPE_BF16:
-  case TYPE_Q8_0:
-  case TYPE_Q4_K:
-  case TYPE_Q5_K:
-    CASES_DEQUANTISED_ONLY
-    break;
-  }
-  return false;
+bool weights_computes(weight_type type) {
+  return layout_of(type) != NOT_HELD;
 }
 
 // Copies `count` matrices of m's shape, which lie at `member` positions of the stack, one after the other.
@@ -65,9 +60,9 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   const type_info *t = type_find(m->type);
   size_t native = type_row_bytes(t, (size_t)m->cols), member_native = native * (size_t)m->rows;
   int64_t count = 0;
-  for (int64_t e = 0; e < n_members; e++) count += !local || local[e] >= 0;
+  for (int64_t e = 0; e < n_members; e++) count += !local || expert_is_owned(local[e]);
   *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
-  bool in_planes = lies_in_planes(m->type);
+  bool in_planes = layout_of(m->type) == PLANES;
   if (in_planes) out->row_bytes = q6k_row_bytes(m->cols);
   out->member_bytes = out->row_bytes * (size_t)m->rows;
   void *data = nullptr, *staging = nullptr;
@@ -79,7 +74,7 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   if (staged) CUDA_TRY(cudaMalloc(&staging, staged));
   uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
-    if (local && local[e] < 0) continue;
+    if (local && !expert_is_owned(local[e])) continue;
     CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native,
                         cudaMemcpyHostToDevice));
     to += member_native; // what does not lie in planes keeps its row length
@@ -131,7 +126,7 @@ static status take_layers(dev_weights *w) {
 static status upload_own(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
-  for (int64_t e = 0; e < s->n_experts; e++) w->n_local += w->local[e] >= 0;
+  for (int64_t e = 0; e < s->n_experts; e++) w->n_local += expert_is_owned(w->local[e]);
   void *to = nullptr;
   TRY(device_take_bytes(w, &to, (size_t)s->n_experts * sizeof(int), PART_SHARED));
   if (!w->plan)

@@ -150,8 +150,8 @@ static uint64_t chosen_bytes(bench *b, const arm *e, int64_t layer, const token_
   for (int64_t t = 0; t < batch->n; t++)
     for (int64_t k = 0; k < b->j->m->weights.shape.top_k; k++) {
       expert_global x = arm_experts(e, t)[k];
-      count += b->j->experts.local[x] >= 0 && !b->chosen[x];
-      b->chosen[x] = 1;
+      count += expert_is_owned(b->j->experts.local[x.id]) && !b->chosen[x.id];
+      b->chosen[x.id] = 1;
     }
   return count * each;
 }

@@ -19,11 +19,11 @@ void pair_samples_close(pair_samples *c) {
 }
 
 void pair_samples_layer(pair_samples *c, int64_t layer, int64_t position, const double *a, const double *b,
-                        int64_t hidden, const int32_t *experts_a, const int32_t *experts_b, int k,
+                        int64_t hidden, const expert_global *experts_a, const expert_global *experts_b, int k,
                         double margin_b) {
   layer_point *p = &c->layer[layer * c->n_positions + position];
   metrics_row(&p->row, a, b, (size_t)hidden);
-  p->flips = metrics_router_flips(experts_a, experts_b, k);
+  p->flips = metrics_router_flips(&experts_a->id, &experts_b->id, k);
   p->margin = margin_b;
 }
 

@@ -3,6 +3,7 @@
 // Independent of: arms and ranks; it is given rows. Invariant: every position counts, position 0
 // included.
 #pragma once
+#include "kernels/backend.h"
 #include "src/measure/metrics.h"
 
 typedef struct {
@@ -42,7 +43,7 @@ void pair_samples_close(pair_samples *c); // takes NULL
 
 // a against the reference b: hidden numbers of the residual stream, and the k chosen experts.
 void pair_samples_layer(pair_samples *c, int64_t layer, int64_t position, const double *a, const double *b,
-                        int64_t hidden, const int32_t *experts_a, const int32_t *experts_b, int k,
+                        int64_t hidden, const expert_global *experts_a, const expert_global *experts_b, int k,
                         double margin_b);
 // target: the token that follows in the same sequence, or -1.
 void pair_samples_logits(pair_samples *c, int64_t position, const double *a, const double *b, int64_t n,

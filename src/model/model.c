@@ -172,6 +172,6 @@ void model_close(model *m) {
 
 uint64_t model_experts_bytes(const model *m, const expert_local *owned) {
   uint64_t count = 0;
-  for (int64_t e = 0; e < m->weights.shape.n_experts; e++) count += owned[e] >= 0;
+  for (int64_t e = 0; e < m->weights.shape.n_experts; e++) count += expert_is_owned(owned[e]);
   return count * m->expert_bytes;
 }

@@ -49,7 +49,7 @@ status model_check_weights(const model *m, const expert_local *owned, int thread
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : shared, experts) reduction(| : result)
     for (int64_t k = 0; k < n; k++) {
       uint64_t hash = 0;
-      if (s.experts && owned[k] < 0) continue;
+      if (s.experts && !expert_is_owned(owned[k])) continue;
       result |= check_slice(&hash, &s, (size_t)k);
       if (s.experts)
         experts += hash;

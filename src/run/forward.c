@@ -205,7 +205,7 @@ static slot_places place_slots(forward_state *f) {
   for (int r = 0; r < exchange_size(f->ranks) && sharded; r++)
     f->rows_of_rank[r] = f->shards.tokens_of_rank[r] * f->top_k;
   return (slot_places){SLOTS_PLACED,
-                       exchange_place_slots(f->ranks, f->route.expert, f->batch.rows.n * f->top_k,
+                       exchange_place_slots(f->ranks, &f->route.expert->id, f->batch.rows.n * f->top_k,
                                             sharded ? f->rows_of_rank : NULL)};
 }
 

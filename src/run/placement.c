@@ -118,7 +118,7 @@ status placement_open(placement *out, placement_kind kind, const int32_t *list, 
   TRY(TAKE(&out->local, (size_t)n_experts, "the placement"));
   TRY(choose_owners(out->rank_of_expert, kind, list, speed, n_experts, n_ranks));
   for (int64_t e = 0; e < n_experts; e++)
-    out->local[e] = out->rank_of_expert[e] == rank ? (expert_local)out->n_own++ : -1;
+    out->local[e] = (expert_local){out->rank_of_expert[e] == rank ? (int32_t)out->n_own++ : -1};
   return check_owners(out);
 }
 

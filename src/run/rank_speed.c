@@ -22,9 +22,9 @@ static void sample_open(sample *s, const model *m) {
   shape->n_layers = shape->top_k = 1;
   if (shape->n_experts > EXPERTS) shape->n_experts = EXPERTS;
   s->batch = (token_batch){shape->n_experts * TOKENS_EACH, s->zero, s->zero, s->zero};
-  for (int64_t e = 0; e < shape->n_experts; e++) s->local[e] = (expert_local)e;
+  for (int64_t e = 0; e < shape->n_experts; e++) s->local[e] = (expert_local){(int32_t)e};
   for (int64_t t = 0; t < s->batch.n; t++) {
-    s->expert[t] = (expert_global)(t % shape->n_experts);
+    s->expert[t] = (expert_global){(int32_t)(t % shape->n_experts)};
     s->row_of_slot[t] = t;
   }
 }

@@ -194,6 +194,8 @@ static void set_element(void *row, weight_type type, int64_t i, double wanted) {
   case TYPE_Q6_K:
     set_q6_k(block, at, wanted);
     return;
+    CASES_DEQUANTISED_ONLY // no mix has them
+        return;
   }
 }
 
@@ -221,6 +223,7 @@ static void fill_block(void *block, weight_type type, uint64_t key, double std) 
   case TYPE_F32: // of one element: fill_floats has filled the row
   case TYPE_F16:
   case TYPE_BF16:
+    CASES_DEQUANTISED_ONLY
     return;
   }
 }

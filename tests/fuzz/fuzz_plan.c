@@ -16,7 +16,7 @@ static void check_plan(const placement *p, int rank) {
   bool owns[MOST_EXPERTS] = {false};
   for (int64_t e = 0; e < p->n_experts; e++) {
     REQUIRE(p->rank_of_expert[e] >= 0 && p->rank_of_expert[e] < p->n_ranks);
-    REQUIRE(p->local[e] == (p->rank_of_expert[e] == rank ? own++ : -1));
+    REQUIRE(p->local[e].index == (p->rank_of_expert[e] == rank ? own++ : -1));
     owns[p->rank_of_expert[e]] = true;
   }
   for (int r = 0; r < p->n_ranks; r++) REQUIRE(owns[r]);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the first inputs of the fuzz targets, tests/fuzz/corpus/TARGET/seed-*, and the words gguf.dict, config.dict.
 
-Owns: what a fuzzer would need long to guess: the formats' frames. Refuses to know: what the targets check.
+Owns: what a fuzzer would need long to guess: the formats' frames. Independent of: what the targets check.
 The corpus holds more than these: inputs that a run found, kept because they reach other code, and inputs of faults.
 """
 import codecs

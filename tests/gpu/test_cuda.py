@@ -3,7 +3,7 @@
 (tests/gpu_emulation) gets fewer models and tokens.
 
 Every shape is run in prefill (one chunk, an odd cut) and token by token, with both kinds of cache, on models of every
-weight type, with one rank and with more that share the GPUs, batches large enough to be dealt to ranks too; then mixed
+weight type, with one rank and with more that share the GPUs, batches large enough for token shards too; then mixed
 jobs of a CPU and a GPU rank. Layer digests are compared as well, so that a failure names its first layer.
 """
 import sys
@@ -59,7 +59,7 @@ def main():
         moe.skip(cuda[0] if cuda else "this build has no cuda backend")
     rng = np.random.default_rng(moe.random_seed())
     emulated = "emulated" in cuda[0]
-    n_tokens, n_decoded = (140, 12) if emulated else (150, 70)  # enough for two ranks to be dealt
+    n_tokens, n_decoded = (140, 12) if emulated else (150, 70)  # enough for two token shards
     cuts = ((512, "f16", 1), (37, "f32", 1), (1, "f16", 1), (64, "f16", 2), (512, "f16", 2))
     faults = cases = 0
     for index, shape in enumerate(SHAPES):

@@ -45,7 +45,7 @@ typedef struct {
   backend_params params;
   expert_local *local;
   bool whole;  // this rank owns every expert
-  int64_t cut; // rows before it and after it are computed apart, as of a dealt batch; 0: not so
+  int64_t cut; // rows before it and after it are computed apart, as of a sharded batch; 0: not so
   side tested, reference;
   int64_t *row_of_slot;           // [MOST_BATCH * top_k]
   int32_t length[MOST_SEQUENCES]; // positions that the caches hold
@@ -169,10 +169,10 @@ static status watch(test_case *c, bool on) {
 // Rows of own slots first, in slot order; how many there are.
 static int64_t plan_rows(test_case *c, int64_t n_slots) {
   int64_t own = 0, next = 0;
-  for (int64_t i = 0; i < n_slots; i++) own += c->local[c->reference.route.expert[i]] >= 0;
+  for (int64_t i = 0; i < n_slots; i++) own += expert_is_owned(c->local[c->reference.route.expert[i].id]);
   int64_t others = own;
   for (int64_t i = 0; i < n_slots; i++)
-    c->row_of_slot[i] = c->local[c->reference.route.expert[i]] >= 0 ? next++ : others++;
+    c->row_of_slot[i] = expert_is_owned(c->local[c->reference.route.expert[i].id]) ? next++ : others++;
   return own;
 }
 
@@ -216,10 +216,10 @@ static status route_side(test_case *c, side *s, int64_t layer, const token_batch
 static status same_routes(const test_case *c, int64_t layer, int64_t n) {
   const routing *found = &c->tested.route, *expected = &c->reference.route;
   for (int64_t i = 0; i < n * c->m.shape.top_k; i++)
-    if (found->expert[i] != expected->expert[i])
+    if (found->expert[i].id != expected->expert[i].id)
       return FAIL("%s: route of layer %d, token %d, slot %d: found expert %d, expected %d", c->text,
-                  (int)layer, (int)(i / c->m.shape.top_k), (int)(i % c->m.shape.top_k), found->expert[i],
-                  expected->expert[i]);
+                  (int)layer, (int)(i / c->m.shape.top_k), (int)(i % c->m.shape.top_k), found->expert[i].id,
+                  expected->expert[i].id);
   TRY(same_reals(c, "weights", layer, found->weight, expected->weight, n, c->m.shape.top_k));
   return same_reals(c, "margin", layer, found->margin, expected->margin, n, 1);
 }
@@ -471,9 +471,9 @@ static void own_experts(test_case *c, bool decoded) {
   int64_t n = c->m.shape.n_experts, own = 0;
   c->local = random_room((size_t)n, sizeof *c->local);
   c->whole = n == 1 || decoded || random_below(3);
-  for (int64_t e = 0; e < n; e++) c->local[e] = c->whole || random_below(2) ? (expert_local)own++ : -1;
-  if (!c->whole && own == n) c->local[n - 1] = -1;
-  if (!c->whole && !own) c->local[0] = 0;
+  for (int64_t e = 0; e < n; e++) c->local[e].index = c->whole || random_below(2) ? (int32_t)own++ : -1;
+  if (!c->whole && own == n) c->local[n - 1].index = -1;
+  if (!c->whole && !own) c->local[0].index = 0;
 }
 
 static status open_side(test_case *c, side *s, const backend_ops *ops, const char *row) {

@@ -130,8 +130,8 @@ class Law(unittest.TestCase):
         for path in ("f32", "q8k"):
             self.assertEqual(arms[f"{path}@cpu"], arms[f"{path}@cuda"])
 
-    def test_dealt_batches_that_are_looked_into(self):
-        """Here the routing of dealt tokens comes together on the hosts; without a comparison, on the GPUs."""
+    def test_sharded_batches_that_are_looked_into(self):
+        """Here the routing of sharded tokens is gathered on the hosts; without a comparison, on the GPUs."""
         for name in SHAPES:
             keys = {"model.path": model(name), "input.tokens": list(range(300)), "run.chunk": 260,
                     "run.arms": ["f32@cpu", "f32@cuda", "q8k@cpu", "q8k@cuda"], "comm.deadline": 60}

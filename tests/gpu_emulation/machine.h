@@ -1,6 +1,6 @@
 // machine: runs a grid of CUDA threads on one core, each thread of a block as a fiber.
 //
-// Owns: the order in which blocks and threads run, where they meet, shared memory. Refuses to know: streams,
+// Owns: the order in which blocks and threads run, where they meet, shared memory. Independent of: streams,
 // arithmetic. Invariant: the order is drawn anew for every launch, the same in every run of a program; shared
 // memory holds garbage when a block begins. So what hangs on an order that no barrier makes gives other bits.
 #pragma once

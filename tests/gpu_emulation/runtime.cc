@@ -35,7 +35,7 @@ struct mark { // a place in a stream
 };
 struct CUevent_st {
   std::shared_ptr<mark> last;
-  CUgraph_st *capture; // recorded there
+  CUgraph_st *capture; // captured there
 };
 
 static constexpr int DEVICES = 2, MULTIPROCESSORS = 20;
@@ -332,7 +332,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   CUstream_st *s = stream ? stream : &default_stream;
   event->capture = s->capture;
-  if (s->capture) return cudaSuccess; // only others of the recording can wait for it
+  if (s->capture) return cudaSuccess; // only others of the graph can wait for it
   auto here = std::make_shared<mark>(mark{s, false, 0});
   event->last = here;
   add(s, [=] {
@@ -342,7 +342,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 
-// A recording holds its work in the order in which the host asked for it, which keeps every wait.
+// A captured graph holds its work in the order in which the host asked for it, which keeps every wait.
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   if (event->capture) {
     if (stream->capture && stream->capture != event->capture) return note(cudaErrorStreamCaptureUnsupported);

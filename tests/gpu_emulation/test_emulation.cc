@@ -31,7 +31,7 @@ template <typename T> static T *device(size_t count) {
   return at;
 }
 
-// c = c + a b^T of [16][K] and [8][K], as kernels do it: tiles from shared memory, or each lane's own words.
+// c = c + a b^T of [16][K] and [8][K], as kernels do it: tiles from shared memory, or each lane's registers.
 template <int K> __global__ void multiply(int *c, const int8_t *a, const int8_t *b) {
   extern __shared__ __align__(16) uint8_t memory[];
   int8_t *tile = (int8_t *)memory;
@@ -85,7 +85,7 @@ template <flaw FLAW> __global__ void turn(float *out, const float *in) {
   out[blockIdx.x * blockDim.x + threadIdx.x] = held[(threadIdx.x + 1) % blockDim.x];
 }
 
-template <flaw FLAW> static bool turns() {
+template <flaw FLAW> static bool stages() {
   std::vector<float> in(1024), out(1024);
   for (int i = 0; i < 1024; i++) in[(size_t)i] = (float)i;
   float *dev_in = device<float>(1024), *dev_out = device<float>(1024);
@@ -125,12 +125,12 @@ static void check_streams() {
   *pinned = 7; // before it is read
   cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal);
   start(add_one, 1, 1, s, dev);
-  check(cudaStreamSynchronize(s) == cudaErrorStreamCaptureUnsupported, "no wait in a recording");
+  check(cudaStreamSynchronize(s) == cudaErrorStreamCaptureUnsupported, "no wait in a captured graph");
   cudaStreamEndCapture(s, &graph);
   cudaGraphInstantiate(&ready, graph, 0);
   for (int i = 0; i < 3; i++) cudaGraphLaunch(ready, s);
   cudaMemcpyAsync(&mine, dev, sizeof *dev, cudaMemcpyDeviceToHost, s); // waits
-  check(mine == 10, "pinned memory is read late, a recording runs as often as asked");
+  check(mine == 10, "pinned memory is read late, a graph runs as often as it is launched");
   check(cudaMemcpy(dev + 1, &mine, 4, cudaMemcpyHostToDevice) == cudaErrorInvalidValue,
         "no copy behind a block");
   cudaGraphExecDestroy(ready);
@@ -145,9 +145,9 @@ int main() {
   srand((unsigned)test_seed());
   check_product<32>();
   check_product<16>();
-  check(turns<NONE>(), "a copy, its wait and a barrier");
-  check(!turns<NO_BARRIER>(), "without the barrier it is caught");
-  check(!turns<NO_WAIT>(), "without the wait it is caught");
+  check(stages<NONE>(), "a copy, its wait and a barrier");
+  check(!stages<NO_BARRIER>(), "without the barrier it is caught");
+  check(!stages<NO_WAIT>(), "without the wait it is caught");
   check_streams();
   for (void *block : blocks) cudaFree(block);
   return faults != 0;

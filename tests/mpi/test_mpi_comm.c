@@ -173,11 +173,11 @@ static void slots_arrive_where_the_plan_says(void **state) {
   transport_close(NULL);
 }
 
-// ---- slots of dealt tokens ----
+// ---- slots of token shards ----
 
 enum { TOP_K = 3 };
 
-// How the 16 tokens are dealt: evenly, all to the last shared rank, some to none.
+// How the 16 tokens are sharded: evenly, all to the last shared rank, some to none.
 static void deal_tokens(int64_t *tokens_of_rank, const bool *shared, int layer) {
   int64_t left = SLOTS / TOP_K, n_shared = 0, part = 0;
   for (int r = 0; r < size; r++) n_shared += shared[r];

@@ -2,7 +2,7 @@
 """Writes random Qwen3-MoE models as GGUF, for tests.
 
 Owns: the file layout, the quantisers, the mixes of types.
-Refuses to know: how a model is run.
+Independent of: how a model is run.
 Invariant: a tensor's values depend on the seed, its own name and the shape only; every block is a valid
 encoding; weights have a standard deviation of about 1/sqrt(fan_in), so that activations stay near 1.
 
@@ -373,7 +373,7 @@ def write_model(path, seed=0, **shape):
         own = [_key("split.no", U16, i), _key("split.count", U16, p["split"]),
                _key("split.tensors.count", I32, len(tensors))]
         first, last = (len(tensors) * k // p["split"] for k in (i, i + 1))
-        # only the first file carries general.alignment, so the others have the default one
+        # only the first file has general.alignment, so the others have the default one
         _write_file(part, p, seed, (keys if i == 0 else []) + own, tensors[first:last],
                     (p["alignment"] or 32) if i == 0 else 32)
     return paths

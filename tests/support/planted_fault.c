@@ -1,6 +1,6 @@
 // planted_fault: moe_run with a fault of its own in one phase of one rank, for tests/system/test_faults.py.
 //
-//   moe_run_faulty KIND PHASE RANK FILE [moe_run's own words]
+//   moe_run_faulty KIND PHASE RANK FILE [moe_run's args]
 //
 // KIND: tell (nothing but the word that the phase is there), kill, stop (the process, by a signal), leave (it
 // ends with 0, as if all was done), fail (a status that no rank agrees on), cut, spoil (FILE is cut short, or

@@ -248,7 +248,7 @@ static void quantize_half_away(block_q8_K *out, const float *x, int64_t n) {
 
 // ---- a router that gives a tie to the higher index ----
 
-static void route_last_of_equals(int32_t *expert, void *weight, double *margin, void *logits, int64_t n,
+static void route_last_of_equals(expert_global *expert, void *weight, double *margin, void *logits, int64_t n,
                                  int64_t k) {
   float *p = (float *)logits;
   for (int64_t e = 0; e < n / 2; e++) { // the last of equals is the first of those in reverse
@@ -257,7 +257,7 @@ static void route_last_of_equals(int32_t *expert, void *weight, double *margin, 
     p[n - 1 - e] = other;
   }
   route_f32(expert, weight, margin, logits, n, k);
-  for (int64_t s = 0; s < k; s++) expert[s] = (int32_t)(n - 1 - expert[s]);
+  for (int64_t s = 0; s < k; s++) expert[s].id = (int32_t)(n - 1 - expert[s].id);
 }
 
 // ---- a cache that rounds halves toward zero ----

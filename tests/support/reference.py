@@ -2,7 +2,7 @@
 """Qwen3-MoE in float64: an independent check of the program's truth.
 
 Owns: its own GGUF reader, its own dequantisation, the forward pass as Hugging Face defines Qwen3-MoE.
-Refuses to know: the program under test, and the writer of the test models.
+Independent of: the program under test, and the writer of the test models.
 Invariant: a weight is the float32 that the format fixes, widened; everything after it is float64, keys, values
 and RoPE angles too.
 
@@ -198,7 +198,7 @@ class Model:
         return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + self.eps) * self.weight(name)
 
     def rotate(self, x):
-        """RoPE in halves (element i turns with i + head_dim / 2); x is [position, head, head_dim]."""
+        """RoPE in halves (element i is rotated with i + head_dim / 2); x is [position, head, head_dim]."""
         half = self.head_dim // 2
         speed = np.float64(self.rope_base) ** (-2.0 * np.arange(half, dtype=np.float64) / self.head_dim)
         angle = np.arange(len(x), dtype=np.float64)[:, None, None] * speed

@@ -81,7 +81,7 @@ class Law(unittest.TestCase):
             with self.subTest(ranks=ranks, chunk=chunk):
                 self.same(parity(ranks, run__chunk=chunk), ranks)
 
-    def test_dealt_batches(self):
+    def test_sharded_batches(self):
         """Batches that are large enough for each rank to have tokens of its own; the last batch is not. Everything that
         the comparison of arms finds is the same, too."""
         def found(outcome):
@@ -98,8 +98,8 @@ class Law(unittest.TestCase):
                 with self.subTest(ranks=ranks, chunk=chunk, input=words.keys()):
                     self.assertEqual(found(parity(ranks, run__chunk=chunk, output__logits=True, **words)), one)
 
-    def test_dealt_batches_that_nobody_looks_into(self):
-        """Without a comparison the routing goes another way; prompts are dealt and what is written is not."""
+    def test_sharded_batches_that_nobody_looks_into(self):
+        """Without a comparison the routing goes another way; prompts are sharded and what is generated is not."""
         def found(ranks, command, **sets):
             report = parity(ranks, {"command": command}, **sets).report()
             keys = ("name", "digest", "layer_digests", "perplexity", "generated")
@@ -244,7 +244,7 @@ class Roles(unittest.TestCase):
             with self.subTest(ranks=ranks, shared=shared, chunk=chunk):
                 self.assertEqual(digests(self.mixed(ranks, shared, run__chunk=chunk, **words)), one)
 
-    def test_dealt_batches(self):
+    def test_sharded_batches(self):
         """Several shared ranks with tokens of their own, and expert ranks that are sent all of them."""
         for words in ({"input__tokens": LONG}, MANY):
             one = self.mixed(2, [], **words)
@@ -258,8 +258,8 @@ class Roles(unittest.TestCase):
                     for key in ("digest", "layer_digests", "generated"):
                         self.assertEqual(other.arm("ranks")[key], plain[key])
 
-    def test_dealt_beside_pure_arms(self):
-        """Of one batch different arms deal the tokens to different ranks."""
+    def test_sharded_beside_pure_arms(self):
+        """Different arms shard one batch over different ranks."""
         one = self.mixed(2, [], run__arms=[*ARMS, "ranks"], input__tokens=LONG)
         for ranks, shared in ((3, [0, 2]), (4, [1, 2])):
             with self.subTest(ranks=ranks, shared=shared):
@@ -368,8 +368,8 @@ class Planted(unittest.TestCase):
         self.planted("planted_f16_cache", ["q8k@cpu", "f32@cpu"], subtle=False)
 
     def test_q8k_sign_is_in_no_digest(self):
-        """The other sign turns the scale's and every quant's, so the products are the same: only who compares blocks can
-        tell (test_rows, test_golden)."""
+        """The other sign flips those of the scale and of every quant, so the products are the same: only who compares
+        blocks can tell (test_rows, test_golden)."""
         self.planted("planted_q8k_sign", [], ["q8k@cpu", "f32@cpu"])
 
 

@@ -48,6 +48,7 @@ REAL = {
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
     "kernels/cuda/product_f32.cu": {"cuda/product_f32.cu", "cuda/weight_at.cuh"},
 }
+ENCODERS = {"src/synth/synth_blocks.c"}
 
 if not os.access(COMMANDS, os.R_OK):
     moe.skip(f"no {COMMANDS}")
@@ -60,7 +61,7 @@ def build_commands():
     found = {}
     for entry in entries:
         source = os.path.relpath(entry["file"], moe.SOURCE)
-        if source.startswith("kernels/") and "planted_type" not in entry["command"]:
+        if source.startswith(("kernels/", "src/")) and "planted_type" not in entry["command"]:
             found.setdefault(source, []).append(shlex.split(entry["command"]))
     # the CUDA compiler would need no less than its whole work; the emulation compiles the same text as C++
     return {source: next((c for c in commands if "nvcc" not in c[0]), None) for source, commands in found.items()}
@@ -134,12 +135,12 @@ class NewType(unittest.TestCase):
         self.lacks("REAL", REAL, set())
 
     def test_a_type_that_is_only_dequantised_compiles(self):
-        for source, text in errors_of_all(plant("NONE", True), CUDA_Q8K).items():
+        for source, text in errors_of_all(plant("NONE", True), [*CUDA_Q8K, *ENCODERS]).items():
             self.assertEqual(text, "", source)
 
     def test_no_other_source_has_a_switch_over_types(self):
         """Else the lists above are not all."""
-        listed = set(CPU_Q8K | CUDA_Q8K) | {"kernels/formats/types.c"}
+        listed = {*CPU_Q8K, *CUDA_Q8K, *ENCODERS, "kernels/formats/types.c"}
         for source in set(COMPILE) - listed:
             with open(os.path.join(moe.SOURCE, source), encoding="utf-8") as file:
                 self.assertNotRegex(file.read(), r"case TYPE_|[!=]= TYPE_", source)

@@ -141,8 +141,8 @@ class Reference(unittest.TestCase):
         """Keys and values rounded to f16: of a rounding here and there f32 and f64 disagree."""
         class Half(reference.Model):
             def rotate(self, x):
-                turned = super().rotate(x)
-                return turned.astype(np.float16).astype(np.float64) if x.shape[1] == self.kv_heads else turned
+                rotated = super().rotate(x)
+                return rotated.astype(np.float16).astype(np.float64) if x.shape[1] == self.kv_heads else rotated
 
             def weight(self, name, index=None):
                 matrix = super().weight(name, index)

@@ -24,7 +24,7 @@ static void check_plans(placement_kind kind, const int32_t *list, int n, int ran
       assert_in_range(p.rank_of_expert[e], 0, ranks - 1);
       if (rank) assert_int_equal(p.rank_of_expert[e], owner[e]);
       owner[e] = p.rank_of_expert[e];
-      assert_int_equal(p.local[e], owner[e] == rank ? next++ : -1);
+      assert_int_equal(p.local[e].index, owner[e] == rank ? next++ : -1);
     }
     assert_int_equal(p.n_own, next);
     assert_true(next > 0);

@@ -364,7 +364,7 @@ static void check_route(const cpu_row *row) {
     for (int64_t e = 1; e < n; e++)
       if (!random_below(4)) logits[e] = logits[e - 1]; // ties
     memcpy(again, logits, (size_t)n * 4);
-    int32_t expert[2][16];
+    expert_global expert[2][16];
     double margin[2];
     portable()->f32->route(expert[0], weight[0], &margin[0], logits, n, k);
     row->f32->route(expert[1], weight[1], &margin[1], again, n, k);

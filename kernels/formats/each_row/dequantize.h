@@ -25,29 +25,29 @@ static inline void dequantize_q8_0(float *restrict out, const block_q8_0 *restri
   for (int i = 0; i < QK8_0; i++) out[i] = (float)block->qs[i] * d;
 }
 
-static inline void dequantize_q4_K(float *restrict out, const block_q4_K *restrict block) {
-  float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
+// fifth: the fifth bits of Q5_K's quants; NULL: Q4_K.
+static inline void dequantize_with_minimums(float *restrict out, float d, float dmin, const uint8_t *scales,
+                                            const uint8_t *qs, const uint8_t *fifth) {
   for (int j = 0; j < QK_K / 32; j++) {
     int scale, min;
-    block_scale_min(&scale, &min, block->scales, j);
+    block_scale_min(&scale, &min, scales, j);
     float step = d * (float)scale, base = dmin * (float)min;
-    const uint8_t *q = block->qs + j / 2 * 32;
-    for (int i = 0; i < 32; i++) out[j * 32 + i] = step * (float)((q[i] >> (j % 2 * 4)) & 15) - base;
-  }
-}
-
-static inline void dequantize_q5_K(float *restrict out, const block_q5_K *restrict block) {
-  float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
-  for (int j = 0; j < QK_K / 32; j++) {
-    int scale, min;
-    block_scale_min(&scale, &min, block->scales, j);
-    float step = d * (float)scale, base = dmin * (float)min;
-    const uint8_t *q = block->qs + j / 2 * 32;
+    const uint8_t *q = qs + j / 2 * 32;
     for (int i = 0; i < 32; i++) {
-      int low = (q[i] >> (j % 2 * 4)) & 15, high = (block->qh[i] >> j) & 1;
+      int low = (q[i] >> (j % 2 * 4)) & 15, high = fifth ? (fifth[i] >> j) & 1 : 0;
       out[j * 32 + i] = step * (float)(low + 16 * high) - base;
     }
   }
+}
+
+static inline void dequantize_q4_K(float *restrict out, const block_q4_K *restrict block) {
+  dequantize_with_minimums(out, half_to_f32(block->d), half_to_f32(block->dmin), block->scales, block->qs,
+                           NULL);
+}
+
+static inline void dequantize_q5_K(float *restrict out, const block_q5_K *restrict block) {
+  dequantize_with_minimums(out, half_to_f32(block->d), half_to_f32(block->dmin), block->scales, block->qs,
+                           block->qh);
 }
 
 // Each half of 128 elements has 64 bytes ql and 32 bytes qh; its four groups of 32 take the low then the high

@@ -69,38 +69,37 @@ static inline int32_t min_sum(const uint8_t *scales, const block_q8_K *x) {
   return msum;
 }
 
+// The sum over sub-blocks of scale times products. fifth: the fifth bits of Q5_K's quants; NULL: Q4_K.
+static inline int32_t scaled_sum(const uint8_t *scales, const uint8_t *qs, const uint8_t *fifth,
+                                 const block_q8_K *x) {
+  int32_t isum = 0;
+  for (int j = 0; j < 8; j++) {
+    int scale, min, part = 0, shift = 4 * (j & 1);
+    block_scale_min(&scale, &min, scales, j);
+    for (int l = 0; l < 32; l++) {
+      int q = (qs[j / 2 * 32 + l] >> shift & 15) | (fifth ? (fifth[l] >> j & 1) << 4 : 0);
+      part += q * x->qs[j * 32 + l];
+    }
+    isum += scale * part;
+  }
+  return isum;
+}
+
 static float dot_q4k_q8k_generic(const void *row, const block_q8_K *x, int64_t n) {
   const block_q4_K *w = (const block_q4_K *)row;
   float sum = 0;
-  for (int64_t b = 0; b < n / QK_K; b++, w++, x++) {
-    int32_t isum = 0;
-    for (int j = 0; j < 8; j++) {
-      int scale, min, part = 0, shift = 4 * (j & 1);
-      block_scale_min(&scale, &min, w->scales, j);
-      for (int l = 0; l < 32; l++) part += (w->qs[j / 2 * 32 + l] >> shift & 15) * x->qs[j * 32 + l];
-      isum += scale * part;
-    }
-    sum = term_min(sum, half_to_f32(w->d), half_to_f32(w->dmin), x->d, isum, min_sum(w->scales, x));
-  }
+  for (int64_t b = 0; b < n / QK_K; b++, w++, x++)
+    sum = term_min(sum, half_to_f32(w->d), half_to_f32(w->dmin), x->d, scaled_sum(w->scales, w->qs, NULL, x),
+                   min_sum(w->scales, x));
   return sum;
 }
 
 static float dot_q5k_q8k_generic(const void *row, const block_q8_K *x, int64_t n) {
   const block_q5_K *w = (const block_q5_K *)row;
   float sum = 0;
-  for (int64_t b = 0; b < n / QK_K; b++, w++, x++) {
-    int32_t isum = 0;
-    for (int j = 0; j < 8; j++) {
-      int scale, min, part = 0, shift = 4 * (j & 1);
-      block_scale_min(&scale, &min, w->scales, j);
-      for (int l = 0; l < 32; l++) {
-        int q = (w->qs[j / 2 * 32 + l] >> shift & 15) | (w->qh[l] >> j & 1) << 4;
-        part += q * x->qs[j * 32 + l];
-      }
-      isum += scale * part;
-    }
-    sum = term_min(sum, half_to_f32(w->d), half_to_f32(w->dmin), x->d, isum, min_sum(w->scales, x));
-  }
+  for (int64_t b = 0; b < n / QK_K; b++, w++, x++)
+    sum = term_min(sum, half_to_f32(w->d), half_to_f32(w->dmin), x->d, scaled_sum(w->scales, w->qs, w->qh, x),
+                   min_sum(w->scales, x));
   return sum;
 }
 

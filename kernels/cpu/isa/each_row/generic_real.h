@@ -141,7 +141,7 @@ static void REAL_FN(attend)(void *result, const void *q, const kv_head *kv, int6
   for (int64_t d = 0; d < head_dim; d++) run[d] = run[d] * inverse;
 }
 
-static void REAL_FN(route)(int32_t *expert, void *weight, double *margin, void *logits, int64_t n,
+static void REAL_FN(route)(expert_global *expert, void *weight, double *margin, void *logits, int64_t n,
                            int64_t k) {
   REAL *p = (REAL *)logits, *w = (REAL *)weight, max = p[0], sum = 0;
   double all = 0;
@@ -162,7 +162,7 @@ static void REAL_FN(route)(int32_t *expert, void *weight, double *margin, void *
     }
     if (best < 0) // only when logits are not finite: still a valid choice, whose logits are refused later
       for (best = 0; p[best] < 0;) best++;
-    expert[slot] = (int32_t)best;
+    expert[slot] = (expert_global){(int32_t)best};
     w[slot] = found;
     sum = sum + found;
     p[best] = -1; // chosen

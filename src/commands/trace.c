@@ -1,7 +1,7 @@
 #include "src/commands/trace.h"
 #include "base/memory.h"
 #include "src/report/trace_index.h"
-#include "src/run/progress.h"
+#include "base/progress.h"
 #include <inttypes.h>
 #include <stdlib.h>
 

@@ -212,13 +212,14 @@ static void what_was_is_given_back(fixture *x, arm *e) {
 
 // One token's first slot gets an expert that none of its slots has.
 static void change_expert(fixture *x, int64_t layer, int64_t t) {
-  expert_global *e = x->expert + slot_at(x, layer, t), other = 0;
+  expert_global *e = x->expert + slot_at(x, layer, t);
+  int32_t other = 0;
   for (int64_t k = 0; k < x->s->top_k; k++)
-    if (e[k] == other) {
+    if (e[k].id == other) {
       other++;
       k = -1;
     }
-  e[0] = other;
+  e[0].id = other;
 }
 
 static void what_is_changed_shows(fixture *x, arm *e) {

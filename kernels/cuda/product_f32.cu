@@ -1,11 +1,9 @@
-// product_f32: weights of any type times f32 activations, in the order of docs/paths.md: lane l of a warp is
-// lane l of sum32, so each lane's chain is the definition's and the tree is five shuffles.
-#include "kernels/cuda/device.cuh"
+// product_f32: weights of any type times f32 activations, in the order of docs/paths.md; which kernel takes
+// what. Here also the kernel that takes all: a warp with ROWS rows for ITEMS items, of any type and width.
+// Lane l of the warp is lane l of sum32, so each lane's chain is the definition's and the tree is five
+// shuffles.
+#include "kernels/cuda/product_f32.cuh"
 #include "kernels/cuda/weight_at.cuh"
-
-static constexpr int
-    WARPS = 8,
-    ROWS = 4; // a warp computes ROWS rows for ITEMS items: each weight is dequantised once for them
 
 // The items of this thread block.
 __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
@@ -15,68 +13,7 @@ __device__ __forceinline__ item_tile tile_of(const product &p, int items) {
   return {member, begin, member < 0 ? 0 : left < items ? left : items};
 }
 
-// The eight weights of block b that lane `lane` multiplies: elements 32 j + lane, j = 0 .. 7. d1 * q is
-// exact, so the fma rounds once, as the definition's product and difference do together.
-__device__ __forceinline__ void block_weights(float w[8], const dev_matrix &m, const uint8_t *row, int b,
-                                              int lane) {
-  if (m.type == TYPE_Q6_K) {
-    int n = m.cols / QK_K;
-    float d = half_bits_to_f32(((const uint16_t *)(row + n * 208))[b]);
-    const int8_t *scale = (const int8_t *)row + n * 192 + b * 16 + lane / 16;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int low0 = row[b * 128 + half * 64 + lane], low1 = row[b * 128 + half * 64 + 32 + lane];
-      int high = row[n * 128 + b * 64 + half * 32 + lane];
-#pragma unroll
-      for (int k = 0; k < 4; k++) {
-        int q = ((k & 1 ? low1 : low0) >> 4 * (k / 2) & 15) | (high >> 2 * k & 3) << 4;
-        w[4 * half + k] = d * (float)scale[8 * half + 2 * k] * (float)(q - 32);
-      }
-    }
-    return;
-  }
-  bool is_q5 = m.type == TYPE_Q5_K;
-  const uint8_t *block = row + (size_t)b * (is_q5 ? sizeof(block_q5_K) : sizeof(block_q4_K));
-  uint4 head = *(const uint4 *)block;
-  float d = half_bits_to_f32((uint16_t)(head.x & 0xffffu)), dmin = half_bits_to_f32((uint16_t)(head.x >> 16));
-  uint32_t scale[2] = {head.y & 0x3f3f3f3fu, (head.w & 0x0f0f0f0fu) | (head.y >> 2 & 0x30303030u)};
-  uint32_t min[2] = {head.z & 0x3f3f3f3fu, (head.w >> 4 & 0x0f0f0f0fu) | (head.z >> 2 & 0x30303030u)};
-  int fifth = is_q5 ? block[16 + lane] : 0;
-#pragma unroll
-  for (int j = 0; j < 8; j += 2) {
-    int pair = block[(is_q5 ? 48 : 16) + j * 16 + lane];
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-      int at = 8 * ((j + k) % 4), q = (pair >> 4 * k & 15) | (fifth >> (j + k) & 1) << 4;
-      float step = d * (float)(scale[(j + k) / 4] >> at & 63),
-            base = dmin * (float)(min[(j + k) / 4] >> at & 63);
-      w[j + k] = num_fma_f32(step, (float)q, -base);
-    }
-  }
-}
-
-template <int ITEMS>
-__device__ __forceinline__ void sum_blocks(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
-                                           int row0, const float *const x[ITEMS], int lane) {
-  for (int b = 0; b < p.w.cols / QK_K; b++) {
-    float w[ROWS][8];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-      int row = row0 + r < p.w.rows ? row0 + r : p.w.rows - 1; // a ragged tile repeats its last row
-      block_weights(w[r], p.w, rows + (size_t)row * p.w.row_bytes, b, lane);
-    }
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-#pragma unroll
-      for (int i = 0; i < ITEMS; i++) {
-        float v = x[i][b * QK_K + 32 * j + lane];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) sum[r][i] = num_fma_f32(w[r][j], v, sum[r][i]);
-      }
-  }
-}
-
-template <int ITEMS>
+template <int ROWS, int ITEMS>
 __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                              int row0, const float *const x[ITEMS], int lane) {
   for (int k = lane; k < p.w.cols; k += WARP) {
@@ -94,10 +31,9 @@ __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const produ
 }
 
 // As sum_elements of F32 rows, in pieces of AHEAD lanes' widths whose loads do not wait for each other.
-template <int ITEMS>
+template <int ROWS, int ITEMS, int AHEAD>
 __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                            int row0, const float *const x[ITEMS], int lane) {
-  constexpr int AHEAD = ITEMS > 4 ? 4 : 8;
   const float *w[ROWS];
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
@@ -120,13 +56,15 @@ __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product
   }
 }
 
-enum weight_kind { K_QUANTS, FLOATS, ELEMENTS }; // FLOATS: F32 in rows of a multiple of 256
+// FLOATS: F32 in rows of a multiple of 256; LONG_FLOATS: of 1024
+enum weight_kind { FLOATS, LONG_FLOATS, ELEMENTS };
 
-template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) product_f32_rows(product p) {
+template <int ROWS, int ITEMS, weight_kind KIND>
+__global__ void __launch_bounds__(256) product_f32_rows(product p) {
   wait_for_inputs();
   item_tile tile = tile_of(p, ITEMS);
   if (tile.count <= 0) return;
-  int lane = threadIdx.x % WARP, row0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
+  int lane = threadIdx.x % WARP, row0 = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP) * ROWS;
   if (row0 >= p.w.rows) return;
   const uint8_t *rows = p.w.data + (size_t)tile.member * p.w.member_bytes;
   const float *x[ITEMS];
@@ -138,12 +76,12 @@ template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) pr
     x[i] = p.in.x + (size_t)(item[i] / p.input_divisor) * p.w.cols;
   }
   float sum[ROWS][ITEMS] = {};
-  if (KIND == K_QUANTS)
-    sum_blocks<ITEMS>(sum, p, rows, row0, x, lane);
-  else if (KIND == FLOATS)
-    sum_floats<ITEMS>(sum, p, rows, row0, x, lane);
+  if (KIND == FLOATS)
+    sum_floats<ROWS, ITEMS, (ITEMS > 4 ? 4 : 8)>(sum, p, rows, row0, x, lane);
+  else if (KIND == LONG_FLOATS)
+    sum_floats<ROWS, ITEMS, 32 / ITEMS>(sum, p, rows, row0, x, lane);
   else
-    sum_elements<ITEMS>(sum, p, rows, row0, x, lane);
+    sum_elements<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
 #pragma unroll
   for (int i = 0; i < ITEMS; i++)
 #pragma unroll
@@ -155,34 +93,35 @@ template <int ITEMS, weight_kind KIND> __global__ void __launch_bounds__(256) pr
     }
 }
 
-template <int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
-  dim3 grid((unsigned)((p->w.rows + WARPS * ROWS - 1) / (WARPS * ROWS)), tile_count(p, ITEMS));
-  switch (p->w.type) {
-  case TYPE_Q4_K:
-  case TYPE_Q5_K:
-  case TYPE_Q6_K:
-    return launch(product_f32_rows<ITEMS, K_QUANTS>, grid, WARPS * WARP, 0, stream, *p);
-  case TYPE_F32:
-    if (p->w.cols % QK_K == 0)
-      return launch(product_f32_rows<ITEMS, FLOATS>, grid, WARPS * WARP, 0, stream, *p);
-    return launch(product_f32_rows<ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
-  case TYPE_F16:
-  case TYPE_BF16:
-  case TYPE_Q8_0:
-    return launch(product_f32_rows<ITEMS, ELEMENTS>, grid, WARPS * WARP, 0, stream, *p);
-    CASES_DEQUANTISED_ONLY
-    break;
-  }
-  return FAIL("CUDA: the type %s has no product", type_find(p->w.type)->name);
+template <int WARPS, int ROWS, int ITEMS, weight_kind KIND>
+static status launch_kind(const product *p, cudaStream_t stream) {
+  dim3 grid((unsigned)ceil_of(p->w.rows, WARPS * ROWS), tile_count(p, ITEMS));
+  return launch(product_f32_rows<ROWS, ITEMS, KIND>, grid, WARPS * WARP, 0, stream, *p);
+}
+
+template <int WARPS, int ROWS, int ITEMS> static status launch_rows(const product *p, cudaStream_t stream) {
+  if (p->w.type == TYPE_F32 && has_blocks(p)) return launch_kind<WARPS, ROWS, ITEMS, FLOATS>(p, stream);
+  return launch_kind<WARPS, ROWS, ITEMS, ELEMENTS>(p, stream);
+}
+
+// A router's rows are few: for up to so many items a warp a row, whose loads are all on their way at once, is
+// faster than tiles (128 x 2,048 on an H100: 10 us for 64 items in place of 23, which 128 take as well).
+static constexpr int FEW_ITEMS = 64;
+
+static status launch_few_floats(const product *p, cudaStream_t stream) {
+  bool is_long = p->w.cols % 1024 == 0;
+  if (p->n_items == 1)
+    return is_long ? launch_kind<2, 1, 1, LONG_FLOATS>(p, stream) : launch_rows<2, 1, 1>(p, stream);
+  return is_long ? launch_kind<2, 1, 2, LONG_FLOATS>(p, stream) : launch_rows<2, 2, 2>(p, stream);
 }
 
 status product_f32_launch(const product *p, cudaStream_t stream) {
   if (p->n_items <= 0) return 0;
   bool each_alone = p->member && !p->first;
-  if (p->first) return launch_rows<8>(p, stream);
-  if (each_alone || p->n_items == 1) return launch_rows<1>(p, stream);
-  if (p->n_items <= 64 && p->w.type == TYPE_F32)
-    return launch_rows<2>(p, stream); // many small blocks: latency counts
-  if (p->n_items <= 4) return launch_rows<4>(p, stream);
-  return launch_rows<8>(p, stream);
+  if (product_f32_one_fits(p)) return product_f32_one_launch(p, stream);
+  if (p->w.type == TYPE_F32 && !p->member && p->n_items <= FEW_ITEMS) return launch_few_floats(p, stream);
+  if (each_alone || p->n_items == 1) return launch_rows<8, 4, 1>(p, stream);
+  if (product_f32_tiles_fits(p)) return product_f32_tiles_launch(p, stream);
+  if (!p->first && p->n_items <= 4) return launch_rows<8, 4, 4>(p, stream);
+  return launch_rows<8, 4, 8>(p, stream);
 }

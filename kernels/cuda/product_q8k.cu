@@ -2,6 +2,7 @@
 // order, so the few-item kernel uses DP4A and the many-item kernel the tensor cores; both then take the float
 // steps of docs/paths.md, block after block.
 #include "kernels/cuda/block_q8k.cuh"
+#include "kernels/cuda/product_q8k_wgmma.cuh"
 
 // ---- few items: four lanes a block, each 64 of its elements ----
 
@@ -330,6 +331,7 @@ template <weight_type TYPE> static status many(product_set *set, cudaStream_t st
 }
 
 static status many_of_type(product_set *set, cudaStream_t stream) {
+  if (product_q8k_wgmma_serves(set)) return product_q8k_wgmma_launch(set, stream);
   weight_type type = set->p[0].w.type;
   FOR_Q8K_TYPE(type, return many<TYPE>(set, stream))
   return FAIL("CUDA: the type %s has no product with Q8_K", type_find(type)->name);

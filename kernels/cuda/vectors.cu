@@ -149,50 +149,51 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 
 // ---- experts' activations ----
 
-// A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds.
-__global__ void swiglu_rows(dev_inputs gate, const float *up, const int *member, int n_pieces, bool round,
-                            bool floats) {
+// A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds. A piece's
+// loads do not wait to know whether its slot is here.
+template <bool ROUND>
+__global__ void __launch_bounds__(BLOCK)
+    swiglu_pieces(dev_inputs gate, const float *up, const int *member, int n_pieces, bool floats) {
   wait_for_inputs();
-  int per_row = (gate.width + QK_K - 1) / QK_K, lane = threadIdx.x % WARP;
-  for (int p = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP; p < n_pieces;
-       p += gridDim.x * (BLOCK / WARP)) {
-    int slot = p / per_row, piece = p % per_row;
-    if (member[slot] < 0) continue;
-    float v[8];
-    size_t begin = (size_t)slot * gate.width + piece * QK_K + 8 * lane;
-    if (gate.width % QK_K == 0) {
-      float4 g[2], u[2];
-      for (int i = 0; i < 2; i++) {
-        g[i] = ((const float4 *)(gate.x + begin))[i];
-        u[i] = ((const float4 *)(up + begin))[i];
-      }
-      for (int i = 0; i < 2; i++) {
-        v[4 * i] = num_silu_f32(g[i].x) * u[i].x;
-        v[4 * i + 1] = num_silu_f32(g[i].y) * u[i].y;
-        v[4 * i + 2] = num_silu_f32(g[i].z) * u[i].z;
-        v[4 * i + 3] = num_silu_f32(g[i].w) * u[i].w;
-      }
-      for (int i = 0; i < 2 && floats; i++)
-        ((float4 *)(gate.x + begin))[i] = make_float4(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]);
-    } else {
-      for (int i = 0; i < 8; i++) {
-        bool exists = piece * QK_K + 8 * lane + i < gate.width;
-        v[i] = exists ? num_silu_f32(gate.x[begin + i]) * up[begin + i] : 0.0f;
-        if (exists) gate.x[begin + i] = v[i];
-      }
-    }
-    if (round) {
-      size_t b = (size_t)slot * per_row + piece;
-      round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16, gate.halves + b * 16);
-    }
+  int per_row = gate.width / QK_K, lane = threadIdx.x % WARP;
+  int piece = blockIdx.x * (BLOCK / WARP) + threadIdx.x / WARP;
+  if (piece >= n_pieces) return;
+  // rounding wants eight neighbours in a lane; else a warp's loads are of neighbours
+  int begin = ROUND ? 2 * lane : lane, next = ROUND ? 1 : WARP;
+  float4 *to = (float4 *)(gate.x + (size_t)piece * QK_K) + begin;
+  const float4 *from = (const float4 *)(up + (size_t)piece * QK_K) + begin;
+  float4 g0 = to[0], g1 = to[next], u0 = from[0], u1 = from[next];
+  if (member[piece / per_row] < 0) return;
+  const float g[8] = {g0.x, g0.y, g0.z, g0.w, g1.x, g1.y, g1.z, g1.w},
+              u[8] = {u0.x, u0.y, u0.z, u0.w, u1.x, u1.y, u1.z, u1.w};
+  float v[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = num_silu_f32(g[i]) * u[i];
+  if (floats) {
+    to[0] = make_float4(v[0], v[1], v[2], v[3]);
+    to[next] = make_float4(v[4], v[5], v[6], v[7]);
   }
+  size_t b = (size_t)piece;
+  if (ROUND) round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16, gate.halves + b * 16);
+}
+
+// Rows that are no whole pieces: never rounded.
+__global__ void swiglu_elements(float *gate, const float *up, const int *member, int width, size_t n) {
+  wait_for_inputs();
+  for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+    if (member[i / (size_t)width] >= 0) gate[i] = num_silu_f32(gate[i]) * up[i];
 }
 
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, bool floats,
                      cudaStream_t stream) {
-  int n_pieces = n * ((gate.width + QK_K - 1) / QK_K);
-  return launch(swiglu_rows, dim3((unsigned)(blocks_for((size_t)n_pieces * WARP))), BLOCK, 0, stream, gate,
-                up, member, n_pieces, round, floats);
+  size_t n_elements = (size_t)n * (size_t)gate.width;
+  if (gate.width % QK_K)
+    return launch(swiglu_elements, dim3((unsigned)blocks_for(n_elements)), BLOCK, 0, stream, gate.x, up,
+                  member, gate.width, n_elements);
+  int n_pieces = (int)(n_elements / QK_K);
+  unsigned blocks = (unsigned)((n_pieces + BLOCK / WARP - 1) / (BLOCK / WARP));
+  return launch(round ? swiglu_pieces<true> : swiglu_pieces<false>, dim3(blocks), BLOCK, 0, stream, gate, up,
+                member, n_pieces, floats);
 }
 
 // ---- routing: a warp a token ----
@@ -270,62 +271,67 @@ status route_launch(int *expert, float *weight, int *member, int64_t *place, dou
 
 // ---- grouping slots by this rank's experts ----
 
-// A warp a member counts its items; order within a group is ascending, so the list is the same every time.
-__global__ void count_members(int *first, const int *member, int n_items, int n_members) {
-  wait_for_inputs();
-  int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  if (m >= n_members) return;
-  int count = 0;
-#pragma unroll 16
-  for (int i = lane; i < n_items; i += WARP) count += member[i] == m;
-  for (int half = WARP / 2; half; half /= 2) count += __shfl_xor_sync(~0u, count, half);
-  if (lane == 0) first[m + 1] = count;
-}
+// A thread block a member. Each counts the items of all members, so that none waits for another; the order
+// within a group is ascending, so the list is the same every time.
+static constexpr int GROUPERS = 16, AT_ONCE = 8; // warps of a block; loads in flight
 
-// Warp 0 sums items, the next four tiles of 8, 16, 32, 64.
-__global__ void scan_counts(int *first, int *tiles, int n_members) {
-  wait_for_inputs();
-  int which = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  int items = which ? which < 4 ? 4 << which : 64 : 1, before = 0;
-  int *to = which ? tiles + (which - 1) * (n_members + 1) : nullptr;
-  for (int base = 0; base < n_members; base += WARP) {
-    int m = base + lane, own = m < n_members ? (first[m + 1] + items - 1) / items : 0, sum = own;
-    for (int step = 1; step < WARP; step *= 2) {
-      int other = __shfl_up_sync(~0u, sum, step);
-      if (lane >= step) sum += other;
-    }
-    __syncthreads(); // all have read the counts before warp 0 overwrites them
-    if (m < n_members && which)
-      to[m] = before + sum - own;
-    else if (m < n_members)
-      first[m + 1] = before + sum;
-    before += __shfl_sync(~0u, sum, WARP - 1);
-  }
-  if (lane) return;
-  if (which)
-    to[n_members] = before;
-  else
-    first[0] = 0;
-}
-
-static constexpr int AT_ONCE = 16; // loads in flight
-
-__global__ void fill_members(int *order, const int *first, const int *member, int n_items, int n_members) {
-  wait_for_inputs();
-  int m = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  if (m >= n_members) return;
-  int at = first[m];
-  for (int base = lane; base < (n_items + WARP - 1) / WARP * WARP; base += AT_ONCE * WARP) {
+// f(items' members, index of the lane's item), of 32 items each, over the items that belong to this warp.
+template <typename Take>
+__device__ __forceinline__ void each_of_warp(const int *member, int n_items, Take take) {
+  int lane = threadIdx.x % WARP, share = (n_items + GROUPERS * WARP - 1) / (GROUPERS * WARP) * WARP;
+  int begin = threadIdx.x / WARP * share, end = min(begin + share, n_items);
+  for (int base = begin; base < end; base += AT_ONCE * WARP) {
     int of[AT_ONCE];
 #pragma unroll
-    for (int k = 0; k < AT_ONCE; k++) of[k] = base + k * WARP < n_items ? member[base + k * WARP] : -1;
-#pragma unroll
     for (int k = 0; k < AT_ONCE; k++) {
-      unsigned mask = __ballot_sync(~0u, of[k] == m);
-      if (of[k] == m) order[at + __popc(mask & ((1u << lane) - 1))] = base + k * WARP;
-      at += __popc(mask);
+      int i = base + k * WARP + lane;
+      of[k] = i < end ? member[i] : -1;
+    }
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; k++) take(of[k], base + k * WARP + lane);
+  }
+}
+
+// The tiles of `items` items that members 0 .. n - 1 have.
+__device__ __forceinline__ int tiles_before(const int *count, int n, int items) {
+  int sum = 0;
+  for (int m = threadIdx.x % WARP; m < n; m += WARP) sum += (count[m] + items - 1) / items;
+  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
+  return sum;
+}
+
+__global__ void __launch_bounds__(GROUPERS *WARP)
+    group_member(int *first, int *order, int *tiles, const int *member, int n_items, int n_members) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  __shared__ int begin, of_warp[GROUPERS];
+  wait_for_inputs();
+  int *count = (int *)memory; // [n_members]
+  int own = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, mine = 0;
+  for (int m = threadIdx.x; m < n_members; m += GROUPERS * WARP) count[m] = 0;
+  __syncthreads();
+  each_of_warp(member, n_items, [&](int of, int) {
+    if (of >= 0) atomicAdd(&count[of], 1);
+    mine += __popc(__ballot_sync(~0u, of == own));
+  });
+  if (lane == 0) of_warp[warp] = mine;
+  __syncthreads();
+  if (warp <= TILE_SIZES) { // warp 0 sums items, the next four tiles of 8, 16, 32, 64
+    int items = warp ? 4 << warp : 1, before = tiles_before(count, own, items);
+    int *to = warp ? tiles + (warp - 1) * (n_members + 1) : first;
+    if (lane == 0) {
+      to[own] = before;
+      if (own == n_members - 1) to[n_members] = before + (count[own] + items - 1) / items;
+      if (warp == 0) begin = before;
     }
   }
+  __syncthreads();
+  int at = begin;
+  for (int w = 0; w < warp; w++) at += of_warp[w];
+  each_of_warp(member, n_items, [&](int of, int i) {
+    unsigned mask = __ballot_sync(~0u, of == own);
+    if (of == own) order[at + __popc(mask & ((1u << lane) - 1))] = i;
+    at += __popc(mask);
+  });
 }
 
 __global__ void find_members(int *member, const int *expert, const int *local_of_expert, int n_slots) {
@@ -342,10 +348,8 @@ status members_launch(int *member, const int *expert, const int *local_of_expert
 
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,
                     cudaStream_t stream) {
-  TRY(launch(count_members, dim3((unsigned)n_members), WARP, 0, stream, first, member, n_items, n_members));
-  TRY(launch(scan_counts, dim3(1), (1 + TILE_SIZES) * WARP, 0, stream, first, tiles, n_members));
-  return launch(fill_members, dim3((unsigned)n_members), WARP, 0, stream, order, first, member, n_items,
-                n_members);
+  return launch(group_member, dim3((unsigned)n_members), GROUPERS * WARP, (size_t)n_members * sizeof(int),
+                stream, first, order, tiles, member, n_items, n_members);
 }
 
 // ---- digest ----
@@ -370,40 +374,96 @@ status digest_launch(unsigned long long *sums, const float *rows, const dev_batc
 
 // ---- combining: slots in slot order; the new rows are at hand, so their digest is taken here ----
 
-__global__ void combine_slots(float *x, const float *slots, const float *weight, const int64_t *place,
-                              dev_batch b, int k, int hidden, unsigned long long *sums, uint64_t tag,
-                              int layer) {
+struct combine_args {
+  float *x;
+  const float *slots, *weight;
+  const int64_t *place;
+  dev_batch b;
+  int k, hidden;
+  unsigned long long *sums;
+  uint64_t tag;
+  int layer;
+};
+
+// Element `at` of a token's row, or the four from there on.
+template <typename T, typename Add, typename Scale>
+__device__ __forceinline__ T sum_of_slots(const combine_args &a, int t, int at, Scale scale, Add add) {
   constexpr int AHEAD = 8; // slots whose loads do not wait for each other
+  T sum = {};
+  for (int from = 0; from < a.k; from += AHEAD) {
+    T y[AHEAD];
+    float w[AHEAD];
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++) {
+      int slot = t * a.k + min(from + s, a.k - 1);
+      y[s] = __ldcs((const T *)(a.slots + (size_t)(a.place ? a.place[slot] : slot) * a.hidden + at));
+      w[s] = a.weight[slot];
+    }
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++)
+      if (from + s < a.k) sum = from + s ? add(w[s], y[s], sum) : scale(w[s], y[s]);
+  }
+  return sum;
+}
+
+__device__ __forceinline__ float combine_one(const combine_args &a, int t, int i) {
+  float sum = sum_of_slots<float>(
+      a, t, i, [](float w, float y) { return w * y; },
+      [](float w, float y, float s) { return num_fma_f32(w, y, s); });
+  float *x = a.x + (size_t)t * a.hidden + i;
+  return *x = *x + sum;
+}
+
+__device__ __forceinline__ float4 combine_four(const combine_args &a, int t, int i) {
+  float4 *x = (float4 *)(a.x + (size_t)t * a.hidden + i), v = *x;
+  float4 sum = sum_of_slots<float4>(
+      a, t, i, [](float w, float4 y) { return make_float4(w * y.x, w * y.y, w * y.z, w * y.w); },
+      [](float w, float4 y, float4 s) {
+        return make_float4(num_fma_f32(w, y.x, s.x), num_fma_f32(w, y.y, s.y), num_fma_f32(w, y.z, s.z),
+                           num_fma_f32(w, y.w, s.w));
+      });
+  return *x = make_float4(v.x + sum.x, v.y + sum.y, v.z + sum.z, v.w + sum.w);
+}
+
+// Adds the block's sums to a digest: one atomic a block, since a batch of one sequence has one address.
+__device__ __forceinline__ void add_block_digest(unsigned long long *to, unsigned long long sum) {
+  __shared__ unsigned long long of_warp[BLOCK / WARP];
+  for (int half = WARP / 2; half; half /= 2) sum += __shfl_xor_sync(~0u, sum, half);
+  if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = sum;
+  __syncthreads();
+  if (threadIdx.x) return;
+  sum = 0;
+  for (int w = 0; w < BLOCK / WARP; w++) sum += of_warp[w];
+  atomicAdd(to, sum);
+}
+
+template <int WIDE> __global__ void __launch_bounds__(BLOCK) combine_slots(const combine_args a) {
   wait_for_inputs();
   int t = blockIdx.x;
-  uint64_t row = num_digest_row(tag, layer, b.position[t]);
+  uint64_t row = num_digest_row(a.tag, a.layer, a.b.position[t]);
   unsigned long long digest = 0;
-  for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < hidden; i += gridDim.y * blockDim.x) {
-    float sum = 0;
-    for (int from = 0; from < k; from += AHEAD) {
-      float y[AHEAD], w[AHEAD];
-#pragma unroll
-      for (int s = 0; s < AHEAD; s++) {
-        int slot = t * k + min(from + s, k - 1);
-        y[s] = slots[(size_t)(place ? place[slot] : slot) * hidden + i];
-        w[s] = weight[slot];
-      }
-#pragma unroll
-      for (int s = 0; s < AHEAD; s++)
-        if (from + s < k) sum = from + s ? num_fma_f32(w[s], y[s], sum) : w[s] * y[s];
+  int step = (int)(gridDim.y * BLOCK) * WIDE;
+  for (int i = (int)(blockIdx.y * BLOCK + threadIdx.x) * WIDE; i < a.hidden; i += step) {
+    if constexpr (WIDE == 4) {
+      float4 v = combine_four(a, t, i);
+      digest += num_digest_element(row, i, __float_as_uint(v.x));
+      digest += num_digest_element(row, i + 1, __float_as_uint(v.y));
+      digest += num_digest_element(row, i + 2, __float_as_uint(v.z));
+      digest += num_digest_element(row, i + 3, __float_as_uint(v.w));
+    } else {
+      digest += num_digest_element(row, i, __float_as_uint(combine_one(a, t, i)));
     }
-    float value = x[(size_t)t * hidden + i] + sum;
-    x[(size_t)t * hidden + i] = value;
-    digest += num_digest_element(row, i, __float_as_uint(value));
   }
-  add_digest(&sums[b.sequence[t]], digest);
+  add_block_digest(&a.sums[a.b.sequence[t]], digest);
 }
 
 status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place,
                       const dev_batch *b, int k, int hidden, unsigned long long *sums, uint64_t tag,
                       int layer, cudaStream_t stream) {
+  combine_args a = {x, slots, weight, place, *b, k, hidden, sums, tag, layer};
+  bool by_four = b->n > 128 && hidden % 4 == 0;
+  if (by_four) return launch(combine_slots<4>, dim3((unsigned)b->n), BLOCK, 0, stream, a);
   unsigned parts =
       b->n > 128 ? 1 : (unsigned)((hidden + BLOCK - 1) / BLOCK); // few tokens: a block each part of a row
-  return launch(combine_slots, dim3((unsigned)b->n, parts < 8 ? parts : 8), BLOCK, 0, stream, x, slots,
-                weight, place, *b, k, hidden, sums, tag, layer);
+  return launch(combine_slots<1>, dim3((unsigned)b->n, parts < 8 ? parts : 8), BLOCK, 0, stream, a);
 }

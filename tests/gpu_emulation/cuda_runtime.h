@@ -63,6 +63,12 @@ static inline int __popc(unsigned x) {
 static inline int __ffs(unsigned x) {
   return __builtin_ffs((int)x);
 }
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) { // selectors without bit 3
+  uint64_t bytes = (uint64_t)y << 32 | x;
+  unsigned out = 0;
+  for (int i = 0; i < 4; i++) out |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return out;
+}
 template <typename T> static inline T __ldcg(const T *at) {
   return *at;
 }

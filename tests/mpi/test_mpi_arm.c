@@ -137,9 +137,10 @@ static void keep_routing(fixture *x, arm *e, int64_t layer, int64_t first, int64
 
 static void give_back(fixture *x, arm *e, const run *r, int64_t layer, int64_t first) {
   int64_t at = slot_at(x, layer, first);
+  bool has = arm_computes_shared(e); // elsewhere nothing is needed
   routing given = {x->expert + at, x->weight + at, NULL};
-  if (r->gives_stream) good(arm_stream_write(e, stream_at(x, layer, first)));
-  if (r->parts) good(arm_impose_routing(e, r->parts, &given));
+  if (r->gives_stream) good(arm_stream_write(e, has ? stream_at(x, layer, first) : NULL));
+  if (r->parts) good(arm_impose_routing(e, r->parts, has ? &given : NULL));
 }
 
 static void run_batch(fixture *x, arm *e, const run *r, const token_batch *batch, int64_t first) {

@@ -16,6 +16,9 @@
 #ifdef MOE_EMULATED
 enum { FIRST = 2, REST = 1 }; // the second batch has kernels of its own
 static const char ARMS[] = "run.arms=[\"q8k@cuda\"]";
+#elif defined __SANITIZE_ADDRESS__ // which is slow
+enum { FIRST = 64, REST = 9 };
+static const char ARMS[] = "run.arms=[\"q8k@cpu\"]", ALL_ARMS[] = "run.arms=[\"q8k@cpu\",\"ranks\"]";
 #else
 enum { FIRST = 64, REST = 9 }; // of each rank, enough for token shards; too few
 static const char ARMS[] = "run.arms=[\"f64@cpu\",\"f32@cpu\",\"q8k@cpu\"]",

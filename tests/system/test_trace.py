@@ -181,6 +181,21 @@ class Trace(unittest.TestCase):
         self.assertEqual(found.index["layers"], [0, 2])
         self.assertEqual(found.load("result_output", None).shape, (2, 4096))
 
+    @unittest.skipUnless(os.access(moe.FAULTY, os.X_OK), "no moe_run_faulty")
+    def test_a_run_that_fails_leaves_no_trace(self):
+        for kind, rank in (("fail", 1), ("fail", 0), ("kill", 1)):
+            folder = moe.fresh()
+            line = moe.words(command="trace", out=folder, sets={"model.path": SHIPPED, "input.tokens": tokens_of(20),
+                                                                "run.arms": ["q8k@cpu"], "run.threads": 1})
+            outcome = moe.finish(moe.start(moe.under_mpirun([(3, [moe.FAULTY, kind, "prefill", str(rank), "none", *line[1:]])])))
+            with self.subTest(kind=kind, rank=rank):
+                self.assertNotIn(outcome.code, (0, None))
+                if kind == "fail":  # of a killed rank mpirun tells
+                    self.assertEqual(len(outcome.faults()), 1, outcome.err)
+                    self.assertIn(f"rank {rank} (", outcome.err)
+                named = [name for _, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+                self.assertEqual(named, [])
+
     def test_refusals(self):
         for sets, says in (({"trace.probes": ["l_outs"]}, 'trace.probes: unknown probe "l_outs": did you mean "l_out"?'),
                            ({"trace.probes": ["l_out", 1]}, "trace.probes: expected string"),

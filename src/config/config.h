@@ -83,6 +83,12 @@ typedef struct {
     int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
   } perplexity;
 
+  struct config_trace {
+    uint32_t probes; // trace.probes: bits 1 << probe_point; 0 (default, []): all
+    int32_t *layers; // trace.layers
+    size_t n_layers; // length of the list; 0 (default): all
+  } trace;
+
   struct {
     size_list prompt;    // bench.prompt: lengths of prompts to measure; default [512]
     size_list generate;  // bench.generate: numbers of decoded tokens to measure; default [128]
@@ -124,7 +130,8 @@ typedef enum { // keys that are used together, as bits: which commands read them
   KEYS_BENCH = 1 << 7,
   KEYS_OUTPUT = 1 << 8,
   KEYS_LOGITS = 1 << 9,
-  KEYS_ALL = (1 << 10) - 1,
+  KEYS_TRACE = 1 << 10,
+  KEYS_ALL = (1 << 11) - 1,
 } key_groups;
 
 // Prints the keys of these groups with types, defaults and help, each section under a heading.

@@ -87,12 +87,13 @@ double arm_margin(const arm *e, int64_t t);
 // batch's n tokens, [n][hidden], exact.
 status arm_stream_read(arm *e, double *out);
 
-// ---- setting what comes next: the same call on every rank ----
+// ---- setting what comes next: the same call on every rank, after arm_embed of the batch ----
+// A rank that computes only experts does not read `in`, which may be NULL there.
 
 // The residual stream before the next arm_layer: [n][hidden] of the batch's tokens.
 status arm_stream_write(arm *e, const double *in);
 // The next arm_layer takes `parts` of the routing (ROUTING_EXPERTS, ROUTING_WEIGHTS) from `in`, [n][top_k] of
-// the batch's tokens, in place of its own.
+// the batch's tokens, in place of its own; the probes of the routing still show its own.
 status arm_impose_routing(arm *e, unsigned parts, const routing *in);
 
 // ---- probes ----

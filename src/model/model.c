@@ -82,8 +82,9 @@ static status refuse_unknown(const model *m) {
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
     const gguf_tensor *t = gguf_tensor_at(m->file, i);
     if (!architecture_tensor_find(&layer, m->architecture, n_layers, t->name))
-      return FAIL("%s: tensor %s is none of a %s of %lld layers; without it another model would be computed",
-                  t->file, t->name, m->architecture->title, (long long)n_layers);
+      return FAIL(
+          "%s: tensor %s does not belong to a %s of %lld layers; ignoring it would compute another model",
+          t->file, t->name, m->architecture->title, (long long)n_layers);
   }
   return 0;
 }

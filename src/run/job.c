@@ -265,7 +265,7 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
 
 static status refuse_change(const job *j) {
   const char *path = gguf_changed_file(j->m->file);
-  return path ? FAIL("%s: the file changed while the run read it: no number of this run is good", path) : 0;
+  return path ? FAIL("%s: the file changed while the run read it: no result of this run is valid", path) : 0;
 }
 
 void job_explain_error(const job *j) {

@@ -111,7 +111,7 @@ status placement_open(placement *out, placement_kind kind, const int32_t *list, 
                       const double *speed, int64_t n_experts, int n_ranks, int rank) {
   *out = (placement){.n_experts = n_experts, .n_ranks = n_ranks};
   if (n_ranks > n_experts)
-    return FAIL("%d ranks for %lld experts: expected at most one rank to an expert", n_ranks,
+    return FAIL("%d ranks for %lld experts: expected at most one rank per expert", n_ranks,
                 (long long)n_experts);
   if (kind == PLACEMENT_LIST) TRY(check_list(list, list_length, n_experts, n_ranks));
   TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the placement"));

@@ -37,7 +37,7 @@ typedef struct {
 
 static status open_partial(writer *w, int flags) {
   w->fd = open(w->partial, O_WRONLY | O_CLOEXEC | flags, 0666);
-  if (w->fd < 0) return FAIL("%s: cannot be made: %s", w->partial, strerror(errno));
+  if (w->fd < 0) return FAIL("%s: cannot be created: %s", w->partial, strerror(errno));
   return 0;
 }
 
@@ -95,7 +95,7 @@ static status sync_file(writer *w) {
 
 static status name_file(const writer *w) {
   if (comm_rank(w->c) != 0 || !rename(w->partial, w->path)) return 0;
-  return FAIL("%s: cannot be given its name: %s", w->path, strerror(errno));
+  return FAIL("%s: cannot be renamed from its temporary name: %s", w->path, strerror(errno));
 }
 
 // ---- pieces ----

@@ -11,8 +11,8 @@ typedef struct {
   char *path, *temporary; // NULL: not open
 } whole_file;
 
-status whole_file_open(whole_file *out, const char *dir, const char *name); // DIR/NAME; the folder exists
-// Flushes to the disk and closes the stream: after it every write is known to have succeeded.
+status whole_file_open(whole_file *out, const char *dir, const char *name);
+// Flushes to the disk and closes: after it every write is known to have succeeded.
 status whole_file_sync(whole_file *f);
 status whole_file_name(whole_file *f);  // gives a synced file its name and releases `f`
 void whole_file_abandon(whole_file *f); // closes, removes, releases; one that was never opened is fine

@@ -83,7 +83,7 @@ static status read_count(size_t *out, gguf_reader *r, const char *what, size_t l
   return 0;
 }
 
-// The arrays grow with what was really read, because a count in a large file may lie by billions.
+// The arrays grow with what was read, because a count in a file may be wrong by billions.
 static status read_keys(gguf_file *file, gguf_reader *r, size_t count) {
   size_t capacity = 0;
   for (size_t i = 0; i < count; i++) {

@@ -44,7 +44,7 @@ static void put_digest(branch to, const char *key, uint64_t digest) {
   put(to, key, json_string(text));
 }
 
-// A path or a host's name need not be UTF-8, which JSON must be: other bytes become U+FFFD, each one.
+// A path or a host's name need not be UTF-8, but JSON must: each invalid byte becomes U+FFFD.
 static json_t *repaired(const char *text) {
   static const char REPLACEMENT[] = "\xef\xbf\xbd";
   char *fixed;
@@ -204,7 +204,7 @@ typedef struct {
   const spread *value;
 } named_spread;
 
-// The plain numbers are the worst over positions; the spreads say how they are spread.
+// A metric's own key is the worst over positions; "spread" has min, median and max.
 static void put_spreads(branch to, const named_spread *metric, size_t n) {
   for (size_t i = 0; i < n; i++) put_real(to, metric[i].key, metric[i].value->max);
   branch all = put_object(to, "spread");

@@ -132,7 +132,7 @@ static status check_whole(const synth_options *o) {
   return 0;
 }
 
-// All that the bytes depend on, as the options that give it.
+// All that the bytes depend on, as options that reproduce them.
 static void describe(synth_model *m, const synth_options *o) {
   size_t used = (size_t)snprintf(m->made_with, sizeof m->made_with, "--shape %s --types %s%s", o->shape_name,
                                  m->mix->name, m->tied ? " --tied" : "");

@@ -1,7 +1,6 @@
 #include "src/report/bench_report.h"
 #include "base/whole_file.h"
 #include "src/report/report.h"
-#include "src/report/report_file.h"
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>

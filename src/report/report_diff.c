@@ -1,6 +1,5 @@
 #include "src/report/report_diff.h"
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { VERDICT_BYTES = 120 };

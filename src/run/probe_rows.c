@@ -1,6 +1,5 @@
 #include "src/run/probe_rows.h"
 #include "base/memory.h"
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -4,7 +4,7 @@
 // of a command with other options (synth, compare) are passed on unread.
 #pragma once
 #include "base/status.h"
-#include "src/config/command.h"
+#include "src/config/command_kind.h"
 #include <stddef.h>
 
 typedef struct { // views of argv, but for `sets`

@@ -4,7 +4,8 @@
 // hexadecimal.
 #pragma once
 #include "base/status.h"
-#include "src/config/config.h"
+#include "src/config/config_types.h"
+#include <stdio.h>
 
 typedef struct {
   const char *arm;

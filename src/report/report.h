@@ -7,7 +7,7 @@
 // Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
 #include "base/status.h"
-#include "src/config/command.h"
+#include "src/config/command_kind.h"
 #include "src/measure/pair_statistics.h"
 #include <stdint.h>
 #include <stdio.h>

@@ -2,7 +2,7 @@
 //
 // Independent of: ranks. job.c checks, with input_hash, that all have read the same.
 #pragma once
-#include "src/config/config.h"
+#include "src/config/config_types.h"
 #include "src/model/model.h"
 #include "src/run/batcher.h"
 #include "src/text/tokenizer.h"

@@ -4,7 +4,7 @@
 // Invariant: after job_open all ranks have the same configuration, the same model and the same tokens; each
 // local phase that can fail is followed by an agreement, so one rank's bad file ends all and hangs none.
 #pragma once
-#include "src/config/command.h"
+#include "src/config/command_kind.h"
 #include "src/config/config.h"
 #include "src/run/arm.h"
 #include "src/run/batcher.h"

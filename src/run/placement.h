@@ -3,7 +3,7 @@
 // Invariant: every expert has one owner and every rank owns at least one, so that no rank idles by mistake.
 #pragma once
 #include "kernels/backend.h"
-#include "src/config/config.h"
+#include "src/config/config_types.h"
 
 typedef struct {
   int64_t n_experts;

@@ -5,7 +5,7 @@
 // Invariant: at least one rank is shared. The shared path depends on the configuration and the ranks' arms
 // alone, so a choice of shared ranks changes who works, never a bit.
 #pragma once
-#include "src/config/config.h"
+#include "src/config/config_types.h"
 
 typedef struct {
   int n_ranks, reporting; // the reporting rank: the first shared rank, which has all results

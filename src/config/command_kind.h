@@ -1,4 +1,4 @@
-// command: the commands by name. What each does and needs stands in the table of src/main.c.
+// command_kind: the commands by name. What each does and needs stands in the table of src/main.c.
 #pragma once
 #include <stdbool.h>
 

@@ -1,6 +1,6 @@
 // exchange: transfers rows from the ranks that computed them to the ranks that need them.
 //
-// Owns: the row of each slot in ROWS_SLOTS, and which ranks receive which rows of any kind.
+// Owns: the row of each slot among the slots' outputs, and which ranks receive which rows of any kind.
 // Independent of: arithmetic; whether rows lie in host memory or on a device. Rows are copied, never added:
 // each rank sums a token's slots itself, in slot order.
 // Invariant: what is sent follows from the batch and its routing, which the ranks concerned know, or from the

@@ -44,7 +44,7 @@ static void put_digest(branch to, const char *key, uint64_t digest) {
   put(to, key, json_string(text));
 }
 
-// A path or a host's name need not be UTF-8, but JSON must: each invalid byte becomes U+FFFD.
+// A path or a host's name need not be UTF-8, which JSON must be: other bytes become U+FFFD, each one.
 static json_t *repaired(const char *text) {
   static const char REPLACEMENT[] = "\xef\xbf\xbd";
   char *fixed;

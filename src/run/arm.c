@@ -90,6 +90,7 @@ static status open_parts(arm *a) {
   TRY(token_shards_open(&a->forward.shards, p->computes_shared, comm_size(p->c), comm_rank(p->c),
                         p->max_batch));
   a->forward.takes_device = transport_takes_device(a->transport);
+  a->forward.all_on_device = transport_all_on_device(a->transport);
   TRY(open_backend(a));
   return open_arrays(a);
 }

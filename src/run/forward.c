@@ -135,10 +135,10 @@ static bool transfers_from_device(const forward_state *f) {
   return backend_on_device(f) && f->takes_device;
 }
 
-// Of a token-sharded batch: the experts are gathered in device memory; otherwise the routing is gathered in
-// host memory.
+// How every rank gathers the experts of a token-sharded batch: in device memory, or else in host memory. The
+// same on all ranks, so it must not depend on this rank's backend.
 static bool gathers_experts_on_device(const forward_state *f) {
-  return transfers_from_device(f) && !f->is_watched;
+  return f->all_on_device && !f->is_watched;
 }
 
 // Transfers rows of a kind between ranks: range[from][to]. A device's rows are staged in host memory, unless

@@ -31,8 +31,9 @@ typedef struct {
   bool is_shared;        // a shared rank; false: an expert rank, which computes only its experts
   const path_info *path; // of the shared steps
   int64_t hidden, kv_width, top_k, n_layers;
-  bool takes_device; // the transport transfers rows from device memory
-  batch_plan batch;  // of the last forward_start
+  bool takes_device;  // the transport transfers rows from device memory
+  bool all_on_device; // and every rank's backend has its rows there
+  batch_plan batch;   // of the last forward_start
 
   // Each layer is watched: after it every shared rank has the routing on the host and all rows of the
   // residual stream.

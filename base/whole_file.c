@@ -43,6 +43,22 @@ done:
   return result;
 }
 
+status whole_file_pause(whole_file *f) {
+  errno = 0;
+  bool bad = ferror(f->f);
+  bad = fclose(f->f) || bad;
+  f->f = NULL;
+  return bad ? FAIL("%s: cannot be written: %s", f->path, strerror(errno)) : 0;
+}
+
+status whole_file_resume(whole_file *f) {
+  int fd = open(f->temporary, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+  if (fd >= 0 && !(f->f = fdopen(fd, "r+b"))) close(fd);
+  if (!f->f || fseeko(f->f, 0, SEEK_END))
+    return FAIL("%s: cannot be written on: %s", f->path, strerror(errno));
+  return 0;
+}
+
 status whole_file_sync(whole_file *f) {
   errno = 0;
   bool bad = ferror(f->f) || fflush(f->f);

@@ -12,6 +12,10 @@ typedef struct {
 } whole_file;
 
 status whole_file_open(whole_file *out, const char *dir, const char *name);
+// Closes the stream and opens it again at its end, so that more files can be under way than can be open. In
+// between `f->f` is NULL.
+status whole_file_pause(whole_file *f);
+status whole_file_resume(whole_file *f);
 // Flushes to the disk and closes: after it every write is known to have succeeded.
 status whole_file_sync(whole_file *f);
 status whole_file_name(whole_file *f);  // gives a synced file its name and releases `f`

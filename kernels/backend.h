@@ -143,6 +143,10 @@ typedef struct {
 const probe_info *probe_get(probe_point point);
 bool probe_find(probe_point *out, const char *name);          // false: no such probe
 int64_t probe_width(probe_point point, const model_shape *s); // numbers in a row
+int probe_dims(int64_t out[2], probe_point point,
+               const model_shape *s); // how these are arranged: 1 or 2 sizes
+// A number here is so many times llama.cpp's.
+double probe_factor(probe_point point, const model_shape *s);
 
 typedef struct {
   uint32_t wanted; // bit 1 << point; 0: nobody looks

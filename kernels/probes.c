@@ -1,6 +1,7 @@
 // probes: the table of named points of the forward pass. Names are llama.cpp's, so that traces of other
 // programs fit.
 #include "kernels/backend.h"
+#include <math.h>
 #include <string.h>
 
 static const probe_info probes[PROBE_COUNT] = {
@@ -39,6 +40,22 @@ bool probe_find(probe_point *out, const char *name) {
 }
 
 int64_t probe_width(probe_point point, const model_shape *s) {
+  int64_t size[2];
+  return probe_dims(size, point, s) == 2 ? size[0] * size[1] : size[0];
+}
+
+static int one(int64_t out[2], int64_t a) {
+  out[0] = a;
+  return 1;
+}
+
+static int two(int64_t out[2], int64_t a, int64_t b) {
+  out[0] = a;
+  out[1] = b;
+  return 2;
+}
+
+int probe_dims(int64_t out[2], probe_point point, const model_shape *s) {
   switch (point) {
   case PROBE_INP_EMBD:
   case PROBE_ATTN_NORM:
@@ -48,24 +65,28 @@ int64_t probe_width(probe_point point, const model_shape *s) {
   case PROBE_FFN_MOE_OUT:
   case PROBE_L_OUT:
   case PROBE_RESULT_NORM:
-    return s->hidden;
+    return one(out, s->hidden);
   case PROBE_QCUR:
   case PROBE_KQV_OUT:
-    return s->n_heads * s->head_dim;
+    return two(out, s->n_heads, s->head_dim);
   case PROBE_KCUR:
   case PROBE_VCUR:
-    return s->n_kv_heads * s->head_dim;
+    return two(out, s->n_kv_heads, s->head_dim);
   case PROBE_FFN_MOE_LOGITS:
-    return s->n_experts;
+    return one(out, s->n_experts);
   case PROBE_FFN_MOE_TOPK:
   case PROBE_FFN_MOE_WEIGHTS_NORM:
-    return s->top_k;
+    return one(out, s->top_k);
   case PROBE_FFN_MOE_GATE:
   case PROBE_FFN_MOE_UP:
   case PROBE_FFN_MOE_SWIGLU:
-    return s->expert_width;
+    return one(out, s->expert_width);
   case PROBE_RESULT_OUTPUT:
-    return s->vocabulary;
+    return one(out, s->vocabulary);
   }
-  return 0;
+  __builtin_unreachable();
+}
+
+double probe_factor(probe_point point, const model_shape *s) {
+  return point == PROBE_QCUR ? 1 / sqrt((double)s->head_dim) : 1;
 }

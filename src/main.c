@@ -9,6 +9,7 @@
 #include "src/commands/parity.h"
 #include "src/commands/perplexity.h"
 #include "src/commands/synth.h"
+#include "src/commands/trace.h"
 #include <string.h>
 
 enum { KEYS_RUN = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD | KEYS_OUTPUT };
@@ -39,6 +40,14 @@ static const command commands[] = {
             .help =
                 "  In windows of run.context tokens that do not overlap; of each window the tokens after\n"
                 "  position perplexity.skip (by default its half) are scored.\n",
+        },
+    [COMMAND_TRACE] =
+        {
+            .needs = NEEDS_INPUT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_TRACE,
+            .run_job = trace_run,
+            .summary = "each arm's tensors by name, for each layer, as .npy files in the folder of --out",
+            .help = "  docs/trace.md says what each of them is.\n",
         },
     [COMMAND_BENCH] =
         {

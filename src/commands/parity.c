@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
 #include "src/measure/pair_statistics.h"
+#include "src/report/npy.h"
 #include "src/commands/generate.h"
 #include "base/progress.h"
 #include <stdio.h>
@@ -60,8 +61,9 @@ static status open_reporting(parity *p) {
     if (c->output.logits && c->output.dir[0]) {
       char name[64];
       snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.arm[a].name);
-      TRY(npy_open(&p->logits_file[a], c->output.dir, name, arm_path(p->arm[a])->real_bytes == sizeof(double),
-                   (size_t)s->vocabulary));
+      bool wide = arm_path(p->arm[a])->real_bytes == sizeof(double);
+      npy_row row = {wide ? NPY_F64 : NPY_F32, 1, {s->vocabulary}};
+      TRY(npy_open(&p->logits_file[a], c->output.dir, name, &row));
     }
   }
   TRY(TAKE(&p->pairs, p->n_pairs, "the comparisons"));

@@ -2,9 +2,9 @@
 #include <string.h>
 
 static const char *const NAMES[] = {
-    [COMMAND_PARITY] = "parity",   [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
-    [COMMAND_BENCH] = "bench",     [COMMAND_INSPECT] = "inspect",   [COMMAND_SYNTH] = "synth",
-    [COMMAND_COMPARE] = "compare",
+    [COMMAND_PARITY] = "parity", [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
+    [COMMAND_TRACE] = "trace",   [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
+    [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",
 };
 _Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");
 
@@ -18,6 +18,7 @@ bool command_cuts_windows(command_kind kind) {
     return true;
   case COMMAND_PARITY:
   case COMMAND_GENERATE:
+  case COMMAND_TRACE:
   case COMMAND_BENCH:
   case COMMAND_INSPECT:
   case COMMAND_SYNTH:

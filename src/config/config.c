@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/read_file.h"
 #include "src/config/config_value.h"
+#include "src/config/edit_distance.h"
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
@@ -32,6 +33,7 @@ static const struct {
     {"experts", "which rank owns which expert"},
     {"comm", "communication between ranks"},
     {"perplexity", "what is scored"},
+    {"trace", "what is written"},
     {"bench", "what is measured"},
     {"output", "files of the report"},
 };
@@ -91,6 +93,10 @@ static const value_key KEYS[] = {
      "300", "seconds that a rank waits for another, or for its GPU"},
     {"perplexity.skip", KEYS_PERPLEXITY, INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1,
      INT32_MAX, "-1", "positions at the head of a window that are not scored; -1: half"},
+    {"trace.probes", KEYS_TRACE, AT(trace.probes), value_read_probes, value_write_probes,
+     "list of probes (docs/trace.md)", 0, 0, "[]", "tensors by name: \"l_out\", \"ffn_moe_logits\"; []: all"},
+    {"trace.layers", KEYS_TRACE, AT(trace), value_read_layers, value_write_layers, "list of layers from 0", 0,
+     0, "[]", "the layers whose tensors are written; []: all"},
     {"bench.prompt", KEYS_BENCH, SIZES(bench.prompt), 1, INT32_MAX, "[512]",
      "prompts to measure, in tokens: pp512"},
     {"bench.generate", KEYS_BENCH, SIZES(bench.generate), 1, INT32_MAX, "[128]",
@@ -116,27 +122,6 @@ _Static_assert((int)INPUT_TOKENS == KEY_INPUT && (int)INPUT_FILE == KEY_INPUT + 
 
 static bool is_input(const value_key *k) {
   return k >= KEYS + KEY_INPUT && k < KEYS + KEY_INPUT + N_INPUTS;
-}
-
-// Edits of Damerau and Levenshtein: insert, delete, replace, swap of neighbours (no place is edited twice).
-static int edit_distance(const char *a, const char *b) {
-  enum { WIDTH = 64 };
-  int row[3][WIDTH + 1];
-  int n = (int)strnlen(a, WIDTH), m = (int)strnlen(b, WIDTH);
-  for (int j = 0; j <= m; j++) row[0][j] = j;
-  for (int i = 1; i <= n; i++) {
-    int *now = row[i % 3], *last = row[(i + 2) % 3], *before = row[(i + 1) % 3];
-    now[0] = i;
-    for (int j = 1; j <= m; j++) {
-      int best = last[j - 1] + (a[i - 1] != b[j - 1]);
-      if (last[j] + 1 < best) best = last[j] + 1;
-      if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
-        best = before[j - 2] + 1;
-      now[j] = best;
-    }
-  }
-  return row[n % 3][m];
 }
 
 static const value_key *find_key(const char *name) {
@@ -344,6 +329,7 @@ void config_close(config *c) {
   free(c->model.path);
   free(c->run.rows);
   free(c->experts.rank_of_expert);
+  free(c->trace.layers);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }

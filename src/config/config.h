@@ -33,7 +33,8 @@ typedef enum { // keys that are used together, as bits: which commands read them
   KEYS_BENCH = 1 << 7,
   KEYS_OUTPUT = 1 << 8,
   KEYS_LOGITS = 1 << 9,
-  KEYS_ALL = (1 << 10) - 1,
+  KEYS_TRACE = 1 << 10,
+  KEYS_ALL = (1 << 11) - 1,
 } key_groups;
 
 // Prints the keys of these groups with types, defaults and help, each section under a heading.

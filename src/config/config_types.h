@@ -79,6 +79,12 @@ typedef struct {
     int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
   } perplexity;
 
+  struct config_trace {
+    uint32_t probes; // trace.probes: bits 1 << probe_point; 0 (default, []): all
+    int32_t *layers; // trace.layers
+    size_t n_layers; // length of the list; 0 (default): all
+  } trace;
+
   struct {
     size_list prompt;    // bench.prompt: lengths of prompts to measure; default [512]
     size_list generate;  // bench.generate: numbers of decoded tokens to measure; default [128]

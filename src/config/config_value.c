@@ -56,8 +56,7 @@ void value_place(char out[VALUE_PLACE_BYTES], const value_origin *from, int line
 }
 
 // The error of a value that the key does not take; `expected` differs from k->type for an element of a list.
-static status refuse(const value_key *k, const toml_value *v, const value_origin *from,
-                     const char *expected) {
+status value_refuse(const value_key *k, const toml_value *v, const value_origin *from, const char *expected) {
   char place[VALUE_PLACE_BYTES], found[128];
   value_place(place, from, v->line);
   describe(found, sizeof found, v);
@@ -70,7 +69,7 @@ static status refuse(const value_key *k, const toml_value *v, const value_origin
 
 status value_read_integer(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   if (v->kind != TOML_INTEGER || v->integer < (int64_t)k->low || (double)v->integer > k->high)
-    return refuse(k, v, from, k->type);
+    return value_refuse(k, v, from, k->type);
   *(int64_t *)field = v->integer;
   return 0;
 }
@@ -80,10 +79,10 @@ void value_write_integer(FILE *out, const void *field) {
 }
 
 status value_read_real(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  if (v->kind != TOML_FLOAT && v->kind != TOML_INTEGER) return refuse(k, v, from, k->type);
+  if (v->kind != TOML_FLOAT && v->kind != TOML_INTEGER) return value_refuse(k, v, from, k->type);
   double x = v->kind == TOML_FLOAT ? v->real : (double)v->integer;
-  if (!(x >= k->low && x <= k->high)) return refuse(k, v, from, k->type); // refuses NaN as well
-  *(double *)field = x == 0 ? 0 : x;                                      // one zero, so one canonical text
+  if (!(x >= k->low && x <= k->high)) return value_refuse(k, v, from, k->type); // refuses NaN as well
+  *(double *)field = x == 0 ? 0 : x; // one zero, so one canonical text
   return 0;
 }
 
@@ -92,7 +91,7 @@ void value_write_real(FILE *out, const void *field) {
 }
 
 status value_read_flag(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  if (v->kind != TOML_BOOL) return refuse(k, v, from, k->type);
+  if (v->kind != TOML_BOOL) return value_refuse(k, v, from, k->type);
   *(bool *)field = v->flag;
   return 0;
 }
@@ -106,7 +105,7 @@ static status copy_string(char **out, const value_key *k, const toml_value *v, c
                           bool may_be_empty) {
   *out = NULL;
   if (v->kind != TOML_STRING || (!may_be_empty && !v->length))
-    return refuse(k, v, from, may_be_empty ? "string" : "string that is not empty");
+    return value_refuse(k, v, from, may_be_empty ? "string" : "string that is not empty");
   char place[VALUE_PLACE_BYTES];
   value_place(place, from, v->line);
   for (size_t i = 0; i < v->length;) {
@@ -176,7 +175,7 @@ status value_read_transport(void *field, const value_key *k, const toml_value *v
   const char *names[TRANSPORT_COUNT];
   for (int i = 0; i < TRANSPORT_COUNT; i++) names[i] = transport_kind_name((transport_kind)i);
   int choice = find_choice(v, names, TRANSPORT_COUNT);
-  if (choice < 0) return refuse(k, v, from, k->type);
+  if (choice < 0) return value_refuse(k, v, from, k->type);
   *(transport_kind *)field = (transport_kind)choice;
   return 0;
 }
@@ -187,7 +186,7 @@ void value_write_transport(FILE *out, const void *field) {
 
 status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   int choice = find_choice(v, KV_TYPES, COUNT(KV_TYPES));
-  if (choice < 0) return refuse(k, v, from, k->type);
+  if (choice < 0) return value_refuse(k, v, from, k->type);
   *(kv_type *)field = (kv_type)choice;
   return 0;
 }
@@ -198,7 +197,7 @@ void value_write_kv(FILE *out, const void *field) {
 
 status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   int choice = find_choice(v, FORMATS, COUNT(FORMATS));
-  if (choice < 0) return refuse(k, v, from, k->type);
+  if (choice < 0) return value_refuse(k, v, from, k->type);
   *(bench_format *)field = (bench_format)choice;
   return 0;
 }
@@ -209,7 +208,7 @@ void value_write_format(FILE *out, const void *field) {
 
 status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   size_list found = {.count = 0};
-  if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_SIZES) return refuse(k, v, from, k->type);
+  if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_SIZES) return value_refuse(k, v, from, k->type);
   for (; found.count < v->count; found.count++) {
     toml_value element;
     config_toml_element(&element, v, found.count);
@@ -218,7 +217,7 @@ status value_read_sizes(void *field, const value_key *k, const toml_value *v, co
       char expected[80];
       snprintf(expected, sizeof expected, "an integer from %.0f to %.0f as element %zu", k->low, k->high,
                found.count);
-      return refuse(k, &element, from, expected);
+      return value_refuse(k, &element, from, expected);
     }
     found.size[found.count] = element.integer;
   }
@@ -234,13 +233,13 @@ void value_write_sizes(FILE *out, const void *field) {
 }
 
 static status check_filled(const value_key *k, const toml_value *v, const value_origin *from) {
-  if (v->kind != TOML_ARRAY || !v->count) return refuse(k, v, from, k->type);
+  if (v->kind != TOML_ARRAY || !v->count) return value_refuse(k, v, from, k->type);
   return 0;
 }
 
 // A list of int32 from 0 up, in fresh memory.
-static status read_ids(int32_t **out, size_t *count, const value_key *k, const toml_value *list,
-                       const value_origin *from) {
+status value_read_ids(int32_t **out, size_t *count, const value_key *k, const toml_value *list,
+                      const value_origin *from) {
   int32_t *ids;
   *out = NULL;
   TRY(check_filled(k, list, from));
@@ -252,7 +251,7 @@ static status read_ids(int32_t **out, size_t *count, const value_key *k, const t
       char expected[80];
       snprintf(expected, sizeof expected, "an integer from 0 to %d as element %zu", INT32_MAX, i);
       free(ids);
-      return refuse(k, &v, from, expected);
+      return value_refuse(k, &v, from, expected);
     }
     ids[i] = (int32_t)v.integer;
   }
@@ -261,7 +260,7 @@ static status read_ids(int32_t **out, size_t *count, const value_key *k, const t
   return 0;
 }
 
-static void write_ids(FILE *out, const int32_t *ids, size_t count) {
+void value_write_ids(FILE *out, const int32_t *ids, size_t count) {
   fputc('[', out);
   for (size_t i = 0; i < count; i++) fprintf(out, "%s%" PRId32, i ? ", " : "", ids[i]);
   fputc(']', out);
@@ -293,10 +292,10 @@ static status refuse_part(const value_key *k, const toml_value *v, const value_o
 
 static status read_arm(arm_choice *out, const value_key *k, const toml_value *v, const value_origin *from,
                        unsigned takes) {
-  if (v->kind != TOML_STRING) return refuse(k, v, from, k->type);
+  if (v->kind != TOML_STRING) return value_refuse(k, v, from, k->type);
   switch (arm_choice_parse(out, v->text, v->length)) {
   case ARM_NAME_WITHOUT_AT:
-    return refuse(k, v, from, k->type);
+    return value_refuse(k, v, from, k->type);
   case ARM_NAME_BAD_PATH:
     return refuse_part(k, v, from, true, takes);
   case ARM_NAME_BAD_BACKEND:
@@ -305,21 +304,21 @@ static status read_arm(arm_choice *out, const value_key *k, const toml_value *v,
     break;
   }
   if (out->kind == ARM_AUTO && !(takes & TAKES_AUTO)) return refuse_part(k, v, from, false, takes);
-  return out->kind == ARM_MIXED && !(takes & TAKES_MIXED) ? refuse(k, v, from, k->type) : 0;
+  return out->kind == ARM_MIXED && !(takes & TAKES_MIXED) ? value_refuse(k, v, from, k->type) : 0;
 }
 
 static status read_arm_list(arm_list *list, const value_key *k, const toml_value *v, const value_origin *from,
                             unsigned takes, bool distinct) {
   arm_list found = {.count = 0};
   if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_ARMS || (distinct && !v->count))
-    return refuse(k, v, from, k->type);
+    return value_refuse(k, v, from, k->type);
   for (; found.count < v->count; found.count++) {
     toml_value element;
     arm_choice *arm = &found.arm[found.count];
     config_toml_element(&element, v, found.count);
     TRY(read_arm(arm, k, &element, from, takes));
     for (size_t i = 0; distinct && i < found.count; i++)
-      if (arm_choice_equal(&found.arm[i], arm)) return refuse(k, &element, from, "each arm once");
+      if (arm_choice_equal(&found.arm[i], arm)) return value_refuse(k, &element, from, "each arm once");
   }
   *list = found;
   return 0;
@@ -358,8 +357,8 @@ status value_read_placement(void *field, const value_key *k, const toml_value *v
   int32_t *ranks = NULL;
   size_t count = 0;
   int choice = find_choice(v, PLACEMENTS, COUNT(PLACEMENTS));
-  if (choice < 0 && v->kind != TOML_ARRAY) return refuse(k, v, from, k->type);
-  if (choice < 0) TRY(read_ids(&ranks, &count, k, v, from));
+  if (choice < 0 && v->kind != TOML_ARRAY) return value_refuse(k, v, from, k->type);
+  if (choice < 0) TRY(value_read_ids(&ranks, &count, k, v, from));
   free(experts->rank_of_expert);
   experts->placement = choice < 0 ? PLACEMENT_LIST : (placement_kind)choice;
   experts->rank_of_expert = ranks;
@@ -370,7 +369,7 @@ status value_read_placement(void *field, const value_key *k, const toml_value *v
 void value_write_placement(FILE *out, const void *field) {
   const struct config_experts *experts = field;
   if (experts->placement == PLACEMENT_LIST)
-    write_ids(out, experts->rank_of_expert, experts->n_experts);
+    value_write_ids(out, experts->rank_of_expert, experts->n_experts);
   else
     write_string(out, PLACEMENTS[experts->placement]);
 }
@@ -389,7 +388,7 @@ status value_read_tokens(void *field, const value_key *k, const toml_value *v, c
   struct config_input *input = field;
   int32_t *tokens;
   size_t count;
-  TRY(read_ids(&tokens, &count, k, v, from));
+  TRY(value_read_ids(&tokens, &count, k, v, from));
   value_clear_input(field);
   input->kind = INPUT_TOKENS;
   input->tokens = tokens;
@@ -444,7 +443,7 @@ status value_read_input_file(void *field, const value_key *k, const toml_value *
 
 void value_write_tokens(FILE *out, const void *field) {
   const struct config_input *input = field;
-  write_ids(out, input->tokens, input->n_tokens);
+  value_write_ids(out, input->tokens, input->n_tokens);
 }
 
 void value_write_prompt(FILE *out, const void *field) {

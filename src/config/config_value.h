@@ -35,6 +35,13 @@ void value_shorten(char *out, size_t size, const char *text, size_t length);
 // "FILE:LINE" or "--set KEY=VALUE".
 void value_place(char out[VALUE_PLACE_BYTES], const value_origin *from, int line);
 
+// The error of a value that the key does not take; `expected` differs from k->type for an element of a list.
+status value_refuse(const value_key *k, const toml_value *v, const value_origin *from, const char *expected);
+// A list of int32 from 0 up, in fresh memory.
+status value_read_ids(int32_t **out, size_t *count, const value_key *k, const toml_value *list,
+                      const value_origin *from);
+void value_write_ids(FILE *out, const int32_t *ids, size_t count);
+
 status value_read_integer(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_real(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_flag(void *field, const value_key *k, const toml_value *v, const value_origin *from);
@@ -53,6 +60,9 @@ status value_read_prompts(void *field, const value_key *k, const toml_value *v, 
 status value_read_prompt(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_input_file(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_probes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+// Takes the section `trace`.
+status value_read_layers(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 
 void value_write_integer(FILE *out, const void *field);
@@ -69,6 +79,8 @@ void value_write_prompt(FILE *out, const void *field);
 void value_write_prompts(FILE *out, const void *field);
 void value_write_input_file(FILE *out, const void *field);
 void value_write_sizes(FILE *out, const void *field);
+void value_write_probes(FILE *out, const void *field);
+void value_write_layers(FILE *out, const void *field);
 void value_write_format(FILE *out, const void *field);
 
 void value_clear_input(void *field); // releases what a config_input owns and makes it INPUT_NONE

@@ -119,11 +119,3 @@ void report_make_plain(char *text);
 void report_print(const report *r, FILE *out); // the tables, then the generated texts
 // Writes report.json, layers.csv and tokens.csv; removes logits.<arm>.npy of an earlier run.
 status report_write(const report *r, const char *dir);
-
-// A .npy file that grows row by row: float32 or float64, [rows, columns]; its header is completed and it gets
-// its name at npy_finish; npy_abandon removes it. Both take and release `f`.
-typedef struct npy npy;
-status npy_open(npy **out, const char *dir, const char *name, bool is_f64, size_t columns);
-status npy_append(npy *f, const void *rows, size_t n_rows); // rows of float or double, as opened
-status npy_finish(npy *f);
-void npy_abandon(npy *f); // takes NULL

@@ -1,76 +1,8 @@
 #include "src/report/report_json.h"
-#include <inttypes.h>
-#include <math.h>
-#include <string.h>
-#include <utf8proc.h>
-
-typedef struct { // an object or array under construction; jansson takes NULL for a value that found no memory
-  json_t *node;
-  bool *bad;
-} branch;
-
-static json_t *put(branch to, const char *key, json_t *value) {
-  if (json_is_array(to.node) ? json_array_append_new(to.node, value)
-                             : json_object_set_new(to.node, key, value)) {
-    *to.bad = true;
-    return NULL;
-  }
-  return value;
-}
-
-static branch put_object(branch to, const char *key) {
-  return (branch){put(to, key, json_object()), to.bad};
-}
-
-static branch put_array(branch to, const char *key) {
-  return (branch){put(to, key, json_array()), to.bad};
-}
-
-static void put_real(branch to, const char *key, double x) {
-  put(to, key, isfinite(x) ? json_real(x) : json_null()); // JSON has neither NaN nor infinity
-}
-
-static void put_integer(branch to, const char *key, int64_t x) {
-  put(to, key, json_integer(x));
-}
-
-static void put_bool(branch to, const char *key, bool x) {
-  put(to, key, json_boolean(x));
-}
-
-static void put_digest(branch to, const char *key, uint64_t digest) {
-  char text[17];
-  snprintf(text, sizeof text, "%016" PRIx64, digest);
-  put(to, key, json_string(text));
-}
-
-// A path or a host's name need not be UTF-8, which JSON must be: other bytes become U+FFFD, each one.
-static json_t *repaired(const char *text) {
-  static const char REPLACEMENT[] = "\xef\xbf\xbd";
-  char *fixed;
-  size_t size, length = strlen(text);
-  FILE *f = open_memstream(&fixed, &size);
-  if (!f) return NULL;
-  for (size_t i = 0; i < length;) {
-    utf8proc_int32_t code;
-    utf8proc_ssize_t n =
-        utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(length - i), &code);
-    fwrite(n > 0 ? text + i : REPLACEMENT, 1, n > 0 ? (size_t)n : 3, f);
-    i += n > 0 ? (size_t)n : 1;
-  }
-  json_t *result = fclose(f) ? NULL : json_stringn(fixed, size);
-  free(fixed);
-  return result;
-}
-
-static void put_text(branch to, const char *key, const char *text) {
-  json_t *valid = json_string(text ? text : "");
-  put(to, key, valid ? valid : repaired(text));
-}
 
 // ---- sections ----
 
-static void put_model(branch root, const report *r) {
+void report_json_model(branch root, const report *r) {
   branch o = put_object(root, "model");
   put_text(o, "name", r->model.name);
   put_text(o, "path", r->model.path);
@@ -253,7 +185,7 @@ status report_json(json_t **out, const report *r) {
   branch root = {json_object(), &bad};
   put_integer(root, "schema", REPORT_SCHEMA);
   put_text(root, "command", command_name(r->command));
-  put_model(root, r);
+  report_json_model(root, r);
   put_surroundings(root, r);
   put_ranks(root, r);
   branch arms = put_array(root, "arms");

@@ -330,7 +330,7 @@ status arm_impose_routing(arm *a, unsigned parts, const routing *in) {
   int64_t k = f->top_k;
   if (parts & ROUTING_MARGINS || f->batch.way == BATCH_FIXED_PLACES)
     return FAIL("%s: a routing can be imposed on a watched arm only, and has no margins", a->params.name);
-  for (int64_t t = 0; t < f->batch.rows.n; t++) {
+  for (int64_t t = 0; t < f->batch.rows.n && f->is_shared; t++) {
     int64_t to = row_of(a, t) * k, from = t * k;
     for (int64_t s = 0; s < k && parts & ROUTING_EXPERTS; s++) f->given.expert[to + s] = in->expert[from + s];
     for (int64_t s = 0; s < k && parts & ROUTING_WEIGHTS; s++) f->given.weight[to + s] = in->weight[from + s];

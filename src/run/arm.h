@@ -88,12 +88,13 @@ double arm_margin(const arm *a, int64_t t);
 // batch's n tokens, [n][hidden], exact.
 status arm_stream_read(arm *a, double *out);
 
-// ---- imposing what comes next: local, the same call on every rank ----
+// ---- imposing what comes next: local, the same call on every rank, after arm_embed of the batch ----
+// On an expert rank `in` is not read and may be NULL.
 
 // Sets the residual stream before the next arm_layer: [n][hidden] of the batch's tokens.
 status arm_stream_write(arm *a, const double *in);
 // The next arm_layer takes `parts` of the routing (ROUTING_EXPERTS, ROUTING_WEIGHTS) from `in`, [n][top_k] of
-// the batch's tokens, instead of computing them.
+// the batch's tokens, instead of computing them; probes of the routing still show the computed one.
 status arm_impose_routing(arm *a, unsigned parts, const routing *in);
 
 // ---- probes ----

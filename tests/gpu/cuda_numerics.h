@@ -48,8 +48,10 @@ typedef enum {
 #define NUMERIC_NAME(name, count) NUMERIC_##name,
   NUMERIC_CASES(NUMERIC_NAME)
 #undef NUMERIC_NAME
-      NUMERIC_COUNT
 } numeric_case;
+#define NUMERIC_ONE(name, count) +1
+enum { NUMERIC_COUNT = 0 NUMERIC_CASES(NUMERIC_ONE) };
+#undef NUMERIC_ONE
 
 // The sum over first .. first + n - 1 of a mix of index and result; and the results themselves.
 #ifdef __cplusplus

@@ -174,6 +174,7 @@ class Model:
         self.top_k = get("expert_used_count")
         self.eps, self.rope_base = get("attention.layer_norm_rms_epsilon"), get("rope.freq_base")
         self._cache, self._cached = OrderedDict(), 0
+        self._shown = None
 
     def weight(self, name, index=None):
         """A matrix as float64; the least recently used ones are forgotten beyond CACHE_BYTES."""
@@ -187,6 +188,11 @@ class Model:
         while self._cached > self.CACHE_BYTES and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].nbytes
         return value
+
+    def show(self, name, value):
+        """A named point of the forward pass, for `probes`."""
+        if self._shown is not None:
+            self._shown.setdefault(name, []).append(value)
 
     def norm(self, x, name):
         return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + self.eps) * self.weight(name)
@@ -204,6 +210,9 @@ class Model:
         q = self.rotate(self.norm((x @ self.weight(blk + "attn_q").T).reshape(shape), blk + "attn_q_norm"))
         k = self.rotate(self.norm((x @ self.weight(blk + "attn_k").T).reshape(shape), blk + "attn_k_norm"))
         v = (x @ self.weight(blk + "attn_v").T).reshape(shape)
+        self.show("Qcur", q / np.sqrt(np.float64(self.head_dim)))
+        self.show("Kcur", k)
+        self.show("Vcur", v)
         out = np.empty_like(q)
         future = np.triu(np.ones((len(x), len(x)), bool), 1)
         for head in range(self.heads):
@@ -211,11 +220,13 @@ class Model:
             score = np.where(future, -np.inf, q[:, head] @ k[:, group].T / np.sqrt(np.float64(self.head_dim)))
             score = np.exp(score - score.max(1, keepdims=True))
             out[:, head] = score / score.sum(1, keepdims=True) @ v[:, group]
+        self.show("kqv_out", out)
         return out.reshape(len(x), -1) @ self.weight(blk + "attn_output").T
 
     def route(self, x, blk):
         """[token, top_k] experts, probability descending and index ascending on a tie, and their weights."""
         logit = x @ self.weight(blk + "ffn_gate_inp").T
+        self.show("ffn_moe_logits", logit)
         p = np.exp(logit - logit.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
         chosen = np.argsort(-p, 1, kind="stable")[:, :self.top_k]
@@ -224,12 +235,20 @@ class Model:
 
     def experts(self, x, blk, chosen, share):
         out = np.zeros_like(x)
+        slots = {name: [None] * chosen.size for name in ("gate", "up", "swiglu", "down")}
         for expert in np.unique(chosen):
             token, slot = np.nonzero(chosen == expert)
             gate = x[token] @ self.weight(blk + "ffn_gate_exps", int(expert)).T
             up = x[token] @ self.weight(blk + "ffn_up_exps", int(expert)).T
             inner = gate / (1 + np.exp(-gate)) * up
-            out[token] += share[token, slot, None] * (inner @ self.weight(blk + "ffn_down_exps", int(expert)).T)
+            down = inner @ self.weight(blk + "ffn_down_exps", int(expert)).T
+            out[token] += share[token, slot, None] * down
+            for name, rows in zip(slots, (gate, up, inner, down)):
+                for i, row in zip(token * self.top_k + slot, rows):
+                    slots[name][i] = row
+        for name, rows in slots.items():
+            self.show("ffn_moe_" + name, np.reshape(rows, chosen.shape + (-1,)))
+        self.show("ffn_moe_out", out)
         return out
 
     def forward(self, tokens):
@@ -237,17 +256,37 @@ class Model:
         chosen and share [layer, token, top_k], probability [layer, token, expert]."""
         trace = {"layers": [], "chosen": [], "share": [], "probability": []}
         x = self.gguf.rows("token_embd.weight", np.asarray(tokens, np.int64)).astype(np.float64)
+        self.show("inp_embd", x)
         for layer in range(self.layers):
             blk = f"blk.{layer}."
-            x = x + self.attention(self.norm(x, blk + "attn_norm"), blk)
+            y = self.norm(x, blk + "attn_norm")
+            self.show("attn_norm", y)
+            x = x + self.attention(y, blk)
+            self.show("ffn_inp", x)
             y = self.norm(x, blk + "ffn_norm")
+            self.show("ffn_norm", y)
             chosen, share, probability = self.route(y, blk)
+            self.show("ffn_moe_topk", chosen)
+            self.show("ffn_moe_weights_norm", share)
             x = x + self.experts(y, blk, chosen, share)
+            self.show("l_out", x)
             for name, value in zip(trace, (x, chosen, share, probability)):
                 trace[name].append(value)
         head = "output" if "output.weight" in self.gguf.tensors else "token_embd"
         trace = {name: np.stack(values) for name, values in trace.items()}
-        return trace | {"logits": self.norm(x, "output_norm") @ self.weight(head).T}
+        y = self.norm(x, "output_norm")
+        logits = y @ self.weight(head).T
+        self.show("result_norm", y)
+        self.show("result_output", logits)
+        return trace | {"logits": logits}
+
+    def probes(self, tokens):
+        """Every named point: a list of arrays [token, ...], one for each layer, or one alone where there is no layer.
+        Qcur is what is multiplied by the keys: with 1/sqrt(head_dim)."""
+        self._shown = {}
+        self.forward(tokens)
+        shown, self._shown = self._shown, None
+        return shown
 
 
 def main():

@@ -92,6 +92,8 @@ static void test_defaults(void **state) {
   assert_int_equal(c.comm.transport, TRANSPORT_AUTO);
   assert_true(c.comm.deadline == 300);
   assert_int_equal(c.perplexity.skip, -1);
+  assert_int_equal(c.trace.probes, 0);
+  assert_int_equal(c.trace.n_layers, 0);
   assert_string_equal(c.output.dir, "");
   assert_false(c.output.logits);
   config_close(&c);
@@ -111,7 +113,8 @@ static const char FULL[] =
     "[ranks]\narm = [\"q8k@cpu\", \"f32@cuda\", \"q8k@cpu\"]\nshared = \"f32@cpu\"\n"
     "[comm]\ntransport = \"self\"\ndeadline = 0.25\n"
     "[output]\ndir = \"\"\"x\"y\"\"\"\nlogits = true\n"
-    "[perplexity]\n";
+    "[perplexity]\n"
+    "[trace]\nprobes = [\"l_out\", \"Qcur\"]\nlayers = [7, 0]\n";
 
 static void test_file(void **state) {
   (void)state;
@@ -126,6 +129,9 @@ static void test_file(void **state) {
   assert_int_equal(c.experts.rank_of_expert[2], 1);
   assert_int_equal(c.input.kind, INPUT_TOKENS);
   assert_int_equal(c.input.n_tokens, 4);
+  assert_int_equal(c.trace.probes, 1u << PROBE_L_OUT | 1u << PROBE_QCUR);
+  assert_int_equal(c.trace.n_layers, 2);
+  assert_int_equal(c.trace.layers[0], 7);
   assert_int_equal(c.input.tokens[2], INT32_MAX);
   assert_int_equal(c.input.tokens[3], 16);
   assert_int_equal(c.run.arms.count, 2);
@@ -311,6 +317,23 @@ static void test_arms(void **state) {
   config_close(&c);
 }
 
+static void test_trace(void **state) {
+  (void)state;
+  REFUSES(NULL, "trace.probes=[\"ffn_moe_logit\"]", "trace.probes", "unknown probe \"ffn_moe_logit\"",
+          "did you mean \"ffn_moe_logits\"?");
+  REFUSES(NULL, "trace.probes=[\"\"]", "trace.probes", "unknown probe \"\"");
+  REFUSES("trace.probes = [\"l_out\",\n3]\n", NULL, "run.toml:2", "trace.probes", "the integer 3");
+  REFUSES(NULL, "trace.probes=[\"l_out\", \"l_out\"]", "each probe once", "l_out");
+  REFUSES(NULL, "trace.probes=l_out", "list of probes", "the string \"l_out\"");
+  REFUSES(NULL, "trace.layers=[0, -1]", "trace.layers", "element 1", "the integer -1");
+  REFUSES(NULL, "trace.layers=0", "list of layers", "the integer 0");
+  config c;
+  accepts(&c, "trace.layers = [1, 2]\ntrace.probes = [\"l_out\"]\n", "trace.layers=[]");
+  assert_int_equal(c.trace.n_layers, 0);
+  assert_int_equal(c.trace.probes, 1u << PROBE_L_OUT);
+  config_close(&c);
+}
+
 static void test_text(void **state) {
   (void)state;
   REFUSES("input.prompt = \"a\\u0000b\"\n", NULL, "input.prompt", "NUL", "offset 1");
@@ -493,6 +516,7 @@ int main(void) {
       cmocka_unit_test(test_wrong_types),
       cmocka_unit_test(test_ranges),
       cmocka_unit_test(test_arms),
+      cmocka_unit_test(test_trace),
       cmocka_unit_test(test_text),
       cmocka_unit_test(test_files),
       cmocka_unit_test(test_deep_texts),

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include "src/report/npy.h"
 #include "src/report/report_read.h"
 #include "base/whole_file.h"
 #include "tests/support/seed.h"
@@ -481,7 +482,7 @@ static bool npy_fails(const sample *s) {
   (void)s;
   static float rows[4096];
   npy *f;
-  if (npy_open(&f, folder, "logits.x.npy", false, 4096)) return false;
+  if (npy_open(&f, folder, "logits.x.npy", &(npy_row){NPY_F32, 1, {4096}})) return false;
   bool failed = false;
   for (int i = 0; i < 3 && !failed; i++) failed = npy_append(f, rows, 1);
   if (failed)
@@ -507,7 +508,7 @@ static void test_old_report_goes_first(void **state) {
   npy *f;
   fill(&s, 2);
   write_report(&s);
-  assert_int_equal(npy_open(&f, folder, "logits.q8k@cpu.npy", true, 2), 0);
+  assert_int_equal(npy_open(&f, folder, "logits.q8k@cpu.npy", &(npy_row){NPY_F64, 1, {2}}), 0);
   assert_int_equal(access(in_folder("report.json"), F_OK), 0); // still whole: nothing of it was replaced
   assert_int_equal(npy_append(f, (double[]){1, 2}, 1), 0);
   assert_int_equal(npy_finish(f), 0);
@@ -599,7 +600,8 @@ static void check_npy(bool is_f64, size_t columns, size_t rows) {
   remove(in_folder("x.npy"));
   char *data = calloc(columns * rows + 1, size), *back = calloc(columns * rows + 1, size);
   for (size_t i = 0; i < columns * rows * size; i++) data[i] = (char)rand();
-  assert_int_equal(npy_open(&f, folder, "x.npy", is_f64, columns), 0);
+  assert_int_equal(
+      npy_open(&f, folder, "x.npy", &(npy_row){is_f64 ? NPY_F64 : NPY_F32, 1, {(int64_t)columns}}), 0);
   assert_int_equal(access(in_folder("x.npy"), F_OK), -1);
   for (size_t done = 0, n; done < rows; done += n) {
     n = 1 + (size_t)rand() % (rows - done);
@@ -621,6 +623,54 @@ static void check_npy(bool is_f64, size_t columns, size_t rows) {
   free(back);
 }
 
+// More files than may be open grow side by side; of each type, with rows of two dimensions.
+static void test_paused_npy(void **state) {
+  (void)state;
+  enum { FILES = 40, ROWS = 3 };
+  static const char *const TYPES[] = {"<f4", "<f8", "<i4"};
+  npy *f[FILES];
+  char name[32], header[128], expected[120];
+  struct rlimit was, few;
+  assert_int_equal(getrlimit(RLIMIT_NOFILE, &was), 0);
+  few = was;
+  few.rlim_cur = 20;
+  assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+  for (int i = 0; i < FILES; i++) {
+    snprintf(name, sizeof name, "x%d.npy", i);
+    assert_int_equal(npy_open(&f[i], folder, name, &(npy_row){(npy_type)(i % 3), 2, {5, 2}}), 0);
+    assert_int_equal(npy_pause(f[i]), 0);
+    assert_int_equal(npy_pause(f[i]), 0);
+  }
+  for (int row = 0; row < ROWS; row++)
+    for (int i = 0; i < FILES; i++) {
+      int32_t numbers[20] = {i, row};
+      assert_int_equal(npy_append(f[i], numbers, 1), 0);
+      assert_int_equal(npy_pause(f[i]), 0);
+    }
+  for (int i = 0; i < FILES; i++) assert_int_equal(npy_complete(f[i]), 0);
+  assert_int_equal(access(in_folder("x0.npy"), F_OK), -1);
+  for (int i = 0; i < FILES; i++) assert_int_equal(npy_name(f[i]), 0);
+  assert_int_equal(count_files(), FILES);
+  for (int i = 0; i < FILES; i++) {
+    snprintf(name, sizeof name, "x%d.npy", i);
+    FILE *in = fopen(in_folder(name), "rb");
+    assert_non_null(in);
+    assert_int_equal(fread(header, 1, sizeof header, in), sizeof header);
+    int n = snprintf(expected, sizeof expected,
+                     "{'descr': '%s', 'fortran_order': False, 'shape': (3, 5, 2), }", TYPES[i % 3]);
+    assert_memory_equal(header + 10, expected, (size_t)n);
+    for (int row = 0; row < ROWS; row++) {
+      int32_t numbers[20];
+      size_t bytes = 10 * npy_number_bytes((npy_type)(i % 3));
+      assert_int_equal(fread(numbers, 1, bytes, in), bytes);
+      assert_true(numbers[0] == i && numbers[1] == row);
+    }
+    assert_int_equal(fgetc(in), EOF);
+    fclose(in);
+  }
+  assert_int_equal(setrlimit(RLIMIT_NOFILE, &was), 0);
+}
+
 static void test_npy(void **state) {
   (void)state;
   check_npy(false, 7, 5);
@@ -629,11 +679,11 @@ static void test_npy(void **state) {
   check_npy(false, 4, 0);
   assert_int_equal(count_files(), 1);
   npy *f;
-  assert_int_equal(npy_open(&f, folder, "y.npy", false, 4), 0);
+  assert_int_equal(npy_open(&f, folder, "y.npy", &(npy_row){NPY_F32, 1, {4}}), 0);
   npy_abandon(f);
   npy_abandon(NULL);
   assert_int_equal(count_files(), 1);
-  assert_int_equal(npy_open(&f, in_folder("none"), "y.npy", false, 4), 1);
+  assert_int_equal(npy_open(&f, in_folder("none"), "y.npy", &(npy_row){NPY_F32, 1, {4}}), 1);
   assert_null(f);
   assert_non_null(strstr(status_text(), "/none/y.npy"));
 }
@@ -653,6 +703,7 @@ int main(void) {
       cmocka_unit_test_setup(test_interrupted_naming, fresh),
       cmocka_unit_test_setup(test_folders, fresh),
       cmocka_unit_test_setup(test_npy, fresh),
+      cmocka_unit_test_setup(test_paused_npy, fresh),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -23,9 +23,10 @@ struct experts_args {
   const int *sequence, *position;
 };
 
-struct chosen_experts {       // in shared memory
-  uint32_t key[MOST_EXPERTS]; // bits of the probability plus 1; 0: not a number, chosen last
-  float g[MOST_EXPERTS];      // first of all: the logits; then [top_k]
+struct chosen_experts { // in shared memory
+  __align__(16) uint32_t
+      key[MOST_EXPERTS]; // read four at a time; bits of the probability plus 1; 0: not a number, chosen last
+  float g[MOST_EXPERTS]; // first of all: the logits; then [top_k]
   int member[MAX_TOP_K];
   float weight[MAX_TOP_K];
 };

@@ -14,8 +14,8 @@ status memory_take(void **out, size_t count, size_t size, const char *what);
 // As memory_take for an array of `type`: TAKE(&x, n, "slot outputs") with `float *x`.
 #define TAKE(pointer, count, what) memory_take((void **)(pointer), (count), sizeof **(pointer), (what))
 
-// Makes room for one element after `count` of them in an array of *capacity elements (NULL and 0: none yet),
-// which moves to twice the room where it is full.
+// Makes room for one element more than `count` in an array of *capacity elements of `size` bytes (NULL and 0:
+// none yet). A full array moves to one of twice the capacity; the old one is freed.
 status memory_grow(void **array, size_t *capacity, size_t count, size_t size, const char *what);
 
 // a * b or a + b into *out; false when the result does not fit.

@@ -1,4 +1,4 @@
-// name_table: finds a text's number among many, in one step however many there are.
+// name_table: a hash table from texts to numbers.
 //
 // Owns: the slots of an open-addressed hash table, at most half of them taken. The texts stay the caller's,
 // who keeps them where they are while the table is open.
@@ -14,8 +14,10 @@ typedef struct {
   size_t mask; // slots - 1
 } name_table;
 
-status name_table_open(name_table *t, size_t count); // room for so many names
-void name_table_close(name_table *t);                // a zeroed table is fine
+status name_table_open(name_table *t, size_t count); // room for `count` texts
+void name_table_close(name_table *t);                // takes a zeroed table
+// False: the text is not in the table.
 bool name_table_find(size_t *index, const name_table *t, const char *text, size_t length);
-// Adds the text, or gives false and the index of the one that is there already.
+// Adds the text with `index`; or false, and *index_there is the index of the equal text that is there
+// already.
 bool name_table_add(size_t *index_there, name_table *t, const char *text, size_t length, size_t index);

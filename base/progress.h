@@ -1,5 +1,5 @@
-// progress: says on standard error how far long work has come: one line, rewritten, on a terminal, plain
-// lines otherwise.
+// progress: prints the progress of long work on standard error: one line, rewritten, on a terminal, else
+// plain lines.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,6 +12,7 @@ typedef struct {
   bool shown;
 } progress;
 
+// on false: prints nothing. what and unit are kept by reference; total, done: in units.
 progress progress_start(bool on, const char *what, const char *unit, int64_t total);
 void progress_at(progress *p, int64_t done);
-void progress_end(progress *p);
+void progress_end(progress *p); // clears the line; before anything else is printed

@@ -8,7 +8,7 @@ typedef enum {
   READ_ANY,     // read to its end
 } read_kind;
 
-// *out: the file's bytes and a NUL behind them; the caller frees. Errors start with `what` and the path, and
-// refuse more than `limit` bytes.
+// *out: the file's bytes and a NUL after them; the caller frees. *length: without the NUL. Errors start with
+// `what` and the path; a file of more than `limit` bytes is one.
 status read_file(char **out, size_t *length, const char *path, const char *what, size_t limit,
                  read_kind kind);

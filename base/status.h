@@ -10,13 +10,13 @@
 extern "C" {
 #endif
 
-typedef int status; // 0 is good; any other value is an error, whose text status_text() gives
+typedef int status; // 0: success; any other value: an error, whose text status_text() returns
 
 // Stores the error, unless one is stored already. The text names which file or tensor, what
 // was expected and what was found. Thread-safe. Use it through FAIL.
 void status_fail(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-// Says where in its work a caller was, ahead of the stored error's text: "file.c:212: layer 3, route: text".
+// Adds where the caller was to the stored error, ahead of its text: "file.c:212: layer 3, route: text".
 void status_within(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 const char *status_text(void); // "file.c:212: text" of the stored error, "" if there is none

@@ -33,7 +33,7 @@ status whole_file_open(whole_file *out, const char *dir, const char *name) {
     unlink(out->temporary);
     errno = why;
   }
-  if (!out->f) TRY_DONE(result, FAIL("%s: cannot be made: %s", out->path, strerror(errno)));
+  if (!out->f) TRY_DONE(result, FAIL("%s: cannot be created: %s", out->path, strerror(errno)));
   temporary_remember(out->temporary);
   return 0;
 done:
@@ -80,7 +80,7 @@ static void release(whole_file *f) {
 
 status whole_file_name(whole_file *f) {
   if (rename(f->temporary, f->path))
-    return FAIL("%s: cannot be given its name: %s", f->path, strerror(errno));
+    return FAIL("%s: cannot be renamed from its temporary name: %s", f->path, strerror(errno));
   release(f);
   return 0;
 }
@@ -101,7 +101,7 @@ status whole_file_sync_dir(const char *dir) {
   return result;
 }
 
-// mkdir -p. A folder that is there already is fine, and so is one that cannot be made because it is there.
+// mkdir -p. A folder that exists already is fine, also where it could not have been created.
 static status make_folders(const char *dir) {
   char *path;
   struct stat s;
@@ -110,7 +110,7 @@ static status make_folders(const char *dir) {
     *slash = 0;
     int why = mkdir(path, 0777) ? errno : 0;
     if (why && stat(path, &s)) {
-      status result = FAIL("%s: the folder cannot be made: %s: %s", dir, path, strerror(why));
+      status result = FAIL("%s: the folder cannot be created: %s: %s", dir, path, strerror(why));
       free(path);
       return result;
     }

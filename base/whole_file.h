@@ -8,7 +8,7 @@
 
 typedef struct {
   FILE *f;
-  char *path, *temporary; // NULL: never opened, or done with
+  char *path, *temporary; // NULL: not open
 } whole_file;
 
 status whole_file_open(whole_file *out, const char *dir, const char *name);
@@ -21,6 +21,6 @@ status whole_file_sync(whole_file *f);
 status whole_file_name(whole_file *f);  // gives a synced file its name and releases `f`
 void whole_file_abandon(whole_file *f); // closes, removes, releases; one that was never opened is fine
 
-status whole_file_sync_dir(const char *dir); // makes the names themselves last
-// Checks that DIR exists or can be made and that a file can be written there, before any work.
+status whole_file_sync_dir(const char *dir); // makes the names durable
+// Creates DIR where it does not exist, and checks that a file can be written there.
 status output_dir_check(const char *dir);

@@ -15,21 +15,21 @@
 // MPI counts are int, and a message in flight may need as much pinned memory: longer ones are sent in pieces.
 static const size_t piece_bytes = (size_t)256 << 20;
 
-// Outside of next_tag's range, so that they are never taken for a collective's.
+// Outside next_tag's range, so that they never match a collective's messages.
 enum { question_tag = 0x4000, answer_tag = 0x4001 };
 
 struct comm {
   MPI_Comm world;
   int rank, size;
   double deadline, patience; // waits deadline * patience seconds
-  int next_tag; // counts the collectives: a rank that skipped one can never be taken for one that is on time
+  int next_tag; // counts collectives, so that messages of a rank that skipped one match no other's
   char host[MPI_MAX_PROCESSOR_NAME];
   char (*hosts)[MPI_MAX_PROCESSOR_NAME]; // [size]
   char library[MPI_MAX_LIBRARY_VERSION_STRING];
   MPI_Request *requests; // [2 * size]: receives, by rank, then sends
   MPI_Status *statuses;  // [2 * size]
   int *expected;         // [size] bytes of the receives
-  comm_part *parts;      // [size][size] of comm_allgatherv
+  comm_part *parts;      // [size][size] of comm_allgather
   bool *arrived;         // [size] at a missed deadline
   bool agreed, reported_elsewhere, late;
   void (*close)(void *);
@@ -49,8 +49,8 @@ static void on_limit(int signal_number) {
   _exit(1);
 }
 
-// MPI_Init and MPI_Finalize wait for all ranks and know no deadline, so a clock of the system ends them; it
-// prints limit_text. alarm(0) ends the clock.
+// MPI_Init and MPI_Finalize wait for all ranks without a deadline, so an alarm ends the process, with
+// limit_text. alarm(0) cancels it.
 static void set_limit(double seconds) {
   signal(SIGALRM, on_limit);
   alarm(seconds < 1 ? 1 : seconds > INT_MAX ? INT_MAX : (unsigned)seconds);
@@ -165,7 +165,7 @@ void comm_at_close(comm *c, void (*close)(void *), void *context) {
   c->close_context = context;
 }
 
-// Lets others run: ranks may share cores. The first polls only yield, so that a fast exchange stays fast.
+// Yields the core, which ranks may share. The first polls do not sleep, so that a fast exchange stays fast.
 static void pause_between_polls(int polls) {
   if (polls < 2000) {
     sched_yield();
@@ -196,8 +196,8 @@ static status name_the_missing(comm *c, const char *what) {
   return FAIL("%s: after comm.deadline = %g s, still waiting for rank %s", what, c->deadline, names);
 }
 
-// Buffers may be released after a fault, so nothing must be written to them any more. An empty message has
-// none.
+// Buffers may be released after an error, so nothing may be written to them any more. An empty message has no
+// buffer.
 static void cancel_receives(comm *c) {
   for (int r = 0; r < c->size; r++) {
     if (c->requests[r] == MPI_REQUEST_NULL || !c->expected[r]) continue;
@@ -206,14 +206,14 @@ static void cancel_receives(comm *c) {
   }
 }
 
-// An error of MPI itself, which says which message it is of, or of the call as a whole.
+// An error of MPI itself: of one message, which it names, or of the call as a whole.
 static status name_the_error(comm *c, int error, const char *what) {
   char text[MPI_MAX_ERROR_STRING];
   int length, from = -1;
   for (int r = 0; r < 2 * c->size && error == MPI_ERR_IN_STATUS; r++) {
-    int own = c->statuses[r].MPI_ERROR;
-    if (own == MPI_SUCCESS || own == MPI_ERR_PENDING) continue;
-    error = own;
+    int found = c->statuses[r].MPI_ERROR;
+    if (found == MPI_SUCCESS || found == MPI_ERR_PENDING) continue;
+    error = found;
     from = r % c->size;
   }
   c->late = true;
@@ -221,21 +221,21 @@ static status name_the_error(comm *c, int error, const char *what) {
   MPI_Error_class(error, &class);
   if (from >= 0 && class == MPI_ERR_TRUNCATE)
     return FAIL(
-        "%s: rank %d (%s): expected a message of %d bytes, found a longer one: it does something else", what,
-        from, c->hosts[from], c->expected[from]);
+        "%s: rank %d (%s): expected a message of %d bytes, found a longer one: it is in another collective",
+        what, from, c->hosts[from], c->expected[from]);
   MPI_Error_string(error, text, &length);
   return FAIL("%s: MPI: %s", what, text);
 }
 
-// All messages are there: each as long as expected, or its sender does something else.
+// All messages have arrived. One of another length than expected comes from a rank in another collective.
 static status check_lengths(comm *c, const char *what) {
   for (int r = 0; r < c->size; r++) {
     int found;
     MPI_Get_count(&c->statuses[r], MPI_BYTE, &found);
     if (found == c->expected[r]) continue;
     c->late = true;
-    return FAIL("%s: rank %d (%s): expected a message of %d bytes, found %d: it does something else", what, r,
-                c->hosts[r], c->expected[r], found);
+    return FAIL("%s: rank %d (%s): expected a message of %d bytes, found %d: it is in another collective",
+                what, r, c->hosts[r], c->expected[r], found);
   }
   return 0;
 }
@@ -245,7 +245,7 @@ static void start_messages(comm *c) {
   memset(c->expected, 0, (size_t)c->size * sizeof *c->expected);
 }
 
-// Both what it sends to a rank and what it takes from it.
+// Marks the ranks with which both messages, to and from, are complete. True: all ranks.
 static bool all_arrived(comm *c) {
   bool all = true;
   for (int r = 0; r < c->size; r++) {
@@ -258,7 +258,7 @@ static bool all_arrived(comm *c) {
   return all;
 }
 
-// Waits for all messages that start_messages and what follows it have started.
+// Waits for all messages started since start_messages.
 static status wait_all(comm *c, double seconds, const char *what) {
   double limit = clock_seconds() + seconds;
   status result;
@@ -273,7 +273,7 @@ static status wait_all(comm *c, double seconds, const char *what) {
     if ((polls & 255) == 255) {
       comm_answer(c);
       if (clock_seconds() > limit) {
-        if (all_arrived(c)) return 0; // all came while this process itself was stopped
+        if (all_arrived(c)) return 0; // all arrived while this process itself was stopped
         result = name_the_missing(c, what);
         break;
       }
@@ -316,12 +316,8 @@ status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *w
   return 0;
 }
 
-status comm_allgatherv(comm *c, char *buffer, const comm_part *part, const char *what) {
-  for (int i = 0; i < c->size * c->size; i++) c->parts[i] = part[i / c->size];
-  return comm_exchange(c, buffer, c->parts, what);
-}
-
-// The others wait in their own watch, which asks as well, or here, where wait_all answers.
+// The other ranks wait either in a watch like the caller's, which answers too, or here, where wait_all
+// answers.
 status comm_name_missing(comm *c, const char *what) {
   double patience = c->deadline < 3 ? 1 : c->deadline > 60 ? 20 : c->deadline / 3;
   start_messages(c);
@@ -340,19 +336,19 @@ status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const 
 }
 
 status comm_agree(comm *c, status mine, const char *what) {
-  int32_t own = mine != 0, *all;
+  int32_t failed = mine != 0, *all;
   TRY(TAKE(&all, (size_t)c->size, "ranks' statuses"));
-  status result = comm_allgather(c, all, &own, sizeof own, what);
+  status result = comm_allgather(c, all, &failed, sizeof failed, what);
   for (int r = 0; r < c->size && !result; r++) {
     if (!all[r]) continue;
     c->agreed = true;
     if (r == c->rank) break;
     c->reported_elsewhere = true;
-    if (own) break;
+    if (failed) break;
     result = FAIL("%s: rank %d (%s) failed; its own message says why", what, r, c->hosts[r]);
   }
   free(all);
-  return own ? mine : result;
+  return failed ? mine : result;
 }
 
 status comm_equal(comm *c, const void *data, size_t bytes, const char *what) {

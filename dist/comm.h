@@ -1,10 +1,10 @@
 // comm: the ranks of a job and the collectives that they need, every one with a deadline.
 //
 // Owns: MPI (mpi.h is included in comm.c and nowhere else), the deadline, who has not arrived.
-// Refuses to know: what the bytes mean. Only copies cross ranks; nothing is ever summed here.
-// Invariant: a rank that stops, dies or goes another way becomes a fault on the others that names it, never a
-// hang: a message of another length than expected is one too. Functions marked collective are called by all
-// ranks in the same order.
+// Independent of: what the bytes mean. Only copies cross ranks; nothing is ever summed here.
+// Invariant: a rank that stops, dies or calls another collective becomes an error on the others that names
+// it, never a hang; so does a message of another length than expected. Functions marked collective are called
+// by all ranks in the same order; the others are local.
 #pragma once
 #include "base/status.h"
 #include <stdbool.h>
@@ -15,9 +15,9 @@ typedef struct comm comm;
 
 enum { COMM_DEADLINE = 300 }; // seconds, where none is set
 
-// Collective; starts MPI. deadline: comm.deadline; until comm_set_deadline, and in MPI's own start, a rank
-// waits that long and as much more as a busy host needs. A rank that MPI's start keeps waiting longer says so
-// and exits with 1: a process of the same job may have ended without a start.
+// Collective; starts MPI. deadline: seconds (comm.deadline). In MPI's own start, and until comm_set_deadline,
+// a rank waits that long and 30 s more, which a busy host may need. A rank that waits longer in MPI's start
+// says so and exits with 1: a process of the same job may have ended before it.
 status comm_open(comm **out, int *argc, char ***argv, double deadline);
 // Collective; takes NULL; ends MPI. A rank that waits here past the deadline says so and exits with 1.
 void comm_close(comm *c);
@@ -30,19 +30,19 @@ const char *comm_host(const comm *c);
 const char *comm_library(const comm *c); // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds);
 double comm_deadline(const comm *c);
-// The wait, as a multiple of the deadline: more than 1 for a rank that waits only for ranks that may
-// themselves wait for a missing one, so that they name that one before this rank names them.
+// How long this rank waits, in deadlines. More than 1 for a rank that waits only for ranks which may
+// themselves wait for a missing one: they then name that one before this rank names them.
 void comm_set_patience(comm *c, double deadlines);
 double comm_patience(const comm *c); // seconds that this rank waits
 
-// `close` is called with `context` at the start of comm_close, where all ranks end in order: for what ranks
-// can only release together. At most one.
+// `close` is called with `context` at the start of comm_close: for what ranks can only release together. At
+// most one.
 void comm_at_close(comm *c, void (*close)(void *context), void *context);
 
-// Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` stands in the error's text.
+// Collective. all[size][bytes] = every rank's `mine`, in rank order. `what` names the collective in errors.
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what);
 
-typedef struct { // of a buffer
+typedef struct { // of a buffer, in bytes
   size_t offset, bytes;
 } comm_part;
 
@@ -50,15 +50,11 @@ typedef struct { // of a buffer
 // table is the same on every rank; a rank's part to itself is ignored.
 status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *what);
 
-// Collective. part[r] of every rank's `buffer` is rank r's: a rank fills its own before, all are filled
-// after.
-status comm_allgatherv(comm *c, char *buffer, const comm_part *part, const char *what);
-
-// For a rank whose wait for the others outside of comm.c passed the deadline: fails and names those that do
-// not answer within a third of it (1 to 20 s). Good when all do. A rank that waits in a collective here
-// answers; one that waits elsewhere answers by calling comm_answer from time to time.
+// Local, for a rank whose wait for others outside comm.c has passed the deadline: fails and names the ranks
+// that do not answer within a third of it (1 to 20 s); 0 when all answer. A rank that waits in a collective
+// of comm.c answers; one that waits elsewhere answers by calling comm_answer from time to time.
 status comm_name_missing(comm *c, const char *what);
-void comm_answer(comm *c); // local
+void comm_answer(comm *c);
 
 // Collective. Fails on every rank when `mine` is an error on any.
 status comm_agree(comm *c, status mine, const char *what);
@@ -72,9 +68,9 @@ bool comm_error_is_agreed(const comm *c);
 bool comm_error_is_reported_elsewhere(const comm *c);
 
 // Ranks that have the same error at the same time and cannot agree report it in turn: the first to report
-// also ends the others, which report only if nothing has ended them. Seconds that this rank waits for those
-// before.
+// also ends the others, which report only if nothing has ended them. Seconds that this rank waits for its
+// turn.
 int comm_turn_seconds(const comm *c);
 
-// A wait for other ranks missed its deadline or lost one. The other waiting ranks have the same error.
+// A wait for other ranks has passed its deadline or lost a rank. The other waiting ranks have the same error.
 bool comm_wait_has_failed(const comm *c);

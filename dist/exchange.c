@@ -121,7 +121,7 @@ const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, 
     x->next_row[from] = next;
     for (int to = 0; to < size; next += range[to++].count) range[to].first = next;
     if (slots_of_rank) continue;
-    for (int to = size - 1; to >= 0; to--) // all were counted for rank 0
+    for (int to = size - 1; to >= 0; to--) // all were counted as rank 0's
       range[to] = (row_range){range[0].first, x->holds[SHARED_RANKS][to] ? range[0].count : 0};
   }
   for (int64_t i = 0; i < n_slots; i++)
@@ -133,7 +133,7 @@ const row_range *exchange_slots(const exchange *x) {
   return x->slots;
 }
 
-row_range exchange_gives(const exchange *x, const row_range *range) {
+row_range exchange_sent_rows(const exchange *x, const row_range *range) {
   int rank = comm_rank(x->c), size = comm_size(x->c);
   row_range all = {0, 0};
   for (int to = 0; to < size; to++) {

@@ -1,6 +1,6 @@
 // exchange: transfers rows from the ranks that computed them to the ranks that need them.
 //
-// Owns: the row of each slot in the buffer that is exchanged, and which ranks receive which rows.
+// Owns: the row of each slot among the slots' outputs, and which ranks receive which rows of any kind.
 // Independent of: arithmetic; whether rows lie in host memory or on a device. Rows are copied, never added:
 // each rank sums a token's slots itself, in slot order.
 // Invariant: what is sent follows from the batch and its routing, which the ranks concerned know, or from the
@@ -24,14 +24,14 @@ typedef struct { // contiguous rows of an array
   int64_t first, count;
 } row_range;
 
-// t, which may be started later, and rank_of_expert[n_experts] are kept by reference. shared[size]; NULL:
-// every rank is shared.
+// Local. t, which may be started later, and rank_of_expert[n_experts] are kept by reference. shared[size];
+// NULL: every rank is shared. max_slots: of the largest batch.
 status exchange_open(exchange **out, comm *c, transport *t, const int32_t *rank_of_expert, const bool *shared,
                      int64_t max_slots);
 void exchange_close(exchange *x); // takes NULL
 
-bool exchange_is_alone(const exchange *x); // one rank: nothing is sent
-int exchange_count(const exchange *x, rank_set ranks);
+bool exchange_is_alone(const exchange *x);             // one rank: nothing is sent
+int exchange_count(const exchange *x, rank_set ranks); // ranks in the set
 int exchange_rank(const exchange *x);
 int exchange_size(const exchange *x); // ranks
 
@@ -46,16 +46,16 @@ void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items);
 // all ranks of `to`. Valid until the next call.
 const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_set to);
 
-// Local. Gives each slot its row: ordered by the rank that owns the slot's expert, then by slot. Returns the
-// map [n_slots]; it and exchange_slots are valid until the next call. slots_of_rank[size]: how many
+// Local. Assigns each slot its row: ordered by the rank that owns the slot's expert, then by slot. Returns
+// the map [n_slots]; it and exchange_slots are valid until the next call. slots_of_rank[size]: how many
 // successive slots belong to the tokens of each rank, which receives only these; NULL: each shared rank
 // receives all.
 const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
                                     const int64_t *slots_of_rank);
 const row_range *exchange_slots(const exchange *x); // what crosses ranks after that call
 
-// The smallest range that holds all rows that this rank sends.
-row_range exchange_gives(const exchange *x, const row_range *range);
+// Local. The smallest range that holds all rows that this rank sends.
+row_range exchange_sent_rows(const exchange *x, const row_range *range);
 
 // Collective. rows[..][row_bytes]: what this rank sends is filled before, what it receives afterwards.
 // stream: NULL, or that of rows on a device (transport.h).
@@ -79,5 +79,5 @@ status exchange_transfer_fixed(exchange *x, void *rows, void *stream, int64_t n_
 // Collective. Seconds of such an exchange alone (transport_measure).
 status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes);
 
-double exchange_seconds(const exchange *x); // as transport_seconds
-uint64_t exchange_bytes_sent(const exchange *x);
+double exchange_seconds(const exchange *x);      // local; as transport_seconds
+uint64_t exchange_bytes_sent(const exchange *x); // by this rank, through the transport

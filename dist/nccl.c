@@ -2,7 +2,7 @@
 //
 // Owns: NCCL (nccl.h is included here and nowhere else), one communicator for all transports of a process,
 // the staging of rows that lie in host memory, the events that time an exchange.
-// Independent of: what the rows are; which rank is late (comm.h finds that out).
+// Independent of: what the rows are; which rank is late (comm_name_missing finds it).
 // Invariant: the communicator is non-blocking: every call returns, and every wait here checks for errors and
 // comm.deadline. It is destroyed when the ranks end in order, never by one of them alone. All streams share
 // it, so that NCCL keeps its collectives in the order of their calls, which is the same on every rank.
@@ -154,7 +154,7 @@ static bool is_all_gather(const comm_part *part, int size) {
   return true;
 }
 
-static void note(ncclResult_t *result, ncclResult_t one) {
+static void keep_first_error(ncclResult_t *result, ncclResult_t one) {
   if (*result == ncclSuccess && one != ncclInProgress) *result = one;
 }
 
@@ -169,9 +169,9 @@ static ncclResult_t send_parts(char *rows, cudaStream_t stream, const comm_part 
     int to = (rank + step) % size, from = (rank + size - step) % size;
     const comm_part *out = &part[rank * size + to], *in = &part[from * size + rank];
     if (out->bytes)
-      note(&result, ncclSend(rows + out->offset, out->bytes, ncclInt8, to, world.handle, stream));
+      keep_first_error(&result, ncclSend(rows + out->offset, out->bytes, ncclInt8, to, world.handle, stream));
     if (in->bytes)
-      note(&result, ncclRecv(rows + in->offset, in->bytes, ncclInt8, from, world.handle, stream));
+      keep_first_error(&result, ncclRecv(rows + in->offset, in->bytes, ncclInt8, from, world.handle, stream));
   }
   ncclResult_t ended = ncclGroupEnd();
   return result == ncclSuccess ? ended : result;
@@ -323,8 +323,8 @@ static status try_out(nccl_state *s, comm_part *parts, size_t bytes, bool equal)
   int size = comm_size(world.ranks), rank = comm_rank(world.ranks);
   for (int i = 0; i < size * size; i++)
     parts[i] = (comm_part){(size_t)(i / size) * bytes, equal || i / size ? bytes : bytes / 2};
-  const comm_part *own = &parts[rank * size];
-  CUDA_TRY(cudaMemsetAsync(s->staging + own->offset, rank + 1, own->bytes, s->stream));
+  const comm_part *mine = &parts[rank * size];
+  CUDA_TRY(cudaMemsetAsync(s->staging + mine->offset, rank + 1, mine->bytes, s->stream));
   TRY(transfer_timed(s, s->staging, s->stream, parts, what));
   TRY(wait_event(s->timed[(s->started - 1) % TIMED].end, what));
   for (int r = 0; r < size; r++) {

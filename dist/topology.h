@@ -1,7 +1,8 @@
 // topology: the cores of this host, which of them this rank uses, and the core of each of its threads.
 //
-// Owns: hwloc. Independent of: how a device is used. Invariant: ranks of a host never share a core unless
-// there are more ranks than cores; a binding that the launcher made is kept.
+// Owns: hwloc. Independent of: how a device is used.
+// Invariant: ranks of a host never share a core unless there are more ranks than cores; a binding that the
+// launcher made is kept.
 #pragma once
 #include "base/device.h"
 #include "dist/comm.h"
@@ -9,8 +10,8 @@
 typedef struct topology topology;
 
 // Collective. threads 0: as many as the rank has cores. With more ranks than cores, one thread each, unbound.
-// device (NULL: none): the one that this rank takes. Where the launcher gave ranks the same cores and all of
-// them have a device whose socket is known, each gets cores of that socket.
+// bind: topology_bind_threads has an effect. device (NULL: none): this rank's. Where the launcher gave ranks
+// the same cores and all of them have a device whose socket is known, each gets cores of that socket.
 status topology_open(topology **out, comm *c, int64_t threads, bool bind, const device_id *device);
 void topology_close(topology *t); // takes NULL
 

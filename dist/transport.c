@@ -14,7 +14,7 @@ typedef struct { // of one rank, all-gathered
 
 typedef struct { // of all ranks
   int size;
-  bool one_computes, all_compute, all_own;
+  bool one_computes, all_compute, each_has_one;
   char why_not[256]; // "ranks 0, 1 share a GPU"
 } device_survey;
 
@@ -72,7 +72,7 @@ static bool shares(const rank_device *all, int size, int rank) {
   return false;
 }
 
-// "rank 1 has no GPU" or "ranks 0, 1 share a GPU"; "" where each rank has its own
+// "rank 1 has no GPU" or "ranks 0, 1 share a GPU"; "": each rank has one to itself
 static void list_ranks(char *out, size_t size, const rank_device *all, int n, bool lacking) {
   char ranks[160] = "";
   int count = 0;
@@ -101,7 +101,7 @@ static status survey_devices(device_survey *out, comm *c, const device_id *devic
   }
   if (!result) list_ranks(out->why_not, sizeof out->why_not, all, n, true);
   if (!result && !out->why_not[0]) list_ranks(out->why_not, sizeof out->why_not, all, n, false);
-  out->all_own = !out->why_not[0];
+  out->each_has_one = !out->why_not[0];
   free(all);
   return result;
 }
@@ -117,7 +117,7 @@ static void choose_automatically(transport *t, const device_survey *s) {
   if (s->size == 1 || !s->one_computes) return; // no rank computes on a device: nothing to explain
   if (!device_transport()) {
     snprintf(t->reason, sizeof t->reason, "this build has no NCCL");
-  } else if (s->all_own) {
+  } else if (s->each_has_one) {
     t->ops = device_transport();
     snprintf(t->reason, sizeof t->reason, "each rank has a GPU");
   } else {
@@ -132,7 +132,7 @@ static status choose_by_kind(transport *t, transport_kind kind, const device_sur
   if (!t->ops) return FAIL("comm.transport = \"%s\": this build has %s", name, transport_list());
   if (t->ops == &self_ops && s->size > 1)
     return FAIL("comm.transport = \"%s\" cannot serve %d ranks", name, s->size);
-  if (t->ops->on_device && !s->all_own)
+  if (t->ops->on_device && !s->each_has_one)
     return FAIL("comm.transport = \"%s\": expected a GPU of its own for each rank, but %s", name, s->why_not);
   snprintf(t->reason, sizeof t->reason, "as set");
   return 0;

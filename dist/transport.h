@@ -10,9 +10,9 @@
 
 typedef struct transport transport;
 
-// Collective. device: the one that this rank takes; computes: its rows lie there. TRANSPORT_AUTO is self on
-// one rank, nccl where every rank has a device of its own and at least one computes on it, else mpi. A
-// transport that cannot be used is an agreed error that names the ranks in the way.
+// Collective. device: this rank's; computes: its rows lie there. TRANSPORT_AUTO is self on one rank, nccl
+// where every rank has a device to itself and at least one computes on it, else mpi. A transport that cannot
+// be used is an agreed error that names the ranks that prevent it.
 status transport_choose(transport **out, comm *c, transport_kind kind, const device_id *device,
                         bool computes);
 // Collective: starts on all ranks or on none. host_bytes: of the largest array of rows in host memory.
@@ -29,8 +29,8 @@ bool transport_all_on_device(const transport *t); // and every rank's rows lie o
 // stream.
 status transport_transfer(transport *t, void *rows, void *stream, const comm_part *part, const char *what);
 
-// Local. Called from time to time while this rank waits for its device, with the seconds waited so far: an
-// error when an exchange there failed, or at comm.deadline; it names the ranks that did not arrive.
+// Local. Called from time to time while this rank waits for its device, with the seconds waited so far. Fails
+// when an exchange there has failed, or past comm.deadline; the error names the ranks that did not arrive.
 status transport_watch(transport *t, double waited);
 
 double transport_seconds(const transport *t); // in exchanges, waiting included; not those in a graph

@@ -63,7 +63,8 @@ static const command commands[] = {
             .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS,
             .run_job = inspect_run,
             .summary = "what the model file holds, and what each rank of this job would hold",
-            .help = "  Reads no weights but the few that experts.placement = \"balanced\" times.\n",
+            .help =
+                "  Reads no weights but the few with which experts.placement = \"balanced\" is measured.\n",
         },
     [COMMAND_SYNTH] =
         {

@@ -1,10 +1,10 @@
 #include "src/commands/bench.h"
 #include "base/memory.h"
+#include "base/progress.h"
 #include "base/whole_file.h"
 #include "kernels/formats/numerics.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/report/bench_report.h"
-#include "base/progress.h"
 #include "src/report/report.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,11 +21,11 @@ typedef struct {
   test *tests; // of every arm
   size_t n_tests;
   int32_t *token, *sequence, *position; // the batch that is being put together [max_batch]
-  int64_t *from;                        // [n_sequences] where a pass starts
-  int64_t *filled;                      // [n_sequences] positions of the open arm's caches that are computed
+  int64_t *from;                        // [n_sequences] position where a pass starts
+  int64_t *filled;                      // [n_sequences] cached positions of the open arm
   double *seconds;                      // [repeats] of this rank
   double *all_seconds;                  // [ranks][repeats]
-  uint8_t *chosen;                      // [n_experts] of a layer, local ones
+  uint8_t *chosen;                      // [n_experts] 1: a token of the batch chose it, in this layer
 } bench;
 
 // ---- the tests to run ----
@@ -142,57 +142,57 @@ static uint64_t matrix_bytes(const matrix *m) {
   return (uint64_t)m->rows * type_row_bytes(type_find((uint32_t)m->type), (size_t)m->cols);
 }
 
-// Local experts of the layer's routing, each once, whatever number of tokens chose it.
-static uint64_t chosen_bytes(bench *b, const arm *e, int64_t layer, const token_batch *batch) {
+// Bytes of this rank's experts in the layer's routing, each once, however many tokens chose it.
+static uint64_t chosen_bytes(bench *b, const arm *a, int64_t layer, const token_batch *batch) {
   const layer_weights *w = &b->j->m->weights.layers[layer];
   uint64_t each = matrix_bytes(&w->gate) + matrix_bytes(&w->up) + matrix_bytes(&w->down), count = 0;
   memset(b->chosen, 0, (size_t)b->j->m->weights.shape.n_experts);
   for (int64_t t = 0; t < batch->n; t++)
     for (int64_t k = 0; k < b->j->m->weights.shape.top_k; k++) {
-      expert_global x = arm_experts(e, t)[k];
+      expert_global x = arm_experts(a, t)[k];
       count += expert_is_owned(b->j->experts.local[x.id]) && !b->chosen[x.id];
       b->chosen[x.id] = 1;
     }
   return count * each;
 }
 
-// All shared tensors once, of an untied embedding the tokens' rows; and the keys and values up to the
-// positions.
-static uint64_t shared_bytes(const bench *b, const arm *e, const token_batch *batch) {
+// Bytes of all shared tensors once (of an untied embedding only the tokens' rows), and of the keys and values
+// up to each position.
+static uint64_t shared_bytes(const bench *b, const arm *a, const token_batch *batch) {
   const model *m = b->j->m;
   const model_shape *s = &m->weights.shape;
   uint64_t embedding = matrix_bytes(&m->weights.embedding), bytes = m->shared_bytes, positions = 0;
   if (!m->tied) bytes = bytes - embedding + (uint64_t)batch->n * (embedding / (uint64_t)s->vocabulary);
   for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
-  uint64_t element = arm_path(e)->kind == PATH_F64 ? 8 : b->j->cfg->run.kv == KV_F16 ? 2 : 4;
+  uint64_t element = arm_path(a)->kind == PATH_F64 ? 8 : b->j->cfg->run.kv == KV_F16 ? 2 : 4;
   return bytes + positions * (uint64_t)(2 * s->n_layers * s->n_kv_heads * s->head_dim) * element;
 }
 
-static status forward_counted(bench *b, arm *e, const token_batch *batch, uint64_t *bytes) {
-  if (arm_computes_shared(e)) *bytes += shared_bytes(b, e, batch);
-  arm_watch_layers(e, true);
-  status result = arm_embed(e, batch);
+static status forward_counted(bench *b, arm *a, const token_batch *batch, uint64_t *bytes) {
+  if (arm_computes_shared(a)) *bytes += shared_bytes(b, a, batch);
+  arm_watch_layers(a, true);
+  status result = arm_embed(a, batch);
   for (int64_t layer = 0; layer < b->j->m->weights.shape.n_layers && !result; layer++) {
-    result = arm_layer(e, layer, batch);
-    if (!result) *bytes += chosen_bytes(b, e, layer, batch);
+    result = arm_layer(a, layer, batch);
+    if (!result) *bytes += chosen_bytes(b, a, layer, batch);
   }
-  arm_watch_layers(e, false);
+  arm_watch_layers(a, false);
   return result;
 }
 
 // ---- passes ----
 
 // Heads of the batch's rows first .. first + count - 1.
-static status compute_heads(arm *e, const token_batch *batch, int64_t first, int64_t count) {
+static status compute_heads(arm *a, const token_batch *batch, int64_t first, int64_t count) {
   for (int64_t end = first + count; first < end; first += LOGIT_ROWS)
-    TRY(arm_head(e, batch, first, least(LOGIT_ROWS, end - first)));
+    TRY(arm_head(a, batch, first, least(LOGIT_ROWS, end - first)));
   return 0;
 }
 
-static status read_batch(const bench *b, arm *e, const token_batch *batch, const int64_t *last) {
-  TRY(arm_forward(e, batch));
+static status read_batch(const bench *b, arm *a, const token_batch *batch, const int64_t *last) {
+  TRY(arm_forward(a, batch));
   for (int64_t i = 0; i < batch->n && last; i++)
-    if (batch->position[i] == *last) TRY(compute_heads(e, batch, i, 1));
+    if (batch->position[i] == *last) TRY(compute_heads(a, batch, i, 1));
   for (int64_t i = 0; i < batch->n; i++)
     if (b->filled[batch->sequence[i]] == batch->position[i]) b->filled[batch->sequence[i]]++;
   return 0;
@@ -200,7 +200,7 @@ static status read_batch(const bench *b, arm *e, const token_batch *batch, const
 
 // Positions from[s] .. to - 1 of the first n sequences, in batches as a prompt is read; with `head` the
 // logits of each one's last position.
-static status read_positions(bench *b, arm *e, int64_t n_sequences, const int64_t *from, int64_t to,
+static status read_positions(bench *b, arm *a, int64_t n_sequences, const int64_t *from, int64_t to,
                              bool head) {
   int64_t n = 0, last = to - 1;
   for (int64_t s = 0; s < n_sequences; s++)
@@ -210,15 +210,15 @@ static status read_positions(bench *b, arm *e, int64_t n_sequences, const int64_
       b->position[n++] = (int32_t)p;
       if (n < b->j->max_batch && !(p == last && s == n_sequences - 1)) continue;
       token_batch batch = {n, b->token, b->sequence, b->position};
-      TRY(read_batch(b, e, &batch, head ? &last : NULL));
+      TRY(read_batch(b, a, &batch, head ? &last : NULL));
       n = 0;
     }
   if (!n) return 0;
   token_batch rest = {n, b->token, b->sequence, b->position}; // where the last sequence had nothing to read
-  return read_batch(b, e, &rest, head ? &last : NULL);
+  return read_batch(b, a, &rest, head ? &last : NULL);
 }
 
-static status decode(bench *b, arm *e, const test *t, uint64_t *bytes) {
+static status decode(bench *b, arm *a, const test *t, uint64_t *bytes) {
   token_batch batch = {t->batch, b->token, b->sequence, b->position};
   for (int64_t p = t->depth; p < t->depth + t->tokens; p++) {
     for (int64_t s = 0; s < t->batch; s++) {
@@ -226,29 +226,29 @@ static status decode(bench *b, arm *e, const test *t, uint64_t *bytes) {
       b->sequence[s] = (int32_t)s;
       b->position[s] = (int32_t)p;
     }
-    TRY(bytes ? forward_counted(b, e, &batch, bytes) : arm_forward(e, &batch));
-    TRY(compute_heads(e, &batch, 0, t->batch));
+    TRY(bytes ? forward_counted(b, a, &batch, bytes) : arm_forward(a, &batch));
+    TRY(compute_heads(a, &batch, 0, t->batch));
   }
   return 0;
 }
 
 // One run of a test. `bytes` NULL: not counted.
-static status pass(bench *b, arm *e, const test *t, uint64_t *bytes) {
-  arm_reset(e);
-  arm_keep_logits(e, false); // their digest is taken where they lie
+static status pass(bench *b, arm *a, const test *t, uint64_t *bytes) {
+  arm_reset(a);
+  arm_keep_logits(a, false); // their digest is taken where they lie
   for (int64_t s = 0; s < t->batch; s++) b->from[s] = t->depth;
   if (t->decode)
-    TRY(decode(b, e, t, bytes));
+    TRY(decode(b, a, t, bytes));
   else
-    TRY(read_positions(b, e, t->batch, b->from, t->depth + t->tokens, true));
-  return arm_finish(e);
+    TRY(read_positions(b, a, t->batch, b->from, t->depth + t->tokens, true));
+  return arm_finish(a);
 }
 
-// What is in the caches from an earlier test are the keys and values of the same tokens.
-static status fill_caches(bench *b, arm *e, const test *t) {
+// Keeps what an earlier test left in the caches: keys and values of the same tokens.
+static status fill_caches(bench *b, arm *a, const test *t) {
   memcpy(b->from, b->filled, (size_t)t->batch * sizeof *b->from);
-  TRY(read_positions(b, e, t->batch, b->from, t->depth, false));
-  return arm_finish(e);
+  TRY(read_positions(b, a, t->batch, b->from, t->depth, false));
+  return arm_finish(a);
 }
 
 // ---- a test ----
@@ -258,14 +258,14 @@ typedef struct { // of a rank, gathered by all
   int32_t on_cpu;
 } rank_reads;
 
-static bool is_on_cpu(const arm *e) {
-  return !backend_is_on_device(arm_backend(e));
+static bool is_on_cpu(const arm *a) {
+  return !backend_is_on_device(arm_backend(a));
 }
 
 // The bandwidth is that of the hosts' memory, so it bounds only what all ranks compute from there.
-static status gather_bytes(const bench *b, const arm *e, const test *t, uint64_t bytes, bench_row *row) {
+static status gather_bytes(const bench *b, const arm *a, const test *t, uint64_t bytes, bench_row *row) {
   comm *c = b->j->c;
-  rank_reads mine = {bytes, is_on_cpu(e)}, *all;
+  rank_reads mine = {bytes, is_on_cpu(a)}, *all;
   double sum = 0;
   row->bytes_per_token = __builtin_nan("");
   if (!t->decode) return 0;
@@ -292,67 +292,67 @@ static status gather_rates(bench *b, const test *t, bench_row *row) {
   return 0;
 }
 
-// What is in a captured graph has no clock of its own, so it is measured apart, without the wait for the
+// An exchange in a captured graph cannot be timed there, so it is measured alone, without the wait for the
 // slowest rank.
-static status measure_exchange(const bench *b, arm *e, const test *t, bench_row *row) {
+static status measure_exchange(const bench *b, arm *a, const test *t, bench_row *row) {
   int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);
   double each;
-  row->exchange_seconds = comm_size(b->j->c) == 1 ? __builtin_nan("") : arm_exchange_seconds(e);
-  row->exchange_is_alone = arm_exchange_is_captured(e, n);
+  row->exchange_seconds = comm_size(b->j->c) == 1 ? __builtin_nan("") : arm_exchange_seconds(a);
+  row->exchange_is_alone = arm_exchange_is_captured(a, n);
   if (!row->exchange_is_alone) return 0;
-  TRY(arm_measure_exchange(e, &each, n));
+  TRY(arm_measure_exchange(a, &each, n));
   row->exchange_seconds = each * (double)(b->j->m->weights.shape.n_layers * ((all + n - 1) / n));
   return 0;
 }
 
-static status time_passes(bench *b, arm *e, const test *t, bench_row *row) {
+static status time_passes(bench *b, arm *a, const test *t, bench_row *row) {
   for (size_t i = 0; i < row->n; i++) {
-    TRY(job_agree(b->j, 0, "the start of a timed run")); // no rank's clock runs while it waits for a late one
-    TRY(pass(b, e, t, NULL));
-    b->seconds[i] = arm_seconds(e);
-    if (!i) row->digest = arm_digest(e);
-    if (arm_digest(e) != row->digest)
+    TRY(job_agree(b->j, 0, "the start of a timed run")); // a barrier: no clock runs while ranks arrive
+    TRY(pass(b, a, t, NULL));
+    b->seconds[i] = arm_seconds(a);
+    if (!i) row->digest = arm_digest(a);
+    if (arm_digest(a) != row->digest)
       return FAIL(
           "%s: run %zu of %zu has logits of digest %016llx, the first %016llx: the same run gave other bits",
-          row->arm, i + 1, row->n, (unsigned long long)arm_digest(e), (unsigned long long)row->digest);
+          row->arm, i + 1, row->n, (unsigned long long)arm_digest(a), (unsigned long long)row->digest);
   }
   return 0;
 }
 
-static status run_test(bench *b, arm *e, const test *t, bench_row *row) {
+static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
   uint64_t bytes = 0;
-  int64_t counted = t->decode; // one more run, for the bytes: asking for the routing slows a device down
-  TRY(fill_caches(b, e, t));
-  if (counted) TRY(pass(b, e, t, &bytes));
-  for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, e, t, NULL));
-  TRY(job_agree(b->j, time_passes(b, e, t, row), "the timed runs"));
-  TRY(job_check_digest(b->j, e));
-  TRY(measure_exchange(b, e, t, row));
+  int64_t counted = t->decode; // a run for the bytes alone: watching the routing slows a device down
+  TRY(fill_caches(b, a, t));
+  if (counted) TRY(pass(b, a, t, &bytes));
+  for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t, NULL));
+  TRY(job_agree(b->j, time_passes(b, a, t, row), "the timed runs"));
+  TRY(job_check_digest(b->j, a));
+  TRY(measure_exchange(b, a, t, row));
   TRY(gather_rates(b, t, row));
-  return gather_bytes(b, e, t, bytes, row);
+  return gather_bytes(b, a, t, bytes, row);
 }
 
-static status run_arm(bench *b, const arm_choice *a) {
-  arm *e;
-  TRY(job_open_arm(b->j, a, &e));
+static status run_arm(bench *b, const arm_choice *choice) {
+  arm *a;
+  TRY(job_open_arm(b->j, choice, &a));
   status result = 0;
-  progress shown = progress_start(job_is_reporting(b->j), a->name, "tests", (int64_t)b->n_tests);
+  progress shown = progress_start(job_is_reporting(b->j), choice->name, "tests", (int64_t)b->n_tests);
   memset(b->filled, 0, (size_t)b->j->n_sequences * sizeof *b->filled);
   for (size_t i = 0; i < b->n_tests && !result; i++) {
     const test *t = &b->tests[i];
     bench_row *row = &b->report.rows[b->report.n_rows++];
-    row->arm = a->name;
-    snprintf(row->row_name, sizeof row->row_name, "%s", arm_row(e));
+    row->arm = choice->name;
+    snprintf(row->row_name, sizeof row->row_name, "%s", arm_row(a));
     row->decode = t->decode;
     row->tokens = t->tokens;
     row->depth = t->depth;
     row->batch = t->batch;
     row->n = (size_t)b->j->cfg->bench.repeats;
-    result = run_test(b, e, t, row);
+    result = run_test(b, a, t, row);
     progress_at(&shown, (int64_t)i + 1);
   }
   progress_end(&shown);
-  arm_close(e);
+  arm_close(a);
   return result;
 }
 
@@ -384,7 +384,7 @@ status bench_run(job *j) {
   status result;
   TRY_DONE(result, job_agree(j, bench_open(&b), "the tests of bench"));
   TRY_DONE(result, job_check_weights(j)); // no clock runs while a page is missing from memory
-  TRY_DONE(result, bench_bandwidth(&b.report.bandwidth, j->c, j->place));
+  TRY_DONE(result, memory_bandwidth_measure(&b.report.bandwidth, j->c, j->place));
   describe(&b);
   for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, &j->cfg->run.arms.arm[a]));
   result = job_agree(j, print(&b), "writing the rates");

@@ -33,7 +33,7 @@ static void print_one(FILE *out, const command *c, const char *name) {
 
 static void print_all(FILE *out, const command *table) {
   fputs(USAGE, out);
-  fputs("\nCommands; moe_run COMMAND --help says more, and which keys it reads:\n", out);
+  fputs("\nCommands; moe_run COMMAND --help says more and lists its keys:\n", out);
   for (int i = 0; i < COMMAND_COUNT; i++)
     fprintf(out, "  %-11s %s%s\n", command_name((command_kind)i), table[i].summary,
             i == COMMAND_PARITY ? " (the default)" : "");

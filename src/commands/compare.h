@@ -1,4 +1,4 @@
-// compare: the command that holds two reports, of one machine or two, against each other.
+// compare: the command that compares two reports, of one machine or two, bit by bit.
 #pragma once
 #include "base/status.h"
 #include <stdio.h>

@@ -19,7 +19,7 @@ void errors_print(const comm *c) {
   fflush(stderr);
 }
 
-// Every rank has an agreed error, so all end in order; after any other one the rest must be ended by force.
+// An agreed error is on every rank, so all end in order; after any other error the other ranks are aborted.
 int errors_end(comm *c) {
   if (comm_wait_has_failed(c)) nanosleep(&(struct timespec){.tv_sec = comm_turn_seconds(c)}, NULL);
   if (!comm_error_is_reported_elsewhere(c)) errors_print(c);
@@ -30,16 +30,16 @@ int errors_end(comm *c) {
 
 // ---- signals ----
 
-// A page of the map that cannot be read any more (a file cut short, a disk or server gone) arrives as SIGBUS.
+// A page of a mapped file that can no longer be read (a file cut short, a disk or server gone) raises SIGBUS.
 static char bus_error_text[1024] =
     "moe_run: a mapped file changed or became unreadable\n"; // the rank is not known yet
-static struct timespec own_turn;                             // see comm_turn_seconds
+static struct timespec turn;                                 // see comm_turn_seconds
 
 static void on_bus_error(int signal_number) {
   static atomic_flag printed = ATOMIC_FLAG_INIT;
   (void)signal_number;
   while (atomic_flag_test_and_set(&printed)) pause(); // another thread's, which ends this process
-  nanosleep(&own_turn, NULL);
+  nanosleep(&turn, NULL);
   if (write(STDERR_FILENO, bus_error_text, strlen(bus_error_text)) < 0) _exit(1);
   _exit(1);
 }
@@ -50,7 +50,7 @@ void errors_catch_signals(void) {
 }
 
 void errors_name_mapped_file(const comm *c, const char *path) {
-  own_turn.tv_sec = comm_turn_seconds(c);
+  turn.tv_sec = comm_turn_seconds(c);
   snprintf(bus_error_text, sizeof bus_error_text,
            "rank %d (%s): %.800s: expected the bytes that were there at the start, found the file cut short "
            "or unreadable\n",

@@ -4,10 +4,10 @@
 #pragma once
 #include "dist/comm.h"
 
-// c NULL: there are no ranks yet.
+// Prints the stored error. c NULL: there are no ranks yet.
 void errors_print(const comm *c);
 
-// For a process that has ranks: prints the error, ends all ranks, and returns the exit code.
+// Collective where the error is agreed. Prints the stored error, ends all ranks, and returns the exit code.
 int errors_end(comm *c);
 
 // From here on a mapped file that becomes unreadable (cut short, or its disk is gone) is an error of this

@@ -5,13 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {  // one decoding run
-  int64_t n;      // sequences
-  int32_t *token; // [n] that each sequence feeds next
-  int32_t *sequence, *position;
-  int32_t *written; // [n] of the last step, in the order of its batch
-  bool *ended;      // [n] wrote its end token
-  double *logits;   // [vocabulary]
+typedef struct {                // one decoding run
+  int64_t n;                    // sequences
+  int32_t *token;               // [n] the next input token of each sequence
+  int32_t *sequence, *position; // [n] of the step's batch
+  int32_t *written;             // [n] sampled in the last step, in the order of its batch
+  bool *ended;                  // [n] wrote an end token
+  double *logits;               // [vocabulary]
   sampler *s;
 } decoding;
 
@@ -38,10 +38,10 @@ static status decoding_open(decoding *d, const job *j) {
   return sampler_open(&d->s, &s, j->m->weights.shape.vocabulary);
 }
 
-// d->written is of the n sequences in d->sequence; shared ranks have sampled it and broadcast it to the
-// others.
-static status write_tokens(const job *j, arm *e, decoding *d, int64_t n, report_text *texts) {
-  TRY(arm_broadcast(e, d->written, (size_t)n * sizeof *d->written, "the tokens written"));
+// Appends d->written, of the n sequences in d->sequence. Shared ranks have sampled it, expert ranks receive
+// it.
+static status append_tokens(const job *j, arm *a, decoding *d, int64_t n, report_text *texts) {
+  TRY(arm_broadcast(a, d->written, (size_t)n * sizeof *d->written, "the tokens written"));
   for (int64_t i = 0; i < n; i++) {
     int32_t s = d->sequence[i], token = d->written[i];
     texts[s].tokens[texts[s].n_tokens++] = token;
@@ -51,7 +51,7 @@ static status write_tokens(const job *j, arm *e, decoding *d, int64_t n, report_
   return 0;
 }
 
-// The sequences that still write, packed to the front of a batch.
+// The sequences that have not ended, packed to the front of a batch.
 static token_batch next_batch(const decoding *d, const job *j, int64_t step, int32_t *packed) {
   int64_t n = 0;
   for (int64_t s = 0; s < d->n; s++) {
@@ -63,42 +63,42 @@ static token_batch next_batch(const decoding *d, const job *j, int64_t step, int
   return (token_batch){n, packed, d->sequence, d->position};
 }
 
-static status decode_step(job *j, arm *e, decoding *d, const token_batch *batch, report_text *texts) {
-  TRY(arm_forward(e, batch));
+static status decode_step(job *j, arm *a, decoding *d, const token_batch *batch, report_text *texts) {
+  TRY(arm_forward(a, batch));
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
-    TRY(arm_head(e, batch, first, count));
-    for (int64_t i = 0; i < count && arm_computes_shared(e); i++) {
-      arm_logits(e, i, d->logits);
+    TRY(arm_head(a, batch, first, count));
+    for (int64_t i = 0; i < count && arm_computes_shared(a); i++) {
+      arm_logits(a, i, d->logits);
       TRY(sampler_next(d->s, d->logits, batch->position[first + i], &d->written[first + i]));
     }
   }
-  return write_tokens(j, e, d, batch->n, texts);
+  return append_tokens(j, a, d, batch->n, texts);
 }
 
 // The first token of each sequence, from the logits `last` of its prompt.
-static status decode_first(const job *j, arm *e, decoding *d, const double *last, report_text *texts) {
+static status decode_first(const job *j, arm *a, decoding *d, const double *last, report_text *texts) {
   for (int64_t s = 0; s < d->n; s++) {
     d->sequence[s] = (int32_t)s;
-    if (arm_computes_shared(e))
+    if (arm_computes_shared(a))
       TRY(sampler_next(d->s, last + s * j->m->weights.shape.vocabulary, j->sequences[s].n - 1,
                        &d->written[s]));
   }
-  return write_tokens(j, e, d, d->n, texts);
+  return append_tokens(j, a, d, d->n, texts);
 }
 
-static status decode_all(job *j, arm *e, decoding *d, const double *last, report_text *texts,
+static status decode_all(job *j, arm *a, decoding *d, const double *last, report_text *texts,
                          int64_t *decoded) {
   int64_t limit = j->cfg->run.generate;
-  progress shown = progress_start(job_is_reporting(j), arm_name(e), "tokens written", limit);
+  progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens written", limit);
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
-  status result = decode_first(j, e, d, last, texts);
+  status result = decode_first(j, a, d, last, texts);
   if (result) status_within("decoded token 1");
   for (int64_t step = 0; step + 1 < limit && !result; step++) {
     token_batch batch = next_batch(d, j, step, packed);
     if (!batch.n) break;
-    result = decode_step(j, e, d, &batch, texts);
+    result = decode_step(j, a, d, &batch, texts);
     if (result) status_within("decoded token %lld", (long long)step + 2);
     *decoded += batch.n;
     progress_at(&shown, step + 2);
@@ -118,71 +118,71 @@ static status open_texts(const job *j, report_arm *out) {
   return 0;
 }
 
-static status close_texts(const job *j, const arm *e, report_arm *out) {
+static status finish_texts(const job *j, const arm *a, report_arm *out) {
   for (size_t s = 0; s < out->n_texts; s++) {
     report_text *t = &out->texts[s];
     size_t length;
-    t->digest = arm_sequence_digest(e, s);
+    t->digest = arm_sequence_digest(a, s);
     if (j->tokenizer) TRY(tokenizer_decode(j->tokenizer, t->tokens, t->n_tokens, &t->text, &length));
   }
   return 0;
 }
 
-status generate_continue(job *j, arm *e, const double *last, report_arm *out) {
+status generate_continue(job *j, arm *a, const double *last, report_arm *out) {
   decoding d;
   int64_t decoded = 0;
-  double before = arm_seconds(e);
+  double before = arm_seconds(a);
   status result;
   TRY_DONE(result, decoding_open(&d, j));
   TRY_DONE(result, open_texts(j, out));
-  TRY_DONE(result, decode_all(j, e, &d, last, out->texts, &decoded));
-  if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(e) - before);
-  result = close_texts(j, e, out);
+  TRY_DONE(result, decode_all(j, a, &d, last, out->texts, &decoded));
+  if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(a) - before);
+  result = finish_texts(j, a, out);
 done:
   decoding_close(&d);
   return result;
 }
 
 // Computes the prompts; the text is continued from each sequence's last logits, but the digest covers all.
-static status compute_prompts(job *j, arm *e, double *last) {
+static status compute_prompts(job *j, arm *a, double *last) {
   int64_t vocabulary = j->m->weights.shape.vocabulary, done = 0;
-  progress shown = progress_start(job_is_reporting(j), arm_name(e), "tokens read", j->n_tokens);
-  batcher f;
+  progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens read", j->n_tokens);
+  batcher batches;
   token_batch batch;
-  status result = batcher_open(&f, j->sequences, j->n_sequences, j->cfg->run.chunk);
-  while (!result && batcher_next(&f, &batch)) {
-    result = arm_forward(e, &batch);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  while (!result && batcher_next(&batches, &batch)) {
+    result = arm_forward(a, &batch);
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {
       int64_t count = batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS;
-      result = arm_head(e, &batch, first, count);
-      for (int64_t i = 0; i < count && !result && arm_computes_shared(e); i++) {
+      result = arm_head(a, &batch, first, count);
+      for (int64_t i = 0; i < count && !result && arm_computes_shared(a); i++) {
         int64_t s = batch.sequence[first + i];
-        if (batch.position[first + i] == j->sequences[s].n - 1) arm_logits(e, i, last + s * vocabulary);
+        if (batch.position[first + i] == j->sequences[s].n - 1) arm_logits(a, i, last + s * vocabulary);
       }
     }
     if (result) status_within("prompt tokens %lld to %lld", (long long)done + 1, (long long)(done + batch.n));
     progress_at(&shown, done += batch.n);
   }
   progress_end(&shown);
-  batcher_close(&f);
+  batcher_close(&batches);
   return result;
 }
 
 static status generate_arm(job *j, size_t index, report *r) {
-  arm *e;
+  arm *a;
   double *last = NULL;
-  TRY(job_open_arm(j, &j->cfg->run.arms.arm[index], &e));
-  arm_reset(e);
+  TRY(job_open_arm(j, &j->cfg->run.arms.arm[index], &a));
+  arm_reset(a);
   status result;
-  if (arm_computes_shared(e))
+  if (arm_computes_shared(a))
     TRY_DONE(result, TAKE(&last, (size_t)(j->n_sequences * j->m->weights.shape.vocabulary), "last logits"));
-  TRY_DONE(result, compute_prompts(j, e, last));
-  TRY_DONE(result, job_report_arm(j, e, r, index, j->n_tokens));
-  if (j->cfg->run.generate) TRY_DONE(result, generate_continue(j, e, last, &r->arms[index]));
-  result = job_check_digest(j, e);
+  TRY_DONE(result, compute_prompts(j, a, last));
+  TRY_DONE(result, job_report_arm(j, a, r, index, j->n_tokens));
+  if (j->cfg->run.generate) TRY_DONE(result, generate_continue(j, a, last, &r->arms[index]));
+  result = job_check_digest(j, a);
 done:
   free(last);
-  arm_close(e);
+  arm_close(a);
   return result;
 }
 

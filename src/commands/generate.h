@@ -3,8 +3,9 @@
 #include "src/report/job_report.h"
 
 // Collective. Continues every sequence, whose prompt the arm has just computed, by run.generate tokens.
-// `last` holds each sequence's last logits [n_sequences][vocabulary]. Fills the arm's texts and decode rate.
-status generate_continue(job *j, arm *e, const double *last, report_arm *out);
+// last[n_sequences][vocabulary]: each sequence's last logits; NULL on expert ranks. Fills out->texts and the
+// decode rate.
+status generate_continue(job *j, arm *a, const double *last, report_arm *out);
 
 // Collective. The command `generate`: each arm of run.arms computes the prompts and continues them.
 status generate_run(job *j);

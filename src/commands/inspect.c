@@ -91,7 +91,7 @@ static void print_rank(const job *j, int rank, const holding *h) {
 }
 
 status inspect_run(job *j) {
-  holding mine = {j->experts.n_own, model_experts_bytes(j->m, j->experts.local)}, *all;
+  holding mine = {j->experts.n_owned, model_experts_bytes(j->m, j->experts.local)}, *all;
   TRY(TAKE(&all, (size_t)comm_size(j->c), "ranks' holdings"));
   status result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' holdings");
   if (!result && job_is_reporting(j)) {

@@ -35,8 +35,7 @@ static status reader_open(reader *r, int threads) {
     r->memory = NULL;
     return FAIL("cannot allocate %zu bytes to measure the memory's bandwidth: %s", bytes, strerror(errno));
   }
-  madvise(r->memory, bytes,
-          MADV_HUGEPAGE); // fewer faults and misses of the page table; without it the same, slower
+  madvise(r->memory, bytes, MADV_HUGEPAGE); // fewer page faults and TLB misses; where refused, slower
 #pragma omp parallel num_threads(threads)
   memset(r->memory + (size_t)omp_get_thread_num() * r->each, 1, r->each);
   return 0;
@@ -89,7 +88,7 @@ static status read_together(double *bytes_per_second, comm *c, const reader *r, 
   return 0;
 }
 
-status bench_bandwidth(double *bytes_per_second, comm *c, const topology *place) {
+status memory_bandwidth_measure(double *bytes_per_second, comm *c, const topology *place) {
   reader r = {.memory = NULL};
   pass *all = NULL;
   *bytes_per_second = 0;

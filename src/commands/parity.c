@@ -13,12 +13,13 @@ typedef struct {
   size_t n_arms, n_pairs;
   arm *arm[CONFIG_MAX_ARMS];
   npy *logits_file[CONFIG_MAX_ARMS];
-  double
-      *last[CONFIG_MAX_ARMS]; // [n_sequences][vocabulary]: from which the text is continued; NULL: has none
-  double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; the reporting rank
-  double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; the reporting rank
-  double nll[CONFIG_MAX_ARMS];     // summed over positions with a next token
-  pair_samples *pairs;             // the reporting rank
+  // Each sequence's last logits, [n_sequences][vocabulary], to continue its text; NULL: not needed, or an
+  // expert rank.
+  double *last[CONFIG_MAX_ARMS];
+  double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; on the reporting rank
+  double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; on the reporting rank
+  double nll[CONFIG_MAX_ARMS];     // sum over positions with a next token; on the reporting rank
+  pair_samples *pairs;             // [n_pairs]; on the reporting rank
   report r;
   int64_t position; // of the batch's first token, counted over all sequences
 } parity;
@@ -146,9 +147,9 @@ static void compare_logit_row(parity *p, const token_batch *batch, int64_t t, in
   }
   if (target < 0) return;
   for (size_t a = 0; a < p->n_arms; a++) {
-    logit_metrics own;
-    metrics_logits(&own, p->logits[a], p->logits[a], (size_t)vocabulary, target);
-    p->nll[a] += own.nll_a;
+    logit_metrics m;
+    metrics_logits(&m, p->logits[a], p->logits[a], (size_t)vocabulary, target);
+    p->nll[a] += m.nll_a;
   }
 }
 
@@ -187,17 +188,17 @@ static status compute_batch(parity *p, const token_batch *batch) {
 
 static status compute_all(parity *p) {
   progress shown = progress_start(job_is_reporting(p->j), "parity", "tokens", p->j->n_tokens);
-  batcher f;
+  batcher batches;
   token_batch batch;
-  status result = batcher_open(&f, p->j->sequences, p->j->n_sequences, p->j->cfg->run.chunk);
-  while (!result && batcher_next(&f, &batch)) {
+  status result = batcher_open(&batches, p->j->sequences, p->j->n_sequences, p->j->cfg->run.chunk);
+  while (!result && batcher_next(&batches, &batch)) {
     result = compute_batch(p, &batch);
     if (result)
       status_within("tokens %lld to %lld", (long long)p->position + 1, (long long)(p->position + batch.n));
     progress_at(&shown, p->position);
   }
   progress_end(&shown);
-  batcher_close(&f);
+  batcher_close(&batches);
   return result;
 }
 

@@ -1,12 +1,12 @@
 #include "src/commands/perplexity.h"
 #include "base/memory.h"
-#include "kernels/formats/numerics.h"
 #include "base/progress.h"
+#include "kernels/formats/numerics.h"
 #include <stdlib.h>
 
 typedef struct {
   job *j;
-  arm *e;
+  arm *a;
   double *logits; // [vocabulary]
   int64_t skip;   // of the windows of the sequence at hand
   double nll;
@@ -18,15 +18,15 @@ static status score_row(scoring *s, int64_t i, int32_t target) {
   logit_metrics m;
   int64_t n = s->j->m->weights.shape.vocabulary;
   s->scored++;
-  if (!arm_computes_shared(s->e)) return 0;
-  arm_logits(s->e, i, s->logits);
+  if (!arm_computes_shared(s->a)) return 0;
+  arm_logits(s->a, i, s->logits);
   metrics_logits(&m, s->logits, s->logits, (size_t)n, target);
-  if (!m.row.finite) return FAIL("%s: a logit is not finite; there is no perplexity", arm_name(s->e));
+  if (!m.row.finite) return FAIL("%s: a logit is not finite; there is no perplexity", arm_name(s->a));
   s->nll += m.nll_a;
   return 0;
 }
 
-// Rows of the batch whose next token is scored. Logits of the others are not computed.
+// Scores the rows of the batch after position skip; the logits of the others are not computed.
 static status score_batch(scoring *s, const token_batch *batch, const token_sequence *window) {
   int64_t first = 0;
   while (first < batch->n && batch->position[first] < s->skip) first++;
@@ -35,7 +35,7 @@ static status score_batch(scoring *s, const token_batch *batch, const token_sequ
     if (batch->position[first + count - 1] == window->n - 1)
       count--; // the window's last token predicts nothing here
     if (!count) break;
-    TRY(arm_head(s->e, batch, first, count));
+    TRY(arm_head(s->a, batch, first, count));
     for (int64_t i = 0; i < count; i++) TRY(score_row(s, i, window->tokens[batch->position[first + i] + 1]));
   }
   return 0;
@@ -43,20 +43,20 @@ static status score_batch(scoring *s, const token_batch *batch, const token_sequ
 
 // A window of sequence `number`, whose cache and digest it uses.
 static status score_window(scoring *s, const token_sequence *window, int64_t number) {
-  batcher f;
+  batcher batches;
   token_batch batch;
   status result = batcher_open(
-      &f, window, 1, s->j->cfg->run.chunk < s->j->max_batch ? s->j->cfg->run.chunk : s->j->max_batch);
-  f.number = number;
-  while (!result && batcher_next(&f, &batch)) {
-    result = arm_forward(s->e, &batch);
+      &batches, window, 1, s->j->cfg->run.chunk < s->j->max_batch ? s->j->cfg->run.chunk : s->j->max_batch);
+  batches.number = number;
+  while (!result && batcher_next(&batches, &batch)) {
+    result = arm_forward(s->a, &batch);
     if (!result) result = score_batch(s, &batch, window);
     if (result)
       status_within("tokens %lld to %lld", (long long)s->computed + 1, (long long)(s->computed + batch.n));
     s->computed += batch.n;
     progress_at(&s->shown, s->computed);
   }
-  batcher_close(&f);
+  batcher_close(&batches);
   return result;
 }
 
@@ -83,20 +83,20 @@ static status score_sequence(scoring *s, int64_t number) {
 
 static status perplexity_arm(job *j, size_t index, report *r) {
   scoring s = {.j = j};
-  TRY(job_open_arm(j, &j->cfg->run.arms.arm[index], &s.e));
-  arm_reset(s.e);
-  s.shown = progress_start(job_is_reporting(j), arm_name(s.e), "tokens", j->n_tokens);
+  TRY(job_open_arm(j, &j->cfg->run.arms.arm[index], &s.a));
+  arm_reset(s.a);
+  s.shown = progress_start(job_is_reporting(j), arm_name(s.a), "tokens", j->n_tokens);
   status result;
   TRY_DONE(result, TAKE(&s.logits, (size_t)j->m->weights.shape.vocabulary, "a row of logits"));
   for (int64_t i = 0; i < j->n_sequences; i++) TRY_DONE(result, score_sequence(&s, i));
-  TRY_DONE(result, job_report_arm(j, s.e, r, index, s.computed));
+  TRY_DONE(result, job_report_arm(j, s.a, r, index, s.computed));
   r->arms[index].perplexity = num_exp_f64(s.nll / (double)s.scored);
   r->arms[index].scored = s.scored;
-  result = job_check_digest(j, s.e);
+  result = job_check_digest(j, s.a);
 done:
   progress_end(&s.shown); // before any error is printed
   free(s.logits);
-  arm_close(s.e);
+  arm_close(s.a);
   return result;
 }
 

@@ -4,7 +4,7 @@
 #include <stdio.h>
 
 // Collective. args: what follows `synth` on the command line, as docs/synth.md describes it. Writes
-// FILE.partial, each rank its part, and gives it its name when it is whole; after an error the partial file
-// is gone.
+// FILE.partial, each rank its part, and renames it when it is whole; after an error the partial file is
+// removed.
 status synth_run(comm *c, int n_args, char **args);
 void synth_print_options(FILE *out);

@@ -43,10 +43,9 @@ static const option options[] = {
     {"--expert-width", SHAPE(expert_width), "inner width of an expert", AS("expert_feed_forward_length")},
     {"--vocab", SHAPE(vocabulary), "token ids", RANGE(1, INT32_MAX)},
     {"--context", AT(model.settings.context_length), "positions", AS("context_length")},
-    {"--rope-base", AT(rope_base), "base of the rotary positions", RANGE(2, 1000000000000)},
+    {"--rope-base", AT(rope_base), "RoPE base", RANGE(2, 1000000000000)},
     {"--seed", AT(model.seed), "default 1", RANGE(0, INT64_MAX)},
-    {"--outliers", AT(model.outliers), "hidden channels that stand far above their block; default 0",
-     RANGE(0, 1024)},
+    {"--outliers", AT(model.outliers), "outlier channels of the residual stream; default 0", RANGE(0, 1024)},
     {"--threads", AT(threads), "of a rank; 0, the default: its cores. No byte depends on it", RANGE(0, 4096)},
 };
 enum { N_OPTIONS = sizeof options / sizeof *options };
@@ -133,7 +132,7 @@ static status check_whole(const synth_options *o) {
   return 0;
 }
 
-// All that the bytes depend on, as the options that give it.
+// All that the bytes depend on, as options that reproduce them.
 static void describe(synth_model *m, const synth_options *o) {
   size_t used = (size_t)snprintf(m->made_with, sizeof m->made_with, "--shape %s --types %s%s", o->shape_name,
                                  m->mix->name, m->tied ? " --tied" : "");

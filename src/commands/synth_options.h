@@ -1,4 +1,4 @@
-// synth_options: what `moe_run synth` is asked for: a known shape, changed by options.
+// synth_options: the arguments of `moe_run synth`: a known shape, changed by options.
 //
 // Owns: the table of shapes, the table of options and their bounds.
 // Independent of: files, ranks, how weights are made.

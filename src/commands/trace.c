@@ -14,7 +14,7 @@ typedef struct {
   token_batch all; // tokens of all sequences, in order; the reporting rank's
   // of the arm at hand
   size_t index;
-  arm *e;
+  arm *a;
 } trace;
 
 // ---- what is asked for ----
@@ -92,7 +92,7 @@ static status take(trace *t, uint32_t points, int64_t layer, int64_t n_tokens) {
   for (int p = 0; p < PROBE_COUNT; p++) {
     const double *numbers;
     if (!(points >> p & 1)) continue;
-    TRY(arm_probe_take(t->e, (probe_point)p, &numbers));
+    TRY(arm_probe_take(t->a, (probe_point)p, &numbers));
     if (numbers) TRY(trace_files_append(&t->files, t->index, (probe_point)p, layer, numbers, n_tokens));
   }
   return 0;
@@ -102,19 +102,19 @@ static status take(trace *t, uint32_t points, int64_t layer, int64_t n_tokens) {
 static status trace_batch(trace *t, const token_batch *batch) {
   uint32_t of_batch = points_of(t->points, PROBE_OF_BATCH), of_layer = points_of(t->points, PROBE_OF_LAYER),
            of_head = points_of(t->points, PROBE_OF_HEAD);
-  TRY(arm_probes_want(t->e, of_batch));
-  TRY(arm_embed(t->e, batch));
+  TRY(arm_probes_want(t->a, of_batch));
+  TRY(arm_embed(t->a, batch));
   TRY(take(t, of_batch, -1, batch->n));
   for (int64_t layer = 0; layer < t->j->m->weights.shape.n_layers; layer++) {
     uint32_t wanted = t->layers[layer] ? of_layer : 0;
-    TRY(arm_probes_want(t->e, wanted));
-    TRY(arm_layer(t->e, layer, batch));
+    TRY(arm_probes_want(t->a, wanted));
+    TRY(arm_layer(t->a, layer, batch));
     TRY(take(t, wanted, layer, batch->n));
   }
-  TRY(arm_probes_want(t->e, of_head));
+  TRY(arm_probes_want(t->a, of_head));
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
-    TRY(arm_head(t->e, batch, first, count)); // for the digest, whatever is asked for
+    TRY(arm_head(t->a, batch, first, count)); // for the digest, whatever is asked for
     TRY(take(t, of_head, -1, count));
   }
   return 0;
@@ -122,25 +122,25 @@ static status trace_batch(trace *t, const token_batch *batch) {
 
 static status trace_input(trace *t) {
   const job *j = t->j;
-  progress shown = progress_start(job_is_reporting(j), arm_name(t->e), "tokens", j->n_tokens);
+  progress shown = progress_start(job_is_reporting(j), arm_name(t->a), "tokens", j->n_tokens);
   int64_t done = 0;
-  batcher f;
+  batcher batches;
   token_batch batch;
-  status result = batcher_open(&f, j->sequences, j->n_sequences, j->cfg->run.chunk);
-  while (!result && batcher_next(&f, &batch)) {
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  while (!result && batcher_next(&batches, &batch)) {
     result = trace_batch(t, &batch);
     if (result) status_within("tokens %lld to %lld", (long long)done + 1, (long long)(done + batch.n));
     done += batch.n;
     progress_at(&shown, done);
   }
   progress_end(&shown);
-  batcher_close(&f);
+  batcher_close(&batches);
   return result;
 }
 
 static status open_arm(trace *t, const arm_choice *a) {
-  TRY(arm_probes_open(t->e, t->points));
-  arm_keep_logits(t->e, false);
+  TRY(arm_probes_open(t->a, t->points));
+  arm_keep_logits(t->a, false);
   return job_is_reporting(t->j) ? trace_files_add(&t->files, t->index, a->name, has_f64(t->j, a)) : 0;
 }
 
@@ -150,15 +150,15 @@ static status trace_arm_at(trace *t, size_t index) {
   const arm_choice *a = &j->cfg->run.arms.arm[index];
   status result;
   t->index = index;
-  TRY(job_open_arm(j, a, &t->e));
+  TRY(job_open_arm(j, a, &t->a));
   TRY_DONE(result, job_agree(j, open_arm(t, a), "opening a trace"));
-  arm_reset(t->e);
+  arm_reset(t->a);
   TRY_DONE(result, trace_input(t));
-  TRY_DONE(result, job_report_arm(j, t->e, &t->r, index, j->n_tokens));
-  result = job_check_digest(j, t->e);
+  TRY_DONE(result, job_report_arm(j, t->a, &t->r, index, j->n_tokens));
+  result = job_check_digest(j, t->a);
 done:
-  arm_close(t->e);
-  t->e = NULL;
+  arm_close(t->a);
+  t->a = NULL;
   return result;
 }
 

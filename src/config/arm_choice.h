@@ -11,7 +11,7 @@ enum { ARM_NAME_BYTES = 24 };
 typedef enum {
   ARM_NONE,
   ARM_PLAIN, // "q8k@cpu"
-  ARM_AUTO,  // "q8k@auto", of ranks.arm alone: cuda on a rank with a GPU of its own, else cpu
+  ARM_AUTO,  // "q8k@auto", in ranks.arm alone: cuda on a rank with a GPU to itself, else cpu
   ARM_MIXED, // "ranks": each rank's experts as ranks.arm says
 } arm_kind;
 
@@ -29,8 +29,8 @@ arm_choice arm_choice_of(path_kind path, backend_kind where);
 arm_name_check arm_choice_parse(arm_choice *out, const char *text, size_t length);
 
 bool arm_is_truth(const arm_choice *a);                          // what others are measured against: f64
-bool arm_may_need(const arm_choice *a, backend_kind what);       // on some rank; of a mixed arm see ranks.arm
+bool arm_may_need(const arm_choice *a, backend_kind what);       // on some rank; for ARM_MIXED ask ranks.arm
 bool arm_choice_equal(const arm_choice *a, const arm_choice *b); // one name
 
-// Of ARM_PLAIN. The error names what this build lacks.
+// For ARM_PLAIN. The error names what this build lacks.
 status arm_choice_resolve(arm_spec *out, const arm_choice *a);

@@ -1,10 +1,10 @@
 // command_line: the program's arguments: which command, and where its configuration comes from.
 //
-// Owns: the options that every command with a configuration takes. Independent of: what a command does; the
-// arguments of a command that has options of its own (synth, compare) are passed on as they are.
+// Owns: the options of every command with a configuration. Independent of: what a command does; the arguments
+// of a command with other options (synth, compare) are passed on unread.
 #pragma once
 #include "base/status.h"
-#include "src/config/command.h"
+#include "src/config/command_kind.h"
 #include <stddef.h>
 
 typedef struct { // views of argv, but for `sets`
@@ -19,6 +19,6 @@ typedef struct { // views of argv, but for `sets`
   bool help, version;
 } command_line;
 
-// takes_args: whether a command reads what follows its name itself. On an error there is nothing to close.
+// takes_args(c): command c parses the arguments after its name itself. On an error there is nothing to close.
 status command_line_parse(command_line *out, int argc, char **argv, bool (*takes_args)(command_kind));
 void command_line_close(command_line *l);

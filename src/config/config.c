@@ -27,11 +27,11 @@ static const struct {
   const char *name, *help;
 } SECTIONS[] = {
     {"model", "the model"},
-    {"input", "what it reads; one of these"},
+    {"input", "the input; one of these"},
     {"run", "the arms, and how they compute"},
     {"ranks", "a mixed job: ranks whose experts are computed by different arms"},
     {"experts", "which rank owns which expert"},
-    {"comm", "ranks among themselves"},
+    {"comm", "communication between ranks"},
     {"perplexity", "what is scored"},
     {"trace", "what is written"},
     {"bench", "what is measured"},
@@ -51,7 +51,7 @@ static const value_key KEYS[] = {
     {"input.prompts", KEYS_INPUT, AT(input), value_read_prompts, value_write_prompts, "list of strings", 0, 0,
      NULL, "the input as a batch of texts, each a sequence"},
     {"input.file", KEYS_INPUT, AT(input), value_read_input_file, value_write_input_file, "string", 0, 0, NULL,
-     "the input as a text file; of the four inputs the one set last holds"},
+     "the input as a text file; of the four inputs the one set last is used"},
     {"run.arms", KEYS_ARMS, AT(run.arms), value_read_arms, value_write_arms,
      "list of 1 to 16 arms (\"path@backend\" or \"ranks\")", 0, 0, "[\"f64@cpu\", \"f32@cpu\", \"q8k@cpu\"]",
      "what to run and compare"},
@@ -60,11 +60,11 @@ static const value_key KEYS[] = {
     {"run.kv", KEYS_FORWARD, AT(run.kv), value_read_kv, value_write_kv, "\"f16\" or \"f32\"", 0, 0, "\"f16\"",
      "type of the cached keys and values"},
     {"run.generate", KEYS_WRITE, INTEGER(run.generate), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
-     "tokens to write after the input"},
+     "tokens to generate after the input"},
     {"run.threads", KEYS_RANKS, INTEGER(run.threads), "integer from 0 to 4096", 0, 4096, "0",
      "threads of a rank; 0: cores that it may use / ranks on the host"},
     {"run.seed", KEYS_WRITE | KEYS_BENCH, INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
-     "seed of the sampler; equal prompts write equal texts: a draw depends on seed and position"},
+     "seed of the sampler; equal prompts get equal texts: a draw depends on seed and position"},
     {"run.chunk", KEYS_FORWARD, INTEGER(run.chunk), "integer from 1 to 2147483647", 1, INT32_MAX, "512",
      "tokens of a prompt computed at once"},
     {"run.temperature", KEYS_WRITE, REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0",
@@ -74,21 +74,21 @@ static const value_key KEYS[] = {
     {"run.top_p", KEYS_WRITE, REAL(run.top_p), "number above 0, at most 1", DBL_TRUE_MIN, 1, "1",
      "probability the sampler chooses from"},
     {"run.rows", KEYS_ARMS, AT(run.rows), value_read_text, value_write_text, "string", 0, 0, "\"auto\"",
-     "instruction set row of the cpu backend, by name"},
+     "ISA row of the cpu backend, by name"},
     {"run.bind", KEYS_RANKS, FLAG(run.bind), "true", "bind threads to cores"},
     {"ranks.arm", KEYS_ARMS, AT(ranks.arm), value_read_rank_arms, value_write_arms,
      "list of at most 16 arms (\"path@backend\" or \"path@auto\")", 0, 0, "[]",
      "mixed job: arms of experts, repeated over ranks; auto: cuda where a rank has its own GPU"},
     {"ranks.shared", KEYS_ARMS, AT(ranks.shared), value_read_arm_or_empty, value_write_arm,
      "arm (\"path@backend\") or \"\"", 0, 0, "\"\"",
-     "mixed job: arm of attention, router, head; \"\": first rank's on a GPU, else rank 0's"},
+     "mixed job: arm of attention, router, head; \"\": of the first rank on a GPU, else rank 0"},
     {"ranks.shared_ranks", KEYS_ARMS, SIZES(ranks.shared_ranks), 0, INT32_MAX, "[]",
-     "mixed job: who computes attention, router, head; []: ranks on ranks.shared's backend"},
+     "mixed job: ranks that compute these; []: the ranks on the backend of ranks.shared"},
     {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
      "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
      "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},
     {"comm.transport", KEYS_RANKS, AT(comm.transport), value_read_transport, value_write_transport,
-     "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what carries the exchange between ranks"},
+     "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what transfers rows between ranks"},
     {"comm.deadline", KEYS_RANKS, REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
      "300", "seconds that a rank waits for another, or for its GPU"},
     {"perplexity.skip", KEYS_PERPLEXITY, INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1,
@@ -101,8 +101,7 @@ static const value_key KEYS[] = {
      "prompts to measure, in tokens: pp512"},
     {"bench.generate", KEYS_BENCH, SIZES(bench.generate), 1, INT32_MAX, "[128]",
      "decoded tokens to measure, one after the other: tg128"},
-    {"bench.depth", KEYS_BENCH, SIZES(bench.depth), 0, INT32_MAX, "[0]",
-     "positions that are in the context before"},
+    {"bench.depth", KEYS_BENCH, SIZES(bench.depth), 0, INT32_MAX, "[0]", "positions already in the context"},
     {"bench.batch", KEYS_BENCH, SIZES(bench.batch), 1, 4096, "[1]", "sequences at once"},
     {"bench.repeats", KEYS_BENCH, INTEGER(bench.repeats), "integer from 1 to 10000", 1, 10000, "5",
      "timed runs of each"},
@@ -210,8 +209,8 @@ static status apply_file(config *c, const char *path) {
   return result;
 }
 
-// Text that is no TOML is a string, unless it starts like a string, an array or a table, or is digits alone:
-// then it has a slip, or is an integer that TOML does not hold.
+// Text that is not TOML is a string, unless it starts like a string, an array or a table, or is digits alone:
+// then it is a typing error, or an integer beyond TOML's range.
 static bool is_bare(const char *text) {
   while (*text == ' ' || *text == '\t') text++;
   return !*text || (!strchr("\"'[{", *text) && text[strspn(text, "+-_0123456789")]);
@@ -253,7 +252,7 @@ static status apply_set(config *c, const char *set) {
   return k ? apply_value(c, k, equals + 1, &from) : refuse_key(name, &from, 1);
 }
 
-// As one document, which goes the way of a file's.
+// As one TOML document, read like a file.
 static status apply_defaults(config *c) {
   const value_origin from = {.file = "defaults"};
   char *text = NULL;
@@ -276,8 +275,8 @@ static bool sets_key(const char *const *sets, size_t n_sets, const char *name) {
   return false;
 }
 
-// ranks.arm and the arm "ranks" expect each other; but who sets run.arms over a file's need not undo the
-// rest.
+// ranks.arm and the arm "ranks" need each other; but a --set of run.arms over the file's does not have to
+// undo the file's ranks.arm.
 static status check_ranks(const config *c, const char *place, const char *const *sets, size_t n_sets) {
   bool has_ranks = false;
   for (size_t i = 0; i < c->run.arms.count; i++)
@@ -286,11 +285,12 @@ static status check_ranks(const config *c, const char *place, const char *const 
     return FAIL("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
   if (has_ranks || !c->ranks.arm.count) return 0;
   if (sets_key(sets, n_sets, "run.arms") && !sets_key(sets, n_sets, "ranks.arm")) return 0;
-  return FAIL("%s: ranks.arm: a mixed job is the arm \"ranks\", expected it in run.arms, found it not there",
-              place);
+  return FAIL(
+      "%s: ranks.arm: a mixed job runs as the arm \"ranks\", expected it in run.arms, found it missing",
+      place);
 }
 
-// What only all values together can say.
+// Checks that need all values together.
 static status check_whole(const config *c, const char *const *sets, size_t n_sets) {
   const char *place = c->file ? c->file : "--set";
   if (!c->model.path)

@@ -1,109 +1,12 @@
 // config: everything that a user can set, from one TOML file and --set KEY=VALUE on the command line.
 //
 // Owns: the table of keys (name, type, default, one line of help) and the values of one run.
-// Independent of: MPI and of the model: bounds that depend on it are checked where it is known.
+// Independent of: MPI; the model: bounds that depend on it are checked once it is open.
 // Invariant: after config_load every field is set and in its range; an unknown key never passes silently.
 #pragma once
 #include "base/status.h"
-#include "dist/transport_kind.h"
-#include "src/config/arm_choice.h"
-#include <stddef.h>
-#include <stdint.h>
+#include "src/config/config_types.h"
 #include <stdio.h>
-
-typedef enum { INPUT_NONE, INPUT_TOKENS, INPUT_PROMPT, INPUT_PROMPTS, INPUT_FILE } input_kind;
-typedef enum { KV_F16, KV_F32 } kv_type;
-typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLACEMENT_LIST } placement_kind;
-
-typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
-
-enum { CONFIG_MAX_ARMS = 16, CONFIG_MAX_SIZES = 16 };
-
-typedef struct {
-  arm_choice arm[CONFIG_MAX_ARMS];
-  size_t count;
-} arm_list;
-
-typedef struct {
-  int64_t size[CONFIG_MAX_SIZES];
-  size_t count;
-} size_list;
-
-typedef struct {
-  char *file; // the TOML file, as given; NULL: none, only --set
-
-  struct {
-    char *path; // model.path; required by every command
-  } model;
-
-  struct config_input { // input.tokens, .prompt, .prompts, .file: a --set one replaces the file's
-    input_kind kind;
-    int32_t *tokens; // INPUT_TOKENS
-    size_t n_tokens;
-    char **prompts; // INPUT_PROMPT (one) and INPUT_PROMPTS; UTF-8
-    size_t n_prompts;
-    char *file; // INPUT_FILE
-  } input;
-
-  struct {
-    arm_list arms;    // run.arms; default ["f64@cpu", "f32@cpu", "q8k@cpu"]; each "path@backend" or "ranks"
-    int64_t context;  // run.context: positions a sequence can hold; 0 (default): what input and generate need
-    kv_type kv;       // run.kv: "f16" (default) or "f32"
-    int64_t generate; // run.generate: tokens to write; default 0
-    int64_t threads; // run.threads: a rank's threads; 0 (default): cores the rank may use / ranks on the host
-    uint64_t seed;   // run.seed: of the sampler, below 2^63; default 0
-    int64_t chunk;   // run.chunk: tokens of a prompt computed at once, >= 1; default 512
-    double temperature; // run.temperature: 0 (default) is greedy
-    int64_t top_k;      // run.top_k: 0 (default) is all
-    double top_p;       // run.top_p: in (0, 1]; default 1
-    char *rows;         // run.rows: ISA row of the cpu backend, "auto" (default) or a row's name
-    bool bind;          // run.bind: bind threads to cores; default true
-  } run;
-
-  struct {
-    arm_list arm;      // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
-                       // "path@auto": cuda on a rank with a GPU of its own, else cpu
-    arm_choice shared; // ranks.shared: arm of attention, router, head; ARM_NONE: that of the first rank on a
-                       // GPU, without one of rank 0
-    size_list shared_ranks; // ranks.shared_ranks: who computes these; empty: ranks on ranks.shared's backend
-  } ranks;
-
-  struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced" or a list
-    placement_kind placement;
-    int32_t *rank_of_expert; // entry e is the rank that owns expert e
-    size_t n_experts;        // length of the list
-  } experts;
-
-  struct {
-    transport_kind transport; // comm.transport: "auto" (default), "mpi", "nccl", "self"
-    double deadline;          // comm.deadline: seconds that a rank waits for another; default 300
-  } comm;
-
-  struct {
-    int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
-  } perplexity;
-
-  struct config_trace {
-    uint32_t probes; // trace.probes: bits 1 << probe_point; 0 (default, []): all
-    int32_t *layers; // trace.layers
-    size_t n_layers; // length of the list; 0 (default): all
-  } trace;
-
-  struct {
-    size_list prompt;    // bench.prompt: lengths of prompts to measure; default [512]
-    size_list generate;  // bench.generate: numbers of decoded tokens to measure; default [128]
-    size_list depth;     // bench.depth: positions in the context before that; default [0]
-    size_list batch;     // bench.batch: sequences at once; default [1]
-    int64_t repeats;     // bench.repeats: timed runs of each; default 5
-    int64_t warmup;      // bench.warmup: runs of each before them; default 1
-    bench_format format; // bench.format: "md" (default), "csv" or "json"
-  } bench;
-
-  struct {
-    char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere
-    bool logits; // output.logits: write logits.<arm>.npy; default false
-  } output;
-} config;
 
 // Reads FILE (may be NULL) and then the n_sets texts "KEY=VALUE" in order, VALUE in TOML syntax; a bare word
 // that is no TOML value (--set model.path=a.gguf) is taken as a string. Relative paths in the FILE's
@@ -112,7 +15,7 @@ typedef struct {
 status config_load(config *out, const char *file, const char *const *sets, size_t n_sets);
 void config_close(config *c); // takes NULL; releases what the fields own
 
-// The command line's --out DIR: sets output.dir to the text as it is, in no need of quotes.
+// The command line's --out DIR: sets output.dir to the text as it is, not parsed as TOML.
 status config_set_dir(config *c, const char *dir);
 
 // A canonical text of every value (for comparing ranks and for the report): TOML that config_load would read
@@ -123,9 +26,9 @@ typedef enum { // keys that are used together, as bits: which commands read them
   KEYS_MODEL = 1,
   KEYS_INPUT = 1 << 1,
   KEYS_ARMS = 1 << 2,    // which arms there are
-  KEYS_RANKS = 1 << 3,   // what each rank has and does
+  KEYS_RANKS = 1 << 3,   // ranks, their threads and their experts
   KEYS_FORWARD = 1 << 4, // how a forward pass is cut, and its cache
-  KEYS_WRITE = 1 << 5,   // how an arm continues the text
+  KEYS_WRITE = 1 << 5,   // sampling: how an arm continues the text
   KEYS_PERPLEXITY = 1 << 6,
   KEYS_BENCH = 1 << 7,
   KEYS_OUTPUT = 1 << 8,

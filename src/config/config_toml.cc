@@ -16,9 +16,8 @@
 #define TOML_HEADER_ONLY  1
 #define TOML_ASSERT(expr) static_cast<void>(0)
 
-// Its tables of characters mark as unreachable what a text reaches (whether U+00E9 is white space, in "a = "
-// and that letter), so what a compiler makes of them is not defined. There the answer is no. 3.4 has its
-// parts under other names.
+// Its tables of characters mark as unreachable what a text can reach (whether U+00E9 is white space, in "a =
+// " and that letter): undefined behaviour. The right answer there is no. 3.4 has its parts under other names.
 #if __has_include(<toml++/impl/preprocessor.hpp>)
 #define TOML_PART(name) <toml++/impl/name.hpp>
 #else

@@ -1,6 +1,7 @@
-// config_toml: TOML text in, a list of dotted keys with values out. The C face of toml++, which is C++ only.
+// config_toml: TOML text in, a list of dotted keys with values out. A C interface to toml++, which is C++
+// only.
 //
-// Owns: the parsed document. Independent of which keys exist and what they mean (config.c).
+// Owns: the parsed document. Independent of: which keys exist and what they mean (config.c).
 // Invariant: no exception leaves it and no text can make it overflow the stack.
 #pragma once
 #include <stdbool.h>
@@ -44,14 +45,13 @@ typedef struct {
   char text[256];
 } toml_error;
 
-// False, with *error filled and *out NULL, for a text that is not TOML. It stores no status: on the command
-// line a bare word that is no TOML is no error.
+// False, with *error filled and *out NULL, for a text that is not TOML. It stores no status, because a bare
+// word on the command line need not be TOML.
 bool config_toml_parse(config_toml **out, toml_error *error, const char *text, size_t length);
 void config_toml_close(config_toml *t); // takes NULL
 
 // The values in the order of the text: every one that is not a table, and every empty table. The key is
-// dotted ("run.threads"); a part that is no bare key is quoted, so that "a.b" in quotes is never taken for
-// a.b.
+// dotted ("run.threads"); a part that is not a bare key is quoted, so that "a.b" in quotes never matches a.b.
 size_t config_toml_count(const config_toml *t);
 const char *config_toml_key(const config_toml *t, size_t i);
 void config_toml_value(toml_value *out, const config_toml *t, size_t i);

@@ -1,14 +1,17 @@
-// config_value: how a value of each kind is read from TOML, refused, and written back. For config.c alone.
+// config_value: reads a value of each kind from TOML, refuses it by name, and writes it back. For config.c
+// alone.
 //
 // Owns: bounds, the names of choices, and the texts of refusals.
 // Independent of: which keys there are. Invariant: a refused value leaves the field as it was.
 #pragma once
-#include "src/config/config.h"
+#include "base/status.h"
 #include "src/config/config_toml.h"
+#include "src/config/config_types.h"
+#include <stdio.h>
 
 enum { VALUE_SHOWN = 48, VALUE_PLACE_BYTES = 512 }; // bytes of a user's text in an error; of a place
 
-typedef struct { // where a value stands, for errors: a file or a --set
+typedef struct { // where a value comes from, for errors: a file or a --set; the other is NULL
   const char *file;
   const char *set;
 } value_origin;
@@ -26,7 +29,8 @@ struct value_key {
   const char *help;
 };
 
-// The head of a text without control characters, at most VALUE_SHOWN bytes and "..." where it is longer.
+// *out: the head of a text without control characters, at most VALUE_SHOWN bytes, then "..." where it is
+// longer.
 void value_shorten(char *out, size_t size, const char *text, size_t length);
 // "FILE:LINE" or "--set KEY=VALUE".
 void value_place(char out[VALUE_PLACE_BYTES], const value_origin *from, int line);

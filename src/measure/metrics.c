@@ -14,14 +14,14 @@ static double larger(double x, double y) {
   return y > x ? y : x;
 }
 
-// The power of two that brings a vector's largest magnitude into [1, 2), or the largest one there is for a
-// zero vector. Scaling by it is exact, and keeps the squares below from vanishing (1e-170 against -1e-170
-// must not look equal) or from running over.
+// The power of two that scales a vector's largest magnitude into [1, 2), or the largest power of two for a
+// zero vector. Scaling by it is exact, and keeps the squares below from underflow (1e-170 and -1e-170 must
+// not look equal) and overflow.
 static double scale_of(const double *x, size_t n) {
   double largest = 0;
   for (size_t i = 0; i < n; i++) largest = larger(largest, fabs(x[i]));
   int exponent = largest > 0 ? ilogb(largest) : -1022;
-  return ldexp(1, exponent < -1022 ? 1022 : -exponent); // 2^-exponent of a subnormal would run over
+  return ldexp(1, exponent < -1022 ? 1022 : -exponent); // 2^-exponent of a subnormal would overflow
 }
 
 static double norm_scaled(const double *x, double scale, size_t n) {
@@ -87,7 +87,7 @@ static size_t argmax(const double *x, size_t n) {
   return best;
 }
 
-// log(sum exp(x)), relative to the maximum so that nothing runs over.
+// log(sum exp(x)), relative to the maximum so that nothing overflows.
 static double log_sum_exp(const double *x, double largest, size_t n) {
   double sum = 0;
   for (size_t i = 0; i < n; i++) sum += exp(x[i] - largest);

@@ -1,8 +1,8 @@
 // metrics: two vectors in, numbers out. Pure: no files, no ranks, no model.
 //
-// Owns: the definition of every metric that the program prints (docs/metrics.md gives them in words).
+// Owns: the definition of every metric that the program prints (explained in docs/metrics.md).
 // Invariant: all sums are doubles in index order; a NaN or infinity on either side makes `finite` false and
-// never a good-looking number.
+// the metrics NaN, never a plausible number.
 #pragma once
 #include "base/status.h"
 #include <stddef.h>
@@ -26,8 +26,9 @@ typedef struct { // one position's logits, a against b
   double nll_a, nll_b; // -log softmax(.)[target]; NaN when there is no target
 } logit_metrics;
 
+// a[n], b[n].
 void metrics_row(metrics *out, const double *a, const double *b, size_t n);
-// target: the token that follows, or -1
+// The same of logits a[n], b[n]. target: the token that follows, or -1.
 void metrics_logits(logit_metrics *out, const double *a, const double *b, size_t n, int64_t target);
 
 // Number of experts in one top-k set that are not in the other (0..k).

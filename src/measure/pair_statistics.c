@@ -6,36 +6,36 @@
 
 status pair_samples_open(pair_samples *out, int64_t n_layers, int64_t n_positions) {
   *out = (pair_samples){.n_layers = n_layers, .n_positions = n_positions};
-  TRY(TAKE(&out->layer, (size_t)(n_layers * n_positions), "a comparison"));
-  TRY(TAKE(&out->logits, (size_t)n_positions, "a comparison"));
-  return TAKE(&out->has_target, (size_t)n_positions, "a comparison");
+  TRY(TAKE(&out->layer, (size_t)(n_layers * n_positions), "a pair's samples"));
+  TRY(TAKE(&out->logits, (size_t)n_positions, "a pair's samples"));
+  return TAKE(&out->has_target, (size_t)n_positions, "a pair's samples");
 }
 
-void pair_samples_close(pair_samples *c) {
-  if (!c) return;
-  free(c->layer);
-  free(c->logits);
-  free(c->has_target);
+void pair_samples_close(pair_samples *s) {
+  if (!s) return;
+  free(s->layer);
+  free(s->logits);
+  free(s->has_target);
 }
 
-void pair_samples_layer(pair_samples *c, int64_t layer, int64_t position, const double *a, const double *b,
+void pair_samples_layer(pair_samples *s, int64_t layer, int64_t position, const double *a, const double *b,
                         int64_t hidden, const expert_global *experts_a, const expert_global *experts_b, int k,
                         double margin_b) {
-  layer_point *p = &c->layer[layer * c->n_positions + position];
+  layer_point *p = &s->layer[layer * s->n_positions + position];
   metrics_row(&p->row, a, b, (size_t)hidden);
   p->flips = metrics_router_flips(&experts_a->id, &experts_b->id, k);
   p->margin = margin_b;
 }
 
-void pair_samples_logits(pair_samples *c, int64_t position, const double *a, const double *b, int64_t n,
+void pair_samples_logits(pair_samples *s, int64_t position, const double *a, const double *b, int64_t n,
                          int64_t target) {
-  metrics_logits(&c->logits[position], a, b, (size_t)n, target);
-  c->has_target[position] = target >= 0;
+  metrics_logits(&s->logits[position], a, b, (size_t)n, target);
+  s->has_target[position] = target >= 0;
 }
 
-int64_t pair_samples_flips(const pair_samples *c, int64_t position) {
+int64_t pair_samples_flips(const pair_samples *s, int64_t position) {
   int64_t flips = 0;
-  for (int64_t l = 0; l < c->n_layers; l++) flips += c->layer[l * c->n_positions + position].flips;
+  for (int64_t l = 0; l < s->n_layers; l++) flips += s->layer[l * s->n_positions + position].flips;
   return flips;
 }
 
@@ -50,9 +50,9 @@ static status spread_of(spread *out, const double *first, size_t stride, int64_t
   return result;
 }
 
-static status reduce_layer(const pair_samples *c, int64_t layer, layer_statistics *out, bool *finite) {
-  const layer_point *p = c->layer + layer * c->n_positions;
-  int64_t n = c->n_positions;
+static status reduce_layer(const pair_samples *s, int64_t layer, layer_statistics *out, bool *finite) {
+  const layer_point *p = s->layer + layer * s->n_positions;
+  int64_t n = s->n_positions;
   *out =
       (layer_statistics){.layer = (int32_t)layer, .flip_margin = (double)NAN, .min_margin = (double)INFINITY};
   TRY(spread_of(&out->rel_l2, &p->row.rel_l2, sizeof *p, n));
@@ -66,30 +66,30 @@ static status reduce_layer(const pair_samples *c, int64_t layer, layer_statistic
     if (!p[i].flips) continue;
     out->router_flips += p[i].flips;
     out->flipped_tokens++;
-    out->flip_margin = fmax(out->flip_margin, p[i].margin); // fmax passes the NaN over
+    out->flip_margin = fmax(out->flip_margin, p[i].margin); // fmax ignores the NaN that it starts from
   }
   return 0;
 }
 
-static void reduce_targets(const pair_samples *c, pair_statistics *out) {
+static void reduce_targets(const pair_samples *s, pair_statistics *out) {
   double sum_a = 0, sum_b = 0;
   int64_t agrees = 0, targets = 0;
-  for (int64_t i = 0; i < c->n_positions; i++) {
-    agrees += c->logits[i].top1_agrees;
-    if (!c->has_target[i]) continue;
+  for (int64_t i = 0; i < s->n_positions; i++) {
+    agrees += s->logits[i].top1_agrees;
+    if (!s->has_target[i]) continue;
     targets++;
-    sum_a += c->logits[i].nll_a;
-    sum_b += c->logits[i].nll_b;
+    sum_a += s->logits[i].nll_a;
+    sum_b += s->logits[i].nll_b;
   }
-  out->top1_agreement = (double)agrees / (double)c->n_positions;
+  out->top1_agreement = (double)agrees / (double)s->n_positions;
   out->perplexity_delta = (double)NAN;
   if (targets)
     out->perplexity_delta = num_exp_f64(sum_a / (double)targets) - num_exp_f64(sum_b / (double)targets);
 }
 
-status pair_samples_reduce(const pair_samples *c, pair_statistics *out) {
-  const logit_metrics *p = c->logits;
-  int64_t n = c->n_positions;
+status pair_samples_reduce(const pair_samples *s, pair_statistics *out) {
+  const logit_metrics *p = s->logits;
+  int64_t n = s->n_positions;
   out->finite = true;
   TRY(spread_of(&out->rel_l2, &p->row.rel_l2, sizeof *p, n));
   TRY(spread_of(&out->one_minus_cos, &p->row.one_minus_cos, sizeof *p, n));
@@ -98,7 +98,7 @@ status pair_samples_reduce(const pair_samples *c, pair_statistics *out) {
   TRY(spread_of(&out->max_ulp, &p->row.max_ulp, sizeof *p, n));
   TRY(spread_of(&out->kl, &p->kl, sizeof *p, n));
   for (int64_t i = 0; i < n; i++) out->finite = out->finite && p[i].row.finite;
-  for (int64_t l = 0; l < c->n_layers; l++) TRY(reduce_layer(c, l, &out->layers[l], &out->finite));
-  reduce_targets(c, out);
+  for (int64_t l = 0; l < s->n_layers; l++) TRY(reduce_layer(s, l, &out->layers[l], &out->finite));
+  reduce_targets(s, out);
   return 0;
 }

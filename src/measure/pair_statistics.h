@@ -20,7 +20,7 @@ typedef struct {
   size_t a, b;                                                 // indices into arms; b is the reference
   spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp, kl; // logits, over positions
   double top1_agreement;                                       // share of positions
-  double perplexity_delta;  // perplexity of a minus that of b; NaN as there
+  double perplexity_delta;  // perplexity of a minus that of b; NaN: no position has a next token
   layer_statistics *layers; // [n_layers]
   bool finite;              // false: a NaN or infinity was seen somewhere
 } pair_statistics;
@@ -39,16 +39,16 @@ typedef struct {
 } pair_samples;
 
 status pair_samples_open(pair_samples *out, int64_t n_layers, int64_t n_positions);
-void pair_samples_close(pair_samples *c); // takes NULL
+void pair_samples_close(pair_samples *s); // takes NULL
 
 // a against the reference b: hidden numbers of the residual stream, and the k chosen experts.
-void pair_samples_layer(pair_samples *c, int64_t layer, int64_t position, const double *a, const double *b,
+void pair_samples_layer(pair_samples *s, int64_t layer, int64_t position, const double *a, const double *b,
                         int64_t hidden, const expert_global *experts_a, const expert_global *experts_b, int k,
                         double margin_b);
 // target: the token that follows in the same sequence, or -1.
-void pair_samples_logits(pair_samples *c, int64_t position, const double *a, const double *b, int64_t n,
+void pair_samples_logits(pair_samples *s, int64_t position, const double *a, const double *b, int64_t n,
                          int64_t target);
 
 // Fills all of *out but a, b and its layers array, which is the caller's.
-status pair_samples_reduce(const pair_samples *c, pair_statistics *out);
-int64_t pair_samples_flips(const pair_samples *c, int64_t position); // over all layers
+status pair_samples_reduce(const pair_samples *s, pair_statistics *out);
+int64_t pair_samples_flips(const pair_samples *s, int64_t position); // over all layers

@@ -32,7 +32,7 @@ typedef enum {    // each may have any weight type that the program computes wit
   TENSOR_VECTOR,  // of a norm; copied as floats, whatever type the file has
   TENSOR_ROUTER,  // a matrix that quantisers leave in F32
   TENSOR_MATRIX,  // rows of weights
-  TENSOR_EXPERTS, // a stack of matrices, one for each expert: what ranks share out
+  TENSOR_EXPERTS, // a stack of matrices, one for each expert: distributed over ranks
 } tensor_kind;
 
 typedef enum { // a dimension, in terms of the model's shape
@@ -69,10 +69,11 @@ typedef struct {     // what the settings of a file become
 } model_settings;
 
 typedef enum {
-  SETTING_SIZE, // an integer from low to high, into an int64_t
-  SETTING_REAL, // a float between low and high, neither included, into a double
-  SETTING_ONLY, // good with the value `only`; any other asks for arithmetic that is not here, and is refused
-  SETTING_ONLY_TEXT, // the same of a text
+  SETTING_SIZE,      // an integer from low to high, into an int64_t
+  SETTING_REAL,      // a float between low and high, neither included, into a double
+  SETTING_ONLY,      // must have the value `only`: any other needs arithmetic that is not implemented, and is
+                     // refused
+  SETTING_ONLY_TEXT, // the same for a text
   SETTING_UNUSED,    // changes nothing that is computed, whatever its value
 } setting_kind;
 
@@ -99,7 +100,7 @@ typedef struct {
   // In the order in which they are read and written; a fallback may use those before it.
   const setting_row *settings;
   size_t n_settings;
-  // What the settings must be of each other. `file` stands in the error.
+  // Checks the settings against each other. `file` stands in the error.
   status (*check)(const model_settings *s, const char *file);
 } architecture;
 

@@ -129,7 +129,7 @@ static status gather_tensors(gguf *g) {
     for (size_t k = 0; k < file->n_tensors; k++) {
       const gguf_tensor *t = &file->tensors[k];
       if (!name_table_add(&there, &g->tensor_names, t->name, strlen(t->name), g->n_tensors))
-        return FAIL("%s: tensor \"%s\" stands twice, the other one is in %s", file->path, t->name,
+        return FAIL("%s: tensor \"%s\" appears twice, also in %s", file->path, t->name,
                     g->tensors[there].file);
       g->tensors[g->n_tensors++] = *t;
     }

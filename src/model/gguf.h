@@ -21,27 +21,24 @@ uint64_t gguf_header_hash(const gguf *g); // XXH3 over every file's header bytes
 size_t gguf_file_count(const gguf *g);
 const char *gguf_file_path(const gguf *g, size_t file);
 size_t gguf_file_bytes(const gguf *g, size_t file);
-// The path of a file that was written to or cut since it was opened; NULL: none was. A change through a map
-// of another process shows only where the system notes it.
+// The path of a file that was written to or truncated since it was opened; NULL: none was. A write through
+// another process's mapping shows only once the system updates the file's time.
 const char *gguf_changed_file(const gguf *g);
 size_t gguf_tensor_count(const gguf *g);
 const gguf_tensor *gguf_tensor_at(const gguf *g, size_t i);           // in file order
 const gguf_tensor *gguf_tensor_find(const gguf *g, const char *name); // NULL: none; hashed, O(1)
 
-// Keys. gguf_key_* fail, naming file and key, when the key is missing or of another type than can be
-// converted without loss (any integer type in range for u64/i64; f32 or f64 for f64). Strings and arrays are
-// views.
+// Values of keys. Each fails, naming file and key, where the key is missing or its type cannot be converted
+// without loss (for u64 any integer type with a value of 0 or more; for f64 f32 or f64). Strings are views
+// into the file.
 bool gguf_key_exists(const gguf *g, const char *key);
 status gguf_key_u64(const gguf *g, const char *key, uint64_t *out);
 status gguf_key_f64(const gguf *g, const char *key, double *out);
 status gguf_key_bool(const gguf *g, const char *key, bool *out);
 status gguf_key_string(const gguf *g, const char *key, gguf_string *out);
-// Arrays: count first (0, and an error, when missing or not an array of that element kind), then elements by
-// index.
-status gguf_key_array_strings(const gguf *g, const char *key, gguf_string **out,
-                              size_t *count); // *out: caller frees
-status gguf_key_array_i32(const gguf *g, const char *key, int32_t **out,
-                          size_t *count); // u32 or i32; caller frees
+// Arrays of strings, and of i32 or u32 below 2^31. *out[*count]: the caller frees; NULL and 0 after an error.
+status gguf_key_array_strings(const gguf *g, const char *key, gguf_string **out, size_t *count);
+status gguf_key_array_i32(const gguf *g, const char *key, int32_t **out, size_t *count);
 
 // For `inspect`: every key in file order, its value as short readable text (arrays as "[string x 151936]").
 size_t gguf_key_count(const gguf *g);

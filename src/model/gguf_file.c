@@ -30,7 +30,7 @@ static status file_map(gguf_file *file) {
   if (fstat(file->descriptor, &info)) return FAIL("%s: cannot be examined: %s", file->path, strerror(errno));
   if (S_ISDIR(info.st_mode)) return FAIL("%s: expected a GGUF file, found a directory", file->path);
   if (!S_ISREG(info.st_mode))
-    return FAIL("%s: expected a GGUF file, found something that is no regular file", file->path);
+    return FAIL("%s: expected a GGUF file, found something that is not a regular file", file->path);
   if (info.st_size == 0) return FAIL("%s: expected a GGUF file, found an empty file", file->path);
   void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, file->descriptor, 0);
   if (map == MAP_FAILED)
@@ -77,13 +77,13 @@ static status read_count(size_t *out, gguf_reader *r, const char *what, size_t l
   uint64_t count;
   TRY(gguf_read_u64(&count, r, what));
   if (count > r->left / least_bytes)
-    return FAIL("%s: header: %s %llu cannot be: the %zu bytes left hold at most %zu", r->path, what,
+    return FAIL("%s: header: %s %llu is too large: the %zu bytes left hold at most %zu", r->path, what,
                 (unsigned long long)count, r->left, r->left / least_bytes);
   *out = (size_t)count;
   return 0;
 }
 
-// The arrays grow with what was really read, because a count in a large file may lie by billions.
+// The arrays grow with what was read, because a count in a file may be wrong by billions.
 static status read_keys(gguf_file *file, gguf_reader *r, size_t count) {
   size_t capacity = 0;
   for (size_t i = 0; i < count; i++) {
@@ -181,7 +181,7 @@ static status file_name_all(gguf_file *file, const gguf_string *tensor_names) {
   for (size_t i = 0; i < file->n_keys; i++) {
     file->keys[i].name = name_store(&at, file->keys[i].raw_name);
     if (!name_table_add(&there, &file->key_names, file->keys[i].name, file->keys[i].raw_name.length, i))
-      return FAIL("%s: key \"%s\" stands twice, as key %zu and key %zu", file->path, file->keys[i].name,
+      return FAIL("%s: key \"%s\" appears twice, as key %zu and key %zu", file->path, file->keys[i].name,
                   there + 1, i + 1);
   }
   return 0;

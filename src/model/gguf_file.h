@@ -2,8 +2,8 @@
 //
 // Owns: the map; the checks that make every tensor's bytes lie inside its file, apart from all others.
 // Independent of: the meaning of keys (except general.alignment) and of tensors; split files.
-// Invariant: header bytes only are read; no tensor byte is touched. Memory taken is bounded by the bytes that
-// the file really has, whatever its counts say.
+// Invariant: only header bytes are read; no tensor byte is touched. The memory allocated is bounded by the
+// size of the file, whatever its counts say.
 #pragma once
 #include "base/name_table.h"
 #include "src/model/gguf_value.h"
@@ -11,10 +11,10 @@
 
 typedef struct {
   char *path;
-  int descriptor; // kept open: it shows a change, whatever the path leads to by then
+  int descriptor; // kept open: it shows a change of this file, even if the path names another one by now
   const uint8_t *map;
   size_t bytes;
-  struct timespec written; // the last time, when the file was mapped
+  struct timespec written; // modification time when the file was mapped
   size_t header_bytes;     // up to the end of the tensor table
   gguf_key *keys;
   size_t n_keys;
@@ -24,7 +24,7 @@ typedef struct {
   char *names; // every key's and tensor's name, NUL-terminated
 } gguf_file;
 
-// FILE is zeroed; after an error it still is to be closed.
+// FILE is zeroed before; after an error too, gguf_file_close releases what there is.
 status gguf_file_open(gguf_file *file, const char *path);
 void gguf_file_close(gguf_file *file);
 bool gguf_file_changed(const gguf_file *file); // since it was mapped

@@ -1,4 +1,4 @@
-// gguf_reader: takes numbers, texts and names off the bytes of a GGUF's header, one after another.
+// gguf_reader: reads numbers, texts and names from the bytes of a GGUF's header, one after another.
 //
 // Independent of: what is read, and where the bytes come from.
 // Invariant: it never reads or points beyond its bytes, whatever a length in them says.
@@ -14,7 +14,7 @@ typedef struct {
   char where[160]; // the part of the header that is being read, for errors
 } gguf_reader;
 
-// Takes `bytes` bytes, of `what`. Errors name file, part, what was wanted and what is left.
+// *out: a view of the next `bytes` bytes. `what` stands in the error, with file, part, and how many are left.
 status gguf_read_bytes(const uint8_t **out, gguf_reader *r, uint64_t bytes, const char *what);
 status gguf_read_u32(uint32_t *out, gguf_reader *r, const char *what);
 status gguf_read_u64(uint64_t *out, gguf_reader *r, const char *what);

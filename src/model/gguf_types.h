@@ -1,4 +1,4 @@
-// gguf_types: what a GGUF's reader hands out, in every layer of it: a text and a tensor's place.
+// gguf_types: a text and a tensor of a GGUF, as its readers return them.
 #pragma once
 #include "kernels/formats/types.h"
 

@@ -43,7 +43,7 @@ static status read_values(gguf_reader *r, uint32_t type, uint64_t count) {
   const uint8_t *values;
   size_t size = value_types[type].bytes;
   if (count > r->left / size)
-    return FAIL("%s: %s: %llu values of %s cannot be: %zu bytes are left in the file", r->path, r->where,
+    return FAIL("%s: %s: %llu values of %s do not fit: %zu bytes are left in the file", r->path, r->where,
                 (unsigned long long)count, value_types[type].name, r->left);
   TRY(gguf_read_bytes(&values, r, count * size, "value"));
   return type == VALUE_BOOL ? check_bools(r, values, count) : 0;

@@ -1,4 +1,4 @@
-// gguf_value: the value of a GGUF's key: how far it reaches in the file, and what a caller can take it for.
+// gguf_value: the value of a GGUF's key: its extent in the file, and its conversion to C types.
 //
 // Owns: the value types of the format and the conversions that lose nothing.
 // Independent of: what a key means, and where a file keeps its keys.

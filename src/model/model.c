@@ -15,7 +15,7 @@ static status read_settings(model *m) {
 
 // ---- tensors ----
 
-// The number of tokens stands nowhere but in the shape of the embedding.
+// The number of tokens follows from the shape of the embedding alone.
 static status read_vocabulary(model *m) {
   char name[TENSOR_NAME_BYTES];
   tensor_row_name(name, architecture_tensor(m->architecture, TENSOR_TOKEN_EMBD), -1);
@@ -76,14 +76,15 @@ static status bind_tensor(model *m, size_t *bound, const tensor_row *row, int64_
   return FAIL("%s: tensor %s: no rule for it", t->file, name);
 }
 
-// The first tensor that the architecture does not have.
+// Fails, naming the first tensor that the architecture does not have.
 static status refuse_unknown(const model *m) {
   int64_t layer, n_layers = m->weights.shape.n_layers;
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
     const gguf_tensor *t = gguf_tensor_at(m->file, i);
     if (!architecture_tensor_find(&layer, m->architecture, n_layers, t->name))
-      return FAIL("%s: tensor %s is none of a %s of %lld layers; without it another model would be computed",
-                  t->file, t->name, m->architecture->title, (long long)n_layers);
+      return FAIL(
+          "%s: tensor %s does not belong to a %s of %lld layers; ignoring it would compute another model",
+          t->file, t->name, m->architecture->title, (long long)n_layers);
   }
   return 0;
 }

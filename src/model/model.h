@@ -27,10 +27,11 @@ void model_close(model *m); // takes NULL
 
 bool model_is_expert_stack(const model *m, const gguf_tensor *t);
 
-// Bytes of the experts that `owned` marks with >= 0, over all layers.
+// Bytes of the owned experts (owned[n_experts], expert_is_owned), over all layers.
 uint64_t model_experts_bytes(const model *m, const expert_local *owned);
 
-// Reads the shared tensors and the owned experts once: refuses a scale that is not finite and sums hashes.
-// The sums do not depend on threads; hashes of different experts add up over ranks to that of the whole file.
+// Local. Reads the shared tensors and the owned experts once: a number or scale that is not finite is an
+// error, and hashes are summed. The sums do not depend on threads; those of the experts add up over ranks to
+// that of the file.
 status model_check_weights(const model *m, const expert_local *owned, int threads, uint64_t *shared_hash,
                            uint64_t *experts_hash);

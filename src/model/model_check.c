@@ -1,9 +1,11 @@
-// The values of a model's weights: each read once, checked and hashed, by as many threads as there are.
+// Reads each weight once, checks that it is finite and hashes it.
 #include "src/model/model.h"
 #include "kernels/formats/numerics.h"
 #include <xxhash.h>
 
-enum { SLICE_BYTES = 4 << 20 }; // of a shared tensor, hashed at once; fixed, for the sum must not vary
+enum {
+  SLICE_BYTES = 4 << 20
+}; // of a shared tensor, hashed at once; a constant, as the fingerprint depends on it
 
 typedef struct { // a tensor, cut into slices of `each` rows
   const gguf_tensor *tensor;
@@ -22,8 +24,8 @@ static slices cut_tensor(const model *m, size_t number) {
   return s;
 }
 
-// Refuses what is not finite. The hash takes in where the slice lies: the same bytes elsewhere give another
-// one.
+// Fails for numbers that are not finite. The hash covers the slice's place too: the same bytes elsewhere have
+// another hash.
 static status check_slice(uint64_t *hash, const slices *s, size_t index) {
   size_t first = index * s->each, count = s->rows - first < s->each ? s->rows - first : s->each;
   const char *data = (const char *)s->tensor->data + first * s->row_bytes;

@@ -1,4 +1,4 @@
-// type_counts: how many tensors have which type, as one line of text.
+// type_counts: how many tensors have each type, as one line of text.
 #pragma once
 #include "kernels/formats/types.h"
 

@@ -1,7 +1,6 @@
 #include "src/report/bench_report.h"
 #include "base/whole_file.h"
 #include "src/report/report.h"
-#include "src/report/report_file.h"
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -25,7 +24,7 @@ static rates rates_of(const bench_row *row) {
   return (rates){(sorted[(n - 1) / 2] + sorted[n / 2]) / 2, sorted[0], sorted[n - 1]};
 }
 
-// "tg128 @ d4096 x4", as the field writes it; depth 0 and a single sequence go without saying.
+// "tg128 @ d4096 x4", as llama-bench writes it; depth 0 and a single sequence are left out.
 static void test_name(char out[80], const bench_row *row) {
   int used = snprintf(out, 80, "%s%" PRId64, row->decode ? "tg" : "pp", row->tokens);
   if (row->depth) used += snprintf(out + used, 80 - (size_t)used, " @ d%" PRId64, row->depth);
@@ -36,7 +35,7 @@ static double share_of_bandwidth(const bench_report *r, const bench_row *row) {
   return row->bytes_per_token * rates_of(row).median / r->bandwidth;
 }
 
-// Of the time of a run of median rate.
+// The exchange's share of the time of a run at the median rate.
 static double share_of_time(const bench_row *row) {
   return row->exchange_seconds * rates_of(row).median / (double)(row->tokens * row->batch);
 }
@@ -84,7 +83,7 @@ static void print_md(const bench_report *r, FILE *out) {
 
 // ---- CSV and JSON ----
 
-// A number that a machine reads; not finite: nothing, or JSON's null.
+// A number for a program to read; `nothing` where it is not finite: "" or JSON's null.
 static void print_real(FILE *out, double x, const char *nothing) {
   if (isfinite(x))
     fprintf(out, "%.9g", x);

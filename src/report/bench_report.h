@@ -1,22 +1,23 @@
-// bench_report: what was measured, printed as Markdown, CSV or JSON.
+// bench_report: the rates that bench measured, printed as Markdown, CSV or JSON.
 //
 // Independent of: how it was measured. Invariant: the three forms hold the same rows; a digest is
 // hexadecimal.
 #pragma once
 #include "base/status.h"
-#include "src/config/config.h"
+#include "src/config/config_types.h"
+#include <stdio.h>
 
 typedef struct {
   const char *arm;
-  char row_name[32];            // of its backend: the instruction set or device in use
+  char row_name[32];            // of its backend: the ISA row or device in use
   bool decode;                  // tg, else pp
   int64_t tokens, depth, batch; // of each sequence; before them; sequences
   size_t n;                     // timed runs
   double *rate;                 // [n] tokens/s of all sequences, in the order of the runs
   double bytes_per_token;       // read from memory by all ranks, decode only; NaN otherwise
   uint64_t digest;              // of the logits of each run
-  double exchange_seconds;      // between ranks, of the last run; NaN: one rank
-  bool exchange_is_alone;       // it is recorded with the other steps; this is what it takes on its own
+  double exchange_seconds;      // in exchanges, of the last run; NaN: one rank
+  bool exchange_is_alone;       // captured in a graph with the other steps, so measured alone
 } bench_row;
 
 typedef struct {
@@ -29,5 +30,5 @@ typedef struct {
 } bench_report;
 
 void bench_report_print(const bench_report *r, bench_format format, FILE *out);
-// DIR/bench.json, which has its name only when it is whole.
+// Writes DIR/bench.json, which gets its name only when it is whole.
 status bench_report_write(const bench_report *r, const char *dir);

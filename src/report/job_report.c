@@ -6,7 +6,7 @@
 #include <string.h>
 #include "build_info.h"
 
-typedef struct { // of a rank, gathered by all
+typedef struct { // of one rank, all-gathered
   char host[64], cores[96], arm[ARM_NAME_BYTES];
   device_id device;
   int32_t threads, device_node;
@@ -14,7 +14,7 @@ typedef struct { // of a rank, gathered by all
   int64_t experts;
 } rank_facts;
 
-// In some arm of the job.
+// This rank is a shared rank of some arm.
 static bool computes_shared(const job *j) {
   bool computes = j->roles.shared[comm_rank(j->c)];
   for (size_t a = 0; a < j->cfg->run.arms.count; a++)
@@ -22,13 +22,13 @@ static bool computes_shared(const job *j) {
   return computes;
 }
 
-static rank_facts own_facts(const job *j) {
+static rank_facts local_facts(const job *j) {
   rank_facts f = {.device = j->device,
                   .device_node = topology_device_node(j->place),
                   .threads = topology_threads(j->place),
                   .experts_bytes = model_experts_bytes(j->m, j->experts.local),
                   .shared_bytes = computes_shared(j) ? j->m->shared_bytes : 0,
-                  .experts = j->experts.n_own};
+                  .experts = j->experts.n_owned};
   snprintf(f.host, sizeof f.host, "%s", comm_host(j->c));
   snprintf(f.cores, sizeof f.cores, "%s", topology_cores(j->place));
   memcpy(f.arm, j->roles.arm[comm_rank(j->c)].name, sizeof f.arm);
@@ -37,7 +37,7 @@ static rank_facts own_facts(const job *j) {
 
 static status report_ranks(job *j, report *r) {
   size_t n = (size_t)comm_size(j->c);
-  rank_facts mine = own_facts(j), *all;
+  rank_facts mine = local_facts(j), *all;
   TRY(TAKE(&all, n, "ranks' facts"));
   r->n_ranks = n;
   status result = TAKE(&r->ranks, n, "the report");
@@ -152,8 +152,8 @@ static uint64_t hash_expert_paths(const job *j, const arm_choice *a) {
   return sum;
 }
 
-static status report_state(job *j, const arm *e, report *r) {
-  uint64_t mine = arm_state_bytes(e), *all;
+static status report_state(job *j, const arm *a, report *r) {
+  uint64_t mine = arm_state_bytes(a), *all;
   TRY(TAKE(&all, r->n_ranks, "ranks' bytes"));
   status result = comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' bytes");
   for (size_t i = 0; i < r->n_ranks && !result; i++)
@@ -162,39 +162,38 @@ static status report_state(job *j, const arm *e, report *r) {
   return result;
 }
 
-status job_report_arm(job *j, arm *e, report *r, size_t index, int64_t tokens) {
-  TRY(arm_finish(e));
-  TRY(arm_add_parts(e));
-  TRY(report_state(j, e, r));
-  report_arm *a = &r->arms[index];
+status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
+  TRY(arm_finish(a));
+  TRY(arm_add_parts(a));
+  TRY(report_state(j, a, r));
+  report_arm *out = &r->arms[index];
   const arm_choice *choice = &j->cfg->run.arms.arm[index];
   size_t n_layers = r->n_layers, n_sequences = r->n_sequences;
-  const transport *carrier = arm_transport(e);
-  a->transport = transport_name(carrier);
-  if (!r->transport || *transport_reason(carrier)) { // an arm that needs no reason does not hide another's
-    r->transport = a->transport;
-    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(carrier));
+  const transport *t = arm_transport(a);
+  out->transport = transport_name(t);
+  if (!r->transport || *transport_reason(t)) { // an arm that needs no reason does not hide another's
+    r->transport = out->transport;
+    snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(t));
   }
-  if (!backend_is_on_device(arm_backend(e)))
-    r->build.row = arm_row(e); // "none": no arm of this rank ran there
-  a->name = choice->name;
-  a->is_truth = arm_is_truth(choice);
-  a->path = arm_path(e)->name;
-  a->path_version = arm_path(e)->version;
-  a->digest = arm_digest(e);
-  a->tokens = tokens;
-  a->prefill_tokens_per_s = arm_seconds(e) > 0 ? (double)tokens / arm_seconds(e) : 0;
-  a->decode_tokens_per_s = __builtin_nan("");
-  a->perplexity = __builtin_nan("");
-  a->exchange_seconds = arm_exchange_seconds(e);
-  TRY(TAKE(&a->layer_digests, n_layers, "the report"));
-  TRY(TAKE(&a->sequences, n_sequences, "the report"));
-  TRY(TAKE(&a->rank_arms, r->n_ranks, "the report"));
-  for (size_t l = 0; l < n_layers; l++) a->layer_digests[l] = arm_layer_digest(e, (int64_t)l);
+  if (!backend_is_on_device(arm_backend(a))) r->build.row = arm_row(a); // else it stays "none"
+  out->name = choice->name;
+  out->is_truth = arm_is_truth(choice);
+  out->path = arm_path(a)->name;
+  out->path_version = arm_path(a)->version;
+  out->digest = arm_digest(a);
+  out->tokens = tokens;
+  out->prefill_tokens_per_s = arm_seconds(a) > 0 ? (double)tokens / arm_seconds(a) : 0;
+  out->decode_tokens_per_s = __builtin_nan("");
+  out->perplexity = __builtin_nan("");
+  out->exchange_seconds = arm_exchange_seconds(a);
+  TRY(TAKE(&out->layer_digests, n_layers, "the report"));
+  TRY(TAKE(&out->sequences, n_sequences, "the report"));
+  TRY(TAKE(&out->rank_arms, r->n_ranks, "the report"));
+  for (size_t l = 0; l < n_layers; l++) out->layer_digests[l] = arm_layer_digest(a, (int64_t)l);
   for (size_t s = 0; s < n_sequences; s++)
-    a->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(e, (int64_t)s)};
-  for (size_t i = 0; i < r->n_ranks; i++) a->rank_arms[i] = job_arm_of_rank(j, choice, (int)i)->name;
-  a->expert_paths = hash_expert_paths(j, choice);
+    out->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(a, (int64_t)s)};
+  for (size_t i = 0; i < r->n_ranks; i++) out->rank_arms[i] = job_arm_of_rank(j, choice, (int)i)->name;
+  out->expert_paths = hash_expert_paths(j, choice);
   return 0;
 }
 

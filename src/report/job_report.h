@@ -1,16 +1,16 @@
 // job_report: a job as a report: what ran, where, on which ranks, and each arm's numbers.
 //
-// Independent of: how a report is printed (report.h) and of what the arms' differences mean.
+// Independent of: how a report is printed (report.h) and how the arms are compared.
 #pragma once
 #include "src/run/job.h"
 #include "src/report/report.h"
 
-// Collective. Fills all of `out` but arms, pairs and tokens (whose room it makes for n_arms and n_pairs) on
-// the reporting rank.
+// Collective. Fills `out` but for arms[n_arms], pairs[n_pairs] and tokens[n_token_rows], which it allocates.
+// job_report_close releases what there is, after an error too.
 status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_t n_token_rows);
 void job_report_close(report *r);
-// Collective: fills the section of an arm of run.arms, `index` there and in the report.
-status job_report_arm(job *j, arm *e, report *r, size_t index, int64_t tokens);
-// Collective, and so is its outcome: the reporting rank writes the report where output.dir asks for it, and
-// prints it.
+// Collective. Fills r->arms[index] for the arm with that index in run.arms. tokens: positions computed.
+status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens);
+// Collective; fails on every rank or on none. The reporting rank writes the report to output.dir, where it is
+// set, and prints it.
 status job_report_finish(job *j, report *r);

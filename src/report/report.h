@@ -3,11 +3,11 @@
 //
 // Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
 // get their names when they are whole and synced; an old report.json goes first, the new one comes last.
-// Independent of: how the numbers came about. Only the reporting rank calls it.
+// Independent of: how the numbers were computed. Local: only the reporting rank calls it.
 // Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
 #include "base/status.h"
-#include "src/config/command.h"
+#include "src/config/command_kind.h"
 #include "src/measure/pair_statistics.h"
 #include <stdint.h>
 #include <stdio.h>
@@ -24,7 +24,7 @@ typedef struct { // how an arm continued a sequence
   int32_t *tokens;
   size_t n_tokens;
   char *text;      // UTF-8, invalid bytes replaced; NULL without a tokenizer
-  uint64_t digest; // of logits at prompt and fed-back positions: that of the same tokens as one prompt
+  uint64_t digest; // of the logits of prompt and generated tokens: that of the same tokens as one prompt
 } report_text;
 
 typedef struct {
@@ -41,7 +41,7 @@ typedef struct {
   double decode_tokens_per_s; // NaN: nothing was decoded
   const char *transport;      // of its exchange
   double exchange_seconds;    // time in the exchange on the reporting rank, waiting included
-  double perplexity;          // over the input's own next tokens; NaN: fewer than two tokens
+  double perplexity;          // of the input: each token given those before; NaN: fewer than two tokens
   int64_t scored;             // tokens that the perplexity is over
   report_text *texts;
   size_t n_texts;
@@ -65,12 +65,12 @@ typedef struct {
   int threads;
   const char *arm;        // arm of its experts in a mixed job, else ""
   const char *role;       // "shared", or "experts": in the arm "ranks" it computes nothing else
-  uint64_t experts_bytes; // its own experts
+  uint64_t experts_bytes; // of the experts that it owns
   uint64_t shared_bytes;  // all other tensors; 0: it computes only experts
   uint64_t state_bytes;   // KV caches and work space, largest arm
   int64_t experts;        // experts that it owns in each layer
-  int gpu;                // that it takes, as its host counts them; -1: none
-  int gpu_node;           // NUMA node at which it is; -1: unknown
+  int gpu;                // index on its host; -1: none
+  int gpu_node;           // its NUMA node; -1: unknown
   const char *gpu_pci, *gpu_name;
 } report_rank;
 
@@ -92,7 +92,7 @@ typedef struct {
   } build;
   const char *config_text; // canonical
   const char *transport;
-  char transport_reason[256]; // "": none need be given
+  char transport_reason[256]; // "": none is needed
   const char *placement;
   const char *kv;
   int64_t chunk, context;
@@ -111,11 +111,11 @@ typedef struct {
   size_t n_sequences;
 } report;
 
-// One line of at most `room` bytes without what a terminal would obey; of a longer text the head, or with
+// Prints one line of at most `room` bytes, without control characters; of a longer text the head, or with
 // `tail` the end, as of a path.
 void report_print_line(FILE *out, const char *text, size_t room, bool tail);
-// In place: one line, in which all that a terminal would obey is '?'.
+// In place: control characters become '?'.
 void report_make_plain(char *text);
-void report_print(const report *r, FILE *out); // the table that a person reads in ten seconds, then the texts
-// report.json, layers.csv, tokens.csv. logits.<arm>.npy of an earlier run go.
+void report_print(const report *r, FILE *out); // the tables, then the generated texts
+// Writes report.json, layers.csv and tokens.csv; removes logits.<arm>.npy of an earlier run.
 status report_write(const report *r, const char *dir);

@@ -1,4 +1,5 @@
-// The console: what ran, then the divergences, then the arms, then what they wrote. At most 110 columns wide.
+// The console: what ran, then the divergences, then the arms, then the generated texts. At most 110 columns
+// wide.
 #include "src/report/report.h"
 #include <inttypes.h>
 #include <math.h>
@@ -51,14 +52,14 @@ static int widest(int least, const char *text) {
   return n > least ? n : least;
 }
 
-// Bytes of the control character, which a terminal would obey, at the start of a text; 0: none is there.
+// Bytes of the control character at the start of a text; 0: it starts with none.
 static size_t control_bytes(const char *text, size_t length) {
   unsigned char c = (unsigned char)text[0], next = length > 1 ? (unsigned char)text[1] : 0;
   if (c == 0xc2 && next >= 0x80 && next < 0xa0) return 2; // U+0080 to U+009F
   return c < 0x20 || c == 0x7f;
 }
 
-// Text of a model or a user: control characters but ends of lines and tabulators become '?'.
+// Text of a model or a user: control characters but newline and tab become '?'.
 static void print_text(FILE *out, const char *text, size_t length) {
   for (size_t i = 0; i < length; i++) {
     size_t n = text[i] == '\n' || text[i] == '\t' ? 0 : control_bytes(text + i, length - i);
@@ -119,7 +120,7 @@ static void print_ranks(const report *r, FILE *out) {
   if (r->n_ranks > MAX_RANK_LINES) fprintf(out, "  ... and %zu more ranks\n", r->n_ranks - MAX_RANK_LINES);
 }
 
-// Where ranks' devices are; nothing where no arm needs one.
+// The ranks' devices; nothing where no rank has one.
 static void print_devices(const report *r, FILE *out) {
   bool any = false;
   for (size_t i = 0; i < r->n_ranks; i++) any = any || r->ranks[i].gpu >= 0;
@@ -228,7 +229,7 @@ static void print_pairs(const report *r, FILE *out) {
   if (!finite) fprintf(out, "  ! a NaN or an infinity was seen: nothing can be said of this pair\n");
 }
 
-// All layers when they are few; else eight spread evenly from the first to the last, and the worst of the
+// All layers where they are few; else eight, evenly spaced from the first to the last, and the worst of the
 // others.
 static void choose_layers(bool *chosen, const report *r, const pair_statistics *const *pairs,
                           size_t n_pairs) {

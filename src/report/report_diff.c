@@ -1,6 +1,5 @@
 #include "src/report/report_diff.h"
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { VERDICT_BYTES = 120 };
@@ -32,7 +31,7 @@ static status refuse_other_windows(const recorded_report *a, const recorded_repo
   return 0;
 }
 
-static status refuse_others(const recorded_report *a, const recorded_report *b) {
+static status refuse_other_input(const recorded_report *a, const recorded_report *b) {
   if (a->fingerprint != b->fingerprint || a->n_layers != b->n_layers)
     return FAIL("%s and %s cannot be compared: the model's fingerprint is %016" PRIx64 " (%" PRId64
                 " layers) and %016" PRIx64 " (%" PRId64 " layers)",
@@ -58,7 +57,7 @@ static size_t partners(const recorded_report *a, const recorded_arm *x, const re
   return n;
 }
 
-static status refuse_strangers(const recorded_report *a, const recorded_report *b) {
+static status refuse_no_common_arm(const recorded_report *a, const recorded_report *b) {
   char names[2][256] = {"", ""};
   const recorded_report *r[2] = {a, b};
   for (size_t i = 0; i < a->n_arms; i++)
@@ -72,7 +71,7 @@ static status refuse_strangers(const recorded_report *a, const recorded_report *
               a->file, b->file, names[0], a->kv, names[1], b->kv);
 }
 
-// With the same logits, both must have written the same tokens.
+// Same sampler settings: with the same logits, both must have generated the same tokens.
 static bool same_sampling(const recorded_report *a, const recorded_report *b) {
   static const char *const KEYS[] = {"run.generate", "run.temperature", "run.top_k", "run.top_p", "run.seed"};
   for (size_t i = 0; i < sizeof KEYS / sizeof *KEYS; i++) {
@@ -85,8 +84,8 @@ static bool same_sampling(const recorded_report *a, const recorded_report *b) {
 
 // ---- one pair of arms ----
 
-// The first place where two written texts part; -1: nowhere.
-static int64_t texts_part(const report_text *x, const report_text *y) {
+// The first token where two generated texts differ; -1: they are the same.
+static int64_t first_difference(const report_text *x, const report_text *y) {
   size_t n = x->n_tokens < y->n_tokens ? x->n_tokens : y->n_tokens;
   for (size_t i = 0; i < n; i++)
     if (x->tokens[i] != y->tokens[i]) return (int64_t)i;
@@ -95,7 +94,7 @@ static int64_t texts_part(const report_text *x, const report_text *y) {
 
 static bool judge_texts(char *verdict, const recorded_arm *x, const recorded_arm *y) {
   for (size_t i = 0; i < x->n_texts && i < y->n_texts; i++) {
-    int64_t at = texts_part(&x->texts[i], &y->texts[i]);
+    int64_t at = first_difference(&x->texts[i], &y->texts[i]);
     if (at < 0) continue;
     if ((size_t)at < x->texts[i].n_tokens && (size_t)at < y->texts[i].n_tokens)
       snprintf(verdict, VERDICT_BYTES, "differ in what they wrote: sequence %zu, token %" PRId64, i, at);
@@ -170,7 +169,7 @@ static void print_head(FILE *out, const recorded_report *a, const recorded_repor
   fprintf(out, "  %-9s %-9s %-9s %-16s  %s\n", "A", "B", "path", "digest of A", "digest of B");
 }
 
-static void print_lone(FILE *out, bool in_a, const recorded_arm *x) {
+static void print_unmatched(FILE *out, bool in_a, const recorded_arm *x) {
   fprintf(out, "  %-9s %-9s %s v%-4" PRId64, in_a ? x->name : "-", in_a ? "-" : x->name, x->path,
           x->path_version);
   if (in_a) fprintf(out, " %016" PRIx64 "  %-16s", x->digest, "-");
@@ -194,15 +193,15 @@ static void print_partners(FILE *out, size_t n[2], const recorded_report *a, con
 
 status report_diff(bool *same, FILE *out, const recorded_report *a, const recorded_report *b) {
   size_t n[2] = {0, 0};
-  TRY(refuse_others(a, b));
-  TRY(refuse_strangers(a, b));
+  TRY(refuse_other_input(a, b));
+  TRY(refuse_no_common_arm(a, b));
   print_head(out, a, b);
   for (size_t i = 0; i < a->n_arms; i++) {
     print_partners(out, n, a, &a->arms[i], b);
-    if (!partners(a, &a->arms[i], b)) print_lone(out, true, &a->arms[i]);
+    if (!partners(a, &a->arms[i], b)) print_unmatched(out, true, &a->arms[i]);
   }
   for (size_t i = 0; i < b->n_arms; i++)
-    if (!partners(b, &b->arms[i], a)) print_lone(out, false, &b->arms[i]);
+    if (!partners(b, &b->arms[i], a)) print_unmatched(out, false, &b->arms[i]);
   *same = !n[false];
   if (*same)
     fprintf(out, "\nSame path, same bits: %zu of %zu.\n", n[true], n[true]);

@@ -1,8 +1,7 @@
 // report_diff: the law across machines: two reports of the same model and tokens, bit for bit.
 //
 // Owns: which arms of two reports must have the same bits, and what is said of those that do not.
-// Independent of: how a report is read. How far apart two results are it cannot know: a digest says only
-// whether they differ.
+// Independent of: how a report is read. A digest says only whether two results differ, not by how much.
 #pragma once
 #include "src/report/report_read.h"
 

@@ -1,4 +1,4 @@
-// report_file: what an earlier run left in the folder of a report. For the report's writers alone.
+// report_file: removes what an earlier run left in the folder of a report. For the report's writers alone.
 #pragma once
 #include "base/status.h"
 #include <stddef.h>

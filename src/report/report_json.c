@@ -136,7 +136,7 @@ typedef struct {
   const spread *value;
 } named_spread;
 
-// The plain numbers are the worst over positions; the spreads say how they are spread.
+// A metric's own key is the worst over positions; "spread" has min, median and max.
 static void put_spreads(branch to, const named_spread *metric, size_t n) {
   for (size_t i = 0; i < n; i++) put_real(to, metric[i].key, metric[i].value->max);
   branch all = put_object(to, "spread");

@@ -256,7 +256,7 @@ status report_read_text(recorded_report *out, const char *file, const char *text
   TRY_DONE(result, TAKE(&out->file, strlen(file) + 1, "a report's name"));
   strcpy(out->file, file);
   out->tree = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
-  if (!out->tree) TRY_DONE(result, FAIL("%s:%d: no JSON: %s", file, e.line, e.text));
+  if (!out->tree) TRY_DONE(result, FAIL("%s:%d: not JSON: %s", file, e.line, e.text));
   place root = {.file = out->file, .node = (const json_t *)out->tree};
   result = read_report(out, &root);
 done:

@@ -1,9 +1,8 @@
 // report_read: report.json as another run, perhaps on another machine, left it.
 //
 // Owns: the check of every value that it takes: its type, its range, and that the parts agree with each
-// other. Independent of metrics and pairs of arms, which it passes over.
-// Invariant: what is no whole report of this schema gives one error that names file and key, and nothing
-// else.
+// other. Independent of: metrics and pairs of arms, which it skips.
+// Invariant: what is not a complete report of this schema is an error that names file and key.
 #pragma once
 #include "kernels/backend.h"
 #include "src/report/report.h"

@@ -1,11 +1,11 @@
-// report_write: report.json, layers.csv and tokens.csv, all or none. First all are written whole under
-// temporary names, where a full disk shows; then an old report.json goes; report.json takes its name last.
+// report_write: report.json, layers.csv and tokens.csv, all or none. First all are written under temporary
+// names, where a full disk shows; then an old report.json is removed; the new one is renamed last.
 #include "base/memory.h"
 #include "base/whole_file.h"
 #include "src/report/report_file.h"
 #include "src/report/report_json.h"
-#include <inttypes.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +68,7 @@ static status write_json(FILE *f, const report *r) {
   return bad ? FAIL("report.json: cannot be written: %s", strerror(errno)) : 0;
 }
 
-// The arms' logits, if any, have their names already; those of another run go.
+// Removes logits of an earlier run; those of this run, if any, have their names already.
 static status remove_stale(const report *r, const char *dir) {
   const char **kept;
   size_t n = r->has_logits ? r->n_arms : 0;

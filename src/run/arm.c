@@ -9,54 +9,54 @@
 struct arm {
   arm_params params;
   forward_state forward;
-  transport *carrier;
+  transport *transport;
   int64_t vocabulary, n_layers;
   bool keeps_logits;
-  const void *logits;     // of the last arm_head, where it brought them to the host
+  const void *logits;     // of the last arm_head that copied them to the host
   uint64_t *logit_digest; // [n_sequences]
-  uint64_t *layer_digest; // [n_layers][n_sequences], but for
-  uint64_t *part_digest;  // the same of this rank's tokens of token-sharded batches
+  uint64_t *layer_digest; // [n_layers][n_sequences], of batches whose every row this rank computed
+  uint64_t *part_digest;  // [n_layers][n_sequences], of this rank's rows of token-sharded batches
   double seconds;
   double exchange_seconds_before;
   probe_rows probes;
   uint32_t probes_wanted;
-  int64_t n_heads; // rows of the last arm_head
+  int64_t n_head_rows; // of the last arm_head
 };
 
 // ---- open and close ----
 
 static status watch_device(void *context, double waited) {
-  return transport_watch(((arm *)context)->carrier, waited);
+  return transport_watch(((arm *)context)->transport, waited);
 }
 
-static bool is_on_device(const arm *e) {
-  return backend_is_on_device(e->params.own.backend);
+static bool is_on_device(const arm *a) {
+  return backend_is_on_device(a->params.local.backend);
 }
 
-static status open_backend(arm *e) {
-  const arm_params *p = &e->params;
+static status open_backend(arm *a) {
+  const arm_params *p = &a->params;
   backend_params b = {
       .weights = &p->m->weights,
       .shared = p->shared.path->kind,
-      .experts = p->own.path->kind,
+      .experts = p->local.path->kind,
       .local = p->experts->local,
       .n_sequences = p->n_sequences,
       .context = p->context,
       .max_batch = p->max_batch,
       .max_logit_rows = LOGIT_ROWS,
       .kv_f16 = p->kv_f16,
-      .computes_shared = e->forward.is_shared,
+      .computes_shared = a->forward.is_shared,
       .threads = topology_threads(p->place),
       .host_rank = comm_host_rank(p->c),
       .row = p->row,
       .rank = comm_rank(p->c),
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
-      .fixed_tokens = exchange_is_fixed(e->forward.ranks, 1) ? FIXED_TOKENS : 0,
+      .fixed_tokens = exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .watch = watch_device,
-      .watch_context = e,
+      .watch_context = a,
   };
-  return p->own.backend->open(&e->forward.compute, &b);
+  return p->local.backend->open(&a->forward.compute, &b);
 }
 
 static status open_routing(routing *out, size_t n_tokens, size_t slots) {
@@ -71,267 +71,267 @@ static void close_routing(routing *r) {
   free(r->margin);
 }
 
-static status open_arrays(arm *e) {
-  const arm_params *p = &e->params;
-  size_t n = (size_t)p->max_batch, slots = n * (size_t)e->forward.top_k;
-  TRY(TAKE(&e->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
-  TRY(open_routing(&e->forward.route, n, slots));
-  TRY(open_routing(&e->forward.given, n, slots));
-  TRY(TAKE(&e->logit_digest, (size_t)p->n_sequences, "digests"));
-  TRY(TAKE(&e->layer_digest, (size_t)(e->n_layers * p->n_sequences), "digests"));
-  return TAKE(&e->part_digest, (size_t)(e->n_layers * p->n_sequences), "digests");
+static status open_arrays(arm *a) {
+  const arm_params *p = &a->params;
+  size_t n = (size_t)p->max_batch, slots = n * (size_t)a->forward.top_k;
+  TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
+  TRY(open_routing(&a->forward.route, n, slots));
+  TRY(open_routing(&a->forward.given, n, slots));
+  TRY(TAKE(&a->logit_digest, (size_t)p->n_sequences, "digests"));
+  TRY(TAKE(&a->layer_digest, (size_t)(a->n_layers * p->n_sequences), "digests"));
+  return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
 }
 
-// What is this rank's own; all ranks agree on the outcome.
-static status open_parts(arm *e) {
-  const arm_params *p = &e->params;
-  TRY(exchange_open(&e->forward.ranks, p->c, e->carrier, p->experts->rank_of_expert, p->computes_shared,
-                    p->max_batch * e->forward.top_k));
-  TRY(token_shards_open(&e->forward.shards, p->computes_shared, comm_size(p->c), comm_rank(p->c),
+// Local; arm_open has all ranks agree on the outcome.
+static status open_parts(arm *a) {
+  const arm_params *p = &a->params;
+  TRY(exchange_open(&a->forward.ranks, p->c, a->transport, p->experts->rank_of_expert, p->computes_shared,
+                    p->max_batch * a->forward.top_k));
+  TRY(token_shards_open(&a->forward.shards, p->computes_shared, comm_size(p->c), comm_rank(p->c),
                         p->max_batch));
-  e->forward.takes_device = transport_takes_device(e->carrier);
-  TRY(open_backend(e));
-  return open_arrays(e);
+  a->forward.takes_device = transport_takes_device(a->transport);
+  a->forward.all_on_device = transport_all_on_device(a->transport);
+  TRY(open_backend(a));
+  return open_arrays(a);
 }
 
-// Of the rows of a kind that a transport for devices finds in host memory.
-static size_t host_bytes(const arm *e) {
-  const forward_state *f = &e->forward;
+// Of the largest array of rows that the transport finds in host memory.
+static size_t host_bytes(const arm *a) {
+  const forward_state *f = &a->forward;
   int64_t slots = f->top_k * f->hidden, widest = slots > f->kv_width ? slots : f->kv_width;
-  return is_on_device(e) ? 0 : (size_t)(e->params.max_batch * widest) * f->path->real_bytes;
+  return is_on_device(a) ? 0 : (size_t)(a->params.max_batch * widest) * f->path->real_bytes;
 }
 
 status arm_open(arm **out, const arm_params *params) {
   *out = NULL;
-  arm *e;
-  TRY(memory_take((void **)&e, 1, sizeof *e, "an arm"));
+  arm *a;
+  TRY(memory_take((void **)&a, 1, sizeof *a, "an arm"));
   const model_shape *s = &params->m->weights.shape;
-  e->params = *params;
-  e->vocabulary = s->vocabulary;
-  e->n_layers = s->n_layers;
-  e->forward.path = params->shared.path;
-  e->forward.hidden = s->hidden;
-  e->forward.kv_width = s->n_kv_heads * s->head_dim;
-  e->forward.top_k = s->top_k;
-  e->forward.n_layers = s->n_layers;
-  e->forward.is_shared = !params->computes_shared || params->computes_shared[comm_rank(params->c)];
-  e->keeps_logits = true;
+  a->params = *params;
+  a->vocabulary = s->vocabulary;
+  a->n_layers = s->n_layers;
+  a->forward.path = params->shared.path;
+  a->forward.hidden = s->hidden;
+  a->forward.kv_width = s->n_kv_heads * s->head_dim;
+  a->forward.top_k = s->top_k;
+  a->forward.n_layers = s->n_layers;
+  a->forward.is_shared = !params->computes_shared || params->computes_shared[comm_rank(params->c)];
+  a->keeps_logits = true;
   status result;
   TRY_DONE(result,
-           transport_choose(&e->carrier, params->c, params->transport, params->device, is_on_device(e)));
-  // first, so that the backend's plan finds what the transport has left of a device's memory
-  TRY_DONE(result, transport_start(e->carrier, host_bytes(e)));
-  TRY_DONE(result, comm_agree(params->c, open_parts(e), params->name));
-  *out = e;
+           transport_choose(&a->transport, params->c, params->transport, params->device, is_on_device(a)));
+  // before the backend, which plans with the device memory that the transport has left
+  TRY_DONE(result, transport_start(a->transport, host_bytes(a)));
+  TRY_DONE(result, comm_agree(params->c, open_parts(a), params->name));
+  *out = a;
 done:
-  if (result) arm_close(e);
+  if (result) arm_close(a);
   return result;
 }
 
-void arm_close(arm *e) {
-  if (!e) return;
-  if (e->forward.compute) e->forward.compute->ops->close(e->forward.compute);
-  exchange_close(e->forward.ranks);
-  token_shards_close(&e->forward.shards);
-  transport_close(e->carrier);
-  free(e->forward.rows_of_rank);
-  close_routing(&e->forward.route);
-  close_routing(&e->forward.given);
-  probe_rows_close(&e->probes);
-  free(e->logit_digest);
-  free(e->layer_digest);
-  free(e->part_digest);
-  free(e);
+void arm_close(arm *a) {
+  if (!a) return;
+  if (a->forward.compute) a->forward.compute->ops->close(a->forward.compute);
+  exchange_close(a->forward.ranks);
+  token_shards_close(&a->forward.shards);
+  transport_close(a->transport);
+  free(a->forward.rows_of_rank);
+  close_routing(&a->forward.route);
+  close_routing(&a->forward.given);
+  probe_rows_close(&a->probes);
+  free(a->logit_digest);
+  free(a->layer_digest);
+  free(a->part_digest);
+  free(a);
 }
 
 // ---- what it is ----
 
-const char *arm_name(const arm *e) {
-  return e->params.name;
+const char *arm_name(const arm *a) {
+  return a->params.name;
 }
 
-const path_info *arm_path(const arm *e) {
-  return e->forward.path;
+const path_info *arm_path(const arm *a) {
+  return a->forward.path;
 }
 
-const backend_ops *arm_backend(const arm *e) {
-  return e->params.own.backend;
+const backend_ops *arm_backend(const arm *a) {
+  return a->params.local.backend;
 }
 
-const char *arm_row(const arm *e) {
-  return e->forward.compute->ops->row(e->forward.compute);
+const char *arm_row(const arm *a) {
+  return a->forward.compute->ops->row(a->forward.compute);
 }
 
-const transport *arm_transport(const arm *e) {
-  return e->carrier;
+const transport *arm_transport(const arm *a) {
+  return a->transport;
 }
 
-uint64_t arm_state_bytes(const arm *e) {
-  return e->forward.compute->ops->state_bytes(e->forward.compute);
+uint64_t arm_state_bytes(const arm *a) {
+  return a->forward.compute->ops->state_bytes(a->forward.compute);
 }
 
-bool arm_computes_shared(const arm *e) {
-  return e->forward.is_shared;
+bool arm_computes_shared(const arm *a) {
+  return a->forward.is_shared;
 }
 
 // ---- the forward pass ----
 
-static uint32_t points_of(const arm *e, probe_scope scope) {
+static uint32_t points_of(const arm *a, probe_scope scope) {
   uint32_t points = 0;
   for (int p = 0; p < PROBE_COUNT; p++)
-    if (probe_get((probe_point)p)->scope == scope) points |= e->probes_wanted & 1u << p;
+    if (probe_get((probe_point)p)->scope == scope) points |= a->probes_wanted & 1u << p;
   return points;
 }
 
-status arm_embed(arm *e, const token_batch *batch) {
+status arm_embed(arm *a, const token_batch *batch) {
   double start = clock_seconds();
-  probe_rows_clear(&e->probes, points_of(e, PROBE_OF_BATCH));
-  forward_start(&e->forward, batch);
-  status result = forward_embed(&e->forward);
-  e->seconds += clock_seconds() - start;
+  probe_rows_clear(&a->probes, points_of(a, PROBE_OF_BATCH));
+  forward_start(&a->forward, batch);
+  status result = forward_embed(&a->forward);
+  a->seconds += clock_seconds() - start;
   return result;
 }
 
-static status digest_layer(arm *e, int64_t layer) {
-  backend *b = e->forward.compute;
-  const batch_plan *batch = &e->forward.batch;
-  uint64_t *sums = batch->way == BATCH_TOKEN_SHARDED ? e->part_digest : e->layer_digest;
+static status digest_layer(arm *a, int64_t layer) {
+  backend *b = a->forward.compute;
+  const batch_plan *batch = &a->forward.batch;
+  uint64_t *sums = batch->way == BATCH_TOKEN_SHARDED ? a->part_digest : a->layer_digest;
   return b->ops->digest(b, layer, &batch->rows, batch->owned.first, batch->owned.count,
-                        sums + layer * e->params.n_sequences);
+                        sums + layer * a->params.n_sequences);
 }
 
-status arm_layer(arm *e, int64_t layer, const token_batch *batch) {
+status arm_layer(arm *a, int64_t layer, const token_batch *batch) {
   double start = clock_seconds();
   (void)batch; // that of arm_embed
-  probe_rows_clear(&e->probes, points_of(e, PROBE_OF_LAYER));
-  status result = forward_layer(&e->forward, layer);
-  e->forward.imposed = ROUTING_NOTHING;
-  e->seconds += clock_seconds() - start;
+  probe_rows_clear(&a->probes, points_of(a, PROBE_OF_LAYER));
+  status result = forward_layer(&a->forward, layer);
+  a->forward.imposed = ROUTING_NOTHING;
+  a->seconds += clock_seconds() - start;
   if (result) return result;
-  if (e->forward.is_shared) TRY(digest_layer(e, layer));
-  return e->forward.is_watched ? arm_finish(e) : 0; // the caller looks at the layer now
+  if (a->forward.is_shared) TRY(digest_layer(a, layer));
+  return a->forward.is_watched ? arm_finish(a) : 0; // the caller reads the layer now
 }
 
-status arm_finish(arm *e) {
-  backend *b = e->forward.compute;
-  if (!is_on_device(e)) return 0;
+status arm_finish(arm *a) {
+  backend *b = a->forward.compute;
+  if (!is_on_device(a)) return 0;
   double start = clock_seconds();
   status result = b->ops->finish(b);
   if (result) status_within("the end of a batch");
-  e->seconds += clock_seconds() - start;
+  a->seconds += clock_seconds() - start;
   return result;
 }
 
 static status run_steps(void *context, const token_batch *batch) {
-  arm *e = (arm *)context;
-  TRY(arm_embed(e, batch));
-  for (int64_t layer = 0; layer < e->n_layers; layer++) TRY(arm_layer(e, layer, batch));
+  arm *a = (arm *)context;
+  TRY(arm_embed(a, batch));
+  for (int64_t layer = 0; layer < a->n_layers; layer++) TRY(arm_layer(a, layer, batch));
   return 0;
 }
 
-status arm_forward(arm *e, const token_batch *batch) {
-  backend *b = e->forward.compute;
-  forward_start(&e->forward, batch);
-  if (!forward_is_on_device(&e->forward) || e->probes_wanted) return run_steps(e, batch);
-  double before = e->seconds, start = clock_seconds();
-  TRY(b->ops->captured(b, batch, run_steps, e));
-  e->seconds = before + clock_seconds() - start; // the steps' own clocks would count twice
+status arm_forward(arm *a, const token_batch *batch) {
+  backend *b = a->forward.compute;
+  forward_start(&a->forward, batch);
+  if (!forward_is_on_device(&a->forward) || a->probes_wanted) return run_steps(a, batch);
+  double before = a->seconds, start = clock_seconds();
+  TRY(b->ops->captured(b, batch, run_steps, a));
+  a->seconds = before + clock_seconds() - start; // the steps' own clocks would count twice
   return 0;
 }
 
-status arm_head(arm *e, const token_batch *batch, int64_t first, int64_t count) {
-  backend *b = e->forward.compute;
-  const batch_plan *plan = &e->forward.batch;
+status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) {
+  backend *b = a->forward.compute;
   int64_t row[LOGIT_ROWS];
-  e->n_heads = count;
-  probe_rows_clear(&e->probes, points_of(e, PROBE_OF_HEAD));
-  if (!e->forward.is_shared) return 0;
-  for (int64_t i = 0; i < count; i++) row[i] = token_shards_row(&e->forward.shards, batch->n, first + i);
+  a->n_head_rows = count;
+  probe_rows_clear(&a->probes, points_of(a, PROBE_OF_HEAD));
+  if (!a->forward.is_shared) return 0;
+  for (int64_t i = 0; i < count; i++) row[i] = token_shards_row(&a->forward.shards, batch->n, first + i);
   double start = clock_seconds();
-  TRY(forward_head(&e->forward, row, count));
-  if (e->keeps_logits) TRY(b->ops->logits_read(b, count, &e->logits));
-  e->seconds += clock_seconds() - start;
-  TRY(b->ops->logits_digest(b, &plan->rows, row, count, e->logit_digest));
-  return e->keeps_logits ? arm_finish(e) : 0;
+  TRY(forward_head(&a->forward, row, count));
+  if (a->keeps_logits) TRY(b->ops->logits_read(b, count, &a->logits));
+  a->seconds += clock_seconds() - start;
+  TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
+  return a->keeps_logits ? arm_finish(a) : 0;
 }
 
-status arm_broadcast(arm *e, void *data, size_t bytes, const char *what) {
-  return exchange_broadcast(e->forward.ranks, data, bytes, what);
+status arm_broadcast(arm *a, void *data, size_t bytes, const char *what) {
+  return exchange_broadcast(a->forward.ranks, data, bytes, what);
 }
 
 // ---- logits ----
 
-void arm_keep_logits(arm *e, bool keep) {
-  e->keeps_logits = keep;
+void arm_keep_logits(arm *a, bool keep) {
+  a->keeps_logits = keep;
 }
 
-const void *arm_logit_rows(const arm *e) {
-  return e->logits;
+const void *arm_logit_rows(const arm *a) {
+  return a->logits;
 }
 
-void arm_logits(const arm *e, int64_t i, double *out) {
-  bool wide = e->forward.path->real_bytes == sizeof(double);
-  int64_t n = e->vocabulary;
+void arm_logits(const arm *a, int64_t i, double *out) {
+  bool wide = a->forward.path->real_bytes == sizeof(double);
+  int64_t n = a->vocabulary;
   for (int64_t v = 0; v < n; v++)
-    out[v] = wide ? ((const double *)e->logits)[i * n + v] : (double)((const float *)e->logits)[i * n + v];
+    out[v] = wide ? ((const double *)a->logits)[i * n + v] : (double)((const float *)a->logits)[i * n + v];
 }
 
-// ---- looking at each layer, and setting what comes next ----
+// ---- watching each layer, and imposing what comes next ----
 
-static int64_t row_of(const arm *e, int64_t t) {
-  return token_shards_row(&e->forward.shards, e->forward.batch.rows.n, t);
+static int64_t row_of(const arm *a, int64_t t) {
+  return token_shards_row(&a->forward.shards, a->forward.batch.rows.n, t);
 }
 
-// How many tokens from t on are neighbours as rows, too.
-static int64_t neighbours(const arm *e, int64_t t) {
-  int64_t n = 1, row = row_of(e, t);
-  while (t + n < e->forward.batch.rows.n && row_of(e, t + n) == row + n) n++;
+// How many tokens from t on have consecutive rows.
+static int64_t consecutive_rows(const arm *a, int64_t t) {
+  int64_t n = 1, row = row_of(a, t);
+  while (t + n < a->forward.batch.rows.n && row_of(a, t + n) == row + n) n++;
   return n;
 }
 
-void arm_watch_layers(arm *e, bool watch) {
-  e->forward.is_watched = watch;
+void arm_watch_layers(arm *a, bool watch) {
+  a->forward.is_watched = watch;
 }
 
-const expert_global *arm_experts(const arm *e, int64_t t) {
-  return e->forward.route.expert + row_of(e, t) * e->forward.top_k;
+const expert_global *arm_experts(const arm *a, int64_t t) {
+  return a->forward.route.expert + row_of(a, t) * a->forward.top_k;
 }
 
-const double *arm_weights(const arm *e, int64_t t) {
-  return e->forward.route.weight + row_of(e, t) * e->forward.top_k;
+const double *arm_weights(const arm *a, int64_t t) {
+  return a->forward.route.weight + row_of(a, t) * a->forward.top_k;
 }
 
-double arm_margin(const arm *e, int64_t t) {
-  return e->forward.route.margin[row_of(e, t)];
+double arm_margin(const arm *a, int64_t t) {
+  return a->forward.route.margin[row_of(a, t)];
 }
 
-status arm_stream_read(arm *e, double *out) {
-  backend *b = e->forward.compute;
-  int64_t hidden = e->forward.hidden;
-  for (int64_t t = 0, n; t < e->forward.batch.rows.n; t += n) {
-    n = neighbours(e, t);
-    TRY(b->ops->stream_read(b, row_of(e, t), n, out + t * hidden));
+status arm_stream_read(arm *a, double *out) {
+  backend *b = a->forward.compute;
+  int64_t hidden = a->forward.hidden;
+  for (int64_t t = 0, n; t < a->forward.batch.rows.n; t += n) {
+    n = consecutive_rows(a, t);
+    TRY(b->ops->stream_read(b, row_of(a, t), n, out + t * hidden));
   }
   return 0;
 }
 
-status arm_stream_write(arm *e, const double *in) {
-  backend *b = e->forward.compute;
-  int64_t hidden = e->forward.hidden;
-  for (int64_t t = 0, n; t < e->forward.batch.rows.n && e->forward.is_shared; t += n) {
-    n = neighbours(e, t);
-    TRY(b->ops->stream_write(b, row_of(e, t), n, in + t * hidden));
+status arm_stream_write(arm *a, const double *in) {
+  backend *b = a->forward.compute;
+  int64_t hidden = a->forward.hidden;
+  for (int64_t t = 0, n; t < a->forward.batch.rows.n && a->forward.is_shared; t += n) {
+    n = consecutive_rows(a, t);
+    TRY(b->ops->stream_write(b, row_of(a, t), n, in + t * hidden));
   }
   return 0;
 }
 
-status arm_impose_routing(arm *e, unsigned parts, const routing *in) {
-  forward_state *f = &e->forward;
+status arm_impose_routing(arm *a, unsigned parts, const routing *in) {
+  forward_state *f = &a->forward;
   int64_t k = f->top_k;
   if (parts & ROUTING_MARGINS || f->batch.way == BATCH_FIXED_PLACES)
-    return FAIL("%s: a routing can be imposed on a watched arm only, and has no margins", e->params.name);
+    return FAIL("%s: a routing can be imposed on a watched arm only, and has no margins", a->params.name);
   for (int64_t t = 0; t < f->batch.rows.n && f->is_shared; t++) {
-    int64_t to = row_of(e, t) * k, from = t * k;
+    int64_t to = row_of(a, t) * k, from = t * k;
     for (int64_t s = 0; s < k && parts & ROUTING_EXPERTS; s++) f->given.expert[to + s] = in->expert[from + s];
     for (int64_t s = 0; s < k && parts & ROUTING_WEIGHTS; s++) f->given.weight[to + s] = in->weight[from + s];
   }
@@ -341,57 +341,58 @@ status arm_impose_routing(arm *e, unsigned parts, const routing *in) {
 
 // ---- probes ----
 
-status arm_probes_open(arm *e, uint32_t points) {
-  const arm_params *p = &e->params;
-  return probe_rows_open(&e->probes, p->c, p->reporting, &p->m->weights.shape, points, p->max_batch,
+status arm_probes_open(arm *a, uint32_t points) {
+  const arm_params *p = &a->params;
+  return probe_rows_open(&a->probes, p->c, p->reporting, &p->m->weights.shape, points, p->max_batch,
                          LOGIT_ROWS);
 }
 
-status arm_probes_want(arm *e, uint32_t points) {
-  backend *b = e->forward.compute;
-  probe_watch watch = {points, probe_rows_show, &e->probes};
-  e->probes_wanted = points;
+status arm_probes_want(arm *a, uint32_t points) {
+  backend *b = a->forward.compute;
+  probe_watch watch = {points, probe_rows_show, &a->probes};
+  a->probes_wanted = points;
   return b->ops->probes_watch(b, &watch);
 }
 
-status arm_probe_take(arm *e, probe_point point, const double **out) {
-  const forward_state *f = &e->forward;
+status arm_probe_take(arm *a, probe_point point, const double **out) {
+  const forward_state *f = &a->forward;
   bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
   probe_order order = {f->batch.owned.first, f->batch.owned.count, sharded ? f->shards.row_of_token : NULL};
   bool of_head = probe_get(point)->scope == PROBE_OF_HEAD;
-  return probe_rows_take(&e->probes, point, &order, of_head ? e->n_heads : f->batch.rows.n, f->top_k, out);
+  return probe_rows_take(&a->probes, point, &order, of_head ? a->n_head_rows : f->batch.rows.n, f->top_k,
+                         out);
 }
 
 // ---- clocks and digests ----
 
-status arm_add_parts(arm *e) {
-  int size = comm_size(e->params.c);
-  size_t n = (size_t)(e->n_layers * e->params.n_sequences);
+status arm_add_parts(arm *a) {
+  int size = comm_size(a->params.c);
+  size_t n = (size_t)(a->n_layers * a->params.n_sequences);
   uint64_t *all;
-  if (e->forward.shards.n_shared == 1) return 0; // nothing was dealt
+  if (a->forward.shards.n_shared == 1) return 0; // no batch was token-sharded
   TRY(TAKE(&all, (size_t)size * n, "the sum of digests"));
   status result =
-      comm_allgather(e->params.c, all, e->part_digest, n * sizeof *all, "the sum of layers' digests");
-  for (size_t i = 0; i < (size_t)size * n && !result; i++) e->layer_digest[i % n] += all[i];
-  if (!result) memset(e->part_digest, 0, n * sizeof *e->part_digest);
+      comm_allgather(a->params.c, all, a->part_digest, n * sizeof *all, "the sum of layers' digests");
+  for (size_t i = 0; i < (size_t)size * n && !result; i++) a->layer_digest[i % n] += all[i];
+  if (!result) memset(a->part_digest, 0, n * sizeof *a->part_digest);
   free(all);
   return result;
 }
 
-void arm_reset(arm *e) {
-  memset(e->logit_digest, 0, (size_t)e->params.n_sequences * sizeof *e->logit_digest);
-  memset(e->layer_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->layer_digest);
-  memset(e->part_digest, 0, (size_t)(e->n_layers * e->params.n_sequences) * sizeof *e->part_digest);
-  e->seconds = 0;
-  e->exchange_seconds_before = exchange_seconds(e->forward.ranks);
+void arm_reset(arm *a) {
+  memset(a->logit_digest, 0, (size_t)a->params.n_sequences * sizeof *a->logit_digest);
+  memset(a->layer_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->layer_digest);
+  memset(a->part_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->part_digest);
+  a->seconds = 0;
+  a->exchange_seconds_before = exchange_seconds(a->forward.ranks);
 }
 
-double arm_exchange_seconds(const arm *e) {
-  return exchange_seconds(e->forward.ranks) - e->exchange_seconds_before;
+double arm_exchange_seconds(const arm *a) {
+  return exchange_seconds(a->forward.ranks) - a->exchange_seconds_before;
 }
 
-double arm_seconds(const arm *e) {
-  return e->seconds;
+double arm_seconds(const arm *a) {
+  return a->seconds;
 }
 
 static uint64_t sum_of(const uint64_t *x, int64_t n) {
@@ -400,24 +401,24 @@ static uint64_t sum_of(const uint64_t *x, int64_t n) {
   return sum;
 }
 
-uint64_t arm_digest(const arm *e) {
-  return sum_of(e->logit_digest, e->params.n_sequences);
+uint64_t arm_digest(const arm *a) {
+  return sum_of(a->logit_digest, a->params.n_sequences);
 }
 
-uint64_t arm_layer_digest(const arm *e, int64_t layer) {
-  return sum_of(e->layer_digest + layer * e->params.n_sequences, e->params.n_sequences);
+uint64_t arm_layer_digest(const arm *a, int64_t layer) {
+  return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
 }
 
-uint64_t arm_sequence_digest(const arm *e, int64_t sequence) {
-  return e->logit_digest[sequence];
+uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
+  return a->logit_digest[sequence];
 }
 
-bool arm_exchange_is_captured(const arm *e, int64_t n_tokens) {
-  return exchange_is_fixed(e->forward.ranks, n_tokens);
+bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {
+  return exchange_is_fixed(a->forward.ranks, n_tokens);
 }
 
-status arm_measure_exchange(arm *e, double *seconds, int64_t n_tokens) {
-  const forward_state *f = &e->forward;
+status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
+  const forward_state *f = &a->forward;
   return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
                                 (size_t)f->hidden * f->path->real_bytes);
 }

@@ -19,103 +19,106 @@ typedef struct {
   comm *c;
   const topology *place;
   transport_kind transport;
-  const char *row;
-  const device_id *device;     // that this rank takes, whatever its arm
+  const char *row;             // ISA row of the cpu backend: "auto" or a name
+  const device_id *device;     // of this rank, whatever its arm
   arm_spec shared;             // path of the shared steps
-  arm_spec own;                // path of this rank's experts, and its backend for all that it computes
+  arm_spec local;              // path of this rank's experts, and its backend for all that it computes
   const bool *computes_shared; // [ranks] that compute the shared steps; NULL: all
-  int reporting;               // the rank that takes probes; it computes the shared steps
-  int64_t n_sequences, context, max_batch;
+  int reporting;               // the reporting rank: probes are gathered there; a shared rank
+  int64_t n_sequences, context, max_batch; // KV caches, positions in each, tokens in the largest batch
   bool kv_f16;
 } arm_params;
 
 typedef struct arm arm;
 
-status arm_open(arm **out, const arm_params *params); // collective, and so is its outcome
-void arm_close(arm *e);                               // takes NULL
+status arm_open(arm **out, const arm_params *params); // collective; fails on every rank or on none
+void arm_close(arm *a);                               // takes NULL
 
 // ---- what it is: local ----
 
-const char *arm_name(const arm *e);
-const path_info *arm_path(const arm *e);      // of the shared steps
-const backend_ops *arm_backend(const arm *e); // for its name and kind; its steps are the arm's own affair
-const char *arm_row(const arm *e);            // ISA row or device in use
-const transport *arm_transport(const arm *e);
-uint64_t arm_state_bytes(const arm *e);
-bool arm_computes_shared(const arm *e);
+const char *arm_name(const arm *a);
+const path_info *arm_path(const arm *a);      // of the shared steps
+const backend_ops *arm_backend(const arm *a); // for its name and kind; only the arm calls its steps
+const char *arm_row(const arm *a);            // ISA row or device in use
+const transport *arm_transport(const arm *a);
+uint64_t arm_state_bytes(const arm *a); // KV caches and work space of this rank
+bool arm_computes_shared(const arm *a); // this rank is a shared rank
 
 // ---- the forward pass: collective ----
 
 // One after the other: embed, each layer, then head for any of the batch's tokens, at most LOGIT_ROWS at a
 // time.
-status arm_embed(arm *e, const token_batch *batch);
-status arm_layer(arm *e, int64_t layer, const token_batch *batch);
-status arm_head(arm *e, const token_batch *batch, int64_t first, int64_t count);
+status arm_embed(arm *a, const token_batch *batch);
+status arm_layer(arm *a, int64_t layer, const token_batch *batch);
+status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count);
 // Embed and all layers.
-status arm_forward(arm *e, const token_batch *batch);
+status arm_forward(arm *a, const token_batch *batch);
 
-// Local. Waits for a device; seconds and digests are complete only then. arm_head, where it brings logits to
-// the host, has done it already.
-status arm_finish(arm *e);
+// Local. Waits for the device; only then are seconds and digests complete. An arm_head that copies logits to
+// the host has waited already.
+status arm_finish(arm *a);
 
-// Collective, after arm_finish: what each shared rank has of token-sharded batches comes into all layers'
-// digests.
-status arm_add_parts(arm *e);
+// Collective, after arm_finish. Adds the shared ranks' parts of the layers' digests, of token-sharded
+// batches, to those of every rank.
+status arm_add_parts(arm *a);
 
-// Collective. `bytes` of `data` of the first shared rank come to those that compute only experts.
-status arm_broadcast(arm *e, void *data, size_t bytes, const char *what);
+// Collective. Broadcasts `bytes` of `data` from the first shared rank to the expert ranks. `what` stands in
+// the error.
+status arm_broadcast(arm *a, void *data, size_t bytes, const char *what);
 
 // ---- logits: local, on shared ranks ----
 
-void arm_keep_logits(arm *e, bool keep); // true from the start: arm_head brings them to the host
+void arm_keep_logits(arm *a, bool keep); // true from the start: arm_head copies them to the host
 // Of the last arm_head: row i widened to double; and all of them as reals of the path, [count][vocabulary].
-void arm_logits(const arm *e, int64_t i, double *out);
-const void *arm_logit_rows(const arm *e);
+void arm_logits(const arm *a, int64_t i, double *out);
+const void *arm_logit_rows(const arm *a);
 
-// ---- looking at each layer ----
+// ---- watching each layer ----
 
-// Local, the same on every rank. From the next batch on the routing and the residual stream after each
-// arm_layer are there for the functions below; false from the start, since it costs a wait for the device in
-// each layer.
-void arm_watch_layers(arm *e, bool watch);
-// Local, on shared ranks, of the last arm_layer: token t's experts and weights [top_k] in slot order, its
-// margin.
-const expert_global *arm_experts(const arm *e, int64_t t);
-const double *arm_weights(const arm *e, int64_t t);
-double arm_margin(const arm *e, int64_t t);
+// Local, the same call on every rank. From the next batch on, the functions below can read the routing and
+// the residual stream after each arm_layer. False from the start: it costs a wait for the device in each
+// layer.
+void arm_watch_layers(arm *a, bool watch);
+// Local, on shared ranks, of the last arm_layer: token t's experts and weights [top_k] in slot order, and its
+// margin (routing in kernels/backend.h).
+const expert_global *arm_experts(const arm *a, int64_t t);
+const double *arm_weights(const arm *a, int64_t t);
+double arm_margin(const arm *a, int64_t t);
 // Local, on shared ranks, after arm_embed or an arm_layer that was watched: the residual stream of the
 // batch's n tokens, [n][hidden], exact.
-status arm_stream_read(arm *e, double *out);
+status arm_stream_read(arm *a, double *out);
 
-// ---- setting what comes next: the same call on every rank, after arm_embed of the batch ----
-// A rank that computes only experts does not read `in`, which may be NULL there.
+// ---- imposing what comes next: local, the same call on every rank, after arm_embed of the batch ----
+// On an expert rank `in` is not read and may be NULL.
 
-// The residual stream before the next arm_layer: [n][hidden] of the batch's tokens.
-status arm_stream_write(arm *e, const double *in);
+// Sets the residual stream before the next arm_layer: [n][hidden] of the batch's tokens.
+status arm_stream_write(arm *a, const double *in);
 // The next arm_layer takes `parts` of the routing (ROUTING_EXPERTS, ROUTING_WEIGHTS) from `in`, [n][top_k] of
-// the batch's tokens, in place of its own; the probes of the routing still show its own.
-status arm_impose_routing(arm *e, unsigned parts, const routing *in);
+// the batch's tokens, instead of computing them; probes of the routing still show the computed one.
+status arm_impose_routing(arm *a, unsigned parts, const routing *in);
 
 // ---- probes ----
 
-// Local. Makes room for the points (bits 1 << probe_point) that will be wanted.
-status arm_probes_open(arm *e, uint32_t points);
-// Local, the same on every rank. From the next step on these are kept; 0 from the start: probes cost nothing.
-status arm_probes_want(arm *e, uint32_t points);
+// Local. Allocates room for the points (bits 1 << probe_point) that will be wanted.
+status arm_probes_open(arm *a, uint32_t points);
+// Local, the same call on every rank. From the next step on these are kept; 0, from the start, costs nothing.
+status arm_probes_want(arm *a, uint32_t points);
 // Collective, after the step that the probe belongs to (arm_embed, arm_layer, arm_head). *out, on the
-// reporting rank: the batch's tokens (of a head, its rows) in order, probe_width numbers each, top_k times as
-// many of a probe per slot; valid until the next call. NULL on the others.
-status arm_probe_take(arm *e, probe_point point, const double **out);
+// reporting rank: the batch's tokens (of a head, its rows) in order, probe_width numbers each, or top_k times
+// that for a probe per slot; valid until the next call. NULL on the other ranks.
+status arm_probe_take(arm *a, probe_point point, const double **out);
 
 // ---- clocks and digests: local ----
 
-void arm_reset(arm *e);                    // forgets digests and clocks; KV caches are simply rewritten
-double arm_seconds(const arm *e);          // in the steps since arm_reset; digests and probes not counted
-double arm_exchange_seconds(const arm *e); // since arm_reset
-uint64_t arm_digest(const arm *e);         // of the logits, all sequences
-uint64_t arm_sequence_digest(const arm *e, int64_t sequence);
-uint64_t arm_layer_digest(const arm *e, int64_t layer); // after arm_add_parts
+void arm_reset(arm *a);                    // clears digests and clocks; KV caches are overwritten later
+double arm_seconds(const arm *a);          // in the steps since arm_reset; digests and probes not counted
+double arm_exchange_seconds(const arm *a); // since arm_reset
+uint64_t arm_digest(const arm *a);         // of the logits, all sequences
+uint64_t arm_sequence_digest(const arm *a, int64_t sequence);
+uint64_t arm_layer_digest(const arm *a, int64_t layer); // after arm_add_parts
 
-// The exchange of a batch of n tokens is captured with the other steps, so it has no clock of its own.
-bool arm_exchange_is_captured(const arm *e, int64_t n_tokens);
-status arm_measure_exchange(arm *e, double *seconds, int64_t n_tokens); // collective: one layer's, on its own
+// True: the exchange of a batch of n tokens is captured with the other steps, so arm_exchange_seconds lacks
+// it.
+bool arm_exchange_is_captured(const arm *a, int64_t n_tokens);
+// Collective. *seconds: of one layer's exchange, run alone (exchange_measure_fixed).
+status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens);

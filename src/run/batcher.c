@@ -12,26 +12,26 @@ status batcher_open(batcher *out, const token_sequence *sequences, int64_t n_seq
   return TAKE(&out->at_position, (size_t)chunk, "a batch");
 }
 
-void batcher_close(batcher *f) {
-  if (!f) return;
-  free(f->token);
-  free(f->of_sequence);
-  free(f->at_position);
+void batcher_close(batcher *b) {
+  if (!b) return;
+  free(b->token);
+  free(b->of_sequence);
+  free(b->at_position);
 }
 
-bool batcher_next(batcher *f, token_batch *batch) {
+bool batcher_next(batcher *b, token_batch *batch) {
   int64_t n = 0;
-  while (n < f->chunk && f->sequence < f->n_sequences) {
-    const token_sequence *s = &f->sequences[f->sequence];
-    if (f->position == s->n) {
-      f->sequence++;
-      f->position = 0;
+  while (n < b->chunk && b->sequence < b->n_sequences) {
+    const token_sequence *s = &b->sequences[b->sequence];
+    if (b->position == s->n) {
+      b->sequence++;
+      b->position = 0;
       continue;
     }
-    f->token[n] = s->tokens[f->position];
-    f->of_sequence[n] = (int32_t)(f->number + f->sequence);
-    f->at_position[n++] = (int32_t)f->position++;
+    b->token[n] = s->tokens[b->position];
+    b->of_sequence[n] = (int32_t)(b->number + b->sequence);
+    b->at_position[n++] = (int32_t)b->position++;
   }
-  *batch = (token_batch){n, f->token, f->of_sequence, f->at_position};
+  *batch = (token_batch){n, b->token, b->of_sequence, b->at_position};
   return n > 0;
 }

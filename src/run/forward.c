@@ -26,7 +26,7 @@ bool forward_is_on_device(const forward_state *f) {
   return backend_on_device(f) && stays && !f->is_watched;
 }
 
-// ---- the steps, each of which says which one it was where it fails ----
+// ---- the steps: those of kernels/backend.h, each named in its error ----
 
 static status in_step(status result, int64_t layer, const char *step) {
   if (result) status_within("layer %lld, %s", (long long)layer, step);
@@ -75,14 +75,14 @@ static status combine(forward_state *f, int64_t layer, const slot_places *places
 
 // ---- the routing ----
 
-// What the host is told of it: experts where it places slots, all of it where someone looks.
+// The parts that are copied to the host: the experts where it places slots, all where the layer is watched.
 static unsigned parts_for_host(const forward_state *f) {
   if (f->is_watched) return ROUTING_EXPERTS | ROUTING_WEIGHTS | ROUTING_MARGINS;
   bool places = f->batch.way == BATCH_REPLICATED || f->batch.way == BATCH_TOKEN_SHARDED;
   return places ? ROUTING_EXPERTS : ROUTING_NOTHING;
 }
 
-// Routes owned rows, or takes the routing that was given for them.
+// Routes the owned rows, then overwrites what is imposed.
 static status route(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
@@ -90,7 +90,7 @@ static status route(forward_state *f, int64_t layer) {
               "route"));
   if (!f->imposed) return 0;
   return in_step(b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given), layer,
-                 "the given routing");
+                 "the imposed routing");
 }
 
 static status routing_fetch(forward_state *f, int64_t layer, row_range rows, unsigned parts) {
@@ -131,21 +131,27 @@ static size_t row_bytes(const forward_state *f, row_kind kind) {
   return 0;
 }
 
-static bool travels_from_device(const forward_state *f) {
+static bool transfers_from_device(const forward_state *f) {
   return backend_on_device(f) && f->takes_device;
 }
 
-// Brings rows of a kind to the ranks that take them. A device's rows pass through the host, unless the
-// transport takes them where they are. Every rank comes here, also one that neither gives nor takes, so that
-// their collectives stay in step.
+// How every rank gathers the experts of a token-sharded batch: in device memory, or else in host memory. The
+// same on all ranks, so it must not depend on this rank's backend.
+static bool gathers_experts_on_device(const forward_state *f) {
+  return f->all_on_device && !f->is_watched;
+}
+
+// Transfers rows of a kind between ranks: range[from][to]. A device's rows are staged in host memory, unless
+// the transport takes them from the device. Every rank calls it, also one that neither sends nor receives, so
+// that their collectives stay in step.
 static status transfer(forward_state *f, row_kind kind, const row_range *range, int64_t layer) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
   size_t bytes = row_bytes(f, kind);
-  if (travels_from_device(f))
+  if (transfers_from_device(f))
     return exchange_transfer(f->ranks, step->rows_device(b, kind), step->stream(b), bytes, range, layer);
-  row_range given = exchange_gives(f->ranks, range);
-  TRY(in_step(step->rows_read(b, kind, given.first, given.count), layer, "rows to the host"));
+  row_range sent = exchange_sent_rows(f->ranks, range);
+  TRY(in_step(step->rows_read(b, kind, sent.first, sent.count), layer, "rows to the host"));
   TRY(exchange_transfer(f->ranks, step->rows_host(b, kind), NULL, bytes, range, layer));
   int size = exchange_size(f->ranks), rank = exchange_rank(f->ranks);
   for (int from = 0; from < size; from++) {
@@ -156,25 +162,27 @@ static status transfer(forward_state *f, row_kind kind, const row_range *range, 
   return 0;
 }
 
-// What each shared rank has of its own tokens of a token-sharded batch.
+// All-gathers the rows of a token-sharded batch, each from the shared rank that computed it.
 static status gather(forward_state *f, row_kind kind, rank_set to, int64_t layer) {
   return transfer(f, kind, exchange_gather(f->ranks, f->shards.tokens_of_rank, to), layer);
 }
 
-// The same of the routing on the host: [rows][top_k] or [rows] of `each` bytes an element.
+// The same for an array of the routing in host memory, `bytes` a row.
 static status gather_on_host(forward_state *f, void *rows, size_t bytes, rank_set to, int64_t layer) {
   const row_range *range = exchange_gather(f->ranks, f->shards.tokens_of_rank, to);
   return exchange_transfer_host(f->ranks, rows, bytes, range, layer);
 }
 
-// Of a token-sharded batch every rank learns who computes what, and what the experts read.
+// Every rank gets, of all rows of a token-sharded batch, the experts and the input of the experts
+// (ROWS_NORMED). Where the experts are gathered on the devices, the caller waits for the host's copy after
+// experts_up.
 static status gather_routing(forward_state *f, int64_t layer) {
   row_range all = {0, f->batch.rows.n};
   size_t k = (size_t)f->top_k;
   TRY(gather(f, ROWS_NORMED, ALL_RANKS, layer));
-  if (travels_from_device(f) && !f->is_watched) {
+  if (gathers_experts_on_device(f)) {
     TRY(gather(f, ROWS_EXPERTS, ALL_RANKS, layer));
-    TRY(routing_fetch(f, layer, all, ROUTING_EXPERTS)); // on its way while the experts start
+    TRY(routing_fetch(f, layer, all, ROUTING_EXPERTS)); // copied while the device starts on the experts
     return routing_arrived(f, layer);
   }
   if (f->is_shared) {
@@ -189,7 +197,7 @@ static status gather_routing(forward_state *f, int64_t layer) {
   return routing_write(f, layer);
 }
 
-// The shared ranks, which know the routing, each send a part of it to the expert ranks.
+// Expert ranks get the experts and the input of the experts of all rows: an equal part from each shared rank.
 static status send_routing(forward_state *f, int64_t layer) {
   if (!exchange_count(f->ranks, EXPERT_RANKS)) return 0;
   exchange_split(f->ranks, f->rows_of_rank, f->batch.rows.n);
@@ -199,7 +207,7 @@ static status send_routing(forward_state *f, int64_t layer) {
   return f->is_shared ? 0 : routing_write(f, layer);
 }
 
-// Row of each slot; of a token-sharded batch only the rank of its token takes it.
+// Assigns each slot its row. Slots of a token-sharded batch are received only by the rank of their token.
 static slot_places place_slots(forward_state *f) {
   bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
   for (int r = 0; r < exchange_size(f->ranks) && sharded; r++)
@@ -209,11 +217,12 @@ static slot_places place_slots(forward_state *f) {
                                             sharded ? f->rows_of_rank : NULL)};
 }
 
-// The slots' outputs come to the shared ranks.
+// Transfers the slots' outputs to the shared ranks, as place_slots has them.
 static status transfer_slots(forward_state *f, int64_t layer) {
   return transfer(f, ROWS_SLOTS, exchange_slots(f->ranks), layer);
 }
 
+// All-gathers the slots' outputs between devices, whole: which rows are used, only the devices know.
 static status transfer_fixed_slots(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   return exchange_transfer_fixed(f->ranks, b->ops->rows_device(b, ROWS_SLOTS), b->ops->stream(b),
@@ -222,7 +231,7 @@ static status transfer_fixed_slots(forward_state *f, int64_t layer) {
 
 // ---- a layer, in each of the four ways ----
 
-// Nothing crosses ranks.
+// One rank: nothing crosses ranks.
 static status layer_alone(forward_state *f, int64_t layer) {
   static const slot_places in_order = {SLOTS_IN_ORDER, NULL};
   TRY(attention(f, layer));
@@ -235,17 +244,18 @@ static status layer_alone(forward_state *f, int64_t layer) {
   return routing_wait(f, layer);
 }
 
-// Each shared rank computes the shared steps of every token, to the same bits; the slots cross ranks.
+// Each shared rank computes the shared steps of every token, to the same bits. The slots' outputs cross
+// ranks, and before that the routing, to the expert ranks.
 static status layer_replicated(forward_state *f, int64_t layer) {
   row_range all = {0, f->batch.rows.n};
   if (f->is_shared) {
     TRY(attention(f, layer));
     TRY(route(f, layer));
     TRY(routing_fetch(f, layer, all, parts_for_host(f)));
-    TRY(experts_up(f, layer)); // a device works on them while the routing comes to the host
+    TRY(experts_up(f, layer)); // a device computes them while the routing is copied to the host
     TRY(routing_wait(f, layer));
   }
-  TRY(send_routing(f, layer)); // with what the experts read, to ranks that compute only experts
+  TRY(send_routing(f, layer));
   if (!f->is_shared) TRY(experts_up(f, layer));
   slot_places places = place_slots(f);
   TRY(experts_down(f, layer, &places));
@@ -253,9 +263,10 @@ static status layer_replicated(forward_state *f, int64_t layer) {
   return f->is_shared ? combine(f, layer, &places) : 0;
 }
 
-// Each shared rank computes the shared steps of its own tokens. Keys and values cross to the shared ranks,
-// the routing and what the experts read to all, each slot to the rank of its token; in the end, for the head
-// or for someone who looks, the residual stream.
+// Each shared rank computes the shared steps of its share of the tokens. Keys and values are gathered on the
+// shared ranks, the routing and the input of the experts on all; each slot's output goes to the rank of its
+// token. After the last layer (for the head) and a watched one, the residual stream is gathered on the shared
+// ranks.
 static status layer_token_sharded(forward_state *f, int64_t layer) {
   if (f->is_shared) TRY(project(f, layer));
   TRY(gather(f, ROWS_KEYS, SHARED_RANKS, layer));
@@ -266,7 +277,7 @@ static status layer_token_sharded(forward_state *f, int64_t layer) {
   }
   TRY(gather_routing(f, layer));
   TRY(experts_up(f, layer));
-  if (travels_from_device(f) && !f->is_watched) TRY(routing_wait(f, layer));
+  if (gathers_experts_on_device(f)) TRY(routing_wait(f, layer)); // fetched in gather_routing
   slot_places places = place_slots(f);
   TRY(experts_down(f, layer, &places));
   TRY(transfer_slots(f, layer));
@@ -275,8 +286,8 @@ static status layer_token_sharded(forward_state *f, int64_t layer) {
   return wants_all_rows ? gather(f, ROWS_RESIDUAL, SHARED_RANKS, layer) : 0;
 }
 
-// As replicated, with every rank's slots at places that follow from the batch alone, so that the routing
-// stays on the devices.
+// As replicated, but the slots' rows follow from the batch alone (SLOTS_AT_FIXED), so the routing stays on
+// the devices and the host never waits.
 static status layer_fixed_places(forward_state *f, int64_t layer) {
   static const slot_places fixed = {SLOTS_AT_FIXED, NULL};
   TRY(attention(f, layer));

@@ -1,10 +1,11 @@
 // forward: the forward pass, step by step. The only place where the order of the steps stands.
 //
-// A batch runs in one of four ways, chosen once, at forward_start; each way is a short sequence of named
-// steps in forward.c. What crosses ranks, and where, stands there as well.
+// A batch runs in one of four ways, chosen once, at forward_start. Each way is a short sequence of named
+// steps in forward.c (layer_alone, layer_replicated, layer_token_sharded, layer_fixed_places), which shows
+// where rows cross ranks.
 //
 // Owns: the order, and what a batch needs on its way through it. The backend and the exchange are the arm's.
-// Invariant: every rank takes its steps in the same order; how a batch runs changes no bit.
+// Invariant: every rank takes its steps in the same order; the way in which a batch runs changes no bit.
 #pragma once
 #include "dist/exchange.h"
 #include "kernels/backend.h"
@@ -13,43 +14,45 @@
 typedef enum {
   BATCH_ALONE,         // one rank has every expert: nothing crosses ranks
   BATCH_REPLICATED,    // each shared rank computes the shared steps of every token
-  BATCH_TOKEN_SHARDED, // each shared rank computes the shared steps of its own tokens: large batches
-  BATCH_FIXED_PLACES,  // as replicated, small, all on devices: the host never learns the routing
+  BATCH_TOKEN_SHARDED, // each shared rank computes the shared steps of its share of the tokens: large batches
+  BATCH_FIXED_PLACES,  // as replicated, for small batches with all ranks on devices: the routing stays there
 } batch_way;
 
 typedef struct { // how a batch runs
   batch_way way;
-  token_batch rows; // its tokens in the order in which they are computed
-  row_range owned;  // the rows whose shared steps this rank computes
+  token_batch rows; // its tokens in the order in which they are computed (a view)
+  row_range owned;  // the rows whose shared steps this rank computes; of replicated batches all
 } batch_plan;
 
 typedef struct {
   backend *compute;
   exchange *ranks; // transfers what crosses ranks
   token_shards shards;
-  bool is_shared;        // this rank computes the shared steps; otherwise only its experts
+  bool is_shared;        // a shared rank; false: an expert rank, which computes only its experts
   const path_info *path; // of the shared steps
   int64_t hidden, kv_width, top_k, n_layers;
-  bool takes_device; // the transport takes rows from where a device backend has them
-  batch_plan batch;  // the last that forward_start chose
+  bool takes_device;  // the transport transfers rows from device memory
+  bool all_on_device; // and every rank's backend has its rows there
+  batch_plan batch;   // of the last forward_start
 
-  // Someone looks at each layer: after it every shared rank has the routing, and all rows of the residual
-  // stream, and a device has come to its end.
+  // Each layer is watched: after it every shared rank has the routing on the host and all rows of the
+  // residual stream.
   bool is_watched;
-  unsigned imposed; // parts of the routing that the next layer takes from `given` in place of its own
+  unsigned imposed; // parts of the routing that the next layer takes from `given` instead of computing them
   routing given;    // in the order of batch.rows
-  routing route; // of the last layer, in the order of batch.rows; where someone looks, or the host needs it
+  routing route;    // on the host, of the last layer, in the order of batch.rows: as parts_for_host has it
   int64_t *rows_of_rank; // [ranks] scratch
 } forward_state;
 
-// Local, the same on every rank. Chooses how the batch runs; the batch stays valid until the next start.
+// Local, the same on every rank. Chooses how the batch runs. The batch is kept by reference until the next
+// start.
 void forward_start(forward_state *f, const token_batch *batch);
-// The batch's layers need nothing from the host, so that they can be captured.
+// Local. True: the batch's layers run on the device without the host, so they can be captured in a graph.
 bool forward_is_on_device(const forward_state *f);
 
-// Collective: all three, of the batch of the last forward_start. The residual stream of the batch stays in
-// the backend from one call to the next.
-status forward_embed(forward_state *f);
-status forward_layer(forward_state *f, int64_t layer);
-// Logits of row[count] of batch.rows; on shared ranks.
+// For the batch of the last forward_start, whose residual stream stays in the backend from one call to the
+// next.
+status forward_embed(forward_state *f);                // local
+status forward_layer(forward_state *f, int64_t layer); // collective
+// Local, on shared ranks. Logits of row[count] of batch.rows, which stay in the backend.
 status forward_head(forward_state *f, const int64_t *row, int64_t count);

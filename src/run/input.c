@@ -83,8 +83,8 @@ static status check_ids(const input *in) {
   return 0;
 }
 
-status input_open(token_sequence **out, int64_t *n, const config *c, const model *m, const tokenizer *text) {
-  input in = {.m = m, .tokenizer = text};
+status input_open(token_sequence **out, int64_t *n, const config *c, const model *m, const tokenizer *t) {
+  input in = {.m = m, .tokenizer = t};
   status result = read_all(&in, &c->input);
   *out = in.sequences;
   *n = in.n;

@@ -1,8 +1,8 @@
 // input: what input.* names, as token sequences.
 //
-// Independent of: ranks: that all read the same is checked by job.c, with input_hash.
+// Independent of: ranks. job.c checks, with input_hash, that all have read the same.
 #pragma once
-#include "src/config/config.h"
+#include "src/config/config_types.h"
 #include "src/model/model.h"
 #include "src/run/batcher.h"
 #include "src/text/tokenizer.h"
@@ -11,11 +11,10 @@ typedef struct { // lengths, in tokens
   int64_t total, longest;
 } input_size;
 
-// (*out)[*n] sequences, each with at least one token, every id in the model's vocabulary. text: NULL where
-// the model has no tokenizer, and then a text is an error. After an error as well, input_close releases what
-// there is.
-status input_open(token_sequence **out, int64_t *n, const config *c, const model *m, const tokenizer *text);
+// (*out)[*n] sequences, each with at least one token, every id in the model's vocabulary. t NULL: the model
+// has no tokenizer, and input as text is an error. input_close releases what there is, after an error too.
+status input_open(token_sequence **out, int64_t *n, const config *c, const model *m, const tokenizer *t);
 void input_close(token_sequence *sequences, int64_t n);
 
 input_size input_measure(const token_sequence *sequences, int64_t n);
-uint64_t input_hash(const token_sequence *sequences, int64_t n); // of all tokens and of how they are divided
+uint64_t input_hash(const token_sequence *sequences, int64_t n); // of all tokens and of where sequences end

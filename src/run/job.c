@@ -51,12 +51,12 @@ static status open_model(job *j) {
 }
 
 status job_check_weights(job *j) {
-  uint64_t shared, own, *all;
-  status mine = model_check_weights(j->m, j->experts.local, topology_threads(j->place), &shared, &own);
+  uint64_t shared, owned, *all;
+  status mine = model_check_weights(j->m, j->experts.local, topology_threads(j->place), &shared, &owned);
   TRY(job_agree(j, mine, "the check of the weights"));
   TRY(comm_equal(j->c, &shared, sizeof shared, "the model's shared tensors"));
   TRY(TAKE(&all, (size_t)comm_size(j->c), "the fingerprint"));
-  status result = comm_allgather(j->c, all, &own, sizeof own, "the sum of the fingerprint");
+  status result = comm_allgather(j->c, all, &owned, sizeof owned, "the sum of the fingerprint");
   j->fingerprint = num_mix64(gguf_header_hash(j->m->file)) + shared;
   for (int r = 0; r < comm_size(j->c); r++) j->fingerprint += all[r];
   free(all);
@@ -65,7 +65,7 @@ status job_check_weights(job *j) {
 
 // ---- ranks ----
 
-// Devices are asked for only where an arm may need one: a driver takes time to start.
+// Backends are asked for their devices only where an arm may need one: a driver takes time to start.
 static bool may_need(const config *c, backend_kind what) {
   bool needs = false;
   for (size_t i = 0; i < c->run.arms.count; i++) needs = needs || arm_may_need(&c->run.arms.arm[i], what);
@@ -73,7 +73,7 @@ static bool may_need(const config *c, backend_kind what) {
   return needs;
 }
 
-// Its host has no fewer GPUs than ranks up to it.
+// Its host has at least as many GPUs as ranks up to this one.
 static bool has_own_gpu(const job *j) {
   const arm_list *arms = &j->cfg->ranks.arm;
   const backend_ops *cuda = backend_get(BACKEND_CUDA);
@@ -90,21 +90,21 @@ static status open_roles(job *j) {
     result = job_agree(j, rank_roles_open(&j->roles, j->cfg, has_gpu, comm_size(j->c)), "the ranks' roles");
   free(has_gpu);
   if (!result && !j->roles.shared[comm_rank(j->c)])
-    comm_set_patience(j->c, 1.5); // it hears from shared ranks
+    comm_set_patience(j->c, 1.5); // expert ranks wait for shared ranks alone
   return result;
 }
 
-const arm_choice *job_arm_of_rank(const job *j, const arm_choice *a, int rank) {
-  return a->kind == ARM_MIXED ? &j->roles.arm[rank] : a;
+const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int rank) {
+  return choice->kind == ARM_MIXED ? &j->roles.arm[rank] : choice;
 }
 
-static status measure_own_speed(const job *j, double *speed) {
+static status measure_local_speed(const job *j, double *speed) {
   const config *c = j->cfg;
   double seconds = 0;
   for (size_t i = 0; i < c->run.arms.count; i++) {
-    arm_spec own;
-    TRY(arm_choice_resolve(&own, job_arm_of_rank(j, &c->run.arms.arm[i], comm_rank(j->c))));
-    TRY(rank_speed_measure(&seconds, j->m, &own, j->place, comm_host_rank(j->c), c->run.rows));
+    arm_spec local;
+    TRY(arm_choice_resolve(&local, job_arm_of_rank(j, &c->run.arms.arm[i], comm_rank(j->c))));
+    TRY(rank_speed_measure(&seconds, j->m, &local, j->place, comm_host_rank(j->c), c->run.rows));
   }
   *speed = 1 / seconds;
   return 0;
@@ -114,7 +114,7 @@ static status measure_own_speed(const job *j, double *speed) {
 static status measure_speeds(job *j, double *all) {
   double mine = 0;
   TRY(job_agree(j, 0, "the measurement of ranks' speeds"));
-  TRY(job_agree(j, measure_own_speed(j, &mine), "the measurement of ranks' speeds"));
+  TRY(job_agree(j, measure_local_speed(j, &mine), "the measurement of ranks' speeds"));
   return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' speeds");
 }
 
@@ -144,7 +144,7 @@ static device_id find_device(const job *j) {
   return (device_id){.index = -1};
 }
 
-// Every team of threads is counted on to be whole, so one that would be smaller is refused here.
+// Kernels rely on teams of exactly this many threads, so a smaller team is refused here.
 static status check_threads(const job *j) {
   int asked = topology_threads(j->place), given = 0;
   omp_set_dynamic(false); // the setting decides, not the machine's load
@@ -234,17 +234,17 @@ void job_close(job *j) {
 
 // ---- arms ----
 
-static status resolve_arm(const job *j, const arm_choice *a, arm_spec *shared, arm_spec *own) {
-  bool mixed = a->kind == ARM_MIXED;
-  if (mixed && !j->roles.mixed) return FAIL("run.arms has \"%s\", but ranks.arm is not set", a->name);
-  TRY(arm_choice_resolve(own, job_arm_of_rank(j, a, comm_rank(j->c))));
-  return arm_choice_resolve(shared, mixed ? &j->roles.shared_arm : a);
+static status resolve_arm(const job *j, const arm_choice *choice, arm_spec *shared, arm_spec *local) {
+  bool mixed = choice->kind == ARM_MIXED;
+  if (mixed && !j->roles.mixed) return FAIL("run.arms has \"%s\", but ranks.arm is not set", choice->name);
+  TRY(arm_choice_resolve(local, job_arm_of_rank(j, choice, comm_rank(j->c))));
+  return arm_choice_resolve(shared, mixed ? &j->roles.shared_arm : choice);
 }
 
-status job_open_arm(job *j, const arm_choice *a, arm **out) {
+status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   *out = NULL;
   arm_params p = {
-      .name = a->name,
+      .name = choice->name,
       .m = j->m,
       .experts = &j->experts,
       .c = j->c,
@@ -256,16 +256,16 @@ status job_open_arm(job *j, const arm_choice *a, arm **out) {
       .context = j->context,
       .max_batch = j->max_batch,
       .kv_f16 = j->cfg->run.kv == KV_F16,
-      .computes_shared = a->kind == ARM_MIXED ? j->roles.shared : NULL,
+      .computes_shared = choice->kind == ARM_MIXED ? j->roles.shared : NULL,
       .reporting = j->roles.reporting,
   };
-  TRY(job_agree(j, resolve_arm(j, a, &p.shared, &p.own), a->name));
+  TRY(job_agree(j, resolve_arm(j, choice, &p.shared, &p.local), choice->name));
   return arm_open(out, &p);
 }
 
 static status refuse_change(const job *j) {
   const char *path = gguf_changed_file(j->m->file);
-  return path ? FAIL("%s: the file changed while the run read it: no number of this run is good", path) : 0;
+  return path ? FAIL("%s: the file changed while the run read it: no result of this run is valid", path) : 0;
 }
 
 void job_explain_error(const job *j) {
@@ -274,12 +274,12 @@ void job_explain_error(const job *j) {
   refuse_change(j);
 }
 
-status job_check_digest(job *j, arm *e) {
-  TRY(arm_finish(e));
+status job_check_digest(job *j, arm *a) {
+  TRY(arm_finish(a));
   TRY(job_agree(j, refuse_change(j), "the model file"));
-  uint64_t digest = arm_digest(e);
+  uint64_t digest = arm_digest(a);
   char what[96];
-  TRY(arm_broadcast(e, &digest, sizeof digest, "the digest"));
-  snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", arm_name(e));
+  TRY(arm_broadcast(a, &digest, sizeof digest, "the digest"));
+  snprintf(what, sizeof what, "the digest of %s (the law: same path, same bits)", arm_name(a));
   return comm_equal(j->c, &digest, sizeof digest, what);
 }

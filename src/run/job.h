@@ -4,7 +4,7 @@
 // Invariant: after job_open all ranks have the same configuration, the same model and the same tokens; each
 // local phase that can fail is followed by an agreement, so one rank's bad file ends all and hangs none.
 #pragma once
-#include "src/config/command.h"
+#include "src/config/command_kind.h"
 #include "src/config/config.h"
 #include "src/run/arm.h"
 #include "src/run/batcher.h"
@@ -16,45 +16,45 @@ typedef struct {
   const config *cfg;
   comm *c;
   topology *place;
-  device_id device; // that this rank takes, whatever its arm; index -1: no arm needs one, or there is none
+  device_id device; // of this rank, whatever its arm; index -1: no arm needs one, or there is none
   model *m;
   tokenizer *tokenizer; // NULL: the file has none
   placement experts;
-  rank_roles roles; // in the mixed arm
-  uint64_t fingerprint;
-  uint64_t input; // hash of the tokens of all sequences
+  rank_roles roles;     // in the mixed arm
+  uint64_t fingerprint; // of the model: header and weights; 0 until job_check_weights
+  uint64_t input;       // hash of the tokens of all sequences
   token_sequence *sequences;
   int64_t n_sequences, n_tokens; // of all sequences
   int64_t context;               // positions that the run needs
-  int64_t max_batch;
+  int64_t max_batch;             // tokens
 } job;
 
-// Collective. On an error, too, job_close releases what there is. Without the input there are no sequences,
-// and the command says what context it needs.
+// Collective. job_close releases what there is, after an error too. With needs_input false there are no
+// sequences, and the command sets context and max_batch itself.
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input);
 void job_close(job *j);
 
-// Collective: an error of any rank becomes an error of all.
+// Collective: an error on any rank becomes an error on all.
 status job_agree(job *j, status mine, const char *what);
 
-// The one that reports: the first rank that has every result, mostly rank 0.
+// Local. This is the reporting rank: the first shared rank, which has every result; mostly rank 0.
 bool job_is_reporting(const job *j);
 
-// Of a rank's experts, in an arm of run.arms.
-const arm_choice *job_arm_of_rank(const job *j, const arm_choice *a, int rank);
+// Local. The arm of a rank's experts in an arm of run.arms: that arm itself, unless it is the mixed one.
+const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int rank);
 
-// Collective. Every rank reads the shared tensors and its own experts once: values are checked, pages are
-// warm, and the sum over ranks is j->fingerprint, that of the whole file. job_open has done it where input is
-// needed.
+// Collective. Every rank reads the shared tensors and the experts that it owns once: values are checked,
+// pages are in memory, and the ranks' hashes add up to j->fingerprint, that of the whole file. job_open does
+// it where it reads the input.
 status job_check_weights(job *j);
 
 // Collective. Opens an arm of run.arms; its caches hold the job's sequences.
-status job_open_arm(job *j, const arm_choice *a, arm **out);
+status job_open_arm(job *j, const arm_choice *choice, arm **out);
 
-// Local. After an error: a model file that changed in mid-run makes errors of many kinds, so the change is
-// named in their place.
+// Local, after an error. A model file that changed during the run causes errors of many kinds, so the change
+// replaces them as the reported error.
 void job_explain_error(const job *j);
 
 // Collective: the model's files are as they were, and every shared rank's digests of the arm are the same, or
 // the law is broken and the error says so.
-status job_check_digest(job *j, arm *e);
+status job_check_digest(job *j, arm *a);

@@ -23,8 +23,8 @@ static int32_t contiguous_owner(int64_t expert, int64_t n, int64_t ranks) {
   return (int32_t)(expert < boundary ? expert / (each + 1) : more + (expert - boundary) / each);
 }
 
-// The rank that is furthest from its share: below it (sign 1) or above it (-1; then it has more than one).
-// The lowest of several.
+// The rank that is furthest below its share (sign 1) or above it (sign -1; only ranks with more than one
+// expert). The lowest rank on a tie.
 static int furthest(const int64_t *count, const double *share, int n_ranks, int sign) {
   int found = -1;
   double most = 0;
@@ -37,7 +37,7 @@ static int furthest(const int64_t *count, const double *share, int n_ranks, int 
   return found;
 }
 
-// count[n_ranks] = experts of each; scratch: share[n_ranks].
+// count[n_ranks] = experts of each rank; share[n_ranks] is scratch.
 static void apportion(int64_t *count, double *share, const double *speed, int64_t n_experts, int n_ranks) {
   double sum = 0;
   int64_t given = 0;
@@ -111,14 +111,14 @@ status placement_open(placement *out, placement_kind kind, const int32_t *list, 
                       const double *speed, int64_t n_experts, int n_ranks, int rank) {
   *out = (placement){.n_experts = n_experts, .n_ranks = n_ranks};
   if (n_ranks > n_experts)
-    return FAIL("%d ranks for %lld experts: expected at most one rank to an expert", n_ranks,
+    return FAIL("%d ranks for %lld experts: expected at most one rank per expert", n_ranks,
                 (long long)n_experts);
   if (kind == PLACEMENT_LIST) TRY(check_list(list, list_length, n_experts, n_ranks));
   TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the placement"));
   TRY(TAKE(&out->local, (size_t)n_experts, "the placement"));
   TRY(choose_owners(out->rank_of_expert, kind, list, speed, n_experts, n_ranks));
   for (int64_t e = 0; e < n_experts; e++)
-    out->local[e] = (expert_local){out->rank_of_expert[e] == rank ? (int32_t)out->n_own++ : -1};
+    out->local[e] = (expert_local){out->rank_of_expert[e] == rank ? (int32_t)out->n_owned++ : -1};
   return check_owners(out);
 }
 

@@ -1,6 +1,5 @@
 #include "src/run/probe_rows.h"
 #include "base/memory.h"
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -61,26 +60,26 @@ void probe_rows_show(void *context, probe_point point, int64_t layer, int64_t ro
                      size_t real_bytes) {
   probe_store *s = &((probe_rows *)context)->store[point];
   (void)layer;
-  if (s->n_seen == s->room) return; // taking them finds that they are too few or shown twice
+  if (s->n_seen == s->room) return; // probe_rows_take finds the row that is missing or shown twice
   s->seen[s->n_seen] = row;
   widen(s->numbers + s->n_seen++ * s->width, numbers, s->width, real_bytes, probe_get(point)->is_ids);
 }
 
 // ---- to the reporting rank ----
 
-static bool has_by_right(const probe_rows *p, probe_point point, const probe_order *order, int64_t row) {
+static bool is_source(const probe_rows *p, probe_point point, const probe_order *order, int64_t row) {
   const probe_info *info = probe_get(point);
-  if (info->per_slot) return true; // only the expert's owner has shown it
+  if (info->per_slot) return true; // only the rank that owns the expert shows it
   bool sharded = order->row_of_token != NULL && info->scope != PROBE_OF_HEAD;
   return sharded ? row >= order->first && row < order->first + order->count : comm_rank(p->c) == p->reporting;
 }
 
-// What this rank has by right as records of a row's number and its numbers; returns how many.
+// The rows that this rank is the source of, as records: the row's number, then its numbers. Returns how many.
 static int64_t pack(const probe_rows *p, probe_point point, const probe_order *order, double *out) {
   const probe_store *s = &p->store[point];
   int64_t n = 0;
   for (int64_t i = 0; i < s->n_seen; i++) {
-    if (!has_by_right(p, point, order, s->seen[i])) continue;
+    if (!is_source(p, point, order, s->seen[i])) continue;
     double *record = out + n++ * (s->width + 1);
     record[0] = (double)s->seen[i];
     memcpy(record + 1, s->numbers + i * s->width, (size_t)s->width * sizeof *record);
@@ -88,7 +87,7 @@ static int64_t pack(const probe_rows *p, probe_point point, const probe_order *o
   return n;
 }
 
-// Every rank's records come to the reporting rank's buffer, one rank after the other.
+// Gathers every rank's records in the reporting rank's buffer, in rank order.
 static status gather(probe_rows *p, probe_point point, const probe_order *order, int64_t *n_records) {
   int size = comm_size(p->c), rank = comm_rank(p->c);
   size_t record = (size_t)(p->store[point].width + 1) * sizeof(double), at = 0;
@@ -109,7 +108,7 @@ static status gather(probe_rows *p, probe_point point, const probe_order *order,
   return comm_exchange(p->c, p->buffer, p->part, "a probe's rows");
 }
 
-// Records into rows in the order of rows; every row must come, once.
+// Copies the records to p->taken in token order; every row must be there, once.
 static status unpack(probe_rows *p, probe_point point, const double *records, int64_t n_records,
                      const probe_order *order, int64_t n_tokens, int64_t each) {
   const probe_store *s = &p->store[point];

@@ -1,8 +1,9 @@
-// probe_rows: what the steps of a batch show of some probes, kept until it is taken, in any rank layout.
+// probe_rows: the rows of probes that the steps of a batch have shown, until they are gathered, in any rank
+// layout.
 //
-// Owns: the rows that this rank has seen, as doubles. Independent of: what they mean and who looks.
-// Invariant: a row comes from the one rank that has it by right: the rank that owns the expert of a slot, the
-// rank that computes the token of a token-sharded batch, else the reporting rank.
+// Owns: the rows that this rank has seen, as doubles. Independent of: what they mean and who reads them.
+// Invariant: each row is gathered from one rank, its source: of a slot, the rank that owns the expert; of a
+// token-sharded batch, the rank that computes the token; else the reporting rank.
 #pragma once
 #include "dist/comm.h"
 #include "kernels/backend.h"
@@ -16,21 +17,23 @@ typedef struct {
 
 typedef struct {
   comm *c;
-  int reporting;
+  int reporting;                  // the reporting rank
   probe_store store[PROBE_COUNT]; // room 0: not opened
   double *taken;                  // the last rows that were taken
-  char *buffer;                   // what travels
+  char *buffer;                   // records on their way to the reporting rank
   size_t buffer_bytes;
   comm_part *part;    // [ranks][ranks]
-  int64_t *n_of_rank; // [ranks]
+  int64_t *n_of_rank; // [ranks] records
 } probe_rows;
 
-// Which rows of a batch this rank has by right, and where each belongs.
+// Which rows of a batch this rank is the source of, and where each belongs.
 typedef struct {
   int64_t first, count;        // of the batch's rows
   const int32_t *row_of_token; // NULL: row and token are the same
 } probe_order;
 
+// Local. points: bits 1 << probe_point. Allocates for all of them; takes an open one too, which it closes
+// first.
 status probe_rows_open(probe_rows *p, comm *c, int reporting, const model_shape *s, uint32_t points,
                        int64_t max_batch, int64_t max_logit_rows);
 void probe_rows_close(probe_rows *p); // takes NULL

@@ -2,7 +2,6 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
-#include <stdlib.h>
 
 enum { EXPERTS = 8, TOKENS_EACH = 16, MOST = EXPERTS * TOKENS_EACH, RUNS = 3 };
 

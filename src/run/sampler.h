@@ -18,5 +18,6 @@ typedef struct sampler sampler;
 status sampler_open(sampler **out, const sampler_settings *settings, int64_t vocabulary);
 void sampler_close(sampler *s); // takes NULL
 
-// The token after `position`. Greedy takes the lower index on a tie. Logits that are not finite are a fault.
+// *token: the one after `position`, from logits[vocabulary]. Greedy takes the lower index on a tie. A logit
+// that is not finite is an error.
 status sampler_next(sampler *s, const double *logits, int64_t position, int32_t *token);

@@ -2,13 +2,13 @@
 #include "base/memory.h"
 #include <stdlib.h>
 
-static bool shares(const token_shards *d, int rank) {
-  return !d->shared || d->shared[rank];
+static bool is_shared(const token_shards *s, int rank) {
+  return !s->shared || s->shared[rank];
 }
 
 status token_shards_open(token_shards *out, const bool *shared, int n_ranks, int rank, int64_t max_batch) {
   *out = (token_shards){.rank = rank, .n_ranks = n_ranks, .shared = shared};
-  for (int r = 0; r < n_ranks; r++) out->n_shared += shares(out, r);
+  for (int r = 0; r < n_ranks; r++) out->n_shared += is_shared(out, r);
   TRY(TAKE(&out->tokens_of_rank, (size_t)n_ranks, "the token shards"));
   TRY(TAKE(&out->next, (size_t)n_ranks, "the token shards"));
   if (!token_shards_apply(out, max_batch)) return 0;
@@ -18,61 +18,61 @@ status token_shards_open(token_shards *out, const bool *shared, int n_ranks, int
   return TAKE(&out->row_of_token, (size_t)max_batch, "the token shards");
 }
 
-void token_shards_close(token_shards *d) {
-  if (!d) return;
-  free(d->tokens_of_rank);
-  free(d->next);
-  free(d->token);
-  free(d->sequence);
-  free(d->position);
-  free(d->row_of_token);
+void token_shards_close(token_shards *s) {
+  if (!s) return;
+  free(s->tokens_of_rank);
+  free(s->next);
+  free(s->token);
+  free(s->sequence);
+  free(s->position);
+  free(s->row_of_token);
 }
 
-bool token_shards_apply(const token_shards *d, int64_t n) {
-  return d->n_shared > 1 && n >= (int64_t)d->n_shared * SHARD_LEAST_TOKENS;
+bool token_shards_apply(const token_shards *s, int64_t n) {
+  return s->n_shared > 1 && n >= (int64_t)s->n_shared * SHARD_LEAST_TOKENS;
 }
 
-// The rank of the block after that of `rank`'s.
-static int next_shared(const token_shards *d, int rank) {
-  do rank = (rank + 1) % d->n_ranks;
-  while (!shares(d, rank));
+// The shared rank that computes the block after one of `rank`'s.
+static int next_shared(const token_shards *s, int rank) {
+  do rank = (rank + 1) % s->n_ranks;
+  while (!is_shared(s, rank));
   return rank;
 }
 
-static void count_tokens(token_shards *d, int64_t n) {
+static void count_tokens(token_shards *s, int64_t n) {
   int64_t first = 0;
-  for (int r = 0; r < d->n_ranks; r++) d->tokens_of_rank[r] = 0;
-  for (int64_t t = 0, r = next_shared(d, -1); t < n; t += SHARD_BLOCK_TOKENS, r = next_shared(d, (int)r))
-    d->tokens_of_rank[r] += n - t < SHARD_BLOCK_TOKENS ? n - t : SHARD_BLOCK_TOKENS;
-  for (int r = 0; r < d->n_ranks; first += d->tokens_of_rank[r++]) d->next[r] = first;
+  for (int r = 0; r < s->n_ranks; r++) s->tokens_of_rank[r] = 0;
+  for (int64_t t = 0, r = next_shared(s, -1); t < n; t += SHARD_BLOCK_TOKENS, r = next_shared(s, (int)r))
+    s->tokens_of_rank[r] += n - t < SHARD_BLOCK_TOKENS ? n - t : SHARD_BLOCK_TOKENS;
+  for (int r = 0; r < s->n_ranks; first += s->tokens_of_rank[r++]) s->next[r] = first;
 }
 
-void token_shards_cut(token_shards *d, const token_batch *batch) {
-  if (!token_shards_apply(d, batch->n)) return;
-  count_tokens(d, batch->n);
+void token_shards_cut(token_shards *s, const token_batch *batch) {
+  if (!token_shards_apply(s, batch->n)) return;
+  count_tokens(s, batch->n);
   for (int64_t t = 0, r = -1; t < batch->n; t++) {
-    if (t % SHARD_BLOCK_TOKENS == 0) r = next_shared(d, (int)r);
-    int64_t row = d->next[r]++;
-    d->row_of_token[t] = (int32_t)row;
-    d->token[row] = batch->token[t];
-    d->sequence[row] = batch->sequence[t];
-    d->position[row] = batch->position[t];
+    if (t % SHARD_BLOCK_TOKENS == 0) r = next_shared(s, (int)r);
+    int64_t row = s->next[r]++;
+    s->row_of_token[t] = (int32_t)row;
+    s->token[row] = batch->token[t];
+    s->sequence[row] = batch->sequence[t];
+    s->position[row] = batch->position[t];
   }
-  d->rows = (token_batch){batch->n, d->token, d->sequence, d->position};
+  s->rows = (token_batch){batch->n, s->token, s->sequence, s->position};
 }
 
-const token_batch *token_shards_rows(const token_shards *d, const token_batch *batch) {
-  return token_shards_apply(d, batch->n) ? &d->rows : batch;
+const token_batch *token_shards_rows(const token_shards *s, const token_batch *batch) {
+  return token_shards_apply(s, batch->n) ? &s->rows : batch;
 }
 
-row_range token_shards_owned(const token_shards *d, int64_t n) {
-  row_range own = {0, n};
-  if (!token_shards_apply(d, n)) return own;
-  for (int r = 0; r < d->rank; r++) own.first += d->tokens_of_rank[r];
-  own.count = d->tokens_of_rank[d->rank];
-  return own;
+row_range token_shards_owned(const token_shards *s, int64_t n) {
+  row_range owned = {0, n};
+  if (!token_shards_apply(s, n)) return owned;
+  for (int r = 0; r < s->rank; r++) owned.first += s->tokens_of_rank[r];
+  owned.count = s->tokens_of_rank[s->rank];
+  return owned;
 }
 
-int64_t token_shards_row(const token_shards *d, int64_t n, int64_t t) {
-  return token_shards_apply(d, n) ? d->row_of_token[t] : t;
+int64_t token_shards_row(const token_shards *s, int64_t n, int64_t t) {
+  return token_shards_apply(s, n) ? s->row_of_token[t] : t;
 }

@@ -2,8 +2,8 @@
 //
 // Owns: the batch in the order in which its rows are computed. Independent of: how rows are transferred.
 // Invariant: the same on every rank. Each rank's rows are contiguous, in the order of ranks, and among them
-// the positions of a sequence ascend. Blocks of tokens are dealt in turn, so that a rank's share of every
-// stretch of positions is the same, and with it its attention.
+// the positions of a sequence ascend. Blocks of tokens are assigned round-robin, so that every rank has the
+// same share of every stretch of positions, and with it the same work in attention.
 #pragma once
 #include "dist/exchange.h"
 #include "kernels/backend.h"
@@ -23,16 +23,17 @@ typedef struct {
   int32_t *row_of_token;                // [max_batch]
 } token_shards;
 
-// shared is kept by reference.
+// All functions are local. shared[n_ranks], NULL: all, is kept by reference. max_batch: tokens.
 status token_shards_open(token_shards *out, const bool *shared, int n_ranks, int rank, int64_t max_batch);
-void token_shards_close(token_shards *d); // takes NULL
+void token_shards_close(token_shards *s); // takes NULL
 
-// A batch of n tokens is sharded: it is large, and there are several shared ranks.
-bool token_shards_apply(const token_shards *d, int64_t n);
-void token_shards_cut(token_shards *d, const token_batch *batch); // shards it, where token_shards_apply
+// True: a batch of n tokens is sharded, because it is large and there are several shared ranks.
+bool token_shards_apply(const token_shards *s, int64_t n);
+void token_shards_cut(token_shards *s, const token_batch *batch); // shards it, where token_shards_apply
 
-// Of a batch as it was given, which is the last one that was sharded where token_shards_apply: its rows as
-// they are computed; which of them this rank computes; the row of its token t.
-const token_batch *token_shards_rows(const token_shards *d, const token_batch *batch);
-row_range token_shards_owned(const token_shards *d, int64_t n);
-int64_t token_shards_row(const token_shards *d, int64_t n, int64_t t);
+// For a batch of n tokens, the one of the last token_shards_cut: its rows in the order in which they are
+// computed (a view); which of them this rank computes; the row of its token t. Where it is not sharded, the
+// batch itself, all rows, and t.
+const token_batch *token_shards_rows(const token_shards *s, const token_batch *batch);
+row_range token_shards_owned(const token_shards *s, int64_t n);
+int64_t token_shards_row(const token_shards *s, int64_t n, int64_t t);

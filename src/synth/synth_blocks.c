@@ -17,7 +17,7 @@
 #define NIBBLES(n) (0x1111111111111111u * (n))
 
 const double synth_loud_level =
-    2.29; // 7.5 of 3.28 levels, as the end of a Q4_K range; other types are set to it
+    2.29; // 7.5 of 3.28 levels, as the end of a Q4_K range; the other types use it too
 
 static const double quiet_level =
     1.0 / 16; // of the row's standard deviation; what 4 bits make of it is coarser

@@ -1,11 +1,11 @@
-// synth_model: which synthetic model is to be written, the mixes of types that there are, and a tensor of it.
+// synth_model: the description of a synthetic model, the known mixes of types, and a tensor.
 #pragma once
 #include "src/model/architecture.h"
 #include "src/synth/synth_blocks.h"
 
 typedef struct {
   const char *name;
-  uint32_t file_type;       // llama.cpp's number of the mix, for those who show it
+  uint32_t file_type;       // llama.cpp's number of the mix (general.file_type)
   weight_type most, better; // of most matrices, and of those that llama.cpp gives more bits
 } synth_mix;
 
@@ -31,6 +31,6 @@ typedef struct {
   synth_recipe recipe;
 } synth_tensor;
 
-// Norms and router are floats in every mix. A row that is no whole number of blocks takes a type of smaller
-// ones.
+// The weight type of a tensor. Norms and router are floats in every mix. A row that is not a whole number of
+// blocks takes a type of smaller blocks.
 weight_type synth_type(const synth_model *m, const tensor_row *row, int64_t layer);

@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 enum {
-  PIECE_BYTES = 1 << 20, // written at once: made and copied while it is in the cache of a core
-  ROUND_PIECES = 2048,   // after so many of all ranks, ranks agree: a full disk ends all of them soon
+  PIECE_BYTES = 1 << 20, // written at once: filled and copied while it is in a core's cache
+  ROUND_PIECES = 2048,   // of all ranks between two agreements, so that a full disk ends all of them soon
 };
 
 typedef struct { // rows of a tensor that are written as one
@@ -37,11 +37,11 @@ typedef struct {
 
 static status open_partial(writer *w, int flags) {
   w->fd = open(w->partial, O_WRONLY | O_CLOEXEC | flags, 0666);
-  if (w->fd < 0) return FAIL("%s: cannot be made: %s", w->partial, strerror(errno));
+  if (w->fd < 0) return FAIL("%s: cannot be created: %s", w->partial, strerror(errno));
   return 0;
 }
 
-// Room is asked for at once where the file system can, so that a full disk is known before the work.
+// Space is allocated at once where the file system can, so that a full disk shows before the work.
 static status size_partial(writer *w) {
   off_t bytes = (off_t)w->layout->file_bytes;
   int error;
@@ -68,7 +68,7 @@ static status write_at(const writer *w, const void *data, size_t bytes, uint64_t
   return 0;
 }
 
-// The name is needed at the end only, when all is written.
+// Checked before the work, though the name is needed only at its end.
 static status check_name(const char *path) {
   struct stat is;
   if (stat(path, &is) || S_ISREG(is.st_mode)) return 0;
@@ -95,7 +95,7 @@ static status sync_file(writer *w) {
 
 static status name_file(const writer *w) {
   if (comm_rank(w->c) != 0 || !rename(w->partial, w->path)) return 0;
-  return FAIL("%s: cannot be given its name: %s", w->path, strerror(errno));
+  return FAIL("%s: cannot be renamed from its temporary name: %s", w->path, strerror(errno));
 }
 
 // ---- pieces ----

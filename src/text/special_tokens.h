@@ -10,7 +10,7 @@
 typedef struct special_tokens special_tokens;
 
 status special_tokens_open(special_tokens **out,
-                           size_t bytes);     // room for tokens of so many bytes, below INT32_MAX
+                           size_t bytes);     // room for tokens of `bytes` in all, < INT32_MAX
 void special_tokens_close(special_tokens *s); // takes NULL
 void special_tokens_add(special_tokens *s, const char *text, size_t length, int32_t id);
 // The first special token from `from` on: its id, and where it stands. -1: none, and *start == length.

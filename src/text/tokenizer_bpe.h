@@ -13,7 +13,7 @@ typedef struct bpe_work bpe_work; // scratch of one thread
 
 enum { BPE_MAX_WORD = 1 << 30 }; // bytes: positions in a word are 32 bits
 
-typedef struct { // ids grow at the end
+typedef struct { // a growing array
   int32_t *id;
   size_t count, capacity;
 } id_list;

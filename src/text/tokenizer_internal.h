@@ -1,5 +1,5 @@
-// tokenizer_internal: what a tokenizer is made of; for tokenizer.c, and for fuzz targets that bring one of
-// the parts.
+// tokenizer_internal: the parts of a tokenizer; for tokenizer.c, and for fuzz targets that replace one of
+// them.
 #pragma once
 #include "src/text/tokenizer_text.h"
 #include "src/text/vocabulary.h"

@@ -1,6 +1,6 @@
-// PCRE2 finds the words, utf8proc has the decompositions. Both implement other
-// versions of Unicode than the tokenizer that models are trained with (Hugging Face `tokenizers` with Qwen2's
-// settings). What differs is listed here, and does not depend on the versions installed.
+// PCRE2 finds the words, utf8proc has the decompositions. Both implement other versions of Unicode than the
+// tokenizer that models are trained with (Hugging Face `tokenizers` with Qwen2's settings). The differences
+// are listed here, so results do not depend on the versions installed.
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "src/text/tokenizer_text.h"
 #include "base/memory.h"

@@ -1,4 +1,4 @@
-// tokenizer_text: what happens to UTF-8 text before it meets a vocabulary: check, NFC, split into words.
+// tokenizer_text: what happens to UTF-8 text before the vocabulary is used: check, NFC, split into words.
 //
 // Owns: the Unicode side of the "qwen2" tokenizer: which characters are letters, numbers and white space,
 // the normal form, the pre-tokenizer's pattern.

@@ -150,9 +150,9 @@ static status load_bytes(vocabulary *v, const loader *l) {
     size_t length = text.length;
     bool as_text = is_special(l, i) || !alphabet_bytes(v->bytes + n, &length, &l->bytes, text);
     if (as_text && !is_special(l, i) && !(l->type && l->type[i] == TOKEN_UNUSED))
-      return FAIL(
-          "%s: key \"%s\": token %zu, \"%s\", is no special token, yet not all of it is in the byte alphabet",
-          l->path, VOCABULARY_KEY_TOKENS, i, show(text).text);
+      return FAIL("%s: key \"%s\": token %zu, \"%s\", is not a special token, but not all of it is in the "
+                  "byte alphabet",
+                  l->path, VOCABULARY_KEY_TOKENS, i, show(text).text);
     if (as_text) memcpy(v->bytes + n, text.text, length = text.length);
     n += length;
     v->start[i + 1] = n;
@@ -183,7 +183,7 @@ static bool merges_may_use(const loader *l, int32_t id) {
 static status load_part(int32_t *id, const loader *l, size_t merge, gguf_string part) {
   *id = find_token(l, part);
   if (*id < 0)
-    return FAIL("%s: key \"%s\": merge %zu is \"%s\", but \"%s\" is no token", l->path, KEY_MERGES, merge,
+    return FAIL("%s: key \"%s\": merge %zu is \"%s\", but \"%s\" is not a token", l->path, KEY_MERGES, merge,
                 show(l->merge[merge]).text, show(part).text);
   if (!merges_may_use(l, *id))
     return FAIL("%s: key \"%s\": merge %zu is \"%s\", but \"%s\" is a special token beyond ASCII", l->path,

@@ -24,7 +24,6 @@ typedef struct {
   int64_t end[END_KEYS]; // -1: the file has no such key
 } vocabulary;
 
-status vocabulary_exists(bool *out, const gguf *g);
-status vocabulary_open(vocabulary *out,
-                       const gguf *g); // after an error too, vocabulary_close takes what is there
+status vocabulary_exists(bool *out, const gguf *g);     // false: the file has no tokenizer
+status vocabulary_open(vocabulary *out, const gguf *g); // after an error too, vocabulary_close releases it
 void vocabulary_close(vocabulary *v);

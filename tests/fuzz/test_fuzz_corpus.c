@@ -17,7 +17,7 @@
 #include "tests/fuzz/fuzz_config.c"
 #include "tests/fuzz/fuzz_gguf.c"
 #include "tests/fuzz/fuzz_model.c"
-#include "tests/fuzz/fuzz_plan.c"
+#include "tests/fuzz/fuzz_placement.c"
 #include "tests/fuzz/fuzz_report.c"
 #include "tests/fuzz/fuzz_text.c"
 #include "tests/fuzz/fuzz_tokenizer.c"
@@ -69,7 +69,7 @@ static void test_corpus(void **state) {
 int main(void) {
   static target targets[] = {
       {"blocks", target_blocks},       {"bpe", target_bpe},       {"config", target_config},
-      {"gguf", target_gguf},           {"model", target_model},   {"plan", target_plan},
+      {"gguf", target_gguf},           {"model", target_model},   {"placement", target_placement},
       {"report", target_report},       {"text", target_text},     {"toml", target_toml},
       {"tokenizer", target_tokenizer}, {"tokens", target_tokens}, {"vocabulary", target_vocabulary},
   };

@@ -167,6 +167,16 @@ class Law(unittest.TestCase):
                         self.assertEqual(found["ranks"], wanted("wide")[path])
 
     @two_gpus
+    def test_shared_ranks_on_both_backends(self):
+        """Token-sharded batches (TOKENS is enough for two ranks) whose tokens a GPU and a rank's cores compute."""
+        for path in ("q8k", "f32"):
+            for chunk in (512, 1):
+                with self.subTest(path=path, chunk=chunk):
+                    found = digests("wide", ["ranks"], 2, chunk=chunk, wants="nccl", ranks__arm=[f"{path}@cuda", f"{path}@cpu"],
+                                    ranks__shared_ranks=[0, 1])
+                    self.assertEqual(found["ranks"], wanted("wide")[path])
+
+    @two_gpus
     def test_ranks_that_own_gpus_and_compute_elsewhere(self):
         for chunk in (512, 1):
             found = digests("wide", ["q8k@cpu"], 2, chunk=chunk, transport="nccl", wants="nccl")

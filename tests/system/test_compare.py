@@ -118,9 +118,9 @@ class Compare(unittest.TestCase):
         os.mkfifo(pipe)
         empty = moe.fresh()
         os.mkdir(empty)
-        for other, words in ((cut, [cut, "no JSON"]), (lie, [lie, "arms[2].digest", "sum of its sequences"]),
+        for other, words in ((cut, [cut, "not JSON"]), (lie, [lie, "arms[2].digest", "sum of its sequences"]),
                              (pipe, [pipe, "regular file"]), (empty, ["report.json", "No such file"]),
-                             (MODEL, [MODEL, "no JSON"]), ("/dev/null", ["/dev/null", "regular file"])):
+                             (MODEL, [MODEL, "not JSON"]), ("/dev/null", ["/dev/null", "regular file"])):
             self.refused(self.base, other, words)
             self.refused(other, self.base, words)
         for line in (["compare"], ["compare", path], ["compare", path, path, path], ["--set", "run.seed=1", "compare"]):

@@ -26,7 +26,7 @@ static void check_plans(placement_kind kind, const int32_t *list, int n, int ran
       owner[e] = p.rank_of_expert[e];
       assert_int_equal(p.local[e].index, owner[e] == rank ? next++ : -1);
     }
-    assert_int_equal(p.n_own, next);
+    assert_int_equal(p.n_owned, next);
     assert_true(next > 0);
     owned[rank] = next;
     total += next;
@@ -84,7 +84,7 @@ static void balanced(const double *speed, int n, int ranks, const int64_t *wante
   for (int r = 0; r < ranks; r++)
     for (int64_t i = 0; i < wanted[r]; i++) assert_int_equal(p.rank_of_expert[next++], r);
   assert_int_equal(next, n);
-  assert_int_equal(p.n_own, wanted[ranks - 1]);
+  assert_int_equal(p.n_owned, wanted[ranks - 1]);
   placement_close(&p);
 }
 

@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include "src/config/config.h"
 #include "src/run/rank_roles.h"
 #include <string.h>
 

@@ -317,8 +317,8 @@ static const struct {
                         {MERGE, 1, "", "tokenizer.ggml.merges", "merge 1 "},
                         {MERGE, 1, " b", "tokenizer.ggml.merges", "merge 1 "},
                         {MERGE, 1, "b ", "tokenizer.ggml.merges", "merge 1 "},
-                        {MERGE, 1, "a zz", "tokenizer.ggml.merges", "\"zz\" is no token"},
-                        {MERGE, 1, "a z", "tokenizer.ggml.merges", "\"az\" is no token"},
+                        {MERGE, 1, "a zz", "tokenizer.ggml.merges", "\"zz\" is not a token"},
+                        {MERGE, 1, "a z", "tokenizer.ggml.merges", "\"az\" is not a token"},
                         {MERGE, 3, "b c", "tokenizer.ggml.merges", "merge 3 repeats merge 0"}};
 
 static void spoil(vocabulary *v, part what, int at, const char *text) {

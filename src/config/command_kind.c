@@ -1,4 +1,4 @@
-#include "src/config/command.h"
+#include "src/config/command_kind.h"
 #include <string.h>
 
 static const char *const NAMES[] = {

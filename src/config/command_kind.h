@@ -1,4 +1,4 @@
-// command: the commands by name. What each does and needs stands in the table of src/main.c.
+// command_kind: the commands by name. What each does and needs stands in the table of src/main.c.
 #pragma once
 #include <stdbool.h>
 
@@ -16,6 +16,6 @@ typedef enum {
 enum { COMMAND_COUNT = COMMAND_COMPARE + 1 };
 
 const char *command_name(command_kind kind);
-// It cuts its input into windows of run.context, whose digests cover the scored positions alone.
+// True: the command cuts its input into windows of run.context; its digests cover the scored positions alone.
 bool command_cuts_windows(command_kind kind);
 bool command_find(command_kind *out, const char *name); // false: there is none of that name

@@ -150,7 +150,7 @@ bool probe_find(probe_point *out, const char *name);          // false: no such 
 int64_t probe_width(probe_point point, const model_shape *s); // numbers in a row
 int probe_dims(int64_t out[2], probe_point point,
                const model_shape *s); // how these are arranged: 1 or 2 sizes
-// A number here is so many times llama.cpp's.
+// The numbers of this probe are llama.cpp's times this.
 double probe_factor(probe_point point, const model_shape *s);
 
 typedef struct {

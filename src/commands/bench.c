@@ -173,7 +173,7 @@ static status forward_counted(bench *b, arm *a, const token_batch *batch, uint64
   arm_watch_layers(a, true);
   status result = arm_embed(a, batch);
   for (int64_t layer = 0; layer < b->j->m->weights.shape.n_layers && !result; layer++) {
-    result = arm_layer(a, layer, batch);
+    result = arm_layer(a, layer);
     if (!result) *bytes += chosen_bytes(b, a, layer, batch);
   }
   arm_watch_layers(a, false);

@@ -177,7 +177,7 @@ static status logit_rows(parity *p, const token_batch *batch, int64_t first, int
 static status compute_batch(parity *p, const token_batch *batch) {
   for (size_t a = 0; a < p->n_arms; a++) TRY(arm_embed(p->arm[a], batch));
   for (int64_t layer = 0; layer < p->j->m->weights.shape.n_layers; layer++) {
-    for (size_t a = 0; a < p->n_arms; a++) TRY(arm_layer(p->arm[a], layer, batch));
+    for (size_t a = 0; a < p->n_arms; a++) TRY(arm_layer(p->arm[a], layer));
     if (job_is_reporting(p->j)) TRY(compare_layer(p, layer, batch));
   }
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS)

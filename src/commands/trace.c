@@ -108,7 +108,7 @@ static status trace_batch(trace *t, const token_batch *batch) {
   for (int64_t layer = 0; layer < t->j->m->weights.shape.n_layers; layer++) {
     uint32_t wanted = t->layers[layer] ? of_layer : 0;
     TRY(arm_probes_want(t->a, wanted));
-    TRY(arm_layer(t->a, layer, batch));
+    TRY(arm_layer(t->a, layer));
     TRY(take(t, wanted, layer, batch->n));
   }
   TRY(arm_probes_want(t->a, of_head));

@@ -201,9 +201,8 @@ static status digest_layer(arm *a, int64_t layer) {
                         sums + layer * a->params.n_sequences);
 }
 
-status arm_layer(arm *a, int64_t layer, const token_batch *batch) {
+status arm_layer(arm *a, int64_t layer) {
   double start = clock_seconds();
-  (void)batch; // that of arm_embed
   probe_rows_clear(&a->probes, points_of(a, PROBE_OF_LAYER));
   status result = forward_layer(&a->forward, layer);
   a->forward.imposed = ROUTING_NOTHING;
@@ -226,7 +225,7 @@ status arm_finish(arm *a) {
 static status run_steps(void *context, const token_batch *batch) {
   arm *a = (arm *)context;
   TRY(arm_embed(a, batch));
-  for (int64_t layer = 0; layer < a->n_layers; layer++) TRY(arm_layer(a, layer, batch));
+  for (int64_t layer = 0; layer < a->n_layers; layer++) TRY(arm_layer(a, layer));
   return 0;
 }
 

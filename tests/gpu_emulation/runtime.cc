@@ -383,7 +383,7 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEve
   return cudaSuccess;
 }
 
-// ---- recordings ----
+// ---- captured graphs ----
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   if (!stream || stream->capture) return note(cudaErrorInvalidValue);

@@ -152,7 +152,7 @@ static void run_batch(fixture *x, arm *e, const run *r, const token_batch *batch
   for (int64_t layer = 0; layer < x->s->n_layers; layer++) {
     if (keeps) good(arm_stream_read(e, stream_at(x, layer, first)));
     give_back(x, e, r, layer, first);
-    good(arm_layer(e, layer, batch));
+    good(arm_layer(e, layer));
     if (keeps) keep_routing(x, e, layer, first, batch->n);
   }
   for (int64_t i = 0; i < batch->n; i += LOGIT_ROWS)

@@ -71,7 +71,7 @@ static void what_is_wrong_is_refused(void **state) {
   (void)state;
   command_line l;
   refused(PARSE(&l, "train"),
-          "unknown command \"train\": expected one of parity, generate, perplexity, bench");
+          "unknown command \"train\": expected one of parity, generate, perplexity, trace, bench");
   refused(PARSE(&l, "bench", "inspect"), "unknown argument \"inspect\" (a model is named by");
   refused(PARSE(&l, "--sett", "a=1"), "unknown argument \"--sett\"; see --help");
   refused(PARSE(&l, "--config"), "--config: expected a value after it");

@@ -1,48 +1,9 @@
 #include "kernels/backend.h"
-#include "kernels/formats/numerics.h"
 #include "kernels/table.h"
-#include <string.h>
-
-// The tag's text is mixed into every digest: a new version of a path can never pass for the old one.
-static const path_info paths[PATH_COUNT] = {
-    {PATH_F64, "f64", 1, 0x6636340000000001u, 8},
-    {PATH_F32, "f32", 1, 0x6633320000000001u, 4},
-    {PATH_Q8K, "q8k", 1, 0x71386b0000000001u, 4},
-};
-
-const path_info *path_get(path_kind kind) {
-  return &paths[kind];
-}
-
-const path_info *path_find(const char *name, size_t length) {
-  for (int i = 0; i < PATH_COUNT; i++)
-    if (strlen(paths[i].name) == length && !memcmp(paths[i].name, name, length)) return &paths[i];
-  return NULL;
-}
 
 const backend_ops *const *backend_table(void) {
   static const backend_ops *const table[] = {BACKEND_TABLE_ROWS NULL};
   return table;
-}
-
-const char *backend_name(backend_kind kind) {
-  switch (kind) {
-  case BACKEND_CPU:
-    return "cpu";
-  case BACKEND_CUDA:
-    return "cuda";
-  }
-  __builtin_unreachable();
-}
-
-bool backend_needs_device(backend_kind kind) {
-  switch (kind) {
-  case BACKEND_CPU:
-    return false;
-  case BACKEND_CUDA:
-    return true;
-  }
-  __builtin_unreachable();
 }
 
 const backend_ops *backend_get(backend_kind kind) {
@@ -60,17 +21,4 @@ status arm_spec_get(arm_spec *out, path_kind path, backend_kind where) {
     return FAIL("arm \"%s@%s\": the backend %s does not compute the path %s", path_name, name, name,
                 path_name);
   return 0;
-}
-
-void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
-                size_t n) {
-  uint64_t row = num_digest_row(path->tag, layer, token), total = 0;
-  if (path->real_bytes == sizeof(double)) {
-    const double *x = (const double *)reals;
-    for (size_t i = 0; i < n; i++) total += num_digest_element(row, (int64_t)i, num_bits_f64(x[i]));
-  } else {
-    const float *x = (const float *)reals;
-    for (size_t i = 0; i < n; i++) total += num_digest_element(row, (int64_t)i, num_bits_f32(x[i]));
-  }
-  *sum += total;
 }

@@ -126,7 +126,7 @@ static status share_routing(model_reference *r) {
 status model_bisection_start(model_bisection *out, model_reference **kept, hybrid *h, job *j, arm *a, arm *b,
                              int64_t budget) {
   model_reference *r;
-  *out = (model_bisection){.budget = budget};
+  *out = (model_bisection){.n_layers = j->m->weights.shape.n_layers, .budget = budget};
   *kept = NULL;
   TRY(memory_take((void **)&r, 1, sizeof *r, "two arms' logits"));
   *r = (model_reference){.j = j, .s = &j->m->weights.shape, .n = j->n_tokens};
@@ -246,14 +246,34 @@ static int by_share(const void *a, const void *b) {
   return strcmp(x->name, y->name);
 }
 
+// The steps that change any bit of a, as one part: the others have nothing to do with the difference.
+static status add_changing_steps(search *s) {
+  unsigned steps = 0;
+  for (size_t i = 0; i < s->m->n_nodes; i++) {
+    const model_node *n = &s->m->node[i];
+    bool is_step = !(n->part.steps & (n->part.steps - 1));
+    if (is_step && !n->to_a.same_bits) steps |= n->part.steps;
+  }
+  model_part changing = whole_model(s->r->s, steps);
+  return steps ? add_node(s, &changing) : 0;
+}
+
+// The steps, all layers and all experts; what is halved from then on follows from them.
+static status search_first(search *s) {
+  model_part parts[PARTS_MOST], all = whole_model(s->r->s, STEPS_ALL),
+                                layers = whole_model(s->r->s, STEPS_OF_LAYER),
+                                experts = whole_model(s->r->s, STEPS_OF_EXPERTS);
+  int n = model_part_split(parts, &all, s->r->s);
+  for (int i = 0; i < n; i++) TRY(add_node(s, &parts[i]));
+  if (!s->m->budget_spent) TRY(add_changing_steps(s));
+  TRY(add_node(s, &layers));
+  return add_node(s, &experts);
+}
+
 status model_bisection_search(model_bisection *m, model_reference *kept, hybrid *h) {
   search s = {.m = m, .r = kept, .h = h};
-  model_part parts[PARTS_MOST], all = whole_model(kept->s, STEPS_ALL),
-                                layers = whole_model(kept->s, STEPS_OF_LAYER);
   if (m->a_b.same_bits) return 0;
-  int n = model_part_split(parts, &all, kept->s);
-  for (int i = 0; i < n; i++) TRY(add_node(&s, &parts[i]));
-  TRY(add_node(&s, &layers));
+  TRY(search_first(&s));
   size_t next = next_to_split(&s);
   for (; next < m->n_nodes && m->passes < m->budget; next = next_to_split(&s)) TRY(split(&s, next));
   m->budget_spent = m->budget_spent || next < m->n_nodes;

@@ -42,7 +42,7 @@ typedef struct {
   size_t n_nodes;
   model_setting setting[MODEL_SETTINGS_MOST];
   size_t n_settings;
-  int64_t passes, budget;
+  int64_t n_layers, passes, budget;
   bool budget_spent; // parts were left that might be split further
 } model_bisection;
 

@@ -7,31 +7,41 @@ static const double EXPLAINS = 0.9;
 
 enum { NAMED = 3 }; // parts that are named where none explains it alone
 
-// The smallest part that explains it: the first of a size, and so the one with the largest share.
-static const model_node *find_explaining(const model_bisection *m) {
+// Every step of every layer is the whole, and no part of it.
+static bool is_whole(const model_node *n, const model_bisection *m) {
+  return n->part.steps == STEPS_OF_LAYER && n->part.end_layer - n->part.first_layer == m->n_layers;
+}
+
+// The smallest part that explains it, to the bit or by its share: the first of a size, and so the one with
+// the largest share.
+static const model_node *find_explaining(const model_bisection *m, bool to_the_bit) {
   const model_node *best = NULL;
-  for (size_t i = 0; i < m->n_nodes; i++)
-    if (m->node[i].gone >= EXPLAINS && (!best || m->node[i].size < best->size)) best = &m->node[i];
+  for (size_t i = 0; i < m->n_nodes; i++) {
+    const model_node *n = &m->node[i];
+    bool explains = to_the_bit ? n->to_b.same_bits : n->gone >= EXPLAINS;
+    if (explains && !is_whole(n, m) && (!best || n->size < best->size)) best = n;
+  }
   return best;
 }
 
-static bool overlaps(const model_node *x, const model_node *y) {
-  const model_part *p = &x->part, *q = &y->part;
-  return p->steps & q->steps && p->first_layer < q->end_layer && q->first_layer < p->end_layer &&
-         p->first_expert < q->end_expert && q->first_expert < p->end_expert;
+static bool is_step(const model_node *n, const model_bisection *m) {
+  bool alone = !(n->part.steps & (n->part.steps - 1));
+  return alone && n->part.end_layer - n->part.first_layer == m->n_layers;
 }
 
-// The largest that do not overlap, of those that were not split: what they are made of says more.
-static void say_largest(FILE *f, const model_bisection *m) {
-  const model_node *said[NAMED];
+static bool is_layer(const model_node *n, const model_bisection *m) {
+  return n->part.steps == STEPS_OF_LAYER && n->part.end_layer - n->part.first_layer == 1 && !is_whole(n, m);
+}
+
+// Those with the largest shares of a kind.
+static void say_largest(FILE *f, const model_bisection *m, const char *by,
+                        bool (*is_kind)(const model_node *, const model_bisection *)) {
   int n = 0;
   for (size_t i = 0; i < m->n_nodes && n < NAMED; i++) {
     const model_node *x = &m->node[i];
-    bool taken = x->is_split || !(x->gone > 0);
-    for (int k = 0; k < n; k++) taken = taken || overlaps(x, said[k]);
-    if (taken) continue;
-    fprintf(f, "%s%s (%.1f %%)", n ? ", " : "", x->name, 100 * x->gone);
-    said[n++] = x;
+    if (!is_kind(x, m) || !(x->gone > 0)) continue;
+    fprintf(f, "%s%s (%.1f %%)", n ? ", " : by, x->name, 100 * x->gone);
+    n++;
   }
 }
 
@@ -45,22 +55,30 @@ static void say_settings(FILE *f, const model_bisection *m) {
     fprintf(f, "; of the settings the %s takes %.1f %% away", best->name, 100 * best->gone);
 }
 
+static void say_parts(FILE *f, const model_bisection *m) {
+  const model_node *exact = find_explaining(m, true), *most = find_explaining(m, false);
+  if (exact) fprintf(f, "a and b differ by %s: with it as in b, a's logits are b's to the bit", exact->name);
+  if (exact && most && most->size < exact->size)
+    fprintf(f, "; %s alone takes %.1f %% of the KL away", most->name, 100 * most->gone);
+  if (exact) return;
+  if (most)
+    fprintf(f, "a and b differ by %s: with it as in b, %.1f %% of the KL is gone", most->name,
+            100 * most->gone);
+  else
+    fputs("no part explains the difference of a and b alone", f);
+  say_largest(f, m, "; of the steps most goes with ", is_step);
+  say_largest(f, m, "; of the layers with ", is_layer);
+}
+
 void model_bisection_say(char *text, size_t size, const model_bisection *m) {
-  const model_node *best = find_explaining(m);
   text[0] = 0;
   FILE *f = fmemopen(text, size, "w");
   if (!f) return;
-  if (m->a_b.same_bits)
+  if (m->a_b.same_bits) {
     fputs("a and b have the same bits: there is nothing to bisect", f);
-  else if (best && best->to_b.same_bits)
-    fprintf(f, "a and b differ by %s: with it as in b, a's logits are b's to the bit", best->name);
-  else if (best)
-    fprintf(f, "a and b differ by %s: with it as in b, %.1f %% of the KL is gone", best->name,
-            100 * best->gone);
-  else {
-    fputs("a and b differ by no part alone; the largest are ", f);
-    say_largest(f, m);
+  } else {
+    say_parts(f, m);
+    say_settings(f, m);
   }
-  if (!m->a_b.same_bits) say_settings(f, m);
   fclose(f);
 }

@@ -63,6 +63,7 @@ static int halve(model_part *out, const model_part *p, bool by_layer) {
           middle = first + (end - first) / 2;
   for (int i = 0; i < 2; i++) {
     out[i] = *p;
+    out[i].steps &= STEPS_OF_LAYER; // embedding and head are parts of their own
     *(by_layer ? &out[i].first_layer : &out[i].first_expert) = i ? middle : first;
     *(by_layer ? &out[i].end_layer : &out[i].end_expert) = i ? end : middle;
   }
@@ -88,20 +89,26 @@ int model_part_split(model_part *out, const model_part *p, const model_shape *s)
   bool of_experts = !(p->steps & ~(unsigned)STEPS_OF_EXPERTS);
   if (p->steps == STEPS_ALL) return split_steps(out, p);
   if (!(p->steps & STEPS_OF_LAYER)) return 0;
-  if (p->end_layer - p->first_layer > 1) return halve(out, p, true);
-  if (of_experts && p->end_expert - p->first_expert > 1) return halve(out, p, false);
+  bool by_layer = p->end_layer - p->first_layer > 1;
+  bool by_expert = of_experts && p->end_expert - p->first_expert > 1;
+  if (by_layer && by_expert && p->steps == STEPS_OF_EXPERTS)
+    return halve(out, p, true) +
+           halve(out + 2, p, false); // both ways: an expert of every layer is a part too
+  if (by_layer) return halve(out, p, true);
+  if (by_expert) return halve(out, p, false);
   return p->steps & (p->steps - 1) && (of_experts || has_all_experts(p, s)) ? split_steps(out, p) : 0;
 }
 
 double model_part_size(const model_part *p, const model_shape *s) {
-  int shared = 0, of_experts = 0;
+  double share = (double)(p->end_expert - p->first_expert) / (double)s->n_experts, of_layer = 0, alone = 0;
   for (int i = 0; i < MODEL_STEPS; i++) {
-    bool has = p->steps >> i & 1, by_expert = STEPS_OF_EXPERTS >> i & 1;
-    bool of_layer = STEPS_OF_LAYER >> i & 1;
-    if (has && !of_layer) return 1 + (double)(s->n_layers * 8) * (p->steps == STEPS_ALL); // embedding or head
-    shared += has && !by_expert;
-    of_experts += has && by_expert;
+    if (!(p->steps >> i & 1)) continue;
+    if (STEPS_OF_EXPERTS >> i & 1)
+      of_layer += share;
+    else if (STEPS_OF_LAYER >> i & 1)
+      of_layer += 1;
+    else
+      alone += 1;
   }
-  double share = (double)(p->end_expert - p->first_expert) / (double)s->n_experts;
-  return (double)(p->end_layer - p->first_layer) * (shared + of_experts * share);
+  return alone + of_layer * (double)(p->end_layer - p->first_layer);
 }

@@ -1,6 +1,7 @@
 #include "base/whole_file.h"
 #include "src/report/bisect_report.h"
 #include "src/report/json_tree.h"
+#include "src/report/npy.h"
 #include <errno.h>
 #include <string.h>
 
@@ -184,8 +185,34 @@ status bisect_write_model(const char *dir, const bisect_model *m) {
   return write_tree(dir, root);
 }
 
+static status write_rows(const char *dir, const char *name, npy_type type, const void *rows, int64_t n,
+                         int64_t width) {
+  char file[64];
+  npy *f;
+  npy_row row = {type, 1, {width}};
+  status result;
+  snprintf(file, sizeof file, "%s.npy", name);
+  TRY(npy_open(&f, dir, file, &row));
+  TRY_DONE(result, npy_append(f, rows, (size_t)n));
+  TRY_DONE(result, npy_complete(f));
+  return npy_name(f);
+done:
+  npy_abandon(f);
+  return result;
+}
+
+static status write_outputs(const char *dir, const bisect_product *p) {
+  const matrix *w = &p->weights->weights;
+  TRY(write_rows(dir, "activations", NPY_F32, p->x, p->n, w->cols));
+  for (size_t i = 0; i < p->found->n_rows; i++)
+    if (p->found->out[i])
+      TRY(write_rows(dir, p->found->row[i].name, NPY_F64, p->found->out[i], p->n, w->rows));
+  return 0;
+}
+
 status bisect_write_product(const char *dir, const bisect_product *p) {
   bool bad = false;
+  TRY(write_outputs(dir, p));
   branch root = start(p->model, &bad);
   put_product(root, p);
   return write_tree(dir, root);

@@ -17,6 +17,7 @@ typedef struct {     // one product
   uint32_t seed;
   int64_t n, shown; // activations; which of them the matrix of pairs is of
   const product_bisection *found;
+  const float *x; // [n][cols] the activations
 } bisect_product;
 
 typedef struct {        // an arm of the whole model
@@ -37,5 +38,6 @@ void bisect_print_model(FILE *out, const bisect_model *m);
 status bisect_write_model(const char *dir, const bisect_model *m);
 
 void bisect_print_product(FILE *out, const bisect_product *p);
-// Writes DIR/bisect.json whole or not at all.
+// Writes DIR/activations.npy (float32 [n, cols]), DIR/<operation>.npy (float64 [n, rows]) of each that was
+// computed, and DIR/bisect.json last, which gets its name when it is whole.
 status bisect_write_product(const char *dir, const bisect_product *p);

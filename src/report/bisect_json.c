@@ -2,10 +2,12 @@
 #include "src/report/bisect_report.h"
 #include "src/report/json_tree.h"
 #include "src/report/npy.h"
+#include "src/report/report_file.h"
 #include <errno.h>
 #include <string.h>
 
 enum { SENTENCE = 1024 };
+static const char FILE_NAME[] = "bisect.json";
 
 static void put_operations(branch root, const product_bisection *f) {
   branch list = put_array(root, "operations");
@@ -89,7 +91,7 @@ static status write_tree(const char *dir, branch root) {
   whole_file file = {.f = NULL};
   status result;
   if (*root.bad || !root.node) TRY_DONE(result, FAIL("bisect.json: cannot allocate it"));
-  TRY_DONE(result, whole_file_open(&file, dir, "bisect.json"));
+  TRY_DONE(result, whole_file_open(&file, dir, FILE_NAME));
   if (json_dumpf(root.node, file.f, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) || fputc('\n', file.f) == EOF)
     TRY_DONE(result, FAIL("bisect.json: cannot be written: %s", strerror(errno)));
   TRY_DONE(result, whole_file_sync(&file));
@@ -212,6 +214,7 @@ static status write_outputs(const char *dir, const bisect_product *p) {
 
 status bisect_write_product(const char *dir, const bisect_product *p) {
   bool bad = false;
+  TRY(report_file_retract_name(dir, FILE_NAME)); // it never stands beside arrays of another run
   TRY(write_outputs(dir, p));
   branch root = start(p->model, &bad);
   put_product(root, p);

@@ -186,13 +186,27 @@ static handed outputs_of(model_step first, model_step last) {
   return out;
 }
 
+static bool owns(unsigned steps_of_b, model_step step, unsigned owner) {
+  return (steps_of_b >> step & 1) == owner;
+}
+
+// What an arm is given that computes the steps from `first` on. Where it has attended to another arm's keys
+// and values before, in the same layer, it gets these again: its cache must keep them for the batches to
+// come.
+static handed given_to(unsigned owner, model_step first, unsigned steps_of_b) {
+  handed given = inputs_of(first);
+  if (first > STEP_ATTENTION && owns(steps_of_b, STEP_ATTENTION, owner) && !owns(steps_of_b, STEP_QKV, owner))
+    given.points |= HEADS;
+  return given;
+}
+
 // Runs of neighbouring steps that one arm computes, one after the other; the arm computes the other steps of
 // the layer too, and nothing reads them.
 static status share_steps(hybrid *h, int64_t layer, unsigned steps_of_b) {
   for (int first = STEP_QKV, last; first <= STEP_DOWN; first = last + 1) {
     unsigned owner = steps_of_b >> first & 1;
-    for (last = first; last < STEP_DOWN && (steps_of_b >> (last + 1) & 1) == owner;) last++;
-    TRY(run_layer(h, owner ? h->b : h->a, layer, inputs_of((model_step)first),
+    for (last = first; last < STEP_DOWN && owns(steps_of_b, (model_step)(last + 1), owner);) last++;
+    TRY(run_layer(h, owner ? h->b : h->a, layer, given_to(owner, (model_step)first, steps_of_b),
                   outputs_of((model_step)first, (model_step)last)));
   }
   return 0;

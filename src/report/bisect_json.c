@@ -15,10 +15,12 @@ static void put_operations(branch root, const product_bisection *f) {
     branch o = put_object(list, NULL), axes;
     put_text(o, "name", f->row[i].name);
     put_text(o, "what", f->row[i].what);
-    axes = put_object(o, "axes");
-    for (int a = 0; a < PRODUCT_AXES; a++)
-      put_text(axes, product_axis_name((product_axis)a),
-               product_axis_value((product_axis)a, f->row[i].operation.at[a]));
+    axes = put_array(o, "axes");
+    for (int a = 0; a < PRODUCT_AXES; a++) {
+      branch axis = put_object(axes, NULL);
+      put_text(axis, "axis", product_axis_name((product_axis)a));
+      put_text(axis, "value", product_axis_value((product_axis)a, f->row[i].operation.at[a]));
+    }
     put(o, "absent", f->absent[i] ? json_string(f->absent[i]) : json_null());
     put(o, "class", f->absent[i] ? json_null() : json_integer(f->cls[i] + 1));
   }

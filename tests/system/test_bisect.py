@@ -368,9 +368,9 @@ class Whole(unittest.TestCase):
 
     @unittest.skipUnless(os.access(PLANTED, os.X_OK), "moe_run_planted is not built")
     def test_kernels(self):
-        for row, part in (("slot_order", "down of all layers"), ("swiglu_exp", "gate and up of all layers"),
+        for row, part in (("slot_order", "down of all layers"), ("swiglu_exp", "SwiGLU of all layers"),
                           ("rope_pairs", "q, k, v of all layers"), ("f16_cache", "attention of all layers"),
-                          ("exp_last_bit", "attention, router, gate and up of all layers")):
+                          ("exp_last_bit", "attention, router, SwiGLU of all layers")):
             with self.subTest(row=row):
                 self.named(part, ["one setting, the ISA row"], program=PLANTED, run__rows="portable",
                            bisect__rows_b="planted_" + row, bisect__budget=16)

@@ -397,6 +397,9 @@ class Whole(unittest.TestCase):
         self.assertTrue(one.whole["budget_spent"])
         for name in ("embedding", "router of all layers"):  # f32 on both
             self.assertTrue(one.part(name)["to_a"]["same_bits"], name)
+        product = bisect(input__tokens=TOKENS, run__arms=["f32@cpu"], bisect__tensor=one.whole["tensor"],
+                         bisect__activations=one.whole["activations"])
+        self.assertEqual(product.separating("q8k@cpu"), {"activation rounding"})  # so that is why the two arms differ
         whole = one.part("all layers")
         self.assertTrue(whole["gone"] > 0.5 and not whole["to_b"]["same_bits"], whole)  # the head is no layer's
 

@@ -412,6 +412,13 @@ class Whole(unittest.TestCase):
         whole = one.part("all layers")
         self.assertTrue(whole["gone"] > 0.5 and not whole["to_b"]["same_bits"], whole)  # the head is no layer's
 
+    def test_token_shards(self):
+        """Each rank computes a share of a large batch; what is handed over still reaches every rank."""
+        tokens = np.random.default_rng(SEED).integers(0, SHAPE["vocab"], 200).tolist()
+        sets = {"model__path": self.path, "input__tokens": tokens, "bisect__a": "q8k@cpu", "bisect__b": "f32@cpu",
+                "bisect__budget": 14}
+        self.assertEqual(bisect(**sets).json, bisect(3, **sets).json)
+
     def test_mixed_ranks(self):
         """Experts of rank 1 on another path: the part is those experts, whichever rank computes the rest."""
         found = bisect(2, model__path=self.path, input__tokens=TOKENS, ranks__arm=["q8k@cpu", "f32@cpu"],

@@ -7,7 +7,7 @@ typedef struct { // all that is set of one of the two
   arm_choice choice;
   model *m;
   kv_type kv;
-  const char *row;
+  char *row; // of the configuration
 } side;
 
 typedef struct {
@@ -91,7 +91,7 @@ static status open_side(job *room, config *cfg, const job *j, const side *s, arm
   *room = *j;
   *cfg = *j->cfg;
   cfg->run.kv = s->kv;
-  cfg->run.rows = (char *)(uintptr_t)s->row;
+  cfg->run.rows = s->row;
   room->cfg = cfg;
   room->m = s->m;
   return job_open_arm(room, &s->choice, out);

@@ -2,7 +2,7 @@
 #pragma once
 
 static const char GOOD_REPORT[] =
-    "{\"schema\": 3, \"command\": \"parity\", \"model\": {\"name\": \"m\", \"fingerprint\": "
+    "{\"schema\": 4, \"command\": \"parity\", \"model\": {\"name\": \"m\", \"fingerprint\": "
     "\"00000000000000aa\","
     " \"n_layers\": 2}, \"machine\": {\"cpu\": \"c\", \"hosts\": 1}, \"build\": {\"version\": \"0.1.0\", "
     "\"row\":"

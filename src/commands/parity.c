@@ -81,9 +81,9 @@ static status open_accounts(parity *p) {
 static status open_reporting(parity *p) {
   TRY(open_logits(p));
   TRY(open_accounts(p));
-  return p->r.has_routes ? route_files_open(&p->routes, p->arm, p->n_arms, &p->j->m->weights.shape,
-                                            p->j->n_tokens)
-                         : 0;
+  return p->r.has_routes
+             ? route_files_open(&p->routes, p->arm, p->n_arms, &p->j->m->weights.shape, p->j->n_tokens)
+             : 0;
 }
 
 static status open_imposed(parity *p) {
@@ -166,7 +166,8 @@ static void keep_token(run *u, const token_batch *batch, int64_t t, int64_t at) 
   }
 }
 
-static status see_logits(void *context, const token_batch *batch, int64_t first, int64_t from, int64_t count) {
+static status see_logits(void *context, const token_batch *batch, int64_t first, int64_t from,
+                         int64_t count) {
   run *u = context;
   parity *p = u->p;
   keep_last(p, batch, from, count);
@@ -261,7 +262,8 @@ status parity_run(job *j) {
   TRY_DONE(result, run_mode(&p, MODE_FREE, p.r.pairs));
   for (size_t a = 0; a < p.n_arms; a++) TRY_DONE(result, finish_arm(&p, a));
   TRY_DONE(result, run_other_modes(&p));
-  TRY_DONE(result, job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "the files of the comparison"));
+  TRY_DONE(result,
+           job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "the files of the comparison"));
   result = job_report_finish(j, &p.r);
 done:
   parity_close(&p);

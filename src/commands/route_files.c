@@ -45,8 +45,8 @@ void route_files_keep(route_files *f, arm *const *arms, int64_t layer, int64_t f
 }
 
 // "HEAD.ARM.npy", or "HEAD.npy" where `of` is NULL.
-static status write_array(const route_files *f, const char *dir, const char *head, const char *of, npy_type type,
-                          const void *numbers) {
+static status write_array(const route_files *f, const char *dir, const char *head, const char *of,
+                          npy_type type, const void *numbers) {
   char name[64];
   npy *file;
   npy_row row = {type, 2, {f->n_tokens, f->top_k}};

@@ -1,8 +1,8 @@
 // route_files: the experts and weights that each arm chose, kept until the end of a run and then written.
 //
-// Files: routes.<arm>.npy (int32 [n_layers][n_token][top_k], slot order), route_weights.<arm>.npy (float64 for
-// f64, else float32, of the same shape), and routes.npy, route_weights.npy: the same of the reference arm.
-// Local: only the reporting rank has them. Memory: 12 bytes for each layer, token and slot of each arm.
+// Files: routes.<arm>.npy (int32 [n_layers][n_token][top_k], slot order), route_weights.<arm>.npy (float64
+// for f64, else float32, of the same shape), and routes.npy, route_weights.npy: the same of the reference
+// arm. Local: only the reporting rank has them. Memory: 12 bytes for each layer, token and slot of each arm.
 #pragma once
 #include "src/config/config_types.h"
 #include "src/run/arm.h"

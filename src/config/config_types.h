@@ -28,9 +28,9 @@ typedef struct {
 
 enum { BOUND_ANY = -1 };
 
-typedef struct {   // of rel_l2 at a probe
-  int point;       // a probe_point, or BOUND_ANY
-  int64_t layer;   // or BOUND_ANY
+typedef struct { // of rel_l2 at a probe
+  int point;     // a probe_point, or BOUND_ANY
+  int64_t layer; // or BOUND_ANY
   double bound;
 } config_bound;
 

@@ -31,8 +31,7 @@ static status open_samples(pair_figures *f) {
   TRY(TAKE(&f->experts, f->n_pairs, "the comparisons"));
   for (size_t i = 0; i < f->n_pairs; i++) {
     TRY(pair_samples_open(&f->samples[i], s->n_layers, n));
-    if (is_per_slot(f))
-      TRY(expert_samples_open(&f->experts[i], s->n_layers, s->n_experts, s->top_k, width));
+    if (is_per_slot(f)) TRY(expert_samples_open(&f->experts[i], s->n_layers, s->n_experts, s->top_k, width));
     for (size_t p = 0; p < f->n_probes; p++)
       TRY(probe_samples_open(&f->probes[i * f->n_probes + p], s->n_layers, n));
   }
@@ -142,13 +141,12 @@ static void account_rows(pair_figures *f, int64_t step, const token_batch *batch
   bool is_last = step == s->n_layers;
   for (size_t i = 0; i < f->n_pairs && f->accounts; i++)
     for (int64_t t = 0; t < batch->n; t++) {
-      const double *a = f->stream[f->pair[i].a] + t * s->hidden,
-                   *b = f->stream[f->pair[i].b] + t * s->hidden;
+      const double *a = f->stream[f->pair[i].a] + t * s->hidden, *b = f->stream[f->pair[i].b] + t * s->hidden;
       if (f->mode == MODE_TEACHER)
         account_samples_local(&f->accounts[i], step, first + t, t, a, b);
       else if (is_last)
-        account_samples_run(&f->accounts[i], f->mode == MODE_FORCED ? ACCOUNT_FORCED : ACCOUNT_FREE, first + t,
-                            a, b, f->stream[f->reference] + t * s->hidden);
+        account_samples_run(&f->accounts[i], f->mode == MODE_FORCED ? ACCOUNT_FORCED : ACCOUNT_FREE,
+                            first + t, a, b, f->stream[f->reference] + t * s->hidden);
     }
 }
 
@@ -193,13 +191,14 @@ static int64_t target_of(const job *j, int64_t sequence, int64_t position) {
   return position + 1 < s->n ? s->tokens[position + 1] : -1;
 }
 
-static void compare_logit_row(pair_figures *f, const token_batch *batch, int64_t first, int64_t t, int64_t i) {
+static void compare_logit_row(pair_figures *f, const token_batch *batch, int64_t first, int64_t t,
+                              int64_t i) {
   int64_t vocabulary = f->j->m->weights.shape.vocabulary;
   int64_t target = target_of(f->j, batch->sequence[t], batch->position[t]);
   for (size_t a = 0; a < f->n_arms; a++) arm_logits(f->arms[a], i, f->logits[a]);
   for (size_t n = 0; n < f->n_pairs; n++)
-    pair_samples_logits(&f->samples[n], first + t, f->logits[f->pair[n].a], f->logits[f->pair[n].b], vocabulary,
-                        target);
+    pair_samples_logits(&f->samples[n], first + t, f->logits[f->pair[n].a], f->logits[f->pair[n].b],
+                        vocabulary, target);
   for (size_t a = 0; a < f->n_arms && target >= 0; a++) {
     logit_metrics m;
     metrics_logits(&m, f->logits[a], f->logits[a], (size_t)vocabulary, target);
@@ -256,7 +255,8 @@ static double bound_of(const bound_list *bounds, probe_point point, int64_t laye
   int best = -1;
   for (size_t i = 0; i < bounds->count; i++) {
     const config_bound *b = &bounds->bound[i];
-    bool fits = (b->point == BOUND_ANY || b->point == (int)point) && (b->layer == BOUND_ANY || b->layer == layer);
+    bool fits =
+        (b->point == BOUND_ANY || b->point == (int)point) && (b->layer == BOUND_ANY || b->layer == layer);
     int fit = (b->point != BOUND_ANY) + (b->layer != BOUND_ANY);
     if (fits && fit > best) {
       best = fit;

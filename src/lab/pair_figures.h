@@ -14,19 +14,19 @@ typedef struct {
   arm *const *arms;
   size_t n_arms, n_pairs, n_probes, reference;
   parity_mode mode;
-  bool imposes; // some routing is imposed: then flips are those of the arm's own choice
-  const pair_statistics *pair; // [n_pairs] a and b alone are read
+  bool imposes;                   // some routing is imposed: then flips are those of the arm's own choice
+  const pair_statistics *pair;    // [n_pairs] a and b alone are read
   probe_point probe[PROBE_COUNT]; // the n_probes wanted
   uint32_t wanted;                // bits of what is watched
   // on the reporting rank:
-  double *stream[CONFIG_MAX_ARMS];         // [max_batch][hidden]
-  expert_global *chosen[CONFIG_MAX_ARMS];  // [max_batch][top_k], by the arm itself
-  double *logits[CONFIG_MAX_ARMS];         // [vocabulary]
-  double *nll;                             // [n_arms] sums over positions with a next token
-  pair_samples *samples;                   // [n_pairs]
-  probe_samples *probes;                   // [n_pairs][n_probes]
-  expert_samples *experts;                 // [n_pairs], where a probe is per slot
-  account_samples *accounts;               // [n_pairs], kept over the modes; NULL: no account
+  double *stream[CONFIG_MAX_ARMS];        // [max_batch][hidden]
+  expert_global *chosen[CONFIG_MAX_ARMS]; // [max_batch][top_k], by the arm itself
+  double *logits[CONFIG_MAX_ARMS];        // [vocabulary]
+  double *nll;                            // [n_arms] sums over positions with a next token
+  pair_samples *samples;                  // [n_pairs]
+  probe_samples *probes;                  // [n_pairs][n_probes]
+  expert_samples *experts;                // [n_pairs], where a probe is per slot
+  account_samples *accounts;              // [n_pairs], kept over the modes; NULL: no account
 } pair_figures;
 
 // Collective. pair[n_pairs], arms and accounts are kept by reference; probes: bits of probes of a layer.

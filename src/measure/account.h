@@ -9,15 +9,15 @@
 #include <stdbool.h>
 
 typedef enum {
-  ACCOUNT_ADDS_UP,      // no part is below 0: the parts are shares of the whole
-  ACCOUNT_NEGATIVE,     // one is, by more than two standard errors: parts cancel, and none is a share
-  ACCOUNT_NOTHING,      // the arms do not differ: there is nothing to share out
-  ACCOUNT_NOT_FINITE,   // a NaN or infinity was seen
+  ACCOUNT_ADDS_UP,    // no part is below 0: the parts are shares of the whole
+  ACCOUNT_NEGATIVE,   // one is, by more than two standard errors: parts cancel, and none is a share
+  ACCOUNT_NOTHING,    // the arms do not differ: there is nothing to share out
+  ACCOUNT_NOT_FINITE, // a NaN or infinity was seen
 } account_verdict;
 
 const char *account_verdict_name(account_verdict v); // "adds up"
 
-typedef struct { // of one layer, mean over positions
+typedef struct {    // of one layer, mean over positions
   estimate local;   // the energy of its local error alone
   double increment; // by how much the energy of the carried sum grows when its error is added
 } account_layer;
@@ -39,11 +39,11 @@ typedef enum { ACCOUNT_FREE, ACCOUNT_FORCED } account_run;
 
 typedef struct {
   int64_t n_layers, n_positions, width;
-  double *truth;    // [n_positions] ||truth||^2 after the last layer
-  double *run[2];   // by account_run: [n_positions] ||a - b||^2 after the last layer
-  double *local;    // [n_layers + 1][n_positions] ||error||^2 of the embedding and of each layer
-  double *carried;  // [n_layers + 1][n_positions] ||sum of the errors up to here||^2
-  double *sum;      // [max_batch][width] that sum, of the batch at hand
+  double *truth;   // [n_positions] ||truth||^2 after the last layer
+  double *run[2];  // by account_run: [n_positions] ||a - b||^2 after the last layer
+  double *local;   // [n_layers + 1][n_positions] ||error||^2 of the embedding and of each layer
+  double *carried; // [n_layers + 1][n_positions] ||sum of the errors up to here||^2
+  double *sum;     // [max_batch][width] that sum, of the batch at hand
 } account_samples;
 
 // width: of the residual stream. max_batch: positions in the largest batch.

@@ -47,7 +47,8 @@ status probe_samples_reduce(const probe_samples *s, int64_t layer, probe_statist
   TRY_DONE(result, TAKE(&values, (size_t)n, "a probe's spread"));
   TRY_DONE(result, TAKE(&position, (size_t)n, "a probe's spread"));
   TRY_DONE(result, reduce(&out->rel_l2, p, n, offsetof(probe_sample, rel_l2), values, position));
-  TRY_DONE(result, reduce(&out->one_minus_cos, p, n, offsetof(probe_sample, one_minus_cos), values, position));
+  TRY_DONE(result,
+           reduce(&out->one_minus_cos, p, n, offsetof(probe_sample, one_minus_cos), values, position));
   result = reduce(&out->max_abs, p, n, offsetof(probe_sample, max_abs), values, position);
 done:
   free(values);

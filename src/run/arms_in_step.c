@@ -7,9 +7,9 @@
 typedef struct {
   const arms_in_step *s;
   int64_t hidden, top_k, n_layers;
-  double *stream; // [max_batch][hidden] of the reference; MODE_TEACHER
-  routing given;  // [max_batch][top_k] experts of the reference; MODE_FORCED
-  int64_t first;  // the batch's first token
+  double *stream;       // [max_batch][hidden] of the reference; MODE_TEACHER
+  expert_global *given; // [max_batch][top_k] of the reference; MODE_FORCED
+  int64_t first;        // the batch's first token
 } pass;
 
 size_t arms_reference(const arm_list *arms) {
@@ -23,13 +23,13 @@ static status pass_open(pass *p, const arms_in_step *s) {
   size_t n = (size_t)s->j->max_batch;
   *p = (pass){.s = s, .hidden = shape->hidden, .top_k = shape->top_k, .n_layers = shape->n_layers};
   if (s->mode == MODE_TEACHER) TRY(TAKE(&p->stream, n * (size_t)p->hidden, "the truth's stream"));
-  if (s->mode == MODE_FORCED) TRY(TAKE(&p->given.expert, n * (size_t)p->top_k, "the truth's routing"));
+  if (s->mode == MODE_FORCED) TRY(TAKE(&p->given, n * (size_t)p->top_k, "the truth's routing"));
   return 0;
 }
 
 static void pass_close(pass *p) {
   free(p->stream);
-  free(p->given.expert);
+  free(p->given);
 }
 
 // ---- what the reference has, on every rank ----
@@ -44,10 +44,10 @@ static status take_stream(pass *p, const token_batch *batch) {
 
 static status take_routing(pass *p, const token_batch *batch) {
   arm *reference = p->s->arms[p->s->reference];
-  size_t row = (size_t)p->top_k * sizeof *p->given.expert;
+  size_t row = (size_t)p->top_k * sizeof *p->given;
   for (int64_t t = 0; t < batch->n && arm_computes_shared(reference); t++)
-    memcpy(p->given.expert + t * p->top_k, arm_experts(reference, t), row);
-  return arm_broadcast(reference, p->given.expert, (size_t)batch->n * row, "the truth's routing");
+    memcpy(p->given + t * p->top_k, arm_experts(reference, t), row);
+  return arm_broadcast(reference, p->given, (size_t)batch->n * row, "the truth's routing");
 }
 
 // ---- a batch ----
@@ -61,12 +61,9 @@ static status impose_stream(pass *p, const token_batch *batch) {
 }
 
 static status impose_routing(pass *p, size_t a, int64_t layer) {
-  if (p->s->imposed) {
-    routing in = {.expert = routes_at(p->s->imposed, layer, p->first)};
-    return arm_impose_routing(p->s->arms[a], ROUTING_EXPERTS, &in);
-  }
+  if (p->s->imposed) return arm_impose_choice(p->s->arms[a], routes_at(p->s->imposed, layer, p->first));
   if (p->s->mode != MODE_FORCED || a == p->s->reference) return 0;
-  return arm_impose_routing(p->s->arms[a], ROUTING_EXPERTS, &p->given);
+  return arm_impose_choice(p->s->arms[a], p->given);
 }
 
 // The reference first: the others may need its routing.

@@ -2,11 +2,12 @@
 // three modes.
 //
 //   MODE_FREE     each arm goes its own way
-//   MODE_TEACHER  the embedding's output, and every layer's input, is replaced by the reference arm's residual
+//   MODE_TEACHER  the embedding's output, and every layer's input, is replaced by the reference arm's
+//   residual
 //                 stream, rounded to the arm's reals; so is the head's. What an arm keeps of it, its keys and
 //                 values, it has computed itself from that stream, so they too carry local error only
-//   MODE_FORCED   each layer takes the experts that the reference arm chose in this layer for this token. An
-//                 arm keeps its own weights: slot k that of its own k-th choice
+//   MODE_FORCED   each layer takes the experts that the reference arm chose in this layer for this token
+//                 (arm_impose_choice): where the arm chooses the same ones, nothing changes
 //
 // Independent of: what is measured; an observer sees every step.
 // Invariant: what an observer sees depends on model, tokens, arms and mode alone: not on ranks, token shards

@@ -30,9 +30,10 @@ static status read_type(npy_view *v, const char *header) {
   const char *type = value_of(header, "'descr'"), *order = value_of(header, "'fortran_order'");
   if (!type || !order) return FAIL("%s: expected NumPy's header with descr and fortran_order", v->path);
   v->id_bytes = !strncmp(type, "'<i4'", 5) ? 4 : !strncmp(type, "'<i8'", 5) ? 8 : 0;
-  if (!v->id_bytes)
-    return FAIL("%s: expected int32 or int64 ('<i4', '<i8'), found %.12s", v->path, type);
-  return strncmp(order, "False", 5) ? FAIL("%s: expected rows in C order, found fortran_order %.5s", v->path, order) : 0;
+  if (!v->id_bytes) return FAIL("%s: expected int32 or int64 ('<i4', '<i8'), found %.12s", v->path, type);
+  return strncmp(order, "False", 5)
+             ? FAIL("%s: expected rows in C order, found fortran_order %.5s", v->path, order)
+             : 0;
 }
 
 static status read_sizes(npy_view *v, const char *header) {
@@ -75,8 +76,8 @@ static status check_shape(const npy_view *v, const routes *r) {
   static const char *const NAMES[DIMS] = {"layers", "tokens", "experts to a token"};
   for (int d = 0; d < DIMS; d++)
     if (v->size[d] != expected[d])
-      return FAIL("%s: expected [%" PRId64 ", %" PRId64 ", %" PRId64 "] (layers, tokens, top-k), found %" PRId64
-                  " %s",
+      return FAIL("%s: expected [%" PRId64 ", %" PRId64 ", %" PRId64
+                  "] (layers, tokens, top-k), found %" PRId64 " %s",
                   v->path, expected[0], expected[1], expected[2], v->size[d], NAMES[d]);
   size_t n = (size_t)(expected[0] * expected[1] * expected[2]);
   if (v->data_bytes != n * v->id_bytes)
@@ -106,8 +107,9 @@ static status take_token(routes *r, const npy_view *v, int64_t layer, int64_t to
                   v->path, layer, token, k, n_experts - 1, id);
     for (int64_t i = 0; i < k; i++)
       if (r->expert[at + (size_t)i].id == id)
-        return FAIL("%s[%" PRId64 ", %" PRId64 ", %" PRId64 "]: expected each expert once in a token, found %" PRId64
-                    " as in [%" PRId64 ", %" PRId64 ", %" PRId64 "]",
+        return FAIL("%s[%" PRId64 ", %" PRId64 ", %" PRId64
+                    "]: expected each expert once in a token, found %" PRId64 " as in [%" PRId64 ", %" PRId64
+                    ", %" PRId64 "]",
                     v->path, layer, token, k, id, layer, token, i);
     r->expert[at + (size_t)k].id = (int32_t)id;
     r->hash = num_mix64(r->hash + (uint64_t)id);

@@ -1,8 +1,8 @@
 // routes: the experts that a run chose, as a file that another run takes.
 //
 // Owns: the check of such a file: its type, shape, the range of every id, and no expert twice in a token.
-// Independent of: who wrote it. The format is NumPy's, int32 (or int64) [n_layers][n_token][top_k], in slot
-// order; a program that has no slot order may write any.
+// Independent of: who wrote it. The format is NumPy's, int32 or int64 [n_layers][n_token][top_k]; the order
+// in a token does not matter (arm_impose_choice).
 #pragma once
 #include "kernels/backend.h"
 

@@ -1,5 +1,4 @@
-// report: what a run found, and the one place that prints it: console, report.json, layers.csv, tokens.csv,
-// .npy.
+// report: what a run found, and the one place that prints it: console, report.json, CSV, .npy.
 //
 // Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
 // get their names when they are whole and synced; an old report.json goes first, the new one comes last.
@@ -132,5 +131,6 @@ void report_print_line(FILE *out, const char *text, size_t room, bool tail);
 // In place: control characters become '?'.
 void report_make_plain(char *text);
 void report_print(const report *r, FILE *out); // the tables, then the generated texts
-// Writes report.json, layers.csv and tokens.csv; removes logits.<arm>.npy of an earlier run.
+// Writes report.json, layers.csv, tokens.csv and, where there are some, modes.csv and experts.csv; removes
+// what else an earlier run left (report_file.h).
 status report_write(const report *r, const char *dir);

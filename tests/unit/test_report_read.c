@@ -127,6 +127,8 @@ static void test_values_that_lie(void **state) {
       {"schema", "4.0", "schema: expected an integer, found a real"},
       {"command", "\"tell\"", "command: expected a command of moe_run, found \"tell\""},
       {"run.skip", NULL, "run.skip: expected an integer, found no such key"},
+      {"run.routes", NULL, "run.routes: expected a string, found no such key"},
+      {"run.routes", "\"\"", "run.routes: expected 16 hexadecimal digits"},
       {"run.skip", "-1", "run.skip: expected 0 to"},
       {"run.skip", "\"\"", "run.skip: expected an integer, found a string"},
       {"arms.1.name", "\"f64@auto\"", "arms[1].name: expected path@backend"},

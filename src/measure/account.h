@@ -28,11 +28,14 @@ typedef struct {
   estimate total;        // the free run's difference after the last layer
   estimate forced;       // that of the run with the truth's routing
   estimate embedding;    // local error of the embedding alone
-  estimate local;        // the sum of the embedding's and the layers' energies, each alone
-  estimate interference; // energy of the sum of all local errors, carried by the stream alone, minus `local`
+  estimate local;        // the sum of the embedding's and the layers' energies, each alone, without flips
+  estimate interference; // energy of the sum of these errors, carried by the stream alone, minus `local`
   estimate compounding;  // forced minus the energy of that sum: how later layers answer
   estimate flips;        // total minus forced
-  account_layer *layers; // [n_layers]; the caller's
+  estimate local_flips;  // energies of the local errors in which the arms chose other experts, each alone;
+                        // they are in none of the four parts above but by what they cause: flips
+  int64_t flipped_points; // how many of these layers x positions there are
+  account_layer *layers;  // [n_layers]; the caller's
 } account;
 
 typedef enum { ACCOUNT_FREE, ACCOUNT_FORCED } account_run;
@@ -56,9 +59,10 @@ void account_samples_close(account_samples *s); // takes NULL
 void account_samples_run(account_samples *s, account_run run, int64_t position, const double *a,
                          const double *b, const double *truth);
 // In the run in which each step starts from the truth's stream: after the embedding (step 0), then after
-// each layer l (step l + 1), in ascending order.
+// each layer l (step l + 1), in ascending order. flips: the two chose other experts, so the error is no
+// rounding.
 void account_samples_local(account_samples *s, int64_t step, int64_t position, int64_t row, const double *a,
-                           const double *b);
+                           const double *b, bool flips);
 
 // Fills all of *out but a, b and its layers array.
 status account_samples_reduce(const account_samples *s, account *out);

@@ -15,7 +15,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 # Files of a folder match the first pattern of their own; each project header that they include must match the second.
-# base <- kernels <- dist <- model, text, config, measure <- run <- report <- commands <- main; synth knows model and dist; and what src/ sees of
+# base <- kernels <- dist <- model, text, config, measure <- run <- lab <- report <- commands <- main; synth knows model and dist; and what src/ sees of
 # kernels/ is its interface and the formats.
 SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half)\.h"
 ARROWS = [
@@ -28,8 +28,9 @@ ARROWS = [
     (r"src/measure/", rf"{SEEN}|src/measure/"),
     (r"src/synth/", rf"{SEEN}|dist/comm\.h|src/(model|synth)/"),
     (r"src/run/", rf"{SEEN}|dist/|src/(config|model|text|run)/"),
-    (r"src/report/job_report\.c", rf"{SEEN}|dist/|src/(config|model|text|measure|run|report)/|build_info\.h"),
-    (r"src/report/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|report)/"),
+    (r"src/lab/", rf"{SEEN}|dist/|src/(config|model|measure|run|lab)/"),
+    (r"src/report/job_report\.c", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/|build_info\.h"),
+    (r"src/report/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/"),
     (r"src/commands/command\.c", rf"{SEEN}|dist/|src/|build_info\.h"),
     (r"src/commands/", rf"{SEEN}|dist/|src/"),
     (r"kernels/formats/", r"base/|kernels/formats/"),
@@ -95,6 +96,8 @@ PLANTED = [
     ("src/measure/metrics.c", '#include "src/report/report.h"', "src/report/report.h"),
     ("src/measure/pair_statistics.c", '#include "src/report/report.h"', "src/report/report.h"),
     ("src/run/job.c", '#include "src/report/report.h"', "src/report/report.h"),
+    ("src/run/job.c", '#include "src/lab/product_operations.h"', "src/lab/product_operations.h"),
+    ("src/lab/product_case.c", '#include "src/report/report.h"', "src/report/report.h"),
     ("src/report/report_json.c", '#include "src/commands/parity.h"', "src/commands/parity.h"),
     ("src/model/model.c", '#include "src/text/tokenizer.h"', "src/text/tokenizer.h"),
     ("src/config/config.c", '#include "src/run/job.h"', "src/run/job.h"),

@@ -1,0 +1,116 @@
+#include "base/whole_file.h"
+#include "src/report/bisect_report.h"
+#include "src/report/json_tree.h"
+#include <errno.h>
+#include <string.h>
+
+enum { SENTENCE = 1024 };
+
+static void put_operations(branch root, const product_bisection *f) {
+  branch list = put_array(root, "operations");
+  for (size_t i = 0; i < f->n_rows; i++) {
+    branch o = put_object(list, NULL), axes;
+    put_text(o, "name", f->row[i].name);
+    put_text(o, "what", f->row[i].what);
+    axes = put_object(o, "axes");
+    for (int a = 0; a < PRODUCT_AXES; a++)
+      put_text(axes, product_axis_name((product_axis)a),
+               product_axis_value((product_axis)a, f->row[i].operation.at[a]));
+    put(o, "absent", f->absent[i] ? json_string(f->absent[i]) : json_null());
+    put(o, "class", f->absent[i] ? json_null() : json_integer(f->cls[i] + 1));
+  }
+}
+
+static void put_pairs(branch root, const product_bisection *f) {
+  branch list = put_array(root, "pairs");
+  for (size_t i = 0; i < f->n_pairs; i++) {
+    const product_pair *p = &f->pair[i];
+    branch o = put_object(list, NULL);
+    put_text(o, "a", f->row[p->a].name);
+    put_text(o, "b", f->row[p->b].name);
+    for (int d = 0; d < PRODUCT_DISTANCES; d++) {
+      branch distance = put_object(o, product_distance_name((product_distance)d));
+      put_real(distance, "shown", p->shown[d]);
+      put_real(distance, "rank", p->rank[d]);
+      branch quantiles = put_array(distance, "quantiles");
+      for (int q = 0; q < PRODUCT_QUANTILES; q++) put_real(quantiles, NULL, p->quantile[d][q]);
+    }
+    put_real(o, "rel_l2_of_all", p->rel_l2);
+  }
+}
+
+static void put_walks(branch root, const product_bisection *f) {
+  branch list = put_array(root, "walks");
+  for (size_t i = 0; i < f->n_walks; i++) {
+    const product_walk *w = &f->walk[i];
+    char text[SENTENCE];
+    branch o = put_object(list, NULL);
+    put_text(o, "a", f->row[w->a].name);
+    put_text(o, "b", f->row[w->b].name);
+    branch steps = put_array(o, "steps");
+    for (int s = 0; s < w->n_steps; s++) {
+      const product_step *step = &w->step[s];
+      branch at = put_object(steps, NULL);
+      put_text(at, "axis", product_axis_name(step->axis));
+      put_text(at, "from", product_axis_value(step->axis, step->from));
+      put_text(at, "to", product_axis_value(step->axis, step->to));
+      put_real(at, "rel_l2", step->rel_l2);
+      put_bool(at, "separates", step->separates);
+    }
+    product_walk_say(text, sizeof text, f, w);
+    put_text(o, "sentence", text);
+  }
+}
+
+static void put_product(branch root, const bisect_product *p) {
+  const matrix *w = &p->weights->weights;
+  branch o = put_object(root, "product");
+  put_text(o, "tensor", p->weights->tensor->name);
+  put_text(o, "type", p->weights->tensor->type->name);
+  put_integer(o, "rows", w->rows);
+  put_integer(o, "cols", w->cols);
+  put_text(o, "activations", p->activations);
+  put(o, "arm", p->arm ? json_string(p->arm) : json_null());
+  put(o, "seed", p->arm ? json_null() : json_integer(p->seed));
+  put_integer(o, "draws", p->n);
+  put_integer(o, "shown", p->shown);
+  put_real(o, "reordered", p->found->reordered);
+  put_real(o, "bound", p->found->bound);
+  branch quantiles = put_array(o, "quantiles");
+  for (int q = 0; q < PRODUCT_QUANTILES; q++) put_real(quantiles, NULL, product_quantile[q]);
+  put_operations(o, p->found);
+  put_pairs(o, p->found);
+  put_walks(o, p->found);
+}
+
+// Takes the tree.
+static status write_tree(const char *dir, branch root) {
+  whole_file file = {.f = NULL};
+  status result;
+  if (*root.bad || !root.node) TRY_DONE(result, FAIL("bisect.json: cannot allocate it"));
+  TRY_DONE(result, whole_file_open(&file, dir, "bisect.json"));
+  if (json_dumpf(root.node, file.f, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) || fputc('\n', file.f) == EOF)
+    TRY_DONE(result, FAIL("bisect.json: cannot be written: %s", strerror(errno)));
+  TRY_DONE(result, whole_file_sync(&file));
+  TRY_DONE(result, whole_file_name(&file));
+  result = whole_file_sync_dir(dir);
+done:
+  whole_file_abandon(&file);
+  json_decref(root.node);
+  return result;
+}
+
+static branch start(const char *path, bool *bad) {
+  branch root = {json_object(), bad};
+  put_integer(root, "schema", BISECT_SCHEMA);
+  put_text(root, "command", "bisect");
+  put_text(root, "model", path);
+  return root;
+}
+
+status bisect_write_product(const char *dir, const bisect_product *p) {
+  bool bad = false;
+  branch root = start(p->model, &bad);
+  put_product(root, p);
+  return write_tree(dir, root);
+}

@@ -5,6 +5,7 @@
 #include "src/commands/command.h"
 #include "src/commands/compare.h"
 #include "src/commands/errors.h"
+#include "src/commands/falsify.h"
 #include "src/commands/generate.h"
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
@@ -85,6 +86,15 @@ static const command commands[] = {
                 "  One product (bisect.tensor) in every way at hand, one axis switched at a time; or, with\n"
                 "  bisect.a and bisect.b, which steps, layers and experts make the difference. "
                 "docs/bisect.md\n",
+        },
+    [COMMAND_FALSIFY] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_FALSIFY,
+            .run_job = falsify_command_run,
+            .summary = "ten experiments that try to refute causes of a difference between two arms",
+            .help = "  Each has a claim, the figures that it predicts, and a verdict. Input, where there is one, is\n"
+                    "  what experiments 8 to 10 compute; ids that are drawn follow it. docs/falsify.md\n",
         },
     [COMMAND_COMPARE] =
         {

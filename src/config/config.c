@@ -35,6 +35,7 @@ static const struct {
     {"perplexity", "what is scored"},
     {"trace", "what is written"},
     {"bisect", "two arms, or one product in every way"},
+    {"falsify", "experiments"},
     {"bench", "what is measured"},
     {"output", "files of the report"},
 };
@@ -125,6 +126,12 @@ static const value_key KEYS[] = {
      0, "\"\"", "the whole model: b's ISA row of the cpu backend; \"\": run.rows"},
     {"bisect.budget", KEYS_BISECT, INTEGER(bisect.budget), "integer from 3 to 1000000", 3, 1000000, "64",
      "the whole model: passes over the input, those of a and b among them"},
+    {"falsify.only", KEYS_FALSIFY, SIZES(falsify.only), 1, 10, "[]",
+     "numbers of the experiments to run; []: all"},
+    {"falsify.draws", KEYS_FALSIFY, INTEGER(falsify.draws), "integer from 0 to 1000000", 0, 1000000, "0",
+     "seeds over which figures are taken; 0: as each experiment's file says"},
+    {"falsify.experiments", KEYS_FALSIFY, AT(falsify.experiments), value_read_text_or_empty, value_write_text,
+     "string", 0, 0, "\"\"", "folder with a TOML file for each experiment; \"\": configs/falsify, as built in"},
     {"bench.prompt", KEYS_BENCH, SIZES(bench.prompt), 1, INT32_MAX, "[512]",
      "prompts to measure, in tokens: pp512"},
     {"bench.generate", KEYS_BENCH, SIZES(bench.generate), 1, INT32_MAX, "[128]",
@@ -365,6 +372,7 @@ void config_close(config *c) {
   free(c->bisect.activations);
   free(c->bisect.model_b);
   free(c->bisect.rows_b);
+  free(c->falsify.experiments);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }

@@ -101,6 +101,12 @@ typedef struct {
   } bisect;
 
   struct {
+    size_list only;    // falsify.only: numbers of experiments; empty (default): all
+    int64_t draws;     // falsify.draws: seeds of each; 0 (default): as each experiment's file says
+    char *experiments; // falsify.experiments: folder of their files; "" (default): those built in
+  } falsify;
+
+  struct {
     size_list prompt;    // bench.prompt: lengths of prompts to measure; default [512]
     size_list generate;  // bench.generate: numbers of decoded tokens to measure; default [128]
     size_list depth;     // bench.depth: positions in the context before that; default [0]

@@ -201,8 +201,20 @@ void experiment_add(experiment_result *r, double value, const char *format, ...)
     vsnprintf(f->name, sizeof f->name, format, args);
     va_end(args);
     f->value = value;
+    f->of_draws = false;
   }
   r->n_figures++;
+}
+
+void experiment_add_of_draws(experiment_result *r, double value, const char *name, const char *end) {
+  experiment_add(r, value, "%s_%s", name, end);
+  if (r->n_figures <= EXPERIMENT_FIGURES) r->figures[r->n_figures - 1].of_draws = true;
+}
+
+double experiment_of_draws(const experiment_result *r, const char *name, const char *end) {
+  char whole[2 * EXPERIMENT_NAME];
+  snprintf(whole, sizeof whole, "%s_%s", name, end);
+  return experiment_figure_of(r, whole);
 }
 
 void experiment_note(experiment_result *r, const char *format, ...) {

@@ -35,6 +35,7 @@ typedef struct { // the claim predicts low <= figure <= high; an end that is not
 typedef struct {
   char name[EXPERIMENT_NAME];
   double value;
+  bool of_draws; // NAME_p01, ...: where the figure NAME stands among the draws
 } experiment_figure;
 
 typedef struct {
@@ -86,8 +87,12 @@ void experiment_result_close(experiment_result *r); // takes NULL
 // experiment_judge.
 void experiment_add(experiment_result *r, double value, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+// The figure NAME_<end> of the draws of NAME.
+void experiment_add_of_draws(experiment_result *r, double value, const char *name, const char *end);
 void experiment_note(experiment_result *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
 double experiment_figure_of(const experiment_result *r, const char *name); // NaN: there is none
+// Of the draws of a figure: experiment_figure_of NAME_<end>.
+double experiment_of_draws(const experiment_result *r, const char *name, const char *end);
 
 // True where the figure lies in the bound; NaN never does.
 bool experiment_bound_holds(const experiment_bound *b, double figure);

@@ -96,6 +96,10 @@ status falsify_check(const experiment *e) {
   return experiment_check_inputs(e, m->inputs, count_inputs(m));
 }
 
+bool falsify_runs_arms(const experiment *e) {
+  return METHODS[e->id - 1].collective;
+}
+
 status falsify_run(falsify_lab *lab, const experiment *e, experiment_result *out) {
   char what[32];
   const method_row *m = &METHODS[e->id - 1];
@@ -137,11 +141,11 @@ static void add_figure(experiment_result *out, const char *name, double *x, size
   experiment_add(out, first, "%s", name);
   if (n == 1) return;
   double mine = draws_quantile(x, n, first), its = draws_quantile(x, n, known);
-  experiment_add(out, draws_at(x, n, 0.01), "%s_p01", name);
-  experiment_add(out, draws_at(x, n, 0.5), "%s_median", name);
-  experiment_add(out, draws_at(x, n, 0.99), "%s_p99", name);
-  experiment_add(out, mine, "%s_quantile", name);
-  if (!isnan(known)) experiment_add(out, its, "%s_known_quantile", name);
+  experiment_add_of_draws(out, draws_at(x, n, 0.01), name, "p01");
+  experiment_add_of_draws(out, draws_at(x, n, 0.5), name, "median");
+  experiment_add_of_draws(out, draws_at(x, n, 0.99), name, "p99");
+  experiment_add_of_draws(out, mine, name, "quantile");
+  if (!isnan(known)) experiment_add_of_draws(out, its, name, "known_quantile");
 }
 
 status falsify_add_draws_of(experiment_result *out, int64_t n_draws, int threads, const falsify_figures *f) {

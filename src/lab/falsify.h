@@ -18,6 +18,7 @@ typedef struct {
 
 // Local. The file's inputs are those that the method of its id reads.
 status falsify_check(const experiment *e);
+bool falsify_runs_arms(const experiment *e); // needs whole passes, and all weights
 // Collective. Measures and judges; on ranks that do not report the result has no figures. The caller closes
 // it, after an error too. `e` is kept by reference.
 status falsify_run(falsify_lab *lab, const experiment *e, experiment_result *out);

@@ -93,7 +93,8 @@ static const command commands[] = {
             .keys = KEYS_RUN | KEYS_INPUT | KEYS_FALSIFY,
             .run_job = falsify_command_run,
             .summary = "ten experiments that try to refute causes of a difference between two arms",
-            .help = "  Each has a claim, the figures that it predicts, and a verdict. Input, where there is one, is\n"
+            .help = "  Each has a claim, the figures that it predicts, and a verdict. Input, where there is "
+                    "one, is\n"
                     "  what experiments 8 to 10 compute; ids that are drawn follow it. docs/falsify.md\n",
         },
     [COMMAND_COMPARE] =

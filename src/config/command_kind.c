@@ -2,9 +2,9 @@
 #include <string.h>
 
 static const char *const NAMES[] = {
-    [COMMAND_PARITY] = "parity", [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
-    [COMMAND_TRACE] = "trace",   [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
-    [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",   [COMMAND_BISECT] = "bisect",
+    [COMMAND_PARITY] = "parity",   [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
+    [COMMAND_TRACE] = "trace",     [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
+    [COMMAND_SYNTH] = "synth",     [COMMAND_COMPARE] = "compare",   [COMMAND_BISECT] = "bisect",
     [COMMAND_FALSIFY] = "falsify",
 };
 _Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");

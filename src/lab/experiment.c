@@ -145,7 +145,8 @@ status experiment_check_inputs(const experiment *e, const char *const *names, si
   for (size_t i = 0; i < e->n_inputs; i++) {
     bool known = false;
     for (size_t k = 0; k < n; k++) known = known || !strcmp(names[k], e->inputs[i].name);
-    if (!known) return FAIL("experiment %d: input.%s: its method reads no such input", e->id, e->inputs[i].name);
+    if (!known)
+      return FAIL("experiment %d: input.%s: its method reads no such input", e->id, e->inputs[i].name);
   }
   return 0;
 }

@@ -50,7 +50,8 @@ static status add_folder(experiment_list *l, const char *dir) {
   while (!result && (entry = readdir(folder)))
     if (is_experiment(entry->d_name)) result = add_file(l, dir, entry->d_name);
   closedir(folder);
-  if (!result && !l->n) return FAIL("falsify.experiments: folder %s: expected files NNN*.toml, found none", dir);
+  if (!result && !l->n)
+    return FAIL("falsify.experiments: folder %s: expected files NNN*.toml, found none", dir);
   return result;
 }
 

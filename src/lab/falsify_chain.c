@@ -9,7 +9,8 @@
 enum { N_TYPES = 2, CHAINS = 4, CHAIN_FIGURES = 4, LONGEST = 1024, LARGEST = 4096 };
 static const weight_type TYPES[N_TYPES] = {TYPE_Q6_K, TYPE_Q4_K};
 static const char *const TYPE_NAMES[N_TYPES] = {"q6k", "q4k"};
-static const char *const ENDS[CHAIN_FIGURES] = {"max_rel", "one_minus_cos", "q8k_rel_l2", "q8k_one_minus_cos"};
+static const char *const ENDS[CHAIN_FIGURES] = {"max_rel", "one_minus_cos", "q8k_rel_l2",
+                                                "q8k_one_minus_cos"};
 typedef enum { CHAIN_ASCENDING, CHAIN_LANES, CHAIN_Q8K, CHAIN_TRUTH } chain_kind;
 
 typedef struct {
@@ -26,7 +27,8 @@ static status check_chain(const chain *c, const experiment *e) {
   for (size_t i = 0; i < c->steps->count; i++)
     if (!(c->steps->value[i] > (i ? c->steps->value[i - 1] : 0)) || c->steps->value[i] > LONGEST)
       return FAIL("experiment %d: input.steps: expected ascending numbers from 1 to %d", e->id, LONGEST);
-  if (!c->activations_seed) return FAIL("experiment %d: input.activations_seed: expected one that is not 0", e->id);
+  if (!c->activations_seed)
+    return FAIL("experiment %d: input.activations_seed: expected one that is not 0", e->id);
   return 0;
 }
 
@@ -62,12 +64,12 @@ static void normalise(double *x, int64_t n, bool in_doubles) {
     x[i] = length == 0 ? 0 : in_doubles ? x[i] / length : (double)((float)x[i] / (float)length);
 }
 
-// One product of chain `kind`. The truth keeps doubles from step to step: product_compute takes floats, so its
-// x is split into three floats, whose products it adds.
+// One product of chain `kind`. The truth keeps doubles from step to step: product_compute takes floats, so
+// its x is split into two floats, whose products it adds.
 static status take_step(double *x, chain_kind kind, const matrix *m, float *f, double *part) {
   static const product_operation *const OF[CHAINS] = {&OF_ASCENDING, &OF_LANES, &OF_Q8K, &OF_TRUTH};
   const product_input in = {*m, f, 1, "auto", 1};
-  int64_t n = m->cols, parts = kind == CHAIN_TRUTH ? 3 : 1;
+  int64_t n = m->cols, parts = kind == CHAIN_TRUTH ? 2 : 1;
   memset(part, 0, (size_t)n * sizeof *part);
   double *y = part + n;
   for (int64_t p = 0; p < parts; p++) {

@@ -12,9 +12,10 @@ typedef struct { // of sums over tokens: ||a - b||^2 and ||b||^2
 typedef struct {
   pass p;
   int64_t n_layers, n_experts, top_k, hidden;
-  double *before, *after, *mine; // streams [max_batch][hidden]: the truth's before and after a layer, an arm's
-  double *down;                  // the truth's outputs of slots [max_batch * top_k][hidden]; reporting rank
-  routing given;                 // the truth's
+  double *before, *after,
+      *mine;     // streams [max_batch][hidden]: the truth's before and after a layer, an arm's
+  double *down;  // the truth's outputs of slots [max_batch * top_k][hidden]; reporting rank
+  routing given; // the truth's
   // of each arm
   square_sums *expert[CONFIG_MAX_ARMS]; // [n_layers][n_experts]
   square_sums *layer[CONFIG_MAX_ARMS];  // [n_layers]

@@ -26,7 +26,8 @@ status falsify_routing(falsify_lab *lab, experiment_result *out);         // 10;
 extern const product_operation OF_TRUTH, OF_ASCENDING, OF_LANES, OF_PAIRWISE, OF_Q8K, OF_Q8K_ABSMAX;
 
 int falsify_threads(const falsify_lab *lab);
-int64_t falsify_draws(const falsify_lab *lab, const experiment *e); // input.draws, unless the run says otherwise
+int64_t falsify_draws(const falsify_lab *lab,
+                      const experiment *e); // input.draws, unless the run says otherwise
 
 // Runs the draws and adds for each name: the figure of draw 0, and over all draws <name>_p01, _median, _p99,
 // _quantile (of draw 0) and, where the file has a known figure, _known_quantile.

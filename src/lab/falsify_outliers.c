@@ -38,10 +38,9 @@ static int64_t round_repaired(rounded_row *r, const float *x, double ratio) {
 
 enum { PLANTED_FIGURES = 12 };
 static char PLANTED_NAMES[PLANTED_FIGURES][EXPERIMENT_NAME] = {
-    "plain_q8k_rel_l2",        "plain_q8k_one_minus_cos",    "planted_q8k_rel_l2", "planted_q8k_one_minus_cos",
-    "planted_f32_rel_l2",      "repaired_rel_l2",            "repaired_one_minus_cos",
-    "planted_over_plain",      "repaired_over_planted",      "neuron_q8k_error",   "neuron_f32_error",
-    "planted_blocks_repaired"};
+    "plain_q8k_rel_l2",      "plain_q8k_one_minus_cos", "planted_q8k_rel_l2",     "planted_q8k_one_minus_cos",
+    "planted_f32_rel_l2",    "repaired_rel_l2",         "repaired_one_minus_cos", "planted_over_plain",
+    "repaired_over_planted", "neuron_q8k_error",        "neuron_f32_error",       "planted_blocks_repaired"};
 
 typedef struct {
   int64_t rows, cols;
@@ -61,7 +60,8 @@ typedef struct {
 
 static status planted_open(planted *t, const planting *p, int64_t draw) {
   float *w = NULL;
-  uint32_t weights = product_draw_seed(p->weights_seed, draw), x = product_draw_seed(p->activations_seed, draw);
+  uint32_t weights = product_draw_seed(p->weights_seed, draw),
+           x = product_draw_seed(p->activations_seed, draw);
   *t = (planted){.p = p};
   TRY(TAKE(&t->blocks, (size_t)(p->rows * p->cols), "synthetic weights"));
   TRY(TAKE(&t->x, (size_t)p->cols, "activations"));

@@ -31,7 +31,8 @@ static status add_sequence(pass *p, int64_t n, uint32_t *state) {
 // The input's sequences, then drawn ones up to `wanted` tokens.
 static status take_tokens(pass *p, experiment_result *out, int64_t wanted) {
   const job *from = &p->j;
-  int64_t of_input = from->n_tokens, inputs = from->n_sequences, length = least(ADDED_LENGTH, from->m->context_length);
+  int64_t of_input = from->n_tokens, inputs = from->n_sequences,
+          length = least(ADDED_LENGTH, from->m->context_length);
   int64_t missing = most(wanted - of_input, 0);
   uint32_t state = (uint32_t)experiment_integer(out->settings, "tokens_seed");
   if (!state) return FAIL("experiment %d: input.tokens_seed: expected one that is not 0", out->settings->id);

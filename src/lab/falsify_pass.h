@@ -1,7 +1,7 @@
 // falsify_pass: the arms of run.arms over the run's tokens, for the experiments that need whole passes.
 //
-// Owns: the arms while it is open, and the tokens that are added to an input shorter than the experiment asks.
-// Invariant: every rank calls the collective functions in the same order.
+// Owns: the arms while it is open, and the tokens that are added to an input shorter than the experiment
+// asks. Invariant: every rank calls the collective functions in the same order.
 #pragma once
 #include "src/lab/falsify_methods.h"
 
@@ -19,5 +19,5 @@ typedef struct {
 // watched. pass_close releases what there is, after an error too.
 status pass_open(pass *p, falsify_lab *lab, experiment_result *out, uint32_t points, bool only_truth);
 void pass_close(pass *p);
-bool pass_next(pass *p, token_batch *batch); // the next batch of the tokens
+bool pass_next(pass *p, token_batch *batch);    // the next batch of the tokens
 bool pass_is_measured(const pass *p, size_t a); // not the truth, and the first arm of its path

@@ -59,7 +59,8 @@ typedef struct {
 static status trial_open(trial *t, product_shape s) {
   *t = (trial){.s = s};
   double **outputs[] = {&t->ascending, &t->lanes, &t->pairwise, &t->q8k, &t->truth};
-  TRY(TAKE(&t->blocks, (size_t)(s.rows * s.cols), "synthetic weights")); // no type takes more than a byte each
+  TRY(TAKE(&t->blocks, (size_t)(s.rows * s.cols),
+           "synthetic weights")); // no type takes more than a byte each
   TRY(TAKE(&t->x, (size_t)s.cols, "activations"));
   for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
     TRY(TAKE(outputs[i], (size_t)s.rows, "outputs"));
@@ -99,10 +100,16 @@ static double over_largest(const double *a, const double *b, int64_t n) {
 
 // ---- 1 ----
 
-enum { ORDER_FIGURES = 8 };
-static char ORDER_NAMES[ORDER_FIGURES][EXPERIMENT_NAME] = {
-    "rel",          "max_abs",      "rel_l2",           "one_minus_cos", "l2",
-    "pairwise_rel", "truth_rel_l2", "lanes_truth_rel_l2"};
+enum { ORDER_FIGURES = 9 };
+static char ORDER_NAMES[ORDER_FIGURES][EXPERIMENT_NAME] = {"rel",
+                                                           "max_abs",
+                                                           "rel_l2",
+                                                           "one_minus_cos",
+                                                           "l2",
+                                                           "pairwise_rel",
+                                                           "truth_rel_l2",
+                                                           "lanes_truth_rel_l2",
+                                                           "lanes_pairwise_rel"};
 
 static status draw_orders(double *out, const void *context, int64_t draw) {
   const product_shape *s = context;
@@ -127,6 +134,7 @@ static status draw_orders(double *out, const void *context, int64_t draw) {
   out[5] = over_largest(t.ascending, t.pairwise, s->rows);
   out[6] = chain.rel_l2;
   out[7] = lanes.rel_l2;
+  out[8] = over_largest(t.lanes, t.pairwise, s->rows);
 done:
   trial_close(&t);
   return result;

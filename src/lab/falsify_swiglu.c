@@ -27,7 +27,8 @@ static double largest_difference(const swiglu_ranges *s, size_t range, int64_t d
   float low = (float)s->low->value[range], high = (float)s->high->value[range];
   double largest = 0;
   for (int64_t i = 0; i < s->n; i++) {
-    float gate = low + (high - low) * 0.5f * (xorshift32_uniform(&gates) + 1.0f), up = xorshift32_uniform(&ups);
+    float gate = low + (high - low) * 0.5f * (xorshift32_uniform(&gates) + 1.0f),
+          up = xorshift32_uniform(&ups);
     double a = (double)swiglu(gate, up, num_exp_f32(-gate)), b = (double)swiglu(gate, up, exp_by_ex2(-gate));
     double size = fmax(fmax(fabs(a), fabs(b)), 1e-30);
     largest = fmax(largest, fabs(a - b) / size);
@@ -53,14 +54,16 @@ status falsify_swiglu(falsify_lab *lab, experiment_result *out) {
                      (uint32_t)experiment_integer(e, "up_seed"), experiment_find_input(e, "low"),
                      experiment_find_input(e, "high")};
   if (s.low->count != s.high->count || !s.low->count || s.n < 1 || !s.gate_seed || !s.up_seed)
-    return FAIL("experiment %d: expected as many of input.low as of input.high, n >= 1 and seeds that are not 0",
-                e->id);
+    return FAIL(
+        "experiment %d: expected as many of input.low as of input.high, n >= 1 and seeds that are not 0",
+        e->id);
   char names[EXPERIMENT_VALUES][EXPERIMENT_NAME];
   for (size_t r = 0; r < s.low->count; r++) name_range(names[r], s.low->value[r], s.high->value[r]);
   TRY(falsify_add_draws(lab, out, &(falsify_figures){names, (int64_t)s.low->count, draw_swiglu, &s}));
   double largest = 0;
   for (size_t r = 0; r < s.low->count; r++) largest = fmax(largest, experiment_figure_of(out, names[r]));
   experiment_add(out, largest, "largest_max_rel");
-  experiment_note(out, "ex2.approx is a model on a CPU: exp2, rounded to nearest, of the rounded product x * log2(e)");
+  experiment_note(
+      out, "ex2.approx is a model on a CPU: exp2, rounded to nearest, of the rounded product x * log2(e)");
   return 0;
 }

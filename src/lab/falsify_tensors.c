@@ -8,11 +8,30 @@
 
 // ---- 4: the slab ----
 
+// max |a - b| over max |a|, of one draw.
+static status draw_over_largest(double *out, const void *context, int64_t draw) {
+  const void *const *p = context;
+  const slab *s = p[0];
+  const double *a = (const double *)p[1] + draw * s->weights.rows,
+               *b = (const double *)p[2] + draw * s->weights.rows;
+  metrics m;
+  metrics_row(&m, b, a, (size_t)s->weights.rows);
+  *out = m.max_abs / falsify_largest(a, s->weights.rows);
+  return 0;
+}
+
+static status add_over_largest(experiment_result *out, const slab *s, const double *a, const double *b) {
+  char name[1][EXPERIMENT_NAME] = {"orders_rel"};
+  const void *context[] = {s, a, b};
+  return falsify_add_draws_of(out, s->n, s->threads, &(falsify_figures){name, 1, draw_over_largest, context});
+}
+
 static status compare_orders(experiment_result *out, const slab *s) {
   double *ascending = NULL, *lanes = NULL, l2 = 0;
   status result;
   TRY_DONE(result, slab_compute(&ascending, s, &OF_ASCENDING));
   TRY_DONE(result, slab_compute(&lanes, s, &OF_LANES));
+  TRY_DONE(result, add_over_largest(out, s, ascending, lanes));
   TRY_DONE(result, slab_add_pair(out, s, "orders", lanes, ascending));
   for (int64_t i = 0; i < s->weights.rows; i++) l2 += ascending[i] * ascending[i];
   experiment_add(out, sqrt(l2), "l2");
@@ -61,7 +80,8 @@ static double chance_of_so_many(int64_t all, int64_t marked, int64_t drawn, int6
   double sum = 0;
   for (int64_t k = seen; k <= drawn && k <= marked; k++)
     if (drawn - k <= all - marked)
-      sum += exp(log_choose((double)marked, (double)k) + log_choose((double)(all - marked), (double)(drawn - k)) -
+      sum += exp(log_choose((double)marked, (double)k) +
+                 log_choose((double)(all - marked), (double)(drawn - k)) -
                  log_choose((double)all, (double)drawn));
   return sum;
 }
@@ -81,7 +101,8 @@ static void count_layers(experiment_result *out, const model *m) {
   int64_t with = 0, n = m->weights.shape.n_layers;
   for (int64_t l = 0; l < n; l++) {
     const layer_weights *w = &m->weights.layers[l];
-    const weight_type types[] = {w->q.type, w->k.type, w->v.type, w->o.type, w->gate.type, w->up.type, w->down.type};
+    const weight_type types[] = {w->q.type,    w->k.type,  w->v.type,   w->o.type,
+                                 w->gate.type, w->up.type, w->down.type};
     bool has = false;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) has = has || types[i] == TYPE_Q6_K;
     with += has;
@@ -117,7 +138,11 @@ static status arms_open(arms *r, falsify_lab *lab, experiment_result *out) {
   const struct {
     double **out;
     const product_operation *of;
-  } all[] = {{&r->a, &OF_Q8K}, {&r->a1, &OF_Q8K_ABSMAX}, {&r->b, &OF_ASCENDING}, {&r->c, &c}, {&r->truth, &OF_TRUTH}};
+  } all[] = {{&r->a, &OF_Q8K},
+             {&r->a1, &OF_Q8K_ABSMAX},
+             {&r->b, &OF_ASCENDING},
+             {&r->c, &c},
+             {&r->truth, &OF_TRUTH}};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) TRY(slab_compute(all[i].out, &r->s, all[i].of));
   return 0;
 }
@@ -145,8 +170,10 @@ status falsify_two_arms(falsify_lab *lab, experiment_result *out) {
   TRY_DONE(result, slab_add_pair(out, &r.s, "c_truth", r.c, r.truth));
   experiment_add(out, ratio(out, "c_truth_rel_l2", "a_truth_rel_l2"), "c_over_a_error");
   experiment_add(out, ratio(out, "a_c_rel_l2", "c_truth_rel_l2"), "blame_over_error_of_c");
-  experiment_note(out, "With A taken for the truth, C is blamed for a rel_l2 of %.2e; against the truth it is off by %.2e",
-                  experiment_figure_of(out, "a_c_rel_l2"), experiment_figure_of(out, "c_truth_rel_l2"));
+  experiment_note(
+      out,
+      "With A taken for the truth, C is blamed for a rel_l2 of %.2e; against the truth it is off by %.2e",
+      experiment_figure_of(out, "a_c_rel_l2"), experiment_figure_of(out, "c_truth_rel_l2"));
 done:
   arms_close(&r);
   return result;

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { WIDTH = 116, INDENT = 10 }; // columns of a line; of the text after its label
+enum { WIDTH = 116, INDENT = 11 }; // columns of a line; of the text after its label
 
 // The text after a label of INDENT columns, broken between words.
 static void print_text(FILE *out, const char *label, const char *text) {
@@ -64,13 +64,14 @@ void falsify_print_heading(FILE *out, const char *model) {
 
 void falsify_print(FILE *out, const experiment_result *r) {
   size_t n = r->n_figures < EXPERIMENT_FIGURES ? r->n_figures : EXPERIMENT_FIGURES;
-  fprintf(out, "\n%03d %s: %s  (%.1f s)\n", r->settings->id, r->settings->name, experiment_verdict_name(r->verdict),
-          r->seconds);
+  fprintf(out, "\n%03d %s: %s  (%.1f s)\n", r->settings->id, r->settings->name,
+          experiment_verdict_name(r->verdict), r->seconds);
   print_text(out, "claim", r->settings->hypothesis);
   print_text(out, "method", r->method);
   for (size_t i = 0; i < r->n_notes; i++) print_text(out, "note", r->notes[i]);
   print_bounds(out, r);
-  fprintf(out, "    %-30s %10s %10s %10s %10s %7s %10s\n", "figure", "found", "1%", "median", "99%", "at", "known");
+  fprintf(out, "    %-30s %10s %10s %10s %10s %7s %10s\n", "figure", "found", "1%", "median", "99%", "at",
+          "known");
   for (size_t i = 0; i < n; i++)
     if (!r->figures[i].of_draws) print_figure(out, r, &r->figures[i]);
 }

@@ -1,5 +1,6 @@
 // Golden data of ggml (tests/golden/ggml): Q8_K blocks and dequantised weights bit for bit in every row of
-// the cpu backend, quantised weights byte for byte, and dot products closely, for their sums have another order there.
+// the cpu backend, quantised weights byte for byte, and dot products closely, for their sums have another
+// order there.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -125,8 +126,8 @@ static void quantised_weights_are_those_of_ggml(void **state) {
     quantize_row(found, quantised[k].type, x, n_floats);
     for (size_t i = 0; i < n_blocks * bytes; i++)
       if (found[i] != wanted[i])
-        fail_msg("%s: block %zu, byte %zu: %d, expected %d", quantised[k].blocks, i / bytes, i % bytes, found[i],
-                 wanted[i]);
+        fail_msg("%s: block %zu, byte %zu: %d, expected %d", quantised[k].blocks, i / bytes, i % bytes,
+                 found[i], wanted[i]);
     free(wanted);
     free(found);
   }

@@ -56,7 +56,8 @@ static const method_row METHODS[FALSIFY_COUNT] = {
      "uniform "
      "in [-1, 1]; the figure is max |a - b| / max(|a|, |b|, 1e-30). ex2.approx is modelled as exp2, rounded "
      "to the "
-     "nearest float, of the rounded product x * log2(e)."},
+     "nearest float, of the rounded product x * log2(e); where there is a GPU its own instruction is tried "
+     "too."},
     {falsify_two_arms,
      false,
      {"tensor", "bytes", "rows", "cols", "activations_seed", "draws"},

@@ -59,6 +59,7 @@ static status bisect_here(bisect_product *p, const job *j, const float *x) {
   product_bisection found;
   status result;
   p->found = &found;
+  p->x = x;
   TRY_DONE(result, product_bisection_run(&found, &in, p->shown));
   if (j->cfg->output.dir[0]) TRY_DONE(result, bisect_write_product(j->cfg->output.dir, p));
   bisect_print_product(stdout, p);

@@ -71,7 +71,7 @@ static status open_backend(one_product *p, path_kind path, backend_kind where) {
       .n_ranks = 1,
       .rank_of_expert = rank_of_expert,
   };
-  const probe_watch watch = {1u << PROBE_FFN_MOE_GATE, show, p};
+  const probe_watch watch = {.wanted = 1u << PROBE_FFN_MOE_GATE, .show = show, .context = p};
   const backend_ops *b = backend_get(where);
   TRY(b->open(&p->compute, &params));
   return b->probes_watch(p->compute, &watch);

@@ -34,7 +34,9 @@ static const gguf_tensor *find_tensor(const model *m, const char *name) {
   if (name[0]) return gguf_tensor_find(m->file, name);
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
     const gguf_tensor *t = gguf_tensor_at(m->file, i);
-    if (t->type->type == TYPE_Q4_K && t->n_dims >= 2) return t;
+    bool is_embedding =
+        !strcmp(t->name, "token_embd.weight"); // whose rows are looked up, not multiplied with
+    if (t->type->type == TYPE_Q4_K && t->n_dims >= 2 && !is_embedding) return t;
   }
   return NULL;
 }

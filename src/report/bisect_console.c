@@ -76,3 +76,63 @@ void bisect_print_product(FILE *out, const bisect_product *p) {
   print_quantiles(out, p);
   print_sentences(out, p->found);
 }
+
+// ---- the whole model ----
+
+enum { PARTS_SHOWN = 24 }; // lines of the table of parts; bisect.json has all
+
+static void print_side(FILE *out, const char *name, const bisect_side *s) {
+  fprintf(out, "  %s       %s  %016" PRIx64 "  %s, %s cache, row %s\n", name, s->asked, s->asked_digest,
+          s->model, s->kv, s->row);
+  if (s->digest != s->asked_digest)
+    fprintf(out,
+            "          ! computed as %s, whose digest is %016" PRIx64
+            ": the law is broken, and what follows is of that arm\n",
+            s->computed, s->digest);
+  else if (s->asked != s->computed)
+    fprintf(out, "          computed as %s: same path, same bits\n", s->computed);
+}
+
+static void print_distance_line(FILE *out, const char *name, double gone, double appears,
+                                const pass_distance *to_a, const pass_distance *to_b) {
+  fprintf(out, "  %-36s %8.2f%% %8.2f%%  %9.2e %9.2e %6" PRId64 " %6" PRId64 "%s\n", name, 100 * gone,
+          100 * appears, to_b->kl, to_b->rel_l2, to_b->flips, to_a->flips,
+          to_b->same_bits   ? "  b's bits"
+          : to_a->same_bits ? "  a's bits"
+                            : "");
+}
+
+static void print_head(FILE *out, const char *what) {
+  fprintf(out, "\n%s\n  %-36s %9s %9s  %9s %9s %6s %6s\n", what, "", "gone", "appears", "KL to b", "rel_l2 b",
+          "flips", "to a");
+}
+
+static void print_parts(FILE *out, const model_bisection *m) {
+  size_t shown = m->n_nodes < PARTS_SHOWN ? m->n_nodes : PARTS_SHOWN;
+  print_head(out, "Only this as in b: how much of the KL between a and b goes, how much of it comes into a");
+  for (size_t i = 0; i < shown; i++) {
+    const model_node *n = &m->node[i];
+    print_distance_line(out, n->name, n->gone, n->appears, &n->to_a, &n->to_b);
+  }
+  if (shown < m->n_nodes) fprintf(out, "  ... %zu more in bisect.json (--out)\n", m->n_nodes - shown);
+}
+
+void bisect_print_model(FILE *out, const bisect_model *b) {
+  const model_bisection *m = b->found;
+  char text[SENTENCE];
+  fputs("moe_run bisect  the whole model\n", out);
+  print_side(out, "a", &b->a);
+  print_side(out, "b", &b->b);
+  fprintf(out, "  input   %" PRId64 " tokens, %" PRId64 " passes of %" PRId64 "%s\n", b->n_tokens, m->passes,
+          m->budget, m->budget_spent ? ", and parts are left (bisect.budget)" : "");
+  fprintf(out, "  a - b   KL %.3e, rel_l2 %.3e, top-1 %.2f%%, %" PRId64 " flips\n", m->a_b.kl, m->a_b.rel_l2,
+          100 * m->a_b.top1, m->a_b.flips);
+  if (m->n_settings > 1) print_head(out, "Only this setting as in b");
+  for (size_t i = 0; i < m->n_settings && m->n_settings > 1; i++) {
+    const model_setting *s = &m->setting[i];
+    print_distance_line(out, s->name, s->gone, s->appears, &s->to_a, &s->to_b);
+  }
+  if (m->n_nodes) print_parts(out, m);
+  model_bisection_say(text, sizeof text, m);
+  fprintf(out, "\n%s.\n", text);
+}

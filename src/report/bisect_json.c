@@ -1,10 +1,13 @@
 #include "base/whole_file.h"
 #include "src/report/bisect_report.h"
 #include "src/report/json_tree.h"
+#include "src/report/npy.h"
+#include "src/report/report_file.h"
 #include <errno.h>
 #include <string.h>
 
 enum { SENTENCE = 1024 };
+static const char FILE_NAME[] = "bisect.json";
 
 static void put_operations(branch root, const product_bisection *f) {
   branch list = put_array(root, "operations");
@@ -88,7 +91,7 @@ static status write_tree(const char *dir, branch root) {
   whole_file file = {.f = NULL};
   status result;
   if (*root.bad || !root.node) TRY_DONE(result, FAIL("bisect.json: cannot allocate it"));
-  TRY_DONE(result, whole_file_open(&file, dir, "bisect.json"));
+  TRY_DONE(result, whole_file_open(&file, dir, FILE_NAME));
   if (json_dumpf(root.node, file.f, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) || fputc('\n', file.f) == EOF)
     TRY_DONE(result, FAIL("bisect.json: cannot be written: %s", strerror(errno)));
   TRY_DONE(result, whole_file_sync(&file));
@@ -108,8 +111,111 @@ static branch start(const char *path, bool *bad) {
   return root;
 }
 
+// ---- the whole model ----
+
+static void put_side(branch root, const char *key, const bisect_side *s) {
+  branch o = put_object(root, key);
+  put_text(o, "arm", s->asked);
+  put_text(o, "computed_as", s->computed);
+  put_digest(o, "digest", s->asked_digest);
+  put_digest(o, "digest_computed", s->digest);
+  put_text(o, "model", s->model);
+  put_text(o, "kv", s->kv);
+  put_text(o, "row", s->row);
+}
+
+static void put_distance(branch to, const char *key, const pass_distance *d) {
+  branch o = put_object(to, key);
+  put_real(o, "kl", d->kl);
+  put_real(o, "rel_l2", d->rel_l2);
+  put_real(o, "top1_agreement", d->top1);
+  put_integer(o, "flips", d->flips);
+  put_bool(o, "same_bits", d->same_bits);
+}
+
+static void put_settings(branch root, const model_bisection *m) {
+  branch list = put_array(root, "settings");
+  for (size_t i = 0; i < m->n_settings; i++) {
+    const model_setting *s = &m->setting[i];
+    branch o = put_object(list, NULL);
+    put_text(o, "name", s->name);
+    put_real(o, "gone", s->gone);
+    put_real(o, "appears", s->appears);
+    put_distance(o, "to_a", &s->to_a);
+    put_distance(o, "to_b", &s->to_b);
+  }
+}
+
+static void put_part(branch list, const model_node *n) {
+  branch o = put_object(list, NULL), steps;
+  put_text(o, "name", n->name);
+  steps = put_array(o, "steps");
+  for (int s = 0; s < MODEL_STEPS; s++)
+    if (n->part.steps >> s & 1) put(steps, NULL, json_string(model_step_name((model_step)s)));
+  put_integer(o, "first_layer", n->part.first_layer);
+  put_integer(o, "end_layer", n->part.end_layer);
+  put_integer(o, "first_expert", n->part.first_expert);
+  put_integer(o, "end_expert", n->part.end_expert);
+  put_real(o, "gone", n->gone);
+  put_real(o, "appears", n->appears);
+  put_distance(o, "to_a", &n->to_a);
+  put_distance(o, "to_b", &n->to_b);
+}
+
+static void put_model(branch root, const bisect_model *m) {
+  char text[SENTENCE];
+  branch o = put_object(root, "whole");
+  put_side(o, "a", &m->a);
+  put_side(o, "b", &m->b);
+  put_integer(o, "tokens", m->n_tokens);
+  put_integer(o, "passes", m->found->passes);
+  put_integer(o, "budget", m->found->budget);
+  put_bool(o, "budget_spent", m->found->budget_spent);
+  put_distance(o, "a_to_b", &m->found->a_b);
+  put_distance(o, "b_to_a", &m->found->b_a);
+  put_settings(o, m->found);
+  branch parts = put_array(o, "parts");
+  for (size_t i = 0; i < m->found->n_nodes; i++) put_part(parts, &m->found->node[i]);
+  model_bisection_say(text, sizeof text, m->found);
+  put_text(o, "sentence", text);
+}
+
+status bisect_write_model(const char *dir, const bisect_model *m) {
+  bool bad = false;
+  branch root = start(m->a.model, &bad);
+  put_model(root, m);
+  return write_tree(dir, root);
+}
+
+static status write_rows(const char *dir, const char *name, npy_type type, const void *rows, int64_t n,
+                         int64_t width) {
+  char file[64];
+  npy *f;
+  npy_row row = {type, 1, {width}};
+  status result;
+  snprintf(file, sizeof file, "%s.npy", name);
+  TRY(npy_open(&f, dir, file, &row));
+  TRY_DONE(result, npy_append(f, rows, (size_t)n));
+  TRY_DONE(result, npy_complete(f));
+  return npy_name(f);
+done:
+  npy_abandon(f);
+  return result;
+}
+
+static status write_outputs(const char *dir, const bisect_product *p) {
+  const matrix *w = &p->weights->weights;
+  TRY(write_rows(dir, "activations", NPY_F32, p->x, p->n, w->cols));
+  for (size_t i = 0; i < p->found->n_rows; i++)
+    if (p->found->out[i])
+      TRY(write_rows(dir, p->found->row[i].name, NPY_F64, p->found->out[i], p->n, w->rows));
+  return 0;
+}
+
 status bisect_write_product(const char *dir, const bisect_product *p) {
   bool bad = false;
+  TRY(report_file_retract_name(dir, FILE_NAME)); // it never stands beside arrays of another run
+  TRY(write_outputs(dir, p));
   branch root = start(p->model, &bad);
   put_product(root, p);
   return write_tree(dir, root);

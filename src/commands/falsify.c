@@ -58,7 +58,7 @@ static status print_one(const experiment_result *r) {
 }
 
 static status run_all(falsification *f) {
-  falsify_lab lab = {f->j, f->j->cfg->falsify.draws};
+  falsify_lab lab = {f->j, f->j->cfg->falsify.draws, f->j->cfg->falsify.tokens};
   bool reports = job_is_reporting(f->j);
   for (size_t i = 0; i < f->n; i++) {
     TRY(falsify_run(&lab, f->chosen[i], &f->results[i]));

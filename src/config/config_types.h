@@ -103,6 +103,7 @@ typedef struct {
   struct {
     size_list only;    // falsify.only: numbers of experiments; empty (default): all
     int64_t draws;     // falsify.draws: seeds of each; 0 (default): as each experiment's file says
+    int64_t tokens;    // falsify.tokens: of whole passes; 0 (default): as each experiment's file says
     char *experiments; // falsify.experiments: folder of their files; "" (default): those built in
   } falsify;
 

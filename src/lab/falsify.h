@@ -12,8 +12,9 @@
 enum { FALSIFY_COUNT = 10 };
 
 typedef struct {
-  job *j;        // with its input open
-  int64_t draws; // over the experiments' own; 0: as they say
+  job *j;         // with its input open
+  int64_t draws;  // over the experiments' own; 0: as they say
+  int64_t tokens; // the same
 } falsify_lab;
 
 // Local. The file's inputs are those that the method of its id reads.

@@ -67,7 +67,7 @@ static void name_arms(pass *p) {
 
 status pass_open(pass *p, falsify_lab *lab, experiment_result *out, uint32_t points, bool only_truth) {
   const arm_list *arms = &lab->j->cfg->run.arms;
-  int64_t wanted = experiment_integer(out->settings, "tokens");
+  int64_t wanted = lab->tokens ? lab->tokens : experiment_integer(out->settings, "tokens");
   *p = (pass){.j = *lab->j, .n_arms = arms->count};
   TRY(job_agree(lab->j, find_truth(p, out->settings->id), "the arms of an experiment"));
   TRY(job_agree(lab->j, take_tokens(p, out, wanted), "the tokens of an experiment"));

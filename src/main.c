@@ -106,7 +106,7 @@ static status run_with_ranks(const command_line *l, const config *cfg, status lo
   const char *name = command_name(l->command);
   char what[64];
   snprintf(what, sizeof what, "the command (%s here)", name);
-  TRY(comm_equal(c, name, strlen(name), what));
+  TRY(comm_equal_request(c, name, strlen(name), what));
   TRY(comm_agree(c, loaded, "reading the configuration"));
   if (cfg) comm_set_deadline(c, cfg->comm.deadline);
   TRY(cfg ? run_job(l, cfg, c) : commands[l->command].run_ranks(c, l->n_args, l->args));
@@ -125,21 +125,20 @@ static int run_ranks(const command_line *l, int argc, char **argv) {
   status result = comm_open(&c, &argc, &argv, deadline);
   if (result) {
     errors_print(NULL);
-    if (c) comm_abort(c, 1);
-    return 1;
+    if (c) comm_abort(c, result);
+    return result;
   }
   result = run_with_ranks(l, has_config ? &cfg : NULL, loaded, c);
   config_close(&cfg);
-  if (result) return errors_end(c);
+  if (result) return errors_end(c, result);
   comm_close(c);
   return 0;
 }
 
 static int run_alone(const command_line *l) {
-  int code;
-  if (!commands[l->command].run_alone(&code, l->n_args, l->args)) return code;
-  errors_print(NULL);
-  return 2;
+  status result = commands[l->command].run_alone(l->n_args, l->args);
+  if (result) errors_print(NULL);
+  return result;
 }
 
 static int run(const command_line *l, int argc, char **argv) {
@@ -159,9 +158,10 @@ static int run(const command_line *l, int argc, char **argv) {
 
 int main(int argc, char **argv) {
   command_line l;
-  if (command_line_parse(&l, argc, argv, takes_args)) {
+  status parsed = command_line_parse(&l, argc, argv, takes_args);
+  if (parsed) {
     errors_print(NULL);
-    return 2;
+    return parsed;
   }
   int code = run(&l, argc, argv);
   command_line_close(&l);

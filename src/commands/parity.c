@@ -226,7 +226,7 @@ static status finish_reporting(parity *p) {
 
 static status check_output(const config *c) {
   if (!c->output.logits || c->output.dir[0]) return 0;
-  return FAIL("output.logits = true: expected a folder for them (output.dir, --out), found none");
+  return REFUSE("output.logits = true: expected a folder for them (output.dir, --out), found none");
 }
 
 status parity_run(job *j) {

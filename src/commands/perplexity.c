@@ -104,7 +104,7 @@ done:
 static status check_windows(const job *j) {
   for (int64_t i = 0; i < j->n_sequences; i++)
     if (skip_of(j, i) + 1 >= window_of(j, i))
-      return FAIL(
+      return REFUSE(
           "perplexity: of sequence %lld no token is scored: its windows have %lld tokens, and the first "
           "%lld (perplexity.skip) of a window and its last are not",
           (long long)i, (long long)window_of(j, i), (long long)skip_of(j, i));

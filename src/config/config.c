@@ -149,7 +149,7 @@ static status refuse_key(const char *name, const value_origin *from, int line) {
     if (key_distance(name, &KEYS[i]) < key_distance(name, nearest)) nearest = &KEYS[i];
   value_place(place, from, line);
   value_shorten(shown, sizeof shown, name, strlen(name));
-  return FAIL("%s: unknown key \"%s\": did you mean \"%s\"?", place, shown, nearest->name);
+  return REFUSE("%s: unknown key \"%s\": did you mean \"%s\"?", place, shown, nearest->name);
 }
 
 static bool is_in_section(const value_key *k, const char *section) {
@@ -179,8 +179,8 @@ static status apply_document(config *c, const config_toml *document, const value
     if (!k && v.kind == TOML_TABLE && is_section(name)) continue; // [run] with nothing under it
     if (!k) return refuse_key(name, from, v.line);
     if (is_input(k) && input)
-      return FAIL("%s:%d: %s: expected one input in a file, found %s as well", from->file, v.line, k->name,
-                  input->name);
+      return REFUSE("%s:%d: %s: expected one input in a file, found %s as well", from->file, v.line, k->name,
+                    input->name);
     if (is_input(k)) input = k;
     TRY(read_key(c, k, &v, from));
   }
@@ -194,7 +194,7 @@ static status apply_text(config *c, const char *text, size_t length, const value
   if (config_toml_parse(&document, &error, text, length))
     result = apply_document(c, document, from);
   else
-    result = FAIL("%s:%d: expected TOML: %s", from->file, error.line, error.text);
+    result = REFUSE("%s:%d: expected TOML: %s", from->file, error.line, error.text);
   config_toml_close(document);
   return result;
 }
@@ -203,7 +203,7 @@ static status apply_file(config *c, const char *path) {
   const value_origin from = {.file = path};
   char *text;
   size_t length = 0;
-  TRY(read_file(&text, &length, path, "config", FILE_LIMIT, READ_ANY));
+  TRY(status_as_refusal(read_file(&text, &length, path, "config", FILE_LIMIT, READ_ANY)));
   status result = apply_text(c, text, length, &from);
   free(text);
   return result;
@@ -231,7 +231,7 @@ static status apply_value(config *c, const value_key *k, const char *text, const
   else if (parsed || !is_bare(text)) {
     char place[VALUE_PLACE_BYTES];
     value_place(place, from, 1);
-    TRY_DONE(result, FAIL("%s: %s: expected one TOML value: %s", place, k->name, error.text));
+    TRY_DONE(result, REFUSE("%s: %s: expected one TOML value: %s", place, k->name, error.text));
   }
   result = read_key(c, k, &v, from);
 done:
@@ -244,7 +244,7 @@ static status apply_set(config *c, const char *set) {
   const value_origin from = {.set = set};
   char name[128];
   const char *equals = strchr(set, '=');
-  if (!equals) return FAIL("--set %.200s: expected KEY=VALUE, found no \"=\"", set);
+  if (!equals) return REFUSE("--set %.200s: expected KEY=VALUE, found no \"=\"", set);
   size_t n = (size_t)(equals - set);
   while (n && (set[n - 1] == ' ' || set[n - 1] == '\t')) n--;
   snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), set);
@@ -282,10 +282,10 @@ static status check_ranks(const config *c, const char *place, const char *const 
   for (size_t i = 0; i < c->run.arms.count; i++)
     has_ranks = has_ranks || c->run.arms.arm[i].kind == ARM_MIXED;
   if (has_ranks && !c->ranks.arm.count)
-    return FAIL("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
+    return REFUSE("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
   if (has_ranks || !c->ranks.arm.count) return 0;
   if (sets_key(sets, n_sets, "run.arms") && !sets_key(sets, n_sets, "ranks.arm")) return 0;
-  return FAIL(
+  return REFUSE(
       "%s: ranks.arm: a mixed job runs as the arm \"ranks\", expected it in run.arms, found it missing",
       place);
 }
@@ -294,9 +294,9 @@ static status check_ranks(const config *c, const char *place, const char *const 
 static status check_whole(const config *c, const char *const *sets, size_t n_sets) {
   const char *place = c->file ? c->file : "--set";
   if (!c->model.path)
-    return FAIL("%s: model.path: expected the path of a GGUF file, found nothing: name it in the file of "
-                "--config, or with --set model.path=FILE",
-                place);
+    return REFUSE("%s: model.path: expected the path of a GGUF file, found nothing: name it in the file of "
+                  "--config, or with --set model.path=FILE",
+                  place);
   return check_ranks(c, place, sets, n_sets);
 }
 

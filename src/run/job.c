@@ -22,7 +22,7 @@ bool job_is_reporting(const job *j) {
 static status compare_config(job *j) {
   char *text;
   TRY(job_agree(j, config_text(j->cfg, &text), "the configuration"));
-  status result = comm_equal(j->c, text, strlen(text), "the configuration");
+  status result = comm_equal_request(j->c, text, strlen(text), "the configuration");
   free(text);
   return result;
 }
@@ -34,13 +34,13 @@ static status compare_model(job *j) {
 
 static status compare_input(job *j) {
   j->input = input_hash(j->sequences, j->n_sequences);
-  return comm_equal(j->c, &j->input, sizeof j->input, "the input's tokens");
+  return comm_equal_request(j->c, &j->input, sizeof j->input, "the input's tokens");
 }
 
 // ---- model and weights ----
 
 static status open_model(job *j) {
-  if (!j->cfg->model.path || !j->cfg->model.path[0]) return FAIL("no model: set model.path");
+  if (!j->cfg->model.path || !j->cfg->model.path[0]) return REFUSE("no model: set model.path");
   TRY(model_open(&j->m, j->cfg->model.path));
   TRY(tokenizer_open(&j->tokenizer, j->m->file));
   if (j->tokenizer && (int64_t)tokenizer_vocabulary(j->tokenizer) > j->m->weights.shape.vocabulary)
@@ -151,8 +151,8 @@ static status check_threads(const job *j) {
 #pragma omp parallel num_threads(asked) reduction(+ : given)
   given++;
   if (given != asked)
-    return FAIL("run.threads: expected %d, OpenMP gives %d: set run.threads = %d or raise OMP_THREAD_LIMIT",
-                asked, given, given);
+    return REFUSE("run.threads: expected %d, OpenMP gives %d: set run.threads = %d or raise OMP_THREAD_LIMIT",
+                  asked, given, given);
   return 0;
 }
 
@@ -165,16 +165,16 @@ static int64_t least(int64_t a, int64_t b) {
 static status check_context(const job *j, int64_t longest, int64_t needed) {
   int64_t given = j->cfg->run.context, most = j->m->context_length, generate = j->cfg->run.generate;
   if (given > most)
-    return FAIL("run.context = %lld: expected at most the model's context of %lld (%s)", (long long)given,
-                (long long)most, gguf_path(j->m->file));
+    return REFUSE("run.context = %lld: expected at most the model's context of %lld (%s)", (long long)given,
+                  (long long)most, gguf_path(j->m->file));
   if (j->context > most)
-    return FAIL("%s: the input's %lld tokens and run.generate = %lld need %lld positions, but the model's "
-                "context is %lld; the command perplexity cuts a text into windows",
-                gguf_path(j->m->file), (long long)longest, (long long)generate, (long long)j->context,
-                (long long)most);
+    return REFUSE("%s: the input's %lld tokens and run.generate = %lld need %lld positions, but the model's "
+                  "context is %lld; the command perplexity cuts a text into windows",
+                  gguf_path(j->m->file), (long long)longest, (long long)generate, (long long)j->context,
+                  (long long)most);
   if (needed > j->context)
-    return FAIL("run.context = %lld: the input's %lld tokens and run.generate = %lld need %lld positions",
-                (long long)j->context, (long long)longest, (long long)generate, (long long)needed);
+    return REFUSE("run.context = %lld: the input's %lld tokens and run.generate = %lld need %lld positions",
+                  (long long)j->context, (long long)longest, (long long)generate, (long long)needed);
   return 0;
 }
 
@@ -236,7 +236,7 @@ void job_close(job *j) {
 
 static status resolve_arm(const job *j, const arm_choice *choice, arm_spec *shared, arm_spec *local) {
   bool mixed = choice->kind == ARM_MIXED;
-  if (mixed && !j->roles.mixed) return FAIL("run.arms has \"%s\", but ranks.arm is not set", choice->name);
+  if (mixed && !j->roles.mixed) return REFUSE("run.arms has \"%s\", but ranks.arm is not set", choice->name);
   TRY(arm_choice_resolve(local, job_arm_of_rank(j, choice, comm_rank(j->c))));
   return arm_choice_resolve(shared, mixed ? &j->roles.shared_arm : choice);
 }

@@ -10,6 +10,7 @@
 #include "src/commands/perplexity.h"
 #include "src/commands/synth.h"
 #include "src/commands/trace.h"
+#include "src/commands/verify.h"
 #include <string.h>
 
 enum { KEYS_RUN = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD | KEYS_OUTPUT };
@@ -81,6 +82,14 @@ static const command commands[] = {
             .args = "A B",
             .summary = "whether two reports, of one machine or two, have the same bits for the same path",
             .print_args = compare_print_options,
+        },
+    [COMMAND_VERIFY] =
+        {
+            .needs = NEEDS_RANKS,
+            .run_ranks = verify_run,
+            .args = "CONTRACT REPORT [--out DIR]",
+            .summary = "whether a report keeps a contract: its gates, invariants and digests",
+            .print_args = verify_print_options,
         },
 };
 _Static_assert(sizeof commands / sizeof *commands == COMMAND_COUNT, "a row for each command");

@@ -58,6 +58,7 @@ static status open_reporting(parity *p) {
   for (size_t a = 0; a < p->n_arms; a++) {
     TRY(TAKE(&p->layer[a], (size_t)(p->j->max_batch * s->hidden), "a layer's rows"));
     TRY(TAKE(&p->logits[a], (size_t)s->vocabulary, "a row of logits"));
+    TRY(arm_checks_open(&p->r.arms[a].checks, s->n_layers, s->hidden, p->j->max_batch));
     if (c->output.logits && c->output.dir[0]) {
       char name[64];
       snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.arm[a].name);
@@ -102,9 +103,29 @@ static void parity_close(parity *p) {
 
 // ---- the arms in step ----
 
+static status check_embedded(parity *p, int64_t n) {
+  int64_t hidden = p->j->m->weights.shape.hidden;
+  for (size_t a = 0; a < p->n_arms; a++) {
+    TRY(arm_stream_read(p->arm[a], p->layer[a]));
+    for (int64_t t = 0; t < n; t++) arm_checks_embedded(&p->r.arms[a].checks, t, p->layer[a] + t * hidden);
+  }
+  return 0;
+}
+
+// Of arm a, whose streams are in p->layer.
+static void check_layer(parity *p, size_t a, int64_t layer, int64_t n) {
+  const model_shape *s = &p->j->m->weights.shape;
+  for (int64_t t = 0; t < n; t++)
+    arm_checks_layer(&p->r.arms[a].checks, layer, t, p->layer[a] + t * s->hidden, arm_experts(p->arm[a], t),
+                     arm_weights(p->arm[a], t), s->top_k);
+}
+
 static status compare_layer(parity *p, int64_t layer, const token_batch *batch) {
   int64_t hidden = p->j->m->weights.shape.hidden, k = p->j->m->weights.shape.top_k;
-  for (size_t a = 0; a < p->n_arms; a++) TRY(arm_stream_read(p->arm[a], p->layer[a]));
+  for (size_t a = 0; a < p->n_arms; a++) {
+    TRY(arm_stream_read(p->arm[a], p->layer[a]));
+    check_layer(p, a, layer, batch->n);
+  }
   for (size_t i = 0; i < p->n_pairs; i++) {
     const pair_statistics *pair = &p->r.pairs[i];
     const arm *a = p->arm[pair->a], *b = p->arm[pair->b];
@@ -125,7 +146,10 @@ static int64_t target_of(const parity *p, int64_t sequence, int64_t position) {
 static void compare_logit_row(parity *p, const token_batch *batch, int64_t t, int64_t i) {
   int64_t vocabulary = p->j->m->weights.shape.vocabulary;
   int64_t target = target_of(p, batch->sequence[t], batch->position[t]);
-  for (size_t a = 0; a < p->n_arms; a++) arm_logits(p->arm[a], i, p->logits[a]);
+  for (size_t a = 0; a < p->n_arms; a++) {
+    arm_logits(p->arm[a], i, p->logits[a]);
+    arm_checks_logits(&p->r.arms[a].checks, p->logits[a], vocabulary);
+  }
   for (size_t n = 0; n < p->n_pairs; n++) {
     const pair_statistics *pair = &p->r.pairs[n];
     int64_t at = p->position + t;
@@ -176,6 +200,7 @@ static status logit_rows(parity *p, const token_batch *batch, int64_t first, int
 // All arms take the same step before any takes the next, so one batch of one layer is all that must be kept.
 static status compute_batch(parity *p, const token_batch *batch) {
   for (size_t a = 0; a < p->n_arms; a++) TRY(arm_embed(p->arm[a], batch));
+  if (job_is_reporting(p->j)) TRY(check_embedded(p, batch->n));
   for (int64_t layer = 0; layer < p->j->m->weights.shape.n_layers; layer++) {
     for (size_t a = 0; a < p->n_arms; a++) TRY(arm_layer(p->arm[a], layer));
     if (job_is_reporting(p->j)) TRY(compare_layer(p, layer, batch));

@@ -69,12 +69,11 @@ static void print_falsifiers(FILE *out, const falsifier_list *list) {
 }
 
 static void print_line(FILE *out, const verdict_line *l) {
-  fprintf(out, "  %-9s  %-24s  ", KINDS[l->kind], l->name);
+  fprintf(out, "  %s  %-9s  %-19s  ", l->holds ? "holds" : "FAILS", KINDS[l->kind], l->name);
   report_print_line(out, l->where, 60, false);
   if (l->has_bound)
     fprintf(out, "  %.6g %s %.6g, margin %.3g, %.3g of the bound", l->figure,
             l->is_most ? "<=" : ">=", l->bound, l->margin, l->used);
-  fprintf(out, "  %s", l->holds ? "holds" : "FAILS");
   if (l->reason[0]) {
     fputs(": ", out);
     report_print_line(out, l->reason, VERDICT_REASON_BYTES, false);

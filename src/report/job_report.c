@@ -125,6 +125,7 @@ static void close_arm(report_arm *a) {
     free(a->texts[t].text);
   }
   free(a->texts);
+  arm_checks_close(&a->checks);
 }
 
 void job_report_close(report *r) {

@@ -8,6 +8,7 @@
 #pragma once
 #include "base/status.h"
 #include "src/config/command_kind.h"
+#include "src/measure/arm_checks.h"
 #include "src/measure/pair_statistics.h"
 #include <stdint.h>
 #include <stdio.h>
@@ -46,6 +47,7 @@ typedef struct {
   report_text *texts;
   size_t n_texts;
   const char **rank_arms; // [ranks] arm of each rank's experts
+  arm_checks checks;      // layer_rms NULL: the command does not watch the arm's layers
 } report_arm;
 
 typedef struct { // one row of tokens.csv

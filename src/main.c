@@ -19,7 +19,7 @@ static const command commands[] = {
     [COMMAND_PARITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY,
             .run_job = parity_run,
             .summary = "runs every arm of run.arms over the same tokens and compares them",
             .help = "  Each arm is measured against the truth (f64, or else against the first arm), and the\n"

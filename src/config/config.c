@@ -33,6 +33,7 @@ static const struct {
     {"experts", "which rank owns which expert"},
     {"comm", "communication between ranks"},
     {"perplexity", "what is scored"},
+    {"parity", "in which ways the arms run, and what is measured"},
     {"trace", "what is written"},
     {"bench", "what is measured"},
     {"output", "files of the report"},
@@ -93,6 +94,17 @@ static const value_key KEYS[] = {
      "300", "seconds that a rank waits for another, or for its GPU"},
     {"perplexity.skip", KEYS_PERPLEXITY, INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1,
      INT32_MAX, "-1", "positions at the head of a window that are not scored; -1: half"},
+    {"parity.mode", KEYS_PARITY, AT(parity.modes), value_read_modes, value_write_modes,
+     "\"free\", \"teacher\", \"forced\" or a list of these", 0, 0, "[\"free\"]",
+     "free, always run; teacher: each layer from the truth's stream; forced: the truth's routing"},
+    {"parity.probes", KEYS_PARITY, AT(parity.probes), value_read_layer_probes, value_write_probes,
+     "list of probes of a layer (docs/trace.md)", 0, 0, "[]",
+     "also compared: \"ffn_inp\"; with \"ffn_moe_down\" each expert, experts.csv"},
+    {"parity.bound", KEYS_PARITY, AT(parity.bounds), value_read_bounds, value_write_bounds,
+     "number, or list of [\"default\", \"PROBE\" or \"PROBE-LAYER\", number]", 0, 0, "[]",
+     "of rel_l2: the first layer and probe above it is named; []: none"},
+    {"parity.routes", KEYS_PARITY, AT(parity.routes), value_read_text_or_empty, value_write_text, "string", 0,
+     0, "\"\"", "a file as output.routes writes it, whose experts every arm takes; \"\": none"},
     {"trace.probes", KEYS_TRACE, AT(trace.probes), value_read_probes, value_write_probes,
      "list of probes (docs/trace.md)", 0, 0, "[]", "tensors by name: \"l_out\", \"ffn_moe_logits\"; []: all"},
     {"trace.layers", KEYS_TRACE, AT(trace), value_read_layers, value_write_layers, "list of layers from 0", 0,
@@ -112,6 +124,8 @@ static const value_key KEYS[] = {
     {"output.dir", KEYS_OUTPUT, AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0,
      "\"\"", "folder of the report (--out); \"\": no files"},
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
+    {"output.routes", KEYS_LOGITS, FLAG(output.routes), "false",
+     "parity: write routes.<arm>.npy and route_weights.<arm>.npy as well"},
 };
 enum { N_KEYS = sizeof KEYS / sizeof KEYS[0] };
 
@@ -330,6 +344,7 @@ void config_close(config *c) {
   free(c->run.rows);
   free(c->experts.rank_of_expert);
   free(c->trace.layers);
+  free(c->parity.routes);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }

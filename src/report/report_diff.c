@@ -40,6 +40,11 @@ static status refuse_other_input(const recorded_report *a, const recorded_report
     return REFUSE("%s and %s cannot be compared: the hash of the input's tokens is %016" PRIx64
                   " and %016" PRIx64,
                   a->file, b->file, a->input, b->input);
+  if (a->imposes_routes != b->imposes_routes || a->routes != b->routes)
+    return REFUSE("%s and %s cannot be compared: every arm took the experts of %s%016" PRIx64
+                  ", and of %s%016" PRIx64,
+                  a->file, b->file, a->imposes_routes ? "parity.routes " : "no file, ", a->routes,
+                  b->imposes_routes ? "parity.routes " : "no file, ", b->routes);
   return refuse_other_windows(a, b);
 }
 

@@ -216,6 +216,8 @@ static status read_surroundings(recorded_report *r, const place *root) {
   TRY(take_text(&r->row, &build, "row"));
   TRY(take(&run, root, "run", JSON_OBJECT));
   TRY(take_digest(&r->input, &run, "input"));
+  r->imposes_routes = !json_is_null(json_object_get(run.node, "routes"));
+  if (r->imposes_routes) TRY(take_digest(&r->routes, &run, "routes"));
   TRY(take_text(&r->config, &run, "config"));
   TRY(take_text(&r->kv, &run, "kv"));
   if (strcmp(r->kv, "f16") && strcmp(r->kv, "f32"))

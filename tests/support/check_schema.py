@@ -77,10 +77,13 @@ def faults(value, schema, root, at="report"):
 
 def spreads(report):
     """Yields every (place, object with a spread)."""
-    for p, pair in enumerate(report["pairs"]):
-        yield f"pairs[{p}].logits", pair["logits"]
-        for i, layer in enumerate(pair["layers"]):
-            yield f"pairs[{p}].layers[{i}]", layer
+    lists = [("pairs", report["pairs"])] + [(f"modes.{m}.pairs", mode["pairs"]) for m, mode in report["modes"].items()]
+    for at, pairs in lists:
+        for p, pair in enumerate(pairs):
+            yield f"{at}[{p}].logits", pair["logits"]
+            for part in ("layers", "probes"):
+                for i, entry in enumerate(pair[part]):
+                    yield f"{at}[{p}].{part}[{i}]", entry
 
 
 def disagreements(report):
@@ -107,6 +110,7 @@ def disagreements(report):
             yield f"pair {pair['a']}, {pair['b']}: not two of the arms"
         if [layer["layer"] for layer in pair["layers"]] != list(range(len(pair["layers"]))):
             yield f"pair {pair['a']}, {pair['b']}: the layers are not 0, 1, 2 ..."
+    yield from mode_disagreements(report)
     for at, entry in spreads(report):
         for metric, s in entry["spread"].items():
             if not same(entry[metric], s["max"]):
@@ -114,6 +118,34 @@ def disagreements(report):
             numbers = [s["min"], s["median"], s["max"]]
             if None not in numbers and numbers != sorted(numbers):
                 yield f"{at}.spread.{metric}: min, median and max are not in order"
+
+
+PERCENTILES = ("min", "p0_1", "p1", "p5", "median", "p95", "p99", "p99_9", "max")
+
+
+def mode_disagreements(report):
+    """The same of modes, of what is over positions, and of accounts."""
+    said = [(arm["name"]) for arm in report["arms"]]
+    between = [(pair["a"], pair["b"]) for pair in report["pairs"]]
+    for name, mode in report["modes"].items():
+        if [arm["name"] for arm in mode["arms"]] != said:
+            yield f"modes.{name}: not the arms of the report"
+        if [(pair["a"], pair["b"]) for pair in mode["pairs"]] != between:
+            yield f"modes.{name}: not the pairs of the report"
+    for at, entry in spreads(report):
+        for key, d in entry.get("distribution", {}).items():
+            numbers = [d[p] for p in PERCENTILES]
+            if None not in numbers and numbers != sorted(numbers):
+                yield f"{at}.distribution.{key}: the percentiles are not in order"
+            if key == "kl" and not same(d["max"], entry["kl"]):
+                yield f"{at}.distribution.kl is not of the same numbers as kl"
+    if report["accounts"] and [(a["a"], a["b"]) for a in report["accounts"]] != between:
+        yield "accounts: not the pairs of the report"
+    for account in report["accounts"]:
+        parts = [account[part]["mean"] for part in ("local", "interference", "compounding", "flips")]
+        total = account["total"]["mean"]
+        if None not in parts + [total] and abs(sum(parts) - total) > 1e-9 * max(map(abs, parts + [total])):
+            yield f"account {account['a']}, {account['b']}: the parts do not add up to the total"
 
 
 def refuse_constant(text):

@@ -1,5 +1,5 @@
 // checking: what the checks of a report share: counting, and taking numbers out of its tree. For
-// report_check.c and report_check_files.c.
+// report_check*.c.
 #pragma once
 #include "src/contract/report_check.h"
 #include <jansson.h>
@@ -30,6 +30,7 @@ static inline const json_t *root_of(const recorded_report *r) {
 double check_number(checking *c, const json_t *object, const char *key, const char *where);
 int64_t check_integer(checking *c, const json_t *object, const char *key, const char *where);  // failed: -1
 const char *check_text(checking *c, const json_t *object, const char *key, const char *where); // failed: ""
+void check_all_pairs(checking *c);                 // report_check_pairs.c
 int64_t check_positions(const recorded_report *r); // of all sequences
 // Both NaN, or equal.
 static inline bool same_number(double a, double b) {

@@ -1,6 +1,7 @@
 // What a contract must be as a whole: it gates something, and no two of its statements exclude each other.
 #include "src/config/arm_choice.h"
 #include "src/config/command_kind.h"
+#include "src/config/parity_mode.h"
 #include "src/contract/contract.h"
 #include <math.h>
 #include <stdio.h>
@@ -92,6 +93,12 @@ static status check_divergence(const contract *c, const contract_divergence *d) 
   return 0;
 }
 
+static status check_mode(const contract *c, const char *key, const char *name) {
+  for (int m = 0; m < MODE_COUNT; m++)
+    if (!strcmp(parity_mode_name((parity_mode)m), name)) return 0;
+  return REFUSE("%s: %s: expected free, teacher or forced, found \"%.40s\"", c->file, key, name);
+}
+
 static status check_scope(const contract *c) {
   command_kind command;
   if (c->scope.command && !command_find(&command, c->scope.command))
@@ -102,6 +109,7 @@ static status check_scope(const contract *c) {
     return REFUSE("%s contradicts itself: scope.ranks = [%lld, %lld]: no number of ranks is in it", c->file,
                   (long long)c->scope.least_ranks, (long long)c->scope.most_ranks);
   for (size_t i = 0; i < c->scope.arms.n; i++) TRY(check_arm(c, "scope.arms", c->scope.arms.text[i]));
+  for (size_t i = 0; i < c->scope.modes.n; i++) TRY(check_mode(c, "scope.modes", c->scope.modes.text[i]));
   TRY(check_digest(c, "scope.model", c->scope.model));
   return check_digest(c, "scope.input", c->scope.input);
 }
@@ -161,6 +169,7 @@ static status check_whose(const contract *c, contract_gate *g) {
                     g->line, g->name, g->pair.text[i]);
   }
   if (!g->at) return refuse_gate(c, g, "at", "expected a place, \"l_out\" or \"logits\", found no such key");
+  if (g->mode) TRY(check_mode(c, "gates.mode", g->mode));
   if (g->mode && c->scope.modes.n && !has_text(&c->scope.modes, g->mode))
     return REFUSE("%s:%d contradicts itself: gates.%s.mode is %.40s, which scope.modes has not", c->file,
                   g->line, g->name, g->mode);

@@ -61,6 +61,11 @@ static status check_scope(const contract *c, const recorded_report *r) {
   for (size_t i = 0; i < c->scope.arms.n; i++)
     if (!find_arm(r, c->scope.arms.text[i]))
       return refuse_scope(c, r, "arms", c->scope.arms.text[i], "no such arm");
+  for (size_t i = 0; i < c->scope.modes.n; i++) {
+    const char *mode = c->scope.modes.text[i];
+    if (strcmp(mode, "free") && !json_object_get(json_object_get(r->tree, "modes"), mode))
+      return refuse_scope(c, r, "modes", mode, "no such mode");
+  }
   int64_t n = (int64_t)r->n_ranks;
   if (c->scope.most_ranks && (n < c->scope.least_ranks || n > c->scope.most_ranks))
     return REFUSE("%s: scope.ranks is %" PRId64 " to %" PRId64
@@ -242,6 +247,12 @@ static status judge_exact(verdict *v, const contract *c, const recorded_report *
 
 // ---- gates ----
 
+// "teacher: " before a place in that mode.
+static const char *mode_of(const contract_gate *g) {
+  if (!g->mode || !strcmp(g->mode, "free")) return "";
+  return !strcmp(g->mode, "teacher") ? "teacher: " : "forced: ";
+}
+
 static void add_figure(verdict *v, const contract_gate *g, const char *where, double x) {
   double own = g->metric->from_one ? 1 - x : x;
   if (!isnan(g->at_most))
@@ -273,11 +284,30 @@ static status judge_layers(verdict *v, const contract *c, const contract_gate *g
   if (g->layer >= (int64_t)n) return refuse_gate(c, g, r, g->at);
   for (size_t l = 0; l < n; l++) {
     if (g->layer >= 0 && g->layer != (int64_t)l) continue;
-    snprintf(where, sizeof where, "%s - %s, l_out-%zu %s", g->pair.text[0], g->pair.text[1], l,
+    snprintf(where, sizeof where, "%s - %s, %sl_out-%zu %s", g->pair.text[0], g->pair.text[1], mode_of(g), l,
              g->metric->name);
     TRY(judge_value(v, c, g, r, json_array_get(layers, l), where));
   }
   return 0;
+}
+
+static status judge_probes(verdict *v, const contract *c, const contract_gate *g, const recorded_report *r,
+                           const json_t *pair) {
+  const json_t *probes = json_object_get(pair, "probes");
+  const char *name = probe_get(g->probe)->name;
+  char where[WHERE_BYTES];
+  size_t n = 0;
+  for (size_t i = 0; i < json_array_size(probes); i++) {
+    const json_t *probe = json_array_get(probes, i);
+    int64_t layer = json_integer_value(json_object_get(probe, "layer"));
+    if (strcmp(json_string_value(json_object_get(probe, "probe")), name)) continue;
+    if (g->layer >= 0 && g->layer != layer) continue;
+    snprintf(where, sizeof where, "%s - %s, %s%s-%" PRId64 " %s", g->pair.text[0], g->pair.text[1],
+             mode_of(g), name, layer, g->metric->name);
+    TRY(judge_value(v, c, g, r, probe, where));
+    n++;
+  }
+  return n ? 0 : refuse_gate(c, g, r, g->at);
 }
 
 static status judge_arm(verdict *v, const contract *c, const contract_gate *g, const recorded_report *r) {
@@ -293,8 +323,9 @@ static status judge_arm(verdict *v, const contract *c, const contract_gate *g, c
 
 // The pair of the gate's mode; NULL: the report has none.
 static const json_t *find_pair(const recorded_report *r, const contract_gate *g) {
-  const json_t *pairs = json_object_get(r->tree, "pairs");
-  if (g->mode && strcmp(g->mode, "free")) return NULL;
+  const json_t *run = r->tree;
+  if (g->mode && strcmp(g->mode, "free")) run = json_object_get(json_object_get(run, "modes"), g->mode);
+  const json_t *pairs = json_object_get(run, "pairs");
   for (size_t i = 0; i < json_array_size(pairs); i++) {
     const json_t *pair = json_array_get(pairs, i);
     if (!strcmp(json_string_value(json_object_get(pair, "a")), g->pair.text[0]) &&
@@ -315,9 +346,10 @@ static status judge_gate(verdict *v, const contract *c, const contract_gate *g, 
   case METRIC_OF_LAYER:
     return judge_layers(v, c, g, r, pair);
   case METRIC_OF_PROBE:
-    return refuse_gate(c, g, r, g->at);
+    return judge_probes(v, c, g, r, pair);
   case METRIC_OF_LOGITS:
-    snprintf(where, sizeof where, "%s - %s, logits %s", g->pair.text[0], g->pair.text[1], g->metric->name);
+    snprintf(where, sizeof where, "%s - %s, %slogits %s", g->pair.text[0], g->pair.text[1], mode_of(g),
+             g->metric->name);
     return judge_value(v, c, g, r, json_object_get(pair, "logits"), where);
   case METRIC_OF_ARM:
     return judge_arm(v, c, g, r);

@@ -4,6 +4,7 @@
 #include "src/commands/command.h"
 #include "src/commands/compare.h"
 #include "src/commands/errors.h"
+#include "src/commands/gate.h"
 #include "src/commands/generate.h"
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
@@ -19,7 +20,7 @@ static const command commands[] = {
     [COMMAND_PARITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT,
             .run_job = parity_run,
             .summary = "runs every arm of run.arms over the same tokens and compares them",
             .help = "  Each arm is measured against the truth (f64, or else against the first arm), and the\n"
@@ -28,14 +29,14 @@ static const command commands[] = {
     [COMMAND_GENERATE] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_CONTRACT,
             .run_job = generate_run,
             .summary = "each arm continues the input by run.generate tokens",
         },
     [COMMAND_PERPLEXITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY | KEYS_CONTRACT,
             .run_job = perplexity_run,
             .summary = "each arm's perplexity of the input",
             .help =
@@ -117,6 +118,9 @@ static status run_with_ranks(const command_line *l, const config *cfg, status lo
   snprintf(what, sizeof what, "the command (%s here)", name);
   TRY(comm_equal_request(c, name, strlen(name), what));
   TRY(comm_agree(c, loaded, "reading the configuration"));
+  if (cfg)
+    TRY(comm_agree(c, gate_check(cfg, l->command, commands[l->command].keys & KEYS_CONTRACT),
+                   "the contract"));
   if (cfg) comm_set_deadline(c, cfg->comm.deadline);
   TRY(cfg ? run_job(l, cfg, c) : commands[l->command].run_ranks(c, l->n_args, l->args));
   return comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind

@@ -1,4 +1,5 @@
 #include "src/commands/generate.h"
+#include "src/commands/gate.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "src/run/sampler.h"
@@ -193,7 +194,7 @@ status generate_run(job *j) {
                 "run.generate"));
   status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
   for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = generate_arm(j, a, &r);
-  if (!result) result = job_report_finish(j, &r);
+  if (!result) result = gate_report_finish(j, &r);
   job_report_close(&r);
   return result;
 }

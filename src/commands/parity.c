@@ -1,4 +1,5 @@
 #include "src/commands/parity.h"
+#include "src/commands/gate.h"
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
 #include "src/commands/generate.h"
@@ -301,7 +302,7 @@ status parity_run(job *j) {
   TRY_DONE(result, run_other_modes(&p));
   TRY_DONE(result,
            job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "the files of the comparison"));
-  result = job_report_finish(j, &p.r);
+  result = gate_report_finish(j, &p.r);
 done:
   parity_close(&p);
   return result;

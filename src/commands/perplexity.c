@@ -1,4 +1,5 @@
 #include "src/commands/perplexity.h"
+#include "src/commands/gate.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "kernels/formats/numerics.h"
@@ -116,7 +117,7 @@ status perplexity_run(job *j) {
   TRY(job_agree(j, check_windows(j), "perplexity.skip"));
   status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
   for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = perplexity_arm(j, a, &r);
-  if (!result) result = job_report_finish(j, &r);
+  if (!result) result = gate_report_finish(j, &r);
   job_report_close(&r);
   return result;
 }

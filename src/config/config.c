@@ -34,6 +34,7 @@ static const struct {
     {"comm", "communication between ranks"},
     {"perplexity", "what is scored"},
     {"parity", "in which ways the arms run, and what is measured"},
+    {"contract", "what the report must keep (docs/contracts.md)"},
     {"trace", "what is written"},
     {"bench", "what is measured"},
     {"output", "files of the report"},
@@ -105,6 +106,8 @@ static const value_key KEYS[] = {
      "of rel_l2: the first layer and probe above it is named; []: none"},
     {"parity.routes", KEYS_PARITY, AT(parity.routes), value_read_text_or_empty, value_write_text, "string", 0,
      0, "\"\"", "a file as output.routes writes it, whose experts every arm takes; \"\": none"},
+    {"contract.path", KEYS_CONTRACT, AT(contract.path), value_read_text_or_empty, value_write_text, "string",
+     0, 0, "\"\"", "a contract; a run whose report does not keep it ends with 3; \"\": none"},
     {"trace.probes", KEYS_TRACE, AT(trace.probes), value_read_probes, value_write_probes,
      "list of probes (docs/trace.md)", 0, 0, "[]", "tensors by name: \"l_out\", \"ffn_moe_logits\"; []: all"},
     {"trace.layers", KEYS_TRACE, AT(trace), value_read_layers, value_write_layers, "list of layers from 0", 0,
@@ -345,6 +348,7 @@ void config_close(config *c) {
   free(c->experts.rank_of_expert);
   free(c->trace.layers);
   free(c->parity.routes);
+  free(c->contract.path);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }

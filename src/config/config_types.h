@@ -90,6 +90,10 @@ typedef struct {
   } comm;
 
   struct {
+    char *path; // contract.path: a contract that the report must keep; "" (default): none
+  } contract;
+
+  struct {
     int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
   } perplexity;
 

@@ -43,6 +43,7 @@ static void check_spread(checking *c, const json_t *of, const spread_row *row, c
 
 // A vector that is off by r in rel_l2 is at an angle of at most asin(r): a larger angle contradicts it.
 static void check_angle(checking *c, const json_t *of, const char *where) {
+  if (!json_is_number(json_object_get(of, "rel_l2"))) return; // NaN, which check_finite looks at
   double r = json_number_value(json_object_get(of, "rel_l2"));
   double angle = json_number_value(json_object_get(of, "one_minus_cos"));
   double most = r < 1 ? r * r / (1 + sqrt(1 - r * r)) : 2;

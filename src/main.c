@@ -88,7 +88,7 @@ static const command commands[] = {
         {
             .needs = NEEDS_RANKS,
             .run_ranks = verify_run,
-            .args = "CONTRACT REPORT [--out DIR]",
+            .args = "CONTRACT REPORT [--out DIR] | --derive --config FILE [--set KEY=VALUE]... [--out DIR]",
             .summary = "whether a report keeps a contract: its gates, invariants and digests",
             .print_args = verify_print_options,
         },

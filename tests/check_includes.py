@@ -32,7 +32,7 @@ ARROWS = [
     (r"src/report/job_report\.c", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/|build_info\.h"),
     (r"src/report/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/"),
     (r"src/contract/metric\.[ch]", r"base/|src/contract/metric\.h|src/config/edit_distance\.h"),
-    (r"src/contract/", rf"{SEEN}|src/(config|measure|report|contract)/"),
+    (r"src/contract/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report|contract)/"),
     (r"src/commands/command\.c", rf"{SEEN}|dist/|src/|build_info\.h"),
     (r"src/commands/", rf"{SEEN}|dist/|src/"),
     (r"kernels/formats/", r"base/|kernels/formats/"),

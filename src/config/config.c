@@ -35,6 +35,7 @@ static const struct {
     {"perplexity", "what is scored"},
     {"parity", "in which ways the arms run, and what is measured"},
     {"contract", "what the report must keep (docs/contracts.md)"},
+    {"derive", "verify --derive: the honest runs that bounds are taken from"},
     {"trace", "what is written"},
     {"bench", "what is measured"},
     {"output", "files of the report"},
@@ -104,10 +105,22 @@ static const value_key KEYS[] = {
     {"parity.bound", KEYS_PARITY, AT(parity.bounds), value_read_bounds, value_write_bounds,
      "number, or list of [\"default\", \"PROBE\" or \"PROBE-LAYER\", number]", 0, 0, "[]",
      "of rel_l2: the first layer and probe above it is named; []: none"},
+    {"parity.reference", KEYS_PARITY, AT(parity.reference), value_read_text_or_empty, value_write_text,
+     "string", 0, 0, "\"\"",
+     "another GGUF of the same shape, for the arm that the others are measured against; \"\": model.path"},
     {"parity.routes", KEYS_PARITY, AT(parity.routes), value_read_text_or_empty, value_write_text, "string", 0,
      0, "\"\"", "a file as output.routes writes it, whose experts every arm takes; \"\": none"},
     {"contract.path", KEYS_CONTRACT, AT(contract.path), value_read_text_or_empty, value_write_text, "string",
      0, 0, "\"\"", "a contract; a run whose report does not keep it ends with 3; \"\": none"},
+    {"derive.draws", KEYS_DERIVE, INTEGER(derive.draws), "integer from 2 to 100000", 2, 100000, "60",
+     "runs that give the bounds: other windows of text, other last bits of the embedding"},
+    {"derive.checks", KEYS_DERIVE, INTEGER(derive.checks), "integer from 0 to 100000", 0, 100000, "20",
+     "fresh runs that the bounds are tried on"},
+    {"derive.seed", KEYS_DERIVE, INTEGER(derive.seed), "integer >= 0", 0, 0x1p63, "0", "of windows and bits"},
+    {"derive.rate", KEYS_DERIVE, REAL(derive.rate), "number above 0, at most 0.5", DBL_TRUE_MIN, 0.5, "0.01",
+     "false alarms of a whole run, shared out evenly to its gates"},
+    {"derive.file", KEYS_DERIVE, AT(derive.file), value_read_text_or_empty, value_write_text, "string", 0, 0,
+     "\"\"", "text that windows as long as the input are cut from; \"\": the input"},
     {"trace.probes", KEYS_TRACE, AT(trace.probes), value_read_probes, value_write_probes,
      "list of probes (docs/trace.md)", 0, 0, "[]", "tensors by name: \"l_out\", \"ffn_moe_logits\"; []: all"},
     {"trace.layers", KEYS_TRACE, AT(trace), value_read_layers, value_write_layers, "list of layers from 0", 0,
@@ -348,6 +361,8 @@ void config_close(config *c) {
   free(c->experts.rank_of_expert);
   free(c->trace.layers);
   free(c->parity.routes);
+  free(c->parity.reference);
+  free(c->derive.file);
   free(c->contract.path);
   free(c->output.dir);
   memset(c, 0, sizeof *c);

@@ -93,6 +93,14 @@ typedef struct {
     char *path; // contract.path: a contract that the report must keep; "" (default): none
   } contract;
 
+  struct {          // of verify --derive
+    int64_t draws;  // derive.draws: honest runs that give the bounds; default 60
+    int64_t checks; // derive.checks: fresh ones that they are tried on; default 20
+    int64_t seed;   // derive.seed; default 0
+    double rate;    // derive.rate: of false alarms of a whole run, in (0, 1); default 0.01
+    char *file;     // derive.file: text that windows are cut from; "" (default): the input
+  } derive;
+
   struct {
     int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
   } perplexity;
@@ -108,6 +116,8 @@ typedef struct {
     uint32_t probes;   // parity.probes: bits 1 << probe_point, of a layer; 0 (default, []): none
     bound_list bounds; // parity.bound; a layer of a probe goes before the probe, it before all; empty: none
     char *routes;      // parity.routes: a file of experts to impose on every arm; "" (default): none
+    char *reference; // parity.reference: model of the arm that the others are measured against; "" (default):
+                     // model.path
   } parity;
 
   struct {

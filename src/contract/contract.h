@@ -60,7 +60,7 @@ typedef struct {
   text_list equations;
   falsifier_list refuted_by;
   struct {
-    char *command, *model, *architecture, *input, *kv;
+    char *command, *model, *reference, *architecture, *input, *kv;
     text_list arms, modes;
     int64_t least_ranks, most_ranks;
     int64_t n_layers, hidden, n_experts, top_k, vocabulary; // 0: any

@@ -111,6 +111,7 @@ static status check_scope(const contract *c) {
   for (size_t i = 0; i < c->scope.arms.n; i++) TRY(check_arm(c, "scope.arms", c->scope.arms.text[i]));
   for (size_t i = 0; i < c->scope.modes.n; i++) TRY(check_mode(c, "scope.modes", c->scope.modes.text[i]));
   TRY(check_digest(c, "scope.model", c->scope.model));
+  TRY(check_digest(c, "scope.reference", c->scope.reference));
   return check_digest(c, "scope.input", c->scope.input);
 }
 

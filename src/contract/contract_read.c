@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FILE_LIMIT = 1 << 20, NAME_BYTES = 64 };
+enum { FILE_LIMIT = 1 << 20, NAME_BYTES = 128 };
 
 #define KEY(name, type, field, read, expected, low, high)                                                    \
   { name, 0, offsetof(type, field), read, NULL, expected, low, high, NULL, NULL }
@@ -89,6 +89,7 @@ static const value_key KEYS[] = {
     TEXTS("scope.modes", contract, scope.modes),
     {"scope.ranks", 0, 0, read_ranks, NULL, "list of two: least and most ranks, from 1", 0, 0, NULL, NULL},
     TEXT("scope.model", contract, scope.model),
+    TEXT("scope.reference", contract, scope.reference),
     TEXT("scope.architecture", contract, scope.architecture),
     COUNT("scope.n_layers", contract, scope.n_layers),
     COUNT("scope.hidden", contract, scope.hidden),
@@ -299,6 +300,7 @@ void contract_close(contract *c) {
                          c->comment,     c->scope.command, c->scope.model, c->scope.architecture,
                          c->scope.input, c->scope.kv};
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(texts[i]);
+  free(c->scope.reference);
   close_texts(&c->equations);
   close_texts(&c->scope.arms);
   close_texts(&c->scope.modes);

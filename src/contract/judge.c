@@ -45,11 +45,21 @@ static const recorded_arm *find_arm(const recorded_report *r, const char *name) 
   return NULL;
 }
 
+// The fingerprint of the model that others are measured against: parity.reference, or else the report's own.
+static const char *reference_of(const recorded_report *r, char own[17]) {
+  const json_t *reference = json_object_get(json_object_get(r->tree, "run"), "reference");
+  const char *text = json_string_value(json_object_get(reference, "fingerprint"));
+  snprintf(own, 17, "%016" PRIx64, r->fingerprint);
+  return text ? text : own;
+}
+
 static status check_scope(const contract *c, const recorded_report *r) {
+  char own[17];
   const char *architecture =
       json_string_value(json_object_get(json_object_get(r->tree, "model"), "architecture"));
   TRY(check_text(c, r, "command", c->scope.command, command_name(r->command)));
   TRY(check_digest(c, r, "model", c->scope.model, r->fingerprint));
+  TRY(check_text(c, r, "reference", c->scope.reference, reference_of(r, own)));
   TRY(check_digest(c, r, "input", c->scope.input, r->input));
   TRY(check_text(c, r, "kv", c->scope.kv, r->kv));
   TRY(check_text(c, r, "architecture", c->scope.architecture, architecture ? architecture : "none"));

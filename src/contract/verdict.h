@@ -11,7 +11,7 @@ typedef enum { VERDICT_STRUCTURE, VERDICT_INVARIANT, VERDICT_EXACT, VERDICT_GATE
 
 typedef struct {
   verdict_kind kind;
-  char name[64], where[112];
+  char name[128], where[112];
   bool has_bound, is_most; // is_most: figure <= bound
   double figure, bound, margin, used;
   bool holds;

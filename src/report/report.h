@@ -108,6 +108,8 @@ typedef struct {
   int64_t chunk, context;
   int64_t skip;   // of perplexity: positions at a window's head that are not scored; -1: half of each window
   uint64_t input; // hash of the tokens of all sequences
+  const char *reference; // path of parity.reference; NULL: every arm has the same model
+  uint64_t reference_fingerprint;
   report_rank *ranks;
   size_t n_ranks;
   report_arm *arms;

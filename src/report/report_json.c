@@ -40,6 +40,12 @@ static void put_surroundings(branch root, const report *r) {
   put_text(run, "placement", r->placement);
   put_text(run, "kv", r->kv);
   put_digest(run, "input", r->input);
+  if (r->reference) {
+    branch reference = put_object(run, "reference");
+    put_text(reference, "path", r->reference);
+    put_digest(reference, "fingerprint", r->reference_fingerprint);
+  } else
+    put(run, "reference", json_null());
   if (r->imposes_routes)
     put_digest(run, "routes", r->imposed_routes);
   else

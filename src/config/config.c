@@ -107,7 +107,7 @@ static const value_key KEYS[] = {
      "of rel_l2: the first layer and probe above it is named; []: none"},
     {"parity.reference", KEYS_PARITY, AT(parity.reference), value_read_text_or_empty, value_write_text,
      "string", 0, 0, "\"\"",
-     "another GGUF of the same shape, for the arm that the others are measured against; \"\": model.path"},
+     "another GGUF of that shape, for the arm that others are measured against; \"\": model.path"},
     {"parity.routes", KEYS_PARITY, AT(parity.routes), value_read_text_or_empty, value_write_text, "string", 0,
      0, "\"\"", "a file as output.routes writes it, whose experts every arm takes; \"\": none"},
     {"contract.path", KEYS_CONTRACT, AT(contract.path), value_read_text_or_empty, value_write_text, "string",

@@ -12,6 +12,7 @@ import unittest
 import unittest.mock
 
 import moe
+from gguf_layout import Layout
 
 RUN_FAILED, ASKED_WRONG = 1, 2  # exit codes, docs/running.md
 LIMIT = 30.0           # seconds that a run may take to refuse its input
@@ -22,62 +23,6 @@ MODEL = moe.model(SEED, tokenizer=True, context=64, **SMALL)
 WORDLESS = moe.model(SEED, context=64, **SMALL)
 SPLIT = moe.model(SEED, context=64, split=3, **SMALL)
 NAN, INFINITY = b"\x00\x7e", b"\x00\x7c"  # f16
-
-
-# ---- a GGUF taken apart ----
-
-class Layout:
-    """Where each field of a GGUF file lies."""
-    SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-
-    def __init__(self, data):
-        self.data, self.at = data, 8
-        self.keys, self.tensors = {}, {}
-        n_tensors, n_keys = self.number("Q"), self.number("Q")
-        for _ in range(n_keys):
-            place = {"start": self.at}
-            name = self.string()
-            place["type"] = self.at
-            type_ = self.number("I")
-            place["value"] = self.at
-            self.value(type_, place)
-            self.keys[name] = place | {"end": self.at}
-        for _ in range(n_tensors):
-            place = {"start": self.at}
-            name = self.string()
-            place["n_dims"] = self.at
-            count = self.number("I")
-            place["dims"] = self.at
-            self.at += 8 * count
-            place["type"] = self.at
-            self.at += 4
-            place["offset"] = self.at
-            place["data"] = self.number("Q")
-            self.tensors[name] = place | {"end": self.at}
-        self.header = self.at
-        for place in self.tensors.values():
-            place["data"] += (self.at + 31) // 32 * 32
-
-    def number(self, kind):
-        value, = struct.unpack_from("<" + kind, self.data, self.at)
-        self.at += struct.calcsize("<" + kind)
-        return value
-
-    def string(self):
-        length = self.number("Q")
-        self.at += length
-        return self.data[self.at - length:self.at].decode()
-
-    def value(self, type_, place):
-        if type_ == 8:
-            self.string()
-        elif type_ == 9:
-            kind = self.number("I")
-            place["count"], place["first"] = self.at, self.at + 8
-            for _ in range(self.number("Q")):
-                self.value(kind, {})
-        else:
-            self.at += self.SIZES[type_]
 
 
 def read(path):

@@ -15,7 +15,7 @@ SETS = {"model.path": MODEL, "input.tokens": list(range(40)), "run.arms": ["q8k@
         "bench.prompt": [8], "bench.generate": [2], "comm.deadline": 20}
 TRACES = moe.fresh()  # one folder: where it goes is a part of the configuration
 LIMIT = 150.0  # more than the deadline and MPI's start: a rank that waits so long says so
-COMMANDS = ["parity", "generate", "perplexity", "trace", "bench", "inspect", "synth"]
+COMMANDS = ["parity", "generate", "perplexity", "trace", "bench", "inspect", "synth", "verify"]
 RUN_FAILED, ASKED_WRONG = 1, 2  # exit codes, docs/running.md
 START = 30  # dist/comm.c: seconds that MPI's start may take beyond the deadline
 
@@ -24,6 +24,10 @@ def line(command, **sets):
     if command == "synth":
         return [moe.PROGRAM, "synth", "--shape", "tiny", "--layers", "1", "--out", moe.fresh(".gguf")]
     sets = {key.replace("__", "."): value for key, value in sets.items()}
+    if command == "verify":
+        few = {"run.arms": ["f64@cpu", "q8k@cpu"], "derive.draws": 2, "derive.checks": 1}
+        words = moe.words(command=command, sets=SETS | few | sets)
+        return words[:2] + ["--derive"] + words[2:]
     return moe.words(command=command, out=TRACES if command == "trace" else None, sets=SETS | sets)
 
 

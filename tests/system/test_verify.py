@@ -10,6 +10,7 @@ import subprocess
 import unittest
 
 import moe
+from gguf_layout import scales_times
 
 HOLDS, RUN_FAILED, ASKED_WRONG, DIFFERS = 0, 1, 2, 3  # docs/running.md
 CONFIG = os.path.join(moe.SOURCE, "configs", "tiny.toml")
@@ -201,7 +202,8 @@ class Verify(unittest.TestCase):
         reasons = set()
         for name, (change, csv, reason) in cases.items():
             with self.subTest(name):
-                outcome = verify(self.all, self.doctored(change, csv))
+                contract = written(ALL.replace("files = true", "")) if name.endswith("told") else self.all
+                outcome = verify(contract, self.doctored(change, csv))
                 self.ends(outcome, DIFFERS, "FAILS .*" + reason)
                 reasons.add(reason)
         self.assertGreaterEqual(len(reasons), 12)
@@ -298,6 +300,68 @@ class Verify(unittest.TestCase):
                               capture_output=True, text=True, timeout=moe.LIMIT)
         self.assertEqual(done.returncode, ASKED_WRONG)
         self.assertIn("inspect writes no report", done.stderr)
+
+    # ---- bounds that are derived ----
+
+    DERIVED = {"run.arms": ["f64@cpu", "f32@cpu"], "parity.mode": ["teacher"], "run.kv": "f32", "run.generate": 0, "run.threads": 1,
+               "derive.file": os.path.join(moe.SOURCE, "configs", "tiny", "heldout.txt")}
+
+    def derive(self, ranks=1, **sets):
+        out = moe.fresh()
+        keys = self.DERIVED | {key.replace("__", "."): value for key, value in sets.items()}
+        line = moe.words(command="verify", config=CONFIG, sets=keys, out=out)
+        line = line[:2] + ["--derive"] + line[2:]
+        outcome = moe.finish(moe.start(line if ranks == 1 else moe.under_mpirun([(ranks, line)]), cwd=moe.SOURCE), folder=out)
+        return outcome, os.path.join(out, "contract.toml")
+
+    def test_derived_bounds_see_what_cos_does_not(self):
+        """All scales of one matrix of one layer x 1.001: f32 of the altered file against f64 of the good one."""
+        outcome, contract = self.derive(derive__draws=12, derive__checks=4)
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertRegex(outcome.out, r"Bounds of 10 gates from 12 draws")
+        self.assertRegex(outcome.out, r"False alarms of a whole run: at most \S+ by the fits")
+        cos = written(HEAD + GATE.replace("q8k@cpu", "f64@cpu").replace('["f64@cpu", "f32@cpu"]', '["f32@cpu", "f64@cpu"]') +
+                      'mode = "teacher"\nat_least = 0.99\n')
+        good = os.path.join(moe.SOURCE, "configs", "tiny", "tiny-qwen3moe-Q4_K_M.gguf")
+        with open(good, "rb") as file:
+            data = bytearray(file.read())
+        sets = {key.replace(".", "__"): value for key, value in self.DERIVED.items() if not key.startswith("derive")}
+        honest = moe.fresh()
+        self.ends(run(honest, contract__path=contract, **sets), HOLDS)
+        for layer, name, size in ((0, "attn_v", 768 * 256), (1, "ffn_up_exps", 768 * 256 * 16), (2, "attn_output", 768 * 768)):
+            altered, folder = moe.fresh(".gguf"), moe.fresh()
+            with open(altered, "wb") as file:
+                file.write(scales_times(data, f"blk.{layer}.{name}.weight", size // 256 * 144, 1.001))
+            with self.subTest(name, layer=layer):
+                self.ends(run(folder, model__path=altered, parity__reference=good, contract__path=cos, **sets), HOLDS)
+                outcome = verify(contract, folder)
+                self.ends(outcome, DIFFERS)
+                named = re.findall(r"FAILS  gate .*teacher: l_out-(\d) rel_l2", outcome.out)
+                self.assertEqual(named, [str(layer)])  # each layer starts from the truth: that one alone is off
+                with open(os.path.join(folder, "report.json"), encoding="utf-8") as file:
+                    self.assertEqual(json.load(file)["run"]["reference"]["fingerprint"], self.tree["model"]["fingerprint"])
+            os.remove(altered)
+        # a contract of this truth is not for another one
+        self.ends(verify(written(HEAD + '[scope]\nreference = "0123456789abcdef"\n' + GATE + "at_least = 0.9\n"), self.folder),
+                  ASKED_WRONG, "scope.reference is 0123456789abcdef")
+
+    def test_what_is_derived_depends_on_no_ranks(self):
+        texts = []
+        for ranks in (1, 3):
+            outcome, contract = self.derive(ranks, derive__draws=3, derive__checks=1)
+            self.assertEqual(outcome.code, 0, outcome.err)
+            with open(contract, encoding="utf-8") as file:
+                texts.append(file.read())
+        self.assertEqual(*texts)
+        other = self.derive(derive__draws=3, derive__checks=1, derive__seed=1)[1]
+        with open(other, encoding="utf-8") as file:
+            self.assertNotEqual(file.read(), texts[0])
+        for ranks in (1, 3):
+            for sets, words in (({"run__arms": ["f64@cpu"]}, "expected at least two arms"), ({"derive__draws": 1}, "derive.draws"),
+                                ({"contract__path": contract}, "contract.path has no effect"),
+                                ({"derive__file": CONFIG, "input__tokens": [1] * 4000, "run__context": 0}, "context|derive.file")):
+                with self.subTest(words, ranks=ranks):
+                    self.ends(self.derive(ranks, **sets)[0], ASKED_WRONG, words)
 
     def test_a_full_standard_output(self):
         with open("/dev/full", "wb") as full:

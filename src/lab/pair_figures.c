@@ -143,7 +143,8 @@ static void account_rows(pair_figures *f, int64_t step, const token_batch *batch
     for (int64_t t = 0; t < batch->n; t++) {
       const double *a = f->stream[f->pair[i].a] + t * s->hidden, *b = f->stream[f->pair[i].b] + t * s->hidden;
       if (f->mode == MODE_TEACHER)
-        account_samples_local(&f->accounts[i], step, first + t, t, a, b);
+        account_samples_local(&f->accounts[i], step, first + t, t, a, b,
+                              step && f->samples[i].layer[(step - 1) * f->j->n_tokens + first + t].flips > 0);
       else if (is_last)
         account_samples_run(&f->accounts[i], f->mode == MODE_FORCED ? ACCOUNT_FORCED : ACCOUNT_FREE,
                             first + t, a, b, f->stream[f->reference] + t * s->hidden);

@@ -20,6 +20,7 @@ status account_samples_open(account_samples *out, int64_t n_layers, int64_t n_po
   for (int r = 0; r < 2; r++) TRY(TAKE(&out->run[r], n, "an account"));
   TRY(TAKE(&out->local, steps * n, "an account"));
   TRY(TAKE(&out->carried, steps * n, "an account"));
+  TRY(TAKE(&out->flipped, n, "an account"));
   return TAKE(&out->sum, (size_t)(max_batch * width), "an account");
 }
 
@@ -29,6 +30,7 @@ void account_samples_close(account_samples *s) {
   for (int r = 0; r < 2; r++) free(s->run[r]);
   free(s->local);
   free(s->carried);
+  free(s->flipped);
   free(s->sum);
 }
 
@@ -47,22 +49,30 @@ void account_samples_run(account_samples *s, account_run run, int64_t position, 
 }
 
 void account_samples_local(account_samples *s, int64_t step, int64_t position, int64_t row, const double *a,
-                           const double *b) {
-  double *sum = s->sum + row * s->width, local = 0, carried = 0;
+                           const double *b, bool flips) {
+  double *sum = s->sum + row * s->width, local = energy(a, b, s->width), carried = 0;
   if (!step) memset(sum, 0, (size_t)s->width * sizeof *sum);
   for (int64_t i = 0; i < s->width; i++) {
-    double d = a[i] - b[i];
-    sum[i] += d;
-    local += d * d;
+    if (!flips) sum[i] += a[i] - b[i];
     carried += sum[i] * sum[i];
   }
-  s->local[step * s->n_positions + position] = local;
+  if (flips) s->flipped[position] += local;
+  s->flipped_points += flips;
+  s->local[step * s->n_positions + position] = flips ? 0 : local;
   s->carried[step * s->n_positions + position] = carried;
 }
 
 // ---- to the account ----
 
-typedef enum { PART_TOTAL, PART_FORCED, PART_LOCAL, PART_INTERFERENCE, PART_COMPOUNDING, PART_FLIPS } part;
+typedef enum {
+  PART_TOTAL,
+  PART_FORCED,
+  PART_LOCAL,
+  PART_INTERFERENCE,
+  PART_COMPOUNDING,
+  PART_FLIPS,
+  PART_LOCAL_FLIPS
+} part;
 
 // One part at one position, over the energy of the truth's last stream there.
 static double part_at(const account_samples *s, part p, int64_t position) {
@@ -83,6 +93,8 @@ static double part_at(const account_samples *s, part p, int64_t position) {
     return (forced - carried) / norm;
   case PART_FLIPS:
     return (total - forced) / norm;
+  case PART_LOCAL_FLIPS:
+    return s->flipped[position] / norm;
   }
   __builtin_unreachable();
 }
@@ -132,6 +144,8 @@ status account_samples_reduce(const account_samples *s, account *out) {
   out->interference = part_of(s, PART_INTERFERENCE, values);
   out->compounding = part_of(s, PART_COMPOUNDING, values);
   out->flips = part_of(s, PART_FLIPS, values);
+  out->local_flips = part_of(s, PART_LOCAL_FLIPS, values);
+  out->flipped_points = s->flipped_points;
   out->embedding = local_of(s, 0, values);
   for (int64_t l = 0; l < s->n_layers; l++)
     out->layers[l] = (account_layer){local_of(s, l + 1, values), increment_of(s, l + 1)};

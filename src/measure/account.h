@@ -25,14 +25,17 @@ typedef struct {    // of one layer, mean over positions
 typedef struct {
   size_t a, b; // indices into arms
   account_verdict verdict;
-  estimate total;        // the free run's difference after the last layer
-  estimate forced;       // that of the run with the truth's routing
-  estimate embedding;    // local error of the embedding alone
-  estimate local;        // the sum of the embedding's and the layers' energies, each alone
-  estimate interference; // energy of the sum of all local errors, carried by the stream alone, minus `local`
-  estimate compounding;  // forced minus the energy of that sum: how later layers answer
-  estimate flips;        // total minus forced
-  account_layer *layers; // [n_layers]; the caller's
+  estimate total;         // the free run's difference after the last layer
+  estimate forced;        // that of the run with the truth's routing
+  estimate embedding;     // local error of the embedding alone
+  estimate local;         // the sum of the embedding's and the layers' energies, each alone, without flips
+  estimate interference;  // energy of the sum of these errors, carried by the stream alone, minus `local`
+  estimate compounding;   // forced minus the energy of that sum: how later layers answer
+  estimate flips;         // total minus forced
+  estimate local_flips;   // energies of the local errors in which the arms chose other experts, each alone;
+                          // they are in none of the four parts above but by what they cause: flips
+  int64_t flipped_points; // how many of these layers x positions there are
+  account_layer *layers;  // [n_layers]; the caller's
 } account;
 
 typedef enum { ACCOUNT_FREE, ACCOUNT_FORCED } account_run;
@@ -43,7 +46,9 @@ typedef struct {
   double *run[2];  // by account_run: [n_positions] ||a - b||^2 after the last layer
   double *local;   // [n_layers + 1][n_positions] ||error||^2 of the embedding and of each layer
   double *carried; // [n_layers + 1][n_positions] ||sum of the errors up to here||^2
-  double *sum;     // [max_batch][width] that sum, of the batch at hand
+  double *flipped; // [n_positions] sum of ||error||^2 where the experts differ; these are 0 in `local`
+  int64_t flipped_points;
+  double *sum; // [max_batch][width] that sum, of the batch at hand
 } account_samples;
 
 // width: of the residual stream. max_batch: positions in the largest batch.
@@ -56,9 +61,10 @@ void account_samples_close(account_samples *s); // takes NULL
 void account_samples_run(account_samples *s, account_run run, int64_t position, const double *a,
                          const double *b, const double *truth);
 // In the run in which each step starts from the truth's stream: after the embedding (step 0), then after
-// each layer l (step l + 1), in ascending order.
+// each layer l (step l + 1), in ascending order. flips: the two chose other experts, so the error is no
+// rounding.
 void account_samples_local(account_samples *s, int64_t step, int64_t position, int64_t row, const double *a,
-                           const double *b);
+                           const double *b, bool flips);
 
 // Fills all of *out but a, b and its layers array.
 status account_samples_reduce(const account_samples *s, account *out);

@@ -154,6 +154,8 @@ static void put_account(branch list, const report *r, const account *a) {
   put_estimate(o, "interference", &a->interference);
   put_estimate(o, "compounding", &a->compounding);
   put_estimate(o, "flips", &a->flips);
+  put_estimate(o, "local_flips", &a->local_flips);
+  put_integer(o, "flipped_points", a->flipped_points);
   put_estimate(o, "embedding", &a->embedding);
   branch layers = put_array(o, "layers");
   for (size_t l = 0; l < r->n_layers; l++) {

@@ -33,7 +33,7 @@ static status choose(falsification *f) {
   TRY(experiments_open(&f->all, &f->n_all, c->falsify.experiments));
   for (size_t i = 0; i < only->count; i++)
     if (!is_there(f, only->size[i]))
-      return FAIL("falsify.only: experiment %lld has no file", (long long)only->size[i]);
+      return REFUSE("falsify.only: experiment %lld has no file", (long long)only->size[i]);
   TRY(TAKE(&f->chosen, f->n_all, "the experiments"));
   TRY(TAKE(&f->results, f->n_all, "the experiments' results"));
   for (size_t i = 0; i < f->n_all; i++) {

@@ -14,7 +14,7 @@ typedef struct {
 } place;
 
 static status refuse(place p, const char *expected) {
-  return FAIL("%s:%d: %s: expected %s", p.path, p.v->line, p.key, expected);
+  return REFUSE("%s:%d: %s: expected %s", p.path, p.v->line, p.key, expected);
 }
 
 static status read_number(double *out, place p) {
@@ -115,7 +115,7 @@ status experiment_read(experiment *out, const char *path, const char *text, size
   status result = 0;
   memset(out, 0, sizeof *out);
   if (!config_toml_parse(&document, &error, text, length))
-    return FAIL("%s:%d: expected TOML: %s", path, error.line, error.text);
+    return REFUSE("%s:%d: expected TOML: %s", path, error.line, error.text);
   for (size_t i = 0; i < config_toml_count(document) && !result; i++) {
     toml_value v;
     config_toml_value(&v, document, i);
@@ -124,9 +124,9 @@ status experiment_read(experiment *out, const char *path, const char *text, size
   config_toml_close(document);
   if (result) return result;
   if (!out->id || !out->name[0] || !out->hypothesis[0])
-    return FAIL("%s: expected id, name and hypothesis, found not all of them", path);
+    return REFUSE("%s: expected id, name and hypothesis, found not all of them", path);
   if (!out->n_bounds)
-    return FAIL("%s: expected a table predicts: a claim that predicts nothing cannot fail", path);
+    return REFUSE("%s: expected a table predicts: a claim that predicts nothing cannot fail", path);
   return 0;
 }
 
@@ -141,12 +141,12 @@ const experiment_input *experiment_find_input(const experiment *e, const char *n
 status experiment_check_inputs(const experiment *e, const char *const *names, size_t n) {
   for (size_t i = 0; i < n; i++)
     if (!experiment_find_input(e, names[i]))
-      return FAIL("experiment %d: expected input.%s, found none", e->id, names[i]);
+      return REFUSE("experiment %d: expected input.%s, found none", e->id, names[i]);
   for (size_t i = 0; i < e->n_inputs; i++) {
     bool known = false;
     for (size_t k = 0; k < n; k++) known = known || !strcmp(names[k], e->inputs[i].name);
     if (!known)
-      return FAIL("experiment %d: input.%s: its method reads no such input", e->id, e->inputs[i].name);
+      return REFUSE("experiment %d: input.%s: its method reads no such input", e->id, e->inputs[i].name);
   }
   return 0;
 }
@@ -240,17 +240,17 @@ bool experiment_bound_holds(const experiment_bound *b, double figure) {
 status experiment_judge(experiment_result *r) {
   const experiment *e = r->settings;
   if (r->n_figures > EXPERIMENT_FIGURES)
-    return FAIL("experiment %d: %zu figures, expected at most %d: give it shorter lists", e->id, r->n_figures,
-                EXPERIMENT_FIGURES);
+    return REFUSE("experiment %d: %zu figures, expected at most %d: give it shorter lists", e->id,
+                  r->n_figures, EXPERIMENT_FIGURES);
   for (size_t i = 0; i < e->n_known; i++)
     if (isnan(experiment_figure_of(r, e->known[i].name)))
-      return FAIL("experiment %d: known.%s: expected a figure that it measures", e->id, e->known[i].name);
+      return REFUSE("experiment %d: known.%s: expected a figure that it measures", e->id, e->known[i].name);
   r->verdict = VERDICT_SUPPORTED;
   for (size_t i = 0; i < e->n_bounds; i++) {
     double figure = experiment_figure_of(r, e->bounds[i].figure);
     if (isnan(figure))
-      return FAIL("experiment %d: predicts.%s: expected a figure that it measures, found none or NaN", e->id,
-                  e->bounds[i].figure);
+      return REFUSE("experiment %d: predicts.%s: expected a figure that it measures, found none or NaN",
+                    e->id, e->bounds[i].figure);
     if (!experiment_bound_holds(&e->bounds[i], figure)) r->verdict = VERDICT_REFUTED;
   }
   return 0;

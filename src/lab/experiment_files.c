@@ -46,12 +46,12 @@ static status add_folder(experiment_list *l, const char *dir) {
   status result = 0;
   struct dirent *entry;
   DIR *folder = opendir(dir);
-  if (!folder) return FAIL("falsify.experiments: folder %s cannot be opened: %s", dir, strerror(errno));
+  if (!folder) return REFUSE("falsify.experiments: folder %s cannot be opened: %s", dir, strerror(errno));
   while (!result && (entry = readdir(folder)))
     if (is_experiment(entry->d_name)) result = add_file(l, dir, entry->d_name);
   closedir(folder);
   if (!result && !l->n)
-    return FAIL("falsify.experiments: folder %s: expected files NNN*.toml, found none", dir);
+    return REFUSE("falsify.experiments: folder %s: expected files NNN*.toml, found none", dir);
   return result;
 }
 
@@ -62,7 +62,7 @@ static int by_id(const void *a, const void *b) {
 static status check_ids(const experiment_list *l) {
   for (size_t i = 1; i < l->n; i++)
     if (l->list[i].id == l->list[i - 1].id)
-      return FAIL("falsify.experiments: expected one file of experiment %d, found two", l->list[i].id);
+      return REFUSE("falsify.experiments: expected one file of experiment %d, found two", l->list[i].id);
   return 0;
 }
 
@@ -78,5 +78,5 @@ status experiments_open(experiment **out, size_t *n, const char *dir) {
   if (result) free(l.list);
   *out = result ? NULL : l.list;
   *n = result ? 0 : l.n;
-  return result;
+  return status_as_refusal(result); // the files are part of what was asked
 }

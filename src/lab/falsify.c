@@ -116,7 +116,7 @@ static size_t count_inputs(const method_row *m) {
 
 status falsify_check(const experiment *e) {
   if (e->id < 1 || e->id > FALSIFY_COUNT)
-    return FAIL("experiment %d: expected one of 1 to %d", e->id, FALSIFY_COUNT);
+    return REFUSE("experiment %d: expected one of 1 to %d", e->id, FALSIFY_COUNT);
   const method_row *m = &METHODS[e->id - 1];
   return experiment_check_inputs(e, m->inputs, count_inputs(m));
 }

@@ -23,12 +23,12 @@ typedef struct {
 
 static status check_chain(const chain *c, const experiment *e) {
   if (c->size < QK_K || c->size % QK_K || c->size > LARGEST)
-    return FAIL("experiment %d: input.size: expected a multiple of 256, at most %d", e->id, LARGEST);
+    return REFUSE("experiment %d: input.size: expected a multiple of 256, at most %d", e->id, LARGEST);
   for (size_t i = 0; i < c->steps->count; i++)
     if (!(c->steps->value[i] > (i ? c->steps->value[i - 1] : 0)) || c->steps->value[i] > LONGEST)
-      return FAIL("experiment %d: input.steps: expected ascending numbers from 1 to %d", e->id, LONGEST);
+      return REFUSE("experiment %d: input.steps: expected ascending numbers from 1 to %d", e->id, LONGEST);
   if (!c->activations_seed)
-    return FAIL("experiment %d: input.activations_seed: expected one that is not 0", e->id);
+    return REFUSE("experiment %d: input.activations_seed: expected one that is not 0", e->id);
   return 0;
 }
 

@@ -149,7 +149,8 @@ static status add_planted(falsify_lab *lab, experiment_result *out) {
                 experiment_real(e, "ratio")};
   if (p.rows < 1 || p.cols < QK_K || p.cols % QK_K || p.rows * p.cols > 1 << 26 || !p.weights_seed ||
       !p.activations_seed)
-    return FAIL("experiment %d: expected rows >= 1, cols a multiple of 256, and seeds that are not 0", e->id);
+    return REFUSE("experiment %d: expected rows >= 1, cols a multiple of 256, and seeds that are not 0",
+                  e->id);
   return falsify_add_draws(lab, out, &(falsify_figures){PLANTED_NAMES, PLANTED_FIGURES, draw_planted, &p});
 }
 

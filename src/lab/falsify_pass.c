@@ -35,7 +35,8 @@ static status take_tokens(pass *p, experiment_result *out, int64_t wanted) {
           length = least(ADDED_LENGTH, from->m->context_length);
   int64_t missing = most(wanted - of_input, 0);
   uint32_t state = (uint32_t)experiment_integer(out->settings, "tokens_seed");
-  if (!state) return FAIL("experiment %d: input.tokens_seed: expected one that is not 0", out->settings->id);
+  if (!state)
+    return REFUSE("experiment %d: input.tokens_seed: expected one that is not 0", out->settings->id);
   TRY(TAKE(&p->added, (size_t)(inputs + missing / length + 1), "the sequences"));
   memcpy(p->added, from->sequences, (size_t)inputs * sizeof *p->added);
   p->j.sequences = p->added;
@@ -54,7 +55,7 @@ static status find_truth(pass *p, int id) {
   const arm_list *arms = &p->j.cfg->run.arms;
   for (p->truth = 0; p->truth < arms->count; p->truth++)
     if (arm_is_truth(&arms->arm[p->truth])) return 0;
-  return FAIL("experiment %d: expected the truth, f64, in run.arms, found none", id);
+  return REFUSE("experiment %d: expected the truth, f64, in run.arms, found none", id);
 }
 
 static void name_arms(pass *p) {

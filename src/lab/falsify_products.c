@@ -24,9 +24,9 @@ static product_shape shape_of(const experiment *e) {
 static status check_shape(const experiment *e) {
   product_shape s = shape_of(e);
   if (s.rows < 1 || s.cols < QK_K || s.cols % QK_K || s.rows * s.cols > 1 << 26)
-    return FAIL("experiment %d: expected input.rows >= 1 and input.cols a multiple of 256", e->id);
+    return REFUSE("experiment %d: expected input.rows >= 1 and input.cols a multiple of 256", e->id);
   if (!s.weights_seed || !s.activations_seed)
-    return FAIL("experiment %d: expected seeds from 1 to 2^32 - 1", e->id);
+    return REFUSE("experiment %d: expected seeds from 1 to 2^32 - 1", e->id);
   return 0;
 }
 

@@ -147,8 +147,8 @@ static status flips_open(flips *f, const experiment *e) {
   f->edges = experiment_find_input(e, "bins");
   for (size_t i = 1; i < f->edges->count; i++)
     if (!(f->edges->value[i] > f->edges->value[i - 1]))
-      return FAIL("experiment %d: input.bins: expected ascending numbers", e->id);
-  if (!f->edges->count) return FAIL("experiment %d: input.bins: expected numbers", e->id);
+      return REFUSE("experiment %d: input.bins: expected ascending numbers", e->id);
+  if (!f->edges->count) return REFUSE("experiment %d: input.bins: expected numbers", e->id);
   f->n_experts = s->n_experts;
   f->top_k = s->top_k;
   TRY(TAKE(&f->truth, (size_t)(f->p.j.max_batch * s->n_experts), "router logits"));

@@ -34,11 +34,11 @@ static status check_slab(const slab *s, const experiment *e, size_t bytes) {
   const type_info *type = type_find(s->weights.type);
   if (s->weights.rows < 1 || s->weights.cols < QK_K || s->weights.cols % QK_K ||
       (size_t)s->weights.rows * type_row_bytes(type, (size_t)s->weights.cols) != bytes)
-    return FAIL(
+    return REFUSE(
         "experiment %d: expected input.bytes to be rows * cols of %s, found %zu bytes for %lld x %lld", e->id,
         type->name, bytes, (long long)s->weights.rows, (long long)s->weights.cols);
   if (!experiment_integer(e, "activations_seed"))
-    return FAIL("experiment %d: input.activations_seed: expected one that is not 0", e->id);
+    return REFUSE("experiment %d: input.activations_seed: expected one that is not 0", e->id);
   return 0;
 }
 
@@ -60,8 +60,8 @@ status slab_open(slab *s, falsify_lab *lab, experiment_result *out, weight_type 
   TRY(check_slab(s, e, bytes));
   s->tensor = find_tensor(g, experiment_text(e, "tensor"), type, bytes);
   if (!s->tensor)
-    return FAIL("%s: experiment %d: expected a %s tensor of at least %zu bytes, found none", gguf_path(g),
-                e->id, type_find(type)->name, bytes);
+    return REFUSE("%s: experiment %d: expected a %s tensor of at least %zu bytes, found none", gguf_path(g),
+                  e->id, type_find(type)->name, bytes);
   s->weights.data = s->tensor->data;
   tell_cut(s, out);
   TRY(TAKE(&s->x, (size_t)(s->n * s->weights.cols), "activations"));

@@ -133,7 +133,7 @@ status falsify_swiglu(falsify_lab *lab, experiment_result *out) {
                      (uint32_t)experiment_integer(e, "up_seed"), experiment_find_input(e, "low"),
                      experiment_find_input(e, "high")};
   if (s.low->count != s.high->count || !s.low->count || s.n < 1 || !s.gate_seed || !s.up_seed)
-    return FAIL(
+    return REFUSE(
         "experiment %d: expected as many of input.low as of input.high, n >= 1 and seeds that are not 0",
         e->id);
   char names[EXPERIMENT_VALUES][EXPERIMENT_NAME];

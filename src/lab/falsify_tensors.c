@@ -46,7 +46,7 @@ static status compare_all(experiment_result *out, const slab *s, const gguf *g) 
   const size_t bytes = (size_t)experiment_integer(out->settings, "bytes");
   double worst = 0, a[64], b[64];
   int64_t n = 0;
-  if (s->weights.rows > 64) return FAIL("experiment 4: input.rows: expected at most 64");
+  if (s->weights.rows > 64) return REFUSE("experiment 4: input.rows: expected at most 64");
   for (size_t i = 0; i < gguf_tensor_count(g); i++) {
     const gguf_tensor *t = gguf_tensor_at(g, i);
     if (t->type->type != TYPE_Q6_K || t->bytes < bytes) continue;

@@ -82,9 +82,30 @@ static void reduce_targets(const pair_samples *s, pair_statistics *out) {
     sum_b += s->logits[i].nll_b;
   }
   out->top1_agreement = (double)agrees / (double)s->n_positions;
+  out->top1_error = sqrt(out->top1_agreement * (1 - out->top1_agreement) / (double)(s->n_positions - 1));
   out->perplexity_delta = (double)NAN;
   if (targets)
     out->perplexity_delta = num_exp_f64(sum_a / (double)targets) - num_exp_f64(sum_b / (double)targets);
+}
+
+// Of the positions with a next token.
+static status reduce_changes(const pair_samples *s, pair_statistics *out) {
+  double *values;
+  size_t n = 0;
+  status result;
+  TRY(TAKE(&values, (size_t)s->n_positions, "a pair's changes"));
+  for (int64_t i = 0; i < s->n_positions; i++)
+    if (s->has_target[i]) values[n++] = s->logits[i].delta_p;
+  TRY_DONE(result, distribution_of(&out->delta_p, values, n));
+  n = 0;
+  for (int64_t i = 0; i < s->n_positions; i++)
+    if (s->has_target[i]) values[n++] = s->logits[i].nll_a - s->logits[i].nll_b;
+  TRY_DONE(result, distribution_of(&out->nll_delta, values, n));
+  for (int64_t i = 0; i < s->n_positions; i++) values[i] = s->logits[i].kl;
+  result = distribution_of(&out->kl_spread, values, (size_t)s->n_positions);
+done:
+  free(values);
+  return result;
 }
 
 status pair_samples_reduce(const pair_samples *s, pair_statistics *out) {
@@ -100,5 +121,5 @@ status pair_samples_reduce(const pair_samples *s, pair_statistics *out) {
   for (int64_t i = 0; i < n; i++) out->finite = out->finite && p[i].row.finite;
   for (int64_t l = 0; l < s->n_layers; l++) TRY(reduce_layer(s, l, &out->layers[l], &out->finite));
   reduce_targets(s, out);
-  return 0;
+  return reduce_changes(s, out);
 }

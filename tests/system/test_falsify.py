@@ -227,7 +227,7 @@ class Runs(unittest.TestCase):
             sets = {"model.path": SHIPPED, "falsify.draws": 1, "falsify.only": [9] if key == "run.arms" else []}
             with self.subTest(key=key, complaint=complaint):
                 outcome = moe.attempt(sets | {key: value}, 2, command="falsify")
-                self.assertNotIn(outcome.code, (0, None))
+                self.assertEqual(outcome.code, 2, outcome.err)
                 self.assertEqual(len(outcome.faults()), 1, outcome.err)
                 self.assertRegex(outcome.faults()[0], complaint)
 

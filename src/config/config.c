@@ -159,7 +159,7 @@ static const value_key KEYS[] = {
     {"falsify.draws", KEYS_FALSIFY, INTEGER(falsify.draws), "integer from 0 to 1000000", 0, 1000000, "0",
      "seeds over which figures are taken; 0: as each experiment's file says"},
     {"falsify.tokens", KEYS_FALSIFY, INTEGER(falsify.tokens), "integer from 0 to 2147483647", 0, INT32_MAX,
-     "0", "tokens of experiments 8 to 10: where the input has fewer, drawn ids follow; 0: as each file says"},
+     "0", "tokens of whole passes: after a shorter input drawn ids follow; 0: as each file says"},
     {"falsify.experiments", KEYS_FALSIFY, AT(falsify.experiments), value_read_text_or_empty, value_write_text,
      "string", 0, 0, "\"\"",
      "folder with a TOML file for each experiment; \"\": configs/falsify, as built in"},

@@ -14,6 +14,7 @@ import reference
 
 moe.random_seed()
 SHIPPED = os.path.join(moe.SOURCE, "configs", "tiny", "tiny-qwen3moe-Q4_K_M.gguf")
+EMULATED = os.path.join(os.path.dirname(moe.PROGRAM), "moe_run_emulated")
 EXPERIMENTS = os.path.join(moe.SOURCE, "configs", "falsify")
 VERDICTS = {1: "refuted", 2: "refuted", 3: "refuted", 4: "refuted", 5: "refuted", 6: "refuted", 7: "supported",
             8: "supported", 9: "refuted", 10: "supported"}
@@ -21,12 +22,12 @@ with open(os.path.join(moe.SOURCE, "docs", "falsify.schema.json"), encoding="utf
     SCHEMA = json.load(file)
 
 
-def falsify(only=None, ranks=1, **sets):
+def falsify(only=None, ranks=1, program=None, **sets):
     """{id: experiment} of a run that succeeds; the report fits its schema."""
     keys = {"model.path": SHIPPED} | {key.replace("__", "."): value for key, value in sets.items()}
     if only:
         keys["falsify.only"] = only
-    outcome = moe.run(keys, ranks, command="falsify")
+    outcome = moe.run(keys, ranks, command="falsify", program=program)
     with open(os.path.join(outcome.folder, "falsify.json"), encoding="utf-8") as opened:
         report = json.load(opened)
     found = list(check_schema.faults(report, SCHEMA, SCHEMA))
@@ -180,18 +181,32 @@ class Verdicts(unittest.TestCase):
 
 class Runs(unittest.TestCase):
     def test_the_same_over_ranks(self):
-        one, three = (falsify([1, 7, 8, 9, 10], ranks, falsify__draws=3, input__tokens=list(range(100, 160)))
+        one, three = (falsify([1, 7, 8, 9, 10], ranks, falsify__draws=3, falsify__tokens=100,
+                                      input__tokens=list(range(100, 160)))
                       for ranks in (1, 3))
         for number in one:
             self.assertEqual(one[number]["figures"], three[number]["figures"])
             self.assertEqual(one[number].get("map"), three[number].get("map"))
 
+    @unittest.skipUnless(os.access(EMULATED, os.X_OK), "no emulated GPU in this build")
+    def test_with_a_gpu_c_is_the_gpus(self):
+        """Same path, same bits: only the notes change, and what is the device's own instruction is added."""
+        here, there = (falsify([5, 7], program=program, falsify__draws=3) for program in (None, EMULATED))
+        self.assertIn("C is f32@cuda", there[7]["notes"])
+        self.assertEqual(there[7]["figures"], here[7]["figures"])
+        added = there[5]["figures"].keys() - here[5]["figures"].keys()
+        if not any(name.startswith("device_") for name in here[5]["figures"]):
+            self.assertEqual(len(added), 6, added)  # five ranges, and how far the model is off
+        for name in here[5]["known"]:
+            self.assertIn("device_" + name, there[5]["figures"])
+        self.assertEqual(there[5]["figures"]["device_model_max_ulp"], 0)  # the emulation is the model
+
     def test_a_model_of_random_weights(self):
         """Another shape and mix of types, without a tokenizer, and no input."""
         path = moe.model(moe.random_seed(), layers=2)
-        found = falsify([9, 10], model__path=path, run__threads=1)
+        found = falsify([9, 10], model__path=path, run__threads=1, falsify__tokens=200)
         self.assertEqual(found[9]["figures"]["tokens_of_input"], 0)
-        self.assertGreaterEqual(found[9]["figures"]["tokens_drawn"], 512)
+        self.assertEqual(found[9]["figures"]["tokens_drawn"], 200)
         self.assertEqual(len(found[9]["map"]["hits"]), 2)
 
     def test_a_verdict_turns_with_the_prediction(self):

@@ -209,10 +209,18 @@ static expert_list up_list(cpu_backend *b, const layer_weights *w, const token_b
   return up;
 }
 
+static void impose_slots_phase(cpu_backend *b, probe_point point, void *const *numbers, int64_t n_slots) {
+  if (!probe_is_imposed(&b->watch, point)) return;
+#pragma omp for
+  for (int64_t i = 0; i < n_slots; i++) impose_row(b, point, b->slots[i], numbers[i], b->experts.ops->bytes);
+}
+
 static void up_phases(cpu_backend *b, int64_t layer, const token_batch *rows, expert_list *up) {
   int64_t n_slots = b->first[b->n_owned];
   expert_inputs_phase(b, rows->n);
   expert_list_phase(b, up);
+  impose_slots_phase(b, PROBE_FFN_MOE_GATE, b->gate_out, n_slots);
+  impose_slots_phase(b, PROBE_FFN_MOE_UP, b->up_out, n_slots);
   show_slots_phase(b, PROBE_FFN_MOE_GATE, layer, b->gate_out, n_slots);
   show_slots_phase(b, PROBE_FFN_MOE_UP, layer, b->up_out, n_slots);
   swiglu_phase(b, n_slots);
@@ -252,12 +260,6 @@ static void widen_phase(cpu_backend *b, int64_t n_slots, const slot_places *plac
   for (int64_t i = 0; i < n_slots; i++)
     convert_reals(row_at(b, b->slot_rows, slot_row(places, b->slots[i]), b->shape.hidden),
                   b->shared.ops->bytes, b->down_out[i], b->experts.ops->bytes, b->shape.hidden);
-}
-
-static void impose_slots_phase(cpu_backend *b, probe_point point, void *const *numbers, int64_t n_slots) {
-  if (!probe_is_imposed(&b->watch, point)) return;
-#pragma omp for
-  for (int64_t i = 0; i < n_slots; i++) impose_row(b, point, b->slots[i], numbers[i], b->experts.ops->bytes);
 }
 
 static void down_phases(cpu_backend *b, int64_t layer, expert_list *down, const slot_places *places) {

@@ -394,6 +394,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .rows_write = cuda_rows_write,
     .stream_read = cuda_stream_read,
     .stream_write = cuda_stream_write,
+    .settable = 0, // a kernel rotates keys and caches them at once
     .probes_watch = cuda_probes_watch,
     .digest = cuda_digest,
     .finish = cuda_finish,

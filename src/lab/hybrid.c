@@ -5,8 +5,13 @@
 
 enum {
   HEADS = 1 << PROBE_QCUR | 1 << PROBE_KCUR | 1 << PROBE_VCUR,
-  HANDED =
-      HEADS | 1 << PROBE_KQV_OUT | 1 << PROBE_FFN_INP | 1 << PROBE_FFN_MOE_SWIGLU | 1 << PROBE_FFN_MOE_DOWN,
+  ATTENDED = 1 << PROBE_KQV_OUT,
+  STREAM = 1 << PROBE_FFN_INP,
+  GATE_AND_UP = 1 << PROBE_FFN_MOE_GATE | 1 << PROBE_FFN_MOE_UP,
+  HIDDEN = 1 << PROBE_FFN_MOE_SWIGLU,
+  OUTPUTS = 1 << PROBE_FFN_MOE_DOWN,
+  OF_SLOTS = GATE_AND_UP | HIDDEN | OUTPUTS,
+  HANDED = HEADS | ATTENDED | STREAM | OF_SLOTS,
 };
 
 struct hybrid {
@@ -18,7 +23,7 @@ struct hybrid {
   token_batch batch;         // of the pass
   double *x;                 // [max_batch][hidden] the residual stream before the next step of the table
   double *rows[PROBE_COUNT]; // of the points that are handed over, the last that were taken
-  double *mix;               // as large as the widest of them
+  double *of_a[PROBE_COUNT]; // of the points of slots, those of a while b computes its experts'
   routing route;             // [max_batch][top_k]
   double *logits;            // [vocabulary]
 };
@@ -28,7 +33,8 @@ const char *model_step_name(model_step step) {
       [STEP_EMBED] = "embedding",     [STEP_QKV] = "q, k, v",
       [STEP_ATTENTION] = "attention", [STEP_O] = "o",
       [STEP_ROUTER] = "router",       [STEP_GATE_UP] = "gate and up",
-      [STEP_DOWN] = "down",           [STEP_HEAD] = "head",
+      [STEP_SWIGLU] = "SwiGLU",       [STEP_DOWN] = "down",
+      [STEP_HEAD] = "head",
   };
   return names[step];
 }
@@ -40,21 +46,18 @@ static int64_t numbers_of(const hybrid *h, probe_point point, int64_t n_tokens) 
 }
 
 static status open_rooms(hybrid *h) {
-  int64_t n = h->j->max_batch, most = 0;
-  size_t slots = (size_t)(n * h->s->top_k);
-  int size = comm_size(h->j->c);
+  int64_t n = h->j->max_batch;
+  size_t slots = (size_t)(n * h->s->top_k), size = (size_t)comm_size(h->j->c);
   for (int p = 0; p < PROBE_COUNT; p++) {
-    int64_t numbers = numbers_of(h, (probe_point)p, n);
-    if (!(HANDED >> p & 1)) continue;
-    TRY(TAKE(&h->rows[p], (size_t)numbers, probe_get((probe_point)p)->name));
-    most = numbers > most ? numbers : most;
+    size_t numbers = (size_t)numbers_of(h, (probe_point)p, n);
+    if (HANDED >> p & 1) TRY(TAKE(&h->rows[p], numbers, probe_get((probe_point)p)->name));
+    if (OF_SLOTS >> p & 1) TRY(TAKE(&h->of_a[p], numbers, probe_get((probe_point)p)->name));
   }
-  TRY(TAKE(&h->mix, (size_t)most, "slots"));
   TRY(TAKE(&h->x, (size_t)(n * h->s->hidden), "the residual stream"));
   TRY(TAKE(&h->route.expert, slots, "a routing"));
   TRY(TAKE(&h->route.weight, slots, "a routing"));
   TRY(TAKE(&h->logits, (size_t)h->s->vocabulary, "logits"));
-  return TAKE(&h->broadcast, (size_t)size * (size_t)size, "a broadcast");
+  return TAKE(&h->broadcast, size * size, "a broadcast");
 }
 
 static status open_arm(arm *a) {
@@ -85,8 +88,10 @@ status hybrid_open(hybrid **out, job *j, arm *a, arm *b) {
 
 void hybrid_close(hybrid *h) {
   if (!h) return;
-  for (int p = 0; p < PROBE_COUNT; p++) free(h->rows[p]);
-  free(h->mix);
+  for (int p = 0; p < PROBE_COUNT; p++) {
+    free(h->rows[p]);
+    free(h->of_a[p]);
+  }
   free(h->x);
   free(h->route.expert);
   free(h->route.weight);
@@ -160,13 +165,15 @@ static handed inputs_of(model_step first) {
   case STEP_ATTENTION:
     return (handed){.points = HEADS};
   case STEP_O:
-    return (handed){.points = 1 << PROBE_KQV_OUT};
+    return (handed){.points = ATTENDED};
   case STEP_ROUTER:
-    return (handed){.points = 1 << PROBE_FFN_INP};
+    return (handed){.points = STREAM};
   case STEP_GATE_UP:
-    return (handed){.points = 1 << PROBE_FFN_INP, .routing = true};
+    return (handed){.points = STREAM, .routing = true};
+  case STEP_SWIGLU:
+    return (handed){.points = STREAM | GATE_AND_UP, .routing = true};
   case STEP_DOWN:
-    return (handed){.points = 1 << PROBE_FFN_INP | 1 << PROBE_FFN_MOE_SWIGLU, .routing = true};
+    return (handed){.points = STREAM | HIDDEN, .routing = true};
   case STEP_EMBED:
   case STEP_QKV:
   case STEP_HEAD:
@@ -175,15 +182,47 @@ static handed inputs_of(model_step first) {
   return (handed){.points = 0};
 }
 
+// The points that the last of a run of steps leaves for the next.
+static unsigned points_after(model_step last) {
+  switch (last) {
+  case STEP_QKV:
+    return HEADS;
+  case STEP_ATTENTION:
+    return ATTENDED;
+  case STEP_GATE_UP:
+    return GATE_AND_UP;
+  case STEP_SWIGLU:
+    return HIDDEN;
+  case STEP_O:      // the stream, which outputs_of has
+  case STEP_ROUTER: // the routing
+  case STEP_DOWN:   // the stream after the layer
+  case STEP_EMBED:
+  case STEP_HEAD:
+    break;
+  }
+  return 0;
+}
+
 // What those from `first` to `last` leave for the steps after them.
 static handed outputs_of(model_step first, model_step last) {
-  handed out = {
-      .points = 0, .routing = first <= STEP_ROUTER && last >= STEP_ROUTER, .stream = last == STEP_DOWN};
-  if (last == STEP_QKV) out.points |= HEADS;
-  if (last == STEP_ATTENTION) out.points |= 1 << PROBE_KQV_OUT;
-  if (first <= STEP_O && last >= STEP_O && last != STEP_DOWN) out.points |= 1 << PROBE_FFN_INP;
-  if (last == STEP_GATE_UP) out.points |= 1 << PROBE_FFN_MOE_SWIGLU;
+  handed out = {.points = points_after(last), .stream = last == STEP_DOWN};
+  out.routing = first <= STEP_ROUTER && last >= STEP_ROUTER;
+  if (first <= STEP_O && last >= STEP_O && last != STEP_DOWN) out.points |= STREAM;
   return out;
+}
+
+static bool owns(unsigned steps_of_b, model_step step, unsigned owner) {
+  return (steps_of_b >> step & 1) == owner;
+}
+
+// What an arm is given that computes the steps from `first` on. Where it has attended to another arm's keys
+// and values before, in the same layer, it gets these again: its cache must keep them for the batches to
+// come.
+static handed given_to(unsigned owner, model_step first, unsigned steps_of_b) {
+  handed given = inputs_of(first);
+  if (first > STEP_ATTENTION && owns(steps_of_b, STEP_ATTENTION, owner) && !owns(steps_of_b, STEP_QKV, owner))
+    given.points |= HEADS;
+  return given;
 }
 
 // Runs of neighbouring steps that one arm computes, one after the other; the arm computes the other steps of
@@ -191,8 +230,8 @@ static handed outputs_of(model_step first, model_step last) {
 static status share_steps(hybrid *h, int64_t layer, unsigned steps_of_b) {
   for (int first = STEP_QKV, last; first <= STEP_DOWN; first = last + 1) {
     unsigned owner = steps_of_b >> first & 1;
-    for (last = first; last < STEP_DOWN && (steps_of_b >> (last + 1) & 1) == owner;) last++;
-    TRY(run_layer(h, owner ? h->b : h->a, layer, inputs_of((model_step)first),
+    for (last = first; last < STEP_DOWN && owns(steps_of_b, (model_step)(last + 1), owner);) last++;
+    TRY(run_layer(h, owner ? h->b : h->a, layer, given_to(owner, (model_step)first, steps_of_b),
                   outputs_of((model_step)first, (model_step)last)));
   }
   return 0;
@@ -211,32 +250,48 @@ static bool part_is_hit(const hybrid *h) {
   return false;
 }
 
-// rows[point] = those of b where the slot's expert is of the part, else those in `mix`, of a.
-static void mix_slots(hybrid *h, probe_point point) {
-  int64_t width = probe_width(point, h->s);
-  for (int64_t i = 0; i < h->batch.n * h->s->top_k; i++)
-    if (!is_of_part(h, i))
-      memcpy(h->rows[point] + i * width, h->mix + i * width, (size_t)width * sizeof *h->mix);
+static void keep_slots(hybrid *h, unsigned points) {
+  for (int p = 0; p < PROBE_COUNT; p++)
+    if (points >> p & 1)
+      memcpy(h->of_a[p], h->rows[p], (size_t)numbers_of(h, (probe_point)p, h->batch.n) * sizeof *h->rows[p]);
 }
 
-static void keep_slots(hybrid *h, probe_point point) {
-  memcpy(h->mix, h->rows[point], (size_t)numbers_of(h, point, h->batch.n) * sizeof *h->mix);
+// rows = those of b where the slot's expert is of the part, else those of a.
+static void mix_slots(hybrid *h, unsigned points) {
+  for (int p = 0; p < PROBE_COUNT; p++) {
+    int64_t width = probe_width((probe_point)p, h->s);
+    for (int64_t i = 0; i < h->batch.n * h->s->top_k && points >> p & 1; i++)
+      if (!is_of_part(h, i))
+        memcpy(h->rows[p] + i * width, h->of_a[p] + i * width, (size_t)width * sizeof *h->rows[p]);
+  }
+}
+
+// Steps first .. last of the experts: a computes those of all slots, and where they are of the part b does it
+// again on the same inputs.
+static status share_slots(hybrid *h, int64_t layer, model_step first, model_step last, bool of_b) {
+  bool from_start = first == STEP_GATE_UP; // then a's run is that of the whole layer up to here
+  unsigned left = last == STEP_DOWN ? OUTPUTS : points_after(last);
+  handed taken = outputs_of(from_start ? STEP_QKV : first, last);
+  if (of_b) taken.stream = false;
+  if (of_b) taken.points |= left;
+  if (from_start) taken.points |= STREAM;
+  TRY(run_layer(h, h->a, layer, inputs_of(from_start ? STEP_QKV : first), taken));
+  if (!of_b || !part_is_hit(h)) return 0;
+  keep_slots(h, left);
+  TRY(run_layer(h, h->b, layer, inputs_of(first), (handed){.points = left}));
+  mix_slots(h, left);
+  return 0;
 }
 
 static status share_experts(hybrid *h, int64_t layer, unsigned steps_of_b) {
-  const unsigned hidden = 1 << PROBE_FFN_MOE_SWIGLU, outputs = 1 << PROBE_FFN_MOE_DOWN;
-  bool from_up = steps_of_b >> STEP_GATE_UP & 1, to_down = steps_of_b >> STEP_DOWN & 1;
-  unsigned point_bit = to_down ? outputs : hidden;
-  probe_point point = to_down ? PROBE_FFN_MOE_DOWN : PROBE_FFN_MOE_SWIGLU;
-  handed of_a = {.points = 1 << PROBE_FFN_INP | hidden | outputs, .routing = true};
-  TRY(run_layer(h, h->a, layer, (handed){.points = 0}, of_a));
-  if (part_is_hit(h)) {
-    keep_slots(h, point);
-    handed to_b = inputs_of(from_up ? STEP_GATE_UP : STEP_DOWN);
-    TRY(run_layer(h, h->b, layer, to_b, (handed){.points = point_bit}));
-    mix_slots(h, point);
+  bool of_b = false;
+  for (int first = STEP_GATE_UP, last; first <= STEP_DOWN; first = last + 1) {
+    of_b = steps_of_b >> first & 1;
+    for (last = first; last < STEP_DOWN && owns(steps_of_b, (model_step)(last + 1), of_b);) last++;
+    TRY(share_slots(h, layer, (model_step)first, (model_step)last, of_b));
   }
-  return run_layer(h, h->a, layer, (handed){.points = point_bit, .routing = true}, (handed){.stream = true});
+  if (!of_b) return 0;
+  return run_layer(h, h->a, layer, (handed){.points = OUTPUTS, .routing = true}, (handed){.stream = true});
 }
 
 static bool takes_all_experts(const hybrid *h) {

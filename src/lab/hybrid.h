@@ -17,13 +17,14 @@ typedef enum {
   STEP_ATTENTION, // cache, scores, softmax, values
   STEP_O,         // o, and its sum with the residual stream
   STEP_ROUTER,    // norm, router, choice, weights
-  STEP_GATE_UP,   // norm, gate, up, SwiGLU
+  STEP_GATE_UP,   // norm, gate, up
+  STEP_SWIGLU,    // silu(gate) * up
   STEP_DOWN,      // down, and the slots' weighted sum with the residual stream
   STEP_HEAD,      // norm, output
 } model_step;
 enum {
   MODEL_STEPS = STEP_HEAD + 1,
-  STEPS_OF_EXPERTS = 1 << STEP_GATE_UP | 1 << STEP_DOWN,
+  STEPS_OF_EXPERTS = 1 << STEP_GATE_UP | 1 << STEP_SWIGLU | 1 << STEP_DOWN,
   STEPS_OF_LAYER = 1 << STEP_QKV | 1 << STEP_ATTENTION | 1 << STEP_O | 1 << STEP_ROUTER | STEPS_OF_EXPERTS,
   STEPS_ALL = STEPS_OF_LAYER | 1 << STEP_EMBED | 1 << STEP_HEAD,
 };

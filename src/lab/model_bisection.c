@@ -227,7 +227,13 @@ static status split(search *s, size_t index) {
   return 0;
 }
 
-// The part with the largest share that can be split further; n_nodes: none is worth it.
+// Of two parts the one to split first: with the larger share, or else the smaller, which is nearer to its
+// end.
+static bool comes_first(const model_node *x, const model_node *y) {
+  return x->gone > y->gone || (x->gone == y->gone && x->size < y->size);
+}
+
+// The part to split next; n_nodes: none is worth it.
 static size_t next_to_split(const search *s) {
   const model_bisection *m = s->m;
   size_t best = m->n_nodes;
@@ -235,7 +241,7 @@ static size_t next_to_split(const search *s) {
   for (size_t i = 0; i < m->n_nodes; i++) {
     const model_node *n = &m->node[i];
     if (n->is_split || !(n->gone >= WORTH_SPLITTING) || !model_part_split(parts, &n->part, s->r->s)) continue;
-    if (best == m->n_nodes || n->gone > m->node[best].gone) best = i;
+    if (best == m->n_nodes || comes_first(n, &m->node[best])) best = i;
   }
   return best;
 }

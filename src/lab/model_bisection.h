@@ -63,3 +63,9 @@ void model_bisection_close(model_bisection *m, model_reference *kept); // takes 
 
 // The conclusion in one sentence, of "a" and "b".
 void model_bisection_say(char *text, size_t size, const model_bisection *m);
+
+enum { PRODUCT_TENSOR_BYTES = 64 };
+
+// A tensor whose product is of the step of one layer that takes most away, and the probe that it reads: for a
+// bisection of that product. False: no such step was tried.
+bool model_bisection_product(char tensor[PRODUCT_TENSOR_BYTES], probe_point *reads, const model_bisection *m);

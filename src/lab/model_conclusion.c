@@ -60,12 +60,11 @@ static void say_parts(FILE *f, const model_bisection *m) {
   if (exact) fprintf(f, "a and b differ by %s: with it as in b, a's logits are b's to the bit", exact->name);
   if (exact && most && most->size < exact->size)
     fprintf(f, "; %s alone takes %.1f %% of the KL away", most->name, 100 * most->gone);
-  if (exact) return;
-  if (most)
+  if (exact && !(exact->part.steps & (exact->part.steps - 1))) return;
+  if (!exact && most)
     fprintf(f, "a and b differ by %s: with it as in b, %.1f %% of the KL is gone", most->name,
             100 * most->gone);
-  else
-    fputs("no part explains the difference of a and b alone", f);
+  if (!exact && !most) fputs("no part explains the difference of a and b alone", f);
   say_largest(f, m, "; of the steps most goes with ", is_step);
   say_largest(f, m, "; of the layers with ", is_layer);
 }
@@ -81,4 +80,34 @@ void model_bisection_say(char *text, size_t size, const model_bisection *m) {
     say_settings(f, m);
   }
   fclose(f);
+}
+
+// ---- one product of the largest step ----
+
+static const struct {
+  model_step step;
+  const char *tensor; // of the layer; the first of its products
+  probe_point reads;
+} PRODUCTS[] = {
+    {STEP_QKV, "attn_q", PROBE_ATTN_NORM},
+    {STEP_O, "attn_output", PROBE_KQV_OUT},
+    {STEP_ROUTER, "ffn_gate_inp", PROBE_FFN_NORM},
+    {STEP_GATE_UP, "ffn_gate_exps", PROBE_FFN_NORM},
+    {STEP_DOWN, "ffn_down_exps", PROBE_FFN_MOE_SWIGLU},
+};
+
+bool model_bisection_product(char tensor[PRODUCT_TENSOR_BYTES], probe_point *reads,
+                             const model_bisection *m) {
+  for (size_t i = 0; i < m->n_nodes; i++) {
+    const model_part *p = &m->node[i].part;
+    if (!(m->node[i].gone > 0) || p->end_layer - p->first_layer != 1) continue;
+    for (size_t k = 0; k < sizeof PRODUCTS / sizeof *PRODUCTS; k++) {
+      if (p->steps != 1u << PRODUCTS[k].step) continue;
+      snprintf(tensor, PRODUCT_TENSOR_BYTES, "blk.%lld.%s.weight", (long long)p->first_layer,
+               PRODUCTS[k].tensor);
+      *reads = PRODUCTS[k].reads;
+      return true;
+    }
+  }
+  return false;
 }

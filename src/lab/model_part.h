@@ -2,7 +2,7 @@
 #pragma once
 #include "src/lab/model_bisection.h"
 
-enum { PARTS_MOST = 8 };
+enum { PARTS_MOST = MODEL_STEPS + 1 };
 
 void model_part_name(char out[PART_NAME_BYTES], const model_part *p, const model_shape *s);
 

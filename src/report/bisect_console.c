@@ -119,7 +119,8 @@ static void print_parts(FILE *out, const model_bisection *m) {
 
 void bisect_print_model(FILE *out, const bisect_model *b) {
   const model_bisection *m = b->found;
-  char text[SENTENCE];
+  char text[SENTENCE], tensor[PRODUCT_TENSOR_BYTES];
+  probe_point reads;
   fputs("moe_run bisect  the whole model\n", out);
   print_side(out, "a", &b->a);
   print_side(out, "b", &b->b);
@@ -135,4 +136,7 @@ void bisect_print_model(FILE *out, const bisect_model *b) {
   if (m->n_nodes) print_parts(out, m);
   model_bisection_say(text, sizeof text, m);
   fprintf(out, "\n%s.\n", text);
+  if (model_bisection_product(tensor, &reads, m))
+    fprintf(out, "One product of it: --set bisect.tensor=%s --set bisect.activations=%s (without bisect.a)\n",
+            tensor, probe_get(reads)->name);
 }

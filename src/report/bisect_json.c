@@ -15,10 +15,12 @@ static void put_operations(branch root, const product_bisection *f) {
     branch o = put_object(list, NULL), axes;
     put_text(o, "name", f->row[i].name);
     put_text(o, "what", f->row[i].what);
-    axes = put_object(o, "axes");
-    for (int a = 0; a < PRODUCT_AXES; a++)
-      put_text(axes, product_axis_name((product_axis)a),
-               product_axis_value((product_axis)a, f->row[i].operation.at[a]));
+    axes = put_array(o, "axes");
+    for (int a = 0; a < PRODUCT_AXES; a++) {
+      branch axis = put_object(axes, NULL);
+      put_text(axis, "axis", product_axis_name((product_axis)a));
+      put_text(axis, "value", product_axis_value((product_axis)a, f->row[i].operation.at[a]));
+    }
     put(o, "absent", f->absent[i] ? json_string(f->absent[i]) : json_null());
     put(o, "class", f->absent[i] ? json_null() : json_integer(f->cls[i] + 1));
   }
@@ -163,7 +165,8 @@ static void put_part(branch list, const model_node *n) {
 }
 
 static void put_model(branch root, const bisect_model *m) {
-  char text[SENTENCE];
+  char text[SENTENCE], tensor[PRODUCT_TENSOR_BYTES];
+  probe_point reads;
   branch o = put_object(root, "whole");
   put_side(o, "a", &m->a);
   put_side(o, "b", &m->b);
@@ -178,6 +181,9 @@ static void put_model(branch root, const bisect_model *m) {
   for (size_t i = 0; i < m->found->n_nodes; i++) put_part(parts, &m->found->node[i]);
   model_bisection_say(text, sizeof text, m->found);
   put_text(o, "sentence", text);
+  bool has_product = model_bisection_product(tensor, &reads, m->found);
+  put(o, "tensor", has_product ? json_string(tensor) : json_null());
+  put(o, "activations", has_product ? json_string(probe_get(reads)->name) : json_null());
 }
 
 status bisect_write_model(const char *dir, const bisect_model *m) {

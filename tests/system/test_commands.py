@@ -70,7 +70,7 @@ class RanksThatDiffer(unittest.TestCase):
                    {"bench__prompt": [8, 16]}, {"comm__deadline": 1}]
         chance = random.Random(SEED)
         for change in changes:
-            command, ranks = chance.choice(COMMANDS[:7]), chance.choice([(1, 1), (1, 2), (2, 1)])
+            command, ranks = chance.choice(COMMANDS[:8]), chance.choice([(1, 1), (1, 2), (2, 1)])
             with self.subTest(command=command, ranks=ranks, **change):
                 self.one_error(together((ranks[0], line(command)), (ranks[1], line(command, **change))),
                                rf"^rank 0 \(.*the configuration: expected the same .*rank {ranks[0]} \(")

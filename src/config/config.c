@@ -100,7 +100,7 @@ static const value_key KEYS[] = {
      INT32_MAX, "-1", "positions at the head of a window that are not scored; -1: half"},
     {"parity.mode", KEYS_PARITY, AT(parity.modes), value_read_modes, value_write_modes,
      "\"free\", \"teacher\", \"forced\" or a list of these", 0, 0, "[\"free\"]",
-     "free, always run; teacher: each layer from the truth's stream; forced: the truth's routing"},
+     "teacher: layers from the truth's stream; forced: the truth's experts; free: always run"},
     {"parity.probes", KEYS_PARITY, AT(parity.probes), value_read_layer_probes, value_write_probes,
      "list of probes of a layer (docs/trace.md)", 0, 0, "[]",
      "also compared: \"ffn_inp\"; with \"ffn_moe_down\" each expert, experts.csv"},

@@ -50,11 +50,28 @@ static status spread_of(spread *out, const double *first, size_t stride, int64_t
   return result;
 }
 
+// NaN is the worst.
+static double worse(double x, double y) {
+  return !isnan(x) && (isnan(y) || y > x) ? y : x;
+}
+
+// Of the positions where both have the same experts.
+static void reduce_same(const layer_point *p, int64_t n, layer_statistics *out) {
+  for (int64_t i = 0; i < n; i++) {
+    if (p[i].flips) continue;
+    bool first = !out->same_experts++;
+    out->same_rel_l2 = first ? p[i].row.rel_l2 : worse(out->same_rel_l2, p[i].row.rel_l2);
+    out->same_one_minus_cos =
+        first ? p[i].row.one_minus_cos : worse(out->same_one_minus_cos, p[i].row.one_minus_cos);
+  }
+}
+
 static status reduce_layer(const pair_samples *s, int64_t layer, layer_statistics *out, bool *finite) {
   const layer_point *p = s->layer + layer * s->n_positions;
   int64_t n = s->n_positions;
-  *out =
-      (layer_statistics){.layer = (int32_t)layer, .flip_margin = (double)NAN, .min_margin = (double)INFINITY};
+  *out = (layer_statistics){.layer = (int32_t)layer, .min_margin = (double)INFINITY};
+  out->flip_margin = out->same_rel_l2 = out->same_one_minus_cos = (double)NAN;
+  reduce_same(p, n, out);
   TRY(spread_of(&out->rel_l2, &p->row.rel_l2, sizeof *p, n));
   TRY(spread_of(&out->one_minus_cos, &p->row.one_minus_cos, sizeof *p, n));
   TRY(spread_of(&out->max_abs, &p->row.max_abs, sizeof *p, n));

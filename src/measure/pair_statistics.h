@@ -12,9 +12,11 @@ typedef struct {
   spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp; // over positions
   int64_t router_flips;   // experts chosen by one and not by the other, summed over positions
   int64_t flipped_tokens; // positions with at least one
-  double flip_margin; // largest margin (b's probability of slot k minus slot k+1) among flipped positions;
-                      // NaN: none
-  double min_margin;  // smallest such margin over all positions
+  double flip_margin;   // largest margin (b's probability of slot k minus slot k+1) among flipped positions;
+                        // NaN: none
+  double min_margin;    // smallest such margin over all positions
+  int64_t same_experts; // positions without a flip in this layer, and the worst of them alone:
+  double same_rel_l2, same_one_minus_cos; // NaN: there is none, or one is not finite
 } layer_statistics;
 
 typedef struct { // the first point of the forward pass whose worst rel_l2 is above its bound

@@ -33,6 +33,10 @@ static void put_layer(branch list, const layer_statistics *l) {
                                   {"max_rel", &l->max_rel},
                                   {"max_ulp", &l->max_ulp}};
   put_spreads(o, spreads, sizeof spreads / sizeof *spreads);
+  branch same = put_object(o, "same_experts");
+  put_integer(same, "positions", l->same_experts);
+  put_real(same, "rel_l2", l->same_rel_l2);
+  put_real(same, "one_minus_cos", l->same_one_minus_cos);
 }
 
 static void put_probe(branch list, const probe_statistics *p) {

@@ -328,6 +328,7 @@ class Verify(unittest.TestCase):
         sets = {key.replace(".", "__"): value for key, value in self.DERIVED.items() if not key.startswith("derive")}
         honest = moe.fresh()
         self.ends(run(honest, contract__path=contract, **sets), HOLDS)
+        self.ends(verify(shipped("f32-local"), honest), HOLDS)
         for layer, name, size in ((0, "attn_v", 768 * 256), (1, "ffn_up_exps", 768 * 256 * 16), (2, "attn_output", 768 * 768)):
             altered, folder = moe.fresh(".gguf"), moe.fresh()
             with open(altered, "wb") as file:
@@ -336,6 +337,7 @@ class Verify(unittest.TestCase):
                 self.ends(run(folder, model__path=altered, parity__reference=good, contract__path=cos, **sets), HOLDS)
                 outcome = verify(contract, folder)
                 self.ends(outcome, DIFFERS)
+                self.ends(verify(shipped("f32-local"), folder), DIFFERS, rf"FAILS  gate +teacher_l_out-{layer}_rel_l2")
                 named = re.findall(r"FAILS  gate .*teacher: l_out-(\d) rel_l2", outcome.out)
                 self.assertEqual(named, [str(layer)])  # each layer starts from the truth: that one alone is off
                 with open(os.path.join(folder, "report.json"), encoding="utf-8") as file:

@@ -1,4 +1,5 @@
 #include "src/commands/parity.h"
+#include "src/commands/gate.h"
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
 #include "src/commands/generate.h"
@@ -79,6 +80,9 @@ static status open_accounts(parity *p) {
 }
 
 static status open_reporting(parity *p) {
+  const model_shape *s = &p->j->m->weights.shape;
+  for (size_t a = 0; a < p->n_arms; a++)
+    TRY(arm_checks_open(&p->r.arms[a].checks, s->n_layers, s->hidden, p->j->max_batch));
   TRY(open_logits(p));
   TRY(open_accounts(p));
   return p->r.has_routes
@@ -128,11 +132,35 @@ static void parity_close(parity *p) {
 
 // ---- the free run: what it keeps beside the figures ----
 
+static status see_embedded(void *context, const token_batch *batch, int64_t first) {
+  run *u = context;
+  int64_t hidden = u->p->j->m->weights.shape.hidden;
+  TRY(pair_figures_embedded(&u->figures, batch, first));
+  for (size_t a = 0; a < u->p->n_arms && job_is_reporting(u->p->j); a++) {
+    double *stream = u->figures.stream[a];
+    TRY(arm_stream_read(u->p->arm[a], stream));
+    for (int64_t t = 0; t < batch->n; t++)
+      arm_checks_embedded(&u->p->r.arms[a].checks, t, stream + t * hidden);
+  }
+  return 0;
+}
+
+// After pair_figures_layer, which has read the streams.
+static void check_layer(run *u, int64_t layer, const token_batch *batch) {
+  const model_shape *s = &u->p->j->m->weights.shape;
+  for (size_t a = 0; a < u->p->n_arms && job_is_reporting(u->p->j); a++)
+    for (int64_t t = 0; t < batch->n; t++)
+      arm_checks_layer(&u->p->r.arms[a].checks, layer, t, u->figures.stream[a] + t * s->hidden,
+                       arm_experts(u->p->arm[a], t), arm_weights(u->p->arm[a], t), s->top_k);
+}
+
 static status see_layer(void *context, int64_t layer, const token_batch *batch, int64_t first) {
   run *u = context;
   if (u->p->r.has_routes && job_is_reporting(u->p->j))
     route_files_keep(&u->p->routes, u->p->arm, layer, first, batch->n);
-  return pair_figures_layer(&u->figures, layer, batch, first);
+  TRY(pair_figures_layer(&u->figures, layer, batch, first));
+  check_layer(u, layer, batch);
+  return 0;
 }
 
 static void keep_last(parity *p, const token_batch *batch, int64_t from, int64_t count) {
@@ -166,6 +194,13 @@ static void keep_token(run *u, const token_batch *batch, int64_t t, int64_t at) 
   }
 }
 
+static void check_logits(run *u, int64_t i) {
+  for (size_t a = 0; a < u->p->n_arms; a++) {
+    arm_logits(u->p->arm[a], i, u->figures.logits[a]);
+    arm_checks_logits(&u->p->r.arms[a].checks, u->figures.logits[a], u->p->j->m->weights.shape.vocabulary);
+  }
+}
+
 static status see_logits(void *context, const token_batch *batch, int64_t first, int64_t from,
                          int64_t count) {
   run *u = context;
@@ -175,14 +210,17 @@ static status see_logits(void *context, const token_batch *batch, int64_t first,
   for (size_t a = 0; a < p->n_arms; a++)
     if (p->logits_file[a]) TRY(npy_append(p->logits_file[a], arm_logit_rows(p->arm[a]), (size_t)count));
   TRY(pair_figures_logits(&u->figures, batch, first, from, count));
-  for (int64_t i = 0; i < count; i++) keep_token(u, batch, from + i, first + from + i);
+  for (int64_t i = 0; i < count; i++) {
+    keep_token(u, batch, from + i, first + from + i);
+    check_logits(u, i);
+  }
   return 0;
 }
 
 // ---- a run in a mode ----
 
 static arms_in_step in_step(parity *p, run *u, parity_mode mode) {
-  static const step_observer FREE = {NULL, NULL, see_layer, see_logits},
+  static const step_observer FREE = {NULL, see_embedded, see_layer, see_logits},
                              OTHER = {NULL, pair_figures_embedded, pair_figures_layer, pair_figures_logits};
   arms_in_step s = {.j = p->j,
                     .arms = p->arm,
@@ -250,8 +288,8 @@ static status finish_reporting(parity *p) {
 
 static status check_output(const config *c) {
   if (c->output.dir[0] || (!c->output.logits && !c->output.routes)) return 0;
-  return FAIL("output.%s = true: expected a folder for them (output.dir, --out), found none",
-              c->output.logits ? "logits" : "routes");
+  return REFUSE("output.%s = true: expected a folder for them (output.dir, --out), found none",
+                c->output.logits ? "logits" : "routes");
 }
 
 status parity_run(job *j) {
@@ -264,7 +302,7 @@ status parity_run(job *j) {
   TRY_DONE(result, run_other_modes(&p));
   TRY_DONE(result,
            job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "the files of the comparison"));
-  result = job_report_finish(j, &p.r);
+  result = gate_report_finish(j, &p.r);
 done:
   parity_close(&p);
   return result;

@@ -65,8 +65,8 @@ status value_read_layer_probes(void *field, const value_key *k, const toml_value
     if (!(points >> p & 1) || is_compared((probe_point)p)) continue;
     char place[VALUE_PLACE_BYTES];
     value_place(place, from, v->line);
-    return FAIL("%s: %s: expected probes of a layer that hold numbers, found \"%s\"", place, k->name,
-                probe_get((probe_point)p)->name);
+    return REFUSE("%s: %s: expected probes of a layer that hold numbers, found \"%s\"", place, k->name,
+                  probe_get((probe_point)p)->name);
   }
   *(uint32_t *)field = points;
   return 0;

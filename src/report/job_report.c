@@ -103,6 +103,8 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->chunk = j->cfg->run.chunk;
   r->context = j->context;
   r->input = j->input;
+  r->reference = j->reference ? gguf_path(j->reference->file) : NULL;
+  r->reference_fingerprint = job_reference_fingerprint(j);
   r->skip = command_cuts_windows(j->command) ? j->cfg->perplexity.skip : -1;
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
   r->placement = placement_name(j->cfg->experts.placement);
@@ -125,6 +127,7 @@ static void close_arm(report_arm *a) {
     free(a->texts[t].text);
   }
   free(a->texts);
+  arm_checks_close(&a->checks);
 }
 
 static void close_pairs(pair_statistics *pairs, size_t n) {

@@ -9,6 +9,7 @@
 #include "src/config/command_kind.h"
 #include "src/config/parity_mode.h"
 #include "src/measure/account.h"
+#include "src/measure/arm_checks.h"
 #include "src/measure/pair_statistics.h"
 #include <stdint.h>
 #include <stdio.h>
@@ -47,6 +48,7 @@ typedef struct {
   report_text *texts;
   size_t n_texts;
   const char **rank_arms; // [ranks] arm of each rank's experts
+  arm_checks checks;      // layer_rms NULL: the command does not watch the arm's layers
 } report_arm;
 
 typedef struct { // one row of tokens.csv
@@ -106,6 +108,8 @@ typedef struct {
   int64_t chunk, context;
   int64_t skip;   // of perplexity: positions at a window's head that are not scored; -1: half of each window
   uint64_t input; // hash of the tokens of all sequences
+  const char *reference; // path of parity.reference; NULL: every arm has the same model
+  uint64_t reference_fingerprint;
   report_rank *ranks;
   size_t n_ranks;
   report_arm *arms;

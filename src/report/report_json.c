@@ -40,6 +40,12 @@ static void put_surroundings(branch root, const report *r) {
   put_text(run, "placement", r->placement);
   put_text(run, "kv", r->kv);
   put_digest(run, "input", r->input);
+  if (r->reference) {
+    branch reference = put_object(run, "reference");
+    put_text(reference, "path", r->reference);
+    put_digest(reference, "fingerprint", r->reference_fingerprint);
+  } else
+    put(run, "reference", json_null());
   if (r->imposes_routes)
     put_digest(run, "routes", r->imposed_routes);
   else
@@ -103,6 +109,25 @@ static void put_texts(branch arm, const report_arm *a) {
   }
 }
 
+// null where the command does not watch the arm's layers
+static void put_checks(branch arm, const arm_checks *c) {
+  if (!c->layer_rms) {
+    put(arm, "invariants", json_null());
+    return;
+  }
+  branch o = put_object(arm, "invariants");
+  put_bool(o, "finite", c->finite);
+  put_real(o, "weight_sum_error", c->weight_sum_error);
+  put_integer(o, "least_expert", c->least_expert);
+  put_integer(o, "most_expert", c->most_expert);
+  put_bool(o, "distinct_experts", c->distinct_experts);
+  branch streams = put_array(o, "layer_rms"), updates = put_array(o, "layer_update");
+  for (int64_t l = 0; l < c->n_layers; l++) {
+    put_real(streams, NULL, c->layer_rms[l]);
+    put_real(updates, NULL, c->layer_update[l]);
+  }
+}
+
 static void put_arm(branch list, const report *r, const report_arm *a) {
   branch o = put_object(list, NULL);
   put_text(o, "name", a->name);
@@ -132,6 +157,7 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
     put_integer(s, "tokens", a->sequences[i].tokens);
     put_digest(s, "digest", a->sequences[i].digest);
   }
+  put_checks(o, &a->checks);
   put_texts(o, a);
 }
 

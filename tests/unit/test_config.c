@@ -227,7 +227,7 @@ static void test_bare_words(void **state) {
   accepts(&c, NULL, NULL);
   assert_int_equal(config_set_dir(&c, "12"), 0); // --out DIR is text as it stands
   assert_string_equal(c.output.dir, "12");
-  assert_int_equal(config_set_dir(&c, "a\xff"), 1);
+  assert_int_equal(config_set_dir(&c, "a\xff"), STATUS_REFUSED);
   assert_string_equal(c.output.dir, "12");
   config_close(&c);
 }
@@ -394,7 +394,7 @@ static void test_text(void **state) {
   config c;
   write_bytes("run.chunk = 3\0\n", 15);
   status_reset();
-  assert_int_equal(config_load(&c, file, (const char *[]){"model.path=m"}, 1), 1);
+  assert_int_equal(config_load(&c, file, (const char *[]){"model.path=m"}, 1), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), "run.toml:1"));
   accepts(&c, "\xef\xbb\xbfrun.chunk = 3\r\n", NULL); // a byte order mark and DOS line ends
   assert_int_equal(c.run.chunk, 3);
@@ -407,17 +407,17 @@ static void test_files(void **state) {
   char missing[300];
   snprintf(missing, sizeof missing, "%s/none/x.toml", folder);
   status_reset();
-  assert_int_equal(config_load(&c, missing, NULL, 0), 1);
+  assert_int_equal(config_load(&c, missing, NULL, 0), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), missing));
   status_reset();
-  assert_int_equal(config_load(&c, folder, NULL, 0), 1);
+  assert_int_equal(config_load(&c, folder, NULL, 0), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), folder));
   status_reset();
-  assert_int_equal(config_load(&c, "/dev/zero", NULL, 0), 1);
+  assert_int_equal(config_load(&c, "/dev/zero", NULL, 0), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), "at most"));
   status_reset();
   write_bytes("", 0);
-  assert_int_equal(config_load(&c, file, NULL, 0), 1); // no model
+  assert_int_equal(config_load(&c, file, NULL, 0), STATUS_REFUSED); // no model
   assert_non_null(strstr(status_text(), "model.path"));
   status_reset();
 }

@@ -76,29 +76,34 @@ class Numpy:
 
 
 class Against(unittest.TestCase):
-    """q8k in NumPy has other float sums before each rounding, so single positions may differ; medians do not."""
-    TOLERANCE = 0.15
+    """q8k in NumPy has other float sums before each rounding, so single numbers may round differently. Seen: up to 3e-4."""
+    TOLERANCE = 0.02
 
     @classmethod
     def setUpClass(cls):
-        cls.tokens = tokens_of(48)
+        cls.tokens, cls.worst = tokens_of(48), {}
         cls.numpy = Numpy(cls.tokens)
         cls.outcome = run(["q8k@cpu", "f64@cpu"], cls.tokens, run__kv="f32", output__routes=True, parity__probes=PROBES)
         cls.report = cls.outcome.report()
 
-    def near(self, found, expected, what):
-        self.assertLess(abs(found / expected - 1), self.TOLERANCE, f"{what}: {found}, expected {expected}")
+    def near(self, found, expected, mode, what):
+        self.worst[mode] = max(self.worst.get(mode, 0), abs(found / expected - 1))
+        self.assertLess(self.worst[mode], self.TOLERANCE, f"{mode}, {what}: {found}, expected {expected}")
+
+    @classmethod
+    def tearDownClass(cls):
+        print("q8k against NumPy:", {mode: f"{error:.0e}" for mode, error in cls.worst.items()}, flush=True)
 
     def test_each_layer(self):
         for mode, streams in (("teacher", self.numpy.local), ("forced", self.numpy.forced)):
             pair = self.report["modes"][mode]["pairs"][0]
             for layer, stream in enumerate(streams):
                 expected = float(np.median(moe.rel_l2(stream, self.numpy.true[layer])))
-                self.near(pair["layers"][layer]["spread"]["rel_l2"]["median"], expected, f"{mode}, layer {layer}")
+                self.near(pair["layers"][layer]["spread"]["rel_l2"]["median"], expected, mode, f"layer {layer}")
             expected = [self.numpy.logits(self.numpy.models[0], self.numpy.true[-1])]
             expected.append(self.numpy.logits(self.numpy.models[1], streams[-1] if mode == "forced" else self.numpy.true[-1]))
             expected = float(np.median(moe.rel_l2(expected[1], expected[0])))
-            self.near(pair["logits"]["spread"]["rel_l2"]["median"], expected, f"{mode}, logits")
+            self.near(pair["logits"]["spread"]["rel_l2"]["median"], expected, mode, "logits")
         free, teacher = self.report["pairs"][0]["layers"], self.report["modes"]["teacher"]["pairs"][0]["layers"]
         self.assertEqual(free[0], teacher[0])  # the same input
         self.assertGreater(free[-1]["rel_l2"], 1.2 * teacher[-1]["spread"]["rel_l2"]["median"])  # NumPy's errors grow
@@ -109,7 +114,7 @@ class Against(unittest.TestCase):
         for layer, stream in enumerate(self.numpy.local):
             energy = ((stream - self.numpy.true[layer]) ** 2).sum(1) / norm
             energy[np.array(self.numpy.flips[layer]) > 0] = 0
-            self.near(account["layers"][layer]["local"], float(energy.mean()), f"layer {layer}")
+            self.near(account["layers"][layer]["local"], float(energy.mean()), "teacher", f"energy of layer {layer}")
 
     def test_routes_are_the_reference(self):
         found, weights = routes(self.outcome), routes(self.outcome, head="route_weights")

@@ -15,7 +15,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 # Files of a folder match the first pattern of their own; each project header that they include must match the second.
-# base <- kernels <- dist <- model, text, config, measure <- run <- report <- contract <- commands <- main; synth knows model and dist; and what src/ sees of
+# base <- kernels <- dist <- model, text, config, measure <- run <- lab <- report <- contract <- commands <- main; synth knows model and dist; and what src/ sees of
 # kernels/ is its interface and the formats.
 SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half)\.h"
 ARROWS = [

@@ -110,6 +110,17 @@ class Verify(unittest.TestCase):
                     text = f'[gates.g]\nmetric = "{metric}"\npair = {arms}\nat = "{at}"\nmode = "{mode}"\n'
                     self.ends(verify(written(f"{HEAD}{text}at_most = {figure * factor!r}\n"), self.folder), code)
 
+    def test_a_gate_of_one_arm(self):
+        """A report of perplexity has no pairs; one of generate has no perplexity: null is NaN."""
+        gate = '[gates.g]\nmetric = "perplexity"\narm = "q8k@cpu"\nat_most = '
+        for command, bound, code in (("perplexity", 1000, HOLDS), ("perplexity", 1.5, DIFFERS), ("generate", 1000, DIFFERS)):
+            with self.subTest(command, bound=bound):
+                out = moe.fresh()
+                keys = {"run.arms": ["q8k@cpu"], "run.threads": 1, "run.generate": 2, "contract.path": written(f"{HEAD}{gate}{bound}\n")}
+                line = moe.words(command=command, config=CONFIG, sets=keys, out=out)
+                outcome = moe.finish(moe.start(line, cwd=moe.SOURCE), folder=out)
+                self.ends(outcome, code, r"q8k@cpu, perplexity  (\d|nan)")
+
     # ---- doctored reports ----
 
     def doctored(self, change, csv=None):

@@ -7,6 +7,7 @@
 
 #include "src/contract/bound_fit.h"
 #include "src/contract/contract.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -181,12 +182,44 @@ static void test_used(void **state) {
   assert_string_equal(metric_nearest("rel_l"), "rel_l2");
 }
 
-// ---- bounds ----
-
 static double uniform(uint64_t *seed) {
   *seed = *seed * 6364136223846793005u + 1442695040888963407u;
   return ((double)(*seed >> 11) + 0.5) * 0x1p-53;
 }
+
+// Shipped contracts with some bytes changed: read or refused, never a crash; what is refused owns nothing.
+static void test_random_edits(void **state) {
+  static const char *const SHIPPED[] = {"forward-parity", "exact",     "invariants",
+                                        "f32-truth",      "f32-local", "kernel-order"};
+  static char text[1 << 16], changed[1 << 16];
+  uint64_t seed = test_seed_bits();
+  size_t refused = 0, read = 0;
+  (void)state;
+  for (size_t s = 0; s < sizeof SHIPPED / sizeof *SHIPPED; s++) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/configs/contracts/%s.toml", MOE_SOURCE_DIR, SHIPPED[s]);
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    size_t n = fread(text, 1, sizeof text, f);
+    fclose(f);
+    for (int i = 0; i < 500; i++) {
+      contract c;
+      memcpy(changed, text, n);
+      for (int k = 0; k < i % 5; k++) // the first of five is as it was
+        changed[(size_t)(uniform(&seed) * (double)n)] = "\0\n=[]\".-19ax#"[(size_t)(uniform(&seed) * 14)];
+      status_reset();
+      status result = contract_read_text(&c, "c.toml", changed, n);
+      assert_true(i % 5 || !result);
+      assert_true(result == 0 || result == STATUS_REFUSED);
+      refused += result != 0;
+      read += result == 0;
+      if (!result) contract_close(&c);
+    }
+  }
+  assert_true(refused > 100 && read > 100);
+}
+
+// ---- bounds ----
 
 // Figures whose logarithm is Gumbel: the bound at a rate is known, and the fit of many finds it.
 static void test_bound_of_a_known_tail(void **state) {
@@ -231,6 +264,7 @@ int main(void) {
       cmocka_unit_test(test_states),
       cmocka_unit_test(test_two_gates),
       cmocka_unit_test(test_used),
+      cmocka_unit_test(test_random_edits),
       cmocka_unit_test(test_bound_of_a_known_tail),
       cmocka_unit_test(test_bound_is_never_below_what_was_seen),
   };

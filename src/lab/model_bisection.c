@@ -1,5 +1,6 @@
 #include "src/lab/model_bisection.h"
 #include "base/memory.h"
+#include "base/progress.h"
 #include "src/lab/model_part.h"
 #include "src/measure/metrics.h"
 #include <math.h>
@@ -139,10 +140,13 @@ status model_bisection_start(model_bisection *out, model_reference **kept, hybri
   return share_routing(r);
 }
 
-// Of a pass that was just run.
+// Of a pass that was just run. Where logits are not finite there is no KL, but their bits still tell which
+// part brings that in.
 static void shares(const model_bisection *m, const model_reference *r, double *gone, double *appears) {
   *gone = 1 - share_of(r->to[1].kl, m->a_b.kl);
   *appears = share_of(r->to[0].kl, m->b_a.kl);
+  if (!isfinite(*gone)) *gone = r->to[1].same_bits;
+  if (!isfinite(*appears)) *appears = !r->to[0].same_bits;
 }
 
 status model_bisection_setting(model_bisection *m, model_reference *kept, const char *name, job *j,
@@ -175,6 +179,7 @@ typedef struct {
   model_reference *r;
   hybrid *h;
   size_t capacity;
+  progress shown;
 } search;
 
 static bool is_known(const model_bisection *m, const model_part *part) {
@@ -207,7 +212,7 @@ static status add_node(search *s, const model_part *part) {
   model_part_name(n->name, part, s->r->s);
   if (hit) {
     TRY(run_pass(s->r, s->h, part, -1));
-    m->passes++;
+    progress_at(&s->shown, ++m->passes);
     n->to_a = s->r->to[0];
     n->to_b = s->r->to[1];
     shares(m, s->r, &n->gone, &n->appears);
@@ -248,7 +253,7 @@ static size_t next_to_split(const search *s) {
 
 static int by_share(const void *a, const void *b) {
   const model_node *x = a, *y = b;
-  if (x->gone != y->gone && !(isnan(x->gone) || isnan(y->gone))) return x->gone < y->gone ? 1 : -1;
+  if (x->gone != y->gone) return x->gone < y->gone ? 1 : -1;
   return strcmp(x->name, y->name);
 }
 
@@ -276,15 +281,23 @@ static status search_first(search *s) {
   return add_node(s, &experts);
 }
 
+static status search_all(search *s) {
+  model_bisection *m = s->m;
+  TRY(search_first(s));
+  size_t next = next_to_split(s);
+  for (; next < m->n_nodes && m->passes < m->budget; next = next_to_split(s)) TRY(split(s, next));
+  m->budget_spent = m->budget_spent || next < m->n_nodes;
+  return 0;
+}
+
 status model_bisection_search(model_bisection *m, model_reference *kept, hybrid *h) {
   search s = {.m = m, .r = kept, .h = h};
   if (m->a_b.same_bits) return 0;
-  TRY(search_first(&s));
-  size_t next = next_to_split(&s);
-  for (; next < m->n_nodes && m->passes < m->budget; next = next_to_split(&s)) TRY(split(&s, next));
-  m->budget_spent = m->budget_spent || next < m->n_nodes;
-  qsort(m->node, m->n_nodes, sizeof *m->node, by_share);
-  return 0;
+  s.shown = progress_start(job_is_reporting(kept->j), "bisect", "passes", m->budget);
+  status result = search_all(&s);
+  progress_end(&s.shown);
+  if (m->n_nodes) qsort(m->node, m->n_nodes, sizeof *m->node, by_share);
+  return result;
 }
 
 void model_bisection_close(model_bisection *m, model_reference *kept) {

@@ -66,6 +66,6 @@ void model_bisection_say(char *text, size_t size, const model_bisection *m);
 
 enum { PRODUCT_TENSOR_BYTES = 64 };
 
-// A tensor whose product is of the step of one layer that takes most away, and the probe that it reads: for a
-// bisection of that product. False: no such step was tried.
+// A tensor whose product is of the step that takes most away, of one layer where such a part was tried, and
+// the probe that it reads: for a bisection of that product. False: no step with a product takes any away.
 bool model_bisection_product(char tensor[PRODUCT_TENSOR_BYTES], probe_point *reads, const model_bisection *m);

@@ -96,18 +96,25 @@ static const struct {
     {STEP_DOWN, "ffn_down_exps", PROBE_FFN_MOE_SWIGLU},
 };
 
+// Of a part that is one such step.
+static bool find_product(char tensor[PRODUCT_TENSOR_BYTES], probe_point *reads, const model_part *p) {
+  for (size_t k = 0; k < sizeof PRODUCTS / sizeof *PRODUCTS; k++) {
+    if (p->steps != 1u << PRODUCTS[k].step) continue;
+    snprintf(tensor, PRODUCT_TENSOR_BYTES, "blk.%lld.%s.weight", (long long)p->first_layer,
+             PRODUCTS[k].tensor);
+    *reads = PRODUCTS[k].reads;
+    return true;
+  }
+  return false;
+}
+
 bool model_bisection_product(char tensor[PRODUCT_TENSOR_BYTES], probe_point *reads,
                              const model_bisection *m) {
-  for (size_t i = 0; i < m->n_nodes; i++) {
-    const model_part *p = &m->node[i].part;
-    if (!(m->node[i].gone > 0) || p->end_layer - p->first_layer != 1) continue;
-    for (size_t k = 0; k < sizeof PRODUCTS / sizeof *PRODUCTS; k++) {
-      if (p->steps != 1u << PRODUCTS[k].step) continue;
-      snprintf(tensor, PRODUCT_TENSOR_BYTES, "blk.%lld.%s.weight", (long long)p->first_layer,
-               PRODUCTS[k].tensor);
-      *reads = PRODUCTS[k].reads;
-      return true;
+  for (int any = 0; any < 2; any++) // those of one layer before those of more
+    for (size_t i = 0; i < m->n_nodes; i++) {
+      const model_part *p = &m->node[i].part;
+      bool fits = any || p->end_layer - p->first_layer == 1;
+      if (fits && m->node[i].gone > 0 && find_product(tensor, reads, p)) return true;
     }
-  }
   return false;
 }

@@ -286,21 +286,21 @@ class Product(unittest.TestCase):
 TOKENS = [3, 141, 59, 265, 358, 97, 93, 238]
 
 
-def louder(type_, blocks):
-    """All weights a quarter larger: the blocks' scales are; of floats, they themselves."""
+def louder(type_, blocks, by):
+    """All weights larger by a factor: the blocks' scales are; of floats, they themselves."""
     ranges = {"Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q8_0": [0], "F16": [0]}
     if type_ == "F32":
-        blocks[:] = (blocks.copy().view("<f4") * F32(1.25)).view(np.uint8)
+        blocks[:] = (blocks.copy().view("<f4") * F32(by)).view(np.uint8)
     if type_ == "BF16":
-        wide = (blocks.copy().view("<u2").astype(np.uint32) << 16).view(F32) * F32(1.25)
+        wide = (blocks.copy().view("<u2").astype(np.uint32) << 16).view(F32) * F32(by)
         blocks[:] = (wide.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
     for at in ranges.get(type_, []):
         half = blocks[:, at:at + 2].copy().view("<f2")
-        blocks[:, at:at + 2] = (half * np.float16(1.25)).view(np.uint8)
+        blocks[:, at:at + 2] = (half * np.float16(by)).view(np.uint8)
     assert type_ in ranges or type_ in ("F32", "BF16"), type_
 
 
-def altered(path, name, expert=None):
+def altered(path, name, expert=None, by=1.25):
     """A copy of the model with a tensor, or one expert of a stack, made louder."""
     gguf, copy = reference.Gguf(path), moe.fresh(".gguf")
     type_, shape, raw = gguf.tensors[name]
@@ -310,7 +310,7 @@ def altered(path, name, expert=None):
         at += count * expert
     shutil.copyfile(path, copy)
     whole = np.memmap(copy, np.uint8, "r+")
-    louder(reference.TYPES[type_][0], whole[at:at + count].reshape(-1, size))
+    louder(reference.TYPES[type_][0], whole[at:at + count].reshape(-1, size), by)
     whole.flush()
     return copy
 
@@ -362,6 +362,15 @@ class Whole(unittest.TestCase):
                 other = altered(self.path, f"blk.{layer}.{tensor}.weight", expert)
                 self.named(f"{step} of expert {expert} of layer {layer}", bisect__model_b=other)
 
+    def test_an_infinity(self):
+        """There is no KL then, but bits still tell where it comes from."""
+        part = "q, k, v of layer 1"
+        found = bisect(model__path=self.path, input__tokens=TOKENS, bisect__a="f32@cpu", bisect__b="f32@cpu",
+                       bisect__model_b=altered(self.path, "blk.1.attn_norm.weight", by=1e38))
+        self.assertIsNone(found.whole["a_to_b"]["kl"])
+        self.assertTrue(found.whole["sentence"].startswith(f"a and b differ by {part}:"), found.whole["sentence"])
+        self.assertTrue(found.part(part)["to_b"]["same_bits"])
+
     def test_cache_type(self):
         found = self.named("attention of all layers", ["one setting, the cache type"], bisect__kv_b="f32")
         self.assertEqual((found.whole["a"]["kv"], found.whole["b"]["kv"]), ("f16", "f32"))
@@ -402,6 +411,13 @@ class Whole(unittest.TestCase):
         self.assertEqual(product.separating("q8k@cpu"), {"activation rounding"})  # so that is why the two arms differ
         whole = one.part("all layers")
         self.assertTrue(whole["gone"] > 0.5 and not whole["to_b"]["same_bits"], whole)  # the head is no layer's
+
+    def test_token_shards(self):
+        """Each rank computes a share of a large batch; what is handed over still reaches every rank."""
+        tokens = np.random.default_rng(SEED).integers(0, SHAPE["vocab"], 200).tolist()
+        sets = {"model__path": self.path, "input__tokens": tokens, "bisect__a": "q8k@cpu", "bisect__b": "f32@cpu",
+                "bisect__budget": 14}
+        self.assertEqual(bisect(**sets).json, bisect(3, **sets).json)
 
     def test_mixed_ranks(self):
         """Experts of rank 1 on another path: the part is those experts, whichever rank computes the rest."""

@@ -64,28 +64,29 @@ static void normalise(double *x, int64_t n, bool in_doubles) {
     x[i] = length == 0 ? 0 : in_doubles ? x[i] / length : (double)((float)x[i] / (float)length);
 }
 
-// One product of chain `kind`. The truth keeps doubles from step to step: product_compute takes floats, so
-// its x is split into two floats, whose products it adds.
-static status take_step(double *x, chain_kind kind, const matrix *m, float *f, double *part) {
+// One product of chain `kind` for each of x[n][m->cols]; f is as large, room twice as large. The truth keeps
+// doubles from step to step: product_compute takes floats, so its x is split into two, whose products it
+// adds.
+static status take_step(double *x, int64_t n, chain_kind kind, const matrix *m, float *f, double *room) {
   static const product_operation *const OF[CHAINS] = {&OF_ASCENDING, &OF_LANES, &OF_Q8K, &OF_TRUTH};
-  const product_input in = {*m, f, 1, "auto", 1};
-  int64_t n = m->cols, parts = kind == CHAIN_TRUTH ? 2 : 1;
-  memset(part, 0, (size_t)n * sizeof *part);
-  double *y = part + n;
+  const product_input in = {*m, f, n, "auto", 1};
+  int64_t count = n * m->cols, parts = kind == CHAIN_TRUTH ? 2 : 1;
+  double *sum = room, *y = room + count;
+  memset(sum, 0, (size_t)count * sizeof *sum);
   for (int64_t p = 0; p < parts; p++) {
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < count; i++) {
       f[i] = (float)x[i];
       x[i] -= (double)f[i];
     }
     TRY(product_compute(y, &in, OF[kind]));
-    for (int64_t i = 0; i < n; i++) part[i] += y[i];
+    for (int64_t i = 0; i < count; i++) sum[i] += y[i];
   }
-  memcpy(x, part, (size_t)n * sizeof *x);
-  normalise(x, n, kind == CHAIN_TRUTH);
+  memcpy(x, sum, (size_t)count * sizeof *x);
+  for (int64_t d = 0; d < n; d++) normalise(x + d * m->cols, m->cols, kind == CHAIN_TRUTH);
   return 0;
 }
 
-static void measure(double *out, double *const x[CHAINS], int64_t n) {
+static void measure(double out[CHAIN_FIGURES], const double *const x[CHAINS], int64_t n) {
   metrics orders, rounding;
   metrics_row(&orders, x[CHAIN_LANES], x[CHAIN_ASCENDING], (size_t)n);
   metrics_row(&rounding, x[CHAIN_Q8K], x[CHAIN_TRUTH], (size_t)n);
@@ -95,34 +96,101 @@ static void measure(double *out, double *const x[CHAINS], int64_t n) {
   out[3] = rounding.one_minus_cos;
 }
 
-static status run_chain(double *out, const chain *c, int type, int64_t draw, double *room, float *f) {
-  double *x[CHAINS];
-  uint32_t state = product_draw_seed(c->activations_seed, draw);
-  for (int k = 0; k < CHAINS; k++) x[k] = room + k * c->size;
-  for (int64_t i = 0; i < c->size; i++) {
-    double u = (double)xorshift32_uniform(&state);
-    for (int k = 0; k < CHAINS; k++) x[k][i] = u;
+// ---- draws: those that start at the same matrix go through the chain together ----
+
+typedef struct {
+  int64_t first, n;  // draws first, first + longest, ...
+  double *x[CHAINS]; // [n][size]
+  double *room;      // [2][n][size]
+  float *f;          // [n][size]
+  double *values;    // [figures][n_draws], of all draws
+  int64_t n_draws;
+} draw_group;
+
+static status group_open(draw_group *g, const chain *c) {
+  size_t count = (size_t)(g->n * c->size);
+  for (int k = 0; k < CHAINS; k++) TRY(TAKE(&g->x[k], count, "a chain"));
+  TRY(TAKE(&g->room, 2 * count, "a chain"));
+  return TAKE(&g->f, count, "a chain");
+}
+
+static void group_close(draw_group *g) {
+  for (int k = 0; k < CHAINS; k++) free(g->x[k]);
+  free(g->room);
+  free(g->f);
+}
+
+static void group_start(const draw_group *g, const chain *c) {
+  for (int64_t d = 0; d < g->n; d++) {
+    uint32_t state = product_draw_seed(c->activations_seed, g->first + d * c->longest);
+    for (int64_t i = 0; i < c->size; i++) {
+      double u = (double)xorshift32_uniform(&state);
+      for (int k = 0; k < CHAINS; k++) g->x[k][d * c->size + i] = u;
+    }
   }
+}
+
+// After input.steps[reached] steps.
+static void group_measure(const draw_group *g, const chain *c, int type, size_t reached) {
+  for (int64_t d = 0; d < g->n; d++) {
+    double figures[CHAIN_FIGURES];
+    const double *x[CHAINS];
+    for (int k = 0; k < CHAINS; k++) x[k] = g->x[k] + d * c->size;
+    measure(figures, x, c->size);
+    for (size_t i = 0; i < CHAIN_FIGURES; i++) {
+      size_t figure = ((size_t)type * c->steps->count + reached) * CHAIN_FIGURES + i;
+      g->values[(int64_t)figure * g->n_draws + g->first + d * c->longest] = figures[i];
+    }
+  }
+}
+
+static status group_run(const draw_group *g, const chain *c, int type) {
   size_t reached = 0;
+  group_start(g, c);
   for (int64_t s = 0; s < c->longest; s++) {
-    size_t at = (size_t)((s + draw) % c->longest);
+    size_t at = (size_t)((s + g->first) % c->longest);
     const matrix m = {c->blocks[type] + at * c->bytes[type], TYPES[type], c->size, c->size};
-    for (int k = 0; k < CHAINS; k++) TRY(take_step(x[k], (chain_kind)k, &m, f, room + CHAINS * c->size));
-    if ((double)(s + 1) == c->steps->value[reached]) measure(out + CHAIN_FIGURES * reached++, x, c->size);
+    for (int k = 0; k < CHAINS; k++) TRY(take_step(g->x[k], g->n, (chain_kind)k, &m, g->f, g->room));
+    if ((double)(s + 1) == c->steps->value[reached]) group_measure(g, c, type, reached++);
   }
   return 0;
 }
 
-static status draw_chain(double *out, const void *context, int64_t draw) {
-  const chain *c = context;
-  double *room = NULL;
-  float *f = NULL;
-  status result = TAKE(&room, (size_t)((CHAINS + 2) * c->size), "a chain");
-  if (!result) result = TAKE(&f, (size_t)c->size, "a chain");
-  for (int type = 0; type < N_TYPES && !result; type++)
-    result = run_chain(out + (size_t)type * c->steps->count * CHAIN_FIGURES, c, type, draw, room, f);
-  free(room);
-  free(f);
+static status run_group(double *values, const chain *c, int64_t n_draws, int64_t first) {
+  draw_group g = {.first = first,
+                  .n = (n_draws - first + c->longest - 1) / c->longest,
+                  .values = values,
+                  .n_draws = n_draws};
+  status result = group_open(&g, c);
+  for (int type = 0; type < N_TYPES && !result; type++) result = group_run(&g, c, type);
+  group_close(&g);
+  return result;
+}
+
+static status run_groups(double *values, const chain *c, int64_t n_draws, int threads) {
+  int64_t groups = n_draws < c->longest ? n_draws : c->longest;
+  status result = 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+  for (int64_t first = 0; first < groups; first++) {
+    status mine = run_group(values, c, n_draws, first);
+#pragma omp critical
+    if (mine) result = mine;
+  }
+  return result;
+}
+
+static status add_figures(falsify_lab *lab, experiment_result *out, const chain *c) {
+  char names[N_TYPES * EXPERIMENT_VALUES * CHAIN_FIGURES][EXPERIMENT_NAME];
+  size_t n = c->steps->count, figures = N_TYPES * n * CHAIN_FIGURES;
+  int64_t n_draws = falsify_draws(lab, out->settings);
+  double *values;
+  for (size_t i = 0; i < figures; i++)
+    snprintf(names[i], sizeof names[i], "%s_%d_%s", TYPE_NAMES[i / (n * CHAIN_FIGURES)],
+             (int)c->steps->value[i / CHAIN_FIGURES % n], ENDS[i % CHAIN_FIGURES]);
+  TRY(TAKE(&values, figures * (size_t)n_draws, "draws"));
+  status result = run_groups(values, c, n_draws, falsify_threads(lab));
+  if (!result) falsify_add_values(out, names, figures, values, (size_t)n_draws);
+  free(values);
   return result;
 }
 
@@ -132,15 +200,9 @@ status falsify_chain(falsify_lab *lab, experiment_result *out) {
              .steps = experiment_find_input(e, "steps"),
              .activations_seed = (uint32_t)experiment_integer(e, "activations_seed")};
   TRY(check_chain(&c, e));
-  size_t n = c.steps->count;
-  c.longest = (int64_t)c.steps->value[n - 1];
-  char names[N_TYPES * EXPERIMENT_VALUES * CHAIN_FIGURES][EXPERIMENT_NAME];
-  for (size_t i = 0; i < N_TYPES * n * CHAIN_FIGURES; i++)
-    snprintf(names[i], sizeof names[i], "%s_%d_%s", TYPE_NAMES[i / (n * CHAIN_FIGURES)],
-             (int)c.steps->value[i / CHAIN_FIGURES % n], ENDS[i % CHAIN_FIGURES]);
+  c.longest = (int64_t)c.steps->value[c.steps->count - 1];
   status result = chain_open(&c, e, falsify_threads(lab));
-  falsify_figures f = {names, (int64_t)(N_TYPES * n * CHAIN_FIGURES), draw_chain, &c};
-  if (!result) result = falsify_add_draws(lab, out, &f);
+  if (!result) result = add_figures(lab, out, &c);
   chain_close(&c);
   return result;
 }

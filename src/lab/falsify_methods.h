@@ -38,6 +38,9 @@ typedef struct {
   const void *context;
 } falsify_figures;
 status falsify_add_draws(falsify_lab *lab, experiment_result *out, const falsify_figures *f);
+// The same of values[n_figures][n_draws] that are there; sorts them.
+void falsify_add_values(experiment_result *out, char (*name)[EXPERIMENT_NAME], size_t n_figures,
+                        double *values, size_t n_draws);
 status falsify_add_draws_of(experiment_result *out, int64_t n_draws, int threads, const falsify_figures *f);
 
 // Synthetic weights: uniform floats of the seed, quantised row by row. out: rows * cols / 256 blocks.

@@ -1,6 +1,7 @@
 // Experiment 10: does the router's margin, measured in the error of its logits, explain the flips?
 #include "base/memory.h"
 #include "src/lab/falsify_pass.h"
+#include "src/lab/flip_model.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,23 +20,6 @@ typedef struct {
   bool *chosen[2];                       // [n_experts] of the truth, of an arm
 } flips;
 
-// The top k of logits[n], the lower index first on a tie. Returns the margin: the last chosen logit less the
-// best that was left out.
-static double choose(bool *chosen, const double *logits, int64_t n, int64_t k) {
-  double last = 0;
-  memset(chosen, 0, (size_t)n * sizeof *chosen);
-  for (int64_t slot = 0; slot <= k; slot++) {
-    int64_t best = -1;
-    for (int64_t e = 0; e < n; e++)
-      if (!chosen[e] && (best < 0 || logits[e] > logits[best])) best = e;
-    if (best < 0) return (double)INFINITY; // every expert is chosen
-    if (slot == k) return last - logits[best];
-    chosen[best] = true;
-    last = logits[best];
-  }
-  return 0;
-}
-
 // sqrt(2) times the standard deviation over experts of a - b: the size of the error of a difference of two
 // logits. What moves all experts alike moves no choice.
 static double error_size(const double *a, const double *b, int64_t n) {
@@ -45,46 +29,10 @@ static double error_size(const double *a, const double *b, int64_t n) {
   return n > 1 ? sqrt(2 * sum / (double)(n - 1)) : 0;
 }
 
-static double normal_below(double z) { // Phi
-  return erfc(-z / sqrt(2)) / 2;
-}
-
-// The chance that every chosen expert, at threshold t, is above it; that every other one is below it.
-static double chance_at(const flips *f, const double *logits, double t, double sigma, bool of_chosen) {
-  double chance = 1;
-  for (int64_t e = 0; e < f->n_experts; e++)
-    if (f->chosen[0][e] == of_chosen)
-      chance *= normal_below((of_chosen ? logits[e] - t : t - logits[e]) / sigma);
-  return chance;
-}
-
-// The chance that the chosen set changes where each of logits[n] gets a normal error of its own of standard
-// deviation sigma: one less the chance that the least chosen one stays above the best of the others, as an
-// integral over where the least chosen one lies. margin: of the truth, which chose f->chosen[0].
-static double chance_of_flip(const flips *f, const double *logits, double margin, double sigma) {
-  enum { STEPS = 160 };
-  const double reach = 8 * sigma; // what lies further out has no weight in a double
-  if (margin > 2 * reach) return 0;
-  double last = (double)INFINITY, same = 0;
-  for (int64_t e = 0; e < f->n_experts; e++)
-    if (f->chosen[0][e] && logits[e] < last) last = logits[e];
-  double low = last - margin - reach, step = (margin + 2 * reach) / STEPS;
-  double above = chance_at(f, logits, low, sigma, true), below = chance_at(f, logits, low, sigma, false);
-  for (int i = 1; i <= STEPS; i++) {
-    double t = low + i * step;
-    double next_above = chance_at(f, logits, t, sigma, true),
-           next_below = chance_at(f, logits, t, sigma, false);
-    same += (above - next_above) * (below + next_below) / 2;
-    above = next_above;
-    below = next_below;
-  }
-  return same < 1 ? 1 - same : 0;
-}
-
 static void decide(flips *f, size_t a, const double *mine, const double *truth) {
-  double margin = choose(f->chosen[0], truth, f->n_experts, f->top_k),
+  double margin = flip_choose(f->chosen[0], truth, f->n_experts, f->top_k),
          s = error_size(mine, truth, f->n_experts);
-  choose(f->chosen[1], mine, f->n_experts, f->top_k);
+  flip_choose(f->chosen[1], mine, f->n_experts, f->top_k);
   bool flipped = memcmp(f->chosen[0], f->chosen[1], (size_t)f->n_experts * sizeof(bool)) != 0;
   if (!(s > 0)) {
     f->without_error[a]++;
@@ -95,7 +43,7 @@ static void decide(flips *f, size_t a, const double *mine, const double *truth) 
   bin *b = &f->bins[a][at];
   b->n++;
   b->flips += flipped;
-  b->predicted += chance_of_flip(f, truth, margin, s / sqrt(2));
+  b->predicted += flip_chance(truth, f->chosen[0], f->n_experts, margin, s / sqrt(2));
 }
 
 static status take_layer(flips *f, int64_t layer, const token_batch *batch) {

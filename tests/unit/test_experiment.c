@@ -1,5 +1,5 @@
-// Experiments: the generator of their inputs, draws, the reader of their files, the verdict; and that every
-// file that is built in is one which its method takes.
+// Experiments: the model of flips, the generator of their inputs, draws, the reader of their files, the
+// verdict; and that every file that is built in is one which its method takes.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -9,10 +9,14 @@
 #include "src/lab/experiment_files.h"
 #include "src/lab/falsify.h"
 #include "src/lab/falsify_methods.h"
+#include "src/lab/flip_model.h"
 #include "src/lab/product_case.h"
+#include "tests/support/seed.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+static unsigned seed; // of random edits and samples
 
 static void xorshift32_is_marsaglias(void **state) {
   (void)state;
@@ -180,7 +184,75 @@ static void a_figure_that_is_not_there_is_an_error(void **state) {
   free(r);
 }
 
+// Random edits of a good file: any answer will do, but it must be an answer, with a text when it is a
+// refusal.
+static void random_edits_get_an_answer(void **state) {
+  (void)state;
+  static const char ALPHABET[] = "\"'[]{}=.,#\n\\ \xff\x00 0a9-+_ue";
+  srand(seed);
+  int refused = 0;
+  for (int round = 0; round < 3000; round++) {
+    char text[sizeof GOOD];
+    experiment e;
+    memcpy(text, GOOD, sizeof GOOD);
+    for (int edits = 1 + rand() % 4; edits; edits--)
+      text[(size_t)rand() % (sizeof GOOD - 1)] = ALPHABET[(size_t)rand() % (sizeof ALPHABET - 1)];
+    status result = experiment_read(&e, "test.toml", text, sizeof GOOD - 1);
+    assert_true((result != 0) == (*status_text() != 0));
+    refused += result != 0;
+    status_reset();
+  }
+  assert_true(refused > 300 && refused < 3000);
+}
+
+// ---- flips ----
+
+static double sample_normal(void) { // the sum of 12 uniform numbers, less 6
+  double sum = -6;
+  for (int i = 0; i < 12; i++) sum += (double)rand() / RAND_MAX;
+  return sum;
+}
+
+static void the_chance_of_a_flip_of_two_is_phi(void **state) {
+  (void)state;
+  for (double margin = 0; margin < 6; margin += 0.25) {
+    const double logits[2] = {0.3, 0.3 + margin};
+    bool chosen[2];
+    assert_true(fabs(flip_choose(chosen, logits, 2, 1) - margin) < 1e-12);
+    assert_true(margin == 0 ? chosen[0] : chosen[1]);           // the lower index on a tie
+    double wanted = erfc(margin / 0.7 / sqrt(2) / sqrt(2)) / 2; // of a difference of two: sqrt(2) times sigma
+    assert_true(fabs(flip_chance(logits, chosen, 2, margin, 0.7) - wanted) < 1e-3);
+  }
+}
+
+static void the_chance_of_a_flip_of_many_is_what_is_seen(void **state) {
+  (void)state;
+  enum { N = 12, K = 4, TRIALS = 40000 };
+  srand(seed);
+  for (int round = 0; round < 4; round++) {
+    double logits[N], sigma = 0.05 + 0.1 * round;
+    bool chosen[N], again[N];
+    int flips = 0;
+    for (int e = 0; e < N; e++) logits[e] = sample_normal();
+    double margin = flip_choose(chosen, logits, N, K);
+    for (int trial = 0; trial < TRIALS; trial++) {
+      double moved[N];
+      for (int e = 0; e < N; e++) moved[e] = logits[e] + sigma * sample_normal();
+      flip_choose(again, moved, N, K);
+      flips += memcmp(chosen, again, sizeof chosen) != 0;
+    }
+    double found = flip_chance(logits, chosen, N, margin, sigma), seen = (double)flips / TRIALS;
+    double error = sqrt(seen * (1 - seen) / TRIALS); // and a margin for the tails of 12 uniform numbers
+    if (fabs(found - seen) > 6 * error + 0.01) fail_msg("chance %g, seen %g", found, seen);
+  }
+  const double logits[3] = {1, 2, 3};
+  bool all[3];
+  assert_true(isinf(flip_choose(all, logits, 3, 3)) && all[0] && all[1] && all[2]);
+  assert_true(flip_chance(logits, all, 3, INFINITY, 1) == 0);
+}
+
 int main(void) {
+  seed = (unsigned)test_seed();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(xorshift32_is_marsaglias),
       cmocka_unit_test(uniform_numbers_are_what_their_bits_say),
@@ -190,6 +262,9 @@ int main(void) {
       cmocka_unit_test(the_files_built_in_fit_their_methods),
       cmocka_unit_test(a_verdict_follows_from_the_predictions),
       cmocka_unit_test(a_figure_that_is_not_there_is_an_error),
+      cmocka_unit_test(random_edits_get_an_answer),
+      cmocka_unit_test(the_chance_of_a_flip_of_two_is_phi),
+      cmocka_unit_test(the_chance_of_a_flip_of_many_is_what_is_seen),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

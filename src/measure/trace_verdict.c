@@ -1,0 +1,149 @@
+#include "src/measure/trace_verdict.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+// How many times the median gain of all products, and of the same product in the other layers, one may pass.
+// docs/trace.md has the spread of honest traces behind each.
+static const double PRODUCT_BOUND = 12, SAME_BOUND = 5, WORST_BOUND = 30, COMPOSED_BOUND = 60;
+// A residual beside those of the same step in other layers, where these leave less than the type allows.
+static const double RESIDUAL_SAME_BOUND = 20, RESIDUAL_LEAST = 1e-6;
+// How many of the errors that a vector of random ones has along the reference are taken for a scale.
+static const double BIAS_BOUND = 12;
+enum { FEWEST_OTHERS = 2 };
+
+const char *verdict_name(trace_verdict v) {
+  switch (v) {
+  case VERDICT_EQUAL:
+    return "equal";
+  case VERDICT_EXPLAINED:
+    return "explained";
+  case VERDICT_UNJUDGED:
+    return "not judged";
+  case VERDICT_OFF:
+    return "off";
+  }
+  __builtin_unreachable();
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static double median(double *x, int64_t n) {
+  qsort(x, (size_t)n, sizeof *x, ascending);
+  return n ? (x[(n - 1) / 2] + x[n / 2]) / 2 : (double)NAN;
+}
+
+enum { MOST_OTHERS = 4096 };
+
+typedef double (*figure_of)(const probe_result *r);
+
+static double gain_of(const probe_result *r) {
+  return r->measure == JUDGED_BY_GAIN ? r->gain : (double)NAN;
+}
+
+static double worst_gain_of(const probe_result *r) {
+  return r->measure == JUDGED_BY_GAIN ? r->worst_gain : (double)NAN;
+}
+
+static double residual_of(const probe_result *r) {
+  return r->measure == JUDGED_BY_RESIDUAL ? fmax(r->residual[0], r->residual[1]) : (double)NAN;
+}
+
+// Median of a figure over the same probe in the other layers; NaN: there are too few.
+static double of_others(const probe_result *r, int64_t n, int64_t at, figure_of figure) {
+  double found[MOST_OTHERS];
+  int64_t count = 0;
+  for (int64_t i = 0; i < n && count < MOST_OTHERS; i++)
+    if (i != at && r[i].point == r[at].point && r[i].is_composed == r[at].is_composed &&
+        !isnan(figure(&r[i])))
+      found[count++] = figure(&r[i]);
+  return count < FEWEST_OTHERS ? (double)NAN : median(found, count);
+}
+
+// Median of the gains of all products whose inputs are there.
+static double of_products(const probe_result *r, int64_t n, figure_of figure) {
+  double found[MOST_OTHERS];
+  int64_t count = 0;
+  for (int64_t i = 0; i < n && count < MOST_OTHERS; i++)
+    if (!r[i].is_composed && r[i].gain > 0 && !isnan(figure(&r[i]))) found[count++] = figure(&r[i]);
+  return median(found, count);
+}
+
+#define OFF(r, ...)                                                                                          \
+  do {                                                                                                       \
+    snprintf((r)->reason, sizeof(r)->reason, __VA_ARGS__);                                                   \
+    return VERDICT_OFF;                                                                                      \
+  } while (0)
+
+static trace_verdict judge_residual(probe_result *r, int64_t n, int64_t at) {
+  probe_result *p = &r[at];
+  double others = of_others(r, n, at, residual_of);
+  for (int side = 0; side < 2; side++) {
+    double found = p->worst_residual[side];
+    if (!(found <= p->rounding[side]))
+      OFF(p, "the %s of %c is not what its own inputs give: off by %.2e of it, where rounding leaves %.0e",
+          step_name(step_of(p->point)->kind), "AB"[side], found, p -> rounding[side]);
+    if (p->residual[side] > RESIDUAL_SAME_BOUND * others && p->residual[side] > RESIDUAL_LEAST)
+      OFF(p, "the %s of %c is off its own inputs by %.2e, in the other layers by %.2e",
+          step_name(step_of(p->point)->kind), "AB"[side], p -> residual[side], others);
+  }
+  return VERDICT_EXPLAINED;
+}
+
+static trace_verdict judge_bias(probe_result *p) {
+  // Random errors have 1 / sqrt(n) of their length along the reference.
+  double random = p->error_out / sqrt((double)p->numbers.numbers), bias = fabs(p->numbers.bias);
+  double inherited = 2 * fabs(p->bias_in);
+  if (bias > BIAS_BOUND * random + inherited && bias > p->error_out / 4)
+    OFF(p, "A is %.6f times B, a scale: its errors have one direction, where random ones leave %.1e",
+        1 + p->numbers.bias, random);
+  return VERDICT_EXPLAINED;
+}
+
+static trace_verdict judge_gain(probe_result *r, int64_t n, int64_t at, double products, double worst) {
+  probe_result *p = &r[at];
+  double others = of_others(r, n, at, gain_of), usual = fmax(products, 1), usual_worst = fmax(worst, 1);
+  double bound = p->is_composed ? COMPOSED_BOUND : PRODUCT_BOUND;
+  if (!(p->gain <= bound * usual))
+    OFF(p, "error in %.2e, out %.2e: %.3g times what comes in; products here have %.3g", p->error_in,
+        p->error_out, p->gain, usual);
+  if (p->gain > SAME_BOUND * fmax(others, 0.2) && p->gain > 1)
+    OFF(p, "error in %.2e, out %.2e: %.3g times what comes in, %.3g in the other layers", p->error_in,
+        p->error_out, p->gain, others);
+  if (!p->is_composed && p->worst_gain > WORST_BOUND * usual_worst)
+    OFF(p, "one row: %.3g times the error that comes in; the worst rows of products here have %.3g",
+        p->worst_gain, usual_worst);
+  return p->is_composed ? VERDICT_EXPLAINED : judge_bias(p);
+}
+
+static trace_verdict judge(probe_result *r, int64_t n, int64_t at, double products, double worst) {
+  probe_result *p = &r[at];
+  if (!p->numbers.differing) return VERDICT_EQUAL;
+  if (!p->numbers.finite) OFF(p, "a NaN or infinity");
+  switch (p->measure) {
+  case JUDGED_BY_BITS:
+    OFF(p, "%" PRId64 " of %" PRId64 " numbers have other bits, and the path is one", p->numbers.differing,
+        p->numbers.numbers);
+  case JUDGED_BY_RESIDUAL:
+    return judge_residual(r, n, at);
+  case JUDGED_BY_GAIN:
+    return judge_gain(r, n, at, products, worst);
+  case JUDGED_BY_NOTHING:
+    return VERDICT_UNJUDGED;
+  }
+  __builtin_unreachable();
+}
+
+int64_t trace_judge(probe_result *r, int64_t n) {
+  int64_t first = -1;
+  double products = of_products(r, n, gain_of), worst = of_products(r, n, worst_gain_of);
+  for (int64_t i = 0; i < n; i++) {
+    r[i].verdict = judge(r, n, i, products, worst);
+    if (first < 0 && r[i].verdict == VERDICT_OFF) first = i;
+  }
+  return first;
+}

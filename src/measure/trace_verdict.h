@@ -1,0 +1,45 @@
+// trace_verdict: the first probe of two traces that is off by more than its neighbours explain.
+//
+// Owns: the criterion and its bounds (docs/trace.md). Pure: figures in, verdicts out.
+// Invariant: an error that an input already has is never a probe's own.
+#pragma once
+#include "src/measure/probe_steps.h"
+#include "src/measure/row_statistics.h"
+
+typedef enum {
+  VERDICT_EQUAL,     // the same bits
+  VERDICT_EXPLAINED, // by its inputs and the arms' own rounding
+  VERDICT_UNJUDGED,  // neither trace has what it is computed from
+  VERDICT_OFF,
+} trace_verdict;
+const char *verdict_name(trace_verdict v);
+
+typedef enum {
+  JUDGED_BY_BITS,     // two traces of one path
+  JUDGED_BY_RESIDUAL, // recomputed from its own inputs, on each side
+  JUDGED_BY_GAIN,     // the error out over the error in
+  JUDGED_BY_NOTHING,
+} trace_measure;
+
+typedef struct {
+  probe_point point;
+  int64_t layer; // -1: of none
+  pair_statistics_of_rows numbers;
+  int64_t flips; // of ffn_moe_topk: experts that one side chose and the other did not
+  trace_measure measure;
+  bool is_composed;   // its own inputs are not in the traces, but what these come from is
+  double residual[2]; // of each side: over all rows, relative; the step's own
+  double worst_residual[2];
+  double rounding[2]; // what such a step may leave on that side, from the type of its numbers
+  double error_in,
+      error_out;           // relative L2, over all rows: of the inputs as the product reads them; of the step
+  double gain, worst_gain; // error out over error in and own rounding; of the row where it is largest
+  double bias_in;          // of the input, as numbers.bias
+  int64_t worst_row;       // of worst_gain or worst_residual, as numbers.worst_row
+  trace_verdict verdict;
+  char reason[200]; // of VERDICT_OFF
+} probe_result;
+
+// Sets verdict and reason of r[n], which are in the order of computation. Returns the first that is off, or
+// -1.
+int64_t trace_judge(probe_result *r, int64_t n);

@@ -36,7 +36,6 @@ void row_sums_add(row_sums *s, int64_t row, const double *a, const double *b, in
   for (int64_t i = 0; i < n; i++) {
     r->differing += memcmp(&a[i], &b[i], sizeof *a) != 0;
     s->difference2 += (a[i] - b[i]) * (a[i] - b[i]);
-    s->product += (a[i] - b[i]) * b[i];
   }
   add_side(s, 0, a, n);
   add_side(s, 1, b, n);
@@ -59,8 +58,7 @@ pair_statistics_of_rows row_sums_result(const row_sums *s) {
   r.rel_l2 = sqrt(s->difference2) / larger(b, 1e-300);
   // |a/|a| - b/|b||^2 / 2, from |a - b|^2 - (|a| - |b|)^2, which does not cancel where they are near
   r.one_minus_cos = a > 0 && b > 0 ? larger(s->difference2 - (a - b) * (a - b), 0) / (2 * a * b) : a != b;
-  r.bias = b > 0 ? s->product / (b * b) : 0;
   if (r.finite) return r;
-  r.rel_l2 = r.one_minus_cos = r.bias = r.max_abs = r.max_rel = r.worst_rel_l2 = NAN;
+  r.rel_l2 = r.one_minus_cos = r.max_abs = r.max_rel = r.worst_rel_l2 = NAN;
   return r;
 }

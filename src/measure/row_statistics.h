@@ -17,7 +17,6 @@ typedef struct { // a against b, which is the reference
   int64_t rows, numbers;
   int64_t differing;                              // numbers of other bits
   double rel_l2, one_minus_cos, max_abs, max_rel; // of all numbers as one vector, as in metrics.h
-  double bias;                                    // a.b / b.b - 1: how much larger a is along b
   double worst_rel_l2;                            // of a row
   int64_t worst_row;                              // the first such, as it was numbered
   bool finite;
@@ -26,7 +25,7 @@ typedef struct { // a against b, which is the reference
 
 typedef struct { // while rows are added
   pair_statistics_of_rows result;
-  double difference2, square[2], product; // of a - b, a, b; (a - b).b
+  double difference2, square[2]; // of a - b; of a and b
 } row_sums;
 
 // Row number `row` of both, a[n] and b[n].

@@ -1,4 +1,5 @@
 #include "src/measure/trace_verdict.h"
+#include "base/memory.h"
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -6,12 +7,13 @@
 
 // How many times the median gain of all products, and of the same product in the other layers, one may pass.
 // docs/trace.md has the spread of honest traces behind each.
-static const double PRODUCT_BOUND = 12, SAME_BOUND = 5, WORST_BOUND = 30, COMPOSED_BOUND = 60;
+static const double LEAST_GAIN = 0.2; // of other layers: less is taken for this
+static const double PRODUCT_BOUND = 8, SAME_BOUND = 5, WORST_BOUND = 12, COMPOSED_BOUND = 60;
 // A residual beside those of the same step in other layers, where these leave less than the type allows.
 static const double RESIDUAL_SAME_BOUND = 20, RESIDUAL_LEAST = 1e-6;
-// How many of the errors that a vector of random ones has along the reference are taken for a scale.
+// Standard errors by which a product's rows are all larger or all smaller than those of the other trace.
 static const double BIAS_BOUND = 12;
-enum { FEWEST_OTHERS = 2 };
+enum { FEWEST_OTHERS = 2, FEWEST_BIAS_ROWS = 8 };
 
 const char *verdict_name(trace_verdict v) {
   switch (v) {
@@ -35,6 +37,19 @@ static int ascending(const void *a, const void *b) {
 static double median(double *x, int64_t n) {
   qsort(x, (size_t)n, sizeof *x, ascending);
   return n ? (x[(n - 1) / 2] + x[n / 2]) / 2 : (double)NAN;
+}
+
+status middle_of_rows(double *middle, double *error, double *x, int64_t n) {
+  double *distance;
+  *middle = *error = 0;
+  if (!n) return 0;
+  TRY(TAKE(&distance, (size_t)n, "a median"));
+  *middle = median(x, n);
+  for (int64_t i = 0; i < n; i++) distance[i] = fabs(x[i] - *middle);
+  // 1.4826 median deviations are a normal's standard deviation; a median has 1.2533 times a mean's error
+  *error = 1.4826 * 1.2533 * median(distance, n) / sqrt((double)n);
+  free(distance);
+  return 0;
 }
 
 enum { MOST_OTHERS = 4096 };
@@ -95,12 +110,12 @@ static trace_verdict judge_residual(probe_result *r, int64_t n, int64_t at) {
 }
 
 static trace_verdict judge_bias(probe_result *p) {
-  // Random errors have 1 / sqrt(n) of their length along the reference.
-  double random = p->error_out / sqrt((double)p->numbers.numbers), bias = fabs(p->numbers.bias);
-  double inherited = 2 * fabs(p->bias_in);
-  if (bias > BIAS_BOUND * random + inherited && bias > p->error_out / 4)
-    OFF(p, "A is %.6f times B, a scale: its errors have one direction, where random ones leave %.1e",
-        1 + p->numbers.bias, random);
+  // Random errors of relative length e make a vector e^2 longer, and one that is normalised e^2 / 2 shorter
+  // along the other.
+  double inherited = fabs(p->bias_in) + BIAS_BOUND * p->bias_in_error + p->error_out * p->error_out;
+  if (p->bias_rows >= FEWEST_BIAS_ROWS && fabs(p->bias) > 2 * inherited + BIAS_BOUND * p->bias_error)
+    OFF(p, "a scale: A is %.7f times B in all rows, to %.1e; what comes in is %.7f", 1 + p->bias,
+        p->bias_error, 1 + p->bias_in);
   return VERDICT_EXPLAINED;
 }
 
@@ -111,7 +126,7 @@ static trace_verdict judge_gain(probe_result *r, int64_t n, int64_t at, double p
   if (!(p->gain <= bound * usual))
     OFF(p, "error in %.2e, out %.2e: %.3g times what comes in; products here have %.3g", p->error_in,
         p->error_out, p->gain, usual);
-  if (p->gain > SAME_BOUND * fmax(others, 0.2) && p->gain > 1)
+  if (!isnan(others) && p->gain > SAME_BOUND * fmax(others, LEAST_GAIN))
     OFF(p, "error in %.2e, out %.2e: %.3g times what comes in, %.3g in the other layers", p->error_in,
         p->error_out, p->gain, others);
   if (!p->is_composed && p->worst_gain > WORST_BOUND * usual_worst)

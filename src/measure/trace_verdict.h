@@ -34,12 +34,17 @@ typedef struct {
   double error_in,
       error_out;           // relative L2, over all rows: of the inputs as the product reads them; of the step
   double gain, worst_gain; // error out over error in and own rounding; of the row where it is largest
-  double bias_in;          // of the input, as numbers.bias
-  int64_t worst_row;       // of worst_gain or worst_residual, as numbers.worst_row
+  // How much larger A is than B along B: median over rows of the step and of its input, and the standard
+  // error of each median, from the rows' median deviation.
+  double bias, bias_error, bias_in, bias_in_error;
+  int64_t bias_rows;
+  int64_t worst_row; // of worst_gain or worst_residual, as numbers.worst_row
   trace_verdict verdict;
   char reason[200]; // of VERDICT_OFF
 } probe_result;
 
+// Median and its standard error of x[n], which is sorted.
+status middle_of_rows(double *middle, double *error, double *x, int64_t n);
 // Sets verdict and reason of r[n], which are in the order of computation. Returns the first that is off, or
 // -1.
 int64_t trace_judge(probe_result *r, int64_t n);

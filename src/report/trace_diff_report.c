@@ -75,7 +75,6 @@ static void put_numbers(branch o, const pair_statistics_of_rows *s) {
   put_real(o, "one_minus_cos", s->one_minus_cos);
   put_real(o, "max_abs", s->max_abs);
   put_real(o, "max_rel", s->max_rel);
-  put_real(o, "bias", s->bias);
   put_real(o, "worst_rel_l2", s->worst_rel_l2);
   put_tensor(o, "a", &s->of[0]);
   put_tensor(o, "b", &s->of[1]);
@@ -111,7 +110,10 @@ static void put_probe(branch list, const arm_pair *p, const probe_result *r) {
   put_real(o, "error_out", r->error_out);
   put_real(o, "gain", r->gain);
   put_real(o, "worst_gain", r->worst_gain);
+  put_real(o, "bias", r->bias);
+  put_real(o, "bias_error", r->bias_error);
   put_real(o, "bias_in", r->bias_in);
+  put_real(o, "bias_in_error", r->bias_in_error);
   put_row(o, "worst_row_of_step", p, r, r->worst_row);
   put_text(o, "verdict", verdict_name(r->verdict));
   put_text(o, "reason", r->reason);

@@ -25,7 +25,7 @@ static void add_ids(probe_result *out, row_sums *sums, int64_t token, double *co
 static pair_statistics_of_rows ids_result(const row_sums *sums) {
   pair_statistics_of_rows r = sums->result;
   r.finite = true;
-  r.rel_l2 = r.one_minus_cos = r.max_abs = r.max_rel = r.bias = r.worst_rel_l2 = NAN;
+  r.rel_l2 = r.one_minus_cos = r.max_abs = r.max_rel = r.worst_rel_l2 = NAN;
   r.of[0] = r.of[1] = (tensor_statistics){NAN, NAN, NAN};
   return r;
 }
@@ -65,7 +65,7 @@ done:
 
 status trace_measure_probe(probe_result *out, const trace_comparison *c, probe_point point, int64_t layer) {
   *out = (probe_result){.point = point, .layer = layer, .measure = JUDGED_BY_NOTHING};
-  out->gain = out->worst_gain = out->error_in = out->error_out = out->bias_in = NAN;
+  out->gain = out->worst_gain = out->error_in = out->error_out = NAN;
   for (int side = 0; side < SIDES; side++) out->residual[side] = out->worst_residual[side] = NAN;
   TRY(measure_numbers(out, c->pair, point, layer));
   TRY(trace_measure_step(out, c));

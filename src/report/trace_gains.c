@@ -1,0 +1,141 @@
+// trace_gains: products, whose matrix no trace holds: the error out over the error in.
+#include "base/memory.h"
+#include "src/report/trace_step_files.h"
+#include <math.h>
+#include <stdlib.h>
+
+// What a product's own sum leaves: of floats of a thousand terms, of doubles.
+static const double SUM_F64 = 1e-14, SUM_F32 = 4e-7, SUM_F16 = 1e-3;
+static const double EPSILON_F32 = 6e-8, EPSILON_F64 = 1.2e-16;
+
+typedef struct {
+  double in2, in_scale2, out2, out_scale2, extra2, worst;
+  int64_t worst_row;
+  double own2;                // the least error out that the sides' sums leave, relative and squared
+  double *bias_in, *bias_out; // of each row: how much larger A is along B
+  int64_t rows;
+} gain_sums;
+
+static double distance2(const double *a, const double *b, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += (a[i] - b[i]) * (a[i] - b[i]);
+  return sum;
+}
+
+static double norm2(const double *x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
+  return sum;
+}
+
+static double bias_along(const double *a, const double *b, int64_t n) {
+  double sum = 0, square = norm2(b, n);
+  for (int64_t i = 0; i < n; i++) sum += (a[i] - b[i]) * b[i];
+  return square > 0 ? sum / square : 0;
+}
+
+// One row: in[n] and out[m] of each side; extra2: what else the row may be off by, relative and squared.
+static void add_gain(gain_sums *s, double *const in[SIDES], int64_t n, double *const out[SIDES], int64_t m,
+                     double extra2, int64_t row) {
+  double in2 = distance2(in[0], in[1], n), in_scale2 = norm2(in[1], n);
+  double out2 = distance2(out[0], out[1], m), out_scale2 = norm2(out[1], m);
+  double relative_in = in_scale2 > 0 ? in2 / in_scale2 : 0;
+  double gain = out_scale2 > 0 ? sqrt(out2 / out_scale2 / (relative_in + s->own2 + extra2)) : 0;
+  s->bias_in[s->rows] = bias_along(in[0], in[1], n);
+  s->bias_out[s->rows++] = bias_along(out[0], out[1], m);
+  s->in2 += in2;
+  s->in_scale2 += in_scale2;
+  s->out2 += out2;
+  s->extra2 += extra2 * out_scale2;
+  s->out_scale2 += out_scale2;
+  if (gain <= s->worst) return;
+  s->worst = gain;
+  s->worst_row = row;
+}
+
+static status keep_gain(probe_result *out, const gain_sums *s) {
+  out->measure = JUDGED_BY_GAIN;
+  out->error_in = s->in_scale2 > 0 ? sqrt(s->in2 / s->in_scale2) : 0;
+  out->error_out = s->out_scale2 > 0 ? sqrt(s->out2 / s->out_scale2) : 0;
+  double extra2 = s->out_scale2 > 0 ? s->extra2 / s->out_scale2 : 0;
+  out->gain = out->error_out / sqrt(out->error_in * out->error_in + s->own2 + extra2);
+  out->worst_gain = s->worst;
+  out->worst_row = s->worst_row;
+  out->bias_rows = s->rows;
+  TRY(middle_of_rows(&out->bias, &out->bias_error, s->bias_out, s->rows));
+  return middle_of_rows(&out->bias_in, &out->bias_in_error, s->bias_in, s->rows);
+}
+
+static double own2_of(const step_files *f) {
+  double own2 = 0;
+  for (int side = 0; side < SIDES; side++) {
+    double own = by_content(step_content(&f->to, side), SUM_F64, SUM_F32, SUM_F16);
+    own2 += own * own;
+  }
+  return own2;
+}
+
+// Rounds the inputs as each side's products read them.
+static void round_inputs(step_files *f, both_rows *in, int64_t block) {
+  for (int side = 0; side < SIDES; side++)
+    for (int64_t at = 0; at < in->width; at += block)
+      round_activations(in->x[side] + at, block, f->c->rounding[side]);
+}
+
+// Takes the stream from a probe that holds stream + product; returns what its rounding leaves there.
+static double take_stream(step_files *f) {
+  double extra2 = 0, rest2 = 0;
+  for (int side = 0; side < SIDES; side++) {
+    double epsilon = by_content(step_content(&f->to, side), EPSILON_F64, EPSILON_F32, SUM_F16);
+    extra2 += epsilon * epsilon * norm2(f->to.x[side], f->to.width);
+    for (int64_t i = 0; i < f->to.width; i++) f->to.x[side][i] -= f->in[1].x[side][i];
+    rest2 = norm2(f->to.x[side], f->to.width);
+  }
+  return rest2 > 0 ? extra2 / rest2 : 0;
+}
+
+static void add_slot_gains(gain_sums *s, step_files *f, int64_t token, bool in_per_slot) {
+  const trace_pair *p = f->p;
+  both_rows *in = &f->in[0];
+  int64_t m = f->to.width / p->top_k, n = in_per_slot ? in->width / p->top_k : in->width;
+  for (int64_t k = 0; k < p->top_k; k++) {
+    int64_t slot[SIDES] = {k, p->slot_of[token * p->top_k + k]};
+    double *from[SIDES], *to[SIDES];
+    if (slot[1] < 0) continue;
+    for (int side = 0; side < SIDES; side++) {
+      from[side] = in->x[side] + (in_per_slot ? slot[side] * n : 0);
+      to[side] = f->to.x[side] + slot[side] * m;
+    }
+    add_gain(s, from, n, to, m, 0, token * p->top_k + k);
+  }
+}
+
+static status add_rows(gain_sums *s, step_files *f, const step_info *step, bool in_per_slot) {
+  bool there, per_slot = probe_get(f->out->point)->per_slot;
+  int64_t block = in_per_slot ? f->in[0].width / f->p->top_k : f->in[0].width;
+  for (int64_t t = 0; t < f->p->n_tokens; t++) {
+    TRY(step_files_read(f, &there, t));
+    if (!there) continue;
+    double extra2 = step->adds_stream && f->n > 1 ? take_stream(f) : 0;
+    if (step->rounds || f->out->is_composed) round_inputs(f, &f->in[0], block);
+    if (per_slot)
+      add_slot_gains(s, f, t, in_per_slot);
+    else
+      add_gain(s, f->in[0].x, f->in[0].width, f->to.x, f->to.width, extra2, t);
+  }
+  return 0;
+}
+
+status measure_product(step_files *f, const step_info *step, bool in_per_slot) {
+  gain_sums sums = {.own2 = own2_of(f)};
+  size_t most = (size_t)(f->p->n_tokens * (f->p->top_k > 1 ? f->p->top_k : 1));
+  status result;
+  TRY_DONE(result, TAKE(&sums.bias_in, most, "rows of a product"));
+  TRY_DONE(result, TAKE(&sums.bias_out, most, "rows of a product"));
+  TRY_DONE(result, add_rows(&sums, f, step, in_per_slot));
+  result = keep_gain(f->out, &sums);
+done:
+  free(sums.bias_in);
+  free(sums.bias_out);
+  return result;
+}

@@ -39,11 +39,24 @@ static void add_slots(row_sums *sums, const trace_pair *p, int64_t token, double
   }
 }
 
+// A token's weights of the experts that both sides chose, as one row.
+static void add_weights(row_sums *sums, const trace_pair *p, int64_t token, double *const x[SIDES]) {
+  double both[SIDES][MAX_TOP_K];
+  int64_t n = 0;
+  for (int64_t k = 0; k < p->top_k && k < MAX_TOP_K; k++) {
+    int64_t other = p->slot_of[token * p->top_k + k];
+    if (other < 0) continue;
+    both[0][n] = x[0][k];
+    both[1][n++] = x[1][other];
+  }
+  row_sums_add(sums, token, both[0], both[1], n);
+}
+
 static status measure_numbers(probe_result *out, trace_pair *p, probe_point point, int64_t layer) {
   both_rows both;
   row_sums sums = {.difference2 = 0};
   const probe_info *info = probe_get(point);
-  bool by_slot = info->per_slot || point == PROBE_FFN_MOE_WEIGHTS_NORM, there;
+  bool there;
   status result;
   TRY_DONE(result, both_rows_open(&both, p, point, layer));
   for (int64_t t = 0; t < p->n_tokens; t++) {
@@ -51,7 +64,9 @@ static status measure_numbers(probe_result *out, trace_pair *p, probe_point poin
     if (!there) continue;
     if (info->is_ids)
       add_ids(out, &sums, t, both.x, both.width);
-    else if (by_slot && p->top_k)
+    else if (point == PROBE_FFN_MOE_WEIGHTS_NORM)
+      add_weights(&sums, p, t, both.x);
+    else if (info->per_slot)
       add_slots(&sums, p, t, both.x, both.width);
     else
       row_sums_add(&sums, t, both.x[0], both.x[1], both.width);

@@ -12,7 +12,7 @@ static const double PRODUCT_BOUND = 8, SAME_BOUND = 5, WORST_BOUND = 12, COMPOSE
 // A residual beside those of the same step in other layers, where these leave less than the type allows.
 static const double RESIDUAL_SAME_BOUND = 20, RESIDUAL_LEAST = 1e-6;
 // Standard errors by which a product's rows are all larger or all smaller than those of the other trace.
-static const double BIAS_BOUND = 12;
+static const double BIAS_BOUND = 16;
 enum { FEWEST_OTHERS = 2, FEWEST_BIAS_ROWS = 8 };
 
 const char *verdict_name(trace_verdict v) {

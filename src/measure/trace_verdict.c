@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include <inttypes.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -11,6 +12,7 @@ static const double LEAST_GAIN = 0.2; // of other layers: less is taken for this
 static const double PRODUCT_BOUND = 8, SAME_BOUND = 5, WORST_BOUND = 12, COMPOSED_BOUND = 60;
 // A residual beside those of the same step in other layers, where these leave less than the type allows.
 static const double RESIDUAL_SAME_BOUND = 20, RESIDUAL_LEAST = 1e-6;
+static const double FLOAT_STEP = 1e-6; // more than a step in float32 leaves
 // Standard errors by which a product's rows are all larger or all smaller than those of the other trace.
 static const double BIAS_BOUND = 16;
 enum { FEWEST_OTHERS = 2, FEWEST_BIAS_ROWS = 8 };
@@ -88,11 +90,13 @@ static double of_products(const probe_result *r, int64_t n, figure_of figure) {
   return median(found, count);
 }
 
-#define OFF(r, ...)                                                                                          \
-  do {                                                                                                       \
-    snprintf((r)->reason, sizeof(r)->reason, __VA_ARGS__);                                                   \
-    return VERDICT_OFF;                                                                                      \
-  } while (0)
+__attribute__((format(printf, 2, 3))) static trace_verdict off(probe_result *r, const char *format, ...) {
+  va_list list;
+  va_start(list, format);
+  vsnprintf(r->reason, sizeof r->reason, format, list);
+  va_end(list);
+  return VERDICT_OFF;
+}
 
 static trace_verdict judge_residual(probe_result *r, int64_t n, int64_t at) {
   probe_result *p = &r[at];
@@ -100,11 +104,13 @@ static trace_verdict judge_residual(probe_result *r, int64_t n, int64_t at) {
   for (int side = 0; side < 2; side++) {
     double found = p->worst_residual[side];
     if (!(found <= p->rounding[side]))
-      OFF(p, "the %s of %c is not what its own inputs give: off by %.2e of it, where rounding leaves %.0e",
-          step_name(step_of(p->point)->kind), "AB"[side], found, p -> rounding[side]);
+      return off(
+          p, "the %s of %c is not what its own inputs give: off by %.2e of it, where rounding leaves %.0e%s",
+          step_name(step_of(p->point)->kind), "AB"[side], found, p -> rounding[side],
+          found <= FLOAT_STEP ? "; float32 in place of float64 leaves as much" : "");
     if (p->residual[side] > RESIDUAL_SAME_BOUND * others && p->residual[side] > RESIDUAL_LEAST)
-      OFF(p, "the %s of %c is off its own inputs by %.2e, in the other layers by %.2e",
-          step_name(step_of(p->point)->kind), "AB"[side], p -> residual[side], others);
+      return off(p, "the %s of %c is off its own inputs by %.2e, in the other layers by %.2e",
+                 step_name(step_of(p->point)->kind), "AB"[side], p -> residual[side], others);
   }
   return VERDICT_EXPLAINED;
 }
@@ -114,8 +120,8 @@ static trace_verdict judge_bias(probe_result *p) {
   // along the other.
   double inherited = fabs(p->bias_in) + BIAS_BOUND * p->bias_in_error + p->error_out * p->error_out;
   if (p->bias_rows >= FEWEST_BIAS_ROWS && fabs(p->bias) > 2 * inherited + BIAS_BOUND * p->bias_error)
-    OFF(p, "a scale: A is %.7f times B in all rows, to %.1e; what comes in is %.7f", 1 + p->bias,
-        p->bias_error, 1 + p->bias_in);
+    return off(p, "a scale: A is %.7f times B in all rows, to %.1e; what comes in is %.7f", 1 + p->bias,
+               p->bias_error, 1 + p->bias_in);
   return VERDICT_EXPLAINED;
 }
 
@@ -124,25 +130,25 @@ static trace_verdict judge_gain(probe_result *r, int64_t n, int64_t at, double p
   double others = of_others(r, n, at, gain_of), usual = fmax(products, 1), usual_worst = fmax(worst, 1);
   double bound = p->is_composed ? COMPOSED_BOUND : PRODUCT_BOUND;
   if (!(p->gain <= bound * usual))
-    OFF(p, "error in %.2e, out %.2e: %.3g times what comes in; products here have %.3g", p->error_in,
-        p->error_out, p->gain, usual);
+    return off(p, "error in %.2e, out %.2e: %.3g times what comes in; products here have %.3g", p->error_in,
+               p->error_out, p->gain, usual);
   if (!isnan(others) && p->gain > SAME_BOUND * fmax(others, LEAST_GAIN))
-    OFF(p, "error in %.2e, out %.2e: %.3g times what comes in, %.3g in the other layers", p->error_in,
-        p->error_out, p->gain, others);
+    return off(p, "error in %.2e, out %.2e: %.3g times what comes in, %.3g in the other layers", p->error_in,
+               p->error_out, p->gain, others);
   if (!p->is_composed && p->worst_gain > WORST_BOUND * usual_worst)
-    OFF(p, "one row: %.3g times the error that comes in; the worst rows of products here have %.3g",
-        p->worst_gain, usual_worst);
+    return off(p, "one row: %.3g times the error that comes in; the worst rows of products here have %.3g",
+               p->worst_gain, usual_worst);
   return p->is_composed ? VERDICT_EXPLAINED : judge_bias(p);
 }
 
 static trace_verdict judge(probe_result *r, int64_t n, int64_t at, double products, double worst) {
   probe_result *p = &r[at];
   if (!p->numbers.differing) return VERDICT_EQUAL;
-  if (!p->numbers.finite) OFF(p, "a NaN or infinity");
+  if (!p->numbers.finite) return off(p, "a NaN or infinity");
   switch (p->measure) {
   case JUDGED_BY_BITS:
-    OFF(p, "%" PRId64 " of %" PRId64 " numbers have other bits, and the path is one", p->numbers.differing,
-        p->numbers.numbers);
+    return off(p, "%" PRId64 " of %" PRId64 " numbers have other bits, and the path is one",
+               p->numbers.differing, p->numbers.numbers);
   case JUDGED_BY_RESIDUAL:
     return judge_residual(r, n, at);
   case JUDGED_BY_GAIN:

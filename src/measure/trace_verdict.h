@@ -21,19 +21,26 @@ typedef enum {
   JUDGED_BY_NOTHING,
 } trace_measure;
 
+typedef enum { CACHE_AS_IT_IS, CACHE_F16, CACHE_AND_QUERIES_F16 } trace_cache; // what attention reads
+enum { CACHE_KINDS = 3 };
+
 typedef struct {
   probe_point point;
   int64_t layer; // -1: of none
   pair_statistics_of_rows numbers;
   int64_t flips; // of ffn_moe_topk: experts that one side chose and the other did not
   trace_measure measure;
-  bool is_composed;   // its own inputs are not in the traces, but what these come from is
-  double residual[2]; // of each side: over all rows, relative; the step's own
-  double worst_residual[2];
-  double rounding[2]; // what such a step may leave on that side, from the type of its numbers
-  double error_in,
-      error_out;           // relative L2, over all rows: of the inputs as the product reads them; of the step
-  double gain, worst_gain; // error out over error in and own rounding; of the row where it is largest
+  bool is_composed; // its own inputs are not in the traces, but what these come from is
+
+  // JUDGED_BY_RESIDUAL, of each side: relative, over all rows and of the worst row; what such a step may
+  // leave.
+  double residual[2], worst_residual[2], rounding[2];
+  trace_cache cache[2]; // of attention: known, or what explains it best
+
+  // JUDGED_BY_GAIN: relative L2 over all rows of the inputs, as the product reads them, and of the step;
+  // error out over error in and own rounding, over all rows and of the worst row.
+  double error_in, error_out, gain, worst_gain;
+  double gain_error; // standard error of the median of the rows' log gain
   // How much larger A is than B along B: median over rows of the step and of its input, and the standard
   // error of each median, from the rows' median deviation.
   double bias, bias_error, bias_in, bias_in_error;

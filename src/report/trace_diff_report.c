@@ -87,6 +87,13 @@ static void put_row(branch to, const char *key, const arm_pair *p, const probe_r
   if (slots) put_integer(o, "slot", row % p->match.top_k);
 }
 
+static void put_caches(branch o, const probe_result *r) {
+  static const char *const CACHES[CACHE_KINDS] = {
+      [CACHE_AS_IT_IS] = "as it is", [CACHE_F16] = "f16", [CACHE_AND_QUERIES_F16] = "f16, queries too"};
+  branch list = put_array(o, "cache");
+  for (int side = 0; side < SIDES; side++) put_text(list, NULL, CACHES[r->cache[side]]);
+}
+
 static void put_probe(branch list, const arm_pair *p, const probe_result *r) {
   char name[PROBE_NAME_BYTES];
   branch o = put_object(list, NULL);
@@ -106,6 +113,7 @@ static void put_probe(branch list, const arm_pair *p, const probe_result *r) {
   put_two(o, "residual", r->residual);
   put_two(o, "worst_residual", r->worst_residual);
   put_two(o, "rounding", r->rounding);
+  if (r->point == PROBE_KQV_OUT) put_caches(o, r);
   put_real(o, "error_in", r->error_in);
   put_real(o, "error_out", r->error_out);
   put_real(o, "gain", r->gain);
@@ -191,6 +199,20 @@ static void print_side(FILE *out, char letter, const recorded_trace *t, const re
           a->is_plain ? "" : " (as its errors say)");
 }
 
+// Of another program, whose cache and attention are not known.
+static void print_attention(FILE *out, char letter, const arm_pair *p, int side) {
+  static const char *const CACHES[CACHE_KINDS] = {
+      [CACHE_AS_IT_IS] = "no rounding of its keys, values and queries",
+      [CACHE_F16] = "keys and values in f16",
+      [CACHE_AND_QUERIES_F16] = "keys, values and queries in f16"};
+  for (int64_t i = 0; i < p->n_probes; i++) {
+    const probe_result *r = &p->probes[i];
+    if (r->point != PROBE_KQV_OUT || r->measure == JUDGED_BY_NOTHING || r->is_composed) continue;
+    fprintf(out, "   attention of %c is explained best by %s\n", letter, CACHES[r->cache[side]]);
+    return;
+  }
+}
+
 static void print_head(FILE *out, const trace_report *r, const arm_pair *p) {
   print_side(out, 'A', r->a, p->a, p->rounding[0]);
   print_side(out, 'B', r->b, p->b, p->rounding[1]);
@@ -202,6 +224,8 @@ static void print_head(FILE *out, const trace_report *r, const arm_pair *p) {
           p->by_bits ? "one path: every bit must be the same"
                      : "two paths, programs or files: errors must be explained");
   for (int i = 0; i < p->match.n_notes; i++) fprintf(out, "   %s\n", p->match.notes[i]);
+  if (!r->a->tree) print_attention(out, 'A', p, 0);
+  if (!r->b->tree) print_attention(out, 'B', p, 1);
 }
 
 static void print_own(FILE *out, const probe_result *r) {

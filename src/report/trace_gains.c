@@ -3,9 +3,13 @@
 #include "src/report/trace_step_files.h"
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 // What a product's own sum leaves: of floats of a thousand terms, of doubles.
 static const double SUM_F64 = 1e-14, SUM_F32 = 4e-7, SUM_F16 = 1e-3;
+// What attention leaves where a cache or its sums hold 16 bits, to probes that follow from before it.
+static const double ATTENTION_F16 = 1e-3;
+static const double LEAST_GAIN = 1e-3; // a row with less is as one with this
 static const double EPSILON_F32 = 6e-8, EPSILON_F64 = 1.2e-16;
 
 typedef struct {
@@ -13,6 +17,7 @@ typedef struct {
   int64_t worst_row;
   double own2;                // the least error out that the sides' sums leave, relative and squared
   double *bias_in, *bias_out; // of each row: how much larger A is along B
+  double *log_gain;           // of each row
   int64_t rows;
 } gain_sums;
 
@@ -42,7 +47,8 @@ static void add_gain(gain_sums *s, double *const in[SIDES], int64_t n, double *c
   double relative_in = in_scale2 > 0 ? in2 / in_scale2 : 0;
   double gain = out_scale2 > 0 ? sqrt(out2 / out_scale2 / (relative_in + s->own2 + extra2)) : 0;
   s->bias_in[s->rows] = bias_along(in[0], in[1], n);
-  s->bias_out[s->rows++] = bias_along(out[0], out[1], m);
+  s->bias_out[s->rows] = bias_along(out[0], out[1], m);
+  s->log_gain[s->rows++] = log(fmax(gain, LEAST_GAIN));
   s->in2 += in2;
   s->in_scale2 += in_scale2;
   s->out2 += out2;
@@ -62,6 +68,8 @@ static status keep_gain(probe_result *out, const gain_sums *s) {
   out->worst_gain = s->worst;
   out->worst_row = s->worst_row;
   out->bias_rows = s->rows;
+  double middle;
+  TRY(middle_of_rows(&middle, &out->gain_error, s->log_gain, s->rows));
   TRY(middle_of_rows(&out->bias, &out->bias_error, s->bias_out, s->rows));
   return middle_of_rows(&out->bias_in, &out->bias_in_error, s->bias_in, s->rows);
 }
@@ -73,6 +81,23 @@ static double own2_of(const step_files *f) {
     own2 += own * own;
   }
   return own2;
+}
+
+// What products and attention between the ancestor and the probe may leave, relative and squared: the
+// rounding of either side, which is another one each time, and a cache's.
+static double between2(step_files *f) {
+  const both_rows *in = &f->in[0];
+  double most = 0, lost2 = 0, square;
+  probe_point from = f->in_point;
+  for (int side = 0; side < SIDES; side++) {
+    memcpy(f->room, in->x[side], (size_t)in->width * sizeof *f->room);
+    round_activations(f->room, in->width, f->c->rounding[side]);
+    square = norm2(in->x[side], in->width);
+    lost2 += square > 0 ? distance2(f->room, in->x[side], in->width) / square : 0;
+    most = fmax(most, by_content(step_content(&f->to, side), 0, ATTENTION_F16, ATTENTION_F16));
+  }
+  bool passes_attention = from == PROBE_L_OUT || from == PROBE_INP_EMBD || from == PROBE_ATTN_NORM;
+  return lost2 + (passes_attention ? most * most : 0);
 }
 
 // Rounds the inputs as each side's products read them.
@@ -94,7 +119,7 @@ static double take_stream(step_files *f) {
   return rest2 > 0 ? extra2 / rest2 : 0;
 }
 
-static void add_slot_gains(gain_sums *s, step_files *f, int64_t token, bool in_per_slot) {
+static void add_slot_gains(gain_sums *s, step_files *f, int64_t token, bool in_per_slot, double extra2) {
   const trace_pair *p = f->p;
   both_rows *in = &f->in[0];
   int64_t m = f->to.width / p->top_k, n = in_per_slot ? in->width / p->top_k : in->width;
@@ -106,7 +131,7 @@ static void add_slot_gains(gain_sums *s, step_files *f, int64_t token, bool in_p
       from[side] = in->x[side] + (in_per_slot ? slot[side] * n : 0);
       to[side] = f->to.x[side] + slot[side] * m;
     }
-    add_gain(s, from, n, to, m, 0, token * p->top_k + k);
+    add_gain(s, from, n, to, m, extra2, token * p->top_k + k);
   }
 }
 
@@ -117,9 +142,10 @@ static status add_rows(gain_sums *s, step_files *f, const step_info *step, bool 
     TRY(step_files_read(f, &there, t));
     if (!there) continue;
     double extra2 = step->adds_stream && f->n > 1 ? take_stream(f) : 0;
-    if (step->rounds || f->out->is_composed) round_inputs(f, &f->in[0], block);
+    if (f->out->is_composed) extra2 = between2(f);
+    if (step->rounds && !f->out->is_composed) round_inputs(f, &f->in[0], block);
     if (per_slot)
-      add_slot_gains(s, f, t, in_per_slot);
+      add_slot_gains(s, f, t, in_per_slot, extra2);
     else
       add_gain(s, f->in[0].x, f->in[0].width, f->to.x, f->to.width, extra2, t);
   }
@@ -130,12 +156,16 @@ status measure_product(step_files *f, const step_info *step, bool in_per_slot) {
   gain_sums sums = {.own2 = own2_of(f)};
   size_t most = (size_t)(f->p->n_tokens * (f->p->top_k > 1 ? f->p->top_k : 1));
   status result;
+  TRY_DONE(result, TAKE(&f->room, (size_t)f->in[0].width, "a row"));
   TRY_DONE(result, TAKE(&sums.bias_in, most, "rows of a product"));
   TRY_DONE(result, TAKE(&sums.bias_out, most, "rows of a product"));
+  TRY_DONE(result, TAKE(&sums.log_gain, most, "rows of a product"));
   TRY_DONE(result, add_rows(&sums, f, step, in_per_slot));
   result = keep_gain(f->out, &sums);
 done:
+  free(f->room);
   free(sums.bias_in);
   free(sums.bias_out);
+  free(sums.log_gain);
   return result;
 }

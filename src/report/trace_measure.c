@@ -91,8 +91,11 @@ status trace_measure_probe(probe_result *out, const trace_comparison *c, probe_p
 // ---- the rounding of arms whose path is not known ----
 
 enum { PROBED_LAYERS = 4 };
+static const double PLAIN_GAIN = 1.5; // log: gains of e^-1.5 to e^1.5 are what products have
 
-// Median of how far the gains of the first layers' products are from 1, in powers of e.
+// How badly a rounding explains the first layers' products: with the right one each row's error out is about
+// in proportion to its error in, and not far from it. Median over products of the rows' spread, in powers of
+// e.
 static status strangeness(double *out, const trace_comparison *c) {
   double far[PROBED_LAYERS * PROBE_COUNT];
   spread s;
@@ -105,10 +108,11 @@ static status strangeness(double *out, const trace_comparison *c) {
           !pair_has_both(c->pair, r.point, l))
         continue;
       TRY(trace_measure_step(&r, c));
-      if (r.measure == JUDGED_BY_GAIN && !r.is_composed && r.gain > 0) far[n++] = fabs(log(r.gain));
+      if (r.measure == JUDGED_BY_GAIN && !r.is_composed && r.gain > 0)
+        far[n++] = r.gain_error * sqrt((double)r.bias_rows) + fmax(fabs(log(r.gain)) - PLAIN_GAIN, 0);
     }
   }
-  *out = INFINITY;
+  *out = HUGE_VAL;
   if (!n) return 0;
   TRY(metrics_spread(&s, far, n));
   *out = s.median;

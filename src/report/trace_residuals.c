@@ -110,9 +110,6 @@ done:
 
 // ---- attention ----
 
-typedef enum { CACHE_AS_IT_IS, CACHE_F16, CACHE_AND_QUERIES_F16 } cache_kind;
-enum { CACHE_KINDS = 3 };
-
 typedef struct {
   double *keys, *values; // [n_tokens][kv width]
   double *q, *scores;
@@ -123,7 +120,7 @@ static void to_f16(double *x, int64_t n) {
   for (int64_t i = 0; i < n; i++) x[i] = (double)half_to_f32(f32_to_half((float)x[i]));
 }
 
-static status read_cache(attention_room *r, step_files *f, int side, cache_kind kind) {
+static status read_cache(attention_room *r, step_files *f, int side, trace_cache kind) {
   for (int64_t t = 0; t < f->p->n_tokens; t++) {
     int64_t width = f->in[1].width;
     TRY(recorded_rows_read(&f->in[1].rows[side], t, r->keys + t * width));
@@ -142,7 +139,7 @@ static int64_t find_keys(int64_t *key, const trace_pair *p, int64_t token) {
   return n;
 }
 
-static status attend_side(residual_sums *out, step_files *f, attention_room *r, int side, cache_kind kind) {
+static status attend_side(residual_sums *out, step_files *f, attention_room *r, int side, trace_cache kind) {
   int64_t n = f->p->n_tokens, step = (n + ATTENTION_QUERIES - 1) / ATTENTION_QUERIES;
   double scale = sqrt((double)f->p->heads.head_dim);
   bool there;
@@ -164,7 +161,7 @@ static status attend_side(residual_sums *out, step_files *f, attention_room *r, 
 }
 
 // What the cache of this side holds; of another program the kind that explains its attention best is taken.
-static bool may_have_cache(const trace_pair *p, int side, cache_kind kind) {
+static bool may_have_cache(const trace_pair *p, int side, trace_cache kind) {
   const recorded_trace *t = p->trace[side];
   const recorded_trace_arm *a = p->arm[side];
   if (!t->tree) return true;
@@ -181,12 +178,14 @@ static double attention_rounding(const step_files *f, int side) {
 static status attend_sides(step_files *f, attention_room *r) {
   residual_sums best = {.worst = 0}, found;
   for (int side = 0; side < SIDES; side++) {
-    bool has = false;
+    int n = 0;
     for (int kind = 0; kind < CACHE_KINDS; kind++) {
-      if (!may_have_cache(f->p, side, (cache_kind)kind)) continue;
-      TRY(attend_side(&found, f, r, side, (cache_kind)kind));
-      if (!has || found.error2 < best.error2) best = found;
-      has = true;
+      if (!may_have_cache(f->p, side, (trace_cache)kind)) continue;
+      TRY(attend_side(&found, f, r, side, (trace_cache)kind));
+      if (n && found.error2 >= best.error2) continue;
+      best = found;
+      f->out->cache[side] = (trace_cache)kind;
+      n++;
     }
     keep_residual(f->out, side, &best, attention_rounding(f, side));
   }

@@ -9,6 +9,8 @@ typedef struct {
   probe_result *out;
   int n;                         // of in
   both_rows to, in[STEP_INPUTS]; // in the order of step_info
+  probe_point in_point;          // of in[0]
+  double *room;                  // of measure_product: a row of in[0]
 } step_files;
 
 // *there: every file of the step has this token on both sides.

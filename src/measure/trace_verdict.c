@@ -99,18 +99,23 @@ __attribute__((format(printf, 2, 3))) static trace_verdict off(probe_result *r, 
 }
 
 static trace_verdict judge_residual(probe_result *r, int64_t n, int64_t at) {
+  static const char LETTER[2] = {'A', 'B'};
   probe_result *p = &r[at];
+  step_kind kind = step_of(p->point)->kind;
   double others = of_others(r, n, at, residual_of);
   for (int side = 0; side < 2; side++) {
-    double found = p->worst_residual[side];
-    if (!(found <= p->rounding[side]))
+    double worst = p->worst_residual[side], bound = p->rounding[side], all = p->residual[side];
+    char letter = LETTER[side];
+    if (!(worst <= bound) && kind == STEP_LOOKUP)
+      return off(p, "rows differ by %.2e, and nothing is before them", worst);
+    if (!(worst <= bound))
       return off(
           p, "the %s of %c is not what its own inputs give: off by %.2e of it, where rounding leaves %.0e%s",
-          step_name(step_of(p->point)->kind), "AB"[side], found, p -> rounding[side],
-          found <= FLOAT_STEP ? "; float32 in place of float64 leaves as much" : "");
-    if (p->residual[side] > RESIDUAL_SAME_BOUND * others && p->residual[side] > RESIDUAL_LEAST)
+          step_name(kind), letter, worst, bound,
+          worst <= FLOAT_STEP ? "; float32 in place of float64 leaves as much" : "");
+    if (all > RESIDUAL_SAME_BOUND * others && all > RESIDUAL_LEAST)
       return off(p, "the %s of %c is off its own inputs by %.2e, in the other layers by %.2e",
-                 step_name(step_of(p->point)->kind), "AB"[side], p -> residual[side], others);
+                 step_name(kind), letter, all, others);
   }
   return VERDICT_EXPLAINED;
 }

@@ -83,6 +83,24 @@ status measure_rows(step_files *f, step_kind kind) {
   return 0;
 }
 
+status measure_lookup(step_files *f) {
+  residual_sums sums = {.worst = 0};
+  bool there;
+  for (int64_t t = 0; t < f->p->n_tokens; t++) {
+    residual r = {0, 0};
+    TRY(step_files_read(f, &there, t));
+    for (int64_t i = 0; i < f->to.width && there; i++) {
+      double a = f->to.x[0][i], b = f->to.x[1][i];
+      r.error2 += (a - b) * (a - b);
+      r.scale2 += b * b;
+    }
+    add_residual(&sums, r, t);
+  }
+  for (int side = 0; side < SIDES; side++)
+    keep_residual(f->out, side, &sums, fmax(step_rounding(f, 0), step_rounding(f, 1)));
+  return 0;
+}
+
 // The weights follow from A's rows, and both sides are held against them.
 status measure_norm(step_files *f) {
   residual_sums sums[SIDES] = {{.worst = 0}, {.worst = 0}};

@@ -21,6 +21,7 @@ double by_content(npy_content content, double f64, double f32, double f16);
 // Recomputed on each side from its own numbers: sets the residuals of f->out.
 status measure_rows(step_files *f, step_kind kind);
 status measure_norm(step_files *f);
+status measure_lookup(step_files *f); // has no inputs: the distance of the two sides
 status measure_attention(step_files *f);
 // The error out over the error in. in_per_slot: a slot's output follows from a slot's input.
 status measure_product(step_files *f, const step_info *step, bool in_per_slot);

@@ -67,7 +67,7 @@ static bool find_ancestor(place_of_probe *out, const trace_pair *p, probe_point 
 static bool find_inputs(place_of_probe in[STEP_INPUTS], const trace_pair *p, probe_point point,
                         int64_t layer) {
   const step_info *step = step_of(point);
-  bool composed = false, there = step->n_inputs > 0;
+  bool composed = false, there = true;
   for (int i = 0; i < step->n_inputs; i++) {
     in[i] = (place_of_probe){step->input[i], layer};
     if (step->input[i] == PROBE_L_OUT)
@@ -80,6 +80,7 @@ static bool find_inputs(place_of_probe in[STEP_INPUTS], const trace_pair *p, pro
 
 static status step_files_open(step_files *f, const place_of_probe *in, int n) {
   TRY(both_rows_open(&f->to, f->p, f->out->point, f->out->layer));
+  if (n) f->in_point = in[0].point;
   for (f->n = 0; f->n < n; f->n++) TRY(both_rows_open(&f->in[f->n], f->p, in[f->n].point, in[f->n].layer));
   return 0;
 }
@@ -122,7 +123,7 @@ static bool can_be_recomputed(const trace_pair *p, step_kind kind) {
 static status measure_by_kind(step_files *f, const step_info *step) {
   switch (step->kind) {
   case STEP_LOOKUP:
-    return 0;
+    return measure_lookup(f);
   case STEP_NORM:
     return measure_norm(f);
   case STEP_PRODUCT:
@@ -145,7 +146,6 @@ status trace_measure_step(probe_result *out, const trace_comparison *c) {
   step_files f = {.c = c, .p = c->pair, .out = out};
   int n = step->n_inputs;
   bool direct = find_inputs(in, c->pair, out->point, out->layer) && can_be_recomputed(c->pair, step->kind);
-  if (step->kind == STEP_LOOKUP) return 0;
   if (!direct) {
     out->is_composed = true;
     n = 1;

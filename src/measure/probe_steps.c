@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-static const double NORM_EPSILON = 1e-6; // Qwen3's; it cancels but where a row is near 0
+static const double NORM_EPSILON = 1e-6; // Qwen3's
 enum { Q8_0_BLOCK = 32 };
 
 // ---- the graph ----
@@ -214,7 +214,7 @@ residual residual_attention(const double *out, const double *q, const double *ke
 // ---- RMS norm ----
 
 status norm_fit_open(norm_fit *out, int64_t n) {
-  *out = (norm_fit){.n = n};
+  *out = (norm_fit){.n = n, .epsilon = NORM_EPSILON};
   TRY(TAKE(&out->weight, (size_t)n, "a norm's weights"));
   return TAKE(&out->square, (size_t)n, "a norm's weights");
 }
@@ -225,14 +225,18 @@ void norm_fit_close(norm_fit *f) {
   *f = (norm_fit){.n = 0};
 }
 
-static double inverse_rms(const double *x, int64_t n) {
+static double mean_square(const double *x, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
-  return 1 / sqrt(sum / (double)n + NORM_EPSILON);
+  return sum / (double)n;
+}
+
+static double inverse_rms(const norm_fit *f, const double *x) {
+  return 1 / sqrt(mean_square(x, f->n) + f->epsilon);
 }
 
 void norm_fit_add(norm_fit *f, const double *out, const double *in) {
-  double scale = inverse_rms(in, f->n);
+  double scale = inverse_rms(f, in);
   for (int64_t i = 0; i < f->n; i++) {
     double unit = in[i] * scale;
     f->weight[i] += unit * out[i];
@@ -241,12 +245,42 @@ void norm_fit_add(norm_fit *f, const double *out, const double *in) {
 }
 
 void norm_fit_solve(norm_fit *f) {
-  for (int64_t i = 0; i < f->n; i++) f->weight[i] = f->square[i] > 0 ? f->weight[i] / f->square[i] : 0;
+  for (int64_t i = 0; i < f->n; i++) {
+    f->weight[i] = f->square[i] > 0 ? f->weight[i] / f->square[i] : 0;
+    f->square[i] = 0;
+  }
+}
+
+// A row says 1 / scale^2 = a (mean square + epsilon), with an `a` that the weights leave open.
+void norm_fit_scale(norm_fit *f, const double *out, const double *in) {
+  double product = 0, square = 0, x = mean_square(in, f->n);
+  for (int64_t i = 0; i < f->n; i++) {
+    double weighted = f->weight[i] * in[i];
+    product += out[i] * weighted;
+    square += weighted * weighted;
+  }
+  if (product <= 0) return;
+  double y = square / product * (square / product);
+  f->rows++;
+  f->x += x;
+  f->y += y;
+  f->xx += x * x;
+  f->xy += x * y;
+}
+
+void norm_fit_solve_epsilon(norm_fit *f) {
+  double spread = f->rows * f->xx - f->x * f->x, slope = f->rows * f->xy - f->x * f->y;
+  if (f->rows > 1 && spread > 1e-12 * f->xx && slope > 0) {
+    slope /= spread;
+    f->epsilon = fmax((f->y - slope * f->x) / (f->rows * slope), 0);
+  }
+  f->rows = f->x = f->y = f->xx = f->xy = 0;
+  for (int64_t i = 0; i < f->n; i++) f->weight[i] = 0;
 }
 
 residual residual_norm(const norm_fit *f, const double *out, const double *in) {
   residual r = {0, 0};
-  double scale = inverse_rms(in, f->n);
+  double scale = inverse_rms(f, in);
   for (int64_t i = 0; i < f->n; i++) {
     double expected = f->weight[i] * in[i] * scale;
     add_to(&r, out[i] - expected, expected);

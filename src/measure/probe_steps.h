@@ -68,15 +68,20 @@ typedef struct {
 residual residual_attention(const double *out, const double *q, const double *keys, const double *values,
                             const int64_t *key, int64_t n_keys, const head_shape *s, double *scores);
 
-// RMS norm: of out = w * in / rms(in) the weights follow from one trace's rows, least squares.
+// RMS norm: of out = w * in / sqrt(mean of in^2 + epsilon) weights and epsilon follow from one trace's rows.
 typedef struct {
   int64_t n;
-  double *weight, *square; // [n] sums while rows are added
+  double epsilon, *weight, *square; // [n] sums while rows are added
+  double rows, x, y, xx, xy;        // sums over rows of norm_fit_scale
 } norm_fit;
 
-status norm_fit_open(norm_fit *out, int64_t n);
+status norm_fit_open(norm_fit *out, int64_t n); // with Qwen3's epsilon
 void norm_fit_close(norm_fit *f);
+// The weights by least squares: every row, then solve; again for another epsilon.
 void norm_fit_add(norm_fit *f, const double *out, const double *in);
 void norm_fit_solve(norm_fit *f);
+// The epsilon for these weights: every row, then solve. It stays where the rows do not tell.
+void norm_fit_scale(norm_fit *f, const double *out, const double *in);
+void norm_fit_solve_epsilon(norm_fit *f);
 // out[n] of any trace against the weights.
 residual residual_norm(const norm_fit *f, const double *out, const double *in);

@@ -9,7 +9,7 @@
 // How many times the median gain of all products, and of the same product in the other layers, one may pass.
 // docs/trace.md has the spread of honest traces behind each.
 static const double LEAST_GAIN = 0.2; // of other layers: less is taken for this
-static const double PRODUCT_BOUND = 8, SAME_BOUND = 5, WORST_BOUND = 12, COMPOSED_BOUND = 60;
+static const double PRODUCT_BOUND = 5, SAME_BOUND = 5, WORST_BOUND = 12, COMPOSED_BOUND = 60;
 // A residual beside those of the same step in other layers, where these leave less than the type allows.
 static const double RESIDUAL_SAME_BOUND = 20, RESIDUAL_LEAST = 1e-6;
 static const double FLOAT_STEP = 1e-6; // more than a step in float32 leaves

@@ -11,7 +11,8 @@
 static const double STEP_F64 = 1e-12, STEP_F32 = 1e-5, STEP_F16 = 5e-3;
 // Attention on integers or halves of 16 bits, as version 2 of q8k and other programs have it.
 static const double ATTENTION_16_BITS = 1e-2;
-enum { ATTENTION_QUERIES = 64 }; // of a layer are recomputed, spread evenly
+static const double NORM_LEAST = 1e-9; // of doubles: weights and epsilon are fitted
+enum { ATTENTION_QUERIES = 64 };       // of a layer are recomputed, spread evenly
 
 // ---- steps that are recomputed on each side from its own numbers ----
 
@@ -101,26 +102,61 @@ status measure_lookup(step_files *f) {
   return 0;
 }
 
-// The weights follow from A's rows, and both sides are held against them.
-status measure_norm(step_files *f) {
-  residual_sums sums[SIDES] = {{.worst = 0}, {.worst = 0}};
-  norm_fit fit;
+typedef void (*norm_rows)(norm_fit *fit, const double *out, const double *in);
+
+// Shows A's rows to `add`.
+static status each_norm(step_files *f, norm_fit *fit, norm_rows add) {
   bool there;
+  for (int64_t t = 0; t < f->p->n_tokens; t++) {
+    TRY(step_files_read(f, &there, t));
+    if (there) add(fit, f->to.x[0], f->in[0].x[0]);
+  }
+  return 0;
+}
+
+static status fit_weights(step_files *f, norm_fit *fit) {
+  TRY(each_norm(f, fit, norm_fit_add));
+  norm_fit_solve(fit);
+  return 0;
+}
+
+// Each gives the other; the weights hardly depend on epsilon, so few rounds are enough.
+static status fit_epsilon(step_files *f, norm_fit *fit) {
+  for (int round = 0; round < 3; round++) {
+    TRY(each_norm(f, fit, norm_fit_scale));
+    norm_fit_solve_epsilon(fit);
+    TRY(fit_weights(f, fit));
+  }
+  return 0;
+}
+
+// *off: some row is further from the weights than rounding leaves.
+static status hold_norm(step_files *f, const norm_fit *fit, bool *off) {
+  residual_sums sums[SIDES] = {{.worst = 0}, {.worst = 0}};
+  double bound = fmax(fmax(step_rounding(f, 0), step_rounding(f, 1)), NORM_LEAST);
+  bool there;
+  for (int64_t t = 0; t < f->p->n_tokens; t++) {
+    TRY(step_files_read(f, &there, t));
+    for (int side = 0; side < SIDES && there; side++)
+      add_residual(&sums[side], residual_norm(fit, f->to.x[side], f->in[0].x[side]), t);
+  }
+  for (int side = 0; side < SIDES; side++) keep_residual(f->out, side, &sums[side], bound);
+  *off = !(sums[0].worst <= bound && sums[1].worst <= bound);
+  return 0;
+}
+
+// The weights follow from A's rows, and both sides are held against them. Where that fails, epsilon may be
+// another than Qwen3's; A's rows tell it too.
+status measure_norm(step_files *f) {
+  norm_fit fit;
+  bool off;
   status result;
   TRY_DONE(result, norm_fit_open(&fit, f->to.width));
-  for (int64_t t = 0; t < f->p->n_tokens; t++) {
-    TRY_DONE(result, step_files_read(f, &there, t));
-    if (there) norm_fit_add(&fit, f->to.x[0], f->in[0].x[0]);
-  }
-  norm_fit_solve(&fit);
-  for (int64_t t = 0; t < f->p->n_tokens; t++) {
-    TRY_DONE(result, step_files_read(f, &there, t));
-    for (int side = 0; side < SIDES && there; side++)
-      add_residual(&sums[side], residual_norm(&fit, f->to.x[side], f->in[0].x[side]), t);
-  }
-  for (int side = 0; side < SIDES; side++)
-    keep_residual(f->out, side, &sums[side], fmax(step_rounding(f, 0), step_rounding(f, 1)));
-  result = 0;
+  TRY_DONE(result, fit_weights(f, &fit));
+  TRY_DONE(result, hold_norm(f, &fit, &off));
+  if (!off) goto done;
+  TRY_DONE(result, fit_epsilon(f, &fit));
+  result = hold_norm(f, &fit, &off);
 done:
   norm_fit_close(&fit);
   return result;

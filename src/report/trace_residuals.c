@@ -12,7 +12,8 @@ static const double STEP_F64 = 1e-12, STEP_F32 = 1e-5, STEP_F16 = 5e-3;
 // Attention on integers or halves of 16 bits, as version 2 of q8k and other programs have it.
 static const double ATTENTION_16_BITS = 1e-2;
 static const double NORM_LEAST = 1e-9; // of doubles: weights and epsilon are fitted
-enum { ATTENTION_QUERIES = 64 };       // of a layer are recomputed, spread evenly
+enum { EPSILON_ROUNDS = 12 };
+enum { ATTENTION_QUERIES = 64 }; // of a layer are recomputed, spread evenly
 
 // ---- steps that are recomputed on each side from its own numbers ----
 
@@ -120,9 +121,11 @@ static status fit_weights(step_files *f, norm_fit *fit) {
   return 0;
 }
 
-// Each gives the other; the weights hardly depend on epsilon, so few rounds are enough.
+// Each gives the other; about a tenth of the error is left after a round.
 static status fit_epsilon(step_files *f, norm_fit *fit) {
-  for (int round = 0; round < 3; round++) {
+  double before = -1;
+  for (int round = 0; round < EPSILON_ROUNDS && fabs(fit->epsilon - before) > 1e-10 * before; round++) {
+    before = fit->epsilon;
     TRY(each_norm(f, fit, norm_fit_scale));
     norm_fit_solve_epsilon(fit);
     TRY(fit_weights(f, fit));

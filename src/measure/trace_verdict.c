@@ -123,11 +123,18 @@ static trace_verdict judge_residual(probe_result *r, int64_t n, int64_t at) {
 static trace_verdict judge_bias(probe_result *p) {
   // Random errors of relative length e make a vector e^2 longer, and one that is normalised e^2 / 2 shorter
   // along the other.
-  double inherited = fabs(p->bias_in) + BIAS_BOUND * p->bias_in_error + p->error_out * p->error_out;
+  double inherited =
+      fabs(p->bias_in) + BIAS_BOUND * p->bias_in_error + p->error_out * p->error_out + p->own_error;
   if (p->bias_rows >= FEWEST_BIAS_ROWS && fabs(p->bias) > 2 * inherited + BIAS_BOUND * p->bias_error)
     return off(p, "a scale: A is %.7f times B in all rows, to %.1e; what comes in is %.7f", 1 + p->bias,
                p->bias_error, 1 + p->bias_in);
   return VERDICT_EXPLAINED;
+}
+
+// Whether all of the error lies in the angles of RoPE: the pairs that it turns have the same lengths.
+static const char *axis_of(const probe_result *p) {
+  bool turned = p->length_error * p->gain < p->error_out; // less than what came in
+  return turned ? "; the pairs that RoPE turns have the same lengths: its angles differ" : "";
 }
 
 static trace_verdict judge_gain(probe_result *r, int64_t n, int64_t at, double products, double worst) {
@@ -135,11 +142,11 @@ static trace_verdict judge_gain(probe_result *r, int64_t n, int64_t at, double p
   double others = of_others(r, n, at, gain_of), usual = fmax(products, 1), usual_worst = fmax(worst, 1);
   double bound = p->is_composed ? COMPOSED_BOUND : PRODUCT_BOUND;
   if (!(p->gain <= bound * usual))
-    return off(p, "error in %.2e, out %.2e: %.3g times what comes in; products here have %.3g", p->error_in,
-               p->error_out, p->gain, usual);
+    return off(p, "error in %.2e, out %.2e: %.3g times what comes in; products here have %.3g%s", p->error_in,
+               p->error_out, p->gain, usual, axis_of(p));
   if (!isnan(others) && p->gain > SAME_BOUND * fmax(others, LEAST_GAIN))
-    return off(p, "error in %.2e, out %.2e: %.3g times what comes in, %.3g in the other layers", p->error_in,
-               p->error_out, p->gain, others);
+    return off(p, "error in %.2e, out %.2e: %.3g times what comes in, %.3g in the other layers%s",
+               p->error_in, p->error_out, p->gain, others, axis_of(p));
   if (!p->is_composed && p->worst_gain > WORST_BOUND * usual_worst)
     return off(p, "one row: %.3g times the error that comes in; the worst rows of products here have %.3g",
                p->worst_gain, usual_worst);

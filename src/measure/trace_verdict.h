@@ -40,6 +40,9 @@ typedef struct {
   // JUDGED_BY_GAIN: relative L2 over all rows of the inputs, as the product reads them, and of the step;
   // error out over error in and own rounding, over all rows and of the worst row.
   double error_in, error_out, gain, worst_gain;
+  double own_error; // what the sums of both sides leave, relative, whatever comes in
+  double
+      length_error; // of Qcur and Kcur: of the lengths of the pairs that RoPE turns, relative; NaN: of others
   double gain_error; // standard error of the median of the rows' log gain
   // How much larger A is than B along B: median over rows of the step and of its input, and the standard
   // error of each median, from the rows' median deviation.
@@ -47,7 +50,7 @@ typedef struct {
   int64_t bias_rows;
   int64_t worst_row; // of worst_gain or worst_residual, as numbers.worst_row
   trace_verdict verdict;
-  char reason[200]; // of VERDICT_OFF
+  char reason[240]; // of VERDICT_OFF
 } probe_result;
 
 // Median and its standard error of x[n], which is sorted.

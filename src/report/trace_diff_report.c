@@ -116,8 +116,10 @@ static void put_probe(branch list, const arm_pair *p, const probe_result *r) {
   if (r->point == PROBE_KQV_OUT) put_caches(o, r);
   put_real(o, "error_in", r->error_in);
   put_real(o, "error_out", r->error_out);
+  put_real(o, "own_error", r->own_error);
   put_real(o, "gain", r->gain);
   put_real(o, "worst_gain", r->worst_gain);
+  put_real(o, "length_error", r->length_error);
   put_real(o, "bias", r->bias);
   put_real(o, "bias_error", r->bias_error);
   put_real(o, "bias_in", r->bias_in);

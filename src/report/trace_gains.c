@@ -9,6 +9,8 @@
 static const double SUM_F64 = 1e-14, SUM_F32 = 4e-7, SUM_F16 = 1e-3;
 // What attention leaves where a cache or its sums hold 16 bits, to probes that follow from before it.
 static const double ATTENTION_F16 = 1e-3;
+// What a float leaves of an angle for each position, as other programs compute RoPE; here it is in double.
+static const double ROPE_F32 = 1.2e-7;
 static const double LEAST_GAIN = 1e-3; // a row with less is as one with this
 static const double EPSILON_F32 = 6e-8, EPSILON_F64 = 1.2e-16;
 
@@ -18,6 +20,7 @@ typedef struct {
   double own2;                // the least error out that the sides' sums leave, relative and squared
   double *bias_in, *bias_out; // of each row: how much larger A is along B
   double *log_gain;           // of each row
+  double length2;             // of the difference of the pairs' lengths, where RoPE turned them
   int64_t rows;
 } gain_sums;
 
@@ -59,6 +62,10 @@ static void add_gain(gain_sums *s, double *const in[SIDES], int64_t n, double *c
   s->worst_row = row;
 }
 
+static bool is_rotated(probe_point point) {
+  return point == PROBE_QCUR || point == PROBE_KCUR;
+}
+
 static status keep_gain(probe_result *out, const gain_sums *s) {
   out->measure = JUDGED_BY_GAIN;
   out->error_in = s->in_scale2 > 0 ? sqrt(s->in2 / s->in_scale2) : 0;
@@ -66,6 +73,8 @@ static status keep_gain(probe_result *out, const gain_sums *s) {
   double extra2 = s->out_scale2 > 0 ? s->extra2 / s->out_scale2 : 0;
   out->gain = out->error_out / sqrt(out->error_in * out->error_in + s->own2 + extra2);
   out->worst_gain = s->worst;
+  out->own_error = sqrt(s->own2);
+  if (is_rotated(out->point) && s->out_scale2 > 0) out->length_error = sqrt(s->length2 / s->out_scale2);
   out->worst_row = s->worst_row;
   out->bias_rows = s->rows;
   double middle;
@@ -135,13 +144,35 @@ static void add_slot_gains(gain_sums *s, step_files *f, int64_t token, bool in_p
   }
 }
 
+// The angle that RoPE in floats may be off by at this token; 0 where both sides are of this program.
+static double angle2(const trace_pair *p, probe_point point, int64_t token) {
+  int64_t first = token;
+  if (!is_rotated(point) || (p->trace[0]->tree && p->trace[1]->tree)) return 0;
+  while (first > 0 && (!p->sequence || p->sequence[first - 1] == p->sequence[token])) first--;
+  double angle = ROPE_F32 * (double)(token - first);
+  return angle * angle;
+}
+
+// RoPE turns elements i and i + head_dim / 2 as a pair and keeps its length, so a difference of lengths is
+// none of angles.
+static void add_lengths(gain_sums *s, const step_files *f) {
+  int64_t d = f->p->heads.head_dim, half = d / 2;
+  if (!is_rotated(f->out->point) || !d) return;
+  for (int64_t head = 0; head + d <= f->to.width; head += d)
+    for (int64_t i = head; i < head + half; i++) {
+      double a = hypot(f->to.x[0][i], f->to.x[0][i + half]), b = hypot(f->to.x[1][i], f->to.x[1][i + half]);
+      s->length2 += (a - b) * (a - b);
+    }
+}
+
 static status add_rows(gain_sums *s, step_files *f, const step_info *step, bool in_per_slot) {
   bool there, per_slot = probe_get(f->out->point)->per_slot;
   int64_t block = in_per_slot ? f->in[0].width / f->p->top_k : f->in[0].width;
   for (int64_t t = 0; t < f->p->n_tokens; t++) {
     TRY(step_files_read(f, &there, t));
     if (!there) continue;
-    double extra2 = step->adds_stream && f->n > 1 ? take_stream(f) : 0;
+    double extra2 = step->adds_stream && f->n > 1 ? take_stream(f) : angle2(f->p, f->out->point, t);
+    add_lengths(s, f);
     if (f->out->is_composed) extra2 = between2(f);
     if (step->rounds && !f->out->is_composed) round_inputs(f, &f->in[0], block);
     if (per_slot)

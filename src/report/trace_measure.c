@@ -80,7 +80,7 @@ done:
 
 status trace_measure_probe(probe_result *out, const trace_comparison *c, probe_point point, int64_t layer) {
   *out = (probe_result){.point = point, .layer = layer, .measure = JUDGED_BY_NOTHING};
-  out->gain = out->worst_gain = out->error_in = out->error_out = NAN;
+  out->gain = out->worst_gain = out->error_in = out->error_out = out->length_error = NAN;
   for (int side = 0; side < SIDES; side++) out->residual[side] = out->worst_residual[side] = NAN;
   TRY(measure_numbers(out, c->pair, point, layer));
   TRY(trace_measure_step(out, c));
@@ -91,6 +91,7 @@ status trace_measure_probe(probe_result *out, const trace_comparison *c, probe_p
 // ---- the rounding of arms whose path is not known ----
 
 enum { PROBED_LAYERS = 4 };
+static const double CLEARLY = 0.9;    // of the best before: else the simpler rounding stays
 static const double PLAIN_GAIN = 1.5; // log: gains of e^-1.5 to e^1.5 are what products have
 
 // How badly a rounding explains the first layers' products: with the right one each row's error out is about
@@ -135,7 +136,7 @@ status trace_find_rounding(trace_comparison *c) {
       with.rounding[0] = (activation_rounding)a;
       with.rounding[1] = (activation_rounding)b;
       TRY(strangeness(&found, &with));
-      if (!(found < least)) continue;
+      if (!(found < CLEARLY * least)) continue;
       least = found;
       memcpy(c->rounding, with.rounding, sizeof c->rounding);
     }

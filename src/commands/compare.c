@@ -4,8 +4,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { CODE_DIFFERS = 3 }; // what was compared differs; 2 is what was asked wrong, 1 a failure
-
 typedef struct {
   const char *path[2], *out;
 } compare_args;
@@ -16,7 +14,7 @@ static status flush(FILE *out) {
 
 static status compare_reports(bool *same, const compare_args *args) {
   recorded_report a, b;
-  if (args->out) return FAIL("compare: --out is for two traces, found reports");
+  if (args->out) return REFUSE("compare: --out is for two traces, found reports");
   TRY(report_read(&a, args->path[0]));
   status result = report_read(&b, args->path[1]);
   if (!result) {
@@ -55,12 +53,12 @@ static status choose(bool *traces, const compare_args *args) {
     has_report[i] = is_report_there(args->path[i]);
     has_trace[i] = trace_is_there(args->path[i]);
     if (has_report[i] && has_trace[i])
-      return FAIL("%s: holds a report and a trace: name its report.json, or the folder of one arm",
-                  args->path[i]);
+      return REFUSE("%s: holds a report and a trace: name its report.json, or the folder of one arm",
+                    args->path[i]);
   }
   if (has_report[0] != has_report[1] && has_trace[0] != has_trace[1])
-    return FAIL("%s is a %s and %s a %s: expected two of a kind", args->path[0],
-                has_report[0] ? "report" : "trace", args->path[1], has_report[1] ? "report" : "trace");
+    return REFUSE("%s is a %s and %s a %s: expected two of a kind", args->path[0],
+                  has_report[0] ? "report" : "trace", args->path[1], has_report[1] ? "report" : "trace");
   *traces = has_trace[0] || has_trace[1];
   return 0;
 }
@@ -72,22 +70,21 @@ static status parse(compare_args *out, int n_args, char **args) {
     if (!strcmp(args[i], "--out") && !out->out && i + 1 < n_args)
       out->out = args[++i];
     else if (args[i][0] == '-' || n == 2)
-      return FAIL("compare: unknown argument \"%s\": expected A B [--out DIR]", args[i]);
+      return REFUSE("compare: unknown argument \"%s\": expected A B [--out DIR]", args[i]);
     else
       out->path[n++] = args[i];
   }
   if (n == 2) return 0;
-  return FAIL("compare: expected two reports or traces, files or their folders, found %d arguments", n);
+  return REFUSE("compare: expected two reports or traces, files or their folders, found %d arguments", n);
 }
 
-status compare_run(int *code, int n_args, char **args) {
+status compare_run(int n_args, char **args) {
   compare_args a;
   bool same = false, traces = false;
   TRY(parse(&a, n_args, args));
   TRY(choose(&traces, &a));
   TRY(traces ? compare_traces(&same, &a) : compare_reports(&same, &a));
-  *code = same ? 0 : CODE_DIFFERS;
-  return 0;
+  return same ? 0 : STATUS_DIFFERS;
 }
 
 void compare_print_options(FILE *out) {

@@ -4,7 +4,7 @@
 static const char *const NAMES[] = {
     [COMMAND_PARITY] = "parity", [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
     [COMMAND_TRACE] = "trace",   [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
-    [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",
+    [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",   [COMMAND_VERIFY] = "verify",
 };
 _Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");
 
@@ -23,6 +23,7 @@ bool command_cuts_windows(command_kind kind) {
   case COMMAND_INSPECT:
   case COMMAND_SYNTH:
   case COMMAND_COMPARE:
+  case COMMAND_VERIFY:
     return false;
   }
   __builtin_unreachable();

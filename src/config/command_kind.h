@@ -11,9 +11,10 @@ typedef enum {
   COMMAND_INSPECT,
   COMMAND_SYNTH,
   COMMAND_COMPARE,
+  COMMAND_VERIFY,
 } command_kind;
 
-enum { COMMAND_COUNT = COMMAND_COMPARE + 1 };
+enum { COMMAND_COUNT = COMMAND_VERIFY + 1 };
 
 const char *command_name(command_kind kind);
 // True: the command cuts its input into windows of run.context; its digests cover the scored positions alone.

@@ -29,16 +29,16 @@ static inline status take(place *out, const place *of, const char *key, json_typ
   static const char *const KINDS[] = {"an object", "an array", "a string", "an integer"};
   *out = (place){.file = of->file, .node = json_object_get(of->node, key)};
   snprintf(out->where, sizeof out->where, "%.100s%s%s", of->where, *of->where ? "." : "", key);
-  if (!out->node) return FAIL("%s: %s: expected %s, found no such key", of->file, out->where, KINDS[type]);
+  if (!out->node) return REFUSE("%s: %s: expected %s, found no such key", of->file, out->where, KINDS[type]);
   if (json_typeof(out->node) == type) return 0;
-  return FAIL("%s: %s: expected %s, found %s", of->file, out->where, KINDS[type], kind_of(out->node));
+  return REFUSE("%s: %s: expected %s, found %s", of->file, out->where, KINDS[type], kind_of(out->node));
 }
 
 static inline status take_element(place *out, const place *of, size_t i, json_type type, const char *kind) {
   *out = (place){.file = of->file, .node = json_array_get(of->node, i)};
   snprintf(out->where, sizeof out->where, "%.100s[%zu]", of->where, i);
   if (json_typeof(out->node) == type) return 0;
-  return FAIL("%s: %s: expected %s, found %s", of->file, out->where, kind, kind_of(out->node));
+  return REFUSE("%s: %s: expected %s, found %s", of->file, out->where, kind, kind_of(out->node));
 }
 
 static inline status take_text(const char **out, const place *of, const char *key) {
@@ -54,8 +54,8 @@ static inline status take_integer(int64_t *out, const place *of, const char *key
   TRY(take(&p, of, key, JSON_INTEGER));
   *out = json_integer_value(p.node);
   if (*out >= least && *out <= most) return 0;
-  return FAIL("%s: %s: expected %lld to %lld, found %lld", p.file, p.where, (long long)least, (long long)most,
-              (long long)*out);
+  return REFUSE("%s: %s: expected %lld to %lld, found %lld", p.file, p.where, (long long)least,
+                (long long)most, (long long)*out);
 }
 
 static inline status read_digest(uint64_t *out, const place *p) {
@@ -63,7 +63,7 @@ static inline status read_digest(uint64_t *out, const place *p) {
   const char *text = json_string_value(p->node);
   size_t n = strspn(text, DIGITS);
   if (n != 16 || text[n])
-    return FAIL("%s: %s: expected 16 hexadecimal digits, found \"%.40s\"", p->file, p->where, text);
+    return REFUSE("%s: %s: expected 16 hexadecimal digits, found \"%.40s\"", p->file, p->where, text);
   *out = strtoull(text, NULL, 16);
   return 0;
 }

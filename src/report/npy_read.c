@@ -46,8 +46,8 @@ static bool skip(cursor *c, const char *word) {
 }
 
 static status bad(const cursor *c, const char *expected) {
-  return FAIL("%s: no .npy header: expected %s at byte %td before its end", c->file, expected,
-              c->end - c->at);
+  return REFUSE("%s: no .npy header: expected %s at byte %td before its end", c->file, expected,
+                c->end - c->at);
 }
 
 static status take_quoted(cursor *c, char *out, size_t room) {
@@ -88,7 +88,7 @@ static status take_descr(cursor *c, npy_header *h) {
       h->content = (npy_content)i;
       return 0;
     }
-  return FAIL("%s: numbers of the type \"%.12s\": expected <f2, <f4, <f8, <i4 or <i8", c->file, descr);
+  return REFUSE("%s: numbers of the type \"%.12s\": expected <f2, <f4, <f8, <i4 or <i8", c->file, descr);
 }
 
 static status take_order(cursor *c, npy_header *h) {
@@ -123,14 +123,14 @@ static status take_dict(cursor *c, npy_header *h) {
 // The header's text, and where the numbers start.
 static status find_dict(cursor *c, npy_header *h, const char *bytes, size_t length) {
   const unsigned char *b = (const unsigned char *)bytes;
-  if (length < 12 || memcmp(bytes, "\x93NUMPY", 6)) return FAIL("%s: not a .npy file", c->file);
+  if (length < 12 || memcmp(bytes, "\x93NUMPY", 6)) return REFUSE("%s: not a .npy file", c->file);
   if (b[6] < 1 || b[6] > 3)
-    return FAIL("%s: .npy format %d.%d: expected version 1, 2 or 3", c->file, b[6], b[7]);
+    return REFUSE("%s: .npy format %d.%d: expected version 1, 2 or 3", c->file, b[6], b[7]);
   uint64_t n = b[8] | (uint64_t)b[9] << 8, prefix = b[6] == 1 ? 10 : 12;
   if (prefix == 12) n |= (uint64_t)b[10] << 16 | (uint64_t)b[11] << 24;
   h->start = prefix + n;
   if (h->start > length)
-    return FAIL("%s: the .npy header is cut off, or longer than %d bytes", c->file, MOST_HEADER);
+    return REFUSE("%s: the .npy header is cut off, or longer than %d bytes", c->file, MOST_HEADER);
   c->at = bytes + prefix;
   c->end = bytes + h->start;
   return 0;
@@ -141,12 +141,12 @@ static status count_numbers(npy_header *h, const char *file, uint64_t file_bytes
   h->count = 1;
   for (int i = 0; i < h->n_dims; i++) {
     if (__builtin_mul_overflow(h->count, h->size[i], &h->count))
-      return FAIL("%s: its shape holds more numbers than 63 bits count", file);
+      return REFUSE("%s: its shape holds more numbers than 63 bits count", file);
     if (!h->size[i]) break; // sizes after a 0 count for nothing, however large
   }
   if (__builtin_mul_overflow(bytes, (uint64_t)h->count, &bytes) || bytes != file_bytes - h->start)
-    return FAIL("%s: expected %" PRId64 " numbers of %zu bytes after the header, found %" PRIu64 " bytes",
-                file, h->count, CONTENTS[h->content].bytes, file_bytes - h->start);
+    return REFUSE("%s: expected %" PRId64 " numbers of %zu bytes after the header, found %" PRIu64 " bytes",
+                  file, h->count, CONTENTS[h->content].bytes, file_bytes - h->start);
   return 0;
 }
 
@@ -176,7 +176,7 @@ static status read_header(npy_file *f) {
   char *bytes;
   struct stat s;
   if (fstat(f->fd, &s)) return FAIL("%s: cannot be read: %s", f->path, strerror(errno));
-  if (!S_ISREG(s.st_mode)) return FAIL("%s: expected a regular file", f->path);
+  if (!S_ISREG(s.st_mode)) return REFUSE("%s: expected a regular file", f->path);
   size_t length = s.st_size < MOST_HEADER ? (size_t)s.st_size : MOST_HEADER;
   TRY(TAKE(&bytes, length, f->path));
   status result = read_at(f, bytes, length, 0);
@@ -197,7 +197,7 @@ status npy_file_open(npy_file *out, const char *path) {
   TRY_DONE(result, TAKE(&out->path, strlen(path) + 1, "a file's name"));
   strcpy(out->path, path);
   out->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe is refused, not waited for
-  if (out->fd < 0) TRY_DONE(result, FAIL("%s: cannot be opened: %s", path, strerror(errno)));
+  if (out->fd < 0) TRY_DONE(result, REFUSE("%s: cannot be opened: %s", path, strerror(errno)));
   TRY_DONE(result, read_header(out));
   if (out->header.is_fortran && out->header.n_dims > 1) TRY_DONE(result, read_whole(out));
   return 0;
@@ -258,8 +258,8 @@ status npy_file_numbers(const npy_file *f, int64_t first, int64_t n, double *out
   size_t bytes = CONTENTS[content].bytes;
   int64_t most = (int64_t)(sizeof piece / bytes);
   if (first < 0 || n < 0 || n > f->header.count - first)
-    return FAIL("%s: numbers %" PRId64 " to %" PRId64 " of %" PRId64, f->path, first, first + n,
-                f->header.count);
+    return REFUSE("%s: numbers %" PRId64 " to %" PRId64 " of %" PRId64, f->path, first, first + n,
+                  f->header.count);
   if (f->whole) {
     for (int64_t i = 0; i < n; i++)
       out[i] = widen(content, f->whole + (size_t)place_in_fortran(&f->header, first + i) * bytes);

@@ -51,9 +51,10 @@ static status choose_pairs(trace_report *r) {
   TRY(TAKE(&r->pairs, t->n_arms * u->n_arms, "pairs of arms"));
   for (size_t i = 0; i < sizeof RULES / sizeof *RULES && !r->n_pairs; i++) TRY(add_pairs(r, t, u, RULES[i]));
   if (r->n_pairs) return 0;
-  return FAIL("%s and %s cannot be compared: no arm of one path or name in both, and more than one arm; name "
-              "one as FOLDER/ARM",
-              t->given, u->given);
+  return REFUSE(
+      "%s and %s cannot be compared: no arm of one path or name in both, and more than one arm; name "
+      "one as FOLDER/ARM",
+      t->given, u->given);
 }
 
 // ---- the probes of a pair, in the order of computation ----
@@ -89,8 +90,8 @@ static status compare_pair(trace_report *r, arm_pair *p) {
   memcpy(p->rounding, c.rounding, sizeof p->rounding);
   TRY(measure_all(p, &c));
   if (!p->n_probes)
-    return FAIL("%s and %s cannot be compared: they have no probe of one name and layer", r->a->given,
-                r->b->given);
+    return REFUSE("%s and %s cannot be compared: they have no probe of one name and layer", r->a->given,
+                  r->b->given);
   p->first = trace_judge(p->probes, p->n_probes);
   return 0;
 }

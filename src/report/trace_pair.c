@@ -29,7 +29,7 @@ static status open_file(npy_file *out, const trace_pair *p, int side, probe_poin
   const char *folder = p->arm[side]->folder, *name = probe_get(point)->name;
   int n = layer == NO_LAYER ? snprintf(path, sizeof path, "%s/%s.npy", folder, name)
                             : snprintf(path, sizeof path, "%s/%s-%" PRId64 ".npy", folder, name, layer);
-  return n < (int)sizeof path ? npy_file_open(out, path) : FAIL("%s: the path is too long", folder);
+  return n < (int)sizeof path ? npy_file_open(out, path) : REFUSE("%s: the path is too long", folder);
 }
 
 // ---- widths, from any file of a probe; those of a trace of this program rule ----
@@ -60,7 +60,7 @@ static status learn_width(trace_pair *p, int side, probe_point point) {
   status result = 0;
   if (rows < 1 || h->count < 1 || h->count % rows)
     result =
-        FAIL("%s: %" PRId64 " numbers, which are no rows of %" PRId64 " tokens", file.path, h->count, rows);
+        REFUSE("%s: %" PRId64 " numbers, which are no rows of %" PRId64 " tokens", file.path, h->count, rows);
   else
     p->width[point] = h->count / rows;
   if (!p->trace[side]->tree && rows > p->n_tokens) p->n_tokens = rows;
@@ -73,10 +73,10 @@ static status check_slots(const trace_pair *p) {
   for (int point = 0; point < PROBE_COUNT; point++) {
     int64_t width = p->width[point];
     if (width && probe_get((probe_point)point)->per_slot && (!p->top_k || width % p->top_k))
-      return FAIL("%s and %s: %s has %" PRId64 " numbers a token, which are no slots of %" PRId64
-                  " experts; expected ffn_moe_topk, or three sizes",
-                  p->trace[0]->given, p->trace[1]->given, probe_get((probe_point)point)->name, width,
-                  p->top_k);
+      return REFUSE("%s and %s: %s has %" PRId64 " numbers a token, which are no slots of %" PRId64
+                    " experts; expected ffn_moe_topk, or three sizes",
+                    p->trace[0]->given, p->trace[1]->given, probe_get((probe_point)point)->name, width,
+                    p->top_k);
   }
   return 0;
 }
@@ -106,16 +106,16 @@ static status match_tokens(trace_pair *p) {
     note(p, "the models' files differ (fingerprint %016" PRIx64 " and %016" PRIx64 ")", t->fingerprint,
          u->fingerprint);
   if (t->n_tokens && u->n_tokens && t->n_tokens != u->n_tokens)
-    return FAIL("%s and %s cannot be compared: %" PRId64 " and %" PRId64 " tokens", t->given, u->given,
-                t->n_tokens, u->n_tokens);
+    return REFUSE("%s and %s cannot be compared: %" PRId64 " and %" PRId64 " tokens", t->given, u->given,
+                  t->n_tokens, u->n_tokens);
   for (int64_t i = 0; t->token && u->token && i < t->n_tokens; i++)
     if (t->token[i] != u->token[i])
-      return FAIL("%s and %s cannot be compared: token %" PRId64 " is %" PRId32 " and %" PRId32, t->given,
-                  u->given, i, t->token[i], u->token[i]);
+      return REFUSE("%s and %s cannot be compared: token %" PRId64 " is %" PRId32 " and %" PRId32, t->given,
+                    u->given, i, t->token[i], u->token[i]);
   for (int64_t i = 0; t->sequence && u->sequence && i < t->n_tokens; i++)
     if (t->sequence[i] != u->sequence[i] || t->position[i] != u->position[i])
-      return FAIL("%s and %s cannot be compared: token %" PRId64 " is in another sequence or position",
-                  t->given, u->given, i);
+      return REFUSE("%s and %s cannot be compared: token %" PRId64 " is in another sequence or position",
+                    t->given, u->given, i);
   for (int side = 0; side < SIDES; side++)
     if (!p->trace[side]->token)
       note(p, "%c has no tokens.npy: that it read the same tokens was not checked", LETTER[side]);
@@ -195,9 +195,9 @@ status recorded_rows_open(recorded_rows *out, trace_pair *p, int side, probe_poi
   out->rows = count / out->width;
   out->only_last = out->rows == p->n_last && p->n_last < p->n_tokens;
   if (count % out->width || (out->rows != p->n_tokens && !out->only_last)) {
-    status result = FAIL("%s: expected %" PRId64 " tokens, or the last of each of %" PRId64
-                         " sequences, of %" PRId64 " numbers each, found %" PRId64 " numbers",
-                         out->file.path, p->n_tokens, p->n_last, out->width, count);
+    status result = REFUSE("%s: expected %" PRId64 " tokens, or the last of each of %" PRId64
+                           " sequences, of %" PRId64 " numbers each, found %" PRId64 " numbers",
+                           out->file.path, p->n_tokens, p->n_last, out->width, count);
     recorded_rows_close(out);
     return result;
   }

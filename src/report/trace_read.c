@@ -86,7 +86,7 @@ static status scan(recorded_trace *t, recorded_trace_arm *a, bool only_count) {
   probe_point point;
   int64_t layer;
   DIR *folder = opendir(a->folder);
-  if (!folder) return FAIL("%s: cannot be opened: %s", a->folder, strerror(errno));
+  if (!folder) return REFUSE("%s: cannot be opened: %s", a->folder, strerror(errno));
   while ((entry = readdir(folder))) {
     size_t n = strlen(entry->d_name);
     bool known = parse_name(&point, &layer, entry->d_name);
@@ -110,14 +110,14 @@ static status read_integers(int32_t **out, const place *root, const char *key, i
   place list, p;
   TRY(take(&list, root, key, JSON_ARRAY));
   if ((int64_t)json_array_size(list.node) != n)
-    return FAIL("%s: %s: expected %lld numbers, found %zu", root->file, key, (long long)n,
-                json_array_size(list.node));
+    return REFUSE("%s: %s: expected %lld numbers, found %zu", root->file, key, (long long)n,
+                  json_array_size(list.node));
   TRY(TAKE(out, (size_t)n, "a trace's tokens"));
   for (int64_t i = 0; i < n; i++) {
     TRY(take_element(&p, &list, (size_t)i, JSON_INTEGER, "an integer"));
     json_int_t x = json_integer_value(p.node);
     if (x < 0 || x > INT32_MAX)
-      return FAIL("%s: %s: expected 0 to %d, found %lld", p.file, p.where, INT32_MAX, (long long)x);
+      return REFUSE("%s: %s: expected 0 to %d, found %lld", p.file, p.where, INT32_MAX, (long long)x);
     (*out)[i] = (int32_t)x;
   }
   return 0;
@@ -135,7 +135,7 @@ static status read_factors(recorded_trace *t, const place *root) {
     const json_t *factor = json_object_get(p.node, "factor");
     t->factor[point] = json_is_number(factor) ? json_number_value(factor) : 0;
     if (!isfinite(t->factor[point]) || t->factor[point] == 0)
-      return FAIL("%s: %s.factor: expected a finite number other than 0", p.file, p.where);
+      return REFUSE("%s: %s.factor: expected a finite number other than 0", p.file, p.where);
   }
   return 0;
 }
@@ -144,8 +144,8 @@ static status read_arm(recorded_trace *t, recorded_trace_arm *a, const place *of
   arm_choice arm;
   TRY(take_text(&a->name, of, "name"));
   if (arm_choice_parse(&arm, a->name, strlen(a->name)) != ARM_NAME_GOOD || arm.kind == ARM_AUTO)
-    return FAIL("%s: %s.name: expected path@backend or \"ranks\", found \"%.40s\"", of->file, of->where,
-                a->name);
+    return REFUSE("%s: %s.name: expected path@backend or \"ranks\", found \"%.40s\"", of->file, of->where,
+                  a->name);
   a->is_plain = arm.kind == ARM_PLAIN;
   a->path = arm.path;
   TRY(take_integer(&a->path_version, of, "path_version", 1, INT32_MAX));
@@ -167,7 +167,8 @@ static status read_arms(recorded_trace *t, const place *root, const char *dir, c
     TRY(take_text(&name, &p, "name"));
     if (!only || !strcmp(only, name)) TRY(read_arm(t, &t->arms[t->n_arms++], &p, dir));
   }
-  if (!t->n_arms) return FAIL("%s: arms: expected %s, found none", root->file, only ? only : "one at least");
+  if (!t->n_arms)
+    return REFUSE("%s: arms: expected %s, found none", root->file, only ? only : "one at least");
   return 0;
 }
 
@@ -175,10 +176,10 @@ static status read_index(recorded_trace *t, const place *root, const char *dir, 
   place model;
   int64_t schema;
   if (!json_is_object(root->node))
-    return FAIL("%s: expected an object, found %s", root->file, kind_of(root->node));
+    return REFUSE("%s: expected an object, found %s", root->file, kind_of(root->node));
   TRY(take_integer(&schema, root, "schema", TRACE_SCHEMA, TRACE_SCHEMA));
   if (!json_is_true(json_object_get(root->node, "complete")))
-    return FAIL("%s: complete: expected true: the trace is not whole", root->file);
+    return REFUSE("%s: complete: expected true: the trace is not whole", root->file);
   TRY(take_text(&t->version, root, "version"));
   TRY(take(&model, root, "model", JSON_OBJECT));
   TRY(take_text(&t->model, &model, "name"));
@@ -201,9 +202,10 @@ static status read_index_file(recorded_trace *t, const char *dir, const char *on
   status result;
   TRY(TAKE(&file, room, "a trace's index"));
   snprintf(file, room, "%s/index.json", dir);
-  TRY_DONE(result, read_file(&text, &length, file, "trace", MOST_INDEX_BYTES, READ_REGULAR));
+  TRY_DONE(result,
+           status_as_refusal(read_file(&text, &length, file, "trace", MOST_INDEX_BYTES, READ_REGULAR)));
   t->tree = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
-  if (!t->tree) TRY_DONE(result, FAIL("%s:%d: not JSON: %s", file, e.line, e.text));
+  if (!t->tree) TRY_DONE(result, REFUSE("%s:%d: not JSON: %s", file, e.line, e.text));
   place root = {.file = file, .node = (const json_t *)t->tree};
   result = read_index(t, &root, dir, only);
 done:
@@ -224,12 +226,12 @@ static status read_tokens(recorded_trace *t) {
   TRY(npy_file_open(&file, path));
   int64_t count = file.header.count;
   if (count < 1 || count > MOST_TOKENS)
-    TRY_DONE(result, FAIL("%s: expected the ids of 1 to %d tokens", path, MOST_TOKENS));
+    TRY_DONE(result, REFUSE("%s: expected the ids of 1 to %d tokens", path, MOST_TOKENS));
   TRY_DONE(result, TAKE(&t->token, (size_t)count, "a trace's tokens"));
   t->n_tokens = count;
   for (int64_t i = 0; i < count; i++) {
     TRY_DONE(result, npy_file_numbers(&file, i, 1, &number));
-    if (!(number >= 0 && number <= INT32_MAX)) TRY_DONE(result, FAIL("%s: expected ids of tokens", path));
+    if (!(number >= 0 && number <= INT32_MAX)) TRY_DONE(result, REFUSE("%s: expected ids of tokens", path));
     t->token[i] = (int32_t)number;
   }
 done:
@@ -239,7 +241,7 @@ done:
 
 static status read_folder(recorded_trace *t) {
   if (!holds_probes(t->given))
-    return FAIL("%s: expected a trace, or a folder with a probe's .npy (l_out-0.npy, ...)", t->given);
+    return REFUSE("%s: expected a trace, or a folder with a probe's .npy (l_out-0.npy, ...)", t->given);
   TRY(TAKE(&t->arms, 1, "a trace's arms"));
   recorded_trace_arm *a = &t->arms[t->n_arms++];
   a->name = t->given;

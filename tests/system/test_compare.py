@@ -130,7 +130,7 @@ class Compare(unittest.TestCase):
     def test_a_full_standard_output(self):
         with open("/dev/full", "wb") as full:
             done = subprocess.run([moe.PROGRAM, "compare", self.base, self.base], stdout=full, stderr=subprocess.PIPE)
-        self.assertEqual(done.returncode, 2)
+        self.assertEqual(done.returncode, 1)
         self.assertIn(b"standard output", done.stderr)
 
 

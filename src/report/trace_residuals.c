@@ -10,7 +10,7 @@
 // traces (docs/trace.md).
 static const double STEP_F64 = 1e-12, STEP_F32 = 1e-5, STEP_F16 = 5e-3;
 // Attention on integers or halves of 16 bits, as version 2 of q8k and other programs have it.
-static const double ATTENTION_16_BITS = 1e-2;
+static const double ATTENTION_16_BITS = 4e-3;
 static const double NORM_LEAST = 1e-9; // of doubles: weights and epsilon are fitted
 enum { EPSILON_ROUNDS = 12 };
 enum { ATTENTION_QUERIES = 64 }; // of a layer are recomputed, spread evenly

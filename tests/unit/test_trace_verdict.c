@@ -147,6 +147,19 @@ static void test_residual(void **state) {
 
 // ---- steps ----
 
+// Each probe says what it is computed from, and that is before it or of the layer before.
+static void test_graph(void **state) {
+  (void)state;
+  for (int p = 0; p < PROBE_COUNT; p++) {
+    const step_info *step = step_of((probe_point)p);
+    assert_true((step->kind == STEP_LOOKUP) == (p == PROBE_INP_EMBD));
+    assert_true((step->n_inputs > 0) == (p != PROBE_INP_EMBD));
+    assert_true(!step->adds_stream || step->input[1] == PROBE_L_OUT);
+    for (int i = 0; i < step->n_inputs; i++)
+      assert_true((int)step->input[i] < p || step->input[i] == PROBE_L_OUT);
+  }
+}
+
 static double relative(residual x) {
   return sqrt(x.error2 / x.scale2);
 }
@@ -275,10 +288,10 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_nothing_is_off), cmocka_unit_test(test_gain),
       cmocka_unit_test(test_every_layer),    cmocka_unit_test(test_bias),
-      cmocka_unit_test(test_residual),       cmocka_unit_test(test_router),
-      cmocka_unit_test(test_sums),           cmocka_unit_test(test_attention),
-      cmocka_unit_test(test_norm),           cmocka_unit_test(test_rounding),
-      cmocka_unit_test(test_middle),
+      cmocka_unit_test(test_residual),       cmocka_unit_test(test_graph),
+      cmocka_unit_test(test_router),         cmocka_unit_test(test_sums),
+      cmocka_unit_test(test_attention),      cmocka_unit_test(test_norm),
+      cmocka_unit_test(test_rounding),       cmocka_unit_test(test_middle),
   };
   bits = test_seed_bits();
   return cmocka_run_group_tests(tests, NULL, NULL);

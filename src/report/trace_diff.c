@@ -35,21 +35,25 @@ static bool the_only_ones(const recorded_trace *t, const recorded_trace_arm *a, 
   return t->n_arms == 1 && u->n_arms == 1;
 }
 
-static status add_pairs(trace_report *r, const recorded_trace *t, const recorded_trace *u, arms_match match) {
-  for (size_t i = 0; i < t->n_arms; i++)
-    for (size_t k = 0; k < u->n_arms; k++)
-      if (match(t, &t->arms[i], u, &u->arms[k]))
-        r->pairs[r->n_pairs++] = (arm_pair){
-            .a = &t->arms[i], .b = &u->arms[k], .by_bits = same_path(t, &t->arms[i], u, &u->arms[k])};
-  return 0;
+static size_t add_pairs(trace_report *r, const recorded_trace_arm *a, arms_match match) {
+  size_t before = r->n_pairs;
+  for (size_t k = 0; k < r->b->n_arms; k++) {
+    const recorded_trace_arm *b = &r->b->arms[k];
+    if (match(r->a, a, r->b, b))
+      r->pairs[r->n_pairs++] = (arm_pair){.a = a, .b = b, .by_bits = same_path(r->a, a, r->b, b)};
+  }
+  return r->n_pairs - before;
 }
 
-// Arms of one path; else those of one name; else the one arm of each.
+// For each arm those of its path; else that of its name (another version, cache or model file); else, of a
+// folder or of an arm that was named, the one there is.
 static status choose_pairs(trace_report *r) {
   static const arms_match RULES[] = {same_path, named_alike, the_only_ones};
   const recorded_trace *t = r->a, *u = r->b;
   TRY(TAKE(&r->pairs, t->n_arms * u->n_arms, "pairs of arms"));
-  for (size_t i = 0; i < sizeof RULES / sizeof *RULES && !r->n_pairs; i++) TRY(add_pairs(r, t, u, RULES[i]));
+  for (size_t i = 0; i < t->n_arms; i++)
+    for (size_t rule = 0; rule < sizeof RULES / sizeof *RULES; rule++)
+      if (add_pairs(r, &t->arms[i], RULES[rule])) break;
   if (r->n_pairs) return 0;
   return REFUSE(
       "%s and %s cannot be compared: no arm of one path or name in both, and more than one arm; name "

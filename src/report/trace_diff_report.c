@@ -245,10 +245,11 @@ static void print_probe(FILE *out, const probe_result *r) {
   name_probe(name, r);
   fprintf(out, "  %-23s", name);
   if (probe_get(r->point)->is_ids)
-    fprintf(out, " %-39s", r->flips ? "other experts" : r->numbers.differing ? "other order" : "");
+    fprintf(out, " %-47s", r->flips ? "other experts" : r->numbers.differing ? "other order" : "");
   else
-    fprintf(out, " %9.2e %9.2e %9.2e %9.2e", r->numbers.rel_l2, r->numbers.one_minus_cos, r->numbers.max_abs,
-            r->numbers.max_rel);
+    fprintf(out, " %9.2e %9.2e %9.2e %9.2e %7.2f", r->numbers.rel_l2, r->numbers.one_minus_cos,
+            r->numbers.max_abs, r->numbers.max_rel,
+            fmax(r->numbers.of[0].max_over_second, r->numbers.of[1].max_over_second));
   print_own(out, r);
   fprintf(out, "  %s%s\n", verdict_name(r->verdict), r->is_composed ? " (from further back)" : "");
 }
@@ -267,8 +268,8 @@ static bool is_worst_of_layers(const arm_pair *p, int64_t at) {
 
 static void print_pair(FILE *out, const trace_report *r, const arm_pair *p) {
   print_head(out, r, p);
-  fprintf(out, "\n  %-23s %9s %9s %9s %9s  %-18s\n", "probe, its worst layer", "rel_l2", "1 - cos", "max_abs",
-          "max_rel", "explained by");
+  fprintf(out, "\n  %-23s %9s %9s %9s %9s %7s  %-18s\n", "probe, its worst layer", "rel_l2", "1 - cos",
+          "max_abs", "max_rel", "max/2nd", "explained by");
   for (int point = 0; point < PROBE_COUNT; point++)
     for (int64_t i = 0; i < p->n_probes; i++)
       if ((int)p->probes[i].point == point && is_worst_of_layers(p, i)) print_probe(out, &p->probes[i]);
@@ -299,10 +300,22 @@ static void print_outcome(FILE *out, const arm_pair *p) {
   fprintf(out, ": %s\n", first->reason);
 }
 
+static void print_alone(const trace_report *r, FILE *out, bool in_a) {
+  const recorded_trace *t = in_a ? r->a : r->b;
+  for (size_t i = 0; i < t->n_arms; i++) {
+    bool paired = false;
+    for (size_t k = 0; k < r->n_pairs; k++)
+      paired = paired || (in_a ? r->pairs[k].a : r->pairs[k].b) == &t->arms[i];
+    if (!paired) fprintf(out, "\n%s is only in %c: not compared.\n", t->arms[i].name, in_a ? 'A' : 'B');
+  }
+}
+
 void trace_report_print(const trace_report *r, FILE *out) {
   for (size_t i = 0; i < r->n_pairs; i++) {
     if (i) fputs("\n", out);
     print_pair(out, r, &r->pairs[i]);
     print_outcome(out, &r->pairs[i]);
   }
+  print_alone(r, out, true);
+  print_alone(r, out, false);
 }

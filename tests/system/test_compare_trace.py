@@ -173,6 +173,35 @@ class Folders(unittest.TestCase):
         code, pair, printed = compare(arm(self.trace, "f32"), folder)
         self.assertEqual((code, pair["first"]), (3, "l_out-1"), printed)
 
+    def test_which_arms(self):
+        """Those of one path bit by bit; of another cache by name; what is left is said."""
+        def arms(*given, **sets):
+            return trace(run__arms=[name + "@cpu" for name in given], **sets)
+        def pairs(a, b):
+            out = moe.fresh()
+            code, printed, err = run(a, b, "--out", out)
+            with open(os.path.join(out, "compare.json"), encoding="utf-8") as file:
+                found = [(p["a"]["arm"][:3], p["b"]["arm"][:3], p["by_bits"]) for p in json.load(file)["pairs"]]
+            self.assertEqual(code, 0, printed + err)
+            return found, printed
+        found, printed = pairs(self.trace, arms("q8k", "f64"))
+        self.assertEqual(found, [("q8k", "q8k", True)])
+        self.assertIn("f32@cpu is only in A", printed)
+        self.assertIn("f64@cpu is only in B", printed)
+        other = arms("f32", "q8k", run__kv="f32")
+        self.assertEqual(pairs(self.trace, other)[0], [("f32", "f32", False), ("q8k", "q8k", False)])
+        self.assertEqual(pairs(arm(self.trace, "q8k"), arm(other, "f32"))[0], [("q8k", "f32", False)])
+
+    def test_a_mixed_job(self):
+        """What its experts round to is found, not known."""
+        keys = {"model.path": MODEL, "input.tokens": TEXTS[0], "run.arms": ["ranks"], "ranks.arm": ["q8k@cpu", "f32@cpu"]}
+        folder = moe.fresh()
+        outcome = moe.attempt(keys | {"run.threads": 1}, 2, out=folder, command="trace")
+        self.assertEqual(outcome.code, 0, outcome.err)
+        code, pair, printed = compare(os.path.join(folder, "ranks"), arm(self.trace, "f32"))
+        self.assertEqual((code, pair["first"]), (0, None), printed)
+        self.assertIn("(as its errors say)", printed)
+
     def test_a_nan_is_off(self):
         def spoil(name, x):
             if name == "ffn_norm-1.npy":

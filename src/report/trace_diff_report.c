@@ -240,6 +240,15 @@ static void print_own(FILE *out, const probe_result *r) {
     fprintf(out, "  %-18s", "");
 }
 
+static void print_distance(FILE *out, const pair_statistics_of_rows *s) {
+  double share = fmax(s->of[0].max_over_second, s->of[1].max_over_second);
+  fprintf(out, " %9.2e %9.2e %9.2e %9.2e", s->rel_l2, s->one_minus_cos, s->max_abs, s->max_rel);
+  if (share > 0)
+    fprintf(out, " %7.2f", share);
+  else
+    fprintf(out, " %7s", "-");
+}
+
 static void print_probe(FILE *out, const probe_result *r) {
   char name[PROBE_NAME_BYTES];
   name_probe(name, r);
@@ -247,9 +256,7 @@ static void print_probe(FILE *out, const probe_result *r) {
   if (probe_get(r->point)->is_ids)
     fprintf(out, " %-47s", r->flips ? "other experts" : r->numbers.differing ? "other order" : "");
   else
-    fprintf(out, " %9.2e %9.2e %9.2e %9.2e %7.2f", r->numbers.rel_l2, r->numbers.one_minus_cos,
-            r->numbers.max_abs, r->numbers.max_rel,
-            fmax(r->numbers.of[0].max_over_second, r->numbers.of[1].max_over_second));
+    print_distance(out, &r->numbers);
   print_own(out, r);
   fprintf(out, "  %s%s\n", verdict_name(r->verdict), r->is_composed ? " (from further back)" : "");
 }

@@ -1,9 +1,11 @@
 // main: the table of commands, and the way from a command line to one of them.
 #include "base/temporary.h"
 #include "src/commands/bench.h"
+#include "src/commands/bisect.h"
 #include "src/commands/command.h"
 #include "src/commands/compare.h"
 #include "src/commands/errors.h"
+#include "src/commands/falsify.h"
 #include "src/commands/gate.h"
 #include "src/commands/generate.h"
 #include "src/commands/inspect.h"
@@ -75,6 +77,27 @@ static const command commands[] = {
             .args = "--shape NAME --out FILE [OPTION]...",
             .summary = "writes a synthetic model",
             .print_args = synth_print_options,
+        },
+    [COMMAND_BISECT] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_BISECT,
+            .run_job = bisect_run,
+            .summary = "why two ways of computing differ: of one product, or of two arms of the whole model",
+            .help =
+                "  One product (bisect.tensor) in every way at hand, one axis switched at a time; or, with\n"
+                "  bisect.a and bisect.b, which steps, layers and experts make the difference. "
+                "docs/bisect.md\n",
+        },
+    [COMMAND_FALSIFY] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_FALSIFY,
+            .run_job = falsify_command_run,
+            .summary = "ten experiments that try to refute causes of a difference between two arms",
+            .help = "  Each has a claim, the figures that it predicts, and a verdict. Input, where there is "
+                    "one, is\n"
+                    "  what experiments 8 to 10 compute; ids that are drawn follow it. docs/falsify.md\n",
         },
     [COMMAND_COMPARE] =
         {

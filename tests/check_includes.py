@@ -15,9 +15,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 # Files of a folder match the first pattern of their own; each project header that they include must match the second.
-# base <- kernels <- dist <- model, text, config, measure <- run <- report <- contract <- commands <- main; synth knows model and dist; and what src/ sees of
+# base <- kernels <- dist <- model, text, config, measure <- run <- lab <- report <- contract <- commands <- main; synth knows model and dist; and what src/ sees of
 # kernels/ is its interface and the formats.
-SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half)\.h"
+SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half|quantize)\.h"
 ARROWS = [
     (r"base/", r"base/"),
     (r"src/main\.c", rf"{SEEN}|dist/|src/"),
@@ -28,6 +28,7 @@ ARROWS = [
     (r"src/measure/", rf"{SEEN}|src/measure/"),
     (r"src/synth/", rf"{SEEN}|dist/comm\.h|src/(model|synth)/"),
     (r"src/run/", rf"{SEEN}|dist/|src/(config|model|text|run)/"),
+    (r"src/lab/experiment_files\.c", rf"{SEEN}|src/(config|lab)/|experiments\.h"),
     (r"src/lab/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab)/"),
     (r"src/report/job_report\.c", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/|build_info\.h"),
     (r"src/report/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/"),
@@ -99,6 +100,8 @@ PLANTED = [
     ("src/measure/metrics.c", '#include "src/report/report.h"', "src/report/report.h"),
     ("src/measure/pair_statistics.c", '#include "src/report/report.h"', "src/report/report.h"),
     ("src/run/job.c", '#include "src/report/report.h"', "src/report/report.h"),
+    ("src/run/job.c", '#include "src/lab/product_operations.h"', "src/lab/product_operations.h"),
+    ("src/lab/product_case.c", '#include "src/report/report.h"', "src/report/report.h"),
     ("src/report/report_json.c", '#include "src/commands/parity.h"', "src/commands/parity.h"),
     ("src/report/report_json.c", '#include "src/contract/contract.h"', "src/contract/contract.h"),
     ("src/contract/judge.c", '#include "src/commands/verify.h"', "src/commands/verify.h"),

@@ -37,6 +37,8 @@ static const struct {
     {"contract", "what the report must keep (docs/contracts.md)"},
     {"derive", "verify --derive: the honest runs that bounds are taken from"},
     {"trace", "what is written"},
+    {"bisect", "two arms, or one product in every way"},
+    {"falsify", "experiments"},
     {"bench", "what is measured"},
     {"output", "files of the report"},
 };
@@ -125,6 +127,42 @@ static const value_key KEYS[] = {
      "list of probes (docs/trace.md)", 0, 0, "[]", "tensors by name: \"l_out\", \"ffn_moe_logits\"; []: all"},
     {"trace.layers", KEYS_TRACE, AT(trace), value_read_layers, value_write_layers, "list of layers from 0", 0,
      0, "[]", "the layers whose tensors are written; []: all"},
+    {"bisect.tensor", KEYS_BISECT, AT(bisect.tensor), value_read_text_or_empty, value_write_text, "string", 0,
+     0, "\"\"", "one product: the tensor, \"blk.0.attn_k.weight\"; \"\": the first matrix of the type Q4_K"},
+    {"bisect.rows", KEYS_BISECT, INTEGER(bisect.rows), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+     "one product: rows from the tensor's start; 0: at most 64"},
+    {"bisect.cols", KEYS_BISECT, INTEGER(bisect.cols), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+     "one product: cuts the tensor's bytes again to rows of so many columns; 0: its own"},
+    {"bisect.activations", KEYS_BISECT, AT(bisect.activations), value_read_activations, value_write_text,
+     "\"uniform\" or the name of a probe", 0, 0, "\"uniform\"",
+     "one product: drawn, or a probe of the tensor's layer in the first of run.arms"},
+    {"bisect.seed", KEYS_BISECT, INTEGER(bisect.seed), "integer from 1 to 4294967295", 1, UINT32_MAX,
+     "360906762", "one product: of xorshift32, from which the activations are drawn"},
+    {"bisect.draws", KEYS_BISECT, INTEGER(bisect.draws), "integer from 1 to 1000000", 1, 1000000, "1",
+     "one product: so many activations are drawn, for the distribution of each distance"},
+    {"bisect.a", KEYS_BISECT, AT(bisect.a), value_read_any_arm_or_empty, value_write_arm,
+     "arm (\"path@backend\" or \"ranks\") or \"\"", 0, 0, "\"\"",
+     "the whole model: an arm; \"\": one product"},
+    {"bisect.b", KEYS_BISECT, AT(bisect.b), value_read_any_arm_or_empty, value_write_arm,
+     "arm (\"path@backend\" or \"ranks\") or \"\"", 0, 0, "\"\"",
+     "the whole model: the arm as which parts of a are computed"},
+    {"bisect.model_b", KEYS_BISECT, AT(bisect.model_b), value_read_text_or_empty, value_write_text, "string",
+     0, 0, "\"\"", "the whole model: the GGUF file of b; \"\": model.path"},
+    {"bisect.kv_b", KEYS_BISECT, AT(bisect.kv_b), value_read_kv_choice, value_write_kv_choice,
+     "\"f16\", \"f32\" or \"\"", 0, 0, "\"\"", "the whole model: type of b's cache; \"\": run.kv"},
+    {"bisect.rows_b", KEYS_BISECT, AT(bisect.rows_b), value_read_text_or_empty, value_write_text, "string", 0,
+     0, "\"\"", "the whole model: b's ISA row of the cpu backend; \"\": run.rows"},
+    {"bisect.budget", KEYS_BISECT, INTEGER(bisect.budget), "integer from 3 to 1000000", 3, 1000000, "64",
+     "the whole model: passes over the input, those of a and b among them"},
+    {"falsify.only", KEYS_FALSIFY, SIZES(falsify.only), 1, 10, "[]",
+     "numbers of the experiments to run; []: all"},
+    {"falsify.draws", KEYS_FALSIFY, INTEGER(falsify.draws), "integer from 0 to 1000000", 0, 1000000, "0",
+     "seeds over which figures are taken; 0: as each experiment's file says"},
+    {"falsify.tokens", KEYS_FALSIFY, INTEGER(falsify.tokens), "integer from 0 to 2147483647", 0, INT32_MAX,
+     "0", "tokens of whole passes: after a shorter input drawn ids follow; 0: as each file says"},
+    {"falsify.experiments", KEYS_FALSIFY, AT(falsify.experiments), value_read_text_or_empty, value_write_text,
+     "string", 0, 0, "\"\"",
+     "folder with a TOML file for each experiment; \"\": configs/falsify, as built in"},
     {"bench.prompt", KEYS_BENCH, SIZES(bench.prompt), 1, INT32_MAX, "[512]",
      "prompts to measure, in tokens: pp512"},
     {"bench.generate", KEYS_BENCH, SIZES(bench.generate), 1, INT32_MAX, "[128]",
@@ -311,10 +349,13 @@ static status check_ranks(const config *c, const char *place, const char *const 
   bool has_ranks = false;
   for (size_t i = 0; i < c->run.arms.count; i++)
     has_ranks = has_ranks || c->run.arms.arm[i].kind == ARM_MIXED;
+  has_ranks = has_ranks || c->bisect.a.kind == ARM_MIXED || c->bisect.b.kind == ARM_MIXED;
   if (has_ranks && !c->ranks.arm.count)
     return REFUSE("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
   if (has_ranks || !c->ranks.arm.count) return 0;
-  if (sets_key(sets, n_sets, "run.arms") && !sets_key(sets, n_sets, "ranks.arm")) return 0;
+  if ((sets_key(sets, n_sets, "run.arms") || sets_key(sets, n_sets, "bisect.a")) &&
+      !sets_key(sets, n_sets, "ranks.arm"))
+    return 0;
   return REFUSE(
       "%s: ranks.arm: a mixed job runs as the arm \"ranks\", expected it in run.arms, found it missing",
       place);
@@ -360,6 +401,11 @@ void config_close(config *c) {
   free(c->run.rows);
   free(c->experts.rank_of_expert);
   free(c->trace.layers);
+  free(c->bisect.tensor);
+  free(c->bisect.activations);
+  free(c->bisect.model_b);
+  free(c->bisect.rows_b);
+  free(c->falsify.experiments);
   free(c->parity.routes);
   free(c->parity.reference);
   free(c->derive.file);

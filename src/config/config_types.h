@@ -10,6 +10,7 @@
 
 typedef enum { INPUT_NONE, INPUT_TOKENS, INPUT_PROMPT, INPUT_PROMPTS, INPUT_FILE } input_kind;
 typedef enum { KV_F16, KV_F32 } kv_type;
+typedef enum { KV_CHOICE_F16, KV_CHOICE_F32, KV_CHOICE_SAME } kv_choice; // SAME: as run.kv
 typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLACEMENT_LIST } placement_kind;
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
@@ -110,6 +111,27 @@ typedef struct {
     int32_t *layers; // trace.layers
     size_t n_layers; // length of the list; 0 (default): all
   } trace;
+
+  struct config_bisect {
+    char *tensor;      // bisect.tensor: of one product; "" (default): the first Q4_K matrix
+    int64_t rows;      // bisect.rows: of it; 0 (default): at most 64
+    int64_t cols;      // bisect.cols: cuts its bytes again; 0 (default): its own
+    char *activations; // bisect.activations: "uniform" (default) or the name of a probe
+    int64_t seed;      // bisect.seed: of xorshift32, 1 to 2^32 - 1; default 0x1583000a
+    int64_t draws;     // bisect.draws: activations drawn from it; default 1
+    arm_choice a, b;   // bisect.a, bisect.b: arms of the whole model; ARM_NONE (default): one product
+    char *model_b;     // bisect.model_b: the GGUF of b; "" (default): model.path
+    kv_choice kv_b;    // bisect.kv_b: "" (default): run.kv
+    char *rows_b;      // bisect.rows_b: ISA row of b; "" (default): run.rows
+    int64_t budget;    // bisect.budget: passes; default 64
+  } bisect;
+
+  struct {
+    size_list only;    // falsify.only: numbers of experiments; empty (default): all
+    int64_t draws;     // falsify.draws: seeds of each; 0 (default): as each experiment's file says
+    int64_t tokens;    // falsify.tokens: of whole passes; 0 (default): as each experiment's file says
+    char *experiments; // falsify.experiments: folder of their files; "" (default): those built in
+  } falsify;
 
   struct {
     unsigned modes;    // parity.mode: bits 1 << parity_mode; MODE_FREE always among them

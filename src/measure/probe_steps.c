@@ -48,19 +48,19 @@ const char *step_name(step_kind kind) {
 
 // ---- rounding of activations ----
 
-const char *rounding_name(activation_rounding r) {
-  static const char *const NAMES[ROUNDINGS] = {
-      [ROUNDING_NONE] = "none", [ROUNDING_F16] = "f16", [ROUNDING_Q8_0] = "Q8_0", [ROUNDING_Q8K] = "Q8_K"};
+const char *input_rounding_name(input_rounding r) {
+  static const char *const NAMES[INPUT_ROUNDINGS] = {
+      [INPUT_AS_IT_IS] = "none", [INPUT_F16] = "f16", [INPUT_Q8_0] = "Q8_0", [INPUT_Q8K] = "Q8_K"};
   return NAMES[r];
 }
 
-activation_rounding rounding_of_path(path_kind path) {
+input_rounding input_rounding_of_path(path_kind path) {
   switch (path) {
   case PATH_F64:
   case PATH_F32:
-    return ROUNDING_NONE;
+    return INPUT_AS_IT_IS;
   case PATH_Q8K:
-    return ROUNDING_Q8K;
+    return INPUT_Q8K;
   }
   __builtin_unreachable();
 }
@@ -87,17 +87,17 @@ static void round_block_q8_0(double *x) {
   for (int i = 0; i < Q8_0_BLOCK; i++) x[i] = round(x[i] / step) * through_f16(step);
 }
 
-void round_activations(double *x, int64_t n, activation_rounding r) {
+void input_round(double *x, int64_t n, input_rounding r) {
   switch (r) {
-  case ROUNDING_NONE:
+  case INPUT_AS_IT_IS:
     return;
-  case ROUNDING_F16:
+  case INPUT_F16:
     for (int64_t i = 0; i < n; i++) x[i] = through_f16(x[i]);
     return;
-  case ROUNDING_Q8_0:
+  case INPUT_Q8_0:
     for (int64_t i = 0; i < n && n % Q8_0_BLOCK == 0; i += Q8_0_BLOCK) round_block_q8_0(x + i);
     return;
-  case ROUNDING_Q8K:
+  case INPUT_Q8K:
     for (int64_t i = 0; i < n && n % QK_K == 0; i += QK_K) round_block_q8k(x + i);
     return;
   }

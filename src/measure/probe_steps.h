@@ -32,14 +32,14 @@ typedef struct {
 const step_info *step_of(probe_point point);
 const char *step_name(step_kind kind); // "norm", "product", ...
 
-typedef enum { ROUNDING_NONE, ROUNDING_F16, ROUNDING_Q8_0, ROUNDING_Q8K } activation_rounding;
-enum { ROUNDINGS = ROUNDING_Q8K + 1 };
-const char *rounding_name(activation_rounding r); // "Q8_K", ...
-activation_rounding rounding_of_path(path_kind path);
+typedef enum { INPUT_AS_IT_IS, INPUT_F16, INPUT_Q8_0, INPUT_Q8K } input_rounding;
+enum { INPUT_ROUNDINGS = INPUT_Q8K + 1 };
+const char *input_rounding_name(input_rounding r); // "Q8_K", ...
+input_rounding input_rounding_of_path(path_kind path);
 
 // x[n] as a product of this rounding reads it, in place. Where n is not a multiple of the format's block,
 // nothing is rounded.
-void round_activations(double *x, int64_t n, activation_rounding r);
+void input_round(double *x, int64_t n, input_rounding r);
 
 typedef struct {         // of one row: how far a result is from its recomputation, and against what that is
   double error2, scale2; // squared L2 norms; the residual is sqrt(error2 / scale2)

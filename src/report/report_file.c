@@ -7,16 +7,19 @@
 #include <string.h>
 #include <unistd.h>
 
-status report_file_retract(const char *dir) {
-  static const char NAME[] = "/report.json";
+status report_file_retract_name(const char *dir, const char *name) {
   char *path;
-  TRY(TAKE(&path, strlen(dir) + sizeof NAME, NAME));
-  strcat(strcpy(path, dir), NAME);
+  TRY(TAKE(&path, strlen(dir) + strlen(name) + 2, name));
+  strcat(strcat(strcpy(path, dir), "/"), name);
   status result = 0;
   if (unlink(path) && errno != ENOENT)
     result = FAIL("%s: the report of an earlier run cannot be removed: %s", path, strerror(errno));
   free(path);
   return result;
+}
+
+status report_file_retract(const char *dir) {
+  return report_file_retract_name(dir, "report.json");
 }
 
 // HEAD.npy or HEAD.<arm>.npy.

@@ -28,12 +28,12 @@ static bool counts_slots(probe_point point) {
 // ---- compare.json ----
 
 static void put_side(branch to, const char *key, const recorded_trace *t, const recorded_trace_arm *a,
-                     activation_rounding rounding) {
+                     input_rounding rounding) {
   branch o = put_object(to, key);
   put_text(o, "path", t->given);
   put_text(o, "arm", a->name);
   put_bool(o, "is_trace", t->tree != NULL);
-  put_text(o, "rounding", rounding_name(rounding));
+  put_text(o, "rounding", input_rounding_name(rounding));
   if (!t->tree) return;
   put_text(o, "version", t->version);
   put_integer(o, "path_version", a->path_version);
@@ -186,7 +186,7 @@ done:
 // ---- the table ----
 
 static void print_side(FILE *out, char letter, const recorded_trace *t, const recorded_trace_arm *a,
-                       activation_rounding rounding) {
+                       input_rounding rounding) {
   fprintf(out, "%c  ", letter);
   report_print_line(out, t->given, 70, true);
   fputs("\n   ", out);
@@ -197,7 +197,7 @@ static void print_side(FILE *out, char letter, const recorded_trace *t, const re
   } else {
     fputs("a folder of another program", out);
   }
-  fprintf(out, "; activations before products rounded to %s%s\n", rounding_name(rounding),
+  fprintf(out, "; activations before products rounded to %s%s\n", input_rounding_name(rounding),
           a->is_plain ? "" : " (as its errors say)");
 }
 

@@ -9,12 +9,12 @@ enum { COMPARE_SCHEMA = 1, PROBE_NAME_BYTES = 48 };
 
 typedef struct {
   const recorded_trace_arm *a, *b;
-  bool by_bits;                        // of one path
-  trace_pair match;                    // for its notes and shapes
-  activation_rounding rounding[SIDES]; // as known or found
-  probe_result *probes;                // in the order of computation
-  int64_t n_probes, first;             // -1: none is off
-  int64_t only_in[SIDES];              // files that the other side lacks
+  bool by_bits;                   // of one path
+  trace_pair match;               // for its notes and shapes
+  input_rounding rounding[SIDES]; // as known or found
+  probe_result *probes;           // in the order of computation
+  int64_t n_probes, first;        // -1: none is off
+  int64_t only_in[SIDES];         // files that the other side lacks
 } arm_pair;
 
 typedef struct {

@@ -100,7 +100,7 @@ static double between2(step_files *f) {
   probe_point from = f->in_point;
   for (int side = 0; side < SIDES; side++) {
     memcpy(f->room, in->x[side], (size_t)in->width * sizeof *f->room);
-    round_activations(f->room, in->width, f->c->rounding[side]);
+    input_round(f->room, in->width, f->c->rounding[side]);
     square = norm2(in->x[side], in->width);
     lost2 += square > 0 ? distance2(f->room, in->x[side], in->width) / square : 0;
     most = fmax(most, by_content(step_content(&f->to, side), 0, ATTENTION_F16, ATTENTION_F16));
@@ -113,7 +113,7 @@ static double between2(step_files *f) {
 static void round_inputs(step_files *f, both_rows *in, int64_t block) {
   for (int side = 0; side < SIDES; side++)
     for (int64_t at = 0; at < in->width; at += block)
-      round_activations(in->x[side] + at, block, f->c->rounding[side]);
+      input_round(in->x[side] + at, block, f->c->rounding[side]);
 }
 
 // Takes the stream from a probe that holds stream + product; returns what its rounding leaves there.

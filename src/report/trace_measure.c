@@ -121,20 +121,20 @@ static status strangeness(double *out, const trace_comparison *c) {
 }
 
 status trace_find_rounding(trace_comparison *c) {
-  activation_rounding best[SIDES] = {ROUNDING_NONE, ROUNDING_NONE};
+  input_rounding best[SIDES] = {INPUT_AS_IT_IS, INPUT_AS_IT_IS};
   double least = INFINITY, found;
   bool known[SIDES];
   for (int side = 0; side < SIDES; side++) {
     const recorded_trace_arm *a = c->pair->arm[side];
     known[side] = a->is_plain;
-    if (known[side]) best[side] = rounding_of_path(a->path);
+    if (known[side]) best[side] = input_rounding_of_path(a->path);
   }
-  for (int a = 0; a < ROUNDINGS && !(known[0] && known[1]); a++)
-    for (int b = 0; b < ROUNDINGS; b++) {
+  for (int a = 0; a < INPUT_ROUNDINGS && !(known[0] && known[1]); a++)
+    for (int b = 0; b < INPUT_ROUNDINGS; b++) {
       if ((known[0] && a != (int)best[0]) || (known[1] && b != (int)best[1])) continue;
       trace_comparison with = *c;
-      with.rounding[0] = (activation_rounding)a;
-      with.rounding[1] = (activation_rounding)b;
+      with.rounding[0] = (input_rounding)a;
+      with.rounding[1] = (input_rounding)b;
       TRY(strangeness(&found, &with));
       if (!(found < CLEARLY * least)) continue;
       least = found;

@@ -7,8 +7,8 @@
 
 typedef struct {
   trace_pair *pair;
-  bool by_bits;                        // both are of one path, so that every bit must be the same
-  activation_rounding rounding[SIDES]; // of the activations before a product
+  bool by_bits;                   // both are of one path, so that every bit must be the same
+  input_rounding rounding[SIDES]; // of the activations before a product
 } trace_comparison;
 
 // Both must have the probe. p->slot_of is that of the layer.

@@ -228,7 +228,7 @@ static bool may_have_cache(const trace_pair *p, int side, trace_cache kind) {
 
 static double attention_rounding(const step_files *f, int side) {
   const recorded_trace_arm *a = f->p->arm[side];
-  bool floats = a->is_plain && rounding_of_path(a->path) == ROUNDING_NONE;
+  bool floats = a->is_plain && input_rounding_of_path(a->path) == INPUT_AS_IT_IS;
   return floats ? step_rounding(f, side) : ATTENTION_16_BITS;
 }
 

@@ -101,6 +101,14 @@ status arm_impose_routing(arm *a, unsigned parts, const routing *in);
 // the order of `in`, those that no slot has. So where the arm chooses the same experts, no bit changes.
 status arm_impose_choice(arm *a, const expert_global *in);
 
+// Local. Allocates room for the points (bits 1 << probe_point of backend_ops.settable) that will be imposed.
+status arm_impose_open(arm *a, uint32_t points);
+// The next arm_layer takes the probe's numbers from `in`, of the batch's tokens in order ([n][width], of a
+// probe per slot [n][top_k][width]), in place of those that it computes; they are rounded to the real of the
+// step. Read on every rank that computes the point: keys and values on all shared ranks, slots where their
+// expert is. So `in` is the same on every rank, expert ranks included.
+status arm_impose_probe(arm *a, probe_point point, const double *in);
+
 // ---- probes ----
 
 // Local. Allocates room for the points (bits 1 << probe_point) that will be wanted.

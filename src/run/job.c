@@ -102,7 +102,7 @@ static bool may_need(const config *c, backend_kind what) {
   bool needs = false;
   for (size_t i = 0; i < c->run.arms.count; i++) needs = needs || arm_may_need(&c->run.arms.arm[i], what);
   for (size_t i = 0; i < c->ranks.arm.count; i++) needs = needs || arm_may_need(&c->ranks.arm.arm[i], what);
-  return needs;
+  return needs || arm_may_need(&c->bisect.a, what) || arm_may_need(&c->bisect.b, what);
 }
 
 // Its host has at least as many GPUs as ranks up to this one.
@@ -234,6 +234,13 @@ static status check_output(const job *j) {
   return job_is_reporting(j) && j->cfg->output.dir[0] ? output_dir_check(j->cfg->output.dir) : 0;
 }
 
+status job_read_input(job *j) {
+  TRY(job_agree(j, open_input(j), "the input"));
+  TRY(compare_input(j));
+  TRY(job_agree(j, check_output(j), "the output folder"));
+  return job_check_weights(j);
+}
+
 // ---- open and close ----
 
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input) {
@@ -249,11 +256,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   topology_bind_threads(j->place);
   TRY(open_roles(j));
   TRY(open_placement(j));
-  if (!needs_input) return 0;
-  TRY(job_agree(j, open_input(j), "the input"));
-  TRY(compare_input(j));
-  TRY(job_agree(j, check_output(j), "the output folder"));
-  return job_check_weights(j);
+  return needs_input ? job_read_input(j) : 0;
 }
 
 void job_close(job *j) {

@@ -35,6 +35,9 @@ typedef struct {
 // sequences, and the command sets context and max_batch itself.
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input);
 void job_close(job *j);
+// Collective. What job_open does with needs_input: reads the input, chooses context and batch, checks the
+// output folder and all weights. For a command that needs an input only sometimes.
+status job_read_input(job *j);
 
 // Collective: an error on any rank becomes an error on all.
 status job_agree(job *j, status mine, const char *what);

@@ -12,10 +12,11 @@ import moe
 SEED = moe.random_seed()
 MODEL = moe.model(SEED, layers=1, hidden=256, heads=2, kv_heads=1, expert_width=256, vocab=384, experts=3, top_k=2)
 SETS = {"model.path": MODEL, "input.tokens": list(range(40)), "run.arms": ["q8k@cpu"], "run.threads": 1, "run.generate": 2,
-        "bench.prompt": [8], "bench.generate": [2], "comm.deadline": 20}
+        "bench.prompt": [8], "bench.generate": [2], "comm.deadline": 20, "bisect.a": "f32@cpu", "bisect.b": "q8k@cpu", "bisect.budget": 3,
+        "falsify.only": [1], "falsify.draws": 2}
 TRACES = moe.fresh()  # one folder: where it goes is a part of the configuration
 LIMIT = 150.0  # more than the deadline and MPI's start: a rank that waits so long says so
-COMMANDS = ["parity", "generate", "perplexity", "trace", "bench", "inspect", "synth", "verify"]
+COMMANDS = ["parity", "generate", "perplexity", "trace", "bench", "inspect", "bisect", "falsify", "synth", "verify"]
 RUN_FAILED, ASKED_WRONG = 1, 2  # exit codes, docs/running.md
 START = 30  # dist/comm.c: seconds that MPI's start may take beyond the deadline
 
@@ -69,7 +70,7 @@ class RanksThatDiffer(unittest.TestCase):
                    {"bench__prompt": [8, 16]}, {"comm__deadline": 1}]
         chance = random.Random(SEED)
         for change in changes:
-            command, ranks = chance.choice(COMMANDS[:6]), chance.choice([(1, 1), (1, 2), (2, 1)])
+            command, ranks = chance.choice(COMMANDS[:8]), chance.choice([(1, 1), (1, 2), (2, 1)])
             with self.subTest(command=command, ranks=ranks, **change):
                 self.one_error(together((ranks[0], line(command)), (ranks[1], line(command, **change))),
                                rf"^rank 0 \(.*the configuration: expected the same .*rank {ranks[0]} \(")
@@ -125,6 +126,7 @@ class Help(unittest.TestCase):
                 "perplexity": {"input.file", "perplexity.skip", "run.context"},
                 "trace": {"trace.probes", "trace.layers", "input.file", "output.dir"},
                 "bench": {"bench.prompt", "bench.format", "run.seed", "run.chunk"},
+                "bisect": {"bisect.tensor", "bisect.a", "input.tokens", "run.kv", "output.dir"},
                 "inspect": {"experts.placement", "ranks.arm"}}
         for command, wanted in some.items():
             with self.subTest(command):
@@ -132,7 +134,7 @@ class Help(unittest.TestCase):
                 found = self.keys(text)
                 self.assertLessEqual(common | wanted, found)
                 self.assertNotRegex(text, rf"(?m)^  ({'|'.join(set(COMMANDS) - {command})})  ")
-                for other in ("bench", "perplexity", "trace"):
+                for other in ("bench", "perplexity", "trace", "bisect"):
                     self.assertEqual(any(key.startswith(other + ".") for key in found), command == other)
         self.assertFalse(any(key.startswith("input.") for key in self.keys(self.said("bench")) | self.keys(self.said("inspect"))))
         self.assertNotIn("run.generate", self.keys(self.said("perplexity")))

@@ -60,6 +60,7 @@ class Numpy:
         true, rounded = reference.Model(MODEL), PathModel(MODEL)
         x = [true.gguf.rows("token_embd.weight", np.asarray(tokens)).astype(np.float64)] * 3
         self.true, self.forced, self.local, self.chosen, self.flips = [], [], [], [], []
+        self.models = true, rounded
         for layer in range(true.layers):
             local, own = layer_of(rounded, layer, x[0])
             stream, chosen = layer_of(true, layer, x[0])
@@ -67,6 +68,11 @@ class Numpy:
             for name, value in zip(("true", "forced", "local", "chosen"), (x[0], x[1], local, chosen)):
                 getattr(self, name).append(value)
             self.flips.append([len(set(o) - set(c)) for o, c in zip(own.tolist(), chosen.tolist())])
+
+
+    def logits(self, model, stream):
+        head = "output" if "output.weight" in model.gguf.tensors else "token_embd"
+        return model.norm(stream, "output_norm") @ model.weight(head).T
 
 
 class Against(unittest.TestCase):
@@ -89,6 +95,10 @@ class Against(unittest.TestCase):
             for layer, stream in enumerate(streams):
                 expected = float(np.median(moe.rel_l2(stream, self.numpy.true[layer])))
                 self.near(pair["layers"][layer]["spread"]["rel_l2"]["median"], expected, f"{mode}, layer {layer}")
+            expected = [self.numpy.logits(self.numpy.models[0], self.numpy.true[-1])]
+            expected.append(self.numpy.logits(self.numpy.models[1], streams[-1] if mode == "forced" else self.numpy.true[-1]))
+            expected = float(np.median(moe.rel_l2(expected[1], expected[0])))
+            self.near(pair["logits"]["spread"]["rel_l2"]["median"], expected, f"{mode}, logits")
         free, teacher = self.report["pairs"][0]["layers"], self.report["modes"]["teacher"]["pairs"][0]["layers"]
         self.assertEqual(free[0], teacher[0])  # the same input
         self.assertGreater(free[-1]["rel_l2"], 1.2 * teacher[-1]["spread"]["rel_l2"]["median"])  # NumPy's errors grow

@@ -260,19 +260,19 @@ static void test_rounding(void **state) {
   for (int i = 0; i < 512; i++) x[i] = (float)drawn();
   x[7] = 8; // of the first block
   memcpy(y, x, sizeof x);
-  round_activations(y, 512, ROUNDING_Q8K);
+  input_round(y, 512, INPUT_Q8K);
   for (int i = 0; i < 512; i++) {
     double step = i < 256 ? 8.0 / 127 : 1.0 / 127;
     assert_true(fabs(x[i] - y[i]) <= 0.51 * step);
   }
   assert_true(fabs(y[7] - 8) < 1e-6);
   memcpy(y, x, sizeof x);
-  round_activations(y, 500, ROUNDING_Q8K); // no whole blocks: no product of K-quants reads it
+  input_round(y, 500, INPUT_Q8K); // no whole blocks: no product of K-quants reads it
   assert_memory_equal(x, y, sizeof x);
-  round_activations(y, 512, ROUNDING_F16);
+  input_round(y, 512, INPUT_F16);
   for (int i = 0; i < 512; i++) assert_true(fabs(x[i] - y[i]) <= fabs(x[i]) * 0x1p-11 + 0x1p-25);
-  assert_int_equal(rounding_of_path(PATH_F32), ROUNDING_NONE);
-  assert_int_equal(rounding_of_path(PATH_Q8K), ROUNDING_Q8K);
+  assert_int_equal(input_rounding_of_path(PATH_F32), INPUT_AS_IT_IS);
+  assert_int_equal(input_rounding_of_path(PATH_Q8K), INPUT_Q8K);
 }
 
 static void test_middle(void **state) {

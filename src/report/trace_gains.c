@@ -21,7 +21,7 @@ typedef struct {
   double *bias_in, *bias_out; // of each row: how much larger A is along B
   double *log_gain;           // of each row
   double length2;             // of the difference of the pairs' lengths, where RoPE turned them
-  int64_t rows;
+  int64_t rows, rows_a_token;
 } gain_sums;
 
 static double distance2(const double *a, const double *b, int64_t n) {
@@ -80,7 +80,10 @@ static status keep_gain(probe_result *out, const gain_sums *s) {
   double middle;
   TRY(middle_of_rows(&middle, &out->gain_error, s->log_gain, s->rows));
   TRY(middle_of_rows(&out->bias, &out->bias_error, s->bias_out, s->rows));
-  return middle_of_rows(&out->bias_in, &out->bias_in_error, s->bias_in, s->rows);
+  TRY(middle_of_rows(&out->bias_in, &out->bias_in_error, s->bias_in, s->rows));
+  out->bias_error *= sqrt((double)s->rows_a_token); // a token's slots share its error
+  out->bias_in_error *= sqrt((double)s->rows_a_token);
+  return 0;
 }
 
 static double own2_of(const step_files *f) {
@@ -184,7 +187,7 @@ static status add_rows(gain_sums *s, step_files *f, const step_info *step, bool 
 }
 
 status measure_product(step_files *f, const step_info *step, bool in_per_slot) {
-  gain_sums sums = {.own2 = own2_of(f)};
+  gain_sums sums = {.own2 = own2_of(f), .rows_a_token = probe_get(f->out->point)->per_slot ? f->p->top_k : 1};
   size_t most = (size_t)(f->p->n_tokens * (f->p->top_k > 1 ? f->p->top_k : 1));
   status result;
   TRY_DONE(result, TAKE(&f->room, (size_t)f->in[0].width, "a row"));

@@ -103,8 +103,8 @@ static const command commands[] = {
         {
             .needs = NEEDS_NOTHING,
             .run_alone = compare_run,
-            .args = "A B",
-            .summary = "whether two reports, of one machine or two, have the same bits for the same path",
+            .args = "A B [--out DIR]",
+            .summary = "whether two reports or traces are the same for the same path, and where they part",
             .print_args = compare_print_options,
         },
     [COMMAND_VERIFY] =

@@ -54,7 +54,7 @@ LIBRARIES = [
     (r"hwloc.*", r"dist/topology\.c"),
     (r"toml.*", r"src/config/config_toml\.cc"),
     (r"pcre2\.h", r"src/text/tokenizer_text\.c"),
-    (r"jansson\.h", r"src/report/json_tree\.h|src/report/report_read\.c|src/contract/(judging|checking)\.h"),
+    (r"jansson\.h", r"src/report/json_(tree|place)\.h|src/contract/(judging|checking)\.h"),
     (r"(fcntl|unistd|dirent|sys/mman|sys/stat|sys/socket)\.h", r"(?!kernels/).*"),  # kernels know no files
 ]
 ONCE = [r"mpi\.h", r"nccl\.h", r"toml.*"]  # in one source of the tree at most

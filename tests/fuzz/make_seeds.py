@@ -31,6 +31,12 @@ def f32(name, value):
     return key(name, F32, struct.pack("<f", value))
 
 
+def npy(version, header, numbers):
+    """The first bytes of a .npy file, and how many bytes of numbers come after them."""
+    length = struct.pack("<H" if version == 1 else "<I", len(header) + 1)
+    return struct.pack("<H", numbers) + b"\x93NUMPY" + bytes([version, 0]) + length + header.encode() + b"\n"
+
+
 def string(name, value):
     return key(name, STRING, text(value))
 
@@ -137,6 +143,11 @@ INPUTS = {
     "vocabulary": [b"\1t\1ab\xffma b\xffabab", b"\1t\3<|x|>\xff<|x|>a", b"\5t\4\xc3\xa9\xff\xc3\xa9", b"\0t\1a\xfft\1b\xffa"],
     "bpe": [b"\2\1\2\3\3\1\4" + b"\1\2\1\2\1", b"\1\0\0\0" + b"\0" * 20],
     "placement": [b"\0\0\7\3\1", b"\0\3\3\1\0\0\1\0\1", b"\0\2\7\3\1\5\377\0\3", b"\1\4\3\0\11"],
+    "npy": [npy(1, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", 24),
+            npy(2, "{'descr': '<f8', 'fortran_order': True, 'shape': (4,), }", 32),
+            npy(3, "{'descr': '<i8', 'fortran_order': False, 'shape': (), }", 8),
+            npy(1, "{\"shape\":(1,1,1,1,1,1,1,0),'descr':'<f2','fortran_order':False}", 0),
+            npy(1, "{'descr': '<i4', 'fortran_order': False, 'shape': (2147483648, 4294967296), }", 8)],
     "blocks": [bytes([kind]) + b"\x12\x34" * 105 for kind in (0, 1, 8, 12, 13, 14, 30)],
 }
 

@@ -17,6 +17,7 @@
 #include "tests/fuzz/fuzz_config.c"
 #include "tests/fuzz/fuzz_gguf.c"
 #include "tests/fuzz/fuzz_model.c"
+#include "tests/fuzz/fuzz_npy.c"
 #include "tests/fuzz/fuzz_placement.c"
 #include "tests/fuzz/fuzz_report.c"
 #include "tests/fuzz/fuzz_text.c"
@@ -68,10 +69,19 @@ static void test_corpus(void **state) {
 
 int main(void) {
   static target targets[] = {
-      {"blocks", target_blocks},       {"bpe", target_bpe},       {"config", target_config},
-      {"gguf", target_gguf},           {"model", target_model},   {"placement", target_placement},
-      {"report", target_report},       {"text", target_text},     {"toml", target_toml},
-      {"tokenizer", target_tokenizer}, {"tokens", target_tokens}, {"vocabulary", target_vocabulary},
+      {"blocks", target_blocks},
+      {"bpe", target_bpe},
+      {"config", target_config},
+      {"gguf", target_gguf},
+      {"model", target_model},
+      {"npy", target_npy},
+      {"placement", target_placement},
+      {"report", target_report},
+      {"text", target_text},
+      {"toml", target_toml},
+      {"tokenizer", target_tokenizer},
+      {"tokens", target_tokens},
+      {"vocabulary", target_vocabulary},
   };
   enum { TARGETS = sizeof targets / sizeof *targets };
   struct CMUnitTest tests[TARGETS];

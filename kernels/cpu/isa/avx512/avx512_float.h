@@ -175,3 +175,7 @@ void quantize_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
     out->d = 1.0f / inverse;
   }
 }
+
+void split_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
+  split_q8k_with(quantize_q8k_avx512, out, x, n);
+}

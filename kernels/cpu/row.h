@@ -89,13 +89,23 @@ static inline int64_t product_scratch_floats(int64_t cols) {
   return ROW_TILE * cols;
 }
 
-// On a path that splits off outliers a row of rounded blocks is followed by as many block_outliers.
+// On a path that splits, a row of rounded blocks is followed by its outliers.
+typedef struct {
+  int32_t at; // place in the row
+  float x;
+} outlier;
+
+typedef struct {
+  int32_t count;
+  outlier of[]; // ascending; room for MOST_OUTLIERS a block
+} row_outliers;
+
 static inline size_t split_row_bytes(int64_t n_blocks) {
-  return (size_t)n_blocks * (sizeof(block_q8_K) + sizeof(block_outliers));
+  return (size_t)n_blocks * (sizeof(block_q8_K) + MOST_OUTLIERS * sizeof(outlier)) + sizeof(row_outliers);
 }
 
-static inline const block_outliers *row_outliers(const block_q8_K *row, int64_t n_blocks) {
-  return (const block_outliers *)(const void *)(row + n_blocks);
+static inline const row_outliers *outliers_of(const block_q8_K *row, int64_t n_blocks) {
+  return (const row_outliers *)(const void *)(row + n_blocks);
 }
 
 extern const backend_ops cpu_backend_ops; // steps.c

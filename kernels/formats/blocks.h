@@ -101,18 +101,11 @@ typedef struct { // x = d * qs; bsums[i] is the sum of qs[16 i .. 16 i + 15]
 // MOST_OUTLIERS.
 enum { MOST_OUTLIERS = 8, OUTLIER_RATIO = 4 };
 
-typedef struct {
-  int32_t count;
-  uint8_t at[MOST_OUTLIERS]; // places in the block, ascending; only the first `count` are set
-  float x[MOST_OUTLIERS];
-} block_outliers;
-
 static_assert(sizeof(block_q8_0) == 34, "Q8_0 is 34 bytes");
 static_assert(sizeof(block_q4_K) == 144, "Q4_K is 144 bytes");
 static_assert(sizeof(block_q5_K) == 176, "Q5_K is 176 bytes");
 static_assert(sizeof(block_q6_K) == 210, "Q6_K is 210 bytes");
 static_assert(sizeof(block_q8_K) == 292, "Q8_K is 292 bytes");
-static_assert(sizeof(block_outliers) % 4 == 0, "a row of them may follow a row of blocks");
 
 // Of a type whose products read Q8K: a minimum for each sub-block, or one offset for all quants.
 NUM_FN int block_has_minimums(weight_type type) {

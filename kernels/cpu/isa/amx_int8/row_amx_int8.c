@@ -35,5 +35,5 @@ const cpu_row cpu_row_amx_int8 = {
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_tiles,
     .split_q8k = split_q8k_avx512,
-    .add_outliers = add_outliers_generic,
+    .add_outliers = add_outliers_avx512,
 };

@@ -6,10 +6,10 @@
 
 // ---- the criterion ----
 
-// Whether any element is an outlier: whether at most MOST_OUTLIERS are within the ratio of the largest. The
-// usual answer is no, and vectors of the compiler's give it.
-static inline bool has_outliers(const float *x) {
-  enum { AT_ONCE = 16 };
+// Whether any element is an outlier, which is rare: whether at most MOST_OUTLIERS are within OUTLIER_RATIO of
+// the largest.
+static inline bool has_outliers_generic(const float *x) {
+  enum { AT_ONCE = 16 }; // lanes that the compiler makes vectors of
   float most = 0, lane[AT_ONCE] = {0};
   int within = 0;
   for (int i = 0; i < QK_K; i += AT_ONCE)
@@ -35,126 +35,146 @@ static inline float ordinary_magnitude(const float *x) {
   return top[MOST_OUTLIERS];
 }
 
-// The outliers of x, and the rest with zeros in their places.
-static inline void take_outliers(block_outliers *out, float *rest, const float *x) {
+// Appends the outliers of x, whose first element is `first` of its row; rest: x with zeros in their places.
+static inline void take_outliers(row_outliers *out, float *rest, const float *x, int64_t first) {
   float limit = OUTLIER_RATIO * ordinary_magnitude(x);
-  *out = (block_outliers){.count = 0};
   for (int i = 0; i < QK_K; i++) {
     bool is_out = __builtin_fabsf(x[i]) > limit;
     rest[i] = is_out ? 0 : x[i];
-    if (!is_out) continue;
-    out->at[out->count] = (uint8_t)i;
-    out->x[out->count++] = x[i];
+    if (is_out) out->of[out->count++] = (outlier){(int32_t)(first + i), x[i]};
   }
 }
 
-typedef void quantize_q8k(block_q8_K *out, const float *x, int64_t n);
-
-static inline void split_q8k_with(quantize_q8k *quantize, block_q8_K *out, const float *x, int64_t n) {
-  int64_t n_blocks = n / QK_K;
-  block_outliers *outliers = (block_outliers *)(void *)(out + n_blocks);
-  for (int64_t b = 0; b < n_blocks; b++, x += QK_K) {
+static inline void split_q8k_with(bool (*has_outliers)(const float *x),
+                                  void (*quantize)(block_q8_K *out, const float *x, int64_t n),
+                                  block_q8_K *out, const float *x, int64_t n) {
+  row_outliers *outliers = (row_outliers *)(void *)(out + n / QK_K);
+  outliers->count = 0;
+  for (int64_t at = 0; at < n; at += QK_K, out++) {
     float rest[QK_K];
-    bool splits = has_outliers(x);
-    outliers[b].count = 0;
-    if (splits) take_outliers(&outliers[b], rest, x);
-    quantize(out + b, splits ? rest : x, QK_K);
+    bool splits = has_outliers(x + at);
+    if (splits) take_outliers(outliers, rest, x + at, at);
+    quantize(out, splits ? rest : x + at, QK_K);
   }
 }
 
 static inline void split_q8k_generic(block_q8_K *out, const float *x, int64_t n) {
-  split_q8k_with(quantize_q8k_generic, out, x, n);
+  split_q8k_with(has_outliers_generic, quantize_q8k_generic, out, x, n);
+}
+
+// ---- a column of weights, which are those of dequantize.h ----
+
+typedef struct { // of one weight in each of ROW_TILE rows: w = d * scale * q - dmin * min
+  uint16_t d[ROW_TILE], dmin[ROW_TILE];
+  int8_t scale[ROW_TILE], min[ROW_TILE], q[ROW_TILE];
+} weight_parts;
+
+// Weight i of a block; fifth: the fifth bits of Q5_K's quants; NULL: Q4_K.
+static inline void parts_with_min(weight_parts *p, int64_t r, uint16_t d, uint16_t dmin,
+                                  const uint8_t *scales, const uint8_t *qs, const uint8_t *fifth, int i) {
+  int scale, min;
+  block_scale_min(&scale, &min, scales, i / 32);
+  p->d[r] = d;
+  p->dmin[r] = dmin;
+  p->scale[r] = (int8_t)scale;
+  p->min[r] = (int8_t)min;
+  p->q[r] = (int8_t)((qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15) |
+                     (fifth ? (fifth[i % 32] >> i / 32 & 1) << 4 : 0));
+}
+
+static inline void parts_q4k(weight_parts *p, int64_t r, const void *block, int i) {
+  const block_q4_K *w = (const block_q4_K *)block;
+  parts_with_min(p, r, w->d, w->dmin, w->scales, w->qs, NULL, i);
+}
+
+static inline void parts_q5k(weight_parts *p, int64_t r, const void *block, int i) {
+  const block_q5_K *w = (const block_q5_K *)block;
+  parts_with_min(p, r, w->d, w->dmin, w->scales, w->qs, w->qh, i);
+}
+
+static inline void parts_q6k(weight_parts *p, int64_t r, const void *block, int i) {
+  const block_q6_K *w = (const block_q6_K *)block;
+  int half = i / 128, group = i / 32 % 4, l = i % 32;
+  int low = w->ql[half * 64 + group % 2 * 32 + l] >> (group / 2 * 4) & 15;
+  int high = w->qh[half * 32 + l] >> (group * 2) & 3;
+  p->d[r] = w->d;
+  p->scale[r] = w->scales[i / 16];
+  p->q[r] = (int8_t)((low | high << 4) - 32);
+}
+
+static inline void weight_column_generic(float w[ROW_TILE], weight_type type, const char *rows,
+                                         size_t row_bytes, int64_t n, int64_t at) {
+  weight_parts p = {0};
+  int i = (int)(at % QK_K);
+  rows += (size_t)(at / QK_K) * type_find(type)->bytes;
+  switch (type) {
+  case TYPE_Q4_K:
+    for (int64_t r = 0; r < n; r++) parts_q4k(&p, r, rows + (size_t)r * row_bytes, i);
+    break;
+  case TYPE_Q5_K:
+    for (int64_t r = 0; r < n; r++) parts_q5k(&p, r, rows + (size_t)r * row_bytes, i);
+    break;
+  case TYPE_Q6_K:
+    for (int64_t r = 0; r < n; r++) parts_q6k(&p, r, rows + (size_t)r * row_bytes, i);
+    break;
+    CASES_WITHOUT_Q8K
+    __builtin_trap(); // the arm was refused
+  }
+  for (int64_t r = 0; r < ROW_TILE; r++) {
+    float step = half_to_f32(p.d[r]) * (float)p.scale[r];
+    w[r] = step * (float)p.q[r];
+  }
+  if (!block_has_minimums(type)) return;
+  for (int64_t r = 0; r < ROW_TILE; r++) w[r] = w[r] - half_to_f32(p.dmin[r]) * (float)p.min[r];
 }
 
 // ---- the terms ----
 
-// Weight i of a block, as dequantize.h has it.
-static inline float weight_q4k(const block_q4_K *w, int i) {
-  int scale, min, q = w->qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
-  block_scale_min(&scale, &min, w->scales, i / 32);
-  return half_to_f32(w->d) * (float)scale * (float)q - half_to_f32(w->dmin) * (float)min;
-}
-
-static inline float weight_q5k(const block_q5_K *w, int i) {
-  int scale, min,
-      q = (w->qs[i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15) | (w->qh[i % 32] >> i / 32 & 1) << 4;
-  block_scale_min(&scale, &min, w->scales, i / 32);
-  return half_to_f32(w->d) * (float)scale * (float)q - half_to_f32(w->dmin) * (float)min;
-}
-
-static inline float weight_q6k(const block_q6_K *w, int i) {
-  int half = i / 128, group = i / 32 % 4, l = i % 32;
-  int low = w->ql[half * 64 + group % 2 * 32 + l] >> (group / 2 * 4) & 15;
-  int high = w->qh[half * 32 + l] >> (group * 2) & 3;
-  return half_to_f32(w->d) * (float)w->scales[i / 16] * (float)((low | high << 4) - 32);
-}
-
-// Weight `at` of `n` rows, and zeros up to ROW_TILE.
-static inline void weight_column(float w[ROW_TILE], weight_type type, const char *rows, size_t row_bytes,
-                                 int64_t n, int64_t at) {
-  int i = (int)(at % QK_K);
-  rows += (size_t)(at / QK_K) * type_find(type)->bytes;
-  for (int64_t r = 0; r < ROW_TILE; r++, rows += row_bytes) {
-    w[r] = 0;
-    if (r >= n) continue;
-    switch (type) {
-    case TYPE_Q4_K:
-      w[r] = weight_q4k((const block_q4_K *)(const void *)rows, i);
-      break;
-    case TYPE_Q5_K:
-      w[r] = weight_q5k((const block_q5_K *)(const void *)rows, i);
-      break;
-    case TYPE_Q6_K:
-      w[r] = weight_q6k((const block_q6_K *)(const void *)rows, i);
-      break;
-      CASES_WITHOUT_Q8K
-      __builtin_trap(); // the arm was refused
-    }
-  }
-}
-
 enum { CACHED_COLUMNS = 64 }; // outlier channels are the same for most tokens
 
 typedef struct { // columns of up to ROW_TILE rows
-  int64_t at[CACHED_COLUMNS];
+  int32_t at[CACHED_COLUMNS];
   float w[CACHED_COLUMNS][ROW_TILE];
 } column_cache;
 
-static inline int64_t outliers_count(const block_outliers *o, int64_t n_blocks) {
-  int64_t count = 0;
-  for (int64_t b = 0; b < n_blocks; b++) count += o[b].count;
-  return count;
-}
+// Weight `at` of n rows, at most ROW_TILE, whose places beyond n are of no meaning.
+typedef void column_function(float w[ROW_TILE], weight_type type, const char *rows, size_t row_bytes,
+                             int64_t n, int64_t at);
 
 // z[r] = the sum over a token's outliers, ascending.
-static inline void outlier_sums(float z[ROW_TILE], column_cache *c, const matrix *rows, const char *data,
-                                size_t row_bytes, int64_t n, const block_outliers *o) {
+static inline void outlier_sums(float z[ROW_TILE], column_cache *c, column_function *column, weight_type type,
+                                const char *rows, size_t row_bytes, int64_t n, const row_outliers *outliers) {
   for (int r = 0; r < ROW_TILE; r++) z[r] = 0;
-  for (int64_t b = 0; b < rows->cols / QK_K; b++)
-    for (int k = 0; k < o[b].count; k++) {
-      int64_t at = b * QK_K + o[b].at[k], place = at % CACHED_COLUMNS;
-      float *w = c->w[place], x = o[b].x[k];
-      if (c->at[place] != at) weight_column(w, rows->type, data, row_bytes, n, at);
-      c->at[place] = at;
-      for (int r = 0; r < ROW_TILE; r++) z[r] = num_fma_f32(w[r], x, z[r]);
-    }
+  for (int32_t k = 0; k < outliers->count; k++) {
+    int32_t at = outliers->of[k].at, place = at % CACHED_COLUMNS;
+    float *w = c->w[place], x = outliers->of[k].x;
+    if (c->at[place] != at) column(w, type, rows, row_bytes, n, at);
+    c->at[place] = at;
+    for (int r = 0; r < ROW_TILE; r++) z[r] = num_fma_f32(w[r], x, z[r]);
+  }
 }
 
-static inline void add_outliers_generic(float *const *out, const matrix *rows, const block_q8_K *const *x,
-                                        int64_t n_tokens) {
+static inline void add_outliers_with(column_function *column, float *const *out, const matrix *rows,
+                                     const block_q8_K *const *x, int64_t n_tokens) {
   size_t row_bytes = type_row_bytes(type_find(rows->type), (size_t)rows->cols);
-  int64_t n_blocks = rows->cols / QK_K;
   for (int64_t first = 0; first < rows->rows; first += ROW_TILE) {
     const char *data = (const char *)rows->data + (size_t)first * row_bytes;
     int64_t n = rows->rows - first < ROW_TILE ? rows->rows - first : ROW_TILE;
     column_cache columns;
-    memset(columns.at, 0xff, sizeof columns.at);
+    bool is_empty = true; // its `at` is not set yet
     for (int64_t t = 0; t < n_tokens; t++) {
-      const block_outliers *o = row_outliers(x[t], n_blocks);
+      const row_outliers *outliers = outliers_of(x[t], rows->cols / QK_K);
       float z[ROW_TILE];
-      if (!outliers_count(o, n_blocks)) continue;
-      outlier_sums(z, &columns, rows, data, row_bytes, n, o);
+      if (!outliers->count) continue;
+      if (is_empty) memset(columns.at, 0xff, sizeof columns.at);
+      is_empty = false;
+      outlier_sums(z, &columns, column, rows->type, data, row_bytes, n, outliers);
       for (int64_t r = 0; r < n; r++) out[t][first + r] = out[t][first + r] + z[r];
     }
   }
+}
+
+static inline void add_outliers_generic(float *const *out, const matrix *rows, const block_q8_K *const *x,
+                                        int64_t n_tokens) {
+  add_outliers_with(weight_column_generic, out, rows, x, n_tokens);
 }

@@ -6,8 +6,8 @@
 
 // ---- the criterion ----
 
-// Whether any element is an outlier, which is rare: whether at most MOST_OUTLIERS are within OUTLIER_RATIO of
-// the largest.
+// Whether any element is an outlier, which is rare: whether the largest is above the limits that all but the
+// MOST_OUTLIERS largest would set.
 static inline bool has_outliers_generic(const float *x) {
   enum { AT_ONCE = 16 }; // lanes that the compiler makes vectors of
   float most = 0, lane[AT_ONCE] = {0};
@@ -18,7 +18,7 @@ static inline bool has_outliers_generic(const float *x) {
       lane[l] = m > lane[l] ? m : lane[l];
     }
   for (int l = 0; l < AT_ONCE; l++) most = lane[l] > most ? lane[l] : most;
-  for (int i = 0; i < QK_K; i++) within += OUTLIER_RATIO * __builtin_fabsf(x[i]) >= most;
+  for (int i = 0; i < QK_K; i++) within += num_outlier_limit(__builtin_fabsf(x[i])) >= most;
   return within <= MOST_OUTLIERS;
 }
 
@@ -37,7 +37,7 @@ static inline float ordinary_magnitude(const float *x) {
 
 // Appends the outliers of x, whose first element is `first` of its row; rest: x with zeros in their places.
 static inline void take_outliers(row_outliers *out, float *rest, const float *x, int64_t first) {
-  float limit = OUTLIER_RATIO * ordinary_magnitude(x);
+  float limit = num_outlier_limit(ordinary_magnitude(x));
   for (int i = 0; i < QK_K; i++) {
     bool is_out = __builtin_fabsf(x[i]) > limit;
     rest[i] = is_out ? 0 : x[i];

@@ -158,7 +158,7 @@ class Gain(unittest.TestCase):
         self.assertLessEqual(quiet_split, quiet)
         self.assertLess(loud_split, 1e-4)
         self.assertGreater(loud, 20 * loud_split)
-        self.assertLess(loud_split, 4 * quiet)  # a square: within 2 of its rel_l2
+        self.assertLess(loud_split, 10 * quiet)  # another model, whose layers add more to the stream; and a square
 
 
 @unittest.skipUnless(os.access(PLANTED, os.X_OK), "moe_run_planted is not built")

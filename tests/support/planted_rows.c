@@ -250,7 +250,7 @@ static void quantize_half_away(block_q8_K *out, const float *x, int64_t n) {
 // ----
 
 static void take_at_limit(row_outliers *out, float *rest, const float *x, int64_t first) {
-  float limit = num_outlier_limit(ordinary_magnitude(x));
+  float limit = num_outlier_limit(ordinary_magnitude_generic(x));
   for (int i = 0; i < QK_K; i++) {
     bool is_out = limit > 0 ? __builtin_fabsf(x[i]) >= limit : x[i] != 0;
     rest[i] = is_out ? 0 : x[i];

@@ -175,21 +175,3 @@ void quantize_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
     out->d = 1.0f / inverse;
   }
 }
-
-// As has_outliers_generic.
-static bool has_outliers_avx512(const float *x) {
-  const __m512 ratio = _mm512_set1_ps(num_outlier_limit(1));
-  __m512 most = _mm512_setzero_ps();
-  for (int i = 0; i < QK_K; i += FLOATS) most = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i)), most);
-  __m512 all = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-  int within = 0;
-  for (int i = 0; i < QK_K; i += FLOATS) {
-    __m512 m = _mm512_mul_ps(ratio, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
-    within += __builtin_popcount(_mm512_cmp_ps_mask(m, all, _CMP_GE_OQ));
-  }
-  return within <= MOST_OUTLIERS;
-}
-
-void split_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
-  split_q8k_with(has_outliers_avx512, quantize_q8k_avx512, out, x, n);
-}

@@ -1,12 +1,83 @@
-// avx512_outliers: the sum of outliers' terms of q8k_split, with columns of weights taken from 16 rows at a
-// time.
+// avx512_outliers: the path q8k_split, as each_row/outliers.h has it: the criterion 16 elements at a time,
+// and the sum of the outliers' terms with columns of weights from 16 rows at a time.
 //
-// Owns: how a column is gathered. Invariant: a lane is one row, and its weight has the float operations of
-// dequantize.h in their order.
+// Owns: how a column is gathered. Invariant: a lane of a column is one row, and its weight has the float
+// operations of dequantize.h in their order.
 #pragma once
+#include "kernels/cpu/isa/avx512/avx512_float.h"
 #include "kernels/cpu/isa/avx512/avx512_panel.h"
 #include "kernels/cpu/isa/avx512/avx512_row.h"
-#include "kernels/cpu/isa/each_row/generic.h"
+
+// ---- the criterion ----
+
+static inline __m512 magnitudes(const float *x) {
+  return _mm512_abs_ps(_mm512_loadu_ps(x));
+}
+
+static inline __m512 lane_maxima(const float *x) {
+  __m512 most = _mm512_setzero_ps();
+  for (int i = 0; i < QK_K; i += FLOATS) most = _mm512_max_ps(magnitudes(x + i), most);
+  return most;
+}
+
+static bool has_outliers_avx512(const float *x) {
+  const __m512 ratio = _mm512_set1_ps(num_outlier_limit(1));
+  __m512 all = _mm512_set1_ps(_mm512_reduce_max_ps(lane_maxima(x)));
+  int within = 0;
+  for (int i = 0; i < QK_K; i += FLOATS)
+    within +=
+        __builtin_popcount(_mm512_cmp_ps_mask(_mm512_mul_ps(ratio, magnitudes(x + i)), all, _CMP_GE_OQ));
+  return within <= MOST_OUTLIERS;
+}
+
+// The element of rank MOST_OUTLIERS + 1 of n, none of them below 0; FLOATS may be read beyond them. It is the
+// largest with so many that are no less.
+static inline float ranked(const float *c, int n) {
+  float found = 0;
+  for (int i = 0; i < n; i++) {
+    int no_less = 0;
+    for (int j = 0; j < n; j += FLOATS) {
+      __mmask16 there = n - j < FLOATS ? (__mmask16)((1 << (n - j)) - 1) : (__mmask16)-1;
+      no_less += __builtin_popcount(
+          _mm512_mask_cmp_ps_mask(there, _mm512_loadu_ps(c + j), _mm512_set1_ps(c[i]), _CMP_GE_OQ));
+    }
+    if (no_less > MOST_OUTLIERS && c[i] > found) found = c[i];
+  }
+  return found;
+}
+
+// The lanes' maxima bound it from below, so only what is no less can be it: a few more than are asked for.
+static float ordinary_magnitude_avx512(const float *x) {
+  float lane[FLOATS], c[QK_K + FLOATS];
+  int n = 0;
+  _mm512_storeu_ps(lane, lane_maxima(x));
+  __m512 bound = _mm512_set1_ps(ranked(lane, FLOATS));
+  for (int i = 0; i < QK_K; i += FLOATS) {
+    __m512 m = magnitudes(x + i);
+    __mmask16 no_less = _mm512_cmp_ps_mask(m, bound, _CMP_GE_OQ);
+    _mm512_storeu_ps(c + n, _mm512_maskz_compress_ps(no_less, m));
+    n += __builtin_popcount(no_less);
+  }
+  return ranked(c, n);
+}
+
+static void take_outliers_avx512(row_outliers *out, float *rest, const float *x, int64_t first) {
+  __m512 limit = _mm512_set1_ps(num_outlier_limit(ordinary_magnitude_avx512(x)));
+  for (int i = 0; i < QK_K; i += FLOATS) {
+    unsigned is_out = _mm512_cmp_ps_mask(magnitudes(x + i), limit, _CMP_GT_OQ);
+    _mm512_storeu_ps(rest + i, _mm512_maskz_mov_ps((__mmask16)~is_out, _mm512_loadu_ps(x + i)));
+    for (; is_out; is_out &= is_out - 1) {
+      int at = i + __builtin_ctz(is_out);
+      out->of[out->count++] = (outlier){(int32_t)(first + at), x[at]};
+    }
+  }
+}
+
+void split_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
+  split_q8k_with(has_outliers_avx512, take_outliers_avx512, quantize_q8k_avx512, out, x, n);
+}
+
+// ---- a column of weights ----
 
 // Byte `at` of each row's block, a row a lane.
 static inline __m512i bytes_of_rows(const char *const *row, size_t at) {

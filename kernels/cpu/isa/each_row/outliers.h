@@ -23,7 +23,7 @@ static inline bool has_outliers_generic(const float *x) {
 }
 
 // The magnitude of rank MOST_OUTLIERS + 1.
-static inline float ordinary_magnitude(const float *x) {
+static inline float ordinary_magnitude_generic(const float *x) {
   float top[MOST_OUTLIERS + 1] = {0}; // descending
   for (int i = 0; i < QK_K; i++) {
     float m = __builtin_fabsf(x[i]);
@@ -36,8 +36,8 @@ static inline float ordinary_magnitude(const float *x) {
 }
 
 // Appends the outliers of x, whose first element is `first` of its row; rest: x with zeros in their places.
-static inline void take_outliers(row_outliers *out, float *rest, const float *x, int64_t first) {
-  float limit = num_outlier_limit(ordinary_magnitude(x));
+static inline void take_outliers_generic(row_outliers *out, float *rest, const float *x, int64_t first) {
+  float limit = num_outlier_limit(ordinary_magnitude_generic(x));
   for (int i = 0; i < QK_K; i++) {
     bool is_out = __builtin_fabsf(x[i]) > limit;
     rest[i] = is_out ? 0 : x[i];
@@ -45,7 +45,9 @@ static inline void take_outliers(row_outliers *out, float *rest, const float *x,
   }
 }
 
-static inline void split_q8k_with(bool (*has_outliers)(const float *x),
+typedef void take_function(row_outliers *out, float *rest, const float *x, int64_t first);
+
+static inline void split_q8k_with(bool (*has_outliers)(const float *x), take_function *take,
                                   void (*quantize)(block_q8_K *out, const float *x, int64_t n),
                                   block_q8_K *out, const float *x, int64_t n) {
   row_outliers *outliers = (row_outliers *)(void *)(out + n / QK_K);
@@ -53,13 +55,13 @@ static inline void split_q8k_with(bool (*has_outliers)(const float *x),
   for (int64_t at = 0; at < n; at += QK_K, out++) {
     float rest[QK_K];
     bool splits = has_outliers(x + at);
-    if (splits) take_outliers(outliers, rest, x + at, at);
+    if (splits) take(outliers, rest, x + at, at);
     quantize(out, splits ? rest : x + at, QK_K);
   }
 }
 
 static inline void split_q8k_generic(block_q8_K *out, const float *x, int64_t n) {
-  split_q8k_with(has_outliers_generic, quantize_q8k_generic, out, x, n);
+  split_q8k_with(has_outliers_generic, take_outliers_generic, quantize_q8k_generic, out, x, n);
 }
 
 // ---- a column of weights, which are those of dequantize.h ----

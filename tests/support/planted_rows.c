@@ -3,8 +3,8 @@
 // library into moe_run_planted, test_rows_planted and test_golden_planted, where its table takes the place of
 // that of kernels/cpu/rows.c: the build's own rows first, then the planted ones.
 //
-// Invariant: but for planted_rope_pairs, each row differs from the portable one in an order, a tie or a last
-// bit: its results are close, and only the bits tell.
+// Invariant: but for planted_rope_pairs and planted_q8k_truncates, each row differs from the portable one in
+// an order, a tie or a last bit: its results are close, and only the bits tell.
 #include "kernels/cpu/isa/each_row/generic.h"
 #include "kernels/table.h"
 #include <stdlib.h>
@@ -246,8 +246,15 @@ static void quantize_half_away(block_q8_K *out, const float *x, int64_t n) {
   quantize_with(out, x, n, first_extreme, round_half_away);
 }
 
-// ---- outliers of q8k_split: an element just at the limit taken too; terms in another order, or one left out
-// ----
+static int32_t round_toward_zero(float inverse, float x) {
+  return (int32_t)(inverse * x);
+}
+
+static void quantize_truncating(block_q8_K *out, const float *x, int64_t n) {
+  quantize_with(out, x, n, first_extreme, round_toward_zero);
+}
+
+// ---- outliers of q8k_split: one just at the limit taken too; terms in another order, or one left out ----
 
 static void take_at_limit(row_outliers *out, float *rest, const float *x, int64_t first) {
   float limit = num_outlier_limit(ordinary_magnitude_generic(x));
@@ -362,6 +369,8 @@ enum {
   Q8K_ROUNDING,
   ROUTE_TIE,
   F16_CACHE,
+  SWIGLU_EXP,
+  Q8K_TRUNCATES,
   OUTLIER_LIMIT,
   OUTLIER_ORDER,
   OUTLIER_LEFT_OUT,
@@ -384,6 +393,8 @@ static const char *const names[N_PLANTED] = {
     [OUTLIER_LIMIT] = "planted_outlier_limit",
     [OUTLIER_ORDER] = "planted_outlier_order",
     [OUTLIER_LEFT_OUT] = "planted_outlier_left_out",
+    [SWIGLU_EXP] = "planted_swiglu_exp",
+    [Q8K_TRUNCATES] = "planted_q8k_truncates",
 };
 
 static bool always_usable(void) {
@@ -413,6 +424,8 @@ static void plant(cpu_row *row, real_ops *ops) {
   row[Q8K_ROUNDING].quantize_q8k = quantize_half_away;
   ops[ROUTE_TIE].route = route_last_of_equals;
   ops[F16_CACHE].kv_store = kv_store_toward_zero;
+  ops[SWIGLU_EXP].swiglu = swiglu_last_bit;
+  row[Q8K_TRUNCATES].quantize_q8k = quantize_truncating;
   row[OUTLIER_LIMIT].split_q8k = split_at_limit;
   row[OUTLIER_ORDER].add_outliers = add_descending;
   row[OUTLIER_LEFT_OUT].add_outliers = add_all_but_last;

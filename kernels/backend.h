@@ -16,8 +16,8 @@ extern "C" {
 
 // ---- what is computed ----
 
-typedef enum { PATH_F64, PATH_F32, PATH_Q8K } path_kind;
-enum { PATH_COUNT = 3 };
+typedef enum { PATH_F64, PATH_F32, PATH_Q8K, PATH_Q8K_SPLIT } path_kind;
+enum { PATH_COUNT = 4 };
 
 enum { ATTENTION_CHUNK = 64 }; // key positions to a chunk, on every path
 

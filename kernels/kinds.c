@@ -9,6 +9,7 @@ static const path_info paths[PATH_COUNT] = {
     {PATH_F64, "f64", 1, 0x6636340000000001u, 8},
     {PATH_F32, "f32", 1, 0x6633320000000001u, 4},
     {PATH_Q8K, "q8k", 1, 0x71386b0000000001u, 4},
+    {PATH_Q8K_SPLIT, "q8k_split", 1, 0x71386b7300000001u, 4},
 };
 
 const path_info *path_get(path_kind kind) {

@@ -8,9 +8,22 @@ activation_form path_rounded_form(path_kind path) {
   case PATH_F32:
     return ACTIVATION_REAL;
   case PATH_Q8K:
+  case PATH_Q8K_SPLIT:
     return ACTIVATION_Q8K;
   }
   return ACTIVATION_NONE;
+}
+
+bool path_splits_outliers(path_kind path) {
+  switch (path) {
+  case PATH_F64:
+  case PATH_F32:
+  case PATH_Q8K:
+    return false;
+  case PATH_Q8K_SPLIT:
+    return true;
+  }
+  return false;
 }
 
 activation_form product_form(path_kind path, weight_type type) {
@@ -19,6 +32,7 @@ activation_form product_form(path_kind path, weight_type type) {
   case PATH_F32:
     return ACTIVATION_REAL; // of any type: its weights are dequantised
   case PATH_Q8K:
+  case PATH_Q8K_SPLIT:
     return type_find(type)->on_q8k;
   }
   return ACTIVATION_NONE;

@@ -16,6 +16,10 @@ activation_form product_form(path_kind path, weight_type type);
 // round.
 activation_form path_rounded_form(path_kind path);
 
+// Whether the path takes the outliers of a block out before it rounds the rest, and adds their terms to the
+// product.
+bool path_splits_outliers(path_kind path);
+
 // Good where the paths of p have a product for each matrix that the rank multiplies with. The error names the
 // tensor, its type, the path and the backend. computes: what the backend has products of; NULL: of all types.
 status product_forms_check(const backend_params *p, const char *backend, bool (*computes)(weight_type type));

@@ -30,6 +30,8 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
     break;
   case ACTIVATION_Q8K:
     b->row->product_q8k((float *const *)out, rows, p->q8k + t, n);
+    if (path_splits_outliers(p->kernels->path->kind))
+      b->row->add_outliers((float *const *)out, rows, p->q8k + t, n);
     break;
   case ACTIVATION_NONE:
     __builtin_trap(); // the arm was refused
@@ -42,7 +44,9 @@ void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ah
   matrix rows = matrix_rows(p->m, first, count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
   if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k) {
-    ops->vector_q8k((float *)p->out[0] + first, &rows, p->q8k[0], ahead);
+    float *out = (float *)p->out[0] + first;
+    ops->vector_q8k(out, &rows, p->q8k[0], ahead);
+    if (path_splits_outliers(p->kernels->path->kind)) b->row->add_outliers(&out, &rows, p->q8k, 1);
     return;
   }
   for (int64_t t = 0; t < p->n; t += TOKEN_TILE) {

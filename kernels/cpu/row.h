@@ -19,6 +19,7 @@
 // A kernel's name says what it computes and on what: product_q8k_avx2 is rows times Q8_K activations on AVX2.
 #pragma once
 #include "kernels/backend.h"
+#include "kernels/formats/blocks.h"
 #include <stdbool.h>
 
 enum {
@@ -88,6 +89,25 @@ static inline int64_t product_scratch_floats(int64_t cols) {
   return ROW_TILE * cols;
 }
 
+// On a path that splits, a row of rounded blocks is followed by its outliers.
+typedef struct {
+  int32_t at; // place in the row
+  float x;
+} outlier;
+
+typedef struct {
+  int32_t count;
+  outlier of[]; // ascending; room for MOST_OUTLIERS a block
+} row_outliers;
+
+static inline size_t split_row_bytes(int64_t n_blocks) {
+  return (size_t)n_blocks * (sizeof(block_q8_K) + MOST_OUTLIERS * sizeof(outlier)) + sizeof(row_outliers);
+}
+
+static inline const row_outliers *outliers_of(const block_q8_K *row, int64_t n_blocks) {
+  return (const row_outliers *)(const void *)(row + n_blocks);
+}
+
 extern const backend_ops cpu_backend_ops; // steps.c
 
 typedef struct {
@@ -97,6 +117,10 @@ typedef struct {
   void (*quantize_q8k)(block_q8_K *out, const float *x, int64_t n);
   // As product, of K-quant rows with rounded activations.
   void (*product_q8k)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
+  // quantize_q8k of what is left without the outliers, which follow: out is of split_row_bytes
+  void (*split_q8k)(block_q8_K *out, const float *x, int64_t n);
+  // out[t][i] += the sum of the outliers' terms, after product_q8k of such rows
+  void (*add_outliers)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
 } cpu_row;
 
 const cpu_row *const *cpu_row_table(void);     // NULL-terminated, best first

@@ -21,10 +21,12 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
   TRY(take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
   TRY(take(b, &a->q8k_rows, (size_t)rows, sizeof *a->q8k_rows, what));
   bool rounded = path_rounded_form(s->path->kind) == ACTIVATION_Q8K && width % QK_K == 0;
-  if (rounded) TRY(take(b, &a->q8k, (size_t)(rows * width / QK_K), sizeof *a->q8k, what));
+  size_t row_bytes = path_splits_outliers(s->path->kind) ? split_row_bytes(width / QK_K)
+                                                         : (size_t)(width / QK_K) * sizeof(block_q8_K);
+  if (rounded) TRY(take(b, &a->q8k, (size_t)rows, row_bytes, what));
   for (int64_t r = 0; r < rows; r++) {
     a->real_rows[r] = a->reals + (size_t)r * lines * CACHE_LINE;
-    if (rounded) a->q8k_rows[r] = a->q8k + r * (width / QK_K);
+    if (rounded) a->q8k_rows[r] = (const block_q8_K *)(const void *)(a->q8k + (size_t)r * row_bytes);
   }
   return 0;
 }
@@ -57,6 +59,7 @@ static path_kernels kernels_of(const cpu_row *row, path_kind kind) {
     break;
   case PATH_F32:
   case PATH_Q8K:
+  case PATH_Q8K_SPLIT:
     break;
   }
   return (path_kernels){path_get(kind), ops};
@@ -84,6 +87,7 @@ kv_storage cpu_kv_storage(const cpu_backend *b) {
     return KV_REAL;
   case PATH_F32:
   case PATH_Q8K:
+  case PATH_Q8K_SPLIT:
     break;
   }
   return b->params.kv_f16 ? KV_HALF : KV_REAL;
@@ -215,6 +219,7 @@ bool cpu_has_path(path_kind kind) {
   case PATH_F64:
   case PATH_F32:
   case PATH_Q8K:
+  case PATH_Q8K_SPLIT:
     return true;
   }
   return false;

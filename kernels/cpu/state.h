@@ -5,9 +5,10 @@
 #pragma once
 #include "kernels/cpu/row.h"
 
-typedef struct {   // activations of one kind for up to max_batch (or max slots) rows
-  char *reals;     // rows of the path's real, width long and a little further apart
-  block_q8_K *q8k; // [rows][width / QK_K]; only on q8k and where width is a multiple of QK_K
+typedef struct { // activations of one kind for up to max_batch (or max slots) rows
+  char *reals;   // rows of the path's real, width long and a little further apart
+  char *q8k;     // rows of width / QK_K blocks, on q8k_split with their outliers; only on a path that rounds,
+                 // and where width is a multiple of QK_K
   int64_t width;
   void **real_rows; // pointers to the rows
   const block_q8_K **q8k_rows;

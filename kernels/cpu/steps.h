@@ -15,8 +15,9 @@ static inline product product_shared(const cpu_backend *b, void *const *out, con
 
 // Row `row` of a in the form that the path's products read.
 static inline void quantize(const cpu_backend *b, const path_kernels *s, activations *a, int64_t row) {
-  if (path_rounded_form(s->path->kind) == ACTIVATION_Q8K && a->q8k)
-    b->row->quantize_q8k((block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
+  if (path_rounded_form(s->path->kind) != ACTIVATION_Q8K || !a->q8k) return;
+  (path_splits_outliers(s->path->kind) ? b->row->split_q8k : b->row->quantize_q8k)(
+      (block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
 }
 
 // out[to] = rms_norm(x[from]) * weight, rounded where the path rounds

@@ -146,6 +146,13 @@ struct dev_matrix {
   size_t row_bytes, member_bytes; // member: one expert's matrix
 };
 
+// What q8k_split takes out of a block of activations.
+struct block_outliers {
+  int count;
+  uint8_t at[MOST_OUTLIERS]; // places in the block, ascending
+  float x[MOST_OUTLIERS];
+};
+
 // Activations of up to `rows` rows: floats, and on q8k their Q8_K blocks as planes.
 struct dev_inputs {
   float *x;       // [rows][width]
@@ -153,6 +160,7 @@ struct dev_inputs {
   float *d;       // [rows][width / 256]
   int16_t *bsums; // [rows][width / 16]
   int8_t *sums32; // [rows][width / 256][16]: sums of 32, s = low + 128 * high: 8 low (0..127), then 8 high
+  block_outliers *outliers; // [rows][width / 256]; not NULL: they are taken out when a row is rounded
   int width;
 };
 

@@ -2,6 +2,59 @@
 #pragma once
 #include "kernels/cuda/device.cuh"
 
+// The magnitude of rank MOST_OUTLIERS + 1 of the warp's 256.
+__device__ __forceinline__ float ordinary_magnitude(const float v[8]) {
+  int lane = threadIdx.x % WARP;
+  uint32_t taken = 0, level = 0; // a bit an element
+  for (int rank = 0; rank <= MOST_OUTLIERS; rank++) {
+    uint32_t mine = 0, which = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (!(taken >> i & 1) && fabsf(v[i]) > __uint_as_float(mine)) {
+        mine = __float_as_uint(fabsf(v[i]));
+        which = 1u << i;
+      }
+    level = __reduce_max_sync(~0u, mine);
+    int owner = __ffs(__ballot_sync(~0u, mine == level)) - 1; // of equals one at a time
+    if (lane == owner) taken |= which;
+  }
+  return __uint_as_float(level);
+}
+
+// Takes the outliers of a block (docs/paths.md) out of v, which lies as in round_block. Most blocks have
+// none, and the first test says so.
+__device__ __forceinline__ void take_outliers(block_outliers *out, float v[8]) {
+  int lane = threadIdx.x % WARP, within = 0, count = 0;
+  uint32_t most = 0, mine = 0; // mine: a bit an outlier
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    if (fabsf(v[i]) > __uint_as_float(most)) most = __float_as_uint(fabsf(v[i]));
+  float all = __uint_as_float(__reduce_max_sync(~0u, most));
+#pragma unroll
+  for (int i = 0; i < 8; i++) within += num_outlier_limit(fabsf(v[i])) >= all;
+  if (warp_sum(within) <= MOST_OUTLIERS) {
+    float limit = num_outlier_limit(ordinary_magnitude(v));
+    int before = 0; // outliers of lower lanes
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      bool is_out = fabsf(v[i]) > limit;
+      uint32_t lanes = __ballot_sync(~0u, is_out);
+      if (is_out) mine |= 1u << i;
+      before += __popc(lanes & ((1u << lane) - 1));
+      count += __popc(lanes);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      if (!(mine >> i & 1)) continue;
+      int place = before + __popc(mine & ((1u << i) - 1));
+      out->at[place] = (uint8_t)(8 * lane + i);
+      out->x[place] = v[i];
+      v[i] = 0;
+    }
+  }
+  if (lane == 0) out->count = count;
+}
+
 // Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, unless
 // NULL, the 8 sums of 32 (dev_inputs); global or shared memory.
 __device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,

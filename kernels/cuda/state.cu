@@ -19,10 +19,11 @@ template <typename T> static status take(cuda_backend *b, T **out, size_t count,
 }
 
 static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t width, bool rounded,
-                          const char *what) {
+                          bool splits, const char *what) {
   out->width = (int)width;
   TRY(take(b, &out->x, rows * (size_t)width, what));
   if (!rounded || width % QK_K) return 0;
+  if (splits) TRY(take(b, &out->outliers, rows * (size_t)width / QK_K, what));
   TRY(take(b, &out->qs, rows * (size_t)width, what));
   TRY(take(b, &out->d, rows * (size_t)width / QK_K, what));
   TRY(take(b, &out->bsums, rows * (size_t)width / 16, what));
@@ -93,7 +94,8 @@ static status open_attention(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, q_width = (size_t)(s->n_heads * s->head_dim);
   size_t kv_width = (size_t)(s->n_kv_heads * s->head_dim);
-  bool rounded = path_rounded_form(b->shared->kind) == ACTIVATION_Q8K;
+  bool rounded = path_rounded_form(b->shared->kind) == ACTIVATION_Q8K,
+       splits = path_splits_outliers(b->shared->kind);
   TRY(take(b, &b->token, n, PART_WORK));
   TRY(take(b, &b->sequence, n, PART_WORK));
   TRY(take(b, &b->position, n, PART_WORK));
@@ -101,7 +103,8 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->q, n * q_width, PART_WORK));
   TRY(take(b, &b->k, n * kv_width, PART_WORK));
   TRY(take(b, &b->v, n * kv_width, PART_WORK));
-  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
+  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, splits, PART_WORK));
+  if (splits) TRY(take(b, &b->projected, n * (size_t)s->hidden, PART_WORK));
   TRY(take(b, &b->arrived, (size_t)(CAPTURED_TOKENS * b->shape.n_heads), PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
@@ -119,14 +122,16 @@ static status open_experts(cuda_backend *b) {
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
   bool hidden_rounded = path_rounded_form(b->experts->kind) == ACTIVATION_Q8K;
   bool rounded = hidden_rounded || path_rounded_form(b->shared->kind) == ACTIVATION_Q8K;
-  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded, PART_WORK));
+  bool hidden_splits = path_splits_outliers(b->experts->kind);
+  bool splits = hidden_splits || path_splits_outliers(b->shared->kind);
+  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded, splits, PART_WORK));
   TRY(take(b, &b->expert, slots, PART_WORK));
   TRY(take(b, &b->member, slots, PART_WORK));
   TRY(take(b, &b->order, slots, PART_WORK));
   TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->n_local + 1), PART_WORK));
   TRY(take(b, &b->place, slots, PART_WORK));
   TRY(take(b, &b->first, (size_t)b->n_local + 1, PART_WORK));
-  TRY(take_inputs(b, &b->gate, slots, s->expert_width, hidden_rounded, PART_WORK));
+  TRY(take_inputs(b, &b->gate, slots, s->expert_width, hidden_rounded, hidden_splits, PART_WORK));
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
   TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
   TRY(take(b, &b->slots, slot_rows(b) * (size_t)s->hidden, PART_WORK));
@@ -154,7 +159,7 @@ static status open_router_and_head(cuda_backend *b) {
   TRY(take(b, &b->slot_weights, n * (size_t)s->top_k, PART_WORK));
   TRY(take(b, &b->margin, n, PART_WORK));
   TRY(take_inputs(b, &b->head_in, rows, s->hidden, path_rounded_form(b->shared->kind) == ACTIVATION_Q8K,
-                  PART_LOGITS));
+                  path_splits_outliers(b->shared->kind), PART_LOGITS));
   TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS));
   return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
@@ -295,6 +300,7 @@ bool cuda_has_path(path_kind kind) {
   switch (kind) {
   case PATH_F32:
   case PATH_Q8K:
+  case PATH_Q8K_SPLIT:
     return true;
   case PATH_F64:
     break;

@@ -54,6 +54,7 @@ struct cuda_backend {
   float *x;      // residual stream
   dev_inputs normed, attended, gate, head_in;
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
+  float *projected; // [max_batch][hidden] o(attention) before it is added; only where shared splits outliers
   kv_cache cache;
   attention_work work;
   unsigned *arrived; // counters of decode_attention.cu

@@ -17,7 +17,7 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
   int n = (int)count;
   if (decodes(b, rows)) return decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream);
   dev_inputs normed = rows_from(b->normed, first);
-  TRY(norm_launch(normed, x, w->attn_norm, n, epsilon, rounds(b), b->stream));
+  TRY(norm_launch(rounded_for(normed, b->shared), x, w->attn_norm, n, epsilon, rounds(b), b->stream));
   TRY(show(b, PROBE_ATTN_NORM, layer, normed.x, first, count));
   product_set qkv = {{shared_product(b->q + first * q_width, &w->q, &normed, n),
                       shared_product(b->k + first * kv_width, &w->k, &normed, n),

@@ -35,9 +35,14 @@ static status route_rows(cuda_backend *b, int64_t layer, int64_t first, int n) {
   float *logits = b->router_logits + first * s->n_experts;
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
   dev_inputs normed = rows_from(b->normed, first);
-  TRY(norm_launch(normed, b->x + first * s->hidden, w->ffn_norm, n, (float)s->rms_epsilon, round, b->stream));
+  TRY(norm_launch(rounded_for(normed, b->shared), b->x + first * s->hidden, w->ffn_norm, n,
+                  (float)s->rms_epsilon, round, b->stream));
   TRY(show(b, PROBE_FFN_NORM, layer, normed.x, first, n));
   TRY(product_shared(b, logits, &w->router, &normed, n, false));
+  bool other = path_splits_outliers(b->shared->kind) != path_splits_outliers(b->experts->kind);
+  if (other && path_rounded_form(b->experts->kind) == ACTIVATION_Q8K &&
+      normed.qs) // the router has read the rows
+    TRY(round_launch(rounded_for(normed, b->experts), n, b->stream));
   return show(b, PROBE_FFN_MOE_LOGITS, layer, logits, first, n);
 }
 
@@ -97,7 +102,7 @@ status cuda_routing_wait(backend *base, routing *out) {
 status cuda_routing_arrived(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
-  if (b->normed.qs) TRY(round_launch(b->normed, (int)rows->n, b->stream));
+  if (b->normed.qs) TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
   b->routing = ROUTING_GIVEN;
   return 0;
 }

@@ -15,13 +15,24 @@ bool takes_q8k(const path_info *path, const dev_matrix *m) {
   return product_form(path->kind, m->type) == ACTIVATION_Q8K;
 }
 
+// A product with outliers is whole before it is added to anything, so it takes a place of its own first.
+static status multiply_q8k(cuda_backend *b, const path_info *path, product_set *set) {
+  if (!path_splits_outliers(path->kind)) return product_q8k_launch(set, b->stream);
+  product_set whole = *set;
+  bool adds = set->p[0].adds; // of a set of one
+  if (adds) whole.p[0].out = b->projected;
+  whole.p[0].adds = false;
+  TRY(product_q8k_launch(&whole, b->stream));
+  return product_outliers_launch(set, adds ? b->projected : nullptr, b->stream);
+}
+
 status multiply(cuda_backend *b, const path_info *path, product_set *set) {
   bool all_q8k = true;
   for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
-  if (all_q8k) return product_q8k_launch(set, b->stream);
+  if (all_q8k) return multiply_q8k(b, path, set);
   for (int i = 0; i < set->count; i++) {
     product_set one = {{set->p[i]}, {0}, 1};
-    TRY(takes_q8k(path, &one.p[0].w) ? product_q8k_launch(&one, b->stream)
+    TRY(takes_q8k(path, &one.p[0].w) ? multiply_q8k(b, path, &one)
                                      : product_f32_launch(&one.p[0], b->stream));
   }
   return 0;
@@ -30,11 +41,17 @@ status multiply(cuda_backend *b, const path_info *path, product_set *set) {
 dev_inputs rows_from(dev_inputs in, int64_t first) {
   size_t elements = (size_t)first * (size_t)in.width;
   in.x += elements;
+  if (in.outliers) in.outliers += elements / QK_K;
   if (!in.qs) return in;
   in.qs += elements;
   in.d += elements / QK_K;
   in.bsums += elements / 16;
   in.sums32 += elements / 16;
+  return in;
+}
+
+dev_inputs rounded_for(dev_inputs in, const path_info *path) {
+  if (!path_splits_outliers(path->kind)) in.outliers = nullptr;
   return in;
 }
 

@@ -31,6 +31,7 @@ __device__ void round_row_block(dev_inputs io, int row, int block, const float *
   float v[8];
   for (int i = 0; i < 8; i++) v[i] = from[block * QK_K + 8 * lane + i];
   size_t b = (size_t)row * (io.width / QK_K) + block;
+  if (io.outliers) take_outliers(io.outliers + b, v);
   round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.sums32 + b * 16);
 }
 
@@ -150,7 +151,7 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 
 // A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds. A piece's
 // loads do not wait for whether its slot is owned.
-template <bool ROUND>
+template <bool ROUND, bool SPLIT>
 __global__ void __launch_bounds__(BLOCK)
     swiglu_pieces(dev_inputs gate, const float *up, const int *member, int n_pieces, bool floats) {
   wait_for_inputs();
@@ -173,6 +174,7 @@ __global__ void __launch_bounds__(BLOCK)
     to[next] = make_float4(v[4], v[5], v[6], v[7]);
   }
   size_t b = (size_t)piece;
+  if (SPLIT) take_outliers(gate.outliers + b, v);
   if (ROUND) round_block(v, gate.qs + b * QK_K, gate.d + b, gate.bsums + b * 16, gate.sums32 + b * 16);
 }
 
@@ -191,8 +193,10 @@ status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n,
                   member, gate.width, n_elements);
   int n_pieces = (int)(n_elements / QK_K);
   unsigned blocks = (unsigned)((n_pieces + BLOCK / WARP - 1) / (BLOCK / WARP));
-  return launch(round ? swiglu_pieces<true> : swiglu_pieces<false>, dim3(blocks), BLOCK, 0, stream, gate, up,
-                member, n_pieces, floats);
+  auto *kernel = !round          ? swiglu_pieces<false, false>
+                 : gate.outliers ? swiglu_pieces<true, true>
+                                 : swiglu_pieces<true, false>;
+  return launch(kernel, dim3(blocks), BLOCK, 0, stream, gate, up, member, n_pieces, floats);
 }
 
 // ---- digest ----

@@ -96,6 +96,9 @@ typedef struct { // x = d * qs; bsums[i] is the sum of qs[16 i .. 16 i + 15]
   int16_t bsums[QK_K / 16];
 } block_q8_K;
 
+// Of a block the path q8k_split takes out at most so many elements before it is rounded (num_outlier_limit).
+enum { MOST_OUTLIERS = 8 };
+
 static_assert(sizeof(block_q8_0) == 34, "Q8_0 is 34 bytes");
 static_assert(sizeof(block_q4_K) == 144, "Q4_K is 144 bytes");
 static_assert(sizeof(block_q5_K) == 176, "Q5_K is 176 bytes");

@@ -115,6 +115,13 @@ NUM_FN int32_t num_q8k_round(float inverse_scale, float x) {
   return q < 127 ? q : 127;
 }
 
+// On q8k_split an element of a block is an outlier if its magnitude is above this; ordinary: the magnitude of
+// rank MOST_OUTLIERS + 1. Four times the rest's edge: of normal numbers none is, of SwiGLU's outputs one in
+// ten blocks has one (docs/paths.md).
+NUM_FN float num_outlier_limit(float ordinary) {
+  return 4.0f * ordinary;
+}
+
 // ---- RoPE: everything in double, from the model's base and the absolute position ----
 
 // Natural logarithm of x > 0, normal: x = 2^e m with m in [sqrt 1/2, sqrt 2), and

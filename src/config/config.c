@@ -59,7 +59,7 @@ static const value_key KEYS[] = {
      "the input as a text file; of the four inputs the one set last is used"},
     {"run.arms", KEYS_ARMS, AT(run.arms), value_read_arms, value_write_arms,
      "list of 1 to 16 arms (\"path@backend\" or \"ranks\")", 0, 0, "[\"f64@cpu\", \"f32@cpu\", \"q8k@cpu\"]",
-     "what to run and compare"},
+     "what to run and compare; paths are f64, f32, q8k and q8k_split"},
     {"run.context", KEYS_FORWARD, INTEGER(run.context), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "positions of a sequence; 0: as input and run.generate need, in perplexity at most 512"},
     {"run.kv", KEYS_FORWARD, AT(run.kv), value_read_kv, value_write_kv, "\"f16\" or \"f32\"", 0, 0, "\"f16\"",

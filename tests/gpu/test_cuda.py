@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The law across backends: q8k@cuda gives the digest of q8k@cpu, f32@cuda that of f32@cpu. Needs a GPU; an emulated one
-(tests/gpu_emulation) gets fewer models and tokens.
+"""The law across backends: q8k@cuda gives the digest of q8k@cpu, q8k_split@cuda and f32@cuda those of theirs. Needs a GPU; an
+emulated one (tests/gpu_emulation) gets fewer models and tokens.
 
 Every shape is run in prefill (one chunk, an odd cut) and token by token, with both kinds of cache, on models of every
 weight type, with one rank and with more that share the GPUs, batches large enough for token shards too; then mixed
@@ -69,8 +69,9 @@ def main():
         tokens = [int(t) for t in rng.integers(0, shape.get("vocab", 512), n_tokens)]
         for chunk, kv, ranks in (*cuts[1:3], cuts[4]) if emulated else cuts:
             used = tokens if chunk > 1 else tokens[:n_decoded]
-            got = run(model, used, chunk, kv, ["f32@cpu", "f32@cuda", "q8k@cpu", "q8k@cuda"], ranks)
-            for path in ("f32", "q8k"):
+            paths = ("f32", "q8k", "q8k_split") if not emulated or index == EMULATED_SHAPES[1] else ("f32", "q8k")
+            got = run(model, used, chunk, kv, [f"{path}@{backend}" for path in paths for backend in ("cpu", "cuda")], ranks)
+            for path in paths:
                 cpu, cuda = got[f"{path}@cpu"], got[f"{path}@cuda"]
                 layers = [i for i, (a, b) in enumerate(zip(cpu["layer_digests"], cuda["layer_digests"])) if a != b]
                 cases += 1

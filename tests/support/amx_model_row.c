@@ -14,6 +14,8 @@ static const cpu_row amx_model = {
     .f64 = &ops_f64,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_amx, // for few tokens too, which the row leaves to another
+    .split_q8k = split_q8k_avx512,
+    .add_outliers = add_outliers_avx512,
 };
 
 const cpu_row *const *cpu_row_table(void) {

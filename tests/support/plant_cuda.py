@@ -44,6 +44,13 @@ FAULTS = [
      "                                : num_fma_f32(sum, *fresh, *run_sum * *old);"),
     ("chunk_fold_decode", CUDA + "decode/decode_attention.cu", "num_fma_f32(s, f, total * o)",
      "(planted(CHUNK_FOLD_DECODE) ? num_fma_f32(total, o, s * f) : num_fma_f32(s, f, total * o))"),
+    # of a block's outliers the last first; the last left out; the eighth magnitude in place of the ninth
+    ("outlier_order", CUDA + "products/product_outliers.cu", "for (int k = 0; k < n; k++)",
+     "for (int j = 0, k = planted(OUTLIER_ORDER) ? n - 1 : 0; j < n; j++, k += planted(OUTLIER_ORDER) ? -1 : 1)"),
+    ("outlier_left_out", CUDA + "products/product_outliers.cu", "n = __shfl_sync(~0u, count, from);",
+     "n = __shfl_sync(~0u, count, from) - planted(OUTLIER_LEFT_OUT);"),
+    ("outlier_rank", CUDA + "round_q8k.cuh", "for (int rank = 0; rank <= MOST_OUTLIERS; rank++)",
+     "for (int rank = planted(OUTLIER_RANK); rank <= MOST_OUTLIERS; rank++)"),
     # neighbours first instead of halves
     ("lane_tree", CUDA + "device.cuh",
      "for (int half = WARP / 2; half; half /= 2) lane = lane + __shfl_xor_sync(~0u, lane, half);",

@@ -254,6 +254,71 @@ static void quantize_truncating(block_q8_K *out, const float *x, int64_t n) {
   quantize_with(out, x, n, first_extreme, round_toward_zero);
 }
 
+// ---- outliers of q8k_split: one just at the limit taken too; terms in another order, or one left out ----
+
+static void take_at_limit(row_outliers *out, float *rest, const float *x, int64_t first) {
+  float limit = num_outlier_limit(ordinary_magnitude_generic(x));
+  for (int i = 0; i < QK_K; i++) {
+    bool is_out = limit > 0 ? __builtin_fabsf(x[i]) >= limit : x[i] != 0;
+    rest[i] = is_out ? 0 : x[i];
+    if (is_out) out->of[out->count++] = (outlier){(int32_t)(first + i), x[i]};
+  }
+}
+
+static void split_at_limit(block_q8_K *out, const float *x, int64_t n) {
+  row_outliers *outliers = (row_outliers *)(void *)(out + n / QK_K);
+  outliers->count = 0;
+  for (int64_t at = 0; at < n; at += QK_K, out++) {
+    float rest[QK_K];
+    take_at_limit(outliers, rest, x + at, at);
+    quantize_q8k_generic(out, rest, QK_K);
+  }
+}
+
+typedef struct { // one token's row, of which add_outliers reads the end alone
+  block_q8_K blocks[MAX_BLOCKS];
+  char outliers[sizeof(row_outliers) + MAX_BLOCKS * MOST_OUTLIERS * sizeof(outlier)];
+} split_row;
+
+// Adds the terms of a copy of each token's outliers, which `change` has changed.
+static void add_changed(void (*change)(row_outliers *), float *const *out, const matrix *rows,
+                        const block_q8_K *const *x, int64_t n_tokens) {
+  int64_t n_blocks = rows->cols / QK_K;
+  if (n_blocks > MAX_BLOCKS) abort();
+  for (int64_t t = 0; t < n_tokens; t++) {
+    split_row row;
+    const block_q8_K *in = row.blocks;
+    memcpy(&row, x[t], (size_t)n_blocks * sizeof *in);
+    const row_outliers *from = outliers_of(x[t], n_blocks);
+    row_outliers *to = (row_outliers *)(void *)(row.blocks + n_blocks);
+    memcpy(to, from, sizeof *from + (size_t)from->count * sizeof *from->of);
+    change(to);
+    add_outliers_generic(&out[t], rows, &in, 1);
+  }
+}
+
+static void leave_last_out(row_outliers *o) {
+  if (o->count) o->count--;
+}
+
+static void turn_around(row_outliers *o) {
+  for (int32_t i = 0; i < o->count / 2; i++) {
+    outlier other = o->of[i];
+    o->of[i] = o->of[o->count - 1 - i];
+    o->of[o->count - 1 - i] = other;
+  }
+}
+
+static void add_all_but_last(float *const *out, const matrix *rows, const block_q8_K *const *x,
+                             int64_t n_tokens) {
+  add_changed(leave_last_out, out, rows, x, n_tokens);
+}
+
+static void add_descending(float *const *out, const matrix *rows, const block_q8_K *const *x,
+                           int64_t n_tokens) {
+  add_changed(turn_around, out, rows, x, n_tokens);
+}
+
 // ---- a router that gives a tie to the higher index ----
 
 static void route_last_of_equals(expert_global *expert, void *weight, double *margin, void *logits, int64_t n,
@@ -306,17 +371,30 @@ enum {
   F16_CACHE,
   SWIGLU_EXP,
   Q8K_TRUNCATES,
+  OUTLIER_LIMIT,
+  OUTLIER_ORDER,
+  OUTLIER_LEFT_OUT,
   N_PLANTED
 };
 
 static const char *const names[N_PLANTED] = {
-    [BLOCK_ORDER] = "planted_block_order", [SLOT_ORDER] = "planted_slot_order",
-    [FOLD_ORDER] = "planted_fold_order",   [FOLD_MAXIMUM] = "planted_fold_maximum",
-    [LANE_TREE] = "planted_lane_tree",     [ROPE_ANGLE] = "planted_rope_angle",
-    [ROPE_PAIRS] = "planted_rope_pairs",   [EXP_LAST_BIT] = "planted_exp_last_bit",
-    [Q8K_SIGN] = "planted_q8k_sign",       [Q8K_ROUNDING] = "planted_q8k_rounding",
-    [ROUTE_TIE] = "planted_route_tie",     [F16_CACHE] = "planted_f16_cache",
-    [SWIGLU_EXP] = "planted_swiglu_exp",   [Q8K_TRUNCATES] = "planted_q8k_truncates",
+    [BLOCK_ORDER] = "planted_block_order",
+    [SLOT_ORDER] = "planted_slot_order",
+    [FOLD_ORDER] = "planted_fold_order",
+    [FOLD_MAXIMUM] = "planted_fold_maximum",
+    [LANE_TREE] = "planted_lane_tree",
+    [ROPE_ANGLE] = "planted_rope_angle",
+    [ROPE_PAIRS] = "planted_rope_pairs",
+    [EXP_LAST_BIT] = "planted_exp_last_bit",
+    [Q8K_SIGN] = "planted_q8k_sign",
+    [Q8K_ROUNDING] = "planted_q8k_rounding",
+    [ROUTE_TIE] = "planted_route_tie",
+    [F16_CACHE] = "planted_f16_cache",
+    [OUTLIER_LIMIT] = "planted_outlier_limit",
+    [OUTLIER_ORDER] = "planted_outlier_order",
+    [OUTLIER_LEFT_OUT] = "planted_outlier_left_out",
+    [SWIGLU_EXP] = "planted_swiglu_exp",
+    [Q8K_TRUNCATES] = "planted_q8k_truncates",
 };
 
 static bool always_usable(void) {
@@ -326,7 +404,14 @@ static bool always_usable(void) {
 static void plant(cpu_row *row, real_ops *ops) {
   for (int i = 0; i < N_PLANTED; i++) {
     ops[i] = i == EXP_LAST_BIT ? ops_last_bit : ops_f32;
-    row[i] = (cpu_row){names[i], always_usable, &ops[i], &ops_f64, quantize_q8k_generic, product_q8k_generic};
+    row[i] = (cpu_row){.name = names[i],
+                       .usable = always_usable,
+                       .f32 = &ops[i],
+                       .f64 = &ops_f64,
+                       .quantize_q8k = quantize_q8k_generic,
+                       .product_q8k = product_q8k_generic,
+                       .split_q8k = split_q8k_generic,
+                       .add_outliers = add_outliers_generic};
   }
   row[BLOCK_ORDER].product_q8k = product_swapped_blocks;
   ops[SLOT_ORDER].combine = combine_swapped_slots;
@@ -341,6 +426,9 @@ static void plant(cpu_row *row, real_ops *ops) {
   ops[F16_CACHE].kv_store = kv_store_toward_zero;
   ops[SWIGLU_EXP].swiglu = swiglu_last_bit;
   row[Q8K_TRUNCATES].quantize_q8k = quantize_truncating;
+  row[OUTLIER_LIMIT].split_q8k = split_at_limit;
+  row[OUTLIER_ORDER].add_outliers = add_descending;
+  row[OUTLIER_LEFT_OUT].add_outliers = add_all_but_last;
 }
 
 const cpu_row *const *cpu_row_table(void) {

@@ -26,13 +26,14 @@ FUNCTIONS = """typedef block_q8_0 block_q9_0;
 """
 
 # Every source with a switch over the types, and the files in which it must be told of one whose products read ...
-EACH_ROW = "each_row/generic.h"
-AVX512 = {EACH_ROW, "avx512/avx512_f32.h", "avx512/avx512_panel.h", "avx512/avx512_vector.h"}
+EACH_ROW, OUTLIERS = "each_row/generic.h", "each_row/outliers.h"
+AVX512 = {EACH_ROW, OUTLIERS, "avx512/avx512_f32.h", "avx512/avx512_outliers.h", "avx512/avx512_panel.h",
+          "avx512/avx512_vector.h"}
 CPU_Q8K = {
-    "kernels/cpu/isa/portable/row_portable.c": {EACH_ROW},
-    "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, "avx2/avx2_f32.h", "avx2/avx2_q8k.h"},
+    "kernels/cpu/isa/portable/row_portable.c": {EACH_ROW, OUTLIERS},
+    "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, OUTLIERS, "avx2/avx2_f32.h", "avx2/avx2_q8k.h"},
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": AVX512,
-    "kernels/cpu/isa/amx_int8/row_amx_int8.c": {EACH_ROW, "avx512/avx512_panel.h"},
+    "kernels/cpu/isa/amx_int8/row_amx_int8.c": {EACH_ROW, OUTLIERS, "avx512/avx512_panel.h"},
 }
 DISPATCH = {"products/block_q8k.cuh"}  # FOR_Q8K_TYPE
 CUDA_Q8K = {
@@ -40,6 +41,7 @@ CUDA_Q8K = {
     "kernels/cuda/products/product_f32.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_f32_one.cu": {"products/product_f32_one.cu"},
     "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
+    "kernels/cuda/products/product_outliers.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_q8k.cu": DISPATCH,
     "kernels/cuda/decode/decode.cu": DISPATCH,
     "kernels/cuda/decode/decode_experts.cu": DISPATCH,
@@ -51,6 +53,7 @@ REAL = {
     "kernels/cuda/products/product_f32.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_f32_one.cu": {"products/product_f32_one.cu"},
     "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
+    "kernels/cuda/products/product_outliers.cu": {"cuda/weight_at.cuh"},
 }
 ENCODERS = {"src/synth/synth_blocks.c"}
 # Seen by the CUDA compiler alone, which this test does not run: FOR_Q8K_TYPE, and templates without a general case.

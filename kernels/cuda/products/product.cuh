@@ -43,6 +43,14 @@ __device__ __forceinline__ item_tile find_tile(const product &p, int items, int 
   return {low, first, left < 0 ? 0 : left < items ? left : items};
 }
 
+// The items of this thread block, at most `items`.
+__device__ __forceinline__ item_tile tile_of(const product &p, int items) {
+  if (p.first) return find_tile(p, items, blockIdx.y);
+  if (p.member) return {p.member[blockIdx.y], (int)blockIdx.y, p.member[blockIdx.y] < 0 ? 0 : 1};
+  int first = (int)blockIdx.y * items, left = p.n_items - first;
+  return {0, first, left < items ? left : items};
+}
+
 static inline unsigned tile_count(const product *p, int items) {
   return (unsigned)(p->first ? p->n_items / items + p->n_members : ceil_div(p->n_items, items));
 }
@@ -58,3 +66,6 @@ struct product_set {
 status product_f32_launch(const product *p, cudaStream_t stream);
 // product_q8k.cu: any K-quant type; the items, members and inputs of a set are the same
 status product_q8k_launch(product_set *set, cudaStream_t stream);
+// product_outliers.cu: adds the outliers' terms to the products that product_q8k_launch has put to `out`.
+// With `products` these lie there, [n_items][rows], and out = out + (product and terms).
+status product_outliers_launch(product_set *set, const float *products, cudaStream_t stream);

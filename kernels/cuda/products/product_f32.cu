@@ -5,14 +5,6 @@
 #include "kernels/cuda/products/product_f32.cuh"
 #include "kernels/cuda/weight_at.cuh"
 
-// The items of this thread block.
-__device__ __forceinline__ item_tile tile_of(const product &p, int items) {
-  if (p.first) return find_tile(p, items, blockIdx.y);
-  int first = blockIdx.y * items, left = p.n_items - first;
-  int member = p.member ? p.member[first] : 0; // with members but no groups, a tile is one item
-  return {member, first, member < 0 ? 0 : left < items ? left : items};
-}
-
 template <int ROWS, int ITEMS>
 __device__ __forceinline__ void sum_elements(float sum[ROWS][ITEMS], const product &p, const uint8_t *rows,
                                              int row0, const float *const x[ITEMS], int lane) {

@@ -34,4 +34,6 @@ const cpu_row cpu_row_amx_int8 = {
     .f64 = &ops_f64,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_tiles,
+    .split_q8k = split_q8k_avx512,
+    .add_outliers = add_outliers_avx512,
 };

@@ -1,6 +1,7 @@
 // row_avx512_vnni: AVX-512 F, BW, DQ, VL and VNNI (Zen 4 and 5, Ice Lake and later Xeons).
 #include "kernels/cpu/isa/avx512/avx512_attention.h"
 #include "kernels/cpu/isa/avx512/avx512_f32.h"
+#include "kernels/cpu/isa/avx512/avx512_outliers.h"
 #include "kernels/cpu/isa/avx512/avx512_q8k.h"
 
 bool usable_avx512_vnni(void) {
@@ -35,4 +36,6 @@ const cpu_row cpu_row_avx512_vnni = {
     .f64 = &ops_f64,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_avx512,
+    .split_q8k = split_q8k_avx512,
+    .add_outliers = add_outliers_avx512,
 };

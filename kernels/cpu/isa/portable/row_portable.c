@@ -11,4 +11,6 @@ const cpu_row cpu_row_portable = {
     .f64 = &ops_f64,
     .quantize_q8k = quantize_q8k_generic,
     .product_q8k = product_q8k_generic,
+    .split_q8k = split_q8k_generic,
+    .add_outliers = add_outliers_generic,
 };

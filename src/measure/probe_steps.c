@@ -60,6 +60,7 @@ input_rounding input_rounding_of_path(path_kind path) {
   case PATH_F32:
     return INPUT_AS_IT_IS;
   case PATH_Q8K:
+  case PATH_Q8K_SPLIT: // rounds no more than that: its outliers are taken out
     return INPUT_Q8K;
   }
   __builtin_unreachable();

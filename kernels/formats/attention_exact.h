@@ -1,5 +1,5 @@
-// attention_exact: the scalar arithmetic of q8k's attention (version 2), one source for the C compiler and for
-// nvcc: vectors of 16-bit integers under a power of two, sums of their products, weights, folds.
+// attention_exact: the scalar arithmetic of q8k's attention (version 2), one source for the C compiler and
+// for nvcc: vectors of 16-bit integers under a power of two, sums of their products, weights, folds.
 //
 // Owns: every rounding of that definition and its constants; docs/paths.md ("Attention in integers") says
 // where each is used. Independent of: layouts, tiles, the order in which integers are summed.
@@ -84,6 +84,11 @@ NUM_FN exact_scale exact_weight_scale(uint32_t largest) {
 NUM_FN int32_t exact_round(float x, float scale) {
   float shifted = x * scale + 12582912.0f; // 1.5 * 2^23
   return (int32_t)(num_bits_f32(shifted) & 0x007fffffu) - 0x00400000;
+}
+
+// The integer of a number of a vector, or of a weight.
+NUM_FN int32_t exact_integer(float x, exact_scale s) {
+  return s.scale > 0.0f ? exact_round(x, s.scale) : 0;
 }
 
 // x = 256 high + low, |x| <= EXACT_LARGEST: high in -127 .. 127, low in -128 .. 127.

@@ -315,7 +315,9 @@ static bool always_usable(void) {
 static void plant(cpu_row *row, real_ops *ops) {
   for (int i = 0; i < N_PLANTED; i++) {
     ops[i] = i == EXP_LAST_BIT ? ops_last_bit : ops_f32;
-    row[i] = (cpu_row){names[i], always_usable, &ops[i], &ops_f64, quantize_q8k_generic, product_q8k_generic};
+    row[i] = (cpu_row){names[i],           always_usable,      &ops[i],
+                       &ops_f64,           &exact_ops_generic, quantize_q8k_generic,
+                       product_q8k_generic};
   }
   row[BLOCK_ORDER].product_q8k = product_swapped_blocks;
   ops[SLOT_ORDER].combine = combine_swapped_slots;

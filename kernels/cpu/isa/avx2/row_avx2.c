@@ -29,6 +29,7 @@ const cpu_row cpu_row_avx2 = {
     .usable = usable_avx2,
     .f32 = &ops_avx2,
     .f64 = &ops_f64,
+    .exact = &exact_ops_generic,
     .quantize_q8k = quantize_q8k_generic,
     .product_q8k = product_q8k_avx2,
 };

@@ -33,6 +33,7 @@ const cpu_row cpu_row_avx512_vnni = {
     .usable = usable_avx512_vnni,
     .f32 = &ops_avx512,
     .f64 = &ops_f64,
+    .exact = &exact_ops_generic,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_avx512,
 };

@@ -271,7 +271,7 @@ __device__ void fold_arrived(decode_memory *m, const decode_args &a, size_t row,
 // The heads' rows of the new token, rounded: queries into shared memory; the new key and value where the
 // block has the chunk that they are in, and into the cache.
 template <int DIM>
-__device__ __forceinline__ void take_rows(decode_memory *m, const decode_args &a, const head_row<DIM> &row,
+__device__ __forceinline__ void take_rows(decode_memory *m, const head_row<DIM> &row,
                                           const float (&balance)[DIM / WARP], uint8_t *block, bool is_query,
                                           bool stores, bool is_key, int key) {
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(THREADS, 3) decode_attend_exact(const __grid_c
   size_t from_q = (size_t)t * a.n_heads + first_head + warp, from_kv = (size_t)t * a.cache.n_kv_heads + kv;
   row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
   if (is_query || is_key) row.norm_and_rotate(a.epsilon, is_query ? a.scale : 1.0f);
-  take_rows<DIM>(m, a, row, balance, chunk == last ? block : nullptr, is_query, slice == 0, is_key,
+  take_rows<DIM>(m, row, balance, chunk == last ? block : nullptr, is_query, slice == 0, is_key,
                  position % KEYS);
   if (warp < HEADS && warp * WARP_KEYS < n) score_keys<DIM>(m, warp);
   __syncthreads();

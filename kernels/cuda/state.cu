@@ -99,8 +99,7 @@ static status open_limb_cache(cuda_backend *b) {
   b->exact.capacity = rows * laid_out;
   TRY(take(b, &b->exact.max, b->exact.capacity, PART_ATTENTION));
   TRY(take(b, &b->exact.sum, b->exact.capacity, PART_ATTENTION));
-  TRY(take(b, &b->exact.out, b->exact.capacity * (size_t)s->head_dim, PART_ATTENTION));
-  return take(b, &b->arrived, rows * (laid_out / GROUP_CHUNKS + 2), PART_WORK);
+  return take(b, &b->exact.out, b->exact.capacity * (size_t)s->head_dim, PART_ATTENTION);
 }
 
 static status open_cache(cuda_backend *b) {

@@ -49,7 +49,7 @@ static status attend_tokens(cuda_backend *b, int64_t layer, bool early) {
   const dev_layer *w = &b->weights->layers[layer];
   if (attends_in_integers(b))
     return decode_exact_launch(b->attended.x, b->q, b->k, b->v, w, &b->shape, b->rope, b->limbs, (int)layer,
-                               &b->batch, b->max_keys, &b->exact, b->arrived, early, b->stream);
+                               &b->batch, b->max_keys, &b->exact, early, b->stream);
   return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, &b->shape, b->rope, b->cache, (int)layer,
                                  &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
 }

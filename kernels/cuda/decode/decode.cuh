@@ -22,12 +22,12 @@ status decode_attention_launch(float *out, const float *q, const float *k, const
                                const model_shape *s, const float *rope, kv_cache cache, int layer,
                                const dev_batch *b, int max_keys, const attention_work *work,
                                unsigned *arrived, bool early, cudaStream_t stream);
-// The same two of exact attention. arrived: exact_counters of them, zeros, left so.
+// The same two of exact attention.
 bool decode_attends_exact(const exact_work *work, const model_shape *s, int n, int max_keys);
 status decode_exact_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,
                            const model_shape *s, const float *rope, limb_cache cache, int layer,
-                           const dev_batch *b, int max_keys, const exact_work *work, unsigned *arrived,
-                           bool early, cudaStream_t stream);
+                           const dev_batch *b, int max_keys, const exact_work *work, bool early,
+                           cudaStream_t stream);
 // x = x + o(attended)
 status decode_output_launch(float *x, const float *attended, const dev_layer *w, cudaStream_t stream);
 // normed = rms_norm(x), rounded too; logits[n_experts] of it

@@ -1,19 +1,21 @@
 // decode_exact: docs/paths.md steps 4 to 6 of exact attention for tokens of different sequences: norm, RoPE
-// and rounding of the heads, the new key and value into the cache, attention and its folds, in one launch.
-// The bits of exact/attend.cu.
+// and rounding of the heads, the new key and value into the cache, attention, and the folds in a second
+// launch where there is more than one chunk. The bits of exact/attend.cu.
 //
 // A thread block takes a chunk and up to eight heads that share it: with the high and the low limbs of eight
-// heads the tensor cores' 16 rows are full. The last block of a group of chunks folds the group, the last of
-// the groups folds them.
+// heads the tensor cores' 16 rows are full, and every byte of the cache is wanted by one lane only. So it
+// goes from memory to registers, all of a chunk at once, while the heads are prepared. A sum of integers has
+// no order: a lane multiplies the 16 neighbours that one load gives it, whichever columns of the product they
+// are.
 #include "kernels/cuda/decode/decode.cuh"
 #include "kernels/cuda/decode/decode_launch.cuh"
 #include "kernels/cuda/decode/head_row.cuh"
 #include "kernels/cuda/exact/attend.cuh"
 
 static constexpr int HEADS = 8, THREADS = (HEADS + 2) * WARP; // two more warps: the new key and value
-static constexpr int KEYS = EXACT_CHUNK, DIMS = 128;
-static constexpr int WARP_KEYS = KEYS / HEADS;
-static_assert(WARP_KEYS % 8 == 0 && KEYS % WARP == 0);
+static constexpr int KEYS = EXACT_CHUNK, DIMS = 128, SPANS = KEYS / SPAN;
+static constexpr int WARP_KEYS = KEYS / HEADS, TILE = 8; // TILE: columns of a product
+static_assert(WARP_KEYS == 2 * TILE && SPAN == 4 * 16 && KEYS % WARP == 0);
 
 struct decode_args {
   const float *q, *k, *v, *q_norm, *k_norm, *q_balance, *k_balance, *rope;
@@ -24,15 +26,15 @@ struct decode_args {
   float epsilon, scale;
   bool early; // the cache up to the last token may be read before the wait
   const int *sequence, *position;
-  unsigned *arrived; // [n][kv heads * slices][n_groups + 1], 0 between launches
 };
 
 struct decode_memory {
-  uint8_t block[block_bytes(DIMS)];                             // as in the cache
-  uint8_t query[2][HEADS][ROW], weight[2][HEADS][ROW];          // limbs, pieces permuted as in a block
-  float score[HEADS][KEYS + 4], query_unit[HEADS], unit[HEADS]; // unit: of the weights
-  float max[HEADS], sum[HEADS];
-  bool folds;
+  __align__(16) uint8_t query[2][HEADS][ROW];  // limbs, pieces permuted as in a block
+  __align__(16) uint8_t weight[2][HEADS][ROW]; // in the order of a row of values
+  __align__(16) uint8_t fresh[2][2][ROW];      // limbs of the new key and of the new value
+  float score[HEADS][KEYS + 4];
+  float query_unit[HEADS], unit[HEADS], max[HEADS], sum[HEADS]; // unit: of the weights
+  float fresh_unit[2];
 };
 
 // The warp's row as limbs, with what is its unit; lane l has elements l + 32 i.
@@ -53,80 +55,127 @@ template <int DIM> struct limb_row {
   }
 };
 
-// ---- loads ----
+// ---- what a lane multiplies of a chunk ----
 
-// Starts copies of what a chunk's first n keys are in: keys' rows, and values of 16 keys at a time.
-template <int DIM> __device__ __forceinline__ void copy_block(uint8_t *to, const uint8_t *from, int n) {
-  constexpr int PIECES = DIM / 16;
-  for (int i = threadIdx.x; i < n * 2 * PIECES; i += THREADS) {
-    int at = key_at(DIMS, i / PIECES % 2, i / (2 * PIECES), i % PIECES * 16);
-    copy_async_16(to + at, from + at);
-  }
-  int sixteens = (n + 15) / 16;
-  for (int i = threadIdx.x; i < DIM * 2 * sixteens; i += THREADS) {
-    int d = i / 2 % DIM, key = i / (2 * DIM) * 16;
-    int at = value_row(DIMS, key, d) + piece_at(d, i % 2 * (SPAN / 16) + key % SPAN / 16);
-    copy_async_16(to + at, from + at);
-  }
-  for (int i = 4 * threadIdx.x; i < 2 * KEYS; i += 4 * THREADS) {
-    int at = units_offset(DIMS) + i * (int)sizeof(float);
-    if (i % KEYS < n) copy_async_16(to + at, from + at);
-  }
-}
+template <int DIM> struct chunk_limbs {
+  static constexpr int PARTS = DIM / 64, TILES = DIM / (HEADS * TILE); // of 64 dimensions; of values
+  uint4 key[2][PARTS][2], value[TILES][SPANS][2];                      // [..][..][limb]
+  float2 key_unit[2];
+  float value_unit[KEYS / WARP];
 
-// The new key or value at its place in a block, in shared memory or in the cache.
-template <int DIM>
-__device__ __forceinline__ void store_row(uint8_t *block, const limb_row<DIM> &row, bool is_key, int key) {
-  int lane = threadIdx.x % WARP;
-  for (int i = 0; i < limb_row<DIM>::EACH; i++) {
-    int d = lane + WARP * i;
-    block[is_key ? key_at(DIMS, 0, key, d) : value_at(DIMS, 0, key, d)] = high_limb(row.x[i]);
-    block[is_key ? key_at(DIMS, 1, key, d) : value_at(DIMS, 1, key, d)] = low_limb(row.x[i]);
+  __device__ __forceinline__ static int key_of(int i) {
+    return threadIdx.x / WARP * WARP_KEYS + i * TILE + threadIdx.x % WARP / 4;
   }
-  if (lane == 0) units_of(block, DIMS)[is_key ? key : KEYS + key] = row.unit;
-}
+  __device__ __forceinline__ static int dimension_of(int i) {
+    return (threadIdx.x / WARP * TILES + i) * TILE + threadIdx.x % WARP / 4;
+  }
 
-// ---- a chunk ----
-
-// What a lane holds of 16 rows, the high limbs of eight heads and then their low ones: 32 bytes of each.
-__device__ __forceinline__ void load_rows(uint32_t (&rows)[4], const uint8_t (*limbs)[HEADS][ROW], int step) {
-  int head = threadIdx.x % WARP / 4, at = threadIdx.x % 4 * 4;
+  // Of the chunk's first n keys; the others are not read.
+  __device__ __forceinline__ void load(const uint8_t *block, int n) {
+    int c = threadIdx.x % 4;
+    const float *units = (const float *)(block + units_offset(DIMS));
 #pragma unroll
-  for (int i = 0; i < 4; i++)
-    rows[i] = *(const uint32_t *)&limbs[i % 2][head][piece_at(head, 2 * step + i / 2) + at];
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < 2 * PARTS; j++) {
+        const uint8_t *row = block + j % 2 * KEYS * DIMS + key_of(i) * ROW;
+        key[i][j / 2][j % 2] = make_uint4(0, 0, 0, 0);
+        if (key_of(i) < n)
+          key[i][j / 2][j % 2] = __ldcg((const uint4 *)(row + piece_at(key_of(i), j / 2 * 4 + c)));
+      }
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+      for (int j = 0; j < 2 * SPANS; j++) {
+        int d = dimension_of(i), span = j / 2;
+        const uint8_t *row = block + value_row(DIMS, span * SPAN, d);
+        value[i][span][j % 2] = make_uint4(0, 0, 0, 0);
+        if (span * SPAN + 16 * c < n)
+          value[i][span][j % 2] = __ldcg((const uint4 *)(row + piece_at(d, j % 2 * 4 + c)));
+      }
+    for (int i = 0; i < 2; i++) {
+      int first = threadIdx.x / WARP * WARP_KEYS + i * TILE + 2 * c;
+      key_unit[i] = __ldcg((const float2 *)(units + first));
+    }
+    for (int i = 0; i < KEYS / WARP; i++)
+      value_unit[i] = __ldcg(units + KEYS + threadIdx.x % WARP + WARP * i);
+  }
+
+  // Puts the new key and value in, which are not in the cache yet.
+  __device__ __forceinline__ void put_fresh(const decode_memory *m, int at) {
+    int c = threadIdx.x % 4, place = place_of_key(at % 16);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int first = threadIdx.x / WARP * WARP_KEYS + i * TILE + 2 * c;
+      if (first == at) key_unit[i].x = m->fresh_unit[0];
+      if (first + 1 == at) key_unit[i].y = m->fresh_unit[0];
+#pragma unroll
+      for (int j = 0; j < 2 * PARTS; j++)
+        if (key_of(i) == at) key[i][j / 2][j % 2] = *(const uint4 *)&m->fresh[0][j % 2][(j / 2 * 4 + c) * 16];
+    }
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+      for (int j = 0; j < 2 * SPANS; j++) {
+        if (j / 2 * SPAN + 16 * c != at / 16 * 16) continue;
+        put_byte(value[i][j / 2][j % 2], place, m->fresh[1][j % 2][dimension_of(i)]);
+      }
+    for (int i = 0; i < KEYS / WARP; i++)
+      if ((int)threadIdx.x % WARP + WARP * i == at)
+        value_unit[i] = exact_value_unit(m->fresh_unit[0], m->fresh_unit[1]);
+  }
+
+  __device__ __forceinline__ static void put_byte(uint4 &to, int place, uint32_t byte) {
+    int shift = place % 4 * 8;
+    uint32_t keep = ~(255u << shift), bits = byte << shift;
+    if (place / 4 == 0) to.x = (to.x & keep) | bits;
+    if (place / 4 == 1) to.y = (to.y & keep) | bits;
+    if (place / 4 == 2) to.z = (to.z & keep) | bits;
+    if (place / 4 == 3) to.w = (to.w & keep) | bits;
+  }
+};
+
+// sums += rows (high limbs of eight heads, then their low ones) times columns, 16 neighbours of each.
+__device__ __forceinline__ void multiply_16(int (&sums)[4], const uint4 &high, const uint4 &low,
+                                            const uint4 &columns) {
+  uint32_t first[4] = {high.x, low.x, high.y, low.y}, second[4] = {high.z, low.z, high.w, low.w};
+  mma_k32(sums, first, columns.x, columns.y);
+  mma_k32(sums, second, columns.z, columns.w);
+}
+
+__device__ __forceinline__ uint4 row_piece(const uint8_t (&row)[ROW], int head, int piece) {
+  return *(const uint4 *)&row[piece_at(head, piece)];
 }
 
 // Warp w: scores of keys 16 w .. 16 w + 15 of all heads.
-template <int DIM> __device__ __forceinline__ void score_keys(decode_memory *m, int warp) {
-  int lane = threadIdx.x % WARP, head = lane / 4;
+template <int DIM>
+__device__ __forceinline__ void score_keys(decode_memory *m, const chunk_limbs<DIM> &limbs) {
+  int c = threadIdx.x % 4, head = threadIdx.x % WARP / 4;
   int by_high[2][4] = {}, by_low[2][4] = {}; // of the keys' limbs
 #pragma unroll
-  for (int s = 0; s < DIM / 32; s++) {
-    uint32_t rows[4];
-    load_rows(rows, m->query, s);
+  for (int p = 0; p < chunk_limbs<DIM>::PARTS; p++) {
+    uint4 high = row_piece(m->query[0][head], head, 4 * p + c);
+    uint4 low = row_piece(m->query[1][head], head, 4 * p + c);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      int key = warp * WARP_KEYS + 8 * i + lane / 4;
-      const uint8_t *high = m->block + key * ROW + lane % 4 * 4, *low = high + KEYS * DIMS;
-      int at0 = piece_at(key, 2 * s), at1 = piece_at(key, 2 * s + 1);
-      mma_k32(by_high[i], rows, *(const uint32_t *)(high + at0), *(const uint32_t *)(high + at1));
-      mma_k32(by_low[i], rows, *(const uint32_t *)(low + at0), *(const uint32_t *)(low + at1));
+      multiply_16(by_high[i], high, low, limbs.key[i][p][0]);
+      multiply_16(by_low[i], high, low, limbs.key[i][p][1]);
     }
   }
-  const float *units = units_of(m->block, DIMS);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    int key = warp * WARP_KEYS + i / 2 * 8 + lane % 4 * 2 + i % 2;
+    int key = threadIdx.x / WARP * WARP_KEYS + i / 2 * TILE + 2 * c + i % 2;
     int sum = exact_score_sum(by_high[i / 2][i % 2], by_high[i / 2][i % 2 + 2] + by_low[i / 2][i % 2]);
-    m->score[head][key] = exact_score(sum, m->query_unit[head] * units[key]);
+    float unit = i % 2 ? limbs.key_unit[i / 2].y : limbs.key_unit[i / 2].x;
+    m->score[head][key] = exact_score(sum, m->query_unit[head] * unit);
   }
 }
 
 // Warp h: head h's scores of the chunk's n keys become limbs of weights.
-__device__ __forceinline__ void weigh_keys(decode_memory *m, int h, int n) {
+__device__ __forceinline__ void weigh_keys(decode_memory *m, const float (&value_unit)[KEYS / WARP], int h,
+                                           int n) {
   constexpr int EACH = KEYS / WARP;
   int lane = threadIdx.x % WARP, count = 0;
-  const float *units = units_of(m->block, DIMS) + KEYS;
   float x[EACH], largest = -INFINITY;
   uint32_t most = 0;
 #pragma unroll
@@ -142,7 +191,7 @@ __device__ __forceinline__ void weigh_keys(decode_memory *m, int h, int n) {
     x[i] = 0;
     if (lane + WARP * i >= n) continue;
     count += exact_count(e);
-    x[i] = e * units[lane + WARP * i];
+    x[i] = e * value_unit[i];
     most = max(most, exact_magnitude(x[i]));
   }
   exact_scale of_weights = exact_weight_scale(__reduce_max_sync(~0u, most));
@@ -160,188 +209,166 @@ __device__ __forceinline__ void weigh_keys(decode_memory *m, int h, int n) {
   m->sum[h] = exact_sum(count);
 }
 
-// Eight dimensions from d0 on of all heads: of head l / 4, dimensions d0 + 2 (l % 4) and the next.
-__device__ __forceinline__ float2 weigh_values(const decode_memory *m, int d0, int n) {
-  int lane = threadIdx.x % WARP, d = d0 + lane / 4;
+// Eight dimensions of all heads: of head l / 4, the tile's dimensions 2 (l % 4) and the next.
+template <int DIM>
+__device__ __forceinline__ float2 weigh_values(const decode_memory *m, const chunk_limbs<DIM> &limbs, int i) {
+  int c = threadIdx.x % 4, head = threadIdx.x % WARP / 4;
   int by_high[4] = {}, by_low[4] = {}; // of the values' limbs
 #pragma unroll
-  for (int s = 0; s < KEYS / 32; s++) {
-    if (s * 32 >= n) break;
-    uint32_t rows[4];
-    load_rows(rows, m->weight, s);
-    const uint8_t *row = m->block + value_row(DIMS, s * 32, d) + lane % 4 * 4;
-    int piece = s * 32 % SPAN / 16;
-    const uint8_t *at[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) at[i] = row + piece_at(d, piece + i % 2 + i / 2 * (SPAN / 16));
-    mma_k32(by_high, rows, *(const uint32_t *)at[0], *(const uint32_t *)at[1]);
-    mma_k32(by_low, rows, *(const uint32_t *)at[2], *(const uint32_t *)at[3]);
+  for (int span = 0; span < SPANS; span++) {
+    uint4 high = row_piece(m->weight[0][head], head, 4 * span + c);
+    uint4 low = row_piece(m->weight[1][head], head, 4 * span + c);
+    multiply_16(by_high, high, low, limbs.value[i][span][0]);
+    multiply_16(by_low, high, low, limbs.value[i][span][1]);
   }
-  float unit = m->unit[lane / 4];
+  float unit = m->unit[head];
   return make_float2(exact_output(exact_output_sum(by_high[0], by_high[2] + by_low[0], by_low[2]), unit),
                      exact_output(exact_output_sum(by_high[1], by_high[3] + by_low[1], by_low[3]), unit));
 }
 
-// ---- folds ----
+// ---- the kernel of chunks ----
 
-// A warp folds parts of one head, `count` of them `step` places apart, ascending: the factors of 32 at once,
-// a lane each, then the sums. Of the result lane l has dimensions l + 32 i.
+// The warp's row of the new token, rounded, into shared memory: of a query, or of the new key or value.
 template <int DIM>
-__device__ exact_sums fold_parts(float (&out)[DIM / WARP], const exact_work &work, size_t first, int step,
-                                 int count) {
-  constexpr int EACH = DIM / WARP, AHEAD = 8;
+__device__ __forceinline__ void publish_row(decode_memory *m, const limb_row<DIM> &row, int warp) {
   int lane = threadIdx.x % WARP;
-  exact_sums total;
-  for (int i = 0; i < EACH; i++) out[i] = 0;
-  for (int base = 0; base < count; base += WARP) {
-    size_t mine = first + (size_t)min(base + lane, count - 1) * step;
-    float max = __ldcg(&work.max[mine]), sum = __ldcg(&work.sum[mine]), both = fmaxf(max, total.max);
-    for (int s = 1; s < WARP; s *= 2) both = fmaxf(both, __shfl_up_sync(~0u, both, s));
-    float previous = __shfl_up_sync(~0u, both, 1);
-    if (lane == 0) previous = total.max;
-    float old = exact_rescale(previous, both), fresh = exact_rescale(max, both);
-    total.max = __shfl_sync(~0u, both, WARP - 1);
-    for (int i = 0; i < min(WARP, count - base); i += AHEAD) {
-      float part[AHEAD][EACH];
 #pragma unroll
-      for (int k = 0; k < AHEAD; k++)
-#pragma unroll
-        for (int j = 0; j < EACH; j++)
-          part[k][j] = __ldcg(
-              &work.out[(first + (size_t)min(base + i + k, count - 1) * step) * DIM + lane + WARP * j]);
-#pragma unroll
-      for (int k = 0; k < AHEAD; k++) {
-        float f = __shfl_sync(~0u, fresh, i + k), o = __shfl_sync(~0u, old, i + k),
-              l = __shfl_sync(~0u, sum, i + k);
-        if (base + i + k >= count) break;
-        total.sum = num_fma_f32(l, f, total.sum * o);
-#pragma unroll
-        for (int j = 0; j < EACH; j++) out[j] = num_fma_f32(part[k][j], f, out[j] * o);
-      }
-    }
+  for (int i = 0; i < limb_row<DIM>::EACH; i++) {
+    int d = lane + WARP * i, at = piece_at(warp, d / 16) + d % 16;
+    (warp < HEADS ? &m->query[0][warp][at] : &m->fresh[warp - HEADS][0][d])[0] = high_limb(row.x[i]);
+    (warp < HEADS ? &m->query[1][warp][at] : &m->fresh[warp - HEADS][1][d])[0] = low_limb(row.x[i]);
   }
-  return total;
+  if (lane == 0) (warp < HEADS ? m->query_unit[warp] : m->fresh_unit[warp - HEADS]) = row.unit;
 }
 
-// Whether this block is the last of `count` to come; leaves the counter at zero. What the others wrote
-// before is visible then.
-__device__ __forceinline__ bool is_last_of(decode_memory *m, unsigned *arrived, int count) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    m->folds = atomicAdd(arrived, 1) == (unsigned)count - 1;
-    if (m->folds) *arrived = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return m->folds;
-}
-
-// The chunk's part is in work: folds its group, and the groups, where it is the last of them. A warp a head;
-// row: of warp 0's head.
+// The new key or value from its warp into the cache.
 template <int DIM>
-__device__ void fold_arrived(decode_memory *m, const decode_args &a, size_t row, bool has_head, int chunk,
-                             int last, unsigned *arrived) {
-  constexpr int EACH = DIM / WARP;
-  int lane = threadIdx.x % WARP, group = chunk / GROUP_CHUNKS, groups = last / GROUP_CHUNKS + 1;
-  size_t first = (row + threadIdx.x / WARP) * a.n_chunks, start = first + group * GROUP_CHUNKS;
-  float out[EACH];
-  exact_sums total;
-  if (!is_last_of(m, arrived + group, min(GROUP_CHUNKS, last + 1 - group * GROUP_CHUNKS))) return;
-  if (has_head)
-    total = fold_parts<DIM>(out, a.work, start, 1, min(GROUP_CHUNKS, last + 1 - group * GROUP_CHUNKS));
-  if (groups > 1) {
-    if (has_head) {
-      for (int i = 0; i < EACH; i++) a.work.out[start * DIM + lane + WARP * i] = out[i];
-      if (lane == 0) {
-        a.work.max[start] = total.max;
-        a.work.sum[start] = total.sum;
-      }
-    }
-    if (!is_last_of(m, arrived + (a.n_chunks - 1) / GROUP_CHUNKS + 1, groups)) return;
-    if (has_head) total = fold_parts<DIM>(out, a.work, first, GROUP_CHUNKS, groups);
+__device__ __forceinline__ void store_row(const decode_memory *m, uint8_t *block, const limb_row<DIM> &row,
+                                          bool is_key, int key) {
+  int lane = threadIdx.x % WARP;
+#pragma unroll
+  for (int i = 0; i < limb_row<DIM>::EACH; i++) {
+    int d = lane + WARP * i;
+    block[is_key ? key_at(DIMS, 0, key, d) : value_at(DIMS, 0, key, d)] = high_limb(row.x[i]);
+    block[is_key ? key_at(DIMS, 1, key, d) : value_at(DIMS, 1, key, d)] = low_limb(row.x[i]);
   }
-  if (!has_head) return;
-  float inverse = exact_inverse(total.sum, m->query_unit[threadIdx.x / WARP]);
-  for (int i = 0; i < EACH; i++) a.out[(row + threadIdx.x / WARP) * DIM + lane + WARP * i] = out[i] * inverse;
-}
-
-// ---- the kernel ----
-
-// The heads' rows of the new token, rounded: queries into shared memory; the new key and value where the
-// block has the chunk that they are in, and into the cache.
-template <int DIM>
-__device__ __forceinline__ void take_rows(decode_memory *m, const head_row<DIM> &row,
-                                          const float (&balance)[DIM / WARP], uint8_t *block, bool is_query,
-                                          bool stores, bool is_key, int key) {
-  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  limb_row<DIM> limbs;
-  if (is_query || warp >= HEADS) limbs.round(row, balance);
-  if (is_query) {
-    for (int i = 0; i < DIM / WARP; i++) {
-      int at = piece_at(warp, lane / 16 + 2 * i) + lane % 16;
-      m->query[0][warp][at] = high_limb(limbs.x[i]);
-      m->query[1][warp][at] = low_limb(limbs.x[i]);
-    }
-    if (lane == 0) m->query_unit[warp] = limbs.unit;
-  }
-  copy_async_wait_all();
-  __syncthreads(); // the copies are complete but for the new position
-  if (warp >= HEADS && block) {
-    store_row<DIM>(m->block, limbs, is_key, key);
-    if (stores) store_row<DIM>(block, limbs, is_key, key);
-  }
-  __syncthreads();
+  if (lane == 0)
+    units_of(block, DIMS)[is_key ? key : KEYS + key] =
+        is_key ? row.unit : exact_value_unit(m->fresh_unit[0], row.unit);
 }
 
 template <int DIM>
-__global__ void __launch_bounds__(THREADS, 3) decode_attend_exact(const __grid_constant__ decode_args a) {
-  extern __shared__ __align__(16) uint8_t memory[];
-  decode_memory *m = (decode_memory *)memory;
+__global__ void __launch_bounds__(THREADS, 2) decode_chunks(const __grid_constant__ decode_args a) {
+  __shared__ decode_memory decode_shared;
+  decode_memory *m = &decode_shared;
   int slices = (a.group + HEADS - 1) / HEADS, kv = blockIdx.y / slices, slice = blockIdx.y % slices;
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, chunk = blockIdx.x, t = blockIdx.z;
-  int position = a.position[t], last = position / KEYS, n = min(KEYS, position + 1 - chunk * KEYS);
-  if (chunk > last) return;
+  int position = a.position[t], n = min(KEYS, position + 1 - chunk * KEYS);
+  if (n <= 0) return;
   int first_head = kv * a.group + slice * HEADS, heads = min(HEADS, a.group - slice * HEADS);
+  bool is_last = chunk == position / KEYS, is_query = warp < heads, is_key = warp == HEADS;
   uint8_t *block = block_of(a.cache, a.layer, a.sequence[t], kv, chunk);
-  if (!a.early) wait_for_previous();
-  copy_block<DIM>(m->block, block, chunk == last ? n - 1 : n); // what earlier tokens have cached
-  bool is_query = warp < heads, is_key = warp == HEADS;
+  chunk_limbs<DIM> limbs;
   head_row<DIM> row;
+  limb_row<DIM> rounded;
   float balance[DIM / WARP];
+  if (!a.early) wait_for_previous();
+  if (warp < HEADS) limbs.load(block, is_last ? n - 1 : n); // what earlier tokens have cached
   row.constants(is_query ? a.q_norm : a.k_norm, a.rope + (size_t)position * DIM);
   for (int i = 0; i < DIM / WARP; i++)
     balance[i] = warp == HEADS + 1 ? 1.0f : (is_query ? a.q_balance : a.k_balance)[lane + WARP * i];
   if (a.early) wait_for_previous();
   size_t from_q = (size_t)t * a.n_heads + first_head + warp, from_kv = (size_t)t * a.cache.n_kv_heads + kv;
-  row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
-  if (is_query || is_key) row.norm_and_rotate(a.epsilon, is_query ? a.scale : 1.0f);
-  take_rows<DIM>(m, row, balance, chunk == last ? block : nullptr, is_query, slice == 0, is_key,
-                 position % KEYS);
-  if (warp < HEADS && warp * WARP_KEYS < n) score_keys<DIM>(m, warp);
+  if (is_query || (is_last && warp >= HEADS)) {
+    row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
+    if (is_query || is_key) row.norm_and_rotate(a.epsilon, is_query ? a.scale : 1.0f);
+    rounded.round(row, balance);
+    publish_row<DIM>(m, rounded, warp);
+  }
   __syncthreads();
-  if (is_query) weigh_keys(m, warp, n);
+  if (is_last && warp < HEADS) limbs.put_fresh(m, position % KEYS);
+  if (is_last && warp >= HEADS && slice == 0) store_row<DIM>(m, block, rounded, is_key, position % KEYS);
+  if (warp < HEADS) score_keys<DIM>(m, limbs);
   __syncthreads();
-  size_t row0 = (size_t)t * a.n_heads + first_head;
-  if (warp < HEADS) {
-    int head = lane / 4;
-    float *to = a.out + (row0 + head) * DIM;
-    if (last) to = a.work.out + ((row0 + head) * a.n_chunks + chunk) * DIM;
-    float inverse = last ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
+  if (is_query) weigh_keys(m, limbs.value_unit, warp, n);
+  __syncthreads();
+  if (warp >= HEADS) return;
+  int head = lane / 4;
+  size_t row0 = (size_t)t * a.n_heads + first_head, part = (row0 + head) * a.n_chunks + chunk;
+  float inverse = a.n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
+  float *to = a.n_chunks > 1 ? a.work.out + part * DIM : a.out + (row0 + head) * DIM;
 #pragma unroll
-    for (int d = warp * 8; d < DIM; d += HEADS * 8) {
-      float2 out = weigh_values(m, d, n);
-      if (head < heads) *(float2 *)(to + d + lane % 4 * 2) = make_float2(out.x * inverse, out.y * inverse);
+  for (int i = 0; i < chunk_limbs<DIM>::TILES; i++) {
+    float2 out = weigh_values(m, limbs, i);
+    int d = (warp * chunk_limbs<DIM>::TILES + i) * TILE + lane % 4 * 2;
+    if (head < heads) *(float2 *)(to + d) = make_float2(out.x * inverse, out.y * inverse);
+  }
+  if (a.n_chunks == 1 || !is_query || lane) return;
+  part = (row0 + warp) * a.n_chunks + chunk;
+  a.work.max[part] = m->max[warp];
+  a.work.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
+}
+
+// ---- the kernel of folds: a thread block 32 dimensions of a head, a warp a group of chunks ----
+
+static constexpr int FOLD_WARPS = 8;
+
+struct folded { // of a group, in shared memory
+  float max, sum, out[WARP];
+};
+
+// Chunks from `first` on, ascending: the factors of all first, a lane each, then the sums, a lane a
+// dimension.
+__device__ void fold_chunks(folded *to, const exact_work &work, size_t first, int count, int dim, int d) {
+  constexpr int AHEAD = 16;
+  static_assert(GROUP_CHUNKS == WARP);
+  int lane = threadIdx.x % WARP;
+  size_t mine = first + min(lane, count - 1);
+  float max = work.max[mine], sum = work.sum[mine], both = max;
+  for (int s = 1; s < WARP; s *= 2) both = fmaxf(both, __shfl_up_sync(~0u, both, s));
+  float previous = __shfl_up_sync(~0u, both, 1);
+  if (lane == 0) previous = -INFINITY;
+  float old = exact_rescale(previous, both), fresh = exact_rescale(max, both), out = 0, total = 0;
+  for (int i = 0; i < count; i += AHEAD) {
+    float part[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) part[k] = work.out[(first + min(i + k, count - 1)) * dim + d];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) {
+      float f = __shfl_sync(~0u, fresh, i + k), o = __shfl_sync(~0u, old, i + k),
+            l = __shfl_sync(~0u, sum, i + k);
+      if (i + k >= count) break;
+      total = num_fma_f32(l, f, total * o);
+      out = num_fma_f32(part[k], f, out * o);
     }
   }
-  if (!last) return;
-  if (is_query && lane == 0) {
-    a.work.max[(row0 + warp) * a.n_chunks + chunk] = m->max[warp];
-    a.work.sum[(row0 + warp) * a.n_chunks + chunk] = m->sum[warp];
+  max = __shfl_sync(~0u, both, WARP - 1);
+  to->out[lane] = out;
+  if (lane) return;
+  to->max = max;
+  to->sum = total;
+}
+
+__global__ void __launch_bounds__(FOLD_WARPS *WARP) decode_folds(const __grid_constant__ decode_args a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  folded *groups = (folded *)memory;
+  int dim = a.cache.head_dim, lane = threadIdx.x % WARP, head = blockIdx.x, t = blockIdx.z;
+  int d = blockIdx.y * WARP + lane, chunks = a.position[t] / KEYS + 1;
+  int n_groups = (chunks + GROUP_CHUNKS - 1) / GROUP_CHUNKS;
+  size_t row = (size_t)t * a.n_heads + head, first = row * a.n_chunks;
+  wait_for_previous();
+  for (int g = threadIdx.x / WARP; g < n_groups; g += blockDim.x / WARP)
+    fold_chunks(&groups[g], a.work, first + g * GROUP_CHUNKS, min(GROUP_CHUNKS, chunks - g * GROUP_CHUNKS),
+                dim, d);
+  __syncthreads();
+  if (threadIdx.x >= WARP) return;
+  exact_sums total;
+  float out = 0, old, fresh;
+  for (int g = 0; g < n_groups; g++) {
+    total.fold(groups[g].max, groups[g].sum, &old, &fresh);
+    out = num_fma_f32(groups[g].out[lane], fresh, out * old);
   }
-  unsigned *arrived =
-      a.arrived + (size_t)(blockIdx.z * gridDim.y + blockIdx.y) * ((a.n_chunks - 1) / GROUP_CHUNKS + 2);
-  fold_arrived<DIM>(m, a, row0, is_query, chunk, last, arrived);
+  a.out[row * dim + d] = out * (1.0f / total.sum);
 }
 
 // ---- launch ----
@@ -351,10 +378,16 @@ bool decode_attends_exact(const exact_work *work, const model_shape *s, int n, i
          (size_t)n * (size_t)s->n_heads * (size_t)ceil_div(max_keys, KEYS) <= work->capacity;
 }
 
+static status launch_folds(const decode_args &a, int n, cudaStream_t stream) {
+  int groups = ceil_div(a.n_chunks, GROUP_CHUNKS), warps = groups < FOLD_WARPS ? groups : FOLD_WARPS;
+  dim3 grid((unsigned)a.n_heads, (unsigned)(a.cache.head_dim / WARP), (unsigned)n);
+  return launch_shared(decode_folds, grid, warps * WARP, (size_t)groups * sizeof(folded), stream, a);
+}
+
 status decode_exact_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,
                            const model_shape *s, const float *rope, limb_cache cache, int layer,
-                           const dev_batch *b, int max_keys, const exact_work *work, unsigned *arrived,
-                           bool early, cudaStream_t stream) {
+                           const dev_batch *b, int max_keys, const exact_work *work, bool early,
+                           cudaStream_t stream) {
   decode_args a = {};
   a.q = q;
   a.k = k;
@@ -376,8 +409,7 @@ status decode_exact_launch(float *out, const float *q, const float *k, const flo
   a.early = early;
   a.sequence = b->sequence;
   a.position = b->position;
-  a.arrived = arrived;
   dim3 grid((unsigned)a.n_chunks, (unsigned)(cache.n_kv_heads * ceil_div(a.group, HEADS)), (unsigned)b->n);
-  auto *kernel = s->head_dim == 64 ? decode_attend_exact<64> : decode_attend_exact<128>;
-  return launch_shared(kernel, grid, THREADS, sizeof(decode_memory), stream, a);
+  TRY(launch(s->head_dim == 64 ? decode_chunks<64> : decode_chunks<128>, grid, THREADS, 0, stream, a));
+  return a.n_chunks > 1 ? launch_folds(a, b->n, stream) : 0;
 }

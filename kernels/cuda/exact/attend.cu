@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(THREADS) attend_any(const __grid_constant__ ex
       dims = q.dims, position = a.batch.position[t], sequence = a.batch.sequence[t], dim = a.cache.head_dim;
   uint32_t *query = (uint32_t *)(m + 1);
   float *group_out = (float *)(query + dims / 2), *out = group_out + dims; // a thread's own elements
+  const uint32_t *words = q.words + query_row(q, t / each, h / group, t % each * group + h % group);
   for (int i = threadIdx.x; i < dims / 2; i += THREADS)
-    query[i] = q.words[query_word(q, t / each, h / group, t % each * group + h % group, i / (dims / 4),
-                                  i % (dims / 4) * 4)];
+    query[i] = words[query_word(dims, i / (dims / 4), i % (dims / 4) * 4)];
   for (int d = threadIdx.x; d < dims; d += THREADS) group_out[d] = out[d] = 0;
   __syncthreads();
   float query_unit = q.unit[(size_t)t * q.n_heads + h], old, fresh;

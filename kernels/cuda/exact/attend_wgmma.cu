@@ -6,8 +6,8 @@
 // stay in the registers in which the scores were: limbs.cuh orders the keys of values so.
 //
 // Registers are what bounds it: 64 outputs, 64 sums, 32 words of weights, 32 of queries. So the product of
-// low limbs, which needs sums of its own, goes by 32 dimensions at a time. Look at -Xptxas -v for spills and
-// for C7514 (wgmma serialised) after a change.
+// low limbs, which needs sums of its own, goes by half of the dimensions at a time. Look at -Xptxas -v for
+// spills and for C7514 (wgmma serialised) after a change.
 #include "kernels/cuda/exact/attend.cuh"
 
 #ifdef __CUDACC__
@@ -169,36 +169,29 @@ __device__ __forceinline__ void weigh_keys(chunk_of_rows &chunk, float (&scores)
 
 static constexpr int SPAN_STEP = DIMS * ROW / 16; // of a descriptor, from 64 keys' values to the next
 static constexpr int LOW_STEP = SPAN / 16;        // from their high limbs to their low ones
-static constexpr int PART = 32;                   // dimensions of a product of low limbs
+static constexpr int HALF = DIMS / 2;             // dimensions of a product of low limbs
 
-// Starts the product of low limbs of dimensions PART p ...
-__device__ __forceinline__ void start_low(int (&sums)[PART / 2], const chunk_of_rows &chunk, uint64_t values,
-                                          int p) {
-  wgmma_fence();
+// sums = or += the weights' limbs times the values'.
+template <int WIDE>
+__device__ __forceinline__ void
+multiply_values(int (&sums)[WIDE / 2], const uint32_t (&weights)[KEYS / 32][4], uint64_t values, bool adds) {
 #pragma unroll
   for (int k = 0; k < KEYS / 32; k++)
-    wgmma_k32<PART, true>(sums, chunk.low[k],
-                          values + k / 2 * SPAN_STEP + LOW_STEP + k % 2 * 2 + p * (PART * ROW / 16), k > 0);
-  wgmma_commit_group();
+    wgmma_k32<WIDE, true>(sums, weights[k], values + k / 2 * SPAN_STEP + k % 2 * 2, adds || k > 0);
 }
 
-__device__ __forceinline__ void add_part(float (&out)[EACH], const int (&sums)[EACH],
-                                         const int (&low)[PART / 2], const float (&factor)[2], int p) {
-#pragma unroll
-  for (int k = 0; k < PART / 2; k++) {
-    int i = p * (PART / 2) + k;
-    out[i] = num_fma_f32((float)(sums[i] + ((low[k] + 128) >> 8)), factor[i / 2 % 2], out[i]);
-  }
+__device__ __forceinline__ int rounded_low(int low_low) {
+  return (low_low + 128) >> 8;
 }
 
-// Folds the chunk into the rows' running values.
+// Folds the chunk into the rows' running values. exact_output_sum's three terms: high limbs and the low ones
+// of half of the dimensions at first, then what is crossed and the other half.
 __device__ __forceinline__ void add_values(float (&out)[EACH], exact_sums (&running)[2],
                                            const chunk_of_rows &chunk, uint64_t values) {
-  int sums[EACH], low[2][PART / 2];
+  int sums[EACH], low[EACH / 2];
   wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < KEYS / 32; k++)
-    wgmma_k32<DIMS, true>(sums, chunk.high[k], values + k / 2 * SPAN_STEP + k % 2 * 2, k > 0);
+  multiply_values<DIMS>(sums, chunk.high, values, false);
+  multiply_values<HALF>(low, chunk.low, values + LOW_STEP, false);
   wgmma_commit_group();
   float old[2], factor[2];
 #pragma unroll
@@ -212,24 +205,26 @@ __device__ __forceinline__ void add_values(float (&out)[EACH], exact_sums (&runn
   }
   wgmma_wait_group<0>();
   wgmma_fence_operand(sums);
+  wgmma_fence_operand(low);
 #pragma unroll
-  for (int i = 0; i < EACH; i++) sums[i] = (int)((uint32_t)sums[i] << 8);
-  wgmma_fence_operand(sums);
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < KEYS / 32; k++) {
-    uint64_t at = values + k / 2 * SPAN_STEP + k % 2 * 2;
-    wgmma_k32<DIMS, true>(sums, chunk.low[k], at, true);
-    wgmma_k32<DIMS, true>(sums, chunk.high[k], at + LOW_STEP, true);
+  for (int i = 0; i < EACH; i++) {
+    sums[i] = (int)((uint32_t)sums[i] << 8);
+    if (i < EACH / 2) sums[i] += rounded_low(low[i]);
   }
-  start_low(low[0], chunk, values, 0);
+  wgmma_fence_operand(sums);
+  wgmma_fence_operand(low);
+  wgmma_fence();
+  multiply_values<DIMS>(sums, chunk.low, values, true);
+  multiply_values<DIMS>(sums, chunk.high, values + LOW_STEP, true);
+  multiply_values<HALF>(low, chunk.low, values + LOW_STEP + HALF * ROW / 16, false);
+  wgmma_commit_group();
+  wgmma_wait_group<0>();
+  wgmma_fence_operand(sums);
+  wgmma_fence_operand(low);
 #pragma unroll
-  for (int p = 0; p < DIMS / PART; p++) {
-    wgmma_wait_group<0>();
-    if (p == 0) wgmma_fence_operand(sums);
-    wgmma_fence_operand(low[p % 2]);
-    if (p + 1 < DIMS / PART) start_low(low[(p + 1) % 2], chunk, values, p + 1);
-    add_part(out, sums, low[p % 2], factor, p);
+  for (int i = 0; i < EACH; i++) {
+    int sum = i < EACH / 2 ? sums[i] : sums[i] + rounded_low(low[i - EACH / 2]);
+    out[i] = num_fma_f32((float)sum, factor[i / 2 % 2], out[i]);
   }
 }
 

@@ -3,6 +3,7 @@
 //
 // A thread block takes one head of 16 tokens, a warp each; a key with its value. Values lie 16 keys side by
 // side in the cache, so a block whose tokens are 16 such keys writes them 16 bytes at a time.
+#include "kernels/cuda/decode/head_row.cuh"
 #include "kernels/cuda/exact/exact.cuh"
 
 static constexpr int TOKENS = 16;
@@ -61,20 +62,17 @@ __device__ float round_row(const head_rows &m, int token, const float *balance, 
 
 __device__ void store_query(const heads_args &a, const head_rows &m, int token, int t, int h, float unit) {
   int group = a.queries.n_heads / a.queries.n_kv_heads, each = tokens_per_tile(group);
-  int row = t % each * group + h % group;
-  for (int i = 4 * (threadIdx.x % WARP); i < 2 * m.dims; i += 4 * WARP) {
-    int limb = i / m.dims, d = i % m.dims;
-    a.queries.words[query_word(a.queries, t / each, h / group, row, limb, d)] =
-        *(const uint32_t *)(m.limbs(limb, token) + d);
-  }
+  uint32_t *to = a.queries.words + query_row(a.queries, t / each, h / group, t % each * group + h % group);
+  for (int d = 4 * (threadIdx.x % WARP); d < m.dims; d += 4 * WARP)
+    for (int limb = 0; limb < 2; limb++)
+      to[query_word(m.dims, limb, d)] = *(const uint32_t *)(m.limbs(limb, token) + d);
   if (threadIdx.x % WARP == 0) a.queries.unit[(size_t)t * a.queries.n_heads + h] = unit;
 }
 
 __device__ void store_key(uint8_t *block, const head_rows &m, int token, int key, float unit) {
-  for (int i = 4 * (threadIdx.x % WARP); i < 2 * m.dims; i += 4 * WARP) {
-    int limb = i / m.dims, d = i % m.dims;
-    *(uint32_t *)(block + key_at(m.dims, limb, key, d)) = *(const uint32_t *)(m.limbs(limb, token) + d);
-  }
+  for (int d = 4 * (threadIdx.x % WARP); d < m.dims; d += 4 * WARP)
+    for (int limb = 0; limb < 2; limb++)
+      *(uint32_t *)(block + key_at(m.dims, limb, key, d)) = *(const uint32_t *)(m.limbs(limb, token) + d);
   if (threadIdx.x % WARP == 0) units_of(block, m.dims)[key] = unit;
 }
 
@@ -109,33 +107,80 @@ __device__ bool are_sixteen_keys(const dev_batch &b, int first) {
          b.position[first + TOKENS - 1] == b.position[first] + TOKENS - 1;
 }
 
-// The warp's token: its query, or its key and then its value, of which the limbs stay in shared memory.
-__device__ void take_token(const heads_args &a, const head_rows &m, int token, int t, int kv, bool is_query,
-                           bool stores_value) {
-  int n_heads = a.queries.n_heads, dim = a.cache.head_dim, position = a.batch.position[t];
-  int lane = threadIdx.x % WARP, key = position % EXACT_CHUNK;
-  size_t at = ((size_t)t * (is_query ? n_heads : a.queries.n_kv_heads) + kv) * dim;
-  float *row = m.row + token * m.dims, *out = is_query ? a.q_out : a.k_out;
-  for (int i = lane; i < dim; i += WARP) row[i] = (is_query ? a.q : a.k)[at + i];
+// The warp's vector, from global memory, as limbs in shared memory; returns its unit. norm NULL: a value,
+// which is rounded only.
+__device__ float take_row(const head_rows &m, int token, const float *from, const float *norm,
+                          const float *balance, const float *rope, float *out, int dim, float epsilon,
+                          float z) {
+  int lane = threadIdx.x % WARP;
+  float *row = m.row + token * m.dims;
+  for (int i = lane; i < dim; i += WARP) row[i] = from[i];
   __syncwarp();
-  rotate_row(row, is_query ? a.q_norm : a.k_norm, a.rope + (size_t)position * dim, dim, a.epsilon,
-             is_query ? a.scale : 1.0f);
-  for (int i = lane; i < dim && out; i += WARP) out[at + i] = row[i];
-  float unit = round_row(m, token, is_query ? a.q_balance : a.k_balance, dim);
+  if (norm) rotate_row(row, norm, rope, dim, epsilon, z);
+  for (int i = lane; i < dim && out; i += WARP) out[i] = row[i];
+  return round_row(m, token, balance, dim);
+}
+
+// The same of 128 dimensions, in registers.
+__device__ float take_row_128(const head_rows &m, int token, const float *from, const float *norm,
+                              const float *balance, const float *rope, float *out, float epsilon, float z) {
+  int lane = threadIdx.x % WARP;
+  head_row<128> row;
+  uint32_t largest = 0;
+  row.load(from);
+  if (norm) {
+    row.constants(norm, rope);
+    row.norm_and_rotate(epsilon, z);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (out) out[lane + WARP * i] = row.x[i];
+    if (balance) row.x[i] = row.x[i] * balance[lane + WARP * i];
+    largest = max(largest, exact_magnitude(row.x[i]));
+  }
+  exact_scale s = exact_vector_scale(__reduce_max_sync(~0u, largest));
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int x = exact_integer(row.x[i], s);
+    m.limbs(0, token)[lane + WARP * i] = high_limb(x);
+    m.limbs(1, token)[lane + WARP * i] = low_limb(x);
+  }
+  __syncwarp();
+  return s.unit;
+}
+
+template <bool IS_128>
+__device__ __forceinline__ float take(const heads_args &a, const head_rows &m, int token, const float *from,
+                                      const float *norm, const float *balance, int position, float *out,
+                                      float z) {
+  const float *rope = a.rope + (size_t)position * a.cache.head_dim;
+  return IS_128 ? take_row_128(m, token, from, norm, balance, rope, out, a.epsilon, z)
+                : take_row(m, token, from, norm, balance, rope, out, a.cache.head_dim, a.epsilon, z);
+}
+
+// The warp's token: its query, or its key and then its value, of which the limbs stay in shared memory.
+template <bool IS_128>
+__device__ __forceinline__ void take_token(const heads_args &a, const head_rows &m, int token, int t, int h,
+                                           bool is_query, bool stores_value) {
+  int position = a.batch.position[t], key = position % EXACT_CHUNK;
+  size_t at = ((size_t)t * (is_query ? a.queries.n_heads : a.queries.n_kv_heads) + h) * a.cache.head_dim;
   if (is_query) {
-    store_query(a, m, token, t - a.first, kv, unit);
+    float unit = take<IS_128>(a, m, token, a.q + at, a.q_norm, a.q_balance, position,
+                              a.q_out ? a.q_out + at : nullptr, a.scale);
+    store_query(a, m, token, t - a.first, h, unit);
     return;
   }
-  uint8_t *block = block_of(a.cache, a.layer, a.batch.sequence[t], kv, position / EXACT_CHUNK);
+  float unit = take<IS_128>(a, m, token, a.k + at, a.k_norm, a.k_balance, position,
+                            a.k_out ? a.k_out + at : nullptr, 1.0f);
+  uint8_t *block = block_of(a.cache, a.layer, a.batch.sequence[t], h, position / EXACT_CHUNK);
   store_key(block, m, token, key, unit);
   __syncwarp();
-  for (int i = lane; i < dim; i += WARP) row[i] = a.v[at + i];
-  __syncwarp();
-  float of_value = round_row(m, token, nullptr, dim);
-  if (lane == 0) units_of(block, m.dims)[EXACT_CHUNK + key] = exact_value_unit(unit, of_value);
+  float of_value = take<IS_128>(a, m, token, a.v + at, nullptr, nullptr, position, nullptr, 1.0f);
+  if (threadIdx.x % WARP == 0) units_of(block, m.dims)[EXACT_CHUNK + key] = exact_value_unit(unit, of_value);
   if (stores_value) store_value(block, m, token, key);
 }
 
+template <bool IS_128>
 __global__ void __launch_bounds__(TOKENS *WARP) limbs_of_heads(const __grid_constant__ heads_args a) {
   wait_for_inputs();
   extern __shared__ __align__(16) uint8_t memory[];
@@ -145,7 +190,7 @@ __global__ void __launch_bounds__(TOKENS *WARP) limbs_of_heads(const __grid_cons
   bool is_query = h < a.queries.n_heads, sixteen = !is_query && are_sixteen_keys(a.batch, first);
   int kv = is_query ? h : h - a.queries.n_heads;
   if (t < a.batch.n && (!is_query || (t >= a.first && t < a.first + a.n)))
-    take_token(a, m, token, t, kv, is_query, !sixteen);
+    take_token<IS_128>(a, m, token, t, kv, is_query, !sixteen);
   if (!sixteen) return;
   __syncthreads();
   int position = a.batch.position[first];
@@ -178,6 +223,6 @@ status exact_heads_launch(exact_work *work, limb_cache cache, const float *q, co
   a.scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
   int dims = padded_dims(cache.head_dim);
   dim3 grid((unsigned)ceil_div(b->n, TOKENS), (unsigned)(s->n_heads + s->n_kv_heads));
-  return launch_shared(limbs_of_heads, grid, TOKENS * WARP, (size_t)TOKENS * dims * (sizeof(float) + 2),
-                       stream, a);
+  return launch_shared(s->head_dim == 128 ? limbs_of_heads<true> : limbs_of_heads<false>, grid, TOKENS * WARP,
+                       (size_t)TOKENS * dims * (sizeof(float) + 2), stream, a);
 }

@@ -100,13 +100,17 @@ __host__ __device__ constexpr size_t group_words(int dims) { // of 64 rows and o
   return (size_t)dims / 32 * 128 * 4;
 }
 
-// The word of row `row` of a tile that holds dimensions d .. d + 3, d a multiple of 4.
-__device__ __forceinline__ size_t query_word(const query_limbs &q, int tile, int kv_head, int row, int limb,
-                                             int d) {
-  int group = q.n_heads / q.n_kv_heads, groups = tile_rows(group) / GROUP_ROWS;
-  size_t of_rows = (((size_t)tile * q.n_kv_heads + kv_head) * groups + row / GROUP_ROWS) * 2 + (size_t)limb;
-  int thread = row % GROUP_ROWS / 16 * WARP + row % 8 * 4 + d % 16 / 4;
-  return of_rows * group_words(q.dims) + (size_t)(d / 32 * 128 + thread) * 4 + d % 32 / 16 * 2 + row % 16 / 8;
+// The first word of row `row` of a tile, and how much further on the one is that holds dimensions d .. d + 3
+// of a limb, d a multiple of 4.
+__device__ __forceinline__ size_t query_row(const query_limbs &q, int tile, int kv_head, int row) {
+  int groups = tile_rows(q.n_heads / q.n_kv_heads) / GROUP_ROWS;
+  size_t of_rows = (((size_t)tile * q.n_kv_heads + kv_head) * groups + row / GROUP_ROWS) * 2;
+  int thread = row % GROUP_ROWS / 16 * WARP + row % 8 * 4;
+  return of_rows * group_words(q.dims) + (size_t)thread * 4 + row % 16 / 8;
+}
+
+__device__ __forceinline__ size_t query_word(int dims, int limb, int d) {
+  return limb * group_words(dims) + (size_t)(d / 32 * 128 + d % 16 / 4) * 4 + d % 32 / 16 * 2;
 }
 
 // ---- limbs ----

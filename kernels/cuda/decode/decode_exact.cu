@@ -12,7 +12,7 @@
 #include "kernels/cuda/decode/head_row.cuh"
 #include "kernels/cuda/exact/attend.cuh"
 
-static constexpr int HEADS = 8, THREADS = (HEADS + 2) * WARP; // two more warps: the new key and value
+static constexpr int HEADS = 8, THREADS = HEADS * WARP;
 static constexpr int KEYS = EXACT_CHUNK, DIMS = 128, SPANS = KEYS / SPAN;
 static constexpr int WARP_KEYS = KEYS / HEADS, TILE = 8; // TILE: columns of a product
 static_assert(WARP_KEYS == 2 * TILE && SPAN == 4 * 16 && KEYS % WARP == 0);
@@ -71,34 +71,38 @@ template <int DIM> struct chunk_limbs {
   }
 
   // Of the chunk's first n keys; the others are not read.
-  __device__ __forceinline__ void load(const uint8_t *block, int n) {
+  __device__ __forceinline__ void load_keys(const uint8_t *block, int n) {
     int c = threadIdx.x % 4;
     const float *units = (const float *)(block + units_offset(DIMS));
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) {
+      const uint8_t *row = block + key_of(i) * ROW;
+      key_unit[i] = __ldcg((const float2 *)(units + threadIdx.x / WARP * WARP_KEYS + i * TILE + 2 * c));
 #pragma unroll
       for (int j = 0; j < 2 * PARTS; j++) {
-        const uint8_t *row = block + j % 2 * KEYS * DIMS + key_of(i) * ROW;
         key[i][j / 2][j % 2] = make_uint4(0, 0, 0, 0);
         if (key_of(i) < n)
-          key[i][j / 2][j % 2] = __ldcg((const uint4 *)(row + piece_at(key_of(i), j / 2 * 4 + c)));
+          key[i][j / 2][j % 2] =
+              __ldcg((const uint4 *)(row + j % 2 * KEYS * DIMS + piece_at(key_of(i), j / 2 * 4 + c)));
       }
+    }
+  }
+
+  __device__ __forceinline__ void load_values(const uint8_t *block, int n) {
+    int c = threadIdx.x % 4;
+    const float *units = (const float *)(block + units_offset(DIMS)) + KEYS;
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
       for (int j = 0; j < 2 * SPANS; j++) {
         int d = dimension_of(i), span = j / 2;
-        const uint8_t *row = block + value_row(DIMS, span * SPAN, d);
         value[i][span][j % 2] = make_uint4(0, 0, 0, 0);
         if (span * SPAN + 16 * c < n)
-          value[i][span][j % 2] = __ldcg((const uint4 *)(row + piece_at(d, j % 2 * 4 + c)));
+          value[i][span][j % 2] =
+              __ldcg((const uint4 *)(block + value_row(DIMS, span * SPAN, d) + piece_at(d, j % 2 * 4 + c)));
       }
-    for (int i = 0; i < 2; i++) {
-      int first = threadIdx.x / WARP * WARP_KEYS + i * TILE + 2 * c;
-      key_unit[i] = __ldcg((const float2 *)(units + first));
-    }
-    for (int i = 0; i < KEYS / WARP; i++)
-      value_unit[i] = __ldcg(units + KEYS + threadIdx.x % WARP + WARP * i);
+#pragma unroll
+    for (int i = 0; i < KEYS / WARP; i++) value_unit[i] = __ldcg(units + threadIdx.x % WARP + WARP * i);
   }
 
   // Puts the new key and value in, which are not in the cache yet.
@@ -228,85 +232,119 @@ __device__ __forceinline__ float2 weigh_values(const decode_memory *m, const chu
 
 // ---- the kernel of chunks ----
 
-// The warp's row of the new token, rounded, into shared memory: of a query, or of the new key or value.
+// The warp's row, rounded, into shared memory: pieces permuted as for `row`.
 template <int DIM>
-__device__ __forceinline__ void publish_row(decode_memory *m, const limb_row<DIM> &row, int warp) {
-  int lane = threadIdx.x % WARP;
+__device__ __forceinline__ void publish_row(uint8_t *high, uint8_t *low, const limb_row<DIM> &rounded,
+                                            int row) {
 #pragma unroll
   for (int i = 0; i < limb_row<DIM>::EACH; i++) {
-    int d = lane + WARP * i, at = piece_at(warp, d / 16) + d % 16;
-    (warp < HEADS ? &m->query[0][warp][at] : &m->fresh[warp - HEADS][0][d])[0] = high_limb(row.x[i]);
-    (warp < HEADS ? &m->query[1][warp][at] : &m->fresh[warp - HEADS][1][d])[0] = low_limb(row.x[i]);
+    int d = threadIdx.x % WARP + WARP * i, at = piece_at(row, d / 16) + d % 16;
+    high[at] = high_limb(rounded.x[i]);
+    low[at] = low_limb(rounded.x[i]);
   }
-  if (lane == 0) (warp < HEADS ? m->query_unit[warp] : m->fresh_unit[warp - HEADS]) = row.unit;
 }
 
-// The new key or value from its warp into the cache.
+// Warp 0 the new key, warp 1 the new value; where `block` is not NULL into the cache as well.
 template <int DIM>
-__device__ __forceinline__ void store_row(const decode_memory *m, uint8_t *block, const limb_row<DIM> &row,
-                                          bool is_key, int key) {
-  int lane = threadIdx.x % WARP;
+__device__ __forceinline__ void publish_fresh(decode_memory *m, const limb_row<DIM> &rounded, uint8_t *block,
+                                              int at) {
+  int lane = threadIdx.x % WARP, which = threadIdx.x / WARP;
+  publish_row<DIM>(m->fresh[which][0], m->fresh[which][1], rounded, 0);
+  if (lane == 0) m->fresh_unit[which] = rounded.unit;
+  if (!block) return;
 #pragma unroll
   for (int i = 0; i < limb_row<DIM>::EACH; i++) {
-    int d = lane + WARP * i;
-    block[is_key ? key_at(DIMS, 0, key, d) : value_at(DIMS, 0, key, d)] = high_limb(row.x[i]);
-    block[is_key ? key_at(DIMS, 1, key, d) : value_at(DIMS, 1, key, d)] = low_limb(row.x[i]);
+    int d = lane + WARP * i, x = rounded.x[i];
+    block[which ? value_at(DIMS, 0, at, d) : key_at(DIMS, 0, at, d)] = high_limb(x);
+    block[which ? value_at(DIMS, 1, at, d) : key_at(DIMS, 1, at, d)] = low_limb(x);
   }
-  if (lane == 0)
-    units_of(block, DIMS)[is_key ? key : KEYS + key] =
-        is_key ? row.unit : exact_value_unit(m->fresh_unit[0], row.unit);
 }
 
+// The chunk's result of all heads, each relative to its own maximum; of the only one of a launch the output.
+template <int DIM>
+__device__ __forceinline__ void store_chunk(const decode_memory *m, const decode_args &a,
+                                            const chunk_limbs<DIM> &limbs, size_t row0, int heads,
+                                            int chunk) {
+  constexpr int TILES = chunk_limbs<DIM>::TILES;
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = lane / 4;
+  size_t part = (row0 + head) * a.n_chunks + chunk;
+  float inverse = a.n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
+  float *to = a.n_chunks > 1 ? a.work.out + part * DIM : a.out + (row0 + head) * DIM;
+#pragma unroll
+  for (int i = 0; i < TILES; i++) {
+    float2 out = weigh_values(m, limbs, i);
+    int d = (warp * TILES + i) * TILE + lane % 4 * 2;
+    if (head < heads) *(float2 *)(to + d) = make_float2(out.x * inverse, out.y * inverse);
+  }
+  if (a.n_chunks == 1 || warp >= heads || lane) return;
+  part = (row0 + warp) * a.n_chunks + chunk;
+  a.work.max[part] = m->max[warp];
+  a.work.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
+}
+
+// A thread block takes every gridDim.x-th chunk: the keys of its next one are loaded when it has the scores
+// of this one, the values when it has used these.
 template <int DIM>
 __global__ void __launch_bounds__(THREADS, 2) decode_chunks(const __grid_constant__ decode_args a) {
   __shared__ decode_memory decode_shared;
   decode_memory *m = &decode_shared;
   int slices = (a.group + HEADS - 1) / HEADS, kv = blockIdx.y / slices, slice = blockIdx.y % slices;
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, chunk = blockIdx.x, t = blockIdx.z;
-  int position = a.position[t], n = min(KEYS, position + 1 - chunk * KEYS);
-  if (n <= 0) return;
+  int position = a.position[t], last = position / KEYS;
+  if (chunk > last) return;
   int first_head = kv * a.group + slice * HEADS, heads = min(HEADS, a.group - slice * HEADS);
-  bool is_last = chunk == position / KEYS, is_query = warp < heads, is_key = warp == HEADS;
-  uint8_t *block = block_of(a.cache, a.layer, a.sequence[t], kv, chunk);
+  bool has_last = (last - chunk) % (int)gridDim.x == 0, is_query = warp < heads;
+  uint8_t *blocks = block_of(a.cache, a.layer, a.sequence[t], kv, 0);
+  auto cached = [&](int c) { return min(KEYS, position - c * KEYS); }; // by earlier tokens
+  auto block = [&](int c) { return blocks + (size_t)c * block_bytes(DIMS); };
   chunk_limbs<DIM> limbs;
-  head_row<DIM> row;
-  limb_row<DIM> rounded;
-  float balance[DIM / WARP];
+  head_row<DIM> row, fresh;
+  float balance[DIM / WARP], fresh_balance[DIM / WARP];
+  bool has_fresh = has_last && warp < 2;
   if (!a.early) wait_for_previous();
-  if (warp < HEADS) limbs.load(block, is_last ? n - 1 : n); // what earlier tokens have cached
-  row.constants(is_query ? a.q_norm : a.k_norm, a.rope + (size_t)position * DIM);
-  for (int i = 0; i < DIM / WARP; i++)
-    balance[i] = warp == HEADS + 1 ? 1.0f : (is_query ? a.q_balance : a.k_balance)[lane + WARP * i];
+  limbs.load_keys(block(chunk), cached(chunk));
+  limbs.load_values(block(chunk), cached(chunk));
+  row.constants(a.q_norm, a.rope + (size_t)position * DIM);
+  for (int i = 0; i < DIM / WARP; i++) balance[i] = a.q_balance[lane + WARP * i];
+  if (has_fresh) {
+    fresh.constants(a.k_norm, a.rope + (size_t)position * DIM);
+    for (int i = 0; i < DIM / WARP; i++) fresh_balance[i] = warp ? 1.0f : a.k_balance[lane + WARP * i];
+  }
   if (a.early) wait_for_previous();
-  size_t from_q = (size_t)t * a.n_heads + first_head + warp, from_kv = (size_t)t * a.cache.n_kv_heads + kv;
-  if (is_query || (is_last && warp >= HEADS)) {
-    row.load(is_query ? a.q + from_q * DIM : (is_key ? a.k : a.v) + from_kv * DIM);
-    if (is_query || is_key) row.norm_and_rotate(a.epsilon, is_query ? a.scale : 1.0f);
+  size_t row0 = (size_t)t * a.n_heads + first_head;
+  if (is_query) row.load(a.q + (row0 + warp) * DIM);
+  if (has_fresh) fresh.load((warp ? a.v : a.k) + ((size_t)t * a.cache.n_kv_heads + kv) * DIM);
+  if (is_query) {
+    limb_row<DIM> rounded;
+    row.norm_and_rotate(a.epsilon, a.scale);
     rounded.round(row, balance);
-    publish_row<DIM>(m, rounded, warp);
+    publish_row<DIM>(m->query[0][warp], m->query[1][warp], rounded, warp);
+    if (lane == 0) m->query_unit[warp] = rounded.unit;
+  }
+  if (has_fresh) {
+    limb_row<DIM> rounded;
+    if (warp == 0) fresh.norm_and_rotate(a.epsilon, 1.0f);
+    rounded.round(fresh, fresh_balance);
+    publish_fresh<DIM>(m, rounded, slice ? nullptr : block(last), position % KEYS);
   }
   __syncthreads();
-  if (is_last && warp < HEADS) limbs.put_fresh(m, position % KEYS);
-  if (is_last && warp >= HEADS && slice == 0) store_row<DIM>(m, block, rounded, is_key, position % KEYS);
-  if (warp < HEADS) score_keys<DIM>(m, limbs);
-  __syncthreads();
-  if (is_query) weigh_keys(m, limbs.value_unit, warp, n);
-  __syncthreads();
-  if (warp >= HEADS) return;
-  int head = lane / 4;
-  size_t row0 = (size_t)t * a.n_heads + first_head, part = (row0 + head) * a.n_chunks + chunk;
-  float inverse = a.n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
-  float *to = a.n_chunks > 1 ? a.work.out + part * DIM : a.out + (row0 + head) * DIM;
-#pragma unroll
-  for (int i = 0; i < chunk_limbs<DIM>::TILES; i++) {
-    float2 out = weigh_values(m, limbs, i);
-    int d = (warp * chunk_limbs<DIM>::TILES + i) * TILE + lane % 4 * 2;
-    if (head < heads) *(float2 *)(to + d) = make_float2(out.x * inverse, out.y * inverse);
+  if (has_last && slice == 0 && threadIdx.x == 0) {
+    float *units = units_of(block(last), DIMS) + position % KEYS;
+    units[0] = m->fresh_unit[0];
+    units[KEYS] = exact_value_unit(m->fresh_unit[0], m->fresh_unit[1]);
   }
-  if (a.n_chunks == 1 || !is_query || lane) return;
-  part = (row0 + warp) * a.n_chunks + chunk;
-  a.work.max[part] = m->max[warp];
-  a.work.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
+#pragma unroll 1
+  for (; chunk <= last; chunk += gridDim.x) {
+    int next = chunk + (int)gridDim.x;
+    if (chunk == last) limbs.put_fresh(m, position % KEYS);
+    score_keys<DIM>(m, limbs);
+    if (next <= last) limbs.load_keys(block(next), cached(next));
+    __syncthreads();
+    if (is_query) weigh_keys(m, limbs.value_unit, warp, min(KEYS, position + 1 - chunk * KEYS));
+    __syncthreads();
+    store_chunk<DIM>(m, a, limbs, row0, heads, chunk);
+    if (next <= last) limbs.load_values(block(next), cached(next));
+  }
 }
 
 // ---- the kernel of folds: a thread block 32 dimensions of a head, a warp a group of chunks ----
@@ -409,7 +447,9 @@ status decode_exact_launch(float *out, const float *q, const float *k, const flo
   a.early = early;
   a.sequence = b->sequence;
   a.position = b->position;
-  dim3 grid((unsigned)a.n_chunks, (unsigned)(cache.n_kv_heads * ceil_div(a.group, HEADS)), (unsigned)b->n);
+  int each = cache.n_kv_heads * ceil_div(a.group, HEADS);          // of a chunk
+  int most = max(1, 2 * device_multiprocessors() / (each * b->n)); // two thread blocks a multiprocessor
+  dim3 grid((unsigned)min(a.n_chunks, most), (unsigned)each, (unsigned)b->n);
   TRY(launch(s->head_dim == 64 ? decode_chunks<64> : decode_chunks<128>, grid, THREADS, 0, stream, a));
   return a.n_chunks > 1 ? launch_folds(a, b->n, stream) : 0;
 }

@@ -101,6 +101,13 @@ typedef struct { // some rows of queries over a chunk
   float weight_unit[EXACT_ROWS];
 } exact_work_avx512;
 
+// sum += u * s, four products of bytes to a lane. Not the intrinsic: with nearly all registers in use GCC 12
+// gives its sums new registers, and the copies and spills take longer than the products.
+static inline __m512i dot_bytes(__m512i sum, __m512i u, __m512i s) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));
+  return sum;
+}
+
 static inline __m512i four_bytes(const int8_t *at) {
   int32_t four;
   memcpy(&four, at, sizeof four);
@@ -128,9 +135,9 @@ static inline __attribute__((always_inline)) void score_tile(exact_work_avx512 *
     for (int r = 0; r < rows; r++) {
       __m512i high = four_bytes(q->high + r * width + d), low = four_bytes(q->low + r * width + d);
       for (int i = 0; i < wide; i++) {
-        hh[r][i] = _mm512_dpbusd_epi32(hh[r][i], kh[i], high);
-        hl[r][i] = _mm512_dpbusd_epi32(hl[r][i], kl[i], high);
-        lh[r][i] = _mm512_dpbusd_epi32(lh[r][i], kh[i], low);
+        hh[r][i] = dot_bytes(hh[r][i], kh[i], high);
+        hl[r][i] = dot_bytes(hl[r][i], kl[i], high);
+        lh[r][i] = dot_bytes(lh[r][i], kh[i], low);
       }
     }
   }
@@ -211,11 +218,12 @@ static inline __attribute__((always_inline)) void output_tile(float *out, const 
                                                               const exact_chunk *c, const int32_t *n_keys,
                                                               int fours, int64_t d, int64_t width,
                                                               const int rows, const int wide) {
-  __m512i hh[EXACT_ROWS][4], crossed[EXACT_ROWS][4], ll[EXACT_ROWS][4];
+  __m512i hh[EXACT_ROWS][4], hl[EXACT_ROWS][4], lh[EXACT_ROWS][4], ll[EXACT_ROWS][4];
   for (int r = 0; r < rows; r++)
     for (int i = 0; i < wide; i++) {
       hh[r][i] = _mm512_set1_epi32(-w->high_sum[r]);
-      crossed[r][i] = _mm512_set1_epi32(-(w->high_sum[r] + w->low_sum[r]));
+      hl[r][i] = hh[r][i];
+      lh[r][i] = _mm512_set1_epi32(-w->low_sum[r]);
       ll[r][i] = _mm512_set1_epi32(LIMB_BIAS - w->low_sum[r]); // and half of 256, to round
     }
   const uint8_t *value_high = c->value_high + d * EXACT_CHUNK, *value_low = c->value_low + d * EXACT_CHUNK;
@@ -228,16 +236,16 @@ static inline __attribute__((always_inline)) void output_tile(float *out, const 
     for (int r = 0; r < rows; r++) {
       __m512i high = four_bytes(w->high[r] + 4 * k), low = four_bytes(w->low[r] + 4 * k);
       for (int i = 0; i < wide; i++) {
-        hh[r][i] = _mm512_dpbusd_epi32(hh[r][i], vh[i], high);
-        crossed[r][i] = _mm512_dpbusd_epi32(crossed[r][i], vl[i], high);
-        ll[r][i] = _mm512_dpbusd_epi32(ll[r][i], vl[i], low);
-        crossed[r][i] = _mm512_dpbusd_epi32(crossed[r][i], vh[i], low);
+        hh[r][i] = dot_bytes(hh[r][i], vh[i], high);
+        hl[r][i] = dot_bytes(hl[r][i], vl[i], high);
+        ll[r][i] = dot_bytes(ll[r][i], vl[i], low);
+        lh[r][i] = dot_bytes(lh[r][i], vh[i], low);
       }
     }
   }
   for (int r = 0; r < rows; r++)
     for (int i = 0; i < wide && n_keys[r]; i++) {
-      __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(hh[r][i], 8), crossed[r][i]);
+      __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(hh[r][i], 8), _mm512_add_epi32(hl[r][i], lh[r][i]));
       sum = _mm512_add_epi32(sum, _mm512_srai_epi32(ll[r][i], 8));
       __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(256.0f * w->weight_unit[r]));
       _mm512_storeu_ps(out + r * width + d + i * FLOATS, real);
@@ -246,12 +254,14 @@ static inline __attribute__((always_inline)) void output_tile(float *out, const 
 
 static inline __attribute__((always_inline)) void chunk_rows(const exact_rows *to, const exact_queries *q,
                                                              const exact_chunk *c, const int32_t *n_keys,
-                                                             int64_t width, const int rows, const int wide) {
+                                                             int64_t width, const int rows,
+                                                             const int keys_wide, const int wide) {
   exact_work_avx512 w;
   int32_t most = 0;
   for (int r = 0; r < rows; r++) most = n_keys[r] > most ? n_keys[r] : most;
   if (!most) return;
-  for (int block = 0; block * FLOATS < most; block += wide) score_tile(&w, q, c, block, width, rows, wide);
+  for (int block = 0; block * FLOATS < most; block += keys_wide)
+    score_tile(&w, q, c, block, width, rows, keys_wide);
   for (int r = 0; r < rows; r++) {
     float none;
     bool has = n_keys[r] > 0;
@@ -275,16 +285,16 @@ static void exact_chunk_avx512(const exact_rows *to, const exact_queries *q, con
     const exact_queries queries = exact_queries_from(q, r, width);
     switch (n - r) {
     case 1:
-      chunk_rows(&rows, &queries, c, n_keys + r, width, 1, 4);
+      chunk_rows(&rows, &queries, c, n_keys + r, width, 1, 4, 4);
       break;
     case 2:
-      chunk_rows(&rows, &queries, c, n_keys + r, width, 2, 2);
+      chunk_rows(&rows, &queries, c, n_keys + r, width, 2, 2, 2);
       break;
     case 3:
-      chunk_rows(&rows, &queries, c, n_keys + r, width, 3, 2);
+      chunk_rows(&rows, &queries, c, n_keys + r, width, 3, 2, 1);
       break;
     default:
-      chunk_rows(&rows, &queries, c, n_keys + r, width, EXACT_ROWS, 2);
+      chunk_rows(&rows, &queries, c, n_keys + r, width, EXACT_ROWS, 2, 1);
       break;
     }
   }

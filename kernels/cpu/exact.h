@@ -91,7 +91,13 @@ typedef struct {
   exact_cache kv;
 } exact_span;
 
-typedef struct {
+typedef struct exact_ops exact_ops;
+
+// A span's attention, all of its chunks, with the kernels of `ops`. scratch: exact_scratch_bytes.
+void exact_attend(const exact_ops *ops, const exact_span *span, int64_t head_dim, void *scratch);
+size_t exact_scratch_bytes(int64_t head_dim);
+
+struct exact_ops {
   // Rounds key and value of a position into the cache.
   void (*store)(const exact_cache *kv, int64_t position, const float *k, const float *v,
                 const exact_factors *factors, int64_t head_dim);
@@ -106,8 +112,6 @@ typedef struct {
   void (*fold)(const exact_rows *run, const exact_rows *next, int64_t width);
   // out[head_dim] = row 0 of `run`, divided by its sum; unit: of its query
   void (*finish)(float *out, const exact_rows *run, float unit, int64_t head_dim);
-} exact_ops;
-
-// A span's attention, all of its chunks. scratch: exact_scratch_bytes.
-void exact_attend(const exact_ops *ops, const exact_span *span, int64_t head_dim, void *scratch);
-size_t exact_scratch_bytes(int64_t head_dim);
+  void (*attend)(const exact_ops *ops, const exact_span *span, int64_t head_dim,
+                 void *scratch); // exact_attend
+};

@@ -164,9 +164,8 @@ static void print_head(const report *r, FILE *out) {
   fprintf(out, "  types   ");
   report_print_line(out, or_none(r->model.types), 96, false);
   fputc('\n', out);
-  fprintf(out,
-          "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64 ", ", tokens,
-          r->n_sequences, r->n_sequences == 1 ? "" : "s", r->chunk, r->context);
+  fprintf(out, "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64 ", ",
+          tokens, r->n_sequences, r->n_sequences == 1 ? "" : "s", r->chunk, r->context);
   print_caches(r, out);
   bool explained = r->transport_reason[0]; // then on a line of its own
   fprintf(out, "  ranks   %zu on %d host%s of %d cores, %s%s%sexperts %s, cpu row %s\n", r->n_ranks,

@@ -247,4 +247,5 @@ static const exact_ops exact_ops_avx2 = {
     .chunk = exact_chunk_avx2,
     .fold = exact_fold_generic,
     .finish = exact_finish_generic,
+    .attend = exact_attend,
 };

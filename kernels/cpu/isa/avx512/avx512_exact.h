@@ -320,4 +320,5 @@ const exact_ops exact_ops_avx512 = {
     .chunk = exact_chunk_avx512,
     .fold = exact_fold_avx512,
     .finish = exact_finish_generic,
+    .attend = exact_attend,
 };

@@ -165,4 +165,5 @@ static const exact_ops exact_ops_generic = {
     .chunk = exact_chunk_generic,
     .fold = exact_fold_generic,
     .finish = exact_finish_generic,
+    .attend = exact_attend,
 };

@@ -27,10 +27,19 @@ typedef struct {
 } exact_cache;
 
 typedef struct {                   // one chunk of it
-  uint8_t *key_high, *key_low;     // [width / 4][EXACT_CHUNK][4]
-  uint8_t *value_high, *value_low; // [EXACT_CHUNK / 4][width][4]
+  uint8_t *key_high, *key_low;     // [EXACT_CHUNK / 16][width / 4][16 keys][4 channels]
+  uint8_t *value_high, *value_low; // [width / 16][EXACT_CHUNK / 4][16 channels][4 keys]
   float *key_unit, *value_unit;    // [EXACT_CHUNK]
 } exact_chunk;
+
+// Where key j of a chunk has channel d in its planes, and value j.
+static inline int64_t exact_key_at(int64_t j, int64_t d, int64_t width) {
+  return ((j / 16 * (width / 4) + d / 4) * 16 + j % 16) * 4 + d % 4;
+}
+
+static inline int64_t exact_value_at(int64_t j, int64_t d) {
+  return ((d / 16 * (EXACT_CHUNK / 4) + j / 4) * 16 + d % 16) * 4 + j % 4;
+}
 
 static inline size_t exact_chunk_bytes(int64_t width) {
   return (size_t)EXACT_CHUNK * (4 * (size_t)width + 2 * sizeof(float));
@@ -82,7 +91,13 @@ typedef struct {
   exact_cache kv;
 } exact_span;
 
-typedef struct {
+typedef struct exact_ops exact_ops;
+
+// A span's attention, all of its chunks, with the kernels of `ops`. scratch: exact_scratch_bytes.
+void exact_attend(const exact_ops *ops, const exact_span *span, int64_t head_dim, void *scratch);
+size_t exact_scratch_bytes(int64_t head_dim);
+
+struct exact_ops {
   // Rounds key and value of a position into the cache.
   void (*store)(const exact_cache *kv, int64_t position, const float *k, const float *v,
                 const exact_factors *factors, int64_t head_dim);
@@ -97,8 +112,6 @@ typedef struct {
   void (*fold)(const exact_rows *run, const exact_rows *next, int64_t width);
   // out[head_dim] = row 0 of `run`, divided by its sum; unit: of its query
   void (*finish)(float *out, const exact_rows *run, float unit, int64_t head_dim);
-} exact_ops;
-
-// A span's attention, all of its chunks. scratch: exact_scratch_bytes.
-void exact_attend(const exact_ops *ops, const exact_span *span, int64_t head_dim, void *scratch);
-size_t exact_scratch_bytes(int64_t head_dim);
+  void (*attend)(const exact_ops *ops, const exact_span *span, int64_t head_dim,
+                 void *scratch); // exact_attend
+};

@@ -101,7 +101,7 @@ static void attend_heads(cpu_backend *b, int64_t layer, const token_batch *batch
   if (b->shared.path->attention == ATTENTION_EXACT) {
     exact_cache cache = exact_cache_of(b, layer, sequence, kv_index);
     const exact_span span = {out, q, n_keys, tokens->n, heads, factors_of(b, layer), cache};
-    exact_attend(b->row->exact, &span, s->head_dim, cpu_thread_scratch(b));
+    b->row->exact->attend(b->row->exact, &span, s->head_dim, cpu_thread_scratch(b));
     return;
   }
   kv_head kv = kv_of(b, layer, sequence, kv_index);

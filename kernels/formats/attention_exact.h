@@ -56,17 +56,18 @@ NUM_FN int32_t exact_unit_of(uint32_t largest) {
 }
 
 typedef struct { // of a vector's integers: x = round(real * scale), and stands for x * unit
-  float unit;    // 2^u; NaN: a number was not finite, and then the integers are 0
+  float unit;    // 2^u; NaN: a number was not finite or too great, and then the integers are 0
   float scale;   // 2^-u; 0 there
 } exact_scale;
 
 // Of queries, keys or values whose largest magnitude this is, after balancing: u in -54 .. 26, so that no
-// product of units leaves float.
+// product of units leaves float. Beyond 32639 * 2^26 (2e12; f16 ends at 65504) a number is too great.
 NUM_FN exact_scale exact_vector_scale(uint32_t largest) {
   exact_scale none = {num_from_bits_f32(0x7fc00000u), 0.0f};
   if (!exact_is_finite(largest)) return none;
   int32_t u = exact_unit_of(largest);
-  u = u < -54 ? -54 : u > 26 ? 26 : u;
+  if (u > 26) return none;
+  u = u < -54 ? -54 : u;
   exact_scale s = {exact_power(u), exact_power(-u)};
   return s;
 }

@@ -30,7 +30,7 @@ static void exact_store_generic(const exact_cache *kv, int64_t position, const f
   for (int64_t d = 0; d < head_dim; d++) {
     int32_t x = exact_integer(k[d] * factors->key[d], key),
             y = exact_integer(v[d] * factors->value[d], value);
-    int64_t key_at = (d / 4 * EXACT_CHUNK + j) * 4 + d % 4, value_at = (j / 4 * kv->width + d) * 4 + j % 4;
+    int64_t key_at = exact_key_at(j, d, kv->width), value_at = exact_value_at(j, d);
     c.key_high[key_at] = biased(exact_high(x));
     c.key_low[key_at] = biased(exact_low(x));
     c.value_high[value_at] = biased(exact_high(y));
@@ -68,10 +68,11 @@ static void exact_scores_generic(exact_work *w, const exact_queries *q, const ex
     w->high_high[j] = -q->high_sum[0];
     w->crossed[j] = -(q->high_sum[0] + q->low_sum[0]);
   }
-  for (int64_t d = 0; d < width; d += 4) {
-    const uint8_t *high = c->key_high + d * EXACT_CHUNK, *low = c->key_low + d * EXACT_CHUNK;
-    const int8_t *h = q->high + d, *l = q->low + d;
-    for (int j = 0; j < EXACT_CHUNK; j++, high += 4, low += 4) {
+  for (int64_t i = 0; i < EXACT_CHUNK / 16 * (width / 4); i++) {
+    const uint8_t *high = c->key_high + i * 64, *low = c->key_low + i * 64;
+    const int8_t *h = q->high + i % (width / 4) * 4, *l = q->low + i % (width / 4) * 4;
+    int64_t j = i / (width / 4) * 16;
+    for (int k = 0; k < 16; k++, j++, high += 4, low += 4) {
       w->high_high[j] += h[0] * high[0] + h[1] * high[1] + h[2] * high[2] + h[3] * high[3];
       w->crossed[j] += h[0] * low[0] + h[1] * low[1] + h[2] * low[2] + h[3] * low[3] + l[0] * high[0] +
                        l[1] * high[1] + l[2] * high[2] + l[3] * high[3];
@@ -122,7 +123,7 @@ static void exact_output_generic(float *out, const exact_work *w, const exact_ch
   for (int64_t d = 0; d < width; d++) {
     int32_t high_high = -high_sum, crossed = -(high_sum + low_sum), low_low = -low_sum;
     for (int j = 0; j < EXACT_CHUNK; j++) {
-      int64_t at = (j / 4 * width + d) * 4 + j % 4;
+      int64_t at = exact_value_at(j, d);
       high_high += w->weight_high[j] * c->value_high[at];
       crossed += w->weight_high[j] * c->value_low[at] + w->weight_low[j] * c->value_high[at];
       low_low += w->weight_low[j] * c->value_low[at];
@@ -164,4 +165,5 @@ static const exact_ops exact_ops_generic = {
     .chunk = exact_chunk_generic,
     .fold = exact_fold_generic,
     .finish = exact_finish_generic,
+    .attend = exact_attend,
 };

@@ -56,6 +56,13 @@ __device__ __forceinline__ void named_barrier_sync() { // of so many of the thre
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
 }
 
+// Two floats, here and not earlier: where the compiler would hold them in registers that are wanted.
+__device__ __forceinline__ float2 load_shared_late(const float *at) {
+  float2 out;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(out.x), "=f"(out.y) : "r"(shared_address(at)));
+  return out;
+}
+
 // ---- registers of a warpgroup ----
 
 template <int EACH> __device__ __forceinline__ void warpgroup_reg_dealloc() {

@@ -355,35 +355,31 @@ struct folded { // of a group, in shared memory
   float max, sum, out[WARP];
 };
 
-// Chunks from `first` on, ascending: the factors of all first, a lane each, then the sums, a lane a
-// dimension.
+// Up to 32 chunks from `first` on, ascending: all are loaded, then the factors, a lane each, then the sums, a
+// lane a dimension.
 __device__ void fold_chunks(folded *to, const exact_work &work, size_t first, int count, int dim, int d) {
-  constexpr int AHEAD = 16;
   static_assert(GROUP_CHUNKS == WARP);
   int lane = threadIdx.x % WARP;
   size_t mine = first + min(lane, count - 1);
-  float max = work.max[mine], sum = work.sum[mine], both = max;
+  float max = work.max[mine], sum = work.sum[mine], part[WARP];
+#pragma unroll
+  for (int k = 0; k < WARP; k++) part[k] = work.out[(first + min(k, count - 1)) * dim + d];
+  float both = max, out = 0, total = 0;
   for (int s = 1; s < WARP; s *= 2) both = fmaxf(both, __shfl_up_sync(~0u, both, s));
   float previous = __shfl_up_sync(~0u, both, 1);
   if (lane == 0) previous = -INFINITY;
-  float old = exact_rescale(previous, both), fresh = exact_rescale(max, both), out = 0, total = 0;
-  for (int i = 0; i < count; i += AHEAD) {
-    float part[AHEAD];
+  float old = exact_rescale(previous, both), fresh = exact_rescale(max, both);
 #pragma unroll
-    for (int k = 0; k < AHEAD; k++) part[k] = work.out[(first + min(i + k, count - 1)) * dim + d];
-#pragma unroll
-    for (int k = 0; k < AHEAD; k++) {
-      float f = __shfl_sync(~0u, fresh, i + k), o = __shfl_sync(~0u, old, i + k),
-            l = __shfl_sync(~0u, sum, i + k);
-      if (i + k >= count) break;
-      total = num_fma_f32(l, f, total * o);
-      out = num_fma_f32(part[k], f, out * o);
-    }
+  for (int k = 0; k < WARP; k++) {
+    float f = __shfl_sync(~0u, fresh, k), o = __shfl_sync(~0u, old, k), l = __shfl_sync(~0u, sum, k);
+    if (k >= count) continue;
+    total = num_fma_f32(l, f, total * o);
+    out = num_fma_f32(part[k], f, out * o);
   }
-  max = __shfl_sync(~0u, both, WARP - 1);
+  both = __shfl_sync(~0u, both, WARP - 1);
   to->out[lane] = out;
   if (lane) return;
-  to->max = max;
+  to->max = both;
   to->sum = total;
 }
 

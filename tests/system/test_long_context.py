@@ -46,6 +46,16 @@ class LongContext(unittest.TestCase):
             with self.subTest(ranks=ranks, threads=threads):
                 self.assertEqual(bits(generate(ranks, run__threads=threads)), base())
 
+    def test_keys_split_over_threads(self):
+        """Batches of few tokens: threads share the keys of a token."""
+        for chunk, threads, row in ((1, 3, "auto"), (3, 8, "auto"), (4, 2, "avx2"), (2, 5, "portable")):
+            with self.subTest(chunk=chunk, threads=threads, row=row):
+                if row != "auto" and row not in rows():
+                    continue
+                few = bits(generate(1, TOKENS[:700])) if row == "portable" else base()
+                tokens = TOKENS[:700] if row == "portable" else TOKENS
+                self.assertEqual(bits(generate(1, tokens, run__chunk=chunk, run__threads=threads, run__rows=row)), few)
+
     def test_rows(self):
         for row in rows():
             with self.subTest(row=row):

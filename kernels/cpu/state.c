@@ -160,7 +160,8 @@ static status cpu_open_fields(cpu_backend *b) {
   if (p->computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
-  if (exact_scratch_bytes(b->shape.head_dim) > b->scratch_bytes)
+  bool is_exact = p->computes_shared && b->shared.path->attention == ATTENTION_EXACT;
+  if (is_exact && exact_scratch_bytes(b->shape.head_dim) > b->scratch_bytes)
     b->scratch_bytes = exact_scratch_bytes(b->shape.head_dim);
   size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
   if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;

@@ -14,7 +14,7 @@ void exact_factors_fill(float *query, float *key, float *value, const float *q_n
   }
 }
 
-enum { MAX_ROWS = ATTEND_TOKENS * ATTEND_HEADS };
+enum { MAX_ROWS = ATTEND_TOKENS * ATTEND_HEADS, CHUNKS = EXACT_GROUP / EXACT_CHUNK };
 
 typedef struct { // the scratch of exact_attend
   exact_queries q;
@@ -65,17 +65,23 @@ static int32_t keys_in_chunk(const exact_span *s, int64_t row, int64_t chunk) {
   return (int32_t)(n < 0 ? 0 : n < EXACT_CHUNK ? n : EXACT_CHUNK);
 }
 
+// Rows row .. row + n - 1 over one chunk, into `to`.
+static void compute_tile(const exact_ops *ops, const exact_room *room, const exact_span *s, int64_t chunk,
+                         int64_t row, int64_t n, const exact_rows *to) {
+  const exact_queries q = exact_queries_from(&room->q, row, s->kv.width);
+  const exact_chunk keys = exact_chunk_at(&s->kv, chunk);
+  for (int64_t r = 0; r < n; r++) room->n_keys[r] = keys_in_chunk(s, row + r, chunk);
+  ops->chunk(to, &q, &keys, room->n_keys, n, s->kv.width);
+}
+
 // Rows row .. row + n - 1 over one chunk: the first of its group is the group's result, the others are folded
 // into it.
 static void attend_tile(const exact_ops *ops, const exact_room *room, const exact_span *s, int64_t chunk,
                         int64_t row, int64_t n) {
   int64_t width = s->kv.width;
-  const exact_queries q = exact_queries_from(&room->q, row, width);
-  const exact_chunk keys = exact_chunk_at(&s->kv, chunk);
   const exact_rows group = exact_rows_from(&room->group, row, width);
-  bool is_first = chunk % (EXACT_GROUP / EXACT_CHUNK) == 0;
-  for (int64_t r = 0; r < n; r++) room->n_keys[r] = keys_in_chunk(s, row + r, chunk);
-  ops->chunk(is_first ? &group : &room->fresh, &q, &keys, room->n_keys, n, width);
+  bool is_first = chunk % CHUNKS == 0;
+  compute_tile(ops, room, s, chunk, row, n, is_first ? &group : &room->fresh);
   for (int64_t r = 0; r < n && !is_first; r++) {
     const exact_rows run = exact_rows_from(&group, r, width), next = exact_rows_from(&room->fresh, r, width);
     if (room->n_keys[r]) ops->fold(&run, &next, width);
@@ -104,7 +110,6 @@ void exact_attend(const exact_ops *ops, const exact_span *s, int64_t head_dim, v
   room_of(&room, scratch, s->kv.width);
   round_queries(ops, &room, s, head_dim);
   for (int64_t t = 0; t < s->n; t++) n_keys = s->n_keys[t] > n_keys ? s->n_keys[t] : n_keys;
-  enum { CHUNKS = EXACT_GROUP / EXACT_CHUNK };
   int64_t n_chunks = (n_keys + EXACT_CHUNK - 1) / EXACT_CHUNK;
   for (int64_t c = 0; c < n_chunks; c++) {
     for (int64_t r = 0; r < rows; r += EXACT_TILE)
@@ -116,4 +121,35 @@ void exact_attend(const exact_ops *ops, const exact_span *s, int64_t head_dim, v
     float *out = (float *)s->out[r / s->heads] + r % s->heads * head_dim;
     ops->finish(out, &run, room.q.unit[r], head_dim);
   }
+}
+
+// ---- keys split over threads ----
+
+void exact_attend_chunks(const exact_ops *ops, const exact_parts *parts, int64_t row, const exact_span *s,
+                         int64_t head_dim, int64_t first, int64_t end, void *scratch) {
+  int64_t rows = s->n * s->heads;
+  exact_room room;
+  room_of(&room, scratch, s->kv.width);
+  round_queries(ops, &room, s, head_dim);
+  if (!first) memcpy(parts->unit + row, room.q.unit, (size_t)rows * sizeof *parts->unit);
+  for (int64_t c = first; c < end; c++)
+    for (int64_t r = 0; r < rows; r += EXACT_TILE) {
+      const exact_rows to = exact_rows_from(&parts->rows, c * parts->n + row + r, s->kv.width);
+      compute_tile(ops, &room, s, c, r, rows - r < EXACT_TILE ? rows - r : EXACT_TILE, &to);
+    }
+}
+
+void exact_fold_chunks(const exact_ops *ops, float *out, const exact_parts *parts, int64_t row,
+                       int64_t n_keys, int64_t head_dim) {
+  int64_t n_chunks = (n_keys + EXACT_CHUNK - 1) / EXACT_CHUNK, width = exact_width(head_dim);
+  const exact_rows total = exact_rows_from(&parts->rows, row, width);
+  for (int64_t first = 0; first < n_chunks; first += CHUNKS) {
+    const exact_rows group = exact_rows_from(&parts->rows, first * parts->n + row, width);
+    for (int64_t c = first + 1; c < n_chunks && c < first + CHUNKS; c++) {
+      const exact_rows next = exact_rows_from(&parts->rows, c * parts->n + row, width);
+      ops->fold(&group, &next, width);
+    }
+    if (first) ops->fold(&total, &group, width);
+  }
+  ops->finish(out, &total, parts->unit[row], head_dim);
 }

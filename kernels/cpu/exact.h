@@ -97,6 +97,21 @@ typedef struct exact_ops exact_ops;
 void exact_attend(const exact_ops *ops, const exact_span *span, int64_t head_dim, void *scratch);
 size_t exact_scratch_bytes(int64_t head_dim);
 
+// Where keys are split over threads: each chunk's results by themselves, which are folded when all are there.
+typedef struct {
+  exact_rows rows; // [chunks][n]
+  float *unit;     // [n] of the queries
+  int64_t n;
+} exact_parts;
+
+// Results of a span over chunks first .. end - 1, in rows from `row` on of each; the unit of its queries
+// where first is 0. scratch: exact_scratch_bytes.
+void exact_attend_chunks(const exact_ops *ops, const exact_parts *parts, int64_t row, const exact_span *span,
+                         int64_t head_dim, int64_t first, int64_t end, void *scratch);
+// out[head_dim] of a row over its n_keys keys, folded in place.
+void exact_fold_chunks(const exact_ops *ops, float *out, const exact_parts *parts, int64_t row,
+                       int64_t n_keys, int64_t head_dim);
+
 struct exact_ops {
   // Rounds key and value of a position into the cache.
   void (*store)(const exact_cache *kv, int64_t position, const float *k, const float *v,

@@ -4,7 +4,9 @@
 // Owns: the order of the work. Invariant: sums of integers are exact; each float operation is that of
 // formats/attention_exact.h, in each lane. A head wider than EXACT_WIDE_HEAD is left to the portable kernel.
 #pragma once
-#include "kernels/cpu/isa/avx512/avx512_float.h"
+#include "kernels/cpu/isa/avx512/avx512_row.h"
+#include "kernels/cpu/isa/each_row/generic.h"
+#include <immintrin.h>
 
 enum { EXACT_ROWS = 4, EXACT_BLOCKS = EXACT_CHUNK / FLOATS };
 
@@ -94,11 +96,16 @@ static void exact_query_avx512(const exact_queries *to, const float *q, const ex
 
 // ---- a chunk ----
 
+typedef struct { // limbs of a row's weights over a chunk, half of the keys each
+  int8_t *high[2], *low[2];
+  int32_t high_sum, low_sum; // LIMB_BIAS times the sum of the limbs
+  float unit_of_weights;
+} exact_row_weights;
+
 typedef struct { // some rows of queries over a chunk
   float score[EXACT_ROWS][EXACT_CHUNK];
-  int8_t high[EXACT_ROWS][EXACT_CHUNK], low[EXACT_ROWS][EXACT_CHUNK]; // limbs of the weights
-  int32_t high_sum[EXACT_ROWS], low_sum[EXACT_ROWS];
-  float weight_unit[EXACT_ROWS];
+  int8_t high[EXACT_ROWS][EXACT_CHUNK], low[EXACT_ROWS][EXACT_CHUNK];
+  exact_row_weights weights[EXACT_ROWS]; // to the limbs above
 } exact_work_avx512;
 
 // sum += u * s, four products of bytes to a lane. Not the intrinsic: with nearly all registers in use GCC 12
@@ -175,16 +182,15 @@ static inline float scale_scores(float score[EXACT_CHUNK], float units, const fl
 }
 
 // The row's scores to the limbs of its weights.
-static inline void exact_weights_avx512(exact_work_avx512 *w, int r, float *max, float *sum, float query_unit,
-                                        const exact_chunk *c, int32_t n) {
-  float most = scale_scores(w->score[r], query_unit, c->key_unit, n);
+static inline void exact_weights_avx512(exact_row_weights *w, float score[EXACT_CHUNK], float *max,
+                                        float *sum, float query_unit, const exact_chunk *c, int32_t n) {
+  float most = scale_scores(score, query_unit, c->key_unit, n);
   const __m512 bias = _mm512_set1_ps(exact_bias(most)), magic = _mm512_set1_ps(12582912.0f);
   __m512 weight[EXACT_BLOCKS];
   __m512i count = _mm512_setzero_si512(), largest = count;
   for (int i = 0; i * FLOATS < n; i++) {
     __mmask16 has = lanes_below(n - i * FLOATS);
-    __m512 z =
-        _mm512_fmadd_ps(_mm512_loadu_ps(w->score[r] + i * FLOATS), _mm512_set1_ps(EXACT_LOG2E_32), bias);
+    __m512 z = _mm512_fmadd_ps(_mm512_loadu_ps(score + i * FLOATS), _mm512_set1_ps(EXACT_LOG2E_32), bias);
     z = _mm512_min_ps(_mm512_max_ps(z, _mm512_setzero_ps()), _mm512_set1_ps(1.0f)); // NaN: 0
     __m512 e = exact_exp_lanes(z);
     __m512i units = _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(e, _mm512_set1_ps(0x1p21f)), magic));
@@ -203,14 +209,15 @@ static inline void exact_weights_avx512(exact_work_avx512 *w, int r, float *max,
       high_sum = sum_bytes(high_sum, high);
       low_sum = sum_bytes(low_sum, low);
     }
-    _mm_storeu_si128((__m128i *)(w->high[r] + i * FLOATS), high);
-    _mm_storeu_si128((__m128i *)(w->low[r] + i * FLOATS), low);
+    enum { HALF = EXACT_BLOCKS / 2 };
+    _mm_storeu_si128((__m128i *)(w->high[i / HALF] + i % HALF * FLOATS), high);
+    _mm_storeu_si128((__m128i *)(w->low[i / HALF] + i % HALF * FLOATS), low);
   }
   *max = most;
   *sum = exact_sum(_mm512_reduce_add_epi32(count));
-  w->weight_unit[r] = s.unit;
-  w->high_sum[r] = LIMB_BIAS * _mm512_reduce_add_epi32(high_sum);
-  w->low_sum[r] = LIMB_BIAS * _mm512_reduce_add_epi32(low_sum);
+  w->unit_of_weights = s.unit;
+  w->high_sum = LIMB_BIAS * _mm512_reduce_add_epi32(high_sum);
+  w->low_sum = LIMB_BIAS * _mm512_reduce_add_epi32(low_sum);
 }
 
 // out[r][16 wide channels from d on] over the first `fours` fours of keys; a row without keys is left alone.
@@ -221,10 +228,10 @@ static inline __attribute__((always_inline)) void output_tile(float *out, const 
   __m512i hh[EXACT_ROWS][4], hl[EXACT_ROWS][4], lh[EXACT_ROWS][4], ll[EXACT_ROWS][4];
   for (int r = 0; r < rows; r++)
     for (int i = 0; i < wide; i++) {
-      hh[r][i] = _mm512_set1_epi32(-w->high_sum[r]);
+      hh[r][i] = _mm512_set1_epi32(-w->weights[r].high_sum);
       hl[r][i] = hh[r][i];
-      lh[r][i] = _mm512_set1_epi32(-w->low_sum[r]);
-      ll[r][i] = _mm512_set1_epi32(LIMB_BIAS - w->low_sum[r]); // and half of 256, to round
+      lh[r][i] = _mm512_set1_epi32(-w->weights[r].low_sum);
+      ll[r][i] = _mm512_set1_epi32(LIMB_BIAS - w->weights[r].low_sum); // and half of 256, to round
     }
   const uint8_t *value_high = c->value_high + d * EXACT_CHUNK, *value_low = c->value_low + d * EXACT_CHUNK;
   for (int k = 0; k < fours; k++) {
@@ -247,7 +254,8 @@ static inline __attribute__((always_inline)) void output_tile(float *out, const 
     for (int i = 0; i < wide && n_keys[r]; i++) {
       __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(hh[r][i], 8), _mm512_add_epi32(hl[r][i], lh[r][i]));
       sum = _mm512_add_epi32(sum, _mm512_srai_epi32(ll[r][i], 8));
-      __m512 real = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(256.0f * w->weight_unit[r]));
+      __m512 real =
+          _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(256.0f * w->weights[r].unit_of_weights));
       _mm512_storeu_ps(out + r * width + d + i * FLOATS, real);
     }
 }
@@ -265,8 +273,10 @@ static inline __attribute__((always_inline)) void chunk_rows(const exact_rows *t
   for (int r = 0; r < rows; r++) {
     float none;
     bool has = n_keys[r] > 0;
-    exact_weights_avx512(&w, r, has ? &to->max[r] : &none, has ? &to->sum[r] : &none, q->unit[r], c,
-                         n_keys[r]);
+    enum { HALF = EXACT_CHUNK / 2 };
+    w.weights[r] = (exact_row_weights){{w.high[r], w.high[r] + HALF}, {w.low[r], w.low[r] + HALF}, 0, 0, 0};
+    exact_weights_avx512(&w.weights[r], w.score[r], has ? &to->max[r] : &none, has ? &to->sum[r] : &none,
+                         q->unit[r], c, n_keys[r]);
   }
   int64_t d = 0;
   for (; d + wide * FLOATS <= width; d += wide * FLOATS)
@@ -313,12 +323,3 @@ static void exact_fold_avx512(const exact_rows *run, const exact_rows *next, int
                      _mm512_fmadd_ps(_mm512_loadu_ps(next->out + d), _mm512_set1_ps(fresh), kept));
   }
 }
-
-const exact_ops exact_ops_avx512 = {
-    .store = exact_store_avx512,
-    .query = exact_query_avx512,
-    .chunk = exact_chunk_avx512,
-    .fold = exact_fold_avx512,
-    .finish = exact_finish_generic,
-    .attend = exact_attend,
-};

@@ -29,6 +29,15 @@ const real_ops ops_avx512 = {
     .vector_q8k = vector_q8k_avx512,
 };
 
+static const exact_ops exact_ops_avx512 = {
+    .store = exact_store_avx512,
+    .query = exact_query_avx512,
+    .chunk = exact_chunk_avx512,
+    .fold = exact_fold_avx512,
+    .finish = exact_finish_generic,
+    .attend = exact_attend,
+};
+
 const cpu_row cpu_row_avx512_vnni = {
     .name = "avx512_vnni",
     .usable = usable_avx512_vnni,

@@ -57,6 +57,15 @@ template <int DIM> struct limb_row {
 
 // ---- what a lane multiplies of a chunk ----
 
+__device__ __forceinline__ void put_byte(uint4 &to, int place, uint32_t byte) {
+  int shift = place % 4 * 8;
+  uint32_t keep = ~(255u << shift), bits = byte << shift;
+  if (place / 4 == 0) to.x = (to.x & keep) | bits;
+  if (place / 4 == 1) to.y = (to.y & keep) | bits;
+  if (place / 4 == 2) to.z = (to.z & keep) | bits;
+  if (place / 4 == 3) to.w = (to.w & keep) | bits;
+}
+
 template <int DIM> struct chunk_limbs {
   static constexpr int PARTS = DIM / 64, TILES = DIM / (HEADS * TILE); // of 64 dimensions; of values
   uint4 key[2][PARTS][2], value[TILES][SPANS][2];                      // [..][..][limb]
@@ -127,15 +136,6 @@ template <int DIM> struct chunk_limbs {
     for (int i = 0; i < KEYS / WARP; i++)
       if ((int)threadIdx.x % WARP + WARP * i == at)
         value_unit[i] = exact_value_unit(m->fresh_unit[0], m->fresh_unit[1]);
-  }
-
-  __device__ __forceinline__ static void put_byte(uint4 &to, int place, uint32_t byte) {
-    int shift = place % 4 * 8;
-    uint32_t keep = ~(255u << shift), bits = byte << shift;
-    if (place / 4 == 0) to.x = (to.x & keep) | bits;
-    if (place / 4 == 1) to.y = (to.y & keep) | bits;
-    if (place / 4 == 2) to.z = (to.z & keep) | bits;
-    if (place / 4 == 3) to.w = (to.w & keep) | bits;
   }
 };
 

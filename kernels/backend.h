@@ -167,10 +167,20 @@ typedef struct {
   void (*show)(void *context, probe_point point, int64_t layer, int64_t row, const void *numbers,
                size_t real_bytes);
   void *context;
+  // Points of backend_ops.settable whose numbers `impose` overwrites before anything reads them, also `show`:
+  // of each row that the step computes, and of keys and values of each that it caches. Called by several
+  // threads at a time, each for rows of its own. 0: none, which costs nothing.
+  uint32_t imposed;
+  void (*impose)(void *context, probe_point point, int64_t row, void *numbers, size_t real_bytes);
+  void *impose_context;
 } probe_watch;
 
 static inline bool probe_is_watched(const probe_watch *watch, probe_point point) {
   return watch->wanted >> point & 1;
+}
+
+static inline bool probe_is_imposed(const probe_watch *watch, probe_point point) {
+  return watch->imposed >> point & 1;
 }
 
 typedef enum {   // rows that cross ranks, of `shared`'s reals but for the experts
@@ -222,6 +232,9 @@ typedef struct {
 
   // The device that the rank with this place on its host takes; NULL, or false: none.
   bool (*device)(device_id *out, int host_rank);
+
+  // For the laboratory: out[n] = the device's own approximate 2^x (ex2.approx). No path uses it. NULL: none.
+  status (*exp2_approx)(float *out, const float *x, int64_t n);
 
   // Allocates everything that the forward pass needs. The forward pass itself allocates nothing.
   status (*open)(backend **out, const backend_params *params);
@@ -296,7 +309,9 @@ typedef struct {
   // Rows of the residual stream as doubles, exact: out of the backend (waits), and into it.
   status (*stream_read)(backend *, int64_t first, int64_t count, double *out);
   status (*stream_write)(backend *, int64_t first, int64_t count, const double *in);
-  // From here on the steps show what `watch` wants; probes that nobody wants cost nothing, not even memory.
+  // From here on the steps show what `watch` wants, and take what it imposes; probes that nobody wants cost
+  // nothing, not even memory.
+  uint32_t settable; // bits 1 << probe_point that can be imposed
   status (*probes_watch)(backend *, const probe_watch *watch);
   // Digest of x as the output of layer `layer`, added to sums[sequence] of each row. Sums of whole batches
   // (count is the batch's) and of parts are kept apart. On a device done when `finish` returns.

@@ -46,12 +46,18 @@ static void rotate_heads(cpu_backend *b, char *x, int64_t n_heads, const float *
 static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, const token_batch *batch,
                         int64_t first, int64_t count) {
   const model_shape *s = &b->shape;
+  size_t real = b->shared.ops->bytes;
   double scale = 1.0 / __builtin_sqrt((double)s->head_dim);
 #pragma omp for
   for (int64_t t = 0; t < batch->n; t++) {
-    if (t >= first && t < first + count)
+    char *k = (char *)b->k.rows[t], *v = (char *)b->v.rows[t];
+    if (t >= first && t < first + count) {
       rotate_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
-    rotate_heads(b, (char *)b->k.rows[t], s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
+      impose_row(b, PROBE_QCUR, t, b->q.rows[t], real);
+    }
+    rotate_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
+    impose_row(b, PROBE_KCUR, t, k, real);
+    impose_row(b, PROBE_VCUR, t, v, real);
     for (int64_t h = 0; h < s->n_kv_heads; h++) store_head(b, layer, batch, t, h);
   }
 }
@@ -99,14 +105,20 @@ static void attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch
 // attended, rounded where the path rounds
 static void attended_phase(cpu_backend *b, int64_t first, int64_t count) {
 #pragma omp for
-  for (int64_t t = first; t < first + count; t++) quantize(b, &b->shared, &b->attended, t);
+  for (int64_t t = first; t < first + count; t++) {
+    impose_row(b, PROBE_KQV_OUT, t, b->attended.real_rows[t], b->shared.ops->bytes);
+    quantize(b, &b->shared, &b->attended, t);
+  }
 }
 
 // x += projected
 static void add_phase(cpu_backend *b, int64_t first, int64_t count) {
 #pragma omp for
-  for (int64_t t = first; t < first + count; t++)
-    b->shared.ops->add(row_at(b, b->x, t, b->shape.hidden), b->projected.rows[t], b->shape.hidden);
+  for (int64_t t = first; t < first + count; t++) {
+    void *x = row_at(b, b->x, t, b->shape.hidden);
+    b->shared.ops->add(x, b->projected.rows[t], b->shape.hidden);
+    impose_row(b, PROBE_FFN_INP, t, x, b->shared.ops->bytes);
+  }
 }
 
 typedef struct { // rows first .. first + count - 1 of a layer's attention
@@ -151,8 +163,8 @@ static void attend_phases(cpu_backend *b, attention_part *p) {
     exact_attend_phase(b, layer, p->batch, p->n_spans);
     break;
   }
-  show_phase(b, PROBE_KQV_OUT, layer, b->attended.real_rows + first, first, count, real);
   attended_phase(b, first, count);
+  show_phase(b, PROBE_KQV_OUT, layer, b->attended.real_rows + first, first, count, real);
   products_phase(b, &p->output);
   add_phase(b, first, count);
   show_stream_phase(b, PROBE_FFN_INP, layer, first, count);

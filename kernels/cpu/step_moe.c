@@ -175,6 +175,7 @@ static void swiglu_phase(cpu_backend *b, int64_t n_slots) {
 #pragma omp for
   for (int64_t i = 0; i < n_slots; i++) {
     b->experts.ops->swiglu(b->gate_out[i], b->up_out[i], b->shape.expert_width);
+    impose_row(b, PROBE_FFN_MOE_SWIGLU, b->slots[i], b->gate_out[i], b->experts.ops->bytes);
     quantize(b, &b->experts, &b->hidden_in, i);
   }
 }
@@ -208,10 +209,18 @@ static expert_list up_list(cpu_backend *b, const layer_weights *w, const token_b
   return up;
 }
 
+static void impose_slots_phase(cpu_backend *b, probe_point point, void *const *numbers, int64_t n_slots) {
+  if (!probe_is_imposed(&b->watch, point)) return;
+#pragma omp for
+  for (int64_t i = 0; i < n_slots; i++) impose_row(b, point, b->slots[i], numbers[i], b->experts.ops->bytes);
+}
+
 static void up_phases(cpu_backend *b, int64_t layer, const token_batch *rows, expert_list *up) {
   int64_t n_slots = b->first[b->n_owned];
   expert_inputs_phase(b, rows->n);
   expert_list_phase(b, up);
+  impose_slots_phase(b, PROBE_FFN_MOE_GATE, b->gate_out, n_slots);
+  impose_slots_phase(b, PROBE_FFN_MOE_UP, b->up_out, n_slots);
   show_slots_phase(b, PROBE_FFN_MOE_GATE, layer, b->gate_out, n_slots);
   show_slots_phase(b, PROBE_FFN_MOE_UP, layer, b->up_out, n_slots);
   swiglu_phase(b, n_slots);
@@ -256,6 +265,7 @@ static void widen_phase(cpu_backend *b, int64_t n_slots, const slot_places *plac
 static void down_phases(cpu_backend *b, int64_t layer, expert_list *down, const slot_places *places) {
   int64_t n_slots = b->first[b->n_owned];
   expert_list_phase(b, down);
+  impose_slots_phase(b, PROBE_FFN_MOE_DOWN, b->down_out, n_slots);
   show_slots_phase(b, PROBE_FFN_MOE_DOWN, layer, b->down_out, n_slots);
   widen_phase(b, n_slots, places);
 }

@@ -164,6 +164,9 @@ const backend_ops cpu_backend_ops = {
     .rows_write = cpu_rows_write,
     .stream_read = cpu_stream_read,
     .stream_write = cpu_stream_write,
+    .settable = 1u << PROBE_QCUR | 1u << PROBE_KCUR | 1u << PROBE_VCUR | 1u << PROBE_KQV_OUT |
+                1u << PROBE_FFN_INP | 1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP |
+                1u << PROBE_FFN_MOE_SWIGLU | 1u << PROBE_FFN_MOE_DOWN,
     .probes_watch = cpu_probes_watch,
     .digest = cpu_digest,
 };

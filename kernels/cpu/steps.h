@@ -60,6 +60,13 @@ static inline void show_stream_phase(cpu_backend *b, probe_point point, int64_t 
                   (size_t)b->shape.hidden * real, real);
 }
 
+// Overwrites numbers of one row where the probe is imposed.
+static inline void impose_row(cpu_backend *b, probe_point point, int64_t row, void *numbers,
+                              size_t real_bytes) {
+  if (probe_is_imposed(&b->watch, point))
+    b->watch.impose(b->watch.impose_context, point, row, numbers, real_bytes);
+}
+
 // out[n] = in[n], of 4 or 8 bytes each
 void convert_reals(void *out, size_t out_bytes, const void *in, size_t in_bytes, int64_t n);
 

@@ -3,6 +3,7 @@
 //
 // Independent of: how the state came to be (state.cu), how rows cross ranks.
 #include "base/memory.h"
+#include "kernels/cuda/exp2_approx.cuh"
 #include "kernels/cuda/steps.cuh"
 #include <stdio.h>
 #include <stdlib.h>
@@ -367,6 +368,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .has_path = cuda_has_path,
     .devices = cuda_devices,
     .device = device_take,
+    .exp2_approx = cuda_exp2_approx,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,
@@ -392,6 +394,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .rows_write = cuda_rows_write,
     .stream_read = cuda_stream_read,
     .stream_write = cuda_stream_write,
+    .settable = 0, // a kernel rotates keys and caches them at once
     .probes_watch = cuda_probes_watch,
     .digest = cuda_digest,
     .finish = cuda_finish,

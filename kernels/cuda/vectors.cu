@@ -228,6 +228,16 @@ struct combine_args {
   int layer;
 };
 
+// Slots of a large batch are read once and are not to displace what L2 cache holds; few slots have just been
+// written into it.
+__device__ __forceinline__ float4 load_slots(const float4 *from) {
+  return __ldcs(from);
+}
+
+__device__ __forceinline__ float load_slots(const float *from) {
+  return *from;
+}
+
 // Element `at` of a token's row, or the four from there on.
 template <typename T, typename Add, typename Scale>
 __device__ __forceinline__ T sum_of_slots(const combine_args &a, int t, int at, Scale scale, Add add) {
@@ -239,7 +249,7 @@ __device__ __forceinline__ T sum_of_slots(const combine_args &a, int t, int at, 
 #pragma unroll
     for (int s = 0; s < AHEAD; s++) {
       int slot = t * a.k + min(from + s, a.k - 1);
-      y[s] = __ldcs((const T *)(a.slots + (size_t)(a.place ? a.place[slot] : slot) * a.hidden + at));
+      y[s] = load_slots((const T *)(a.slots + (size_t)(a.place ? a.place[slot] : slot) * a.hidden + at));
       w[s] = a.weight[slot];
     }
 #pragma unroll
@@ -297,7 +307,10 @@ template <int WIDE> __global__ void __launch_bounds__(BLOCK) combine_slots(const
       digest += num_digest_element(row, i, __float_as_uint(combine_one(a, t, i)));
     }
   }
-  add_block_digest(&a.sums[a.b.sequence[t]], digest);
+  if constexpr (WIDE == 4)
+    add_block_digest(&a.sums[a.b.sequence[t]], digest);
+  else
+    add_digest(&a.sums[a.b.sequence[t]], digest);
 }
 
 // Up to so many rows do not keep a GPU busy with a thread block each: then a block takes part of a row.

@@ -25,6 +25,8 @@ __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, in
       else
         q6k_d(to, n, b)[at - 208] = v;
     }
+    // Kernels that copy four bytes of the last plane take the padding along.
+    for (size_t i = (size_t)n * 210 + threadIdx.x; i < out_bytes; i += blockDim.x) to[i] = 0;
   }
 }
 

@@ -3,16 +3,16 @@
 #include "src/config/edit_distance.h"
 #include <stdlib.h>
 
-static status refuse_probe(const value_key *k, const toml_value *v, const value_origin *from,
-                           const char *name) {
+status value_refuse_probe(const value_key *k, const toml_value *v, const value_origin *from,
+                          const char *name) {
   char place[VALUE_PLACE_BYTES];
   probe_point nearest = 0;
   for (int p = 1; p < PROBE_COUNT; p++)
     if (edit_distance(name, probe_get((probe_point)p)->name) < edit_distance(name, probe_get(nearest)->name))
       nearest = (probe_point)p;
   value_place(place, from, v->line);
-  return FAIL("%s: %s: unknown probe \"%s\": did you mean \"%s\"?", place, k->name, name,
-              probe_get(nearest)->name);
+  return REFUSE("%s: %s: unknown probe \"%s\": did you mean \"%s\"?", place, k->name, name,
+                probe_get(nearest)->name);
 }
 
 static status read_probe(uint32_t *points, const value_key *k, const toml_value *v,
@@ -21,7 +21,7 @@ static status read_probe(uint32_t *points, const value_key *k, const toml_value 
   probe_point point;
   if (v->kind != TOML_STRING) return value_refuse(k, v, from, "string as the name of a probe");
   value_shorten(name, sizeof name, v->text, v->length);
-  if (!probe_find(&point, name)) return refuse_probe(k, v, from, name);
+  if (!probe_find(&point, name)) return value_refuse_probe(k, v, from, name);
   if (*points >> point & 1) return value_refuse(k, v, from, "each probe once");
   *points |= 1u << point;
   return 0;

@@ -4,16 +4,18 @@
 #pragma once
 #include "dist/transport_kind.h"
 #include "src/config/arm_choice.h"
+#include "src/config/parity_mode.h"
 #include <stddef.h>
 #include <stdint.h>
 
 typedef enum { INPUT_NONE, INPUT_TOKENS, INPUT_PROMPT, INPUT_PROMPTS, INPUT_FILE } input_kind;
 typedef enum { KV_F16, KV_F32 } kv_type;
+typedef enum { KV_CHOICE_F16, KV_CHOICE_F32, KV_CHOICE_SAME } kv_choice; // SAME: as run.kv
 typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLACEMENT_LIST } placement_kind;
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
 
-enum { CONFIG_MAX_ARMS = 16, CONFIG_MAX_SIZES = 16 };
+enum { CONFIG_MAX_ARMS = 16, CONFIG_MAX_SIZES = 16, CONFIG_MAX_BOUNDS = 64 };
 
 typedef struct {
   arm_choice arm[CONFIG_MAX_ARMS];
@@ -24,6 +26,19 @@ typedef struct {
   int64_t size[CONFIG_MAX_SIZES];
   size_t count;
 } size_list;
+
+enum { BOUND_ANY = -1 };
+
+typedef struct { // of rel_l2 at a probe
+  int point;     // a probe_point, or BOUND_ANY
+  int64_t layer; // or BOUND_ANY
+  double bound;
+} config_bound;
+
+typedef struct {
+  config_bound bound[CONFIG_MAX_BOUNDS];
+  size_t count;
+} bound_list;
 
 typedef struct {
   char *file; // the TOML file, as given; NULL: none, only --set
@@ -76,6 +91,18 @@ typedef struct {
   } comm;
 
   struct {
+    char *path; // contract.path: a contract that the report must keep; "" (default): none
+  } contract;
+
+  struct {          // of verify --derive
+    int64_t draws;  // derive.draws: honest runs that give the bounds; default 60
+    int64_t checks; // derive.checks: fresh ones that they are tried on; default 20
+    int64_t seed;   // derive.seed; default 0
+    double rate;    // derive.rate: of false alarms of a whole run, in (0, 1); default 0.01
+    char *file;     // derive.file: text that windows are cut from; "" (default): the input
+  } derive;
+
+  struct {
     int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
   } perplexity;
 
@@ -84,6 +111,36 @@ typedef struct {
     int32_t *layers; // trace.layers
     size_t n_layers; // length of the list; 0 (default): all
   } trace;
+
+  struct config_bisect {
+    char *tensor;      // bisect.tensor: of one product; "" (default): the first Q4_K matrix
+    int64_t rows;      // bisect.rows: of it; 0 (default): at most 64
+    int64_t cols;      // bisect.cols: cuts its bytes again; 0 (default): its own
+    char *activations; // bisect.activations: "uniform" (default) or the name of a probe
+    int64_t seed;      // bisect.seed: of xorshift32, 1 to 2^32 - 1; default 0x1583000a
+    int64_t draws;     // bisect.draws: activations drawn from it; default 1
+    arm_choice a, b;   // bisect.a, bisect.b: arms of the whole model; ARM_NONE (default): one product
+    char *model_b;     // bisect.model_b: the GGUF of b; "" (default): model.path
+    kv_choice kv_b;    // bisect.kv_b: "" (default): run.kv
+    char *rows_b;      // bisect.rows_b: ISA row of b; "" (default): run.rows
+    int64_t budget;    // bisect.budget: passes; default 64
+  } bisect;
+
+  struct {
+    size_list only;    // falsify.only: numbers of experiments; empty (default): all
+    int64_t draws;     // falsify.draws: seeds of each; 0 (default): as each experiment's file says
+    int64_t tokens;    // falsify.tokens: of whole passes; 0 (default): as each experiment's file says
+    char *experiments; // falsify.experiments: folder of their files; "" (default): those built in
+  } falsify;
+
+  struct {
+    unsigned modes;    // parity.mode: bits 1 << parity_mode; MODE_FREE always among them
+    uint32_t probes;   // parity.probes: bits 1 << probe_point, of a layer; 0 (default, []): none
+    bound_list bounds; // parity.bound; a layer of a probe goes before the probe, it before all; empty: none
+    char *routes;      // parity.routes: a file of experts to impose on every arm; "" (default): none
+    char *reference; // parity.reference: model of the arm that the others are measured against; "" (default):
+                     // model.path
+  } parity;
 
   struct {
     size_list prompt;    // bench.prompt: lengths of prompts to measure; default [512]
@@ -98,5 +155,6 @@ typedef struct {
   struct {
     char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere
     bool logits; // output.logits: write logits.<arm>.npy; default false
+    bool routes; // output.routes: write routes.<arm>.npy and route_weights.<arm>.npy; default false
   } output;
 } config;

@@ -42,6 +42,10 @@ status value_read_ids(int32_t **out, size_t *count, const value_key *k, const to
                       const value_origin *from);
 void value_write_ids(FILE *out, const int32_t *ids, size_t count);
 
+// The error of a name that is no probe's; `name` as value_shorten leaves it.
+status value_refuse_probe(const value_key *k, const toml_value *v, const value_origin *from,
+                          const char *name);
+
 status value_read_integer(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_real(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_flag(void *field, const value_key *k, const toml_value *v, const value_origin *from);
@@ -54,6 +58,8 @@ status value_read_arms(void *field, const value_key *k, const toml_value *v, con
 status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_arm_or_empty(void *field, const value_key *k, const toml_value *v,
                                const value_origin *from);
+status value_read_any_arm_or_empty(void *field, const value_key *k, const toml_value *v,
+                                   const value_origin *from); // "ranks" as well
 status value_read_placement(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_tokens(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_prompts(void *field, const value_key *k, const toml_value *v, const value_origin *from);
@@ -61,8 +67,17 @@ status value_read_prompt(void *field, const value_key *k, const toml_value *v, c
 status value_read_input_file(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_probes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_layer_probes(void *field, const value_key *k, const toml_value *v,
+                               const value_origin *from);
+status value_read_modes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_bounds(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 // Takes the section `trace`.
 status value_read_layers(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+// The error of a name that no probe has; names the nearest.
+status value_refuse_probe(const value_key *k, const toml_value *v, const value_origin *from,
+                          const char *name);
+status value_read_activations(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_kv_choice(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 
 void value_write_integer(FILE *out, const void *field);
@@ -80,7 +95,10 @@ void value_write_prompts(FILE *out, const void *field);
 void value_write_input_file(FILE *out, const void *field);
 void value_write_sizes(FILE *out, const void *field);
 void value_write_probes(FILE *out, const void *field);
+void value_write_modes(FILE *out, const void *field);
+void value_write_bounds(FILE *out, const void *field);
 void value_write_layers(FILE *out, const void *field);
+void value_write_kv_choice(FILE *out, const void *field);
 void value_write_format(FILE *out, const void *field);
 
 void value_clear_input(void *field); // releases what a config_input owns and makes it INPUT_NONE

@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "src/run/forward.h"
+#include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@ struct arm {
   double exchange_seconds_before;
   probe_rows probes;
   uint32_t probes_wanted;
+  probe_given given;   // of the next layer
   int64_t n_head_rows; // of the last arm_head
 };
 
@@ -139,6 +141,7 @@ void arm_close(arm *a) {
   close_routing(&a->forward.route);
   close_routing(&a->forward.given);
   probe_rows_close(&a->probes);
+  probe_given_close(&a->given);
   free(a->logit_digest);
   free(a->layer_digest);
   free(a->part_digest);
@@ -201,6 +204,14 @@ static status digest_layer(arm *a, int64_t layer) {
                         sums + layer * a->params.n_sequences);
 }
 
+// The backend shows and takes what is wanted and given now.
+static status watch_probes(arm *a) {
+  backend *b = a->forward.compute;
+  probe_watch watch = {a->probes_wanted, probe_rows_show,    &a->probes,
+                       a->given.points,  probe_given_impose, &a->given};
+  return b->ops->probes_watch(b, &watch);
+}
+
 status arm_layer(arm *a, int64_t layer) {
   double start = clock_seconds();
   probe_rows_clear(&a->probes, points_of(a, PROBE_OF_LAYER));
@@ -208,6 +219,10 @@ status arm_layer(arm *a, int64_t layer) {
   a->forward.imposed = ROUTING_NOTHING;
   a->seconds += clock_seconds() - start;
   if (result) return result;
+  if (a->given.points) {
+    a->given.points = 0;
+    TRY(watch_probes(a));
+  }
   if (a->forward.is_shared) TRY(digest_layer(a, layer));
   return a->forward.is_watched ? arm_finish(a) : 0; // the caller reads the layer now
 }
@@ -335,7 +350,36 @@ status arm_impose_routing(arm *a, unsigned parts, const routing *in) {
     for (int64_t s = 0; s < k && parts & ROUTING_WEIGHTS; s++) f->given.weight[to + s] = in->weight[from + s];
   }
   f->imposed = parts;
+  f->imposes_set = false;
   return 0;
+}
+
+status arm_impose_choice(arm *a, const expert_global *in) {
+  routing given = {.expert = (expert_global *)in}; // read only
+  if (!a->forward.is_watched)
+    return FAIL("%s: a choice of experts is imposed on a watched arm", a->params.name);
+  TRY(arm_impose_routing(a, ROUTING_EXPERTS, &given));
+  a->forward.imposes_set = true;
+  return 0;
+}
+
+status arm_impose_open(arm *a, uint32_t points) {
+  const arm_params *p = &a->params;
+  for (int i = 0; i < PROBE_COUNT; i++)
+    if ((points & ~arm_backend(a)->settable) >> i & 1)
+      return FAIL("%s: its backend cannot take the probe %s from outside", p->name,
+                  probe_get((probe_point)i)->name);
+  return probe_given_open(&a->given, &p->m->weights.shape, points, p->max_batch);
+}
+
+status arm_impose_probe(arm *a, probe_point point, const double *in) {
+  const given_store *s = &a->given.store[point];
+  if (!s->room)
+    return FAIL("%s: the probe %s was not opened for imposing", a->params.name, probe_get(point)->name);
+  for (int64_t t = 0; t < a->forward.batch.rows.n; t++)
+    probe_given_set(&a->given, point, row_of(a, t), in + t * s->each * s->width);
+  a->given.points |= 1u << point;
+  return watch_probes(a);
 }
 
 // ---- probes ----
@@ -347,10 +391,8 @@ status arm_probes_open(arm *a, uint32_t points) {
 }
 
 status arm_probes_want(arm *a, uint32_t points) {
-  backend *b = a->forward.compute;
-  probe_watch watch = {points, probe_rows_show, &a->probes};
   a->probes_wanted = points;
-  return b->ops->probes_watch(b, &watch);
+  return watch_probes(a);
 }
 
 status arm_probe_take(arm *a, probe_point point, const double **out) {

@@ -3,8 +3,8 @@
 // library into moe_run_planted, test_rows_planted and test_golden_planted, where its table takes the place of
 // that of kernels/cpu/rows.c: the build's own rows first, then the planted ones.
 //
-// Invariant: but for planted_rope_pairs, each row differs from the portable one in an order, a tie or a last
-// bit: its results are close, and only the bits tell.
+// Invariant: but for planted_rope_pairs and planted_q8k_truncates, each row differs from the portable one in
+// an order, a tie or a last bit: its results are close, and only the bits tell.
 #include "kernels/cpu/isa/each_row/generic.h"
 #include "kernels/table.h"
 #include <stdlib.h>
@@ -246,6 +246,14 @@ static void quantize_half_away(block_q8_K *out, const float *x, int64_t n) {
   quantize_with(out, x, n, first_extreme, round_half_away);
 }
 
+static int32_t round_toward_zero(float inverse, float x) {
+  return (int32_t)(inverse * x);
+}
+
+static void quantize_truncating(block_q8_K *out, const float *x, int64_t n) {
+  quantize_with(out, x, n, first_extreme, round_toward_zero);
+}
+
 // ---- a router that gives a tie to the higher index ----
 
 static void route_last_of_equals(expert_global *expert, void *weight, double *margin, void *logits, int64_t n,
@@ -408,6 +416,8 @@ enum {
   Q8K_ROUNDING,
   ROUTE_TIE,
   F16_CACHE,
+  SWIGLU_EXP,
+  Q8K_TRUNCATES,
   EXACT_PRODUCT,
   EXACT_BOUNDARY,
   EXACT_FOLD,
@@ -424,6 +434,7 @@ static const char *const names[N_PLANTED] = {
     [ROUTE_TIE] = "planted_route_tie",         [F16_CACHE] = "planted_f16_cache",
     [EXACT_PRODUCT] = "planted_exact_product", [EXACT_BOUNDARY] = "planted_exact_boundary",
     [EXACT_FOLD] = "planted_exact_fold",       [EXACT_CHANNEL] = "planted_exact_balance",
+    [SWIGLU_EXP] = "planted_swiglu_exp",       [Q8K_TRUNCATES] = "planted_q8k_truncates",
 };
 
 static bool always_usable(void) {
@@ -448,6 +459,8 @@ static void plant(cpu_row *row, real_ops *ops, exact_ops *exact) {
   row[Q8K_ROUNDING].quantize_q8k = quantize_half_away;
   ops[ROUTE_TIE].route = route_last_of_equals;
   ops[F16_CACHE].kv_store = kv_store_toward_zero;
+  ops[SWIGLU_EXP].swiglu = swiglu_last_bit;
+  row[Q8K_TRUNCATES].quantize_q8k = quantize_truncating;
   exact[EXACT_PRODUCT].chunk = chunk_without_a_product;
   exact[EXACT_BOUNDARY].attend = attend_moved_boundary;
   exact[EXACT_FOLD].attend = attend_chunks_descending;

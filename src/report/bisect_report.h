@@ -1,0 +1,43 @@
+// bisect_report: what `bisect` found: console and bisect.json (docs/bisect.schema.json).
+//
+// Local: only the reporting rank calls it.
+#pragma once
+#include "src/lab/model_bisection.h"
+#include "src/lab/product_bisection.h"
+#include "src/lab/product_case.h"
+#include <stdio.h>
+
+enum { BISECT_SCHEMA = 1 };
+
+typedef struct {     // one product
+  const char *model; // path of the file
+  const product_weights *weights;
+  const char *activations; // "uniform" or a probe
+  const char *arm;         // in which they were captured; NULL: they were drawn
+  uint32_t seed;
+  int64_t n, shown; // activations; which of them the matrix of pairs is of
+  const product_bisection *found;
+  const float *x; // [n][cols] the activations
+} bisect_product;
+
+typedef struct {        // an arm of the whole model
+  const char *asked;    // "q8k@cuda"
+  const char *computed; // the arm that was run in its place: the same path on a backend that can be given
+                        // what another arm has computed; often the same
+  uint64_t digest, asked_digest; // of the logits, of both; the same, or the law is broken
+  const char *model, *kv, *row;
+} bisect_side;
+
+typedef struct {
+  bisect_side a, b;
+  int64_t n_tokens;
+  const model_bisection *found;
+} bisect_model;
+
+void bisect_print_model(FILE *out, const bisect_model *m);
+status bisect_write_model(const char *dir, const bisect_model *m);
+
+void bisect_print_product(FILE *out, const bisect_product *p);
+// Writes DIR/activations.npy (float32 [n, cols]), DIR/<operation>.npy (float64 [n, rows]) of each that was
+// computed, and DIR/bisect.json last, which gets its name when it is whole.
+status bisect_write_product(const char *dir, const bisect_product *p);

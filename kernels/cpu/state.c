@@ -1,12 +1,13 @@
 #include "kernels/cpu/state.h"
 #include "base/memory.h"
+#include "kernels/cpu/steps.h"
 #include "kernels/product_form.h"
 #include <stdlib.h>
 #include <string.h>
 
 enum { CACHE_LINE = 64 };
 
-static status take(cpu_backend *b, void *pointer, size_t count, size_t size, const char *what) {
+status cpu_take(cpu_backend *b, void *pointer, size_t count, size_t size, const char *what) {
   b->bytes += count * size;
   return memory_take((void **)pointer, count, size, what);
 }
@@ -17,13 +18,13 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
   // An odd number of cache lines apart: rows of a power of two bytes would all compete for a few sets of a
   // cache.
   size_t lines = ((size_t)width * s->ops->bytes + CACHE_LINE - 1) / CACHE_LINE | 1;
-  TRY(take(b, &a->reals, (size_t)rows, lines * CACHE_LINE, what));
-  TRY(take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
-  TRY(take(b, &a->q8k_rows, (size_t)rows, sizeof *a->q8k_rows, what));
+  TRY(cpu_take(b, &a->reals, (size_t)rows, lines * CACHE_LINE, what));
+  TRY(cpu_take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
+  TRY(cpu_take(b, &a->q8k_rows, (size_t)rows, sizeof *a->q8k_rows, what));
   bool rounded = path_rounded_form(s->path->kind) == ACTIVATION_Q8K && width % QK_K == 0;
   size_t row_bytes = path_splits_outliers(s->path->kind) ? split_row_bytes(width / QK_K)
                                                          : (size_t)(width / QK_K) * sizeof(block_q8_K);
-  if (rounded) TRY(take(b, &a->q8k, (size_t)rows, row_bytes, what));
+  if (rounded) TRY(cpu_take(b, &a->q8k, (size_t)rows, row_bytes, what));
   for (int64_t r = 0; r < rows; r++) {
     a->real_rows[r] = a->reals + (size_t)r * lines * CACHE_LINE;
     if (rounded) a->q8k_rows[r] = (const block_q8_K *)(const void *)(a->q8k + (size_t)r * row_bytes);
@@ -33,8 +34,8 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
 
 static status outputs_open(cpu_backend *b, outputs *o, int64_t n_rows, int64_t width, const char *what) {
   size_t rows = (size_t)n_rows, real = b->shared.ops->bytes;
-  TRY(take(b, &o->reals, rows * (size_t)width, real, what));
-  TRY(take(b, &o->rows, rows, sizeof *o->rows, what));
+  TRY(cpu_take(b, &o->reals, rows * (size_t)width, real, what));
+  TRY(cpu_take(b, &o->rows, rows, sizeof *o->rows, what));
   for (size_t r = 0; r < rows; r++) o->rows[r] = o->reals + r * (size_t)width * real;
   return 0;
 }
@@ -78,66 +79,65 @@ void cpu_close(backend *base) {
                     b->gate_out,    b->up_out,       b->down_out, b->chosen,  b->margin,
                     b->spans,       b->scratch};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+  exact_close(b);
   free(b);
 }
 
 kv_storage cpu_kv_storage(const cpu_backend *b) {
-  switch (b->shared.path->kind) {
-  case PATH_F64:
-    return KV_REAL;
-  case PATH_F32:
-  case PATH_Q8K:
-  case PATH_Q8K_SPLIT:
-    break;
-  }
-  return b->params.kv_f16 ? KV_HALF : KV_REAL;
+  return b->shared.path->attention == ATTENTION_RUN_KV && b->params.kv_f16 ? KV_HALF : KV_REAL;
+}
+
+static status open_caches(cpu_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t heads = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads);
+  if (b->shared.path->attention == ATTENTION_EXACT) return exact_open(b);
+  size_t kv_bytes = cpu_kv_storage(b) == KV_HALF ? 2 : b->shared.ops->bytes;
+  int64_t positions = (b->params.context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
+  b->kv_head_bytes = (size_t)(positions * s->head_dim) * kv_bytes;
+  TRY(cpu_take(b, &b->keys, heads, b->kv_head_bytes, "the key cache"));
+  return cpu_take(b, &b->values, heads, b->kv_head_bytes, "the value cache");
 }
 
 static status open_attention(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, real = (int64_t)b->shared.ops->bytes;
   int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
-  TRY(take(b, &b->x, (size_t)(n * s->hidden), (size_t)real, "the residual stream"));
+  TRY(cpu_take(b, &b->x, (size_t)(n * s->hidden), (size_t)real, "the residual stream"));
   TRY(outputs_open(b, &b->q, n, q_width, "queries"));
   TRY(outputs_open(b, &b->k, n, kv_width, "keys"));
   TRY(outputs_open(b, &b->v, n, kv_width, "values"));
-  TRY(take(b, &b->spans, (size_t)n, sizeof *b->spans, "attention spans"));
+  TRY(cpu_take(b, &b->spans, (size_t)n, sizeof *b->spans, "attention spans"));
   TRY(activations_open(b, &b->attended, &b->shared, n, q_width, "attention outputs"));
   TRY(outputs_open(b, &b->projected, n, s->hidden, "projected attention"));
-  TRY(take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
-  size_t kv_bytes = cpu_kv_storage(b) == KV_HALF ? 2 : (size_t)real;
-  int64_t positions = (b->params.context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
-  size_t heads = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads);
-  b->kv_head_bytes = (size_t)(positions * s->head_dim) * kv_bytes;
-  TRY(take(b, &b->keys, heads, b->kv_head_bytes, "the key cache"));
-  return take(b, &b->values, heads, b->kv_head_bytes, "the value cache");
+  TRY(cpu_take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
+  return open_caches(b);
 }
 
 static status open_experts(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, slots = n * s->top_k;
   for (int64_t e = 0; e < s->n_experts; e++) b->n_owned += expert_is_owned(b->params.local[e]);
-  TRY(take(b, &b->owned, (size_t)b->n_owned, sizeof *b->owned, "expert lists"));
+  TRY(cpu_take(b, &b->owned, (size_t)b->n_owned, sizeof *b->owned, "expert lists"));
   for (int64_t e = 0; e < s->n_experts; e++)
     if (expert_is_owned(b->params.local[e])) b->owned[b->params.local[e].index] = (expert_global){(int32_t)e};
-  TRY(take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
+  TRY(cpu_take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   if (b->params.n_ranks > 1 || !b->params.computes_shared)
-    TRY(take(b, &b->normed_rows, (size_t)(n * s->hidden), b->shared.ops->bytes, "normed activations"));
-  TRY(take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
+    TRY(cpu_take(b, &b->normed_rows, (size_t)(n * s->hidden), b->shared.ops->bytes, "normed activations"));
+  TRY(cpu_take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
   TRY(activations_open(b, &b->expert_in, &b->experts, n, s->hidden, "expert inputs"));
   TRY(activations_open(b, &b->hidden_in, &b->experts, slots, s->expert_width, "expert activations"));
-  TRY(take(b, &b->up, (size_t)(slots * s->expert_width), b->experts.ops->bytes, "expert activations"));
+  TRY(cpu_take(b, &b->up, (size_t)(slots * s->expert_width), b->experts.ops->bytes, "expert activations"));
   if (b->experts.ops->bytes != b->shared.ops->bytes)
-    TRY(take(b, &b->narrow, (size_t)(slots * s->hidden), b->experts.ops->bytes, "expert outputs"));
-  TRY(take(b, &b->first, (size_t)b->n_owned + 1, sizeof *b->first, "expert lists"));
-  TRY(take(b, &b->active, (size_t)b->n_owned, sizeof *b->active, "expert lists"));
-  TRY(take(b, &b->slots, (size_t)slots, sizeof *b->slots, "expert lists"));
-  TRY(take(b, &b->in_rows, (size_t)slots, sizeof *b->in_rows, "expert lists"));
-  TRY(take(b, &b->in_q8k, (size_t)slots, sizeof *b->in_q8k, "expert lists"));
-  TRY(take(b, &b->gate_out, (size_t)slots, sizeof *b->gate_out, "expert lists"));
-  TRY(take(b, &b->up_out, (size_t)slots, sizeof *b->up_out, "expert lists"));
-  return take(b, &b->down_out, (size_t)slots, sizeof *b->down_out, "expert lists");
+    TRY(cpu_take(b, &b->narrow, (size_t)(slots * s->hidden), b->experts.ops->bytes, "expert outputs"));
+  TRY(cpu_take(b, &b->first, (size_t)b->n_owned + 1, sizeof *b->first, "expert lists"));
+  TRY(cpu_take(b, &b->active, (size_t)b->n_owned, sizeof *b->active, "expert lists"));
+  TRY(cpu_take(b, &b->slots, (size_t)slots, sizeof *b->slots, "expert lists"));
+  TRY(cpu_take(b, &b->in_rows, (size_t)slots, sizeof *b->in_rows, "expert lists"));
+  TRY(cpu_take(b, &b->in_q8k, (size_t)slots, sizeof *b->in_q8k, "expert lists"));
+  TRY(cpu_take(b, &b->gate_out, (size_t)slots, sizeof *b->gate_out, "expert lists"));
+  TRY(cpu_take(b, &b->up_out, (size_t)slots, sizeof *b->up_out, "expert lists"));
+  return cpu_take(b, &b->down_out, (size_t)slots, sizeof *b->down_out, "expert lists");
 }
 
 static int64_t widest_row(const model_shape *s) {
@@ -151,9 +151,9 @@ static status open_router_and_head(cpu_backend *b) {
   const model_shape *s = &b->shape;
   size_t rows = (size_t)b->params.max_logit_rows, slots = (size_t)(b->params.max_batch * s->top_k);
   TRY(outputs_open(b, &b->router_logits, b->params.max_batch, s->n_experts, "router logits"));
-  TRY(take(b, &b->slot_weights, slots, b->shared.ops->bytes, "slot weights"));
+  TRY(cpu_take(b, &b->slot_weights, slots, b->shared.ops->bytes, "slot weights"));
   TRY(activations_open(b, &b->head_in, &b->shared, (int64_t)rows, s->hidden, "head inputs"));
-  TRY(take(b, &b->margin, (size_t)b->params.max_batch, sizeof *b->margin, "routing"));
+  TRY(cpu_take(b, &b->margin, (size_t)b->params.max_batch, sizeof *b->margin, "routing"));
   return outputs_open(b, &b->logits, (int64_t)rows, s->vocabulary, "logits");
 }
 
@@ -163,10 +163,13 @@ static status cpu_open_fields(cpu_backend *b) {
   if (p->computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
+  bool is_exact = p->computes_shared && b->shared.path->attention == ATTENTION_EXACT;
+  if (is_exact && exact_scratch_bytes(b->shape.head_dim) > b->scratch_bytes)
+    b->scratch_bytes = exact_scratch_bytes(b->shape.head_dim);
   size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
   if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;
   b->scratch_bytes = (b->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-  TRY(take(b, &b->scratch, (size_t)p->threads, b->scratch_bytes, "thread scratch"));
+  TRY(cpu_take(b, &b->scratch, (size_t)p->threads, b->scratch_bytes, "thread scratch"));
   for (int64_t t = 0; t < p->context && p->computes_shared; t++)
     b->shared.ops->rope_table(b->rope_tables + (size_t)(t * b->shape.head_dim) * b->shared.ops->bytes,
                               b->shape.rope_base, t, b->shape.head_dim / 2);

@@ -23,6 +23,11 @@ typedef struct { // tokens of one sequence, neighbours in the batch, whose atten
   int64_t first, n;
 } token_span;
 
+typedef struct {
+  float *factors;    // [layers][3][head_dim] of queries, keys, values
+  exact_parts parts; // of up to SPLIT_TOKENS tokens' heads, over all chunks of a context
+} exact_state;
+
 typedef struct { // a path, and the ISA row's kernels for its real
   const path_info *path;
   const real_ops *ops;
@@ -44,8 +49,9 @@ typedef struct {
   activations attended;  // [max_batch][n_heads * head_dim]
   outputs projected;     // [max_batch][hidden]
   char *rope_tables;     // [context][head_dim] of (cos, sin)
-  char *keys, *values;   // caches
-  size_t kv_head_bytes;  // of one (layer, sequence, head)
+  char *keys, *values;   // caches; of ATTENTION_EXACT `keys` has both
+  size_t kv_head_bytes;  // of one (layer, sequence, head) in each
+  exact_state exact;     // of ATTENTION_EXACT
   outputs router_logits; // [max_batch][n_experts]
   char *slot_weights;    // [max_batch][top_k]
   expert_global *chosen; // [max_batch][top_k] the routing, in slot order
@@ -72,6 +78,9 @@ typedef struct {
   activations head_in; // [max_logit_rows][hidden]
   probe_watch watch;
 } cpu_backend;
+
+// Memory that the backend counts.
+status cpu_take(cpu_backend *b, void *pointer, size_t count, size_t size, const char *what);
 
 // The fields of backend_ops that need no step.
 status cpu_open(backend **out, const backend_params *params);

@@ -9,6 +9,26 @@ static kv_head kv_of(const cpu_backend *b, int64_t layer, int64_t sequence, int6
                    cpu_kv_storage(b)};
 }
 
+// Key and value of one head of row t into the cache.
+static void store_head(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t t, int64_t head) {
+  int64_t position = batch->position[t], head_dim = b->shape.head_dim;
+  size_t at = (size_t)(head * head_dim) * b->shared.ops->bytes;
+  const char *k = (char *)b->k.rows[t] + at, *v = (char *)b->v.rows[t] + at;
+  switch (b->shared.path->attention) {
+  case ATTENTION_REALS:
+  case ATTENTION_RUN_KV: {
+    kv_head kv = kv_of(b, layer, batch->sequence[t], head);
+    b->shared.ops->kv_store(&kv, position, k, v, head_dim);
+    return;
+  }
+  case ATTENTION_EXACT:
+    exact_store_head(b, layer, batch->sequence[t], head, position, (const float *)(const void *)k,
+                     (const float *)(const void *)v);
+    return;
+  }
+  __builtin_unreachable();
+}
+
 // Norm and RoPE of each head of x; `scale` is that of the scores for queries, 1 for keys.
 static void rotate_heads(cpu_backend *b, char *x, int64_t n_heads, const float *weight, int32_t position,
                          double scale) {
@@ -38,11 +58,7 @@ static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, c
     rotate_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
     impose_row(b, PROBE_KCUR, t, k, real);
     impose_row(b, PROBE_VCUR, t, v, real);
-    for (int64_t h = 0; h < s->n_kv_heads; h++) {
-      kv_head kv = kv_of(b, layer, batch->sequence[t], h);
-      size_t at = (size_t)(h * s->head_dim) * real;
-      b->shared.ops->kv_store(&kv, batch->position[t], k + at, v + at, s->head_dim);
-    }
+    for (int64_t h = 0; h < s->n_kv_heads; h++) store_head(b, layer, batch, t, h);
   }
 }
 
@@ -59,44 +75,31 @@ static int64_t find_spans(cpu_backend *b, const token_batch *batch, int64_t from
   return n;
 }
 
-// Query heads head .. head + heads - 1, which read one cache, of the tokens of a span.
 static void attend_heads(cpu_backend *b, int64_t layer, const token_batch *batch, const token_span *tokens,
-                         int64_t head, int64_t heads) {
-  const model_shape *s = &b->shape;
+                         head_slice heads) {
   const real_ops *ops = b->shared.ops;
-  size_t width = (size_t)s->head_dim * ops->bytes;
-  void *out[ATTEND_TOKENS];
-  const void *q[ATTEND_TOKENS];
-  int64_t n_keys[ATTEND_TOKENS];
-  kv_head kv = kv_of(b, layer, batch->sequence[tokens->first], head / (s->n_heads / s->n_kv_heads));
-  for (int64_t i = 0; i < tokens->n; i++) {
-    int64_t t = tokens->first + i;
-    out[i] = (char *)b->attended.real_rows[t] + (size_t)head * width;
-    q[i] = (char *)b->q.rows[t] + (size_t)head * width;
-    n_keys[i] = batch->position[t] + 1;
-  }
-  attention_span span = {out, q, n_keys, tokens->n, heads, kv};
+  int64_t head_dim = b->shape.head_dim;
+  size_t width = (size_t)head_dim * ops->bytes;
+  span_rows r;
+  span_rows_fill(&r, b, batch, tokens, heads.first);
+  kv_head kv = kv_of(b, layer, batch->sequence[tokens->first], heads.kv);
+  attention_span span = {r.out, r.q, r.n_keys, tokens->n, heads.n, kv};
   if (ops->attend_span) {
-    ops->attend_span(&span, s->head_dim, cpu_thread_scratch(b));
+    ops->attend_span(&span, head_dim, cpu_thread_scratch(b));
     return;
   }
   for (int64_t i = 0; i < tokens->n; i++)
-    for (int64_t h = 0; h < heads; h++)
-      ops->attend((char *)out[i] + (size_t)h * width, (const char *)q[i] + (size_t)h * width, &kv, n_keys[i],
-                  s->head_dim, cpu_thread_scratch(b));
+    for (int64_t h = 0; h < heads.n; h++)
+      ops->attend((char *)r.out[i] + (size_t)h * width, (const char *)r.q[i] + (size_t)h * width, &kv,
+                  r.n_keys[i], head_dim, cpu_thread_scratch(b));
 }
 
 static void attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans) {
-  const model_shape *s = &b->shape;
-  int64_t group = s->n_heads / s->n_kv_heads, slices = (group + ATTEND_HEADS - 1) / ATTEND_HEADS;
+  int64_t slices = head_slices(&b->shape);
 #pragma omp for collapse(2) schedule(dynamic)
   for (int64_t i = 0; i < n_spans; i++)
-    for (int64_t k = 0; k < s->n_kv_heads * slices; k++) {
-      int64_t first = k % slices * ATTEND_HEADS,
-              rest = group - first; // late spans have most keys: they go first
-      attend_heads(b, layer, batch, &b->spans[n_spans - 1 - i], k / slices * group + first,
-                   rest < ATTEND_HEADS ? rest : ATTEND_HEADS);
-    }
+    for (int64_t k = 0; k < slices; k++) // late spans have most keys: they go first
+      attend_heads(b, layer, batch, &b->spans[n_spans - 1 - i], head_slice_at(&b->shape, k));
 }
 
 // attended, rounded where the path rounds
@@ -151,7 +154,15 @@ static void attend_phases(cpu_backend *b, attention_part *p) {
   show_phase(b, PROBE_QCUR, layer, b->q.rows + first, first, count, real);
   show_phase(b, PROBE_KCUR, layer, b->k.rows + first, first, count, real);
   show_phase(b, PROBE_VCUR, layer, b->v.rows + first, first, count, real);
-  attend_phase(b, layer, p->batch, p->n_spans);
+  switch (b->shared.path->attention) {
+  case ATTENTION_REALS:
+  case ATTENTION_RUN_KV:
+    attend_phase(b, layer, p->batch, p->n_spans);
+    break;
+  case ATTENTION_EXACT:
+    exact_attend_phase(b, layer, p->batch, p->n_spans);
+    break;
+  }
   attended_phase(b, first, count);
   show_phase(b, PROBE_KQV_OUT, layer, b->attended.real_rows + first, first, count, real);
   products_phase(b, &p->output);

@@ -71,6 +71,51 @@ static inline void impose_row(cpu_backend *b, probe_point point, int64_t row, vo
 // out[n] = in[n], of 4 or 8 bytes each
 void convert_reals(void *out, size_t out_bytes, const void *in, size_t in_bytes, int64_t n);
 
+// ---- attention's tasks ----
+
+typedef struct { // query heads first .. first + n - 1, which read the cache of key/value head `kv`
+  int64_t first, n, kv;
+} head_slice;
+
+// Slices of all heads, at most ATTEND_HEADS each.
+static inline int64_t head_slices(const model_shape *s) {
+  return s->n_kv_heads * ((s->n_heads / s->n_kv_heads + ATTEND_HEADS - 1) / ATTEND_HEADS);
+}
+
+static inline head_slice head_slice_at(const model_shape *s, int64_t index) {
+  int64_t group = s->n_heads / s->n_kv_heads, slices = head_slices(s) / s->n_kv_heads;
+  int64_t kv = index / slices, at = index % slices * ATTEND_HEADS, rest = group - at;
+  return (head_slice){kv * group + at, rest < ATTEND_HEADS ? rest : ATTEND_HEADS, kv};
+}
+
+typedef struct { // of each token of a span
+  void *out[ATTEND_TOKENS];
+  const void *q[ATTEND_TOKENS];
+  int64_t n_keys[ATTEND_TOKENS];
+} span_rows;
+
+static inline void span_rows_fill(span_rows *r, const cpu_backend *b, const token_batch *batch,
+                                  const token_span *tokens, int64_t head) {
+  size_t at = (size_t)(head * b->shape.head_dim) * b->shared.ops->bytes;
+  for (int64_t i = 0; i < tokens->n; i++) {
+    int64_t t = tokens->first + i;
+    r->out[i] = (char *)b->attended.real_rows[t] + at;
+    r->q[i] = (char *)b->q.rows[t] + at;
+    r->n_keys[i] = batch->position[t] + 1;
+  }
+}
+
+// ---- attend_exact.c ----
+
+// The state of ATTENTION_EXACT: caches, factors of channels, room for results of chunks.
+status exact_open(cpu_backend *b);
+void exact_close(cpu_backend *b);
+// Key and value of a head into the cache.
+void exact_store_head(cpu_backend *b, int64_t layer, int64_t sequence, int64_t head, int64_t position,
+                      const float *k, const float *v);
+// Attention of b->spans[n_spans]. Inside a parallel region, by all its threads.
+void exact_attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans);
+
 // ---- step_attention.c ----
 
 status cpu_attention(backend *base, int64_t layer, const token_batch *rows);

@@ -2,6 +2,7 @@
 // the tests of rows and products see that kernel on a machine without tiles. Linked into them before the
 // library, whose table (kernels/cpu/rows.c) is then not linked.
 #include "tests/support/amx_model.h"
+#include "kernels/cpu/isa/amx_int8/amx_exact.h"
 #include "kernels/cpu/isa/amx_int8/amx_q8k.h"
 #include "kernels/cpu/isa/avx512/avx512_row.h"
 #include "kernels/cpu/isa/each_row/generic.h"
@@ -12,6 +13,7 @@ static const cpu_row amx_model = {
     .usable = usable_avx512_vnni,
     .f32 = &ops_avx512,
     .f64 = &ops_f64,
+    .exact = &exact_ops_amx,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_amx, // for few tokens too, which the row leaves to another
     .split_q8k = split_q8k_avx512,

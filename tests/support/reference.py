@@ -214,14 +214,17 @@ class Model:
         self.show("Kcur", k)
         self.show("Vcur", v)
         out = np.empty_like(q)
-        future = np.triu(np.ones((len(x), len(x)), bool), 1)
         for head in range(self.heads):
             group = head // (self.heads // self.kv_heads)
-            score = np.where(future, -np.inf, q[:, head] @ k[:, group].T / np.sqrt(np.float64(self.head_dim)))
-            score = np.exp(score - score.max(1, keepdims=True))
-            out[:, head] = score / score.sum(1, keepdims=True) @ v[:, group]
+            out[:, head] = self.attend(q[:, head] / np.sqrt(np.float64(self.head_dim)), k[:, group], v[:, group], blk)
         self.show("kqv_out", out)
         return out.reshape(len(x), -1) @ self.weight(blk + "attn_output").T
+
+    def attend(self, q, k, v, blk):
+        """One head over all positions, each of which sees those up to its own; q, k, v are [position, head_dim]."""
+        score = np.where(np.triu(np.ones((len(q), len(k)), bool), 1), -np.inf, q @ k.T)
+        score = np.exp(score - score.max(1, keepdims=True))
+        return score / score.sum(1, keepdims=True) @ v
 
     def route(self, x, blk):
         """[token, top_k] experts, probability descending and index ascending on a tie, and their weights."""

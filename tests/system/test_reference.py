@@ -57,6 +57,54 @@ class Rounding:
         return self.rounded(x) @ self.matrix
 
 
+def integers(x, channels=1.0):
+    """Vectors [n, head_dim] as q8k's attention rounds them, from docs/paths.md: integers and the power of two of each."""
+    x = (x * channels).astype(np.float32).astype(np.float64)
+    most = np.abs(x).max(1)
+    unit = np.exp2(np.where(most > 0, np.maximum(np.frexp(most)[1] - 15.0, -54), -54))
+    unit = np.where(most > 32639 * unit, 2 * unit, unit)[:, None]
+    return np.rint(x / unit), unit
+
+
+def low_limb(x):
+    return x - 256 * np.floor((x + 128) / 256)
+
+
+POLYNOMIAL = [*map(float.fromhex, ("0x1.3a02ccp-7", "0x1.c9fc46p-5", "0x1.ec0378p-3", "0x1.62e12cp-1")), 1.0]
+
+
+def exact_exp(z):
+    n = np.rint(32 * z)
+    return np.exp2(n - 32) * np.polyval(POLYNOMIAL, 32 * z - n)
+
+
+def cut(z):
+    return np.clip(z.astype(np.float32).astype(np.float64), 0, 1)
+
+
+def fold(run, more):
+    """Results (maximum, sum, output) of rows of queries, folded; a row that saw no key has maximum -inf."""
+    both = np.maximum(run[0], more[0])
+    old, fresh = (np.where(r[0] > -np.inf, exact_exp(cut(1 + (np.maximum(r[0], -1e30) - both) * np.log2(np.e) / 32)), 0)
+                  for r in (run, more))
+    return both, run[1] * old + more[1] * fresh, run[2] * old + more[2] * fresh
+
+
+def attend_chunk(q, k, v, seen):
+    """Integers and units of all queries, and of a chunk's keys and values; seen[query, key]."""
+    score = (q[0] @ k[0].T - low_limb(q[0]) @ low_limb(k[0]).T) / 256
+    score = np.where(seen, score.astype(np.float32) * (256 * q[1] * k[1].T), -np.inf)
+    most = score.max(1, keepdims=True)
+    step = np.float64(np.float32(np.log2(np.e) / 32))
+    bias = (1 - np.maximum(most, -1e30) * step).astype(np.float32).astype(np.float64)
+    e = np.where(seen, exact_exp(cut(np.where(seen, score, 0) * step + bias)), 0)
+    weight = e * v[1].T
+    unit = np.exp2(np.frexp(np.maximum(weight.max(1), 1e-300))[1] - 15.0)
+    unit = np.where(weight.max(1) > 32639 * unit, 2 * unit, unit)[:, None]
+    out = np.floor((np.rint(weight / unit) @ v[0] + 128) / 256).astype(np.float32) * 256 * unit
+    return most, (np.rint(e * 2**21) / 2**21).sum(1, keepdims=True), out
+
+
 class PathModel(reference.Model):
     """The reference with a path for the shared parts and one for each expert: one of ROUNDED, or another that rounds nothing."""
 
@@ -69,6 +117,29 @@ class PathModel(reference.Model):
         matrix = super().weight(name, index)
         is_k_quant = self.gguf.tensors[name + ".weight"][0] in K_QUANTS
         return Rounding(matrix, ROUNDED[own]) if own in ROUNDED and is_k_quant else matrix
+
+    def balance(self, blk):
+        """What the queries' channels are multiplied by, and the keys' divided."""
+        k, q = (np.abs(self.weight(blk + name)).reshape(2, -1).max(0).astype(np.float32)
+                for name in ("attn_k_norm", "attn_q_norm"))
+        ratio = np.frexp(k / q)[1] - 1
+        return np.exp2(np.tile((ratio + 1) // 2, 2).clip(-16, 16))
+
+    def attend(self, q, k, v, blk):
+        if self.shared != "q8k":
+            return super().attend(q, k, v, blk)
+        factor, n = self.balance(blk), len(q)
+        q, k, v = integers(q, factor), integers(k, 1 / factor), integers(v)
+        seen = np.tril(np.ones((n, n), bool))
+        nothing = np.full((n, 1), -np.inf), np.zeros((n, 1)), np.zeros(q[0].shape)
+        total = nothing
+        for group in range(0, n, 4096):
+            run = nothing
+            for first in range(group, min(n, group + 4096), 128):
+                keys = slice(first, first + 128)
+                run = fold(run, attend_chunk(q, [x[keys] for x in k], [x[keys] for x in v], seen[:, keys]))
+            total = fold(total, run)
+        return total[2] / total[1]
 
 
 # ---- runs ----

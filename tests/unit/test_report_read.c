@@ -297,6 +297,42 @@ static void test_what_makes_another_path(void **state) {
   }
 }
 
+// A report with the second arm f32's and the first of this version of q8k.
+static json_t *with_versions(int version, const char *kv) {
+  char text[16];
+  snprintf(text, sizeof text, "%d", version);
+  json_t *root = edited("arms.0.path_version", text),
+         *second = json_array_get(json_object_get(root, "arms"), 1);
+  json_object_set_new(second, "name", json_string("f32@cpu"));
+  json_object_set_new(second, "path", json_string("f32"));
+  json_object_set_new(json_object_get(root, "run"), "kv", json_string(kv));
+  return root;
+}
+
+// run.kv makes other paths of f32, and of a q8k that is older than the one that keeps integers.
+static void test_what_run_kv_is_part_of(void **state) {
+  (void)state;
+  for (int version = 1; version <= path_get(PATH_Q8K)->version; version++) {
+    recorded_report a, b;
+    bool same, is_old = version < path_get(PATH_Q8K)->version;
+    char *out;
+    size_t size;
+    if (read_tree(&a, with_versions(version, "f16"))) fail_msg("%s", status_text());
+    if (read_tree(&b, with_versions(version, "f32"))) fail_msg("%s", status_text());
+    FILE *f = open_memstream(&out, &size);
+    status_reset();
+    status refused = report_diff(&same, f, &a, &b);
+    fclose(f);
+    if (!refused != !is_old) fail_msg("version %d: %s%s", version, out, status_text());
+    if (is_old) assert_non_null(strstr(status_text(), "no arm of one path and version in both"));
+    if (!is_old && (!same || !strstr(out, "1 of 1") || !strstr(out, "f32@cpu") || !strstr(out, "only in B")))
+      fail_msg("%s", out);
+    free(out);
+    report_read_close(&a);
+    report_read_close(&b);
+  }
+}
+
 // Tokens that another seed chose are no difference of bits.
 static void test_other_settings_of_writing(void **state) {
   (void)state;
@@ -361,6 +397,7 @@ int main(void) {
       cmocka_unit_test(test_different),
       cmocka_unit_test(test_not_comparable),
       cmocka_unit_test(test_what_makes_another_path),
+      cmocka_unit_test(test_what_run_kv_is_part_of),
       cmocka_unit_test(test_other_settings_of_writing),
       cmocka_unit_test(test_other_layers),
       cmocka_unit_test(test_no_arm_in_common),

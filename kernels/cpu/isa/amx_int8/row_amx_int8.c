@@ -1,6 +1,7 @@
-// row_amx_int8: AMX tiles (Sapphire Rapids and later Xeons) for products with many tokens; all else, decoding
-// included, is that of the ISA row avx512_vnni.
+// row_amx_int8: AMX tiles (Sapphire Rapids and later Xeons) for products with many tokens and for attention
+// in integers; all else is that of the ISA row avx512_vnni.
 #include "kernels/cpu/isa/amx_int8/amx_tile.h"
+#include "kernels/cpu/isa/amx_int8/amx_exact.h"
 #include "kernels/cpu/isa/amx_int8/amx_q8k.h"
 #include "kernels/cpu/isa/avx512/avx512_row.h"
 #include "kernels/cpu/isa/each_row/generic.h"
@@ -32,6 +33,7 @@ const cpu_row cpu_row_amx_int8 = {
     .usable = usable_amx_int8,
     .f32 = &ops_avx512,
     .f64 = &ops_f64,
+    .exact = &exact_ops_amx,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_tiles,
     .split_q8k = split_q8k_avx512,

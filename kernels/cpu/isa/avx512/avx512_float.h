@@ -8,8 +8,6 @@
 #include "kernels/cpu/isa/each_row/generic.h"
 #include <immintrin.h>
 
-enum { FLOATS = 16 };
-
 // num_exp_f32 in each lane.
 static inline __m512 exp_lanes(__m512 x) {
   const __m512 magic = _mm512_set1_ps(12582912.0f);

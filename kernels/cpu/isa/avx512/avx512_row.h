@@ -2,6 +2,8 @@
 #pragma once
 #include "kernels/cpu/row.h"
 
+enum { FLOATS = 16 }; // in a register
+
 extern const real_ops ops_avx512; // of floats
 bool usable_avx512_vnni(void);
 void quantize_q8k_avx512(block_q8_K *out, const float *x, int64_t n);

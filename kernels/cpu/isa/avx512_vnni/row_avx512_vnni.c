@@ -1,5 +1,6 @@
 // row_avx512_vnni: AVX-512 F, BW, DQ, VL and VNNI (Zen 4 and 5, Ice Lake and later Xeons).
 #include "kernels/cpu/isa/avx512/avx512_attention.h"
+#include "kernels/cpu/isa/avx512/avx512_exact.h"
 #include "kernels/cpu/isa/avx512/avx512_f32.h"
 #include "kernels/cpu/isa/avx512/avx512_outliers.h"
 #include "kernels/cpu/isa/avx512/avx512_q8k.h"
@@ -29,11 +30,21 @@ const real_ops ops_avx512 = {
     .vector_q8k = vector_q8k_avx512,
 };
 
+static const exact_ops exact_ops_avx512 = {
+    .store = exact_store_avx512,
+    .query = exact_query_avx512,
+    .chunk = exact_chunk_avx512,
+    .fold = exact_fold_avx512,
+    .finish = exact_finish_generic,
+    .attend = exact_attend,
+};
+
 const cpu_row cpu_row_avx512_vnni = {
     .name = "avx512_vnni",
     .usable = usable_avx512_vnni,
     .f32 = &ops_avx512,
     .f64 = &ops_f64,
+    .exact = &exact_ops_avx512,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_avx512,
     .split_q8k = split_q8k_avx512,

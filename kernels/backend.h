@@ -19,7 +19,13 @@ extern "C" {
 typedef enum { PATH_F64, PATH_F32, PATH_Q8K } path_kind;
 enum { PATH_COUNT = 3 };
 
-enum { ATTENTION_CHUNK = 64 }; // key positions to a chunk, on every path
+enum { ATTENTION_CHUNK = 64 }; // key positions to a chunk where attention is computed in reals
+
+typedef enum {      // what a path keeps of keys and values, and computes attention with
+  ATTENTION_REALS,  // its reals
+  ATTENTION_RUN_KV, // its reals, from a cache that is as run.kv says
+  ATTENTION_EXACT,  // integers (formats/attention_exact.h)
+} attention_form;
 
 enum { MAX_TOP_K = 64 }; // experts to a token; model.c refuses more
 
@@ -29,6 +35,7 @@ typedef struct {
   int version;       // of its definition in docs/paths.md
   uint64_t tag;      // names path and version in a digest
   size_t real_bytes; // of one activation: 8 for f64, else 4
+  attention_form attention;
 } path_info;
 
 const path_info *path_get(path_kind kind);
@@ -196,7 +203,7 @@ typedef struct {
   int64_t context;           // positions in each
   int64_t max_batch;         // tokens in the largest batch
   int64_t max_logit_rows;    // rows in the largest head call
-  bool kv_f16;               // keys and values rounded to f16; ignored by f64, which keeps doubles
+  bool kv_f16;               // keys and values rounded to f16; only where `shared` is ATTENTION_RUN_KV
   bool computes_shared; // false: an expert rank; it takes only routing_write, experts_up and experts_down,
                         // and of the state there is only what these need: n_sequences and context are
                         // not used

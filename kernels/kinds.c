@@ -6,9 +6,9 @@
 
 // The tag's text is mixed into every digest: a new version of a path can never pass for the old one.
 static const path_info paths[PATH_COUNT] = {
-    {PATH_F64, "f64", 1, 0x6636340000000001u, 8},
-    {PATH_F32, "f32", 1, 0x6633320000000001u, 4},
-    {PATH_Q8K, "q8k", 1, 0x71386b0000000001u, 4},
+    {PATH_F64, "f64", 1, 0x6636340000000001u, 8, ATTENTION_REALS},
+    {PATH_F32, "f32", 1, 0x6633320000000001u, 4, ATTENTION_RUN_KV},
+    {PATH_Q8K, "q8k", 2, 0x71386b0000000002u, 4, ATTENTION_EXACT},
 };
 
 const path_info *path_get(path_kind kind) {

@@ -19,6 +19,7 @@
 // A kernel's name says what it computes and on what: product_q8k_avx2 is rows times Q8_K activations on AVX2.
 #pragma once
 #include "kernels/backend.h"
+#include "kernels/cpu/exact.h"
 #include <stdbool.h>
 
 enum {
@@ -94,6 +95,7 @@ typedef struct {
   const char *name;
   bool (*usable)(void); // on this machine
   const real_ops *f32, *f64;
+  const exact_ops *exact;
   void (*quantize_q8k)(block_q8_K *out, const float *x, int64_t n);
   // As product, of K-quant rows with rounded activations.
   void (*product_q8k)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);

@@ -73,20 +73,38 @@ void cpu_close(backend *base) {
                     b->normed_rows, b->slot_weights, b->owned,    b->first,   b->slots,
                     b->active,      b->up,           b->narrow,   b->in_rows, b->in_q8k,
                     b->gate_out,    b->up_out,       b->down_out, b->chosen,  b->margin,
-                    b->spans,       b->scratch};
+                    b->spans,       b->scratch,      b->factors};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   free(b);
 }
 
 kv_storage cpu_kv_storage(const cpu_backend *b) {
-  switch (b->shared.path->kind) {
-  case PATH_F64:
-    return KV_REAL;
-  case PATH_F32:
-  case PATH_Q8K:
-    break;
+  return b->shared.path->attention == ATTENTION_RUN_KV && b->params.kv_f16 ? KV_HALF : KV_REAL;
+}
+
+static status open_exact_caches(cpu_backend *b, size_t heads) {
+  const model_shape *s = &b->shape;
+  size_t chunks = (size_t)((b->params.context + EXACT_CHUNK - 1) / EXACT_CHUNK);
+  b->kv_head_bytes = chunks * exact_chunk_bytes(exact_width(s->head_dim));
+  TRY(take(b, &b->keys, heads, b->kv_head_bytes, "the key and value cache"));
+  TRY(take(b, &b->factors, (size_t)(s->n_layers * 3 * s->head_dim), sizeof *b->factors, "channel factors"));
+  for (int64_t l = 0; l < s->n_layers; l++) {
+    const layer_weights *w = &b->params.weights->layers[l];
+    float *f = b->factors + l * 3 * s->head_dim;
+    exact_factors_fill(f, f + s->head_dim, f + 2 * s->head_dim, w->q_norm, w->k_norm, s->head_dim);
   }
-  return b->params.kv_f16 ? KV_HALF : KV_REAL;
+  return 0;
+}
+
+static status open_caches(cpu_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t heads = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads);
+  if (b->shared.path->attention == ATTENTION_EXACT) return open_exact_caches(b, heads);
+  size_t kv_bytes = cpu_kv_storage(b) == KV_HALF ? 2 : b->shared.ops->bytes;
+  int64_t positions = (b->params.context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
+  b->kv_head_bytes = (size_t)(positions * s->head_dim) * kv_bytes;
+  TRY(take(b, &b->keys, heads, b->kv_head_bytes, "the key cache"));
+  return take(b, &b->values, heads, b->kv_head_bytes, "the value cache");
 }
 
 static status open_attention(cpu_backend *b) {
@@ -101,12 +119,7 @@ static status open_attention(cpu_backend *b) {
   TRY(activations_open(b, &b->attended, &b->shared, n, q_width, "attention outputs"));
   TRY(outputs_open(b, &b->projected, n, s->hidden, "projected attention"));
   TRY(take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
-  size_t kv_bytes = cpu_kv_storage(b) == KV_HALF ? 2 : (size_t)real;
-  int64_t positions = (b->params.context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK * ATTENTION_CHUNK;
-  size_t heads = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads);
-  b->kv_head_bytes = (size_t)(positions * s->head_dim) * kv_bytes;
-  TRY(take(b, &b->keys, heads, b->kv_head_bytes, "the key cache"));
-  return take(b, &b->values, heads, b->kv_head_bytes, "the value cache");
+  return open_caches(b);
 }
 
 static status open_experts(cpu_backend *b) {
@@ -159,6 +172,8 @@ static status cpu_open_fields(cpu_backend *b) {
   if (p->computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
+  if (exact_scratch_bytes(b->shape.head_dim) > b->scratch_bytes)
+    b->scratch_bytes = exact_scratch_bytes(b->shape.head_dim);
   size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
   if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;
   b->scratch_bytes = (b->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;

@@ -43,8 +43,9 @@ typedef struct {
   activations attended;  // [max_batch][n_heads * head_dim]
   outputs projected;     // [max_batch][hidden]
   char *rope_tables;     // [context][head_dim] of (cos, sin)
-  char *keys, *values;   // caches
-  size_t kv_head_bytes;  // of one (layer, sequence, head)
+  char *keys, *values;   // caches; of ATTENTION_EXACT `keys` has both
+  size_t kv_head_bytes;  // of one (layer, sequence, head) in each
+  float *factors;        // [layers][3][head_dim] of ATTENTION_EXACT: of queries, keys, values
   outputs router_logits; // [max_batch][n_experts]
   char *slot_weights;    // [max_batch][top_k]
   expert_global *chosen; // [max_batch][top_k] the routing, in slot order

@@ -9,6 +9,39 @@ static kv_head kv_of(const cpu_backend *b, int64_t layer, int64_t sequence, int6
                    cpu_kv_storage(b)};
 }
 
+static exact_cache exact_cache_of(const cpu_backend *b, int64_t layer, int64_t sequence, int64_t head) {
+  size_t index = (size_t)((layer * b->params.n_sequences + sequence) * b->shape.n_kv_heads + head);
+  return (exact_cache){b->keys + index * b->kv_head_bytes, exact_width(b->shape.head_dim)};
+}
+
+static exact_factors factors_of(const cpu_backend *b, int64_t layer) {
+  const float *f = b->factors + layer * 3 * b->shape.head_dim;
+  return (exact_factors){f, f + b->shape.head_dim, f + 2 * b->shape.head_dim};
+}
+
+// Key and value of one head of row t into the cache.
+static void store_head(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t t, int64_t head) {
+  int64_t position = batch->position[t], head_dim = b->shape.head_dim;
+  size_t at = (size_t)(head * head_dim) * b->shared.ops->bytes;
+  const char *k = (char *)b->k.rows[t] + at, *v = (char *)b->v.rows[t] + at;
+  switch (b->shared.path->attention) {
+  case ATTENTION_REALS:
+  case ATTENTION_RUN_KV: {
+    kv_head kv = kv_of(b, layer, batch->sequence[t], head);
+    b->shared.ops->kv_store(&kv, position, k, v, head_dim);
+    return;
+  }
+  case ATTENTION_EXACT: {
+    exact_cache kv = exact_cache_of(b, layer, batch->sequence[t], head);
+    exact_factors factors = factors_of(b, layer);
+    b->row->exact->store(&kv, position, (const float *)(const void *)k, (const float *)(const void *)v,
+                         &factors, head_dim);
+    return;
+  }
+  }
+  __builtin_unreachable();
+}
+
 // Norm and RoPE of each head of x; `scale` is that of the scores for queries, 1 for keys.
 static void rotate_heads(cpu_backend *b, char *x, int64_t n_heads, const float *weight, int32_t position,
                          double scale) {
@@ -38,11 +71,7 @@ static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, c
     rotate_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
     impose_row(b, PROBE_KCUR, t, k, real);
     impose_row(b, PROBE_VCUR, t, v, real);
-    for (int64_t h = 0; h < s->n_kv_heads; h++) {
-      kv_head kv = kv_of(b, layer, batch->sequence[t], h);
-      size_t at = (size_t)(h * s->head_dim) * real;
-      b->shared.ops->kv_store(&kv, batch->position[t], k + at, v + at, s->head_dim);
-    }
+    for (int64_t h = 0; h < s->n_kv_heads; h++) store_head(b, layer, batch, t, h);
   }
 }
 
@@ -68,13 +97,20 @@ static void attend_heads(cpu_backend *b, int64_t layer, const token_batch *batch
   void *out[ATTEND_TOKENS];
   const void *q[ATTEND_TOKENS];
   int64_t n_keys[ATTEND_TOKENS];
-  kv_head kv = kv_of(b, layer, batch->sequence[tokens->first], head / (s->n_heads / s->n_kv_heads));
+  int64_t kv_index = head / (s->n_heads / s->n_kv_heads), sequence = batch->sequence[tokens->first];
   for (int64_t i = 0; i < tokens->n; i++) {
     int64_t t = tokens->first + i;
     out[i] = (char *)b->attended.real_rows[t] + (size_t)head * width;
     q[i] = (char *)b->q.rows[t] + (size_t)head * width;
     n_keys[i] = batch->position[t] + 1;
   }
+  if (b->shared.path->attention == ATTENTION_EXACT) {
+    exact_cache cache = exact_cache_of(b, layer, sequence, kv_index);
+    const exact_span span = {out, q, n_keys, tokens->n, heads, factors_of(b, layer), cache};
+    b->row->exact->attend(b->row->exact, &span, s->head_dim, cpu_thread_scratch(b));
+    return;
+  }
+  kv_head kv = kv_of(b, layer, sequence, kv_index);
   attention_span span = {out, q, n_keys, tokens->n, heads, kv};
   if (ops->attend_span) {
     ops->attend_span(&span, s->head_dim, cpu_thread_scratch(b));

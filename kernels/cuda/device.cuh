@@ -84,6 +84,15 @@ static status launch(void (*kernel)(Parameters...), dim3 grid, int threads, size
   return 0;
 }
 
+// launch, for a kernel whose shared memory may pass what it has by default.
+template <typename... Parameters, typename... Arguments>
+static status launch_shared(void (*kernel)(Parameters...), dim3 grid, int threads, size_t bytes,
+                            cudaStream_t stream, const Arguments &...arguments) {
+  if (bytes > DEFAULT_SHARED_BYTES)
+    CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+  return launch(kernel, grid, threads, bytes, stream, arguments...);
+}
+
 static constexpr int WARP = 32;
 static constexpr int CHUNK = ATTENTION_CHUNK;
 

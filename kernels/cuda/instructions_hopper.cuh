@@ -31,6 +31,26 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *b, uint32_t parity) {
                : "memory");
 }
 
+// Barriers that were initialised are from here on there for bulk copies to arrive at.
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// An arrival; the phase ends when so many bytes of bulk copies have landed, too.
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t *b, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes)
+               : "memory");
+}
+
+// Starts a copy whose landing counts at the barrier. All aligned to 16 bytes.
+__device__ __forceinline__ void copy_bulk(void *shared, const void *global, int bytes, uint64_t *b) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(b))
+      : "memory");
+}
+
 template <int BARRIER, int THREADS>
 __device__ __forceinline__ void named_barrier_sync() { // of so many of the thread block's threads
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");

@@ -49,7 +49,7 @@ void cuda_close(backend *base) {
   free(b);
 }
 
-static status open_cache(cuda_backend *b) {
+static status open_real_cache(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t positions = ((size_t)b->params.context + CHUNK - 1) / CHUNK * CHUNK;
   b->cache.f16 = b->params.kv_f16;
@@ -65,7 +65,53 @@ static status open_cache(cuda_backend *b) {
   b->work.capacity = SPLIT_BELOW * 8 * chunks;
   TRY(take(b, &b->work.max, b->work.capacity, PART_ATTENTION));
   TRY(take(b, &b->work.sum, b->work.capacity, PART_ATTENTION));
-  return take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION);
+  TRY(take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION));
+  return take(b, &b->arrived, (size_t)(CAPTURED_TOKENS * s->n_heads), PART_WORK);
+}
+
+static status open_queries(cuda_backend *b, query_limbs *q) {
+  const model_shape *s = &b->shape;
+  size_t n = (size_t)b->params.max_batch;
+  int group = (int)(s->n_heads / s->n_kv_heads);
+  size_t tiles = (n + (size_t)tokens_per_tile(group) - 1) / (size_t)tokens_per_tile(group);
+  q->n_heads = (int)s->n_heads;
+  q->n_kv_heads = (int)s->n_kv_heads;
+  q->dims = padded_dims((int)s->head_dim);
+  size_t of_tile = (size_t)s->n_kv_heads * (size_t)(tile_rows(group) / GROUP_ROWS) * 2 * group_words(q->dims);
+  TRY(take(b, &q->words, tiles * of_tile, PART_WORK));
+  return take(b, &q->unit, n * (size_t)s->n_heads, PART_WORK);
+}
+
+static status open_limb_cache(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t chunks = ((size_t)b->params.context + EXACT_CHUNK - 1) / EXACT_CHUNK, laid_out = 1;
+  size_t heads = (size_t)(s->n_layers * b->params.n_sequences * s->n_kv_heads);
+  b->limbs.head_bytes = chunks * (size_t)block_bytes(padded_dims((int)s->head_dim));
+  b->limbs.n_sequences = (int)b->params.n_sequences;
+  b->limbs.n_kv_heads = (int)s->n_kv_heads;
+  b->limbs.head_dim = (int)s->head_dim;
+  TRY(take(b, &b->limbs.blocks, heads * b->limbs.head_bytes, PART_CACHE));
+  TRY(open_queries(b, &b->exact.queries));
+  // one token's attention: of each sequence, and laid out for a power of two of chunks
+  while (laid_out < chunks) laid_out *= 2;
+  size_t tokens = (size_t)(b->params.n_sequences < CAPTURED_TOKENS ? b->params.n_sequences : CAPTURED_TOKENS);
+  size_t rows = tokens * (size_t)s->n_heads;
+  b->exact.capacity = rows * laid_out;
+  TRY(take(b, &b->exact.max, b->exact.capacity, PART_ATTENTION));
+  TRY(take(b, &b->exact.sum, b->exact.capacity, PART_ATTENTION));
+  return take(b, &b->exact.out, b->exact.capacity * (size_t)s->head_dim, PART_ATTENTION);
+}
+
+static status open_cache(cuda_backend *b) {
+  switch (b->shared->attention) {
+  case ATTENTION_RUN_KV:
+    return open_real_cache(b);
+  case ATTENTION_EXACT:
+    return open_limb_cache(b);
+  case ATTENTION_REALS:
+    break;
+  }
+  return FAIL("backend cuda: it keeps no cache for the path %s", b->shared->name);
 }
 
 static status open_rope(cuda_backend *b) {
@@ -102,7 +148,6 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->k, n * kv_width, PART_WORK));
   TRY(take(b, &b->v, n * kv_width, PART_WORK));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, PART_WORK));
-  TRY(take(b, &b->arrived, (size_t)(CAPTURED_TOKENS * b->shape.n_heads), PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
 }

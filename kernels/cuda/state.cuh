@@ -4,6 +4,7 @@
 // of the steps (steps.cu), arithmetic, other ranks.
 #pragma once
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/exact/exact.cuh"
 #include "kernels/cuda/memory_plan.h"
 #include "kernels/cuda/weights.cuh"
 
@@ -54,10 +55,12 @@ struct cuda_backend {
   float *x;      // residual stream
   dev_inputs normed, attended, gate, head_in;
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
-  kv_cache cache;
-  attention_work work;
-  unsigned *arrived; // counters of decode_attention.cu
-  bool decodes;      // decode_fits, on these paths
+  kv_cache cache;      // these two: where attention is computed in reals
+  attention_work work; //
+  limb_cache limbs;    // these two: in integers
+  exact_work exact;    //
+  unsigned *arrived;   // counters of one token's attention
+  bool decodes;        // decode_fits, on these paths
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;

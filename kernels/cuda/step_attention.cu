@@ -27,27 +27,65 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
   return multiply(b, b->shared, &qkv);
 }
 
-// Norm and RoPE of the heads; keys and values of the whole batch into the cache; attention of n queries.
+static bool attends_in_integers(const cuda_backend *b) {
+  switch (b->shared->attention) {
+  case ATTENTION_EXACT:
+    return true;
+  case ATTENTION_RUN_KV:
+  case ATTENTION_REALS: // not here: cuda_has_path
+    break;
+  }
+  return false;
+}
+
+// One token of each of several sequences, no probe watched: the whole step in one launch.
+static bool attends_tokens(const cuda_backend *b, int n) {
+  if (n != b->batch.n || b->watch.wanted || !b->distinct) return false;
+  return attends_in_integers(b) ? decode_attends_exact(&b->exact, &b->shape, n, b->max_keys)
+                                : decode_attends(&b->work, &b->shape, n, b->max_keys);
+}
+
+static status attend_tokens(cuda_backend *b, int64_t layer, bool early) {
+  const dev_layer *w = &b->weights->layers[layer];
+  if (attends_in_integers(b))
+    return decode_exact_launch(b->attended.x, b->q, b->k, b->v, w, &b->shape, b->rope, b->limbs, (int)layer,
+                               &b->batch, b->max_keys, &b->exact, early, b->stream);
+  return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, &b->shape, b->rope, b->cache, (int)layer,
+                                 &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
+}
+
+// Norm and RoPE of the heads; keys and values of the whole batch into the cache.
+static status prepare_heads(cuda_backend *b, int64_t layer, int first, int n) {
+  const dev_layer *w = &b->weights->layers[layer];
+  float *keys = probe_is_watched(&b->watch, PROBE_KCUR) ? b->shown
+                                                        : nullptr; // rotated, and not rounded as in the cache
+  if (attends_in_integers(b))
+    return exact_heads_launch(&b->exact, b->limbs, b->q, b->k, b->v, w, &b->shape, b->rope, (int)layer,
+                              &b->batch, first, n, b->watch.wanted ? b->q : nullptr, keys, b->stream);
+  return heads_launch(b->q, b->k, b->v, w, &b->shape, b->rope, b->cache, (int)layer, &b->batch, first, n,
+                      keys, b->stream);
+}
+
+static status attend_queries(cuda_backend *b, int64_t layer, int first, int n) {
+  const model_shape *s = &b->shape;
+  size_t at = (size_t)(first * s->n_heads * s->head_dim);
+  dev_batch queries = batch_from(b->batch, first, n);
+  if (attends_in_integers(b))
+    return exact_attention_launch(b->attended.x + at, &b->exact, b->limbs, (int)layer, &queries, b->stream);
+  return attention_launch(b->attended.x + at, b->q + at, b->cache, (int)layer, &queries, (int)s->n_heads,
+                          b->max_keys, &b->work, b->stream);
+}
+
 static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, bool early) {
   const model_shape *s = &b->shape;
-  const dev_layer *w = &b->weights->layers[layer];
   size_t at = (size_t)(first * s->n_heads * s->head_dim),
          kv_at = (size_t)(first * s->n_kv_heads * s->head_dim);
-  bool whole = n == b->batch.n && !b->watch.wanted;
-  if (whole && b->distinct && decode_attends(&b->work, s, n, b->max_keys))
-    return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer,
-                                   &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
-  float *keys = probe_is_watched(&b->watch, PROBE_KCUR)
-                    ? b->shown
-                    : nullptr; // rotated, and not rounded to f16 as the cache may be
-  TRY(heads_launch(b->q, b->k, b->v, w, s, b->rope, b->cache, (int)layer, &b->batch, first, n, keys,
-                   b->stream));
+  if (attends_tokens(b, n)) return attend_tokens(b, layer, early);
+  TRY(prepare_heads(b, layer, first, n));
   TRY(show(b, PROBE_QCUR, layer, b->q + at, first, n));
   TRY(show(b, PROBE_KCUR, layer, b->shown + kv_at, first, n));
   TRY(show(b, PROBE_VCUR, layer, b->v + kv_at, first, n));
-  dev_batch queries = batch_from(b->batch, first, n);
-  TRY(attention_launch(b->attended.x + at, b->q + at, b->cache, (int)layer, &queries, (int)s->n_heads,
-                       b->max_keys, &b->work, b->stream));
+  TRY(attend_queries(b, layer, first, n));
   return show(b, PROBE_KQV_OUT, layer, b->attended.x + at, first, n);
 }
 

@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "kernels/cuda/planes_q6k.cuh"
 #include "kernels/cuda/weights.cuh"
+#include "kernels/formats/attention_exact.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,6 +98,22 @@ static status upload_floats(dev_weights *w, const float **out, const float *from
   return 0;
 }
 
+static status upload_balance(dev_weights *w, dev_layer *out, const layer_weights *from) {
+  int64_t dim = w->source->shape.head_dim, pairs = dim / 2;
+  float *factors;
+  TRY(TAKE(&factors, 2 * (size_t)dim, "channel factors"));
+  for (int64_t i = 0; i < pairs; i++) {
+    int32_t e =
+        exact_balance(from->k_norm[i], from->k_norm[i + pairs], from->q_norm[i], from->q_norm[i + pairs]);
+    factors[i] = factors[i + pairs] = exact_power(e);
+    factors[dim + i] = factors[dim + i + pairs] = exact_power(-e);
+  }
+  status result = upload_floats(w, &out->q_balance, factors, 2 * dim);
+  free(factors);
+  out->k_balance = out->q_balance + dim;
+  return result;
+}
+
 static status upload_experts(dev_weights *w, dev_layer *out, const layer_weights *from) {
   int64_t n = w->source->shape.n_experts;
   TRY(upload(w, &out->gate, &from->gate, w->local, n));
@@ -110,6 +127,7 @@ static status upload_attention(dev_weights *w, dev_layer *out, const layer_weigh
   TRY(upload_floats(w, &out->q_norm, from->q_norm, s->head_dim));
   TRY(upload_floats(w, &out->k_norm, from->k_norm, s->head_dim));
   TRY(upload_floats(w, &out->ffn_norm, from->ffn_norm, s->hidden));
+  TRY(upload_balance(w, out, from));
   TRY(upload(w, &out->q, &from->q, nullptr, 1));
   TRY(upload(w, &out->k, &from->k, nullptr, 1));
   TRY(upload(w, &out->v, &from->v, nullptr, 1));

@@ -4,6 +4,7 @@
 
 struct dev_layer {
   const float *attn_norm, *q_norm, *k_norm, *ffn_norm;
+  const float *q_balance, *k_balance; // powers of two [head_dim], of exact attention
   dev_matrix q, k, v, o, router, gate, up, down;
 };
 

@@ -156,6 +156,20 @@ static uint64_t chosen_bytes(bench *b, const arm *a, int64_t layer, const token_
   return count * each;
 }
 
+// Of a head's key or value in the cache.
+static uint64_t vector_bytes(const bench *b, const arm *a) {
+  uint64_t head_dim = (uint64_t)b->j->m->weights.shape.head_dim;
+  switch (arm_path(a)->attention) {
+  case ATTENTION_REALS:
+    return head_dim * arm_path(a)->real_bytes;
+  case ATTENTION_RUN_KV:
+    return head_dim * (b->j->cfg->run.kv == KV_F16 ? 2 : 4);
+  case ATTENTION_EXACT:
+    return head_dim * 2 + sizeof(float); // two limbs a number, and the unit
+  }
+  __builtin_unreachable();
+}
+
 // Bytes of all shared tensors once (of an untied embedding only the tokens' rows), and of the keys and values
 // up to each position.
 static uint64_t shared_bytes(const bench *b, const arm *a, const token_batch *batch) {
@@ -164,8 +178,7 @@ static uint64_t shared_bytes(const bench *b, const arm *a, const token_batch *ba
   uint64_t embedding = matrix_bytes(&m->weights.embedding), bytes = m->shared_bytes, positions = 0;
   if (!m->tied) bytes = bytes - embedding + (uint64_t)batch->n * (embedding / (uint64_t)s->vocabulary);
   for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
-  uint64_t element = arm_path(a)->kind == PATH_F64 ? 8 : b->j->cfg->run.kv == KV_F16 ? 2 : 4;
-  return bytes + positions * (uint64_t)(2 * s->n_layers * s->n_kv_heads * s->head_dim) * element;
+  return bytes + positions * (uint64_t)(2 * s->n_layers * s->n_kv_heads) * vector_bytes(b, a);
 }
 
 static status forward_counted(bench *b, arm *a, const token_batch *batch, uint64_t *bytes) {

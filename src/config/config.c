@@ -59,7 +59,7 @@ static const value_key KEYS[] = {
     {"run.context", KEYS_FORWARD, INTEGER(run.context), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "positions of a sequence; 0: as input and run.generate need, in perplexity at most 512"},
     {"run.kv", KEYS_FORWARD, AT(run.kv), value_read_kv, value_write_kv, "\"f16\" or \"f32\"", 0, 0, "\"f16\"",
-     "type of the cached keys and values"},
+     "type of the cached keys and values of f32; f64 keeps doubles, q8k limbs of integers"},
     {"run.generate", KEYS_WRITE, INTEGER(run.generate), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
      "tokens to generate after the input"},
     {"run.threads", KEYS_RANKS, INTEGER(run.threads), "integer from 0 to 4096", 0, 4096, "0",

@@ -32,6 +32,7 @@ typedef struct {
   const char *path; // of all but the experts
   bool is_truth;    // f64, and not as a part of a mixed arm
   int path_version;
+  const char *cache;       // what it keeps of keys and values: "f64", "f16", "f32" (run.kv) or "limbs"
   uint64_t expert_paths;   // hash of every expert's path and version, in the order of experts
   uint64_t digest;         // logits, all sequences
   uint64_t *layer_digests; // [n_layers], residual stream after each layer, all sequences

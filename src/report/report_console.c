@@ -138,6 +138,16 @@ static void print_devices(const report *r, FILE *out) {
   }
 }
 
+// What the arms keep of keys and values, each kind once, in the order of arms.
+static void print_caches(const report *r, FILE *out) {
+  for (size_t i = 0; i < r->n_arms; i++) {
+    size_t first = 0;
+    while (strcmp(or_none(r->arms[first].cache), or_none(r->arms[i].cache))) first++;
+    if (first == i) fprintf(out, "%s%s", i ? ", " : "", or_none(r->arms[i].cache));
+  }
+  fprintf(out, " cache\n");
+}
+
 static void print_head(const report *r, FILE *out) {
   int64_t tokens = r->n_arms ? r->arms[0].tokens : 0;
   fprintf(out, "moe_run %s  ", command_name(r->command));
@@ -154,10 +164,9 @@ static void print_head(const report *r, FILE *out) {
   fprintf(out, "  types   ");
   report_print_line(out, or_none(r->model.types), 96, false);
   fputc('\n', out);
-  fprintf(out,
-          "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64
-          ", %s cache\n",
-          tokens, r->n_sequences, r->n_sequences == 1 ? "" : "s", r->chunk, r->context, or_none(r->kv));
+  fprintf(out, "  input   %" PRId64 " tokens in %zu sequence%s, chunk %" PRId64 ", context %" PRId64 ", ",
+          tokens, r->n_sequences, r->n_sequences == 1 ? "" : "s", r->chunk, r->context);
+  print_caches(r, out);
   bool explained = r->transport_reason[0]; // then on a line of its own
   fprintf(out, "  ranks   %zu on %d host%s of %d cores, %s%s%sexperts %s, cpu row %s\n", r->n_ranks,
           r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, explained ? "" : "transport ",

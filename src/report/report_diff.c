@@ -43,10 +43,25 @@ static status refuse_other_input(const recorded_report *a, const recorded_report
   return refuse_other_windows(a, b);
 }
 
-// One path, all experts' paths included; run.kv is part of every path but f64.
+// Whether run.kv is part of an arm's shared path. An older version may have read it where this one does not:
+// q8k did.
+static bool reads_kv(const recorded_arm *x) {
+  const path_info *path = path_get(x->path_kind);
+  if (x->path_version != path->version) return true;
+  switch (path->attention) {
+  case ATTENTION_RUN_KV:
+    return true;
+  case ATTENTION_REALS:
+  case ATTENTION_EXACT:
+    break;
+  }
+  return false;
+}
+
+// One path, all experts' paths included.
 static bool same_path(const recorded_report *a, const recorded_arm *x, const recorded_report *b,
                       const recorded_arm *y) {
-  bool same_cache = x->path_kind == PATH_F64 || !strcmp(a->kv, b->kv);
+  bool same_cache = !strcmp(a->kv, b->kv) || (!reads_kv(x) && !reads_kv(y));
   return same_cache && x->path_kind == y->path_kind && x->path_version == y->path_version &&
          x->expert_paths == y->expert_paths;
 }
@@ -165,7 +180,7 @@ static void print_head(FILE *out, const recorded_report *a, const recorded_repor
   fprintf(out, ", fingerprint %016" PRIx64 "; %" PRId64 " tokens in %zu sequence%s, hash %016" PRIx64 "\n\n",
           a->fingerprint, tokens, a->arms[0].n_sequences, a->arms[0].n_sequences == 1 ? "" : "s", a->input);
   if (strcmp(a->kv, b->kv))
-    fprintf(out, "run.kv is %s in A and %s in B, which makes other paths of f32 and q8k\n\n", a->kv, b->kv);
+    fprintf(out, "run.kv is %s in A and %s in B, which makes another path of f32\n\n", a->kv, b->kv);
   fprintf(out, "  %-9s %-9s %-9s %-16s  %s\n", "A", "B", "path", "digest of A", "digest of B");
 }
 

@@ -104,6 +104,7 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
   put_text(o, "name", a->name);
   put_text(o, "path", a->path);
   put_integer(o, "path_version", a->path_version);
+  put_text(o, "cache", a->cache);
   put_digest(o, "expert_paths", a->expert_paths);
   put_digest(o, "digest", a->digest);
   branch layers = put_array(o, "layer_digests");

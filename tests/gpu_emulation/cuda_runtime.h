@@ -44,6 +44,9 @@ static inline int min(int a, int b) {
 static inline int max(int a, int b) {
   return a > b ? a : b;
 }
+static inline unsigned max(unsigned a, unsigned b) {
+  return a > b ? a : b;
+}
 
 template <typename To, typename From> static inline To emulation_bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -59,6 +62,10 @@ static inline unsigned __float_as_uint(float x) {
 }
 static inline int __popc(unsigned x) {
   return __builtin_popcount(x);
+}
+static inline int __dp4a(int a, int b, int sum) { // bytes signed
+  for (int i = 0; i < 4; i++) sum += (int8_t)((unsigned)a >> 8 * i) * (int8_t)((unsigned)b >> 8 * i);
+  return sum;
 }
 static inline int __ffs(unsigned x) {
   return __builtin_ffs((int)x);

@@ -12,6 +12,7 @@ static const cpu_row amx_model = {
     .usable = usable_avx512_vnni,
     .f32 = &ops_avx512,
     .f64 = &ops_f64,
+    .exact = &exact_ops_avx512,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_amx, // for few tokens too, which the row leaves to another
 };

@@ -289,6 +289,118 @@ static void kv_store_toward_zero(kv_head *kv, int64_t position, const void *k, c
   }
 }
 
+// ---- attention in integers, wrong in one thing ----
+
+// The product of the query's low limbs and the keys' high limbs is left out.
+static void chunk_without_a_product(const exact_rows *to, const exact_queries *q, const exact_chunk *c,
+                                    const int32_t *n_keys, int64_t n, int64_t width) {
+  int8_t *none = calloc((size_t)(n * width), 1);
+  int32_t no_sum[EXACT_TILE] = {0};
+  if (!none) abort();
+  const exact_queries high = {q->high, none, q->unit, q->high_sum, no_sum};
+  exact_chunk_generic(to, &high, c, n_keys, n, width);
+  free(none);
+}
+
+typedef struct { // one row of queries of a span: its integers, and results of parts of its keys
+  int8_t high[4096], low[4096];
+  float unit, max[2], sum[2], out[2][4096];
+  int32_t sums[2];
+} exact_row;
+
+static exact_queries queries_of(exact_row *r) {
+  return (exact_queries){r->high, r->low, &r->unit, &r->sums[0], &r->sums[1]};
+}
+
+static exact_rows result_of(exact_row *r, int i) {
+  return (exact_rows){&r->max[i], &r->sum[i], r->out[i]};
+}
+
+// Attention of one row after the other over parts of its keys, the part of a rank given by `part`: its chunk
+// and its first and last key there. Ends where part returns false.
+static void attend_parts(const exact_span *s, int64_t head_dim,
+                         bool (*part)(int64_t rank, int64_t n_keys, int64_t *chunk, int32_t *first,
+                                      int32_t *end)) {
+  exact_row *r = malloc(sizeof *r);
+  if (!r) abort();
+  for (int64_t i = 0; i < s->n * s->heads; i++) {
+    int64_t n_keys = s->n_keys[i / s->heads], at = i % s->heads * head_dim, chunk;
+    int32_t first, end;
+    const exact_queries q = queries_of(r);
+    const exact_rows run = result_of(r, 0), next = result_of(r, 1);
+    exact_query_generic(&q, (const float *)s->q[i / s->heads] + at, &s->factors, head_dim, s->kv.width);
+    for (int64_t rank = 0; part(rank, n_keys, &chunk, &first, &end); rank++) {
+      exact_work w;
+      exact_chunk keys = exact_chunk_at(&s->kv, chunk);
+      const exact_rows *to = rank ? &next : &run;
+      exact_scores_generic(&w, &q, &keys, s->kv.width);
+      memmove(w.score, w.score + first, (size_t)(end - first) * sizeof *w.score);
+      float weight_unit = exact_weights_generic(&w, to->max, to->sum, keys.value_unit + first, end - first);
+      memmove(w.weight_high + first, w.weight_high, (size_t)(EXACT_CHUNK - first) * sizeof *w.weight_high);
+      memmove(w.weight_low + first, w.weight_low, (size_t)(EXACT_CHUNK - first) * sizeof *w.weight_low);
+      memset(w.weight_high, 0, (size_t)first * sizeof *w.weight_high);
+      memset(w.weight_low, 0, (size_t)first * sizeof *w.weight_low);
+      exact_output_generic(to->out, &w, &keys, weight_unit, s->kv.width);
+      if (rank) exact_fold_generic(&run, &next, s->kv.width);
+    }
+    exact_finish_generic((float *)s->out[i / s->heads] + at, &run, r->unit, head_dim);
+  }
+  free(r);
+}
+
+// A chunk ends after 64 keys, as on the paths that compute in reals.
+static bool part_of_64(int64_t rank, int64_t n_keys, int64_t *chunk, int32_t *first, int32_t *end) {
+  *chunk = rank / 2;
+  *first = rank % 2 * 64;
+  *end = n_keys - rank * 64 < 64 ? (int32_t)(n_keys - rank * 64) + *first : *first + 64;
+  return rank * 64 < n_keys;
+}
+
+static bool part_from_the_end(int64_t rank, int64_t n_keys, int64_t *chunk, int32_t *first, int32_t *end) {
+  *chunk = (n_keys - 1) / EXACT_CHUNK - rank;
+  *first = 0;
+  *end = rank ? EXACT_CHUNK : (int32_t)((n_keys - 1) % EXACT_CHUNK + 1);
+  return *chunk >= 0;
+}
+
+static void attend_moved_boundary(const exact_ops *ops, const exact_span *s, int64_t head_dim,
+                                  void *scratch) {
+  (void)ops, (void)scratch;
+  attend_parts(s, head_dim, part_of_64);
+}
+
+static void attend_chunks_descending(const exact_ops *ops, const exact_span *s, int64_t head_dim,
+                                     void *scratch) {
+  (void)ops, (void)scratch;
+  attend_parts(s, head_dim, part_from_the_end);
+}
+
+// Channel 0 is balanced by another power of two, in keys and queries alike: the same product, rounded
+// elsewhere.
+static float *with_first_channel(const float *x, float factor, int64_t head_dim) {
+  float *out = malloc((size_t)head_dim * sizeof *out);
+  if (!out) abort();
+  memcpy(out, x, (size_t)head_dim * sizeof *out);
+  out[0] *= factor;
+  return out;
+}
+
+static void store_off_balance(const exact_cache *kv, int64_t position, const float *k, const float *v,
+                              const exact_factors *factors, int64_t head_dim) {
+  float *other = with_first_channel(factors->key, 16, head_dim);
+  exact_factors wrong = {factors->query, other, factors->value};
+  exact_store_generic(kv, position, k, v, &wrong, head_dim);
+  free(other);
+}
+
+static void query_off_balance(const exact_queries *to, const float *q, const exact_factors *factors,
+                              int64_t head_dim, int64_t width) {
+  float *other = with_first_channel(factors->query, 1.0f / 16, head_dim);
+  exact_factors wrong = {other, factors->key, factors->value};
+  exact_query_generic(to, q, &wrong, head_dim, width);
+  free(other);
+}
+
 // ---- the table ----
 
 enum {
@@ -306,27 +418,35 @@ enum {
   F16_CACHE,
   SWIGLU_EXP,
   Q8K_TRUNCATES,
+  EXACT_PRODUCT,
+  EXACT_BOUNDARY,
+  EXACT_FOLD,
+  EXACT_CHANNEL,
   N_PLANTED
 };
 
 static const char *const names[N_PLANTED] = {
-    [BLOCK_ORDER] = "planted_block_order", [SLOT_ORDER] = "planted_slot_order",
-    [FOLD_ORDER] = "planted_fold_order",   [FOLD_MAXIMUM] = "planted_fold_maximum",
-    [LANE_TREE] = "planted_lane_tree",     [ROPE_ANGLE] = "planted_rope_angle",
-    [ROPE_PAIRS] = "planted_rope_pairs",   [EXP_LAST_BIT] = "planted_exp_last_bit",
-    [Q8K_SIGN] = "planted_q8k_sign",       [Q8K_ROUNDING] = "planted_q8k_rounding",
-    [ROUTE_TIE] = "planted_route_tie",     [F16_CACHE] = "planted_f16_cache",
-    [SWIGLU_EXP] = "planted_swiglu_exp",   [Q8K_TRUNCATES] = "planted_q8k_truncates",
+    [BLOCK_ORDER] = "planted_block_order",     [SLOT_ORDER] = "planted_slot_order",
+    [FOLD_ORDER] = "planted_fold_order",       [FOLD_MAXIMUM] = "planted_fold_maximum",
+    [LANE_TREE] = "planted_lane_tree",         [ROPE_ANGLE] = "planted_rope_angle",
+    [ROPE_PAIRS] = "planted_rope_pairs",       [EXP_LAST_BIT] = "planted_exp_last_bit",
+    [Q8K_SIGN] = "planted_q8k_sign",           [Q8K_ROUNDING] = "planted_q8k_rounding",
+    [ROUTE_TIE] = "planted_route_tie",         [F16_CACHE] = "planted_f16_cache",
+    [EXACT_PRODUCT] = "planted_exact_product", [EXACT_BOUNDARY] = "planted_exact_boundary",
+    [EXACT_FOLD] = "planted_exact_fold",       [EXACT_CHANNEL] = "planted_exact_balance",
+    [SWIGLU_EXP] = "planted_swiglu_exp",       [Q8K_TRUNCATES] = "planted_q8k_truncates",
 };
 
 static bool always_usable(void) {
   return true;
 }
 
-static void plant(cpu_row *row, real_ops *ops) {
+static void plant(cpu_row *row, real_ops *ops, exact_ops *exact) {
   for (int i = 0; i < N_PLANTED; i++) {
     ops[i] = i == EXP_LAST_BIT ? ops_last_bit : ops_f32;
-    row[i] = (cpu_row){names[i], always_usable, &ops[i], &ops_f64, quantize_q8k_generic, product_q8k_generic};
+    exact[i] = exact_ops_generic;
+    row[i] = (cpu_row){names[i],           always_usable, &ops[i], &ops_f64, &exact[i], quantize_q8k_generic,
+                       product_q8k_generic};
   }
   row[BLOCK_ORDER].product_q8k = product_swapped_blocks;
   ops[SLOT_ORDER].combine = combine_swapped_slots;
@@ -341,16 +461,22 @@ static void plant(cpu_row *row, real_ops *ops) {
   ops[F16_CACHE].kv_store = kv_store_toward_zero;
   ops[SWIGLU_EXP].swiglu = swiglu_last_bit;
   row[Q8K_TRUNCATES].quantize_q8k = quantize_truncating;
+  exact[EXACT_PRODUCT].chunk = chunk_without_a_product;
+  exact[EXACT_BOUNDARY].attend = attend_moved_boundary;
+  exact[EXACT_FOLD].attend = attend_chunks_descending;
+  exact[EXACT_CHANNEL].store = store_off_balance;
+  exact[EXACT_CHANNEL].query = query_off_balance;
 }
 
 const cpu_row *const *cpu_row_table(void) {
   static cpu_row planted[N_PLANTED];
   static real_ops ops[N_PLANTED];
+  static exact_ops exact[N_PLANTED];
   static const cpu_row *const built_in[] = {CPU_ROW_TABLE_ROWS NULL};
   enum { N_BUILT_IN = sizeof built_in / sizeof *built_in - 1 };
   static const cpu_row *table[N_BUILT_IN + N_PLANTED + 1];
   if (table[0]) return table;
-  plant(planted, ops);
+  plant(planted, ops, exact);
   for (int i = 0; i < N_PLANTED; i++) table[N_BUILT_IN + i] = &planted[i];
   for (int i = N_BUILT_IN - 1; i >= 0; i--) table[i] = built_in[i];
   return table;

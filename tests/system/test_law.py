@@ -144,10 +144,15 @@ class Law(unittest.TestCase):
                 self.assertEqual(digests(parity(2, run__arms=[arm]))[arm], digests(base())[arm])
 
     def test_the_cache_type_is_part_of_the_input(self):
-        found = digests(parity(run__kv="f32"))
-        self.assertNotEqual(found["q8k@cpu"], digests(base())["q8k@cpu"])
+        """Of f32; f64 keeps doubles and q8k integers whatever run.kv says, and each arm's report says what."""
+        outcome = parity(run__kv="f32")
+        found = digests(outcome)
         self.assertNotEqual(found["f32@cpu"], digests(base())["f32@cpu"])
-        self.assertEqual(found["f64@cpu"], digests(base())["f64@cpu"], "f64 keeps doubles whatever run.kv says")
+        for name in ("f64@cpu", "q8k@cpu"):
+            self.assertEqual(found[name], digests(base())[name])
+        for run, kv in ((outcome, "f32"), (base(), "f16")):
+            caches = {arm["name"]: arm["cache"] for arm in run.report()["arms"]}
+            self.assertEqual(caches, {"f64@cpu": "f64", "f32@cpu": kv, "q8k@cpu": "limbs"})
 
     # ---- decode against prefill ----
 
@@ -346,10 +351,22 @@ class Planted(unittest.TestCase):
         self.planted("planted_slot_order", ["q8k@cpu", "f32@cpu"])
 
     def test_fold_order(self):
-        self.planted("planted_fold_order", ["q8k@cpu", "f32@cpu"])
+        self.planted("planted_fold_order", ["f32@cpu"], ["q8k@cpu"])
 
     def test_fold_maximum(self):
-        self.planted("planted_fold_maximum", ["q8k@cpu", "f32@cpu"])
+        self.planted("planted_fold_maximum", ["f32@cpu"], ["q8k@cpu"])
+
+    def test_exact_product(self):
+        self.planted("planted_exact_product", ["q8k@cpu"], ["f32@cpu"], subtle=False)
+
+    def test_exact_boundary(self):
+        self.planted("planted_exact_boundary", ["q8k@cpu"], ["f32@cpu"])
+
+    def test_exact_fold(self):
+        self.planted("planted_exact_fold", ["q8k@cpu"], ["f32@cpu"])
+
+    def test_exact_balance(self):
+        self.planted("planted_exact_balance", ["q8k@cpu"], ["f32@cpu"])
 
     def test_lane_tree(self):
         self.planted("planted_lane_tree", ["q8k@cpu", "f32@cpu"])
@@ -365,7 +382,7 @@ class Planted(unittest.TestCase):
 
     def test_f16_cache(self):
         """Toward zero it is as coarse as f16: too far off to ask for a small error, which decides nothing here."""
-        self.planted("planted_f16_cache", ["q8k@cpu", "f32@cpu"], subtle=False)
+        self.planted("planted_f16_cache", ["f32@cpu"], ["q8k@cpu"], subtle=False)
 
     def test_q8k_sign_is_in_no_digest(self):
         """The other sign flips those of the scale and of every quant, so the products are the same: only who compares

@@ -102,11 +102,13 @@ typedef struct {
 static void fill_arm(sample *s, int i, size_t n_layers) {
   static const char *const NAMES[N_ARMS] = {"f64@cpu", "f32@cpu", "q8k@cpu"};
   static const char *const PATHS[N_ARMS] = {"f64", "f32", "q8k"};
+  static const char *const CACHES[N_ARMS] = {"f64", "f16", "limbs"};
   report_arm *a = &s->arms[i];
   *a = (report_arm){.name = NAMES[i],
                     .path = PATHS[i],
                     .is_truth = !i,
                     .path_version = 1,
+                    .cache = CACHES[i],
                     .expert_paths = random_digest(),
                     .tokens = 12,
                     .decode_tokens_per_s = NAN};

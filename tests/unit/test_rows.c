@@ -455,6 +455,92 @@ static void check_attention(const cpu_row *row) {
   }
 }
 
+// ---- attention in integers ----
+
+typedef struct {
+  int64_t head_dim, heads, n_tokens, positions;
+  float *floats; // factors of queries, keys, values, each a power of two or 1
+} exact_case;
+
+static exact_factors factors_of(const exact_case *c) {
+  return (exact_factors){c->floats, c->floats + c->head_dim, c->floats + 2 * c->head_dim};
+}
+
+static exact_cache check_exact_cache(const cpu_row *row, const exact_case *c) {
+  int64_t width = exact_width(c->head_dim), chunks = (c->positions + EXACT_CHUNK - 1) / EXACT_CHUNK;
+  size_t bytes = (size_t)chunks * exact_chunk_bytes(width);
+  exact_cache found = {room(bytes), width}, expected = {room(bytes), width};
+  const exact_factors factors = factors_of(c);
+  memset(found.chunks, 0x80, bytes); // a limb of 0: padding may be written or left
+  memset(expected.chunks, 0x80, bytes);
+  for (int64_t p = 0; p < c->positions; p++) {
+    float *k = random_floats(c->head_dim), *v = random_floats(c->head_dim);
+    if (p % 11 == 3) k[0] = v[1] = 0x1.fdfcp+6f; // an integer of 32639, or past it
+    if (p % 11 == 4) memset(v, 0, (size_t)c->head_dim * sizeof *v);
+    portable()->exact->store(&expected, p, k, v, &factors, c->head_dim);
+    row->exact->store(&found, p, k, v, &factors, c->head_dim);
+    free(k), free(v);
+  }
+  assert_same(found.chunks, expected.chunks, bytes, row->name, "exact store");
+  free(found.chunks);
+  return expected;
+}
+
+static void check_exact_query(const cpu_row *row, const exact_case *c) {
+  int64_t width = exact_width(c->head_dim);
+  float *q = random_floats(c->head_dim), unit[2];
+  int8_t *limbs = room(4 * (size_t)width);
+  int32_t sums[2][2];
+  const exact_factors factors = factors_of(c);
+  const exact_queries to[2] = {{limbs, limbs + width, &unit[0], &sums[0][0], &sums[0][1]},
+                               {limbs + 2 * width, limbs + 3 * width, &unit[1], &sums[1][0], &sums[1][1]}};
+  portable()->exact->query(&to[0], q, &factors, c->head_dim, width);
+  row->exact->query(&to[1], q, &factors, c->head_dim, width);
+  assert_same(limbs + 2 * width, limbs, 2 * (size_t)width, row->name, "exact query: limbs");
+  assert_same(&unit[1], &unit[0], sizeof *unit, row->name, "exact query: unit");
+  assert_same(sums[1], sums[0], sizeof *sums, row->name, "exact query: sums");
+  free(q), free(limbs);
+}
+
+static void check_exact_case(const cpu_row *row, const exact_case *c) {
+  exact_cache kv = check_exact_cache(row, c);
+  check_exact_query(row, c);
+  int64_t width = c->heads * c->head_dim, n_keys[ATTEND_TOKENS];
+  size_t numbers = (size_t)(c->n_tokens * width);
+  float *q = random_floats(c->n_tokens * width), *found = room(numbers * 4), *expected = room(numbers * 4);
+  void *out[2][ATTEND_TOKENS], *scratch = room(exact_scratch_bytes(c->head_dim));
+  const void *from[ATTEND_TOKENS];
+  for (int64_t t = 0; t < c->n_tokens; t++) {
+    n_keys[t] = t ? 1 + random_below(c->positions) : c->positions;
+    from[t] = q + t * width;
+    out[0][t] = expected + t * width;
+    out[1][t] = found + t * width;
+  }
+  for (int64_t i = 0; i < c->n_tokens * width; i++) q[i] *= 0.1f;
+  const exact_span spans[2] = {{out[0], from, n_keys, c->n_tokens, c->heads, factors_of(c), kv},
+                               {out[1], from, n_keys, c->n_tokens, c->heads, factors_of(c), kv}};
+  portable()->exact->attend(portable()->exact, &spans[0], c->head_dim, scratch);
+  row->exact->attend(row->exact, &spans[1], c->head_dim, scratch);
+  char what[96];
+  snprintf(what, sizeof what, "exact attention of %d tokens, %d heads of %d over %d positions",
+           (int)c->n_tokens, (int)c->heads, (int)c->head_dim, (int)c->positions);
+  assert_same(found, expected, numbers * 4, row->name, what);
+  free(kv.chunks), free(q), free(found), free(expected), free(scratch);
+}
+
+static void check_exact(const cpu_row *row) {
+  const int64_t dims[] = {2, 16, 24, 48, 64, 80, 96, 128, 192, 256, 512, 528};
+  for (int i = 0; i < 48; i++) {
+    int64_t dim = dims[(size_t)i % (sizeof dims / sizeof *dims)];
+    exact_case c = {dim, 1 + random_below(ATTEND_HEADS), 1 + random_below(dim > 192 ? 3 : ATTEND_TOKENS),
+                    129 + random_below(i % 12 ? 300 : 4500), room(3 * (size_t)dim * sizeof(float))};
+    for (int64_t d = 0; d < 3 * dim; d++)
+      c.floats[d] = d < 2 * dim ? ldexpf(1.0f, (int)random_below(5) - 2) : 1.0f;
+    check_exact_case(row, &c);
+    free(c.floats);
+  }
+}
+
 #define TEST(name)                                                                                           \
   static void test_##name(void **unused) {                                                                   \
     (void)unused;                                                                                            \
@@ -473,6 +559,7 @@ TEST(sums)
 TEST(route)
 TEST(embed)
 TEST(attention)
+TEST(exact)
 
 // ---- what ran ----
 
@@ -559,7 +646,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(test_norm),         cmocka_unit_test(test_rope),
       cmocka_unit_test(test_swiglu),       cmocka_unit_test(test_sums),
       cmocka_unit_test(test_route),        cmocka_unit_test(test_embed),
-      cmocka_unit_test(test_attention),
+      cmocka_unit_test(test_attention),    cmocka_unit_test(test_exact),
   };
   const struct CMUnitTest last[] = {cmocka_unit_test(test_no_row_of_this_machine_is_left_out)};
   int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
 // decode_experts.cu). In this order, each in place of several of the steps' launches for many tokens.
 #pragma once
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/exact/exact.cuh"
 #include "kernels/cuda/weights.cuh"
 
 // Whether the kernels hold this shape and these types of weights: K-quants but for a router of F32, at
@@ -21,6 +22,12 @@ status decode_attention_launch(float *out, const float *q, const float *k, const
                                const model_shape *s, const float *rope, kv_cache cache, int layer,
                                const dev_batch *b, int max_keys, const attention_work *work,
                                unsigned *arrived, bool early, cudaStream_t stream);
+// The same two of exact attention.
+bool decode_attends_exact(const exact_work *work, const model_shape *s, int n, int max_keys);
+status decode_exact_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,
+                           const model_shape *s, const float *rope, limb_cache cache, int layer,
+                           const dev_batch *b, int max_keys, const exact_work *work, bool early,
+                           cudaStream_t stream);
 // x = x + o(attended)
 status decode_output_launch(float *x, const float *attended, const dev_layer *w, cudaStream_t stream);
 // normed = rms_norm(x), rounded too; logits[n_experts] of it

@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/decode/decode.cuh"
 #include "kernels/cuda/decode/decode_launch.cuh"
+#include "kernels/cuda/decode/head_row.cuh"
 
 struct attend_args {
   const float *q, *k, *v, *q_norm, *k_norm, *rope;
@@ -17,32 +18,6 @@ struct attend_args {
   const int *sequence, *position;
   attention_work work;
   unsigned *arrived; // [n][kv heads * slices], 0 between launches
-};
-
-// The warp's row of q, k or v: lane l has elements l + 32 i. Norm and RoPE but for v.
-template <int DIM> struct head_row {
-  static constexpr int EACH = DIM / WARP, PAIRS = EACH / 2;
-  float x[EACH], weight[EACH];
-  float2 cos_sin[PAIRS];
-
-  __device__ __forceinline__ void constants(const float *norm, const float *rope) {
-    int lane = threadIdx.x % WARP;
-    for (int i = 0; i < EACH; i++) weight[i] = norm[lane + WARP * i];
-    for (int i = 0; i < PAIRS; i++) cos_sin[i] = *(const float2 *)(rope + 2 * (lane + WARP * i));
-  }
-  __device__ __forceinline__ void load(const float *from) {
-    for (int i = 0; i < EACH; i++) x[i] = from[threadIdx.x % WARP + WARP * i];
-  }
-  __device__ __forceinline__ void norm_and_rotate(float epsilon, float z) {
-    float sum = 0;
-    for (int i = 0; i < EACH; i++) sum = num_fma_f32(x[i], x[i], sum);
-    float inverse = inverse_rms(warp_tree(sum), DIM, epsilon);
-    for (int i = 0; i < PAIRS; i++) {
-      float a = x[i] * inverse * weight[i], b = x[i + PAIRS] * inverse * weight[i + PAIRS];
-      x[i] = num_fma_f32(a, cos_sin[i].x, -(b * cos_sin[i].y)) * z;
-      x[i + PAIRS] = num_fma_f32(a, cos_sin[i].y, b * cos_sin[i].x) * z;
-    }
-  }
 };
 
 // ---- near: a block two heads, all chunks ----

@@ -11,12 +11,3 @@ __device__ __forceinline__ void wait_for_previous() {
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
-
-// launch, for a kernel whose shared memory may pass what it has by default.
-template <typename... P, typename A>
-static status launch_shared(void (*kernel)(P...), dim3 grid, int threads, size_t bytes, cudaStream_t stream,
-                            const A &args) {
-  if (bytes > DEFAULT_SHARED_BYTES)
-    CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-  return launch(kernel, grid, threads, bytes, stream, args);
-}

@@ -32,6 +32,7 @@ const cpu_row cpu_row_amx_int8 = {
     .usable = usable_amx_int8,
     .f32 = &ops_avx512,
     .f64 = &ops_f64,
+    .exact = &exact_ops_avx512,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_tiles,
 };

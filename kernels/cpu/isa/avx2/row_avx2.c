@@ -1,5 +1,6 @@
 // row_avx2: compiled with AVX2, FMA and F16C; the portable kernels, vectorised by the compiler lane by lane,
 // but for products with rounded activations.
+#include "kernels/cpu/isa/avx2/avx2_exact.h"
 #include "kernels/cpu/isa/avx2/avx2_f32.h"
 #include "kernels/cpu/isa/avx2/avx2_q8k.h"
 #include "kernels/cpu/isa/each_row/generic.h"
@@ -29,6 +30,7 @@ const cpu_row cpu_row_avx2 = {
     .usable = usable_avx2,
     .f32 = &ops_avx2,
     .f64 = &ops_f64,
+    .exact = &exact_ops_avx2,
     .quantize_q8k = quantize_q8k_generic,
     .product_q8k = product_q8k_avx2,
 };

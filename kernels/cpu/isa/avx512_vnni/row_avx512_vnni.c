@@ -1,5 +1,6 @@
 // row_avx512_vnni: AVX-512 F, BW, DQ, VL and VNNI (Zen 4 and 5, Ice Lake and later Xeons).
 #include "kernels/cpu/isa/avx512/avx512_attention.h"
+#include "kernels/cpu/isa/avx512/avx512_exact.h"
 #include "kernels/cpu/isa/avx512/avx512_f32.h"
 #include "kernels/cpu/isa/avx512/avx512_q8k.h"
 
@@ -33,6 +34,7 @@ const cpu_row cpu_row_avx512_vnni = {
     .usable = usable_avx512_vnni,
     .f32 = &ops_avx512,
     .f64 = &ops_f64,
+    .exact = &exact_ops_avx512,
     .quantize_q8k = quantize_q8k_avx512,
     .product_q8k = product_q8k_avx512,
 };

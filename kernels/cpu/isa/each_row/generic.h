@@ -27,6 +27,8 @@
 #undef NUM
 #undef REAL_SQRT
 
+#include "kernels/cpu/isa/each_row/generic_exact.h"
+
 static inline void quantize_q8k_generic(block_q8_K *out, const float *x, int64_t n) {
   for (int64_t b = 0; b < n / QK_K; b++, x += QK_K, out++) {
     float extreme = 0, magnitude = 0;

@@ -9,6 +9,7 @@ const cpu_row cpu_row_portable = {
     .usable = usable_portable,
     .f32 = &ops_f32,
     .f64 = &ops_f64,
+    .exact = &exact_ops_generic,
     .quantize_q8k = quantize_q8k_generic,
     .product_q8k = product_q8k_generic,
 };

@@ -336,22 +336,24 @@ status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const 
 }
 
 status comm_agree(comm *c, status mine, const char *what) {
-  int32_t failed = mine != 0, *all;
+  int32_t own = mine, *all;
   TRY(TAKE(&all, (size_t)c->size, "ranks' statuses"));
-  status result = comm_allgather(c, all, &failed, sizeof failed, what);
+  status result = comm_allgather(c, all, &own, sizeof own, what);
   for (int r = 0; r < c->size && !result; r++) {
     if (!all[r]) continue;
     c->agreed = true;
+    result = all[r];
     if (r == c->rank) break;
     c->reported_elsewhere = true;
-    if (failed) break;
-    result = FAIL("%s: rank %d (%s) failed; its own message says why", what, r, c->hosts[r]);
+    if (!mine)
+      status_fail(__FILE__, __LINE__, "%s: rank %d (%s) failed; its own message says why", what, r,
+                  c->hosts[r]);
   }
   free(all);
-  return failed ? mine : result;
+  return result ? result : mine;
 }
 
-status comm_equal(comm *c, const void *data, size_t bytes, const char *what) {
+static status equal(comm *c, status differs, const void *data, size_t bytes, const char *what) {
   XXH128_hash_t mine = XXH3_128bits(data, bytes), *all;
   TRY(TAKE(&all, (size_t)c->size, "ranks' hashes"));
   status result = comm_allgather(c, all, &mine, sizeof mine, what);
@@ -365,8 +367,17 @@ status comm_equal(comm *c, const void *data, size_t bytes, const char *what) {
   if (result || !names[0]) return result;
   c->agreed = true;
   c->reported_elsewhere = c->rank != 0;
-  return FAIL("%s: expected the same on every rank, but rank %s differs from rank 0 (%s)", what, names,
-              c->hosts[0]);
+  status_fail(__FILE__, __LINE__, "%s: expected the same on every rank, but rank %s differs from rank 0 (%s)",
+              what, names, c->hosts[0]);
+  return differs;
+}
+
+status comm_equal(comm *c, const void *data, size_t bytes, const char *what) {
+  return equal(c, STATUS_FAILED, data, bytes, what);
+}
+
+status comm_equal_request(comm *c, const void *data, size_t bytes, const char *what) {
+  return equal(c, STATUS_REFUSED, data, bytes, what);
 }
 
 bool comm_error_is_agreed(const comm *c) {

@@ -56,11 +56,14 @@ status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *w
 status comm_name_missing(comm *c, const char *what);
 void comm_answer(comm *c);
 
-// Collective. Fails on every rank when `mine` is an error on any.
+// Collective. Fails on every rank when `mine` is an error on any, with the status of the first such rank: all
+// ranks end with its exit code.
 status comm_agree(comm *c, status mine, const char *what);
 
 // Collective. Fails on every rank when `bytes` of `data` differ from rank 0's on any, and names those ranks.
 status comm_equal(comm *c, const void *data, size_t bytes, const char *what);
+// The same of what ranks were asked to do: a difference is a refusal.
+status comm_equal_request(comm *c, const void *data, size_t bytes, const char *what);
 
 // After an error of comm_agree or comm_equal: every rank has it, so all can end in order. Where this rank
 // itself was good, another one reports it.

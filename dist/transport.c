@@ -129,11 +129,12 @@ static status choose_by_kind(transport *t, transport_kind kind, const device_sur
   const char *name = transport_kind_name(kind);
   for (int i = 0; table[i]; i++)
     if (table[i]->kind == kind) t->ops = table[i];
-  if (!t->ops) return FAIL("comm.transport = \"%s\": this build has %s", name, transport_list());
+  if (!t->ops) return REFUSE("comm.transport = \"%s\": this build has %s", name, transport_list());
   if (t->ops == &self_ops && s->size > 1)
-    return FAIL("comm.transport = \"%s\" cannot serve %d ranks", name, s->size);
+    return REFUSE("comm.transport = \"%s\" cannot serve %d ranks", name, s->size);
   if (t->ops->on_device && !s->each_has_one)
-    return FAIL("comm.transport = \"%s\": expected a GPU of its own for each rank, but %s", name, s->why_not);
+    return REFUSE("comm.transport = \"%s\": expected a GPU of its own for each rank, but %s", name,
+                  s->why_not);
   snprintf(t->reason, sizeof t->reason, "as set");
   return 0;
 }

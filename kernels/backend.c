@@ -16,9 +16,9 @@ status arm_spec_get(arm_spec *out, path_kind path, backend_kind where) {
   *out = (arm_spec){path_get(path), backend_get(where)};
   const char *path_name = out->path->name, *name = backend_name(where);
   if (!out->backend)
-    return FAIL("arm \"%s@%s\": this build has no backend \"%s\" (see --version)", path_name, name, name);
+    return REFUSE("arm \"%s@%s\": this build has no backend \"%s\" (see --version)", path_name, name, name);
   if (!out->backend->has_path(path))
-    return FAIL("arm \"%s@%s\": the backend %s does not compute the path %s", path_name, name, name,
-                path_name);
+    return REFUSE("arm \"%s@%s\": the backend %s does not compute the path %s", path_name, name, name,
+                  path_name);
   return 0;
 }

@@ -5,12 +5,15 @@
 #include "src/commands/command.h"
 #include "src/commands/compare.h"
 #include "src/commands/errors.h"
+#include "src/commands/falsify.h"
+#include "src/commands/gate.h"
 #include "src/commands/generate.h"
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
 #include "src/commands/perplexity.h"
 #include "src/commands/synth.h"
 #include "src/commands/trace.h"
+#include "src/commands/verify.h"
 #include <string.h>
 
 enum { KEYS_RUN = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD | KEYS_OUTPUT };
@@ -19,7 +22,7 @@ static const command commands[] = {
     [COMMAND_PARITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT,
             .run_job = parity_run,
             .summary = "runs every arm of run.arms over the same tokens and compares them",
             .help = "  Each arm is measured against the truth (f64, or else against the first arm), and the\n"
@@ -28,14 +31,14 @@ static const command commands[] = {
     [COMMAND_GENERATE] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_CONTRACT,
             .run_job = generate_run,
             .summary = "each arm continues the input by run.generate tokens",
         },
     [COMMAND_PERPLEXITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY | KEYS_CONTRACT,
             .run_job = perplexity_run,
             .summary = "each arm's perplexity of the input",
             .help =
@@ -86,6 +89,16 @@ static const command commands[] = {
                 "  bisect.a and bisect.b, which steps, layers and experts make the difference. "
                 "docs/bisect.md\n",
         },
+    [COMMAND_FALSIFY] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_FALSIFY,
+            .run_job = falsify_command_run,
+            .summary = "ten experiments that try to refute causes of a difference between two arms",
+            .help = "  Each has a claim, the figures that it predicts, and a verdict. Input, where there is "
+                    "one, is\n"
+                    "  what experiments 8 to 10 compute; ids that are drawn follow it. docs/falsify.md\n",
+        },
     [COMMAND_COMPARE] =
         {
             .needs = NEEDS_NOTHING,
@@ -93,6 +106,14 @@ static const command commands[] = {
             .args = "A B",
             .summary = "whether two reports, of one machine or two, have the same bits for the same path",
             .print_args = compare_print_options,
+        },
+    [COMMAND_VERIFY] =
+        {
+            .needs = NEEDS_RANKS,
+            .run_ranks = verify_run,
+            .args = "CONTRACT REPORT [--out DIR] | --derive --config FILE [--set KEY=VALUE]... [--out DIR]",
+            .summary = "whether a report keeps a contract: its gates, invariants and digests",
+            .print_args = verify_print_options,
         },
 };
 _Static_assert(sizeof commands / sizeof *commands == COMMAND_COUNT, "a row for each command");
@@ -118,8 +139,11 @@ static status run_with_ranks(const command_line *l, const config *cfg, status lo
   const char *name = command_name(l->command);
   char what[64];
   snprintf(what, sizeof what, "the command (%s here)", name);
-  TRY(comm_equal(c, name, strlen(name), what));
+  TRY(comm_equal_request(c, name, strlen(name), what));
   TRY(comm_agree(c, loaded, "reading the configuration"));
+  if (cfg)
+    TRY(comm_agree(c, gate_check(cfg, l->command, commands[l->command].keys & KEYS_CONTRACT),
+                   "the contract"));
   if (cfg) comm_set_deadline(c, cfg->comm.deadline);
   TRY(cfg ? run_job(l, cfg, c) : commands[l->command].run_ranks(c, l->n_args, l->args));
   return comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
@@ -137,21 +161,20 @@ static int run_ranks(const command_line *l, int argc, char **argv) {
   status result = comm_open(&c, &argc, &argv, deadline);
   if (result) {
     errors_print(NULL);
-    if (c) comm_abort(c, 1);
-    return 1;
+    if (c) comm_abort(c, result);
+    return result;
   }
   result = run_with_ranks(l, has_config ? &cfg : NULL, loaded, c);
   config_close(&cfg);
-  if (result) return errors_end(c);
+  if (result) return errors_end(c, result);
   comm_close(c);
   return 0;
 }
 
 static int run_alone(const command_line *l) {
-  int code;
-  if (!commands[l->command].run_alone(&code, l->n_args, l->args)) return code;
-  errors_print(NULL);
-  return 2;
+  status result = commands[l->command].run_alone(l->n_args, l->args);
+  if (result) errors_print(NULL);
+  return result;
 }
 
 static int run(const command_line *l, int argc, char **argv) {
@@ -171,9 +194,10 @@ static int run(const command_line *l, int argc, char **argv) {
 
 int main(int argc, char **argv) {
   command_line l;
-  if (command_line_parse(&l, argc, argv, takes_args)) {
+  status parsed = command_line_parse(&l, argc, argv, takes_args);
+  if (parsed) {
     errors_print(NULL);
-    return 2;
+    return parsed;
   }
   int code = run(&l, argc, argv);
   command_line_close(&l);

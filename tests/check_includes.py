@@ -15,9 +15,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 # Files of a folder match the first pattern of their own; each project header that they include must match the second.
-# base <- kernels <- dist <- model, text, config, measure <- run <- lab <- report <- commands <- main; synth knows model and dist; and what src/ sees of
+# base <- kernels <- dist <- model, text, config, measure <- run <- lab <- report <- contract <- commands <- main; synth knows model and dist; and what src/ sees of
 # kernels/ is its interface and the formats.
-SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half)\.h"
+SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half|quantize)\.h"
 ARROWS = [
     (r"base/", r"base/"),
     (r"src/main\.c", rf"{SEEN}|dist/|src/"),
@@ -28,9 +28,12 @@ ARROWS = [
     (r"src/measure/", rf"{SEEN}|src/measure/"),
     (r"src/synth/", rf"{SEEN}|dist/comm\.h|src/(model|synth)/"),
     (r"src/run/", rf"{SEEN}|dist/|src/(config|model|text|run)/"),
-    (r"src/lab/", rf"{SEEN}|dist/|src/(config|model|measure|run|lab)/"),
+    (r"src/lab/experiment_files\.c", rf"{SEEN}|src/(config|lab)/|experiments\.h"),
+    (r"src/lab/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab)/"),
     (r"src/report/job_report\.c", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/|build_info\.h"),
     (r"src/report/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/"),
+    (r"src/contract/metric\.[ch]", r"base/|src/contract/metric\.h|src/config/edit_distance\.h"),
+    (r"src/contract/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report|contract)/"),
     (r"src/commands/command\.c", rf"{SEEN}|dist/|src/|build_info\.h"),
     (r"src/commands/", rf"{SEEN}|dist/|src/"),
     (r"kernels/formats/", r"base/|kernels/formats/"),
@@ -51,11 +54,12 @@ LIBRARIES = [
     (r"hwloc.*", r"dist/topology\.c"),
     (r"toml.*", r"src/config/config_toml\.cc"),
     (r"pcre2\.h", r"src/text/tokenizer_text\.c"),
-    (r"jansson\.h", r"src/report/json_tree\.h|src/report/report_read\.c"),
+    (r"jansson\.h", r"src/report/json_tree\.h|src/report/report_read\.c|src/contract/(judge\.c|checking\.h)"),
     (r"(fcntl|unistd|dirent|sys/mman|sys/stat|sys/socket)\.h", r"(?!kernels/).*"),  # kernels know no files
 ]
 ONCE = [r"mpi\.h", r"nccl\.h", r"toml.*"]  # in one source of the tree at most
-FAULT_PRINTERS = r"src/commands/errors\.c|base/status\.[ch]"  # who may take a fault's text
+# Who may take a fault's text; judge.c makes it a line of a verdict: what the reader refuses in a report.
+FAULT_PRINTERS = r"src/commands/errors\.c|base/status\.[ch]|src/contract/judge\.c"
 
 
 def includes(text):
@@ -99,6 +103,8 @@ PLANTED = [
     ("src/run/job.c", '#include "src/lab/product_operations.h"', "src/lab/product_operations.h"),
     ("src/lab/product_case.c", '#include "src/report/report.h"', "src/report/report.h"),
     ("src/report/report_json.c", '#include "src/commands/parity.h"', "src/commands/parity.h"),
+    ("src/report/report_json.c", '#include "src/contract/contract.h"', "src/contract/contract.h"),
+    ("src/contract/judge.c", '#include "src/commands/verify.h"', "src/commands/verify.h"),
     ("src/model/model.c", '#include "src/text/tokenizer.h"', "src/text/tokenizer.h"),
     ("src/config/config.c", '#include "src/run/job.h"', "src/run/job.h"),
     ("kernels/formats/types.c", '#include "kernels/backend.h"', "kernels/backend.h"),

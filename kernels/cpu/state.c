@@ -195,8 +195,8 @@ status cpu_open(backend **out, const backend_params *params) {
   if (!keeps_subnormals()) return FAIL("backend cpu: this process flushes subnormal numbers to zero");
   const cpu_row *row = cpu_row_find(params->row);
   if (!row)
-    return FAIL("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",
-                params->row, cpu_rows());
+    return REFUSE("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",
+                  params->row, cpu_rows());
   TRY(product_forms_check(params, "cpu", NULL));
   cpu_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cpu backend"));

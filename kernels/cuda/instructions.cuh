@@ -16,6 +16,12 @@ __device__ __forceinline__ void prefetch_l2(const uint8_t *global) { // to the L
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
+__device__ __forceinline__ float exp2_approx(float x) { // within 2 ulp of 2^x; subnormals become 0
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
 // ---- asynchronous copies to shared memory; aligned to their length ----
 
 __device__ __forceinline__ void copy_async_16(void *shared, const void *global) {

@@ -3,6 +3,7 @@
 //
 // Independent of: how the state came to be (state.cu), how rows cross ranks.
 #include "base/memory.h"
+#include "kernels/cuda/exp2_approx.cuh"
 #include "kernels/cuda/steps.cuh"
 #include <stdio.h>
 #include <stdlib.h>
@@ -419,6 +420,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .has_path = cuda_has_path,
     .devices = cuda_devices,
     .device = device_take,
+    .exp2_approx = cuda_exp2_approx,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,

@@ -41,7 +41,7 @@ static status list_tests(bench *b) {
   const size_list *sizes[2] = {&c->bench.prompt, &c->bench.generate};
   size_t most = (sizes[0]->count + sizes[1]->count) * c->bench.depth.count * c->bench.batch.count;
   if (!most)
-    return FAIL(
+    return REFUSE(
         "nothing to measure: bench.prompt and bench.generate are empty, or bench.depth or bench.batch is");
   TRY(TAKE(&b->tests, most, "the tests"));
   for (size_t n = 0; n < c->bench.batch.count; n++)
@@ -66,10 +66,10 @@ static status choose_context(bench *b) {
   int64_t needed = depth + (prompt > decoded ? prompt : decoded), given = c->run.context;
   int64_t at_once = prompt > depth ? prompt : depth, sequences = largest(&c->bench.batch);
   if (needed > j->m->context_length)
-    return FAIL("%s: bench needs %lld positions, but the model's context is %lld", gguf_path(j->m->file),
-                (long long)needed, (long long)j->m->context_length);
+    return REFUSE("%s: bench needs %lld positions, but the model's context is %lld", gguf_path(j->m->file),
+                  (long long)needed, (long long)j->m->context_length);
   if (given && given < needed)
-    return FAIL("run.context = %lld: bench needs %lld positions", (long long)given, (long long)needed);
+    return REFUSE("run.context = %lld: bench needs %lld positions", (long long)given, (long long)needed);
   j->context = given ? given : needed;
   j->max_batch = least(at_once * sequences, c->run.chunk);
   if (j->max_batch < sequences) j->max_batch = sequences;

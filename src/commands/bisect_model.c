@@ -25,8 +25,8 @@ typedef struct {
 static status refuse_shape(const model *a, const model *b, const char *what, int64_t found,
                            int64_t expected) {
   return found == expected ? 0
-                           : FAIL("%s: expected %s of %lld as in %s, found %lld", gguf_path(b->file), what,
-                                  (long long)expected, gguf_path(a->file), (long long)found);
+                           : REFUSE("%s: expected %s of %lld as in %s, found %lld", gguf_path(b->file), what,
+                                    (long long)expected, gguf_path(a->file), (long long)found);
 }
 
 static status check_shape(const model *a, const model *b) {

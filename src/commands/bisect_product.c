@@ -44,7 +44,7 @@ static status open_activations(bisect_product *p, float **x, job *j) {
     return job_agree(j, draw(x, j, w->weights.cols), "the activations");
   }
   const arm_choice *choice = &j->cfg->run.arms.arm[0];
-  TRY(job_agree(j, probe_find(&point, p->activations) ? 0 : FAIL("bisect.activations: no such probe"),
+  TRY(job_agree(j, probe_find(&point, p->activations) ? 0 : REFUSE("bisect.activations: no such probe"),
                 "the activations"));
   p->arm = choice->name;
   TRY(job_read_input(j));

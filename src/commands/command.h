@@ -17,8 +17,7 @@ typedef struct {
   command_needs needs;
   unsigned keys; // key_groups that it reads
   union {
-    // *code: the program's exit code; after an error it is 2.
-    status (*run_alone)(int *code, int n_args, char **args);
+    status (*run_alone)(int n_args, char **args);
     status (*run_ranks)(comm *c, int n_args, char **args);
     status (*run_job)(job *j);
   };

@@ -6,11 +6,11 @@ static status compare(bool *same, const recorded_report *a, const recorded_repor
   return fflush(stdout) ? FAIL("standard output: the comparison could not be written: %m") : 0;
 }
 
-status compare_run(int *code, int n_args, char **args) {
+status compare_run(int n_args, char **args) {
   recorded_report a, b;
   bool same = false;
   if (n_args != 2)
-    return FAIL("compare: expected two reports, files or their folders, found %d arguments", n_args);
+    return REFUSE("compare: expected two reports, files or their folders, found %d arguments", n_args);
   TRY(report_read(&a, args[0]));
   status result = report_read(&b, args[1]);
   if (!result) {
@@ -18,13 +18,12 @@ status compare_run(int *code, int n_args, char **args) {
     report_read_close(&b);
   }
   report_read_close(&a);
-  *code = !same;
-  return result;
+  return result ? result : same ? 0 : STATUS_DIFFERS;
 }
 
 void compare_print_options(FILE *out) {
   fprintf(
       out,
       "  A and B are report.json of two runs, or their folders. Exit code: 0 the same bits in every pair\n"
-      "  of arms of one path, 1 other bits, 2 the two cannot be compared, and why.\n");
+      "  of arms of one path, 3 other bits, 2 the two cannot be compared, and why.\n");
 }

@@ -3,6 +3,7 @@
 #include "base/status.h"
 #include <stdio.h>
 
-// Local: it needs no ranks. args: two reports, files or their folders. *code: 0 the same bits, 1 other bits.
-status compare_run(int *code, int n_args, char **args);
+// Local: it needs no ranks. args: two reports, files or their folders. STATUS_DIFFERS:
+// other bits.
+status compare_run(int n_args, char **args);
 void compare_print_options(FILE *out);

@@ -11,6 +11,7 @@
 void errors_print(const comm *c) {
   char line[4096];
   snprintf(line, sizeof line, "%s", status_text());
+  if (!*line) return; // STATUS_DIFFERS: the output says what
   report_make_plain(line);
   if (c)
     fprintf(stderr, "rank %d (%s): %s\n", comm_rank(c), comm_host(c), line);
@@ -20,12 +21,12 @@ void errors_print(const comm *c) {
 }
 
 // An agreed error is on every rank, so all end in order; after any other error the other ranks are aborted.
-int errors_end(comm *c) {
+int errors_end(comm *c, status error) {
   if (comm_wait_has_failed(c)) nanosleep(&(struct timespec){.tv_sec = comm_turn_seconds(c)}, NULL);
   if (!comm_error_is_reported_elsewhere(c)) errors_print(c);
-  if (!comm_error_is_agreed(c)) comm_abort(c, 1);
+  if (!comm_error_is_agreed(c)) comm_abort(c, error);
   comm_close(c);
-  return 1;
+  return error;
 }
 
 // ---- signals ----

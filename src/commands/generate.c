@@ -1,4 +1,5 @@
 #include "src/commands/generate.h"
+#include "src/commands/gate.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "src/run/sampler.h"
@@ -189,11 +190,11 @@ done:
 status generate_run(job *j) {
   report r = {.n_arms = 0};
   bool writes = j->cfg->run.generate > 0;
-  TRY(job_agree(j, writes ? 0 : FAIL("run.generate = 0: expected a number of tokens to write"),
+  TRY(job_agree(j, writes ? 0 : REFUSE("run.generate = 0: expected a number of tokens to write"),
                 "run.generate"));
   status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
   for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = generate_arm(j, a, &r);
-  if (!result) result = job_report_finish(j, &r);
+  if (!result) result = gate_report_finish(j, &r);
   job_report_close(&r);
   return result;
 }

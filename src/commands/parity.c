@@ -1,10 +1,11 @@
 #include "src/commands/parity.h"
+#include "src/commands/gate.h"
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
-#include "src/measure/pair_statistics.h"
-#include "src/report/npy.h"
 #include "src/commands/generate.h"
-#include "base/progress.h"
+#include "src/commands/route_files.h"
+#include "src/lab/pair_figures.h"
+#include "src/report/npy.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -16,27 +17,24 @@ typedef struct {
   // Each sequence's last logits, [n_sequences][vocabulary], to continue its text; NULL: not needed, or an
   // expert rank.
   double *last[CONFIG_MAX_ARMS];
-  double *layer[CONFIG_MAX_ARMS];  // [max_batch][hidden]; on the reporting rank
-  double *logits[CONFIG_MAX_ARMS]; // [vocabulary]; on the reporting rank
-  double nll[CONFIG_MAX_ARMS];     // sum over positions with a next token; on the reporting rank
-  pair_samples *pairs;             // [n_pairs]; on the reporting rank
+  double nll[CONFIG_MAX_ARMS]; // of the free run; on the reporting rank
+  routes imposed;              // parity.routes
+  route_files routes;          // of the free run; on the reporting rank
+  account_samples *accounts;   // [n_pairs] where all modes run; on the reporting rank
   report r;
-  int64_t position; // of the batch's first token, counted over all sequences
 } parity;
 
-// ---- pairs ----
+typedef struct { // a run, for its observer
+  parity *p;
+  pair_figures figures;
+} run;
 
-// The truth, f64, where it runs, else the first arm.
-static size_t reference_of(const arm_list *arms) {
-  for (size_t a = 0; a < arms->count; a++)
-    if (arm_is_truth(&arms->arm[a])) return a;
-  return 0;
-}
+// ---- pairs ----
 
 // Each arm against the reference first, then the others among themselves; a pair's `b` is what `a` is
 // measured against.
 static void list_pairs(const arm_list *arms, pair_statistics *out) {
-  size_t reference = reference_of(arms), n = 0;
+  size_t reference = arms_reference(arms), n = 0;
   for (size_t a = 0; a < arms->count; a++)
     if (a != reference) {
       out[n].a = a;
@@ -52,23 +50,54 @@ static void list_pairs(const arm_list *arms, pair_statistics *out) {
 
 // ---- open and close ----
 
+static bool has_mode(const parity *p, parity_mode mode) {
+  return p->j->cfg->parity.modes >> mode & 1;
+}
+
+static bool has_account(const parity *p) {
+  return has_mode(p, MODE_FORCED) && has_mode(p, MODE_TEACHER);
+}
+
+static status open_logits(parity *p) {
+  const config *c = p->j->cfg;
+  for (size_t a = 0; a < p->n_arms && p->r.has_logits; a++) {
+    char name[64];
+    snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.arm[a].name);
+    bool wide = arm_path(p->arm[a])->real_bytes == sizeof(double);
+    npy_row row = {wide ? NPY_F64 : NPY_F32, 1, {p->j->m->weights.shape.vocabulary}};
+    TRY(npy_open(&p->logits_file[a], c->output.dir, name, &row));
+  }
+  return 0;
+}
+
+static status open_accounts(parity *p) {
+  const model_shape *s = &p->j->m->weights.shape;
+  if (!has_account(p)) return 0;
+  TRY(TAKE(&p->accounts, p->n_pairs, "the account"));
+  for (size_t i = 0; i < p->n_pairs; i++)
+    TRY(account_samples_open(&p->accounts[i], s->n_layers, p->j->n_tokens, p->j->max_batch, s->hidden));
+  return job_report_accounts(&p->r);
+}
+
 static status open_reporting(parity *p) {
   const model_shape *s = &p->j->m->weights.shape;
+  for (size_t a = 0; a < p->n_arms; a++)
+    TRY(arm_checks_open(&p->r.arms[a].checks, s->n_layers, s->hidden, p->j->max_batch));
+  TRY(open_logits(p));
+  TRY(open_accounts(p));
+  return p->r.has_routes
+             ? route_files_open(&p->routes, p->arm, p->n_arms, &p->j->m->weights.shape, p->j->n_tokens)
+             : 0;
+}
+
+static status open_imposed(parity *p) {
   const config *c = p->j->cfg;
-  for (size_t a = 0; a < p->n_arms; a++) {
-    TRY(TAKE(&p->layer[a], (size_t)(p->j->max_batch * s->hidden), "a layer's rows"));
-    TRY(TAKE(&p->logits[a], (size_t)s->vocabulary, "a row of logits"));
-    if (c->output.logits && c->output.dir[0]) {
-      char name[64];
-      snprintf(name, sizeof name, "logits.%s.npy", c->run.arms.arm[a].name);
-      bool wide = arm_path(p->arm[a])->real_bytes == sizeof(double);
-      npy_row row = {wide ? NPY_F64 : NPY_F32, 1, {s->vocabulary}};
-      TRY(npy_open(&p->logits_file[a], c->output.dir, name, &row));
-    }
-  }
-  TRY(TAKE(&p->pairs, p->n_pairs, "the comparisons"));
-  for (size_t i = 0; i < p->n_pairs; i++) TRY(pair_samples_open(&p->pairs[i], s->n_layers, p->j->n_tokens));
-  return 0;
+  if (!c->parity.routes[0]) return 0;
+  TRY(job_agree(p->j, routes_open(&p->imposed, c->parity.routes, &p->j->m->weights.shape, p->j->n_tokens),
+                "parity.routes"));
+  p->r.imposes_routes = true;
+  p->r.imposed_routes = p->imposed.hash;
+  return comm_equal(p->j->c, &p->imposed.hash, sizeof p->imposed.hash, "the file of parity.routes");
 }
 
 static status parity_open(parity *p, job *j) {
@@ -78,9 +107,10 @@ static status parity_open(parity *p, job *j) {
   TRY(job_report_open(j, &p->r, p->n_arms, p->n_pairs, p->n_pairs * (size_t)j->n_tokens));
   list_pairs(arms, p->r.pairs);
   p->r.has_logits = j->cfg->output.logits && j->cfg->output.dir[0];
+  p->r.has_routes = j->cfg->output.routes && j->cfg->output.dir[0];
+  TRY(open_imposed(p));
   for (size_t a = 0; a < p->n_arms; a++) {
     TRY(job_open_arm(j, &arms->arm[a], &p->arm[a]));
-    arm_watch_layers(p->arm[a], true);
     if (j->cfg->run.generate && arm_computes_shared(p->arm[a]))
       TRY(TAKE(&p->last[a], logit_count, "last logits"));
   }
@@ -92,45 +122,62 @@ static void parity_close(parity *p) {
     arm_close(p->arm[a]);
     npy_abandon(p->logits_file[a]);
     free(p->last[a]);
-    free(p->layer[a]);
-    free(p->logits[a]);
   }
-  for (size_t i = 0; i < p->n_pairs && p->pairs; i++) pair_samples_close(&p->pairs[i]);
-  free(p->pairs);
+  for (size_t i = 0; i < p->n_pairs && p->accounts; i++) account_samples_close(&p->accounts[i]);
+  free(p->accounts);
+  routes_close(&p->imposed);
+  route_files_close(&p->routes);
   job_report_close(&p->r);
 }
 
-// ---- the arms in step ----
+// ---- the free run: what it keeps beside the figures ----
 
-static status compare_layer(parity *p, int64_t layer, const token_batch *batch) {
-  int64_t hidden = p->j->m->weights.shape.hidden, k = p->j->m->weights.shape.top_k;
-  for (size_t a = 0; a < p->n_arms; a++) TRY(arm_stream_read(p->arm[a], p->layer[a]));
-  for (size_t i = 0; i < p->n_pairs; i++) {
-    const pair_statistics *pair = &p->r.pairs[i];
-    const arm *a = p->arm[pair->a], *b = p->arm[pair->b];
+static status see_embedded(void *context, const token_batch *batch, int64_t first) {
+  run *u = context;
+  int64_t hidden = u->p->j->m->weights.shape.hidden;
+  TRY(pair_figures_embedded(&u->figures, batch, first));
+  for (size_t a = 0; a < u->p->n_arms && job_is_reporting(u->p->j); a++) {
+    double *stream = u->figures.stream[a];
+    TRY(arm_stream_read(u->p->arm[a], stream));
     for (int64_t t = 0; t < batch->n; t++)
-      pair_samples_layer(&p->pairs[i], layer, p->position + t, p->layer[pair->a] + t * hidden,
-                         p->layer[pair->b] + t * hidden, hidden, arm_experts(a, t), arm_experts(b, t), (int)k,
-                         arm_margin(b, t));
+      arm_checks_embedded(&u->p->r.arms[a].checks, t, stream + t * hidden);
   }
   return 0;
 }
 
-static int64_t target_of(const parity *p, int64_t sequence, int64_t position) {
-  const token_sequence *s = &p->j->sequences[sequence];
-  return position + 1 < s->n ? s->tokens[position + 1] : -1;
+// After pair_figures_layer, which has read the streams.
+static void check_layer(run *u, int64_t layer, const token_batch *batch) {
+  const model_shape *s = &u->p->j->m->weights.shape;
+  for (size_t a = 0; a < u->p->n_arms && job_is_reporting(u->p->j); a++)
+    for (int64_t t = 0; t < batch->n; t++)
+      arm_checks_layer(&u->p->r.arms[a].checks, layer, t, u->figures.stream[a] + t * s->hidden,
+                       arm_experts(u->p->arm[a], t), arm_weights(u->p->arm[a], t), s->top_k);
 }
 
-// Row i of the arms' last head: token `t` of the batch.
-static void compare_logit_row(parity *p, const token_batch *batch, int64_t t, int64_t i) {
+static status see_layer(void *context, int64_t layer, const token_batch *batch, int64_t first) {
+  run *u = context;
+  if (u->p->r.has_routes && job_is_reporting(u->p->j))
+    route_files_keep(&u->p->routes, u->p->arm, layer, first, batch->n);
+  TRY(pair_figures_layer(&u->figures, layer, batch, first));
+  check_layer(u, layer, batch);
+  return 0;
+}
+
+static void keep_last(parity *p, const token_batch *batch, int64_t from, int64_t count) {
   int64_t vocabulary = p->j->m->weights.shape.vocabulary;
-  int64_t target = target_of(p, batch->sequence[t], batch->position[t]);
-  for (size_t a = 0; a < p->n_arms; a++) arm_logits(p->arm[a], i, p->logits[a]);
+  for (int64_t i = 0; i < count && p->j->cfg->run.generate; i++) {
+    int64_t s = batch->sequence[from + i];
+    if (batch->position[from + i] != p->j->sequences[s].n - 1) continue;
+    for (size_t a = 0; a < p->n_arms; a++)
+      if (p->last[a]) arm_logits(p->arm[a], i, p->last[a] + s * vocabulary);
+  }
+}
+
+// A row of tokens.csv for each pair.
+static void keep_token(run *u, const token_batch *batch, int64_t t, int64_t at) {
+  parity *p = u->p;
   for (size_t n = 0; n < p->n_pairs; n++) {
-    const pair_statistics *pair = &p->r.pairs[n];
-    int64_t at = p->position + t;
-    pair_samples_logits(&p->pairs[n], at, p->logits[pair->a], p->logits[pair->b], vocabulary, target);
-    const logit_metrics *m = &p->pairs[n].logits[at];
+    const logit_metrics *m = &u->figures.samples[n].logits[at];
     p->r.tokens[(size_t)at * p->n_pairs + n] =
         (report_token){.sequence = batch->sequence[t],
                        .position = batch->position[t],
@@ -143,62 +190,62 @@ static void compare_logit_row(parity *p, const token_batch *batch, int64_t t, in
                        .kl = m->kl,
                        .top1_agrees = m->top1_agrees,
                        .margin = m->margin,
-                       .router_flips = pair_samples_flips(&p->pairs[n], at)};
-  }
-  if (target < 0) return;
-  for (size_t a = 0; a < p->n_arms; a++) {
-    logit_metrics m;
-    metrics_logits(&m, p->logits[a], p->logits[a], (size_t)vocabulary, target);
-    p->nll[a] += m.nll_a;
+                       .router_flips = pair_samples_flips(&u->figures.samples[n], at)};
   }
 }
 
-static void keep_last(parity *p, const token_batch *batch, int64_t first, int64_t count) {
-  int64_t vocabulary = p->j->m->weights.shape.vocabulary;
-  for (int64_t i = 0; i < count && p->j->cfg->run.generate; i++) {
-    int64_t s = batch->sequence[first + i];
-    if (batch->position[first + i] != p->j->sequences[s].n - 1) continue;
-    for (size_t a = 0; a < p->n_arms; a++)
-      if (p->last[a]) arm_logits(p->arm[a], i, p->last[a] + s * vocabulary);
+static void check_logits(run *u, int64_t i) {
+  for (size_t a = 0; a < u->p->n_arms; a++) {
+    arm_logits(u->p->arm[a], i, u->figures.logits[a]);
+    arm_checks_logits(&u->p->r.arms[a].checks, u->figures.logits[a], u->p->j->m->weights.shape.vocabulary);
   }
 }
 
-static status logit_rows(parity *p, const token_batch *batch, int64_t first, int64_t count) {
-  for (size_t a = 0; a < p->n_arms; a++) TRY(arm_head(p->arm[a], batch, first, count));
-  keep_last(p, batch, first, count);
+static status see_logits(void *context, const token_batch *batch, int64_t first, int64_t from,
+                         int64_t count) {
+  run *u = context;
+  parity *p = u->p;
+  keep_last(p, batch, from, count);
   if (!job_is_reporting(p->j)) return 0;
   for (size_t a = 0; a < p->n_arms; a++)
     if (p->logits_file[a]) TRY(npy_append(p->logits_file[a], arm_logit_rows(p->arm[a]), (size_t)count));
-  for (int64_t i = 0; i < count; i++) compare_logit_row(p, batch, first + i, i);
+  TRY(pair_figures_logits(&u->figures, batch, first, from, count));
+  for (int64_t i = 0; i < count; i++) {
+    keep_token(u, batch, from + i, first + from + i);
+    check_logits(u, i);
+  }
   return 0;
 }
 
-// All arms take the same step before any takes the next, so one batch of one layer is all that must be kept.
-static status compute_batch(parity *p, const token_batch *batch) {
-  for (size_t a = 0; a < p->n_arms; a++) TRY(arm_embed(p->arm[a], batch));
-  for (int64_t layer = 0; layer < p->j->m->weights.shape.n_layers; layer++) {
-    for (size_t a = 0; a < p->n_arms; a++) TRY(arm_layer(p->arm[a], layer));
-    if (job_is_reporting(p->j)) TRY(compare_layer(p, layer, batch));
-  }
-  for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS)
-    TRY(logit_rows(p, batch, first, batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS));
-  p->position += batch->n;
-  return 0;
+// ---- a run in a mode ----
+
+static arms_in_step in_step(parity *p, run *u, parity_mode mode) {
+  static const step_observer FREE = {NULL, see_embedded, see_layer, see_logits},
+                             OTHER = {NULL, pair_figures_embedded, pair_figures_layer, pair_figures_logits};
+  arms_in_step s = {.j = p->j,
+                    .arms = p->arm,
+                    .n_arms = p->n_arms,
+                    .reference = arms_reference(&p->j->cfg->run.arms),
+                    .mode = mode,
+                    .imposed = p->r.imposes_routes ? &p->imposed : NULL,
+                    .observer = mode == MODE_FREE ? FREE : OTHER};
+  s.observer.context = mode == MODE_FREE ? (void *)u : (void *)&u->figures;
+  return s;
 }
 
-static status compute_all(parity *p) {
-  progress shown = progress_start(job_is_reporting(p->j), "parity", "tokens", p->j->n_tokens);
-  batcher batches;
-  token_batch batch;
-  status result = batcher_open(&batches, p->j->sequences, p->j->n_sequences, p->j->cfg->run.chunk);
-  while (!result && batcher_next(&batches, &batch)) {
-    result = compute_batch(p, &batch);
-    if (result)
-      status_within("tokens %lld to %lld", (long long)p->position + 1, (long long)(p->position + batch.n));
-    progress_at(&shown, p->position);
-  }
-  progress_end(&shown);
-  batcher_close(&batches);
+// Fills out[n_pairs] on the reporting rank.
+static status run_mode(parity *p, parity_mode mode, pair_statistics *out) {
+  run u = {.p = p};
+  status result;
+  TRY_DONE(result, pair_figures_open(&u.figures, p->j, p->arm, p->n_arms, p->r.pairs, p->n_pairs, mode,
+                                     p->r.imposes_routes, p->accounts));
+  arms_in_step s = in_step(p, &u, mode);
+  TRY_DONE(result, arms_in_step_run(&s));
+  TRY_DONE(result, job_agree(p->j, job_is_reporting(p->j) ? pair_figures_reduce(&u.figures, out) : 0,
+                             "reducing the comparison"));
+  for (size_t a = 0; a < p->n_arms && mode == MODE_FREE && u.figures.nll; a++) p->nll[a] = u.figures.nll[a];
+done:
+  pair_figures_close(&u.figures);
   return result;
 }
 
@@ -209,13 +256,28 @@ static status finish_arm(parity *p, size_t a) {
   TRY(job_report_arm(p->j, p->arm[a], &p->r, a, p->j->n_tokens));
   if (targets > 0) p->r.arms[a].perplexity = num_exp_f64(p->nll[a] / (double)targets);
   p->r.arms[a].scored = targets;
-  arm_watch_layers(p->arm[a], false); // nothing is compared from here on
+  arm_watch_layers(p->arm[a], false); // nothing is compared while it generates
+  TRY(arm_probes_want(p->arm[a], 0));
   if (p->j->cfg->run.generate) TRY(generate_continue(p->j, p->arm[a], p->last[a], &p->r.arms[a]));
   return job_check_digest(p->j, p->arm[a]);
 }
 
+// After the free run, whose caches generate_continue needs.
+static status run_other_modes(parity *p) {
+  for (int m = MODE_FREE + 1; m < MODE_COUNT; m++) {
+    if (!has_mode(p, (parity_mode)m)) continue;
+    pair_statistics *out;
+    TRY(job_report_mode_open(p->j, &p->r, (parity_mode)m, &out));
+    TRY(run_mode(p, (parity_mode)m, out));
+    TRY(job_report_mode(p->j, p->arm, &p->r));
+  }
+  return 0;
+}
+
 static status finish_reporting(parity *p) {
-  for (size_t i = 0; i < p->n_pairs; i++) TRY(pair_samples_reduce(&p->pairs[i], &p->r.pairs[i]));
+  for (size_t i = 0; i < p->n_pairs && p->accounts; i++)
+    TRY(account_samples_reduce(&p->accounts[i], &p->r.accounts[i]));
+  if (p->r.has_routes) TRY(route_files_write(&p->routes, p->j->cfg));
   for (size_t a = 0; a < p->n_arms; a++) {
     npy *f = p->logits_file[a];
     p->logits_file[a] = NULL;
@@ -225,8 +287,9 @@ static status finish_reporting(parity *p) {
 }
 
 static status check_output(const config *c) {
-  if (!c->output.logits || c->output.dir[0]) return 0;
-  return FAIL("output.logits = true: expected a folder for them (output.dir, --out), found none");
+  if (c->output.dir[0] || (!c->output.logits && !c->output.routes)) return 0;
+  return REFUSE("output.%s = true: expected a folder for them (output.dir, --out), found none",
+                c->output.logits ? "logits" : "routes");
 }
 
 status parity_run(job *j) {
@@ -234,11 +297,12 @@ status parity_run(job *j) {
   status result;
   TRY(job_agree(j, check_output(j->cfg), "output.logits"));
   TRY_DONE(result, parity_open(&p, j));
-  for (size_t a = 0; a < p.n_arms; a++) arm_reset(p.arm[a]);
-  TRY_DONE(result, compute_all(&p));
+  TRY_DONE(result, run_mode(&p, MODE_FREE, p.r.pairs));
   for (size_t a = 0; a < p.n_arms; a++) TRY_DONE(result, finish_arm(&p, a));
-  TRY_DONE(result, job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "reducing the comparison"));
-  result = job_report_finish(j, &p.r);
+  TRY_DONE(result, run_other_modes(&p));
+  TRY_DONE(result,
+           job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "the files of the comparison"));
+  result = gate_report_finish(j, &p.r);
 done:
   parity_close(&p);
   return result;

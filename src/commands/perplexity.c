@@ -1,4 +1,5 @@
 #include "src/commands/perplexity.h"
+#include "src/commands/gate.h"
 #include "base/memory.h"
 #include "base/progress.h"
 #include "kernels/formats/numerics.h"
@@ -104,7 +105,7 @@ done:
 static status check_windows(const job *j) {
   for (int64_t i = 0; i < j->n_sequences; i++)
     if (skip_of(j, i) + 1 >= window_of(j, i))
-      return FAIL(
+      return REFUSE(
           "perplexity: of sequence %lld no token is scored: its windows have %lld tokens, and the first "
           "%lld (perplexity.skip) of a window and its last are not",
           (long long)i, (long long)window_of(j, i), (long long)skip_of(j, i));
@@ -116,7 +117,7 @@ status perplexity_run(job *j) {
   TRY(job_agree(j, check_windows(j), "perplexity.skip"));
   status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
   for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = perplexity_arm(j, a, &r);
-  if (!result) result = job_report_finish(j, &r);
+  if (!result) result = gate_report_finish(j, &r);
   job_report_close(&r);
   return result;
 }

@@ -61,7 +61,7 @@ static status take_shape(synth_options *o, const char *name) {
     }
     snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", shapes[i].name);
   }
-  return FAIL("--shape: expected one of %s, found \"%.64s\"", known, name);
+  return REFUSE("--shape: expected one of %s, found \"%.64s\"", known, name);
 }
 
 static status take_mix(synth_options *o, const char *name) {
@@ -73,7 +73,7 @@ static status take_mix(synth_options *o, const char *name) {
   }
   for (int i = 0; (mix = synth_mix_at(i)); i++)
     snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", mix->name);
-  return FAIL("--types: expected one of %s, found \"%.64s\"", known, name);
+  return REFUSE("--types: expected one of %s, found \"%.64s\"", known, name);
 }
 
 static void find_bounds(int64_t *low, int64_t *high, const option *k) {
@@ -93,8 +93,8 @@ static status take_integer(synth_options *o, const option *k, const char *text) 
   errno = 0;
   long long value = strtoll(text, &end, 10);
   if (errno || end == text || *end || value < low || value > high)
-    return FAIL("%s: expected an integer from %lld to %lld, found \"%.64s\"", k->name, (long long)low,
-                (long long)high, text);
+    return REFUSE("%s: expected an integer from %lld to %lld, found \"%.64s\"", k->name, (long long)low,
+                  (long long)high, text);
   *(int64_t *)((char *)o + k->offset) = value;
   return 0;
 }
@@ -119,16 +119,17 @@ static bool takes_value(const char *arg) {
 
 static status check_whole(const synth_options *o) {
   const model_shape *s = &o->model.settings.shape;
-  if (!o->out || !*o->out) return FAIL("synth: expected --out FILE");
+  if (!o->out || !*o->out) return REFUSE("synth: expected --out FILE");
   if (s->n_heads % s->n_kv_heads)
-    return FAIL("synth: %lld query heads cannot share %lld key/value heads", (long long)s->n_heads,
-                (long long)s->n_kv_heads);
-  if (s->head_dim % 2) return FAIL("--head-dim: expected an even number, found %lld", (long long)s->head_dim);
+    return REFUSE("synth: %lld query heads cannot share %lld key/value heads", (long long)s->n_heads,
+                  (long long)s->n_kv_heads);
+  if (s->head_dim % 2)
+    return REFUSE("--head-dim: expected an even number, found %lld", (long long)s->head_dim);
   if (s->top_k > s->n_experts)
-    return FAIL("synth: --top-k %lld of --experts %lld", (long long)s->top_k, (long long)s->n_experts);
+    return REFUSE("synth: --top-k %lld of --experts %lld", (long long)s->top_k, (long long)s->n_experts);
   if (o->model.outliers > s->hidden / 4)
-    return FAIL("--outliers: expected at most a quarter of the %lld hidden channels, found %lld",
-                (long long)s->hidden, (long long)o->model.outliers);
+    return REFUSE("--outliers: expected at most a quarter of the %lld hidden channels, found %lld",
+                  (long long)s->hidden, (long long)o->model.outliers);
   return 0;
 }
 
@@ -159,11 +160,11 @@ static status take_all(synth_options *o, int n_args, char **args) {
       o->model.tied = true;
       continue;
     }
-    if (!takes_value(args[i])) return FAIL("synth: unknown argument \"%.64s\"; see synth --help", args[i]);
-    if (++i == n_args) return FAIL("%s: expected a value after it", args[i - 1]);
+    if (!takes_value(args[i])) return REFUSE("synth: unknown argument \"%.64s\"; see synth --help", args[i]);
+    if (++i == n_args) return REFUSE("%s: expected a value after it", args[i - 1]);
     if (!strcmp(args[i - 1], "--shape")) TRY(take_shape(o, args[i]));
   }
-  if (!o->shape_name) return FAIL("synth: expected --shape NAME");
+  if (!o->shape_name) return REFUSE("synth: expected --shape NAME");
   for (int i = 0; i < n_args; i++) {
     if (!strcmp(args[i], "--tied")) continue;
     TRY(take_option(o, args[i], args[i + 1]));

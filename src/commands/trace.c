@@ -34,9 +34,9 @@ static status choose_layers(trace *t) {
   for (size_t i = 0; i < c->trace.n_layers; i++) {
     int32_t layer = c->trace.layers[i];
     if (layer >= n_layers)
-      return FAIL("trace.layers: %s has layers 0 to %" PRId64 ", found %" PRId32 ": did you mean %" PRId64
-                  "?",
-                  gguf_path(t->j->m->file), n_layers - 1, layer, n_layers - 1);
+      return REFUSE("trace.layers: %s has layers 0 to %" PRId64 ", found %" PRId32 ": did you mean %" PRId64
+                    "?",
+                    gguf_path(t->j->m->file), n_layers - 1, layer, n_layers - 1);
     t->layers[layer] = true;
   }
   return 0;
@@ -45,9 +45,9 @@ static status choose_layers(trace *t) {
 static status choose(trace *t) {
   const config *c = t->j->cfg;
   t->points = c->trace.probes ? c->trace.probes : (1u << PROBE_COUNT) - 1;
-  if (!c->output.dir[0]) return FAIL("trace: expected a folder for it (--out, output.dir), found none");
+  if (!c->output.dir[0]) return REFUSE("trace: expected a folder for it (--out, output.dir), found none");
   if (c->trace.n_layers && !points_of(t->points, PROBE_OF_LAYER))
-    return FAIL("trace.layers: none of trace.probes is a layer's");
+    return REFUSE("trace.layers: none of trace.probes is a layer's");
   return choose_layers(t);
 }
 

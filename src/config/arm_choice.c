@@ -69,7 +69,7 @@ status arm_choice_resolve(arm_spec *out, const arm_choice *a) {
   case ARM_NONE:
   case ARM_AUTO:
   case ARM_MIXED:
-    return FAIL("arm \"%s\": expected path@backend", a->name);
+    return REFUSE("arm \"%s\": expected path@backend", a->name);
   }
   __builtin_unreachable();
 }

@@ -4,7 +4,8 @@
 static const char *const NAMES[] = {
     [COMMAND_PARITY] = "parity", [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
     [COMMAND_TRACE] = "trace",   [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
-    [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",   [COMMAND_BISECT] = "bisect",
+    [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",   [COMMAND_VERIFY] = "verify",
+    [COMMAND_BISECT] = "bisect", [COMMAND_FALSIFY] = "falsify",
 };
 _Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");
 
@@ -23,7 +24,9 @@ bool command_cuts_windows(command_kind kind) {
   case COMMAND_INSPECT:
   case COMMAND_SYNTH:
   case COMMAND_COMPARE:
+  case COMMAND_VERIFY:
   case COMMAND_BISECT:
+  case COMMAND_FALSIFY:
     return false;
   }
   __builtin_unreachable();

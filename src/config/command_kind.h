@@ -11,10 +11,12 @@ typedef enum {
   COMMAND_INSPECT,
   COMMAND_SYNTH,
   COMMAND_COMPARE,
+  COMMAND_VERIFY,
   COMMAND_BISECT,
+  COMMAND_FALSIFY,
 } command_kind;
 
-enum { COMMAND_COUNT = COMMAND_BISECT + 1 };
+enum { COMMAND_COUNT = COMMAND_FALSIFY + 1 };
 
 const char *command_name(command_kind kind);
 // True: the command cuts its input into windows of run.context; its digests cover the scored positions alone.

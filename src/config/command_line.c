@@ -13,7 +13,7 @@ static status find_command(command_line *l, const char *name) {
   for (int i = 0; i < COMMAND_COUNT; i++)
     snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "",
              command_name((command_kind)i));
-  return FAIL("unknown command \"%s\": expected one of %s", name, known);
+  return REFUSE("unknown command \"%s\": expected one of %s", name, known);
 }
 
 static bool is_help(const char *arg) {
@@ -22,7 +22,7 @@ static bool is_help(const char *arg) {
 
 // The value after the option argv[i]; NULL, with an error, where there is none.
 static status take_value(const char **out, int argc, char **argv, int *i) {
-  if (*i + 1 == argc) return FAIL("%s: expected a value after it", argv[*i]);
+  if (*i + 1 == argc) return REFUSE("%s: expected a value after it", argv[*i]);
   *out = argv[++*i];
   return 0;
 }
@@ -30,12 +30,12 @@ static status take_value(const char **out, int argc, char **argv, int *i) {
 static status take_config(command_line *l, int argc, char **argv, int *i) {
   const char *before = l->file;
   TRY(take_value(&l->file, argc, argv, i));
-  return before ? FAIL("--config %s: expected one config, found %s before", l->file, before) : 0;
+  return before ? REFUSE("--config %s: expected one config, found %s before", l->file, before) : 0;
 }
 
 static status refuse(const char *arg) {
-  return FAIL("unknown argument \"%s\"%s; see --help", arg,
-              arg[0] == '-' ? "" : " (a model is named by --set model.path=FILE)");
+  return REFUSE("unknown argument \"%s\"%s; see --help", arg,
+                arg[0] == '-' ? "" : " (a model is named by --set model.path=FILE)");
 }
 
 static void pass_on(command_line *l, int n_args, char **args) {
@@ -62,7 +62,7 @@ static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(c
     } else {
       TRY(find_command(l, arg));
       if (!takes_args(l->command)) continue;
-      if (i > 1) return FAIL("%s: expected its options after its name, found %s before", arg, argv[1]);
+      if (i > 1) return REFUSE("%s: expected its options after its name, found %s before", arg, argv[1]);
       pass_on(l, argc - i - 1, argv + i + 1);
       return 0;
     }

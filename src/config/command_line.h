@@ -1,7 +1,7 @@
 // command_line: the program's arguments: which command, and where its configuration comes from.
 //
 // Owns: the options of every command with a configuration. Independent of: what a command does; the arguments
-// of a command with other options (synth, compare) are passed on unread.
+// of a command with other options (synth, compare, verify) are passed on unread.
 #pragma once
 #include "base/status.h"
 #include "src/config/command_kind.h"

@@ -33,8 +33,12 @@ static const struct {
     {"experts", "which rank owns which expert"},
     {"comm", "communication between ranks"},
     {"perplexity", "what is scored"},
+    {"parity", "in which ways the arms run, and what is measured"},
+    {"contract", "what the report must keep (docs/contracts.md)"},
+    {"derive", "verify --derive: the honest runs that bounds are taken from"},
     {"trace", "what is written"},
     {"bisect", "two arms, or one product in every way"},
+    {"falsify", "experiments"},
     {"bench", "what is measured"},
     {"output", "files of the report"},
 };
@@ -94,6 +98,31 @@ static const value_key KEYS[] = {
      "300", "seconds that a rank waits for another, or for its GPU"},
     {"perplexity.skip", KEYS_PERPLEXITY, INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1,
      INT32_MAX, "-1", "positions at the head of a window that are not scored; -1: half"},
+    {"parity.mode", KEYS_PARITY, AT(parity.modes), value_read_modes, value_write_modes,
+     "\"free\", \"teacher\", \"forced\" or a list of these", 0, 0, "[\"free\"]",
+     "teacher: layers from the truth's stream; forced: the truth's experts; free: always run"},
+    {"parity.probes", KEYS_PARITY, AT(parity.probes), value_read_layer_probes, value_write_probes,
+     "list of probes of a layer (docs/trace.md)", 0, 0, "[]",
+     "also compared: \"ffn_inp\"; with \"ffn_moe_down\" each expert, experts.csv"},
+    {"parity.bound", KEYS_PARITY, AT(parity.bounds), value_read_bounds, value_write_bounds,
+     "number, or list of [\"default\", \"PROBE\" or \"PROBE-LAYER\", number]", 0, 0, "[]",
+     "of rel_l2: the first layer and probe above it is named; []: none"},
+    {"parity.reference", KEYS_PARITY, AT(parity.reference), value_read_text_or_empty, value_write_text,
+     "string", 0, 0, "\"\"",
+     "another GGUF of that shape, for the arm that others are measured against; \"\": model.path"},
+    {"parity.routes", KEYS_PARITY, AT(parity.routes), value_read_text_or_empty, value_write_text, "string", 0,
+     0, "\"\"", "a file as output.routes writes it, whose experts every arm takes; \"\": none"},
+    {"contract.path", KEYS_CONTRACT, AT(contract.path), value_read_text_or_empty, value_write_text, "string",
+     0, 0, "\"\"", "a contract; a run whose report does not keep it ends with 3; \"\": none"},
+    {"derive.draws", KEYS_DERIVE, INTEGER(derive.draws), "integer from 2 to 100000", 2, 100000, "60",
+     "runs that give the bounds: other windows of text, other last bits of the embedding"},
+    {"derive.checks", KEYS_DERIVE, INTEGER(derive.checks), "integer from 0 to 100000", 0, 100000, "20",
+     "fresh runs that the bounds are tried on"},
+    {"derive.seed", KEYS_DERIVE, INTEGER(derive.seed), "integer >= 0", 0, 0x1p63, "0", "of windows and bits"},
+    {"derive.rate", KEYS_DERIVE, REAL(derive.rate), "number above 0, at most 0.5", DBL_TRUE_MIN, 0.5, "0.01",
+     "false alarms of a whole run, shared out evenly to its gates"},
+    {"derive.file", KEYS_DERIVE, AT(derive.file), value_read_text_or_empty, value_write_text, "string", 0, 0,
+     "\"\"", "text that windows as long as the input are cut from; \"\": the input"},
     {"trace.probes", KEYS_TRACE, AT(trace.probes), value_read_probes, value_write_probes,
      "list of probes (docs/trace.md)", 0, 0, "[]", "tensors by name: \"l_out\", \"ffn_moe_logits\"; []: all"},
     {"trace.layers", KEYS_TRACE, AT(trace), value_read_layers, value_write_layers, "list of layers from 0", 0,
@@ -125,6 +154,15 @@ static const value_key KEYS[] = {
      0, "\"\"", "the whole model: b's ISA row of the cpu backend; \"\": run.rows"},
     {"bisect.budget", KEYS_BISECT, INTEGER(bisect.budget), "integer from 3 to 1000000", 3, 1000000, "64",
      "the whole model: passes over the input, those of a and b among them"},
+    {"falsify.only", KEYS_FALSIFY, SIZES(falsify.only), 1, 10, "[]",
+     "numbers of the experiments to run; []: all"},
+    {"falsify.draws", KEYS_FALSIFY, INTEGER(falsify.draws), "integer from 0 to 1000000", 0, 1000000, "0",
+     "seeds over which figures are taken; 0: as each experiment's file says"},
+    {"falsify.tokens", KEYS_FALSIFY, INTEGER(falsify.tokens), "integer from 0 to 2147483647", 0, INT32_MAX,
+     "0", "tokens of whole passes: after a shorter input drawn ids follow; 0: as each file says"},
+    {"falsify.experiments", KEYS_FALSIFY, AT(falsify.experiments), value_read_text_or_empty, value_write_text,
+     "string", 0, 0, "\"\"",
+     "folder with a TOML file for each experiment; \"\": configs/falsify, as built in"},
     {"bench.prompt", KEYS_BENCH, SIZES(bench.prompt), 1, INT32_MAX, "[512]",
      "prompts to measure, in tokens: pp512"},
     {"bench.generate", KEYS_BENCH, SIZES(bench.generate), 1, INT32_MAX, "[128]",
@@ -140,6 +178,8 @@ static const value_key KEYS[] = {
     {"output.dir", KEYS_OUTPUT, AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0,
      "\"\"", "folder of the report (--out); \"\": no files"},
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
+    {"output.routes", KEYS_LOGITS, FLAG(output.routes), "false",
+     "parity: write routes.<arm>.npy and route_weights.<arm>.npy as well"},
 };
 enum { N_KEYS = sizeof KEYS / sizeof KEYS[0] };
 
@@ -177,7 +217,7 @@ static status refuse_key(const char *name, const value_origin *from, int line) {
     if (key_distance(name, &KEYS[i]) < key_distance(name, nearest)) nearest = &KEYS[i];
   value_place(place, from, line);
   value_shorten(shown, sizeof shown, name, strlen(name));
-  return FAIL("%s: unknown key \"%s\": did you mean \"%s\"?", place, shown, nearest->name);
+  return REFUSE("%s: unknown key \"%s\": did you mean \"%s\"?", place, shown, nearest->name);
 }
 
 static bool is_in_section(const value_key *k, const char *section) {
@@ -207,8 +247,8 @@ static status apply_document(config *c, const config_toml *document, const value
     if (!k && v.kind == TOML_TABLE && is_section(name)) continue; // [run] with nothing under it
     if (!k) return refuse_key(name, from, v.line);
     if (is_input(k) && input)
-      return FAIL("%s:%d: %s: expected one input in a file, found %s as well", from->file, v.line, k->name,
-                  input->name);
+      return REFUSE("%s:%d: %s: expected one input in a file, found %s as well", from->file, v.line, k->name,
+                    input->name);
     if (is_input(k)) input = k;
     TRY(read_key(c, k, &v, from));
   }
@@ -222,7 +262,7 @@ static status apply_text(config *c, const char *text, size_t length, const value
   if (config_toml_parse(&document, &error, text, length))
     result = apply_document(c, document, from);
   else
-    result = FAIL("%s:%d: expected TOML: %s", from->file, error.line, error.text);
+    result = REFUSE("%s:%d: expected TOML: %s", from->file, error.line, error.text);
   config_toml_close(document);
   return result;
 }
@@ -231,7 +271,7 @@ static status apply_file(config *c, const char *path) {
   const value_origin from = {.file = path};
   char *text;
   size_t length = 0;
-  TRY(read_file(&text, &length, path, "config", FILE_LIMIT, READ_ANY));
+  TRY(status_as_refusal(read_file(&text, &length, path, "config", FILE_LIMIT, READ_ANY)));
   status result = apply_text(c, text, length, &from);
   free(text);
   return result;
@@ -259,7 +299,7 @@ static status apply_value(config *c, const value_key *k, const char *text, const
   else if (parsed || !is_bare(text)) {
     char place[VALUE_PLACE_BYTES];
     value_place(place, from, 1);
-    TRY_DONE(result, FAIL("%s: %s: expected one TOML value: %s", place, k->name, error.text));
+    TRY_DONE(result, REFUSE("%s: %s: expected one TOML value: %s", place, k->name, error.text));
   }
   result = read_key(c, k, &v, from);
 done:
@@ -272,7 +312,7 @@ static status apply_set(config *c, const char *set) {
   const value_origin from = {.set = set};
   char name[128];
   const char *equals = strchr(set, '=');
-  if (!equals) return FAIL("--set %.200s: expected KEY=VALUE, found no \"=\"", set);
+  if (!equals) return REFUSE("--set %.200s: expected KEY=VALUE, found no \"=\"", set);
   size_t n = (size_t)(equals - set);
   while (n && (set[n - 1] == ' ' || set[n - 1] == '\t')) n--;
   snprintf(name, sizeof name, "%.*s", (int)(n < sizeof name ? n : sizeof name - 1), set);
@@ -311,12 +351,12 @@ static status check_ranks(const config *c, const char *place, const char *const 
     has_ranks = has_ranks || c->run.arms.arm[i].kind == ARM_MIXED;
   has_ranks = has_ranks || c->bisect.a.kind == ARM_MIXED || c->bisect.b.kind == ARM_MIXED;
   if (has_ranks && !c->ranks.arm.count)
-    return FAIL("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
+    return REFUSE("%s: run.arms: the arm \"ranks\" expects ranks.arm to be set, found it empty", place);
   if (has_ranks || !c->ranks.arm.count) return 0;
   if ((sets_key(sets, n_sets, "run.arms") || sets_key(sets, n_sets, "bisect.a")) &&
       !sets_key(sets, n_sets, "ranks.arm"))
     return 0;
-  return FAIL(
+  return REFUSE(
       "%s: ranks.arm: a mixed job runs as the arm \"ranks\", expected it in run.arms, found it missing",
       place);
 }
@@ -325,9 +365,9 @@ static status check_ranks(const config *c, const char *place, const char *const 
 static status check_whole(const config *c, const char *const *sets, size_t n_sets) {
   const char *place = c->file ? c->file : "--set";
   if (!c->model.path)
-    return FAIL("%s: model.path: expected the path of a GGUF file, found nothing: name it in the file of "
-                "--config, or with --set model.path=FILE",
-                place);
+    return REFUSE("%s: model.path: expected the path of a GGUF file, found nothing: name it in the file of "
+                  "--config, or with --set model.path=FILE",
+                  place);
   return check_ranks(c, place, sets, n_sets);
 }
 
@@ -365,6 +405,11 @@ void config_close(config *c) {
   free(c->bisect.activations);
   free(c->bisect.model_b);
   free(c->bisect.rows_b);
+  free(c->falsify.experiments);
+  free(c->parity.routes);
+  free(c->parity.reference);
+  free(c->derive.file);
+  free(c->contract.path);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }

@@ -34,8 +34,12 @@ typedef enum { // keys that are used together, as bits: which commands read them
   KEYS_OUTPUT = 1 << 8,
   KEYS_LOGITS = 1 << 9,
   KEYS_TRACE = 1 << 10,
-  KEYS_BISECT = 1 << 11,
-  KEYS_ALL = (1 << 12) - 1,
+  KEYS_PARITY = 1 << 11,
+  KEYS_CONTRACT = 1 << 12,
+  KEYS_DERIVE = 1 << 13,
+  KEYS_BISECT = 1 << 14,
+  KEYS_FALSIFY = 1 << 15,
+  KEYS_ALL = (1 << 16) - 1,
 } key_groups;
 
 // Prints the keys of these groups with types, defaults and help, each section under a heading.

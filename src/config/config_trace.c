@@ -11,8 +11,8 @@ status value_refuse_probe(const value_key *k, const toml_value *v, const value_o
     if (edit_distance(name, probe_get((probe_point)p)->name) < edit_distance(name, probe_get(nearest)->name))
       nearest = (probe_point)p;
   value_place(place, from, v->line);
-  return FAIL("%s: %s: unknown probe \"%s\": did you mean \"%s\"?", place, k->name, name,
-              probe_get(nearest)->name);
+  return REFUSE("%s: %s: unknown probe \"%s\": did you mean \"%s\"?", place, k->name, name,
+                probe_get(nearest)->name);
 }
 
 static status read_probe(uint32_t *points, const value_key *k, const toml_value *v,

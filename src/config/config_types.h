@@ -4,6 +4,7 @@
 #pragma once
 #include "dist/transport_kind.h"
 #include "src/config/arm_choice.h"
+#include "src/config/parity_mode.h"
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,7 +15,7 @@ typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLAC
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
 
-enum { CONFIG_MAX_ARMS = 16, CONFIG_MAX_SIZES = 16 };
+enum { CONFIG_MAX_ARMS = 16, CONFIG_MAX_SIZES = 16, CONFIG_MAX_BOUNDS = 64 };
 
 typedef struct {
   arm_choice arm[CONFIG_MAX_ARMS];
@@ -25,6 +26,19 @@ typedef struct {
   int64_t size[CONFIG_MAX_SIZES];
   size_t count;
 } size_list;
+
+enum { BOUND_ANY = -1 };
+
+typedef struct { // of rel_l2 at a probe
+  int point;     // a probe_point, or BOUND_ANY
+  int64_t layer; // or BOUND_ANY
+  double bound;
+} config_bound;
+
+typedef struct {
+  config_bound bound[CONFIG_MAX_BOUNDS];
+  size_t count;
+} bound_list;
 
 typedef struct {
   char *file; // the TOML file, as given; NULL: none, only --set
@@ -77,6 +91,18 @@ typedef struct {
   } comm;
 
   struct {
+    char *path; // contract.path: a contract that the report must keep; "" (default): none
+  } contract;
+
+  struct {          // of verify --derive
+    int64_t draws;  // derive.draws: honest runs that give the bounds; default 60
+    int64_t checks; // derive.checks: fresh ones that they are tried on; default 20
+    int64_t seed;   // derive.seed; default 0
+    double rate;    // derive.rate: of false alarms of a whole run, in (0, 1); default 0.01
+    char *file;     // derive.file: text that windows are cut from; "" (default): the input
+  } derive;
+
+  struct {
     int64_t skip; // perplexity.skip: positions at a window's head that are not scored; -1 (default): half
   } perplexity;
 
@@ -101,6 +127,22 @@ typedef struct {
   } bisect;
 
   struct {
+    size_list only;    // falsify.only: numbers of experiments; empty (default): all
+    int64_t draws;     // falsify.draws: seeds of each; 0 (default): as each experiment's file says
+    int64_t tokens;    // falsify.tokens: of whole passes; 0 (default): as each experiment's file says
+    char *experiments; // falsify.experiments: folder of their files; "" (default): those built in
+  } falsify;
+
+  struct {
+    unsigned modes;    // parity.mode: bits 1 << parity_mode; MODE_FREE always among them
+    uint32_t probes;   // parity.probes: bits 1 << probe_point, of a layer; 0 (default, []): none
+    bound_list bounds; // parity.bound; a layer of a probe goes before the probe, it before all; empty: none
+    char *routes;      // parity.routes: a file of experts to impose on every arm; "" (default): none
+    char *reference; // parity.reference: model of the arm that the others are measured against; "" (default):
+                     // model.path
+  } parity;
+
+  struct {
     size_list prompt;    // bench.prompt: lengths of prompts to measure; default [512]
     size_list generate;  // bench.generate: numbers of decoded tokens to measure; default [128]
     size_list depth;     // bench.depth: positions in the context before that; default [0]
@@ -113,5 +155,6 @@ typedef struct {
   struct {
     char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere
     bool logits; // output.logits: write logits.<arm>.npy; default false
+    bool routes; // output.routes: write routes.<arm>.npy and route_weights.<arm>.npy; default false
   } output;
 } config;

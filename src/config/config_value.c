@@ -61,8 +61,8 @@ status value_refuse(const value_key *k, const toml_value *v, const value_origin 
   value_place(place, from, v->line);
   describe(found, sizeof found, v);
   bool unquoted = from->set && v->kind != TOML_STRING && !strncmp(expected, "string", 6);
-  return FAIL("%s: %s: expected %s, found %s%s", place, k->name, expected, found,
-              unquoted ? " (put a text that is also a TOML value in quotes: --set 'key=\"12\"')" : "");
+  return REFUSE("%s: %s: expected %s, found %s%s", place, k->name, expected, found,
+                unquoted ? " (put a text that is also a TOML value in quotes: --set 'key=\"12\"')" : "");
 }
 
 // ---- readers and writers, one pair for each kind of key ----
@@ -112,8 +112,9 @@ static status copy_string(char **out, const value_key *k, const toml_value *v, c
     utf8proc_int32_t code;
     utf8proc_ssize_t n =
         utf8proc_iterate((const utf8proc_uint8_t *)v->text + i, (utf8proc_ssize_t)(v->length - i), &code);
-    if (n < 1) return FAIL("%s: %s: expected UTF-8, found an invalid byte at offset %zu", place, k->name, i);
-    if (!code) return FAIL("%s: %s: expected text, found a NUL character at offset %zu", place, k->name, i);
+    if (n < 1)
+      return REFUSE("%s: %s: expected UTF-8, found an invalid byte at offset %zu", place, k->name, i);
+    if (!code) return REFUSE("%s: %s: expected text, found a NUL character at offset %zu", place, k->name, i);
     i += (size_t)n;
   }
   TRY(TAKE(out, v->length + 1, k->name));
@@ -286,8 +287,8 @@ static status refuse_part(const value_key *k, const toml_value *v, const value_o
   value_shorten(found, sizeof found, v->text + (is_path ? 0 : path + 1),
                 is_path ? path : v->length - path - 1);
   list_choices(choices, sizeof choices, is_path, takes);
-  return FAIL("%s: %s: unknown %s \"%s\" in an arm: expected one of %s", place, k->name,
-              is_path ? "path" : "backend", found, choices);
+  return REFUSE("%s: %s: unknown %s \"%s\" in an arm: expected one of %s", place, k->name,
+                is_path ? "path" : "backend", found, choices);
 }
 
 static status read_arm(arm_choice *out, const value_key *k, const toml_value *v, const value_origin *from,
@@ -421,7 +422,7 @@ status value_read_prompt(void *field, const value_key *k, const toml_value *v, c
   TRY(copy_string(&text, k, v, from, false));
   if (TAKE(&prompts, 1, k->name)) {
     free(text);
-    return 1;
+    return STATUS_FAILED;
   }
   prompts[0] = text;
   value_clear_input(field);

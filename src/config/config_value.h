@@ -42,6 +42,10 @@ status value_read_ids(int32_t **out, size_t *count, const value_key *k, const to
                       const value_origin *from);
 void value_write_ids(FILE *out, const int32_t *ids, size_t count);
 
+// The error of a name that is no probe's; `name` as value_shorten leaves it.
+status value_refuse_probe(const value_key *k, const toml_value *v, const value_origin *from,
+                          const char *name);
+
 status value_read_integer(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_real(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_flag(void *field, const value_key *k, const toml_value *v, const value_origin *from);
@@ -63,6 +67,10 @@ status value_read_prompt(void *field, const value_key *k, const toml_value *v, c
 status value_read_input_file(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_probes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_layer_probes(void *field, const value_key *k, const toml_value *v,
+                               const value_origin *from);
+status value_read_modes(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_bounds(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 // Takes the section `trace`.
 status value_read_layers(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 // The error of a name that no probe has; names the nearest.
@@ -87,6 +95,8 @@ void value_write_prompts(FILE *out, const void *field);
 void value_write_input_file(FILE *out, const void *field);
 void value_write_sizes(FILE *out, const void *field);
 void value_write_probes(FILE *out, const void *field);
+void value_write_modes(FILE *out, const void *field);
+void value_write_bounds(FILE *out, const void *field);
 void value_write_layers(FILE *out, const void *field);
 void value_write_kv_choice(FILE *out, const void *field);
 void value_write_format(FILE *out, const void *field);

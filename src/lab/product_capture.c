@@ -15,13 +15,13 @@ typedef struct {
 static status check(const job *j, probe_point point, int64_t layer, int64_t width) {
   const probe_info *info = probe_get(point);
   int64_t found = probe_width(point, &j->m->weights.shape);
-  if (info->is_ids) return FAIL("bisect.activations: %s holds ids, no activations", info->name);
+  if (info->is_ids) return REFUSE("bisect.activations: %s holds ids, no activations", info->name);
   if ((info->scope == PROBE_OF_LAYER) != (layer >= 0))
-    return FAIL("bisect.activations: %s is %s a layer, but the tensor is %s one", info->name,
-                info->scope == PROBE_OF_LAYER ? "a probe of" : "no probe of", layer >= 0 ? "of" : "of no");
+    return REFUSE("bisect.activations: %s is %s a layer, but the tensor is %s one", info->name,
+                  info->scope == PROBE_OF_LAYER ? "a probe of" : "no probe of", layer >= 0 ? "of" : "of no");
   if (found != width)
-    return FAIL("bisect.activations: %s has %" PRId64 " numbers, expected the tensor's %" PRId64 " columns",
-                info->name, found, width);
+    return REFUSE("bisect.activations: %s has %" PRId64 " numbers, expected the tensor's %" PRId64 " columns",
+                  info->name, found, width);
   return 0;
 }
 

@@ -46,15 +46,15 @@ static status cut_rows(product_weights *out, const char *path, int64_t rows, int
   const gguf_tensor *t = out->tensor;
   int64_t own = t->dim[0], width = cols ? cols : own;
   if (width % (int64_t)t->type->elements)
-    return FAIL("%s: tensor \"%s\": bisect.cols = %" PRId64 ": expected a multiple of the %zu weights of a "
-                "block of %s",
-                path, t->name, cols, t->type->elements, t->type->name);
+    return REFUSE("%s: tensor \"%s\": bisect.cols = %" PRId64 ": expected a multiple of the %zu weights of a "
+                  "block of %s",
+                  path, t->name, cols, t->type->elements, t->type->name);
   int64_t most = (int64_t)(t->bytes / type_row_bytes(t->type, (size_t)width));
   int64_t n = rows ? rows : most < ROWS_BY_DEFAULT ? most : ROWS_BY_DEFAULT;
   if (n > most || n < 1)
-    return FAIL("%s: tensor \"%s\" holds %" PRId64 " rows of %" PRId64 " columns, expected the %" PRId64
-                " of bisect.rows",
-                path, t->name, most, width, rows);
+    return REFUSE("%s: tensor \"%s\" holds %" PRId64 " rows of %" PRId64 " columns, expected the %" PRId64
+                  " of bisect.rows",
+                  path, t->name, most, width, rows);
   out->weights = (matrix){t->data, t->type->type, n, width};
   return 0;
 }
@@ -64,9 +64,9 @@ status product_weights_find(product_weights *out, const model *m, const char *na
   const char *path = gguf_path(m->file);
   *out = (product_weights){.tensor = find_tensor(m, name), .layer = -1};
   if (!out->tensor && !name[0])
-    return FAIL("%s: no matrix of the type Q4_K: name another in bisect.tensor", path);
-  if (!out->tensor) return FAIL("%s: bisect.tensor: there is no tensor \"%s\"", path, name);
-  if (out->tensor->n_dims < 2) return FAIL("%s: tensor \"%s\" is no matrix", path, out->tensor->name);
+    return REFUSE("%s: no matrix of the type Q4_K: name another in bisect.tensor", path);
+  if (!out->tensor) return REFUSE("%s: bisect.tensor: there is no tensor \"%s\"", path, name);
+  if (out->tensor->n_dims < 2) return REFUSE("%s: tensor \"%s\" is no matrix", path, out->tensor->name);
   if (sscanf(out->tensor->name, "blk.%" SCNd64 ".", &out->layer) != 1) out->layer = -1;
   return cut_rows(out, path, rows, cols);
 }

@@ -116,7 +116,7 @@ static double margin_of(const double *x, size_t n) {
 }
 
 void metrics_logits(logit_metrics *out, const double *a, const double *b, size_t n, int64_t target) {
-  *out = (logit_metrics){.kl = NAN, .margin = NAN, .nll_a = NAN, .nll_b = NAN};
+  *out = (logit_metrics){.kl = NAN, .margin = NAN, .nll_a = NAN, .nll_b = NAN, .delta_p = NAN};
   metrics_row(&out->row, a, b, n);
   if (!n || !out->row.finite) return;
   size_t top_a = argmax(a, n), top_b = argmax(b, n);
@@ -127,6 +127,7 @@ void metrics_logits(logit_metrics *out, const double *a, const double *b, size_t
   if (target < 0 || (uint64_t)target >= n) return;
   out->nll_a = lse_a - a[target];
   out->nll_b = lse_b - b[target];
+  out->delta_p = exp(-out->nll_a) - exp(-out->nll_b);
 }
 
 int metrics_router_flips(const int32_t *a, const int32_t *b, int k) {

@@ -24,6 +24,7 @@ typedef struct { // one position's logits, a against b
   bool top1_agrees;    // argmax, lower index on a tie; false when not finite
   double margin;       // b's first logit minus its second; NaN with one logit
   double nll_a, nll_b; // -log softmax(.)[target]; NaN when there is no target
+  double delta_p;      // softmax(a)[target] - softmax(b)[target]; NaN when there is no target
 } logit_metrics;
 
 // a[n], b[n].

@@ -50,11 +50,28 @@ static status spread_of(spread *out, const double *first, size_t stride, int64_t
   return result;
 }
 
+// NaN is the worst.
+static double worse(double x, double y) {
+  return !isnan(x) && (isnan(y) || y > x) ? y : x;
+}
+
+// Of the positions where both have the same experts.
+static void reduce_same(const layer_point *p, int64_t n, layer_statistics *out) {
+  for (int64_t i = 0; i < n; i++) {
+    if (p[i].flips) continue;
+    bool first = !out->same_experts++;
+    out->same_rel_l2 = first ? p[i].row.rel_l2 : worse(out->same_rel_l2, p[i].row.rel_l2);
+    out->same_one_minus_cos =
+        first ? p[i].row.one_minus_cos : worse(out->same_one_minus_cos, p[i].row.one_minus_cos);
+  }
+}
+
 static status reduce_layer(const pair_samples *s, int64_t layer, layer_statistics *out, bool *finite) {
   const layer_point *p = s->layer + layer * s->n_positions;
   int64_t n = s->n_positions;
-  *out =
-      (layer_statistics){.layer = (int32_t)layer, .flip_margin = (double)NAN, .min_margin = (double)INFINITY};
+  *out = (layer_statistics){.layer = (int32_t)layer, .min_margin = (double)INFINITY};
+  out->flip_margin = out->same_rel_l2 = out->same_one_minus_cos = (double)NAN;
+  reduce_same(p, n, out);
   TRY(spread_of(&out->rel_l2, &p->row.rel_l2, sizeof *p, n));
   TRY(spread_of(&out->one_minus_cos, &p->row.one_minus_cos, sizeof *p, n));
   TRY(spread_of(&out->max_abs, &p->row.max_abs, sizeof *p, n));
@@ -82,9 +99,30 @@ static void reduce_targets(const pair_samples *s, pair_statistics *out) {
     sum_b += s->logits[i].nll_b;
   }
   out->top1_agreement = (double)agrees / (double)s->n_positions;
+  out->top1_error = sqrt(out->top1_agreement * (1 - out->top1_agreement) / (double)(s->n_positions - 1));
   out->perplexity_delta = (double)NAN;
   if (targets)
     out->perplexity_delta = num_exp_f64(sum_a / (double)targets) - num_exp_f64(sum_b / (double)targets);
+}
+
+// Of the positions with a next token.
+static status reduce_changes(const pair_samples *s, pair_statistics *out) {
+  double *values;
+  size_t n = 0;
+  status result;
+  TRY(TAKE(&values, (size_t)s->n_positions, "a pair's changes"));
+  for (int64_t i = 0; i < s->n_positions; i++)
+    if (s->has_target[i]) values[n++] = s->logits[i].delta_p;
+  TRY_DONE(result, distribution_of(&out->delta_p, values, n));
+  n = 0;
+  for (int64_t i = 0; i < s->n_positions; i++)
+    if (s->has_target[i]) values[n++] = s->logits[i].nll_a - s->logits[i].nll_b;
+  TRY_DONE(result, distribution_of(&out->nll_delta, values, n));
+  for (int64_t i = 0; i < s->n_positions; i++) values[i] = s->logits[i].kl;
+  result = distribution_of(&out->kl_spread, values, (size_t)s->n_positions);
+done:
+  free(values);
+  return result;
 }
 
 status pair_samples_reduce(const pair_samples *s, pair_statistics *out) {
@@ -100,5 +138,5 @@ status pair_samples_reduce(const pair_samples *s, pair_statistics *out) {
   for (int64_t i = 0; i < n; i++) out->finite = out->finite && p[i].row.finite;
   for (int64_t l = 0; l < s->n_layers; l++) TRY(reduce_layer(s, l, &out->layers[l], &out->finite));
   reduce_targets(s, out);
-  return 0;
+  return reduce_changes(s, out);
 }

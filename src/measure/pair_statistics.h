@@ -4,25 +4,44 @@
 // included.
 #pragma once
 #include "kernels/backend.h"
-#include "src/measure/metrics.h"
+#include "src/measure/distribution.h"
+#include "src/measure/probe_statistics.h"
 
 typedef struct {
   int32_t layer;
   spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp; // over positions
   int64_t router_flips;   // experts chosen by one and not by the other, summed over positions
   int64_t flipped_tokens; // positions with at least one
-  double flip_margin; // largest margin (b's probability of slot k minus slot k+1) among flipped positions;
-                      // NaN: none
-  double min_margin;  // smallest such margin over all positions
+  double flip_margin;   // largest margin (b's probability of slot k minus slot k+1) among flipped positions;
+                        // NaN: none
+  double min_margin;    // smallest such margin over all positions
+  int64_t same_experts; // positions without a flip in this layer, and the worst of them alone:
+  double same_rel_l2, same_one_minus_cos; // NaN: there is none, or one is not finite
 } layer_statistics;
+
+typedef struct { // the first point of the forward pass whose worst rel_l2 is above its bound
+  bool found;
+  int32_t layer;
+  probe_point point;
+  double rel_l2, bound;
+  int64_t position; // of the worst
+} first_above;
 
 typedef struct {
   size_t a, b;                                                 // indices into arms; b is the reference
   spread rel_l2, one_minus_cos, max_abs, max_rel, max_ulp, kl; // logits, over positions
   double top1_agreement;                                       // share of positions
+  double top1_error;        // its standard error: sqrt(share (1 - share) / (positions - 1))
+  distribution kl_spread;   // over positions
+  distribution delta_p;     // change of the right token's probability, over positions with a next token
+  distribution nll_delta;   // nll of a minus that of b, over the same: the mean is log(ppl a / ppl b)
   double perplexity_delta;  // perplexity of a minus that of b; NaN: no position has a next token
   layer_statistics *layers; // [n_layers]
-  bool finite;              // false: a NaN or infinity was seen somewhere
+  probe_statistics *probes; // [n_layers][n_probes], in the order of the forward pass; NULL: none
+  size_t n_probes;          // of a layer
+  expert_sample *experts;   // [n_layers][n_experts]; NULL: not measured
+  first_above first;
+  bool finite; // false: a NaN or infinity was seen somewhere
 } pair_statistics;
 
 typedef struct { // of one position in one layer

@@ -103,6 +103,8 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->chunk = j->cfg->run.chunk;
   r->context = j->context;
   r->input = j->input;
+  r->reference = j->reference ? gguf_path(j->reference->file) : NULL;
+  r->reference_fingerprint = job_reference_fingerprint(j);
   r->skip = command_cuts_windows(j->command) ? j->cfg->perplexity.skip : -1;
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
   r->placement = placement_name(j->cfg->experts.placement);
@@ -137,11 +139,27 @@ static void close_arm(report_arm *a) {
     free(a->texts[t].text);
   }
   free(a->texts);
+  arm_checks_close(&a->checks);
+}
+
+static void close_pairs(pair_statistics *pairs, size_t n) {
+  for (size_t i = 0; i < n && pairs; i++) {
+    free(pairs[i].layers);
+    free(pairs[i].probes);
+    free(pairs[i].experts);
+  }
+  free(pairs);
 }
 
 void job_report_close(report *r) {
   for (size_t i = 0; i < r->n_arms && r->arms; i++) close_arm(&r->arms[i]);
-  for (size_t i = 0; i < r->n_pairs && r->pairs; i++) free(r->pairs[i].layers);
+  for (size_t m = 0; m < r->n_modes; m++) {
+    free(r->modes[m].digests);
+    free(r->modes[m].layer_digests);
+    close_pairs(r->modes[m].pairs, r->n_pairs);
+  }
+  for (size_t i = 0; i < r->n_pairs && r->accounts; i++) free(r->accounts[i].layers);
+  free(r->accounts);
   for (size_t i = 0; i < r->n_ranks && r->ranks; i++) {
     free((char *)r->ranks[i].host);
     free((char *)r->ranks[i].cores);
@@ -150,7 +168,7 @@ void job_report_close(report *r) {
     free((char *)r->ranks[i].gpu_name);
   }
   free(r->arms);
-  free(r->pairs);
+  close_pairs(r->pairs, r->n_pairs);
   free(r->tokens);
   free(r->ranks);
   free((char *)r->config_text);
@@ -207,6 +225,49 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
     out->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(a, (int64_t)s)};
   for (size_t i = 0; i < r->n_ranks; i++) out->rank_arms[i] = job_arm_of_rank(j, choice, (int)i)->name;
   out->expert_paths = hash_expert_paths(j, choice);
+  return 0;
+}
+
+static status open_mode(report *r, report_mode *m) {
+  TRY(TAKE(&m->digests, r->n_arms, "the report"));
+  TRY(TAKE(&m->layer_digests, r->n_arms * r->n_layers, "the report"));
+  TRY(TAKE(&m->pairs, r->n_pairs, "the report"));
+  for (size_t i = 0; i < r->n_pairs; i++) {
+    TRY(TAKE(&m->pairs[i].layers, r->n_layers, "the report"));
+    m->pairs[i].a = r->pairs[i].a;
+    m->pairs[i].b = r->pairs[i].b;
+  }
+  return 0;
+}
+
+status job_report_mode_open(job *j, report *r, parity_mode mode, pair_statistics **pairs) {
+  report_mode *m = &r->modes[r->n_modes++];
+  m->mode = mode;
+  TRY(job_agree(j, open_mode(r, m), "the report"));
+  *pairs = m->pairs;
+  return 0;
+}
+
+status job_report_mode(job *j, arm *const *arms, report *r) {
+  report_mode *m = &r->modes[r->n_modes - 1];
+  for (size_t a = 0; a < r->n_arms; a++) {
+    TRY(arm_finish(arms[a]));
+    TRY(arm_add_parts(arms[a]));
+    m->digests[a] = arm_digest(arms[a]);
+    for (size_t l = 0; l < r->n_layers; l++)
+      m->layer_digests[a * r->n_layers + l] = arm_layer_digest(arms[a], (int64_t)l);
+    TRY(job_check_digest(j, arms[a]));
+  }
+  return 0;
+}
+
+status job_report_accounts(report *r) {
+  TRY(TAKE(&r->accounts, r->n_pairs, "the report"));
+  for (size_t i = 0; i < r->n_pairs; i++) {
+    TRY(TAKE(&r->accounts[i].layers, r->n_layers, "the report"));
+    r->accounts[i].a = r->pairs[i].a;
+    r->accounts[i].b = r->pairs[i].b;
+  }
   return 0;
 }
 

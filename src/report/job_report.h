@@ -11,6 +11,12 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
 void job_report_close(report *r);
 // Collective. Fills r->arms[index] for the arm with that index in run.arms. tokens: positions computed.
 status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens);
+// Collective. Adds a mode to the report; *pairs: its n_pairs, whose a, b and layers are there, to be filled.
+status job_report_mode_open(job *j, report *r, parity_mode mode, pair_statistics **pairs);
+// Collective, after the arms ran in the mode that was added last: their digests.
+status job_report_mode(job *j, arm *const *arms, report *r);
+// Local. Makes room for r->accounts, with their pairs and layers.
+status job_report_accounts(report *r);
 // Collective; fails on every rank or on none. The reporting rank writes the report to output.dir, where it is
 // set, and prints it.
 status job_report_finish(job *j, report *r);

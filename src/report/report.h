@@ -1,5 +1,4 @@
-// report: what a run found, and the one place that prints it: console, report.json, layers.csv, tokens.csv,
-// .npy.
+// report: what a run found, and the one place that prints it: console, report.json, CSV, .npy.
 //
 // Owns: the schema (docs/report.schema.json), file names, and that nothing half-written looks whole: files
 // get their names when they are whole and synced; an old report.json goes first, the new one comes last.
@@ -8,11 +7,14 @@
 #pragma once
 #include "base/status.h"
 #include "src/config/command_kind.h"
+#include "src/config/parity_mode.h"
+#include "src/measure/account.h"
+#include "src/measure/arm_checks.h"
 #include "src/measure/pair_statistics.h"
 #include <stdint.h>
 #include <stdio.h>
 
-enum { REPORT_SCHEMA = 3 }; // of report.json
+enum { REPORT_SCHEMA = 4 }; // of report.json
 
 typedef struct {
   int64_t tokens;  // positions in the sequence that the digest covers
@@ -47,6 +49,7 @@ typedef struct {
   report_text *texts;
   size_t n_texts;
   const char **rank_arms; // [ranks] arm of each rank's experts
+  arm_checks checks;      // layer_rms NULL: the command does not watch the arm's layers
 } report_arm;
 
 typedef struct { // one row of tokens.csv
@@ -58,6 +61,13 @@ typedef struct { // one row of tokens.csv
   double margin;
   int64_t router_flips; // over all layers
 } report_token;
+
+typedef struct { // a run of all arms in a mode other than MODE_FREE, whose numbers stand in the report itself
+  parity_mode mode;
+  uint64_t *digests;       // [n_arms] of the logits
+  uint64_t *layer_digests; // [n_arms][n_layers]
+  pair_statistics *pairs;  // [n_pairs]
+} report_mode;
 
 typedef struct {
   int rank;
@@ -99,13 +109,21 @@ typedef struct {
   int64_t chunk, context;
   int64_t skip;   // of perplexity: positions at a window's head that are not scored; -1: half of each window
   uint64_t input; // hash of the tokens of all sequences
+  const char *reference; // path of parity.reference; NULL: every arm has the same model
+  uint64_t reference_fingerprint;
   report_rank *ranks;
   size_t n_ranks;
   report_arm *arms;
   size_t n_arms;
   bool has_logits; // beside report.json stands logits.<arm>.npy of each arm
+  bool has_routes; // and routes.npy, routes.<arm>.npy and route_weights.<arm>.npy
+  bool imposes_routes;
+  uint64_t imposed_routes; // hash of the experts that every arm took, where imposes_routes
   pair_statistics *pairs;
   size_t n_pairs;
+  report_mode modes[MODE_COUNT];
+  size_t n_modes;
+  account *accounts; // [n_pairs]; NULL: not all three modes ran
   report_token *tokens;
   size_t n_tokens;
   size_t n_layers;
@@ -118,5 +136,6 @@ void report_print_line(FILE *out, const char *text, size_t room, bool tail);
 // In place: control characters become '?'.
 void report_make_plain(char *text);
 void report_print(const report *r, FILE *out); // the tables, then the generated texts
-// Writes report.json, layers.csv and tokens.csv; removes logits.<arm>.npy of an earlier run.
+// Writes report.json, layers.csv, tokens.csv and, where there are some, modes.csv and experts.csv; removes
+// what else an earlier run left (report_file.h).
 status report_write(const report *r, const char *dir);

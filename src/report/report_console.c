@@ -1,35 +1,13 @@
 // The console: what ran, then the divergences, then the arms, then the generated texts. At most 110 columns
 // wide.
-#include "src/report/report.h"
+#include "src/report/console.h"
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { WIDTH = 110, LABEL_BYTES = 64, MAX_RANK_LINES = 8, MAX_LAYER_LINES = 12, MAX_LAYER_PAIRS = 8 };
+enum { MAX_RANK_LINES = 8 };
 
 // ---- numbers and names ----
-
-typedef struct {
-  char text[24];
-} cell;
-
-static cell format(const char *how, double x) {
-  cell c;
-  if (isfinite(x))
-    snprintf(c.text, sizeof c.text, how, x);
-  else
-    snprintf(c.text, sizeof c.text, "%s", isnan(x) ? "nan" : x > 0 ? "inf" : "-inf");
-  return c;
-}
-
-static cell small(double x) { // a divergence: three digits and an exponent; an exact zero looks like one
-  return x == 0 ? (cell){"0"} : format("%.2e", x);
-}
-
-static cell optional(const char *how, double x) {
-  return isnan(x) ? (cell){"-"} : format(how, x);
-}
 
 static cell bytes_cell(uint64_t bytes) {
   static const char *const UNITS[] = {"%.0f B", "%.1f KiB", "%.1f MiB", "%.2f GiB"};
@@ -41,15 +19,6 @@ static cell bytes_cell(uint64_t bytes) {
 
 static const char *or_none(const char *text) {
   return text && *text ? text : "-";
-}
-
-static void label_of(char *out, size_t size, const report *r, const pair_statistics *p) {
-  snprintf(out, size, "%s - %s", r->arms[p->a].name, r->arms[p->b].name);
-}
-
-static int widest(int least, const char *text) {
-  int n = (int)strlen(text);
-  return n > least ? n : least;
 }
 
 // Bytes of the control character at the start of a text; 0: it starts with none.
@@ -180,126 +149,6 @@ static void print_head(const report *r, FILE *out) {
   print_devices(r, out);
 }
 
-// ---- divergences ----
-
-// The pairs in the order in which they are shown: those against the truth first. Both lists keep their order.
-static const pair_statistics *shown_pair(const report *r, size_t place) {
-  for (int truth = true; truth >= false; truth--)
-    for (size_t i = 0; i < r->n_pairs; i++)
-      if (r->arms[r->pairs[i].b].is_truth == truth && !place--) return &r->pairs[i];
-  return NULL;
-}
-
-static bool is_worse(double x, double than) { // NaN is the worst of all
-  return !isnan(than) && (isnan(x) || x > than);
-}
-
-static const layer_statistics *worst_layer(const report *r, const pair_statistics *p) {
-  const layer_statistics *worst = p->layers;
-  for (size_t i = 1; i < r->n_layers && p->layers; i++)
-    if (is_worse(p->layers[i].rel_l2.max, worst->rel_l2.max)) worst = &p->layers[i];
-  return r->n_layers ? worst : NULL;
-}
-
-static int64_t flips_of(const report *r, const pair_statistics *p) {
-  int64_t flips = 0;
-  for (size_t i = 0; i < r->n_layers && p->layers; i++) flips += p->layers[i].router_flips;
-  return flips;
-}
-
-static void print_pair(const report *r, const pair_statistics *p, int width, FILE *out) {
-  char label[LABEL_BYTES], layer[16] = "-";
-  const layer_statistics *l = worst_layer(r, p);
-  label_of(label, sizeof label, r, p);
-  if (l) snprintf(layer, sizeof layer, "L%" PRId32, l->layer);
-  fprintf(out, "  %-*s  %5s %9s %9s  %9s %9s  %9s  %9s %7s %7" PRId64 "%s\n", width, label, layer,
-          l ? small(l->rel_l2.median).text : "-", l ? small(l->rel_l2.max).text : "-",
-          small(p->rel_l2.median).text, small(p->rel_l2.max).text, small(p->one_minus_cos.max).text,
-          small(p->kl.max).text, format("%.2f%%", 100 * p->top1_agreement).text, flips_of(r, p),
-          p->finite ? "" : " !");
-}
-
-static void print_pairs(const report *r, FILE *out) {
-  char label[LABEL_BYTES];
-  int width = 4;
-  bool finite = true, has_truth = false;
-  for (size_t i = 0; i < r->n_arms; i++) has_truth = has_truth || r->arms[i].is_truth;
-  for (size_t i = 0; i < r->n_pairs; i++) {
-    label_of(label, sizeof label, r, &r->pairs[i]);
-    width = widest(width, label);
-    finite = finite && r->pairs[i].finite;
-  }
-  fprintf(out, "\nDivergence over all positions (a - b: b is the reference%s)\n",
-          has_truth ? ", and f64 is the truth" : "; without f64 there is no truth");
-  fprintf(out, "  %-*s  rel_l2 of the worst layer  rel_l2 of logits     worst logits\n", width, "");
-  fprintf(out, "  %-*s  %5s %9s %9s  %9s %9s  %9s  %9s %7s %7s\n", width, "pair", "layer", "median", "max",
-          "median", "max", "1 - cos", "KL", "top-1", "flips");
-  for (size_t i = 0; i < r->n_pairs; i++) print_pair(r, shown_pair(r, i), width, out);
-  if (!finite) fprintf(out, "  ! a NaN or an infinity was seen: nothing can be said of this pair\n");
-}
-
-// All layers where they are few; else eight, evenly spaced from the first to the last, and the worst of the
-// others.
-static void choose_layers(bool *chosen, const report *r, const pair_statistics *const *pairs,
-                          size_t n_pairs) {
-  size_t n = r->n_layers, left = MAX_LAYER_LINES;
-  for (size_t i = 0; i < n; i++) chosen[i] = n <= MAX_LAYER_LINES;
-  if (n <= MAX_LAYER_LINES) return;
-  for (size_t i = 0; i < 8; i++, left--) chosen[i * (n - 1) / 7] = true;
-  for (; left; left--) {
-    size_t worst = n;
-    double most = -1;
-    for (size_t i = 0; i < n; i++)
-      for (size_t p = 0; p < n_pairs && !chosen[i]; p++)
-        if (is_worse(pairs[p]->layers[i].rel_l2.max, most)) {
-          most = pairs[p]->layers[i].rel_l2.max;
-          worst = i;
-        }
-    if (worst < n) chosen[worst] = true;
-  }
-}
-
-static void print_layer_rows(const report *r, const pair_statistics *const *pairs, const int *width, size_t n,
-                             FILE *out) {
-  bool *chosen = malloc(r->n_layers * sizeof *chosen);
-  if (!chosen) return; // the table is in layers.csv as well
-  choose_layers(chosen, r, pairs, n);
-  for (size_t i = 0; i < r->n_layers; i++) {
-    if (!chosen[i]) continue;
-    fprintf(out, "  %5" PRId32, pairs[0]->layers[i].layer);
-    for (size_t p = 0; p < n; p++)
-      fprintf(out, "  %*s %6" PRId64, width[p] - 7, small(pairs[p]->layers[i].rel_l2.max).text,
-              pairs[p]->layers[i].router_flips);
-    fputc('\n', out);
-  }
-  free(chosen);
-}
-
-static void print_layers(const report *r, FILE *out) {
-  const pair_statistics *pairs[MAX_LAYER_PAIRS];
-  char label[LABEL_BYTES];
-  int width[MAX_LAYER_PAIRS], line = 7;
-  size_t n = 0;
-  for (; n < r->n_pairs && n < MAX_LAYER_PAIRS; n++) {
-    pairs[n] = shown_pair(r, n);
-    label_of(label, sizeof label, r, pairs[n]);
-    width[n] = widest(16, label);
-    if (!pairs[n]->layers || line + 2 + width[n] > WIDTH) break;
-    line += 2 + width[n];
-  }
-  if (!n) return;
-  fprintf(out, "\nEach layer: largest rel_l2 over positions, router flips (%s%s)\n",
-          r->n_layers <= MAX_LAYER_LINES ? "all layers" : "some layers of all, with the worst",
-          n < r->n_pairs ? "; the other pairs are in layers.csv" : "");
-  fprintf(out, "  %5s", "layer");
-  for (size_t p = 0; p < n; p++) {
-    label_of(label, sizeof label, r, pairs[p]);
-    fprintf(out, "  %*s", width[p], label);
-  }
-  fputc('\n', out);
-  print_layer_rows(r, pairs, width, n, out);
-}
-
 // ---- arms ----
 
 static void print_arms(const report *r, FILE *out) {
@@ -329,12 +178,6 @@ static void print_texts(const report *r, FILE *out) {
     }
 }
 
-static void print_divergences(const report *r, FILE *out) {
-  if (!r->n_pairs) return;
-  print_pairs(r, out);
-  print_layers(r, out);
-}
-
 static void print_scored(const report *r, FILE *out) {
   if (r->n_arms)
     fprintf(out, "  over %" PRId64 " scored of %" PRId64 " computed tokens\n", r->arms[0].scored,
@@ -343,7 +186,7 @@ static void print_scored(const report *r, FILE *out) {
 
 void report_print(const report *r, FILE *out) {
   print_head(r, out);
-  print_divergences(r, out);
+  report_print_divergences(r, out);
   print_arms(r, out);
   if (command_cuts_windows(r->command)) print_scored(r, out);
   print_texts(r, out);

@@ -20,26 +20,31 @@ static const char *setting(size_t *length, const char *config, const char *key) 
 static status refuse_other_windows(const recorded_report *a, const recorded_report *b) {
   bool windows = command_cuts_windows(a->command), windows_too = command_cuts_windows(b->command);
   if (windows != windows_too || (windows && a->context != b->context))
-    return FAIL(
+    return REFUSE(
         "%s and %s cannot be compared: perplexity computes windows of run.context tokens: %s with %" PRId64
         ", %s with %" PRId64,
         a->file, b->file, command_name(a->command), a->context, command_name(b->command), b->context);
   if (windows && a->skip != b->skip)
-    return FAIL("%s and %s cannot be compared: perplexity's digests cover the scored positions alone, and "
-                "perplexity.skip is %" PRId64 " and %" PRId64,
-                a->file, b->file, a->skip, b->skip);
+    return REFUSE("%s and %s cannot be compared: perplexity's digests cover the scored positions alone, and "
+                  "perplexity.skip is %" PRId64 " and %" PRId64,
+                  a->file, b->file, a->skip, b->skip);
   return 0;
 }
 
 static status refuse_other_input(const recorded_report *a, const recorded_report *b) {
   if (a->fingerprint != b->fingerprint || a->n_layers != b->n_layers)
-    return FAIL("%s and %s cannot be compared: the model's fingerprint is %016" PRIx64 " (%" PRId64
-                " layers) and %016" PRIx64 " (%" PRId64 " layers)",
-                a->file, b->file, a->fingerprint, a->n_layers, b->fingerprint, b->n_layers);
+    return REFUSE("%s and %s cannot be compared: the model's fingerprint is %016" PRIx64 " (%" PRId64
+                  " layers) and %016" PRIx64 " (%" PRId64 " layers)",
+                  a->file, b->file, a->fingerprint, a->n_layers, b->fingerprint, b->n_layers);
   if (a->input != b->input || a->arms[0].n_sequences != b->arms[0].n_sequences)
-    return FAIL("%s and %s cannot be compared: the hash of the input's tokens is %016" PRIx64
-                " and %016" PRIx64,
-                a->file, b->file, a->input, b->input);
+    return REFUSE("%s and %s cannot be compared: the hash of the input's tokens is %016" PRIx64
+                  " and %016" PRIx64,
+                  a->file, b->file, a->input, b->input);
+  if (a->imposes_routes != b->imposes_routes || a->routes != b->routes)
+    return REFUSE("%s and %s cannot be compared: every arm took the experts of %s%016" PRIx64
+                  ", and of %s%016" PRIx64,
+                  a->file, b->file, a->imposes_routes ? "parity.routes " : "no file, ", a->routes,
+                  b->imposes_routes ? "parity.routes " : "no file, ", b->routes);
   return refuse_other_windows(a, b);
 }
 
@@ -81,9 +86,9 @@ static status refuse_no_common_arm(const recorded_report *a, const recorded_repo
     for (size_t k = 0; k < r[i]->n_arms; k++)
       snprintf(names[i] + strlen(names[i]), sizeof names[i] - strlen(names[i]), "%s%s v%" PRId64,
                k ? ", " : "", r[i]->arms[k].name, r[i]->arms[k].path_version);
-  return FAIL("%s and %s cannot be compared: no arm of one path and version in both: %s (run.kv %s) and %s "
-              "(run.kv %s)",
-              a->file, b->file, names[0], a->kv, names[1], b->kv);
+  return REFUSE("%s and %s cannot be compared: no arm of one path and version in both: %s (run.kv %s) and %s "
+                "(run.kv %s)",
+                a->file, b->file, names[0], a->kv, names[1], b->kv);
 }
 
 // Same sampler settings: with the same logits, both must have generated the same tokens.

@@ -22,18 +22,27 @@ status report_file_retract(const char *dir) {
   return report_file_retract_name(dir, "report.json");
 }
 
-// The file's name is logits.<arm>.npy, as parity.c writes it, and its arm is none of `kept`.
-static bool is_stale(const char *name, const char *const *kept, size_t n_kept) {
-  static const char HEAD[] = "logits.", TAIL[] = ".npy";
-  size_t length = strlen(name), head = sizeof HEAD - 1, tail = sizeof TAIL - 1;
-  if (length <= head + tail || memcmp(name, HEAD, head) || strcmp(name + length - tail, TAIL)) return false;
-  const char *of = name + head;
+// HEAD.npy or HEAD.<arm>.npy.
+static bool is_array(const char *name, const char *head, bool needs_arm) {
+  static const char TAIL[] = ".npy";
+  size_t length = strlen(name), n = strlen(head), tail = sizeof TAIL - 1;
   arm_choice arm;
-  length -= head + tail;
-  if (arm_choice_parse(&arm, of, length) != ARM_NAME_GOOD) return false;
+  if (length < n + tail || memcmp(name, head, n) || strcmp(name + length - tail, TAIL)) return false;
+  if (length == n + tail) return !needs_arm;
+  return name[n] == '.' && length > n + 1 + tail &&
+         arm_choice_parse(&arm, name + n + 1, length - n - 1 - tail) == ARM_NAME_GOOD;
+}
+
+// A file of a report that not every run writes.
+static bool is_optional(const char *name) {
+  return is_array(name, "logits", true) || is_array(name, "routes", false) ||
+         is_array(name, "route_weights", false) || !strcmp(name, "modes.csv") || !strcmp(name, "experts.csv");
+}
+
+static bool is_stale(const char *name, const char *const *kept, size_t n_kept) {
   for (size_t i = 0; i < n_kept; i++)
-    if (strlen(kept[i]) == length && !memcmp(kept[i], of, length)) return false;
-  return true;
+    if (!strcmp(kept[i], name)) return false;
+  return is_optional(name);
 }
 
 status report_file_sweep(const char *dir, const char *const *kept, size_t n_kept) {
@@ -43,8 +52,8 @@ status report_file_sweep(const char *dir, const char *const *kept, size_t n_kept
   if (!folder) return FAIL("%s: cannot be opened: %s", dir, strerror(errno));
   while (!result && (entry = readdir(folder)))
     if (is_stale(entry->d_name, kept, n_kept) && unlinkat(dirfd(folder), entry->d_name, 0) && errno != ENOENT)
-      result = FAIL("%s/%s: the logits of an earlier run cannot be removed: %s", dir, entry->d_name,
-                    strerror(errno));
+      result =
+          FAIL("%s/%s: what an earlier run left cannot be removed: %s", dir, entry->d_name, strerror(errno));
   closedir(folder);
   return result;
 }

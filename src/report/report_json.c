@@ -40,6 +40,16 @@ static void put_surroundings(branch root, const report *r) {
   put_text(run, "placement", r->placement);
   put_text(run, "kv", r->kv);
   put_digest(run, "input", r->input);
+  if (r->reference) {
+    branch reference = put_object(run, "reference");
+    put_text(reference, "path", r->reference);
+    put_digest(reference, "fingerprint", r->reference_fingerprint);
+  } else
+    put(run, "reference", json_null());
+  if (r->imposes_routes)
+    put_digest(run, "routes", r->imposed_routes);
+  else
+    put(run, "routes", json_null());
   put_integer(run, "chunk", r->chunk);
   put_integer(run, "context", r->context);
   put_integer(run, "sequences", (int64_t)r->n_sequences);
@@ -99,6 +109,25 @@ static void put_texts(branch arm, const report_arm *a) {
   }
 }
 
+// null where the command does not watch the arm's layers
+static void put_checks(branch arm, const arm_checks *c) {
+  if (!c->layer_rms) {
+    put(arm, "invariants", json_null());
+    return;
+  }
+  branch o = put_object(arm, "invariants");
+  put_bool(o, "finite", c->finite);
+  put_real(o, "weight_sum_error", c->weight_sum_error);
+  put_integer(o, "least_expert", c->least_expert);
+  put_integer(o, "most_expert", c->most_expert);
+  put_bool(o, "distinct_experts", c->distinct_experts);
+  branch streams = put_array(o, "layer_rms"), updates = put_array(o, "layer_update");
+  for (int64_t l = 0; l < c->n_layers; l++) {
+    put_real(streams, NULL, c->layer_rms[l]);
+    put_real(updates, NULL, c->layer_update[l]);
+  }
+}
+
 static void put_arm(branch list, const report *r, const report_arm *a) {
   branch o = put_object(list, NULL);
   put_text(o, "name", a->name);
@@ -129,56 +158,8 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
     put_integer(s, "tokens", a->sequences[i].tokens);
     put_digest(s, "digest", a->sequences[i].digest);
   }
+  put_checks(o, &a->checks);
   put_texts(o, a);
-}
-
-typedef struct {
-  const char *key;
-  const spread *value;
-} named_spread;
-
-// A metric's own key is the worst over positions; "spread" has min, median and max.
-static void put_spreads(branch to, const named_spread *metric, size_t n) {
-  for (size_t i = 0; i < n; i++) put_real(to, metric[i].key, metric[i].value->max);
-  branch all = put_object(to, "spread");
-  for (size_t i = 0; i < n; i++) {
-    branch s = put_object(all, metric[i].key);
-    put_real(s, "min", metric[i].value->min);
-    put_real(s, "median", metric[i].value->median);
-    put_real(s, "max", metric[i].value->max);
-    put_integer(s, "worst", metric[i].value->worst);
-  }
-}
-
-static void put_layer(branch list, const layer_statistics *l) {
-  branch o = put_object(list, NULL);
-  put_integer(o, "layer", l->layer);
-  put_integer(o, "router_flips", l->router_flips);
-  put_integer(o, "flipped_tokens", l->flipped_tokens);
-  put_real(o, "flip_margin", l->flip_margin);
-  put_real(o, "min_margin", l->min_margin);
-  const named_spread spreads[] = {{"rel_l2", &l->rel_l2},
-                                  {"one_minus_cos", &l->one_minus_cos},
-                                  {"max_abs", &l->max_abs},
-                                  {"max_rel", &l->max_rel},
-                                  {"max_ulp", &l->max_ulp}};
-  put_spreads(o, spreads, sizeof spreads / sizeof *spreads);
-}
-
-static void put_pair(branch list, const report *r, const pair_statistics *p) {
-  branch o = put_object(list, NULL);
-  put_text(o, "a", r->arms[p->a].name);
-  put_text(o, "b", r->arms[p->b].name);
-  put_bool(o, "finite", p->finite);
-  branch logits = put_object(o, "logits");
-  const named_spread spreads[] = {{"rel_l2", &p->rel_l2},   {"one_minus_cos", &p->one_minus_cos},
-                                  {"max_abs", &p->max_abs}, {"max_rel", &p->max_rel},
-                                  {"max_ulp", &p->max_ulp}, {"kl", &p->kl}};
-  put_real(logits, "top1_agreement", p->top1_agreement);
-  put_real(logits, "perplexity_delta", p->perplexity_delta);
-  put_spreads(logits, spreads, sizeof spreads / sizeof *spreads);
-  branch layers = put_array(o, "layers");
-  for (size_t i = 0; i < r->n_layers && p->layers; i++) put_layer(layers, &p->layers[i]);
 }
 
 status report_json(json_t **out, const report *r) {
@@ -191,8 +172,7 @@ status report_json(json_t **out, const report *r) {
   put_ranks(root, r);
   branch arms = put_array(root, "arms");
   for (size_t i = 0; i < r->n_arms; i++) put_arm(arms, r, &r->arms[i]);
-  branch pairs = put_array(root, "pairs");
-  for (size_t i = 0; i < r->n_pairs; i++) put_pair(pairs, r, &r->pairs[i]);
+  report_json_pairs(root, r);
   put_bool(root, "complete", true);
   *out = root.node;
   if (!bad && root.node) return 0;

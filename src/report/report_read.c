@@ -27,16 +27,16 @@ static status take(place *out, const place *of, const char *key, json_type type)
   static const char *const KINDS[] = {"an object", "an array", "a string", "an integer"};
   *out = (place){.file = of->file, .node = json_object_get(of->node, key)};
   snprintf(out->where, sizeof out->where, "%.100s%s%s", of->where, *of->where ? "." : "", key);
-  if (!out->node) return FAIL("%s: %s: expected %s, found no such key", of->file, out->where, KINDS[type]);
+  if (!out->node) return REFUSE("%s: %s: expected %s, found no such key", of->file, out->where, KINDS[type]);
   if (json_typeof(out->node) == type) return 0;
-  return FAIL("%s: %s: expected %s, found %s", of->file, out->where, KINDS[type], kind_of(out->node));
+  return REFUSE("%s: %s: expected %s, found %s", of->file, out->where, KINDS[type], kind_of(out->node));
 }
 
 static status take_element(place *out, const place *of, size_t i, json_type type, const char *kind) {
   *out = (place){.file = of->file, .node = json_array_get(of->node, i)};
   snprintf(out->where, sizeof out->where, "%.100s[%zu]", of->where, i);
   if (json_typeof(out->node) == type) return 0;
-  return FAIL("%s: %s: expected %s, found %s", of->file, out->where, kind, kind_of(out->node));
+  return REFUSE("%s: %s: expected %s, found %s", of->file, out->where, kind, kind_of(out->node));
 }
 
 static status take_text(const char **out, const place *of, const char *key) {
@@ -51,8 +51,8 @@ static status take_integer(int64_t *out, const place *of, const char *key, int64
   TRY(take(&p, of, key, JSON_INTEGER));
   *out = json_integer_value(p.node);
   if (*out >= least && *out <= most) return 0;
-  return FAIL("%s: %s: expected %lld to %lld, found %lld", p.file, p.where, (long long)least, (long long)most,
-              (long long)*out);
+  return REFUSE("%s: %s: expected %lld to %lld, found %lld", p.file, p.where, (long long)least,
+                (long long)most, (long long)*out);
 }
 
 static status read_digest(uint64_t *out, const place *p) {
@@ -60,7 +60,7 @@ static status read_digest(uint64_t *out, const place *p) {
   const char *text = json_string_value(p->node);
   size_t n = strspn(text, DIGITS);
   if (n != 16 || text[n])
-    return FAIL("%s: %s: expected 16 hexadecimal digits, found \"%.40s\"", p->file, p->where, text);
+    return REFUSE("%s: %s: expected 16 hexadecimal digits, found \"%.40s\"", p->file, p->where, text);
   *out = strtoull(text, NULL, 16);
   return 0;
 }
@@ -85,8 +85,8 @@ static status read_layers(recorded_arm *a, const place *of, int64_t n_layers) {
   TRY(take(&list, of, "layer_digests", JSON_ARRAY));
   size_t n = json_array_size(list.node);
   if ((int64_t)n != n_layers)
-    return FAIL("%s: %s: expected one for each of the model's %lld layers, found %zu", of->file, list.where,
-                (long long)n_layers, n);
+    return REFUSE("%s: %s: expected one for each of the model's %lld layers, found %zu", of->file, list.where,
+                  (long long)n_layers, n);
   TRY(TAKE(&a->layer_digests, n, "a report's digests"));
   for (size_t i = 0; i < n; i++) {
     TRY(take_element(&p, &list, i, JSON_STRING, "a string"));
@@ -100,7 +100,7 @@ static status read_sequences(recorded_arm *a, const place *of) {
   uint64_t sum = 0;
   TRY(take(&list, of, "sequences", JSON_ARRAY));
   size_t n = json_array_size(list.node);
-  if (!n) return FAIL("%s: %s: expected at least one sequence", of->file, list.where);
+  if (!n) return REFUSE("%s: %s: expected at least one sequence", of->file, list.where);
   TRY(TAKE(&a->sequences, n, "a report's sequences"));
   a->n_sequences = n;
   for (size_t i = 0; i < n; i++) {
@@ -110,8 +110,8 @@ static status read_sequences(recorded_arm *a, const place *of) {
     sum += a->sequences[i].digest;
   }
   if (sum != a->digest)
-    return FAIL("%s: %s.digest: expected the sum of its sequences, %016llx, found %016llx", of->file,
-                of->where, (unsigned long long)sum, (unsigned long long)a->digest);
+    return REFUSE("%s: %s.digest: expected the sum of its sequences, %016llx, found %016llx", of->file,
+                  of->where, (unsigned long long)sum, (unsigned long long)a->digest);
   return 0;
 }
 
@@ -125,7 +125,7 @@ static status read_tokens(report_text *t, const place *of) {
     TRY(take_element(&p, &list, i, JSON_INTEGER, "an integer"));
     json_int_t id = json_integer_value(p.node);
     if (id < 0 || id > INT32_MAX)
-      return FAIL("%s: %s: expected a token's id, found %lld", of->file, p.where, (long long)id);
+      return REFUSE("%s: %s: expected a token's id, found %lld", of->file, p.where, (long long)id);
     t->tokens[i] = (int32_t)id;
   }
   return 0;
@@ -136,8 +136,8 @@ static status read_texts(recorded_arm *a, const place *of) {
   TRY(take(&list, of, "generated", JSON_ARRAY));
   size_t n = json_array_size(list.node);
   if (n && n != a->n_sequences)
-    return FAIL("%s: %s: expected one for each of %zu sequences, found %zu", of->file, list.where,
-                a->n_sequences, n);
+    return REFUSE("%s: %s: expected one for each of %zu sequences, found %zu", of->file, list.where,
+                  a->n_sequences, n);
   TRY(TAKE(&a->texts, n, "a report's texts"));
   a->n_texts = n;
   for (size_t i = 0; i < n; i++) {
@@ -155,12 +155,12 @@ static status read_name(recorded_arm *a, const place *of) {
   TRY(take_text(&a->name, of, "name"));
   TRY(take_text(&a->path, of, "path"));
   if (arm_choice_parse(&arm, a->name, strlen(a->name)) != ARM_NAME_GOOD || arm.kind == ARM_AUTO)
-    return FAIL("%s: %s.name: expected path@backend or \"ranks\", found \"%.40s\"", of->file, of->where,
-                a->name);
+    return REFUSE("%s: %s.name: expected path@backend or \"ranks\", found \"%.40s\"", of->file, of->where,
+                  a->name);
   const path_info *path = path_find(a->path, strlen(a->path));
   if (!path || (arm.kind == ARM_PLAIN && path->kind != arm.path))
-    return FAIL("%s: %s.path: expected the path of %s, found \"%.40s\"", of->file, of->where, a->name,
-                a->path);
+    return REFUSE("%s: %s.path: expected the path of %s, found \"%.40s\"", of->file, of->where, a->name,
+                  a->path);
   a->path_kind = path->kind;
   return 0;
 }
@@ -181,7 +181,7 @@ static status read_arms(recorded_report *r, const place *root) {
   place list, p;
   TRY(take(&list, root, "arms", JSON_ARRAY));
   size_t n = json_array_size(list.node);
-  if (!n) return FAIL("%s: arms: expected at least one arm", r->file);
+  if (!n) return REFUSE("%s: arms: expected at least one arm", r->file);
   TRY(TAKE(&r->arms, n, "a report's arms"));
   r->n_arms = n;
   for (size_t i = 0; i < n; i++) {
@@ -189,9 +189,9 @@ static status read_arms(recorded_report *r, const place *root) {
     TRY(read_arm(&r->arms[i], &p, r));
     for (size_t k = 0; k < i; k++)
       if (!strcmp(r->arms[k].name, r->arms[i].name))
-        return FAIL("%s: %s.name: \"%s\" is arms[%zu] already", r->file, p.where, r->arms[i].name, k);
+        return REFUSE("%s: %s.name: \"%s\" is arms[%zu] already", r->file, p.where, r->arms[i].name, k);
     if (r->arms[i].n_sequences != r->arms[0].n_sequences)
-      return FAIL("%s: %s.sequences: expected as many as of arms[0]", r->file, p.where);
+      return REFUSE("%s: %s.sequences: expected as many as of arms[0]", r->file, p.where);
   }
   return 0;
 }
@@ -216,33 +216,35 @@ static status read_surroundings(recorded_report *r, const place *root) {
   TRY(take_text(&r->row, &build, "row"));
   TRY(take(&run, root, "run", JSON_OBJECT));
   TRY(take_digest(&r->input, &run, "input"));
+  r->imposes_routes = !json_is_null(json_object_get(run.node, "routes"));
+  if (r->imposes_routes) TRY(take_digest(&r->routes, &run, "routes"));
   TRY(take_text(&r->config, &run, "config"));
   TRY(take_text(&r->kv, &run, "kv"));
   if (strcmp(r->kv, "f16") && strcmp(r->kv, "f32"))
-    return FAIL("%s: run.kv: expected \"f16\" or \"f32\", found \"%.40s\"", r->file, r->kv);
+    return REFUSE("%s: run.kv: expected \"f16\" or \"f32\", found \"%.40s\"", r->file, r->kv);
   TRY(take_integer(&r->context, &run, "context", 1, INT32_MAX));
   TRY(take_integer_or_null(&r->skip, &run, "skip", 0, INT32_MAX));
   TRY(take(&ranks, root, "ranks", JSON_ARRAY));
   r->n_ranks = json_array_size(ranks.node);
-  return r->n_ranks ? 0 : FAIL("%s: ranks: expected at least one rank", r->file);
+  return r->n_ranks ? 0 : REFUSE("%s: ranks: expected at least one rank", r->file);
 }
 
 static status read_command(recorded_report *r, const place *root) {
   const char *name;
   TRY(take_text(&name, root, "command"));
   if (command_find(&r->command, name)) return 0;
-  return FAIL("%s: command: expected a command of moe_run, found \"%.40s\"", r->file, name);
+  return REFUSE("%s: command: expected a command of moe_run, found \"%.40s\"", r->file, name);
 }
 
 static status read_report(recorded_report *r, const place *root) {
   int64_t schema;
   if (!json_is_object(root->node))
-    return FAIL("%s: expected an object, found %s", r->file, kind_of(root->node));
+    return REFUSE("%s: expected an object, found %s", r->file, kind_of(root->node));
   TRY(take_integer(&schema, root, "schema", REPORT_SCHEMA, REPORT_SCHEMA));
   const json_t *complete = json_object_get(root->node, "complete");
   if (!json_is_true(complete))
-    return FAIL("%s: complete: expected true, found %s", r->file,
-                complete ? kind_of(complete) : "no such key");
+    return REFUSE("%s: complete: expected true, found %s", r->file,
+                  complete ? kind_of(complete) : "no such key");
   TRY(read_command(r, root));
   TRY(read_model(r, root));
   TRY(read_surroundings(r, root));
@@ -256,7 +258,7 @@ status report_read_text(recorded_report *out, const char *file, const char *text
   TRY_DONE(result, TAKE(&out->file, strlen(file) + 1, "a report's name"));
   strcpy(out->file, file);
   out->tree = json_loadb(text, length, JSON_REJECT_DUPLICATES, &e);
-  if (!out->tree) TRY_DONE(result, FAIL("%s:%d: not JSON: %s", file, e.line, e.text));
+  if (!out->tree) TRY_DONE(result, REFUSE("%s:%d: not JSON: %s", file, e.line, e.text));
   place root = {.file = out->file, .node = (const json_t *)out->tree};
   result = read_report(out, &root);
 done:
@@ -287,7 +289,7 @@ status report_read(recorded_report *out, const char *path) {
   *out = (recorded_report){.file = NULL};
   TRY(TAKE(&file, room, "a report's name"));
   snprintf(file, room, "%s%s", path, !stat(path, &s) && S_ISDIR(s.st_mode) ? "/report.json" : "");
-  status result = read_file(&text, &length, file, "report", MOST_BYTES, READ_REGULAR);
+  status result = status_as_refusal(read_file(&text, &length, file, "report", MOST_BYTES, READ_REGULAR));
   if (!result) result = report_read_text(out, file, text, length);
   free(text);
   free(file);

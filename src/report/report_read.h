@@ -28,6 +28,8 @@ typedef struct { // texts are views into `tree`
   int64_t skip;         // of perplexity, as in report.h
   uint64_t fingerprint; // of the model
   uint64_t input;       // of the tokens of all sequences
+  bool imposes_routes;  // parity.routes was set: `routes` is the hash of its experts
+  uint64_t routes;
   int64_t n_layers, context, hosts;
   size_t n_ranks;
   recorded_arm *arms;

@@ -350,6 +350,16 @@ status arm_impose_routing(arm *a, unsigned parts, const routing *in) {
     for (int64_t s = 0; s < k && parts & ROUTING_WEIGHTS; s++) f->given.weight[to + s] = in->weight[from + s];
   }
   f->imposed = parts;
+  f->imposes_set = false;
+  return 0;
+}
+
+status arm_impose_choice(arm *a, const expert_global *in) {
+  routing given = {.expert = (expert_global *)in}; // read only
+  if (!a->forward.is_watched)
+    return FAIL("%s: a choice of experts is imposed on a watched arm", a->params.name);
+  TRY(arm_impose_routing(a, ROUTING_EXPERTS, &given));
+  a->forward.imposes_set = true;
   return 0;
 }
 

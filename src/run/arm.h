@@ -96,6 +96,10 @@ status arm_stream_write(arm *a, const double *in);
 // The next arm_layer takes `parts` of the routing (ROUTING_EXPERTS, ROUTING_WEIGHTS) from `in`, [n][top_k] of
 // the batch's tokens, instead of computing them; probes of the routing still show the computed one.
 status arm_impose_routing(arm *a, unsigned parts, const routing *in);
+// The same of a watched arm's choice alone: the next arm_layer takes these experts, [n][top_k] in any order,
+// and keeps its slot order and weights. A slot whose expert is among them stays as it is; the others take, in
+// the order of `in`, those that no slot has. So where the arm chooses the same experts, no bit changes.
+status arm_impose_choice(arm *a, const expert_global *in);
 
 // Local. Allocates room for the points (bits 1 << probe_point of backend_ops.settable) that will be imposed.
 status arm_impose_open(arm *a, uint32_t points);

@@ -82,17 +82,6 @@ static unsigned parts_for_host(const forward_state *f) {
   return places ? ROUTING_EXPERTS : ROUTING_NOTHING;
 }
 
-// Routes the owned rows, then overwrites what is imposed.
-static status route(forward_state *f, int64_t layer) {
-  backend *b = f->compute;
-  row_range owned = f->batch.owned;
-  TRY(in_step(b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
-              "route"));
-  if (!f->imposed) return 0;
-  return in_step(b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given), layer,
-                 "the imposed routing");
-}
-
 static status routing_fetch(forward_state *f, int64_t layer, row_range rows, unsigned parts) {
   backend *b = f->compute;
   return in_step(b->ops->routing_fetch(b, rows.first, rows.count, parts), layer, "routing to the host");
@@ -101,6 +90,46 @@ static status routing_fetch(forward_state *f, int64_t layer, row_range rows, uns
 static status routing_wait(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   return in_step(b->ops->routing_wait(b, &f->route), layer, "routing to the host");
+}
+
+static bool has_expert(const expert_global *experts, int64_t k, int32_t id) {
+  for (int64_t i = 0; i < k; i++)
+    if (experts[i].id == id) return true;
+  return false;
+}
+
+// One token: given[k] becomes own[k], but for the slots whose expert is not in given: these take, in the
+// order of given, the experts that own lacks.
+static void merge_experts(expert_global *given, const expert_global *own, int64_t k) {
+  expert_global lacking[MAX_TOP_K], merged[MAX_TOP_K];
+  int64_t n = 0, taken = 0;
+  for (int64_t i = 0; i < k; i++)
+    if (!has_expert(own, k, given[i].id)) lacking[n++] = given[i];
+  for (int64_t i = 0; i < k; i++)
+    merged[i] = has_expert(given, k, own[i].id) || taken == n ? own[i] : lacking[taken++];
+  for (int64_t i = 0; i < k; i++) given[i] = merged[i];
+}
+
+// Needs the host: the owned rows' own choice.
+static status merge_imposed(forward_state *f, int64_t layer) {
+  row_range owned = f->batch.owned;
+  TRY(routing_fetch(f, layer, owned, ROUTING_EXPERTS));
+  TRY(routing_wait(f, layer));
+  for (int64_t r = owned.first; r < owned.first + owned.count; r++)
+    merge_experts(f->given.expert + r * f->top_k, f->route.expert + r * f->top_k, f->top_k);
+  return 0;
+}
+
+// Routes the owned rows, then overwrites what is imposed.
+static status route(forward_state *f, int64_t layer) {
+  backend *b = f->compute;
+  row_range owned = f->batch.owned;
+  TRY(in_step(b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
+              "route"));
+  if (!f->imposed) return 0;
+  if (f->imposes_set) TRY(merge_imposed(f, layer));
+  return in_step(b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given), layer,
+                 "the imposed routing");
 }
 
 static status routing_write(forward_state *f, int64_t layer) {

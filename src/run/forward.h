@@ -39,6 +39,8 @@ typedef struct {
   // residual stream.
   bool is_watched;
   unsigned imposed; // parts of the routing that the next layer takes from `given` instead of computing them
+  bool imposes_set; // of the experts it takes only those that it lacks, in place of those that it should not
+                    // have
   routing given;    // in the order of batch.rows
   routing route;    // on the host, of the last layer, in the order of batch.rows: as parts_for_host has it
   int64_t *rows_of_rank; // [ranks] scratch

@@ -19,15 +19,15 @@ typedef struct {
 // Takes over `tokens`.
 static status add_sequence(input *in, int32_t *tokens, size_t n) {
   in->sequences[in->n++] = (token_sequence){tokens, (int64_t)n};
-  return n ? 0 : FAIL("the input has no tokens");
+  return n ? 0 : REFUSE("the input has no tokens");
 }
 
 static status add_text(input *in, const char *key, const char *text, size_t length) {
   int32_t *ids;
   size_t n;
   if (!in->tokenizer)
-    return FAIL("%s: %s is text, but this model has no tokenizer; give input.tokens", gguf_path(in->m->file),
-                key);
+    return REFUSE("%s: %s is text, but this model has no tokenizer; give input.tokens",
+                  gguf_path(in->m->file), key);
   TRY(tokenizer_encode(in->tokenizer, text, length, &ids, &n));
   return add_sequence(in, ids, n);
 }
@@ -50,14 +50,14 @@ static status add_tokens(input *in, const int32_t *tokens, size_t n) {
 
 static status add_prompts(input *in, const char *key, char *const *prompts, size_t n) {
   for (size_t i = 0; i < n; i++) TRY(add_text(in, key, prompts[i], strlen(prompts[i])));
-  return n ? 0 : FAIL("%s: expected at least one prompt", key);
+  return n ? 0 : REFUSE("%s: expected at least one prompt", key);
 }
 
 static status read_all(input *in, const struct config_input *c) {
   TRY(TAKE(&in->sequences, c->kind == INPUT_PROMPTS ? c->n_prompts : 1, "the sequences"));
   switch (c->kind) {
   case INPUT_NONE:
-    return FAIL("no input: set input.tokens, input.prompt, input.prompts or input.file");
+    return REFUSE("no input: set input.tokens, input.prompt, input.prompts or input.file");
   case INPUT_TOKENS:
     return add_tokens(in, c->tokens, c->n_tokens);
   case INPUT_FILE:
@@ -76,7 +76,7 @@ static status check_ids(const input *in) {
     for (int64_t t = 0; t < in->sequences[s].n; t++) {
       int32_t id = in->sequences[s].tokens[t];
       if (id < 0 || id >= vocabulary)
-        return FAIL(
+        return REFUSE(
             "input: token %lld of sequence %lld: expected an id below the vocabulary's %lld, found %d",
             (long long)t, (long long)s, (long long)vocabulary, id);
     }

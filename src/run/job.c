@@ -22,25 +22,25 @@ bool job_is_reporting(const job *j) {
 static status compare_config(job *j) {
   char *text;
   TRY(job_agree(j, config_text(j->cfg, &text), "the configuration"));
-  status result = comm_equal(j->c, text, strlen(text), "the configuration");
+  status result = comm_equal_request(j->c, text, strlen(text), "the configuration");
   free(text);
   return result;
 }
 
 static status compare_model(job *j) {
-  uint64_t hash = gguf_header_hash(j->m->file);
-  return comm_equal(j->c, &hash, sizeof hash, "the model file's header");
+  uint64_t hash[] = {gguf_header_hash(j->m->file), j->reference ? gguf_header_hash(j->reference->file) : 0};
+  return comm_equal(j->c, hash, sizeof hash, "the model file's header");
 }
 
 static status compare_input(job *j) {
   j->input = input_hash(j->sequences, j->n_sequences);
-  return comm_equal(j->c, &j->input, sizeof j->input, "the input's tokens");
+  return comm_equal_request(j->c, &j->input, sizeof j->input, "the input's tokens");
 }
 
 // ---- model and weights ----
 
 static status open_model(job *j) {
-  if (!j->cfg->model.path || !j->cfg->model.path[0]) return FAIL("no model: set model.path");
+  if (!j->cfg->model.path || !j->cfg->model.path[0]) return REFUSE("no model: set model.path");
   TRY(model_open(&j->m, j->cfg->model.path));
   TRY(tokenizer_open(&j->tokenizer, j->m->file));
   if (j->tokenizer && (int64_t)tokenizer_vocabulary(j->tokenizer) > j->m->weights.shape.vocabulary)
@@ -50,17 +50,49 @@ static status open_model(job *j) {
   return 0;
 }
 
-status job_check_weights(job *j) {
+// Whose weights the reference arm has: that arm is the first f64, or else the first.
+static bool is_reference(const job *j, const arm_choice *choice) {
+  const arm_list *arms = &j->cfg->run.arms;
+  size_t reference = 0;
+  for (size_t a = arms->count; a-- > 0;)
+    if (arm_is_truth(&arms->arm[a])) reference = a;
+  return choice == &arms->arm[reference];
+}
+
+static status open_reference(job *j) {
+  const char *path = j->cfg->parity.reference;
+  bool measures = j->command == COMMAND_PARITY || j->command == COMMAND_VERIFY;
+  if (!measures || !path[0]) return 0;
+  TRY(model_open(&j->reference, path));
+  const model_shape *a = &j->m->weights.shape, *b = &j->reference->weights.shape;
+  bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->n_heads == b->n_heads &&
+              a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->n_experts == b->n_experts &&
+              a->top_k == b->top_k && a->expert_width == b->expert_width && a->vocabulary == b->vocabulary;
+  return same ? 0
+              : REFUSE("parity.reference: expected a model of the shape of %s, found another in %s",
+                       gguf_path(j->m->file), path);
+}
+
+static status check_weights(job *j, const model *m, uint64_t *fingerprint) {
   uint64_t shared, owned, *all;
-  status mine = model_check_weights(j->m, j->experts.local, topology_threads(j->place), &shared, &owned);
+  status mine = model_check_weights(m, j->experts.local, topology_threads(j->place), &shared, &owned);
   TRY(job_agree(j, mine, "the check of the weights"));
   TRY(comm_equal(j->c, &shared, sizeof shared, "the model's shared tensors"));
   TRY(TAKE(&all, (size_t)comm_size(j->c), "the fingerprint"));
   status result = comm_allgather(j->c, all, &owned, sizeof owned, "the sum of the fingerprint");
-  j->fingerprint = num_mix64(gguf_header_hash(j->m->file)) + shared;
-  for (int r = 0; r < comm_size(j->c); r++) j->fingerprint += all[r];
+  *fingerprint = num_mix64(gguf_header_hash(m->file)) + shared;
+  for (int r = 0; r < comm_size(j->c); r++) *fingerprint += all[r];
   free(all);
   return result;
+}
+
+status job_check_weights(job *j) {
+  TRY(check_weights(j, j->m, &j->fingerprint));
+  return j->reference ? check_weights(j, j->reference, &j->reference_fingerprint) : 0;
+}
+
+uint64_t job_reference_fingerprint(const job *j) {
+  return j->reference ? j->reference_fingerprint : j->fingerprint;
 }
 
 // ---- ranks ----
@@ -151,8 +183,8 @@ static status check_threads(const job *j) {
 #pragma omp parallel num_threads(asked) reduction(+ : given)
   given++;
   if (given != asked)
-    return FAIL("run.threads: expected %d, OpenMP gives %d: set run.threads = %d or raise OMP_THREAD_LIMIT",
-                asked, given, given);
+    return REFUSE("run.threads: expected %d, OpenMP gives %d: set run.threads = %d or raise OMP_THREAD_LIMIT",
+                  asked, given, given);
   return 0;
 }
 
@@ -165,16 +197,16 @@ static int64_t least(int64_t a, int64_t b) {
 static status check_context(const job *j, int64_t longest, int64_t needed) {
   int64_t given = j->cfg->run.context, most = j->m->context_length, generate = j->cfg->run.generate;
   if (given > most)
-    return FAIL("run.context = %lld: expected at most the model's context of %lld (%s)", (long long)given,
-                (long long)most, gguf_path(j->m->file));
+    return REFUSE("run.context = %lld: expected at most the model's context of %lld (%s)", (long long)given,
+                  (long long)most, gguf_path(j->m->file));
   if (j->context > most)
-    return FAIL("%s: the input's %lld tokens and run.generate = %lld need %lld positions, but the model's "
-                "context is %lld; the command perplexity cuts a text into windows",
-                gguf_path(j->m->file), (long long)longest, (long long)generate, (long long)j->context,
-                (long long)most);
+    return REFUSE("%s: the input's %lld tokens and run.generate = %lld need %lld positions, but the model's "
+                  "context is %lld; the command perplexity cuts a text into windows",
+                  gguf_path(j->m->file), (long long)longest, (long long)generate, (long long)j->context,
+                  (long long)most);
   if (needed > j->context)
-    return FAIL("run.context = %lld: the input's %lld tokens and run.generate = %lld need %lld positions",
-                (long long)j->context, (long long)longest, (long long)generate, (long long)needed);
+    return REFUSE("run.context = %lld: the input's %lld tokens and run.generate = %lld need %lld positions",
+                  (long long)j->context, (long long)longest, (long long)generate, (long long)needed);
   return 0;
 }
 
@@ -216,6 +248,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   job *j = out;
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));
+  TRY(job_agree(j, open_reference(j), "opening the reference's model"));
   TRY(compare_model(j));
   j->device = find_device(j);
   TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
@@ -232,6 +265,7 @@ void job_close(job *j) {
   rank_roles_close(&j->roles);
   tokenizer_close(j->tokenizer);
   model_close(j->m);
+  model_close(j->reference);
   topology_close(j->place);
 }
 
@@ -239,7 +273,7 @@ void job_close(job *j) {
 
 static status resolve_arm(const job *j, const arm_choice *choice, arm_spec *shared, arm_spec *local) {
   bool mixed = choice->kind == ARM_MIXED;
-  if (mixed && !j->roles.mixed) return FAIL("run.arms has \"%s\", but ranks.arm is not set", choice->name);
+  if (mixed && !j->roles.mixed) return REFUSE("run.arms has \"%s\", but ranks.arm is not set", choice->name);
   TRY(arm_choice_resolve(local, job_arm_of_rank(j, choice, comm_rank(j->c))));
   return arm_choice_resolve(shared, mixed ? &j->roles.shared_arm : choice);
 }
@@ -248,7 +282,7 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   *out = NULL;
   arm_params p = {
       .name = choice->name,
-      .m = j->m,
+      .m = j->reference && is_reference(j, choice) ? j->reference : j->m,
       .experts = &j->experts,
       .c = j->c,
       .place = j->place,
@@ -266,13 +300,18 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   return arm_open(out, &p);
 }
 
-static status refuse_change(const job *j) {
+static const char *changed_file(const job *j) {
   const char *path = gguf_changed_file(j->m->file);
+  return path || !j->reference ? path : gguf_changed_file(j->reference->file);
+}
+
+static status refuse_change(const job *j) {
+  const char *path = changed_file(j);
   return path ? FAIL("%s: the file changed while the run read it: no result of this run is valid", path) : 0;
 }
 
 void job_explain_error(const job *j) {
-  if (!j->m || !gguf_changed_file(j->m->file)) return;
+  if (!j->m || !changed_file(j)) return;
   status_reset();
   refuse_change(j);
 }

@@ -22,7 +22,9 @@ typedef struct {
   placement experts;
   rank_roles roles;     // in the mixed arm
   uint64_t fingerprint; // of the model: header and weights; 0 until job_check_weights
-  uint64_t input;       // hash of the tokens of all sequences
+  model *reference;     // parity.reference, of the arm that the others are measured against; NULL: `m`
+  uint64_t reference_fingerprint; // 0 where there is none
+  uint64_t input;                 // hash of the tokens of all sequences
   token_sequence *sequences;
   int64_t n_sequences, n_tokens; // of all sequences
   int64_t context;               // positions that the run needs
@@ -48,11 +50,14 @@ const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int ra
 
 // Collective. Every rank reads the shared tensors and the experts that it owns once: values are checked,
 // pages are in memory, and the ranks' hashes add up to j->fingerprint, that of the whole file. job_open does
-// it where it reads the input.
+// it where it reads the input. The same of j->reference.
 status job_check_weights(job *j);
 
 // Collective. Opens an arm of run.arms; its caches hold the job's sequences.
 status job_open_arm(job *j, const arm_choice *choice, arm **out);
+
+// Local. Of the model of the arm that the others are measured against.
+uint64_t job_reference_fingerprint(const job *j);
 
 // Local, after an error. A model file that changed during the run causes errors of many kinds, so the change
 // replaces them as the reported error.

@@ -71,12 +71,12 @@ static status balance(int32_t *rank_of_expert, const double *speed, int64_t n_ex
 
 static status check_list(const int32_t *list, size_t length, int64_t n_experts, int n_ranks) {
   if ((int64_t)length != n_experts)
-    return FAIL("experts.placement: expected %lld ranks, one for each expert, found %zu",
-                (long long)n_experts, length);
+    return REFUSE("experts.placement: expected %lld ranks, one for each expert, found %zu",
+                  (long long)n_experts, length);
   for (size_t e = 0; e < length; e++)
     if (list[e] < 0 || list[e] >= n_ranks)
-      return FAIL("experts.placement: expert %zu: expected a rank from 0 to %d, found %d", e, n_ranks - 1,
-                  list[e]);
+      return REFUSE("experts.placement: expert %zu: expected a rank from 0 to %d, found %d", e, n_ranks - 1,
+                    list[e]);
   return 0;
 }
 
@@ -84,7 +84,8 @@ static status check_owners(const placement *p) {
   for (int r = 0; r < p->n_ranks; r++) {
     bool owns = false;
     for (int64_t e = 0; e < p->n_experts && !owns; e++) owns = p->rank_of_expert[e] == r;
-    if (!owns) return FAIL("experts.placement: rank %d owns no expert; every rank must own at least one", r);
+    if (!owns)
+      return REFUSE("experts.placement: rank %d owns no expert; every rank must own at least one", r);
   }
   return 0;
 }
@@ -111,8 +112,8 @@ status placement_open(placement *out, placement_kind kind, const int32_t *list, 
                       const double *speed, int64_t n_experts, int n_ranks, int rank) {
   *out = (placement){.n_experts = n_experts, .n_ranks = n_ranks};
   if (n_ranks > n_experts)
-    return FAIL("%d ranks for %lld experts: expected at most one rank per expert", n_ranks,
-                (long long)n_experts);
+    return REFUSE("%d ranks for %lld experts: expected at most one rank per expert", n_ranks,
+                  (long long)n_experts);
   if (kind == PLACEMENT_LIST) TRY(check_list(list, list_length, n_experts, n_ranks));
   TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the placement"));
   TRY(TAKE(&out->local, (size_t)n_experts, "the placement"));

@@ -22,10 +22,11 @@ static status choose_shared_ranks(rank_roles *r, const config *c) {
   bool any = false;
   for (size_t i = 0; i < list->count; i++) {
     if (list->size[i] >= r->n_ranks)
-      return FAIL("ranks.shared_ranks: expected ranks from 0 to %d, found %lld", r->n_ranks - 1,
-                  (long long)list->size[i]);
+      return REFUSE("ranks.shared_ranks: expected ranks from 0 to %d, found %lld", r->n_ranks - 1,
+                    (long long)list->size[i]);
     if (r->shared[list->size[i]])
-      return FAIL("ranks.shared_ranks: expected each rank once, found %lld twice", (long long)list->size[i]);
+      return REFUSE("ranks.shared_ranks: expected each rank once, found %lld twice",
+                    (long long)list->size[i]);
     r->shared[list->size[i]] = true;
   }
   for (int i = 0; i < r->n_ranks; i++) {
@@ -34,8 +35,8 @@ static status choose_shared_ranks(rank_roles *r, const config *c) {
     any = any || r->shared[i];
   }
   if (any) return 0;
-  return FAIL("ranks.shared = \"%s\": no rank's arm is on %s; name ranks in ranks.shared_ranks",
-              r->shared_arm.name, backend_name(r->shared_arm.backend));
+  return REFUSE("ranks.shared = \"%s\": no rank's arm is on %s; name ranks in ranks.shared_ranks",
+                r->shared_arm.name, backend_name(r->shared_arm.backend));
 }
 
 status rank_roles_open(rank_roles *out, const config *c, const bool *has_gpu, int n_ranks) {
@@ -45,8 +46,8 @@ status rank_roles_open(rank_roles *out, const config *c, const bool *has_gpu, in
   memset(out->shared, !out->mixed, (size_t)n_ranks * sizeof *out->shared);
   if (!out->mixed) return 0;
   if (c->ranks.arm.count > (size_t)n_ranks)
-    return FAIL("ranks.arm: expected at most an arm for each of %d ranks, found %zu", n_ranks,
-                c->ranks.arm.count);
+    return REFUSE("ranks.arm: expected at most an arm for each of %d ranks, found %zu", n_ranks,
+                  c->ranks.arm.count);
   for (int r = 0; r < n_ranks; r++) out->arm[r] = resolve_arm(&c->ranks.arm, r, has_gpu[r]);
   out->shared_arm = choose_shared_arm(out, c);
   return choose_shared_ranks(out, c);

@@ -128,7 +128,7 @@ static status place_tensors(synth_layout *l) {
     t->offset = at;
     if (__builtin_mul_overflow((uint64_t)t->rows, t->row_bytes, &bytes) ||
         __builtin_add_overflow(at, bytes, &end) || end > (uint64_t)1 << 60)
-      return FAIL("synth: a model of this shape is larger than any file can be");
+      return REFUSE("synth: a model of this shape is larger than any file can be");
     at = (end + SYNTH_ALIGNMENT - 1) / SYNTH_ALIGNMENT * SYNTH_ALIGNMENT;
   }
   l->file_bytes = at;

@@ -72,8 +72,8 @@ static status write_at(const writer *w, const void *data, size_t bytes, uint64_t
 static status check_name(const char *path) {
   struct stat is;
   if (stat(path, &is) || S_ISREG(is.st_mode)) return 0;
-  return FAIL("%s: expected a name for the model, found a %s of that name", path,
-              S_ISDIR(is.st_mode) ? "folder" : "device or pipe");
+  return REFUSE("%s: expected a name for the model, found a %s of that name", path,
+                S_ISDIR(is.st_mode) ? "folder" : "device or pipe");
 }
 
 static status create_file(writer *w) {
@@ -187,7 +187,7 @@ status synth_write(comm *c, const char *path, const synth_layout *l, int threads
   writer w = {.c = c, .path = path, .layout = l, .threads = threads, .fd = -1};
   status result;
   TRY_DONE(result, comm_agree(c, prepare(&w), "preparing the file"));
-  TRY_DONE(result, comm_equal(c, l->header, l->header_bytes, "the model to write"));
+  TRY_DONE(result, comm_equal_request(c, l->header, l->header_bytes, "the model to write"));
   result = make_file(&w);
   if (result && comm_rank(c) == 0) unlink(w.partial);
 done:

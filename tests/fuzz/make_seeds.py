@@ -124,7 +124,7 @@ INPUTS = {
                b"\0input.prompt = 'a\\b\"c'\n"],
     "toml": [CONFIG.encode(), b"a.b = {c = [1, [2.5, 'x']], d = 1979-05-27T07:32:00Z}\n[[t]]\nx = '''\ny'''\n",
              b"a = 0xff\nb = inf\nc = \"\\U0001F600\"\n[\"q d\"]\n"],
-    "report": [b"\0{\"schema\": 3, \"complete\": true}", b"\1", b"\1\x20\0\1\1x", b"\1\x40\1\0\4null", b"\0[[[[1e9]]]]",
+    "report": [b"\0{\"schema\": 4, \"complete\": true}", b"\1", b"\1\x20\0\1\1x", b"\1\x40\1\0\4null", b"\0[[[[1e9]]]]",
                edits(('"f64@cpu"', '"q8k@cpu"'), ('"f64"', '"q8k"')), edits(('"generated": []', '"generated": 0')),
                edits((', {"tokens": 4, "digest": "0000000000000004"}', ""), ('"0000000000000007"', '"0000000000000003"')),
                edits(('"generated": []', '"generated": [{"sequence": 0, "tokens": [-1], "digest": "0000000000000003"}, '

@@ -96,11 +96,32 @@ def weight_blocks(name):
     return raw
 
 
+def quantiser_inputs():
+    """Weights of many kinds, and those where the search for scales and minimums takes a side road."""
+    rng = np.random.default_rng([SEED, 1])
+    blocks = [rng.uniform(-1, 1, (16, 256)), rng.standard_normal((16, 256)) * 0.02]
+    blocks += [rng.standard_normal((2, 256)) * scale for scale in (1e-20, 1e-6, 1e3)]
+    one_sided = np.abs(rng.standard_normal((4, 256)))
+    mixed = rng.standard_normal((6, 256)) * np.exp(rng.uniform(-6, 6, (6, 8)).repeat(32, 1))  # sub-blocks of unlike size
+    loud = rng.standard_normal((4, 256))
+    loud[np.arange(4), rng.integers(0, 256, 4)] = [40, -40, 400, -400]
+    special = np.zeros((6, 256))
+    special[1] = 0.5
+    special[2] = -0.5
+    special[3, 32:64] = rng.standard_normal(32)  # the other sub-blocks are zero
+    special[4] = rng.integers(-8, 8, 256) * 0.25  # on a grid
+    special[5] = rng.standard_normal(256)
+    special[5, :128] *= 1e-7  # scales that round to 0
+    return np.concatenate(blocks + [one_sided, -one_sided, mixed, loud, special]).astype(np.float32)
+
+
 # ---- ggml ----
 
 class Ggml:
     def __init__(self, folder):
         self.base = ctypes.CDLL(os.path.join(folder, "libggml-base.so"), ctypes.RTLD_GLOBAL)
+        if not os.path.exists(os.path.join(folder, "libggml-cpu.so")):
+            return  # enough for --quantisers
         self.cpu = ctypes.CDLL(os.path.join(folder, "libggml-cpu.so"))
         self.cpu.ggml_cpu_init()  # fills the table of f16 that the products read
 
@@ -109,6 +130,12 @@ class Ggml:
         x = np.ascontiguousarray(x, np.float32)
         self.base.quantize_row_q8_K_ref(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data),
                                         ctypes.c_int64(x.size))
+        return out
+
+    def quantise_weights(self, name, x):
+        out = np.zeros((len(x), K_QUANTS[name]), np.uint8)
+        getattr(self.base, f"quantize_row_{name}_ref")(ctypes.c_void_p(x.ctypes.data),
+                                                       ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(x.size))
         return out
 
     def dequantise(self, name, raw):
@@ -147,6 +174,16 @@ def make(ggml):
         files |= {name + ".blocks": raw, name + ".f32": ggml.dequantise(name, raw)}
         weights = raw.reshape(ROWS, -1)
         files[name + ".dots.f32"] = np.array([[ggml.dot(name, w, a) for a in rows] for w in weights], np.float32)
+    write(files | quantisers(ggml))
+
+
+def quantisers(ggml):
+    weights = quantiser_inputs()
+    return {"weights.f32": weights} | {f"{name}.quantised": ggml.quantise_weights(name, weights)
+                                       for name in ("q4_K", "q6_K")}
+
+
+def write(files):
     os.makedirs(FOLDER, exist_ok=True)
     for name, data in files.items():
         np.ascontiguousarray(data).tofile(os.path.join(FOLDER, name))
@@ -169,12 +206,17 @@ def main():
     parser = argparse.ArgumentParser(description="golden data from ggml")
     parser.add_argument("--library", help="folder of libggml-base.so and libggml-cpu.so; default: llama_cpp/lib")
     parser.add_argument("--measure", action="store_true", help="only count what contraction would change")
+    parser.add_argument("--quantisers", action="store_true", help="only the quantised weights; needs libggml-base.so alone")
     args = parser.parse_args()
     if args.measure:
         return measure()
     if not args.library:
         args.library = os.path.join(os.path.dirname(importlib.util.find_spec("llama_cpp").origin), "lib")
-    make(Ggml(args.library))
+    ggml = Ggml(args.library)
+    if not args.quantisers:
+        return make(ggml)
+    refuse_contraction(ggml)
+    write(quantisers(ggml))
 
 
 if __name__ == "__main__":

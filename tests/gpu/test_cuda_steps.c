@@ -156,7 +156,7 @@ static status same_shown(test_case *c, probe_scope scope, int64_t layer) {
 static status watch(test_case *c, bool on) {
   side *sides[] = {&c->tested, &c->reference};
   for (int i = 0; i < 2; i++) {
-    probe_watch all = {on ? (1u << PROBE_COUNT) - 1 : 0, keep_row, sides[i]};
+    probe_watch all = {.wanted = on ? (1u << PROBE_COUNT) - 1 : 0, .show = keep_row, .context = sides[i]};
     sides[i]->shape = &c->m.shape;
     for (int p = 0; p < PROBE_COUNT; p++) sides[i]->shown[p].n = 0;
     TRY(sides[i]->ops->probes_watch(sides[i]->b, &all));

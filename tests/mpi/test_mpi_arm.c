@@ -40,6 +40,7 @@ typedef struct {
   int64_t n;                  // tokens
   double *stream;             // [n_layers][n][hidden] before each layer
   expert_global *expert;      // [n_layers][n][top_k]
+  expert_global *turned;      // [n][top_k] of the call at hand
   double *weight;             // [n_layers][n][top_k]
   double *probe[PROBE_COUNT]; // [n_layers][n][...] of the points in SETTABLE, on every rank
   comm_part *broadcast;       // [size][size]
@@ -100,6 +101,7 @@ static int open_fixture(void **state) {
   size_t n = (size_t)x.n, all = n * (size_t)x.s->n_layers;
   assert_int_equal(TAKE(&x.stream, all * (size_t)x.s->hidden, "streams"), 0);
   assert_int_equal(TAKE(&x.expert, all * (size_t)x.s->top_k, "experts"), 0);
+  assert_int_equal(TAKE(&x.turned, n * (size_t)x.s->top_k, "experts"), 0);
   assert_int_equal(TAKE(&x.weight, all * (size_t)x.s->top_k, "weights"), 0);
   for (int p = 0; p < PROBE_COUNT; p++)
     if (is_settable(p))
@@ -122,6 +124,7 @@ static int close_fixture(void **state) {
   free(x->broadcast);
   free(x->stream);
   free(x->expert);
+  free(x->turned);
   free(x->weight);
   free(x->others);
   free(x->sequence);
@@ -141,6 +144,7 @@ typedef struct {
   bool watches, keeps; // looks at each layer; and keeps what it sees, which only one that watches can
   bool gives_stream;
   unsigned parts;        // of the routing that is given
+  bool gives_choice;     // of a routing, the experts in another order, as a choice
   uint32_t points;       // bits 1 << probe_point that are given
   const int32_t *tokens; // NULL: the input's
 } run;
@@ -165,12 +169,20 @@ static void keep_routing(fixture *x, arm *e, int64_t layer, int64_t first, int64
   }
 }
 
-static void give_back(fixture *x, arm *e, const run *r, int64_t layer, int64_t first) {
+// Each of n tokens' experts in reverse order; valid until the next call.
+static const expert_global *turned(const fixture *x, const expert_global *experts, int64_t n) {
+  int64_t k = x->s->top_k;
+  for (int64_t i = 0; i < n * k; i++) x->turned[i] = experts[i - i % k + k - 1 - i % k];
+  return x->turned;
+}
+
+static void give_back(fixture *x, arm *e, const run *r, int64_t layer, int64_t first, int64_t n) {
   int64_t at = slot_at(x, layer, first);
   bool has = arm_computes_shared(e); // elsewhere nothing is needed
   routing given = {x->expert + at, x->weight + at, NULL};
   if (r->gives_stream) good(arm_stream_write(e, has ? stream_at(x, layer, first) : NULL));
   if (r->parts) good(arm_impose_routing(e, r->parts, has ? &given : NULL));
+  if (r->gives_choice) good(arm_impose_choice(e, has ? turned(x, x->expert + at, n) : NULL));
   for (int p = 0; p < PROBE_COUNT; p++)
     if (r->points >> p & 1) good(arm_impose_probe(e, (probe_point)p, probe_at(x, p, layer, first)));
 }
@@ -197,7 +209,7 @@ static void run_batch(fixture *x, arm *e, const run *r, const token_batch *batch
   good(arm_probes_want(e, r->keeps ? SETTABLE : 0));
   for (int64_t layer = 0; layer < x->s->n_layers; layer++) {
     if (keeps) good(arm_stream_read(e, stream_at(x, layer, first)));
-    give_back(x, e, r, layer, first);
+    give_back(x, e, r, layer, first, batch->n);
     good(arm_layer(e, layer));
     if (keeps) keep_routing(x, e, layer, first, batch->n);
     if (r->keeps) keep_probes(x, e, layer, first, batch->n);
@@ -254,6 +266,8 @@ static void what_was_is_given_back(fixture *x, arm *e) {
   const run back[] = {{.gives_stream = true, .parts = ROUTING},
                       {.parts = ROUTING},
                       {.parts = ROUTING_EXPERTS, .watches = true},
+                      {.gives_choice = true, .watches = true},
+                      {.gives_stream = true, .gives_choice = true, .watches = true},
                       {.gives_stream = true, .tokens = x->others}}; // the stream is all that counts
   for (size_t i = 0; i < sizeof back / sizeof *back; i++) {
     again = run_all(x, e, &back[i]);
@@ -282,6 +296,7 @@ static void change_expert(fixture *x, int64_t layer, int64_t t) {
 static void what_is_changed_shows(fixture *x, arm *e) {
   static const run looks = {.watches = true, .keeps = true};
   static const run stream = {.gives_stream = true}, experts = {.parts = ROUTING_EXPERTS},
+                   choice = {.gives_choice = true, .watches = true},
                    weights = {.parts = ROUTING_EXPERTS | ROUTING_WEIGHTS};
   int64_t last = x->s->n_layers - 1, t = x->n - REST - 1; // of the batch that is sharded
   digests d = run_all(x, e, &looks), changed;
@@ -295,6 +310,8 @@ static void what_is_changed_shows(fixture *x, arm *e) {
   differs(x, e, &d, &changed, last);
   change_expert(x, last, t);
   changed = run_all(x, e, &experts); // its weights are the router's own
+  differs(x, e, &d, &changed, last);
+  changed = run_all(x, e, &choice);
   differs(x, e, &d, &changed, last);
   for (int p = 0; p < PROBE_COUNT; p++) {
     bool crosses = p == PROBE_KCUR || p == PROBE_FFN_MOE_DOWN; // computed by several ranks
@@ -336,6 +353,9 @@ static void what_cannot_be_imposed_is_refused(void **state) {
   good(arm_embed(e, &batch));
   assert_int_not_equal(arm_impose_routing(e, ROUTING_MARGINS, &(routing){x->expert, x->weight, NULL}), 0);
   assert_non_null(strstr(status_text(), "margins"));
+  status_reset();
+  assert_int_not_equal(arm_impose_choice(e, x->expert), 0);
+  assert_non_null(strstr(status_text(), "watched"));
   status_reset();
   assert_int_not_equal(arm_impose_open(e, 1u << PROBE_L_OUT), 0);
   assert_non_null(strstr(status_text(), "cannot take the probe l_out from outside"));

@@ -77,10 +77,13 @@ def faults(value, schema, root, at="report"):
 
 def spreads(report):
     """Yields every (place, object with a spread)."""
-    for p, pair in enumerate(report["pairs"]):
-        yield f"pairs[{p}].logits", pair["logits"]
-        for i, layer in enumerate(pair["layers"]):
-            yield f"pairs[{p}].layers[{i}]", layer
+    lists = [("pairs", report["pairs"])] + [(f"modes.{m}.pairs", mode["pairs"]) for m, mode in report["modes"].items()]
+    for at, pairs in lists:
+        for p, pair in enumerate(pairs):
+            yield f"{at}[{p}].logits", pair["logits"]
+            for part in ("layers", "probes"):
+                for i, entry in enumerate(pair[part]):
+                    yield f"{at}[{p}].{part}[{i}]", entry
 
 
 def disagreements(report):
@@ -107,6 +110,7 @@ def disagreements(report):
             yield f"pair {pair['a']}, {pair['b']}: not two of the arms"
         if [layer["layer"] for layer in pair["layers"]] != list(range(len(pair["layers"]))):
             yield f"pair {pair['a']}, {pair['b']}: the layers are not 0, 1, 2 ..."
+    yield from mode_disagreements(report)
     for at, entry in spreads(report):
         for metric, s in entry["spread"].items():
             if not same(entry[metric], s["max"]):
@@ -114,6 +118,36 @@ def disagreements(report):
             numbers = [s["min"], s["median"], s["max"]]
             if None not in numbers and numbers != sorted(numbers):
                 yield f"{at}.spread.{metric}: min, median and max are not in order"
+
+
+PERCENTILES = ("min", "p0_1", "p1", "p5", "median", "p95", "p99", "p99_9", "max")
+
+
+def mode_disagreements(report):
+    """The same of modes, of what is over positions, and of accounts."""
+    said = [arm["name"] for arm in report["arms"]]
+    between = [(pair["a"], pair["b"]) for pair in report["pairs"]]
+    for name, mode in report["modes"].items():
+        if [arm["name"] for arm in mode["arms"]] != said:
+            yield f"modes.{name}: not the arms of the report"
+        if [(pair["a"], pair["b"]) for pair in mode["pairs"]] != between:
+            yield f"modes.{name}: not the pairs of the report"
+    for at, entry in spreads(report):
+        for key, d in entry.get("distribution", {}).items():
+            numbers = [d[p] for p in PERCENTILES]
+            if None not in numbers and numbers != sorted(numbers):
+                yield f"{at}.distribution.{key}: the percentiles are not in order"
+            if key == "kl" and not same(d["max"], entry["kl"]):
+                yield f"{at}.distribution.kl is not of the same numbers as kl"
+    if report["accounts"] and [(a["a"], a["b"]) for a in report["accounts"]] != between:
+        yield "accounts: not the pairs of the report"
+    if report["accounts"] and set(report["modes"]) != {"forced", "teacher"}:
+        yield "accounts: not of all three modes"
+    for account in report["accounts"]:
+        parts = [account[part]["mean"] for part in ("local", "interference", "compounding", "flips")]
+        total = account["total"]["mean"]
+        if None not in parts + [total] and abs(sum(parts) - total) > 1e-9 * max(map(abs, parts + [total])):
+            yield f"account {account['a']}, {account['b']}: the parts do not add up to the total"
 
 
 def refuse_constant(text):
@@ -141,6 +175,12 @@ def places(node, path=()):
         yield from places(node[key], path + (key,))
 
 
+def may_be_negative(path):
+    if "distribution" in path:
+        return path[-1] in ("mean", *PERCENTILES)
+    return path[-1] in ("perplexity_delta", "increment") or ("accounts" in path and path[-1] == "mean")
+
+
 def spoiled(report):
     """Yields (what was done, text) for reports with one thing wrong."""
     def changed(path, change):
@@ -166,7 +206,7 @@ def spoiled(report):
             yield f"{path} missing", changed(path, remove)
         if isinstance(node, dict):
             yield f"{path} with one more key", changed(path + ("more",), put(0))
-        if TYPES["number"](node) and path[-1] not in ("perplexity_delta",):
+        if TYPES["number"](node) and not may_be_negative(path):
             yield f"{path} negative", changed(path, put(-1))
             yield f"{path} a string", changed(path, put(str(node)))
         if isinstance(node, str) and re.fullmatch("[0-9a-f]{16}", node):
@@ -182,6 +222,12 @@ def spoiled(report):
         where = [int(n) if n.isdigit() else n for n in re.findall(r"\w+", at)]
         yield f"{at}: better than its spread", changed((*where, "rel_l2"), put(1e-30))
         yield f"{at}: a better maximum", changed((*where, "spread", "rel_l2", "max"), put(0))
+    for account in range(len(report["accounts"])):
+        yield f"account {account}: another part", changed(("accounts", account, "flips", "mean"), put(0.75))
+        yield f"account {account}: another pair", changed(("accounts", account, "a"), put(report["accounts"][account]["b"]))
+    for mode in report["modes"]:
+        yield f"{mode}: another arm", changed(("modes", mode, "arms", 0, "name"), put("ranks"))
+        yield f"{mode}: a pair less", changed(("modes", mode, "pairs"), lambda parent, key: parent[key].pop())
     for i, arm in enumerate(report["arms"]):
         if arm["name"] != "ranks":
             yield f"arm {i}: another path", changed(("arms", i, "path"), put("f32" if arm["path"] != "f32" else "f64"))

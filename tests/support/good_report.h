@@ -2,13 +2,14 @@
 #pragma once
 
 static const char GOOD_REPORT[] =
-    "{\"schema\": 3, \"command\": \"parity\", \"model\": {\"name\": \"m\", \"fingerprint\": "
+    "{\"schema\": 4, \"command\": \"parity\", \"model\": {\"name\": \"m\", \"fingerprint\": "
     "\"00000000000000aa\","
     " \"n_layers\": 2}, \"machine\": {\"cpu\": \"c\", \"hosts\": 1}, \"build\": {\"version\": \"0.1.0\", "
     "\"row\":"
     " \"portable\"}, \"run\": {\"config\": \"run.arms = [\\\"q8k@cpu\\\"]\\nrun.generate = 2\\nrun.seed = "
     "1\\n\","
-    " \"kv\": \"f16\", \"input\": \"00000000000000bb\", \"context\": 9, \"skip\": null}, \"ranks\": [{}, {}],"
+    " \"kv\": \"f16\", \"input\": \"00000000000000bb\", \"routes\": null, \"context\": 9, \"skip\": null}, "
+    "\"ranks\": [{}, {}],"
     " \"arms\": [{\"name\": \"q8k@cpu\", \"path\": \"q8k\", \"path_version\": 1, \"expert_paths\":"
     " \"00000000000000cc\", \"digest\": \"0000000000000000\", \"ranks\": 2, \"layer_digests\":"
     " [\"0000000000000001\", \"0000000000000002\"], \"sequences\": [{\"tokens\": 3, \"digest\":"

@@ -12,10 +12,12 @@ import moe
 SEED = moe.random_seed()
 MODEL = moe.model(SEED, layers=1, hidden=256, heads=2, kv_heads=1, expert_width=256, vocab=384, experts=3, top_k=2)
 SETS = {"model.path": MODEL, "input.tokens": list(range(40)), "run.arms": ["q8k@cpu"], "run.threads": 1, "run.generate": 2,
-        "bench.prompt": [8], "bench.generate": [2], "comm.deadline": 20, "bisect.a": "f32@cpu", "bisect.b": "q8k@cpu", "bisect.budget": 3}
+        "bench.prompt": [8], "bench.generate": [2], "comm.deadline": 20, "bisect.a": "f32@cpu", "bisect.b": "q8k@cpu", "bisect.budget": 3,
+        "falsify.only": [1], "falsify.draws": 2}
 TRACES = moe.fresh()  # one folder: where it goes is a part of the configuration
 LIMIT = 150.0  # more than the deadline and MPI's start: a rank that waits so long says so
-COMMANDS = ["parity", "generate", "perplexity", "trace", "bench", "inspect", "bisect", "synth"]
+COMMANDS = ["parity", "generate", "perplexity", "trace", "bench", "inspect", "bisect", "falsify", "synth", "verify"]
+RUN_FAILED, ASKED_WRONG = 1, 2  # exit codes, docs/running.md
 START = 30  # dist/comm.c: seconds that MPI's start may take beyond the deadline
 
 
@@ -23,6 +25,10 @@ def line(command, **sets):
     if command == "synth":
         return [moe.PROGRAM, "synth", "--shape", "tiny", "--layers", "1", "--out", moe.fresh(".gguf")]
     sets = {key.replace("__", "."): value for key, value in sets.items()}
+    if command == "verify":
+        few = {"run.arms": ["f64@cpu", "q8k@cpu"], "derive.draws": 2, "derive.checks": 1}
+        words = moe.words(command=command, sets=SETS | few | sets)
+        return words[:2] + ["--derive"] + words[2:]
     return moe.words(command=command, out=TRACES if command == "trace" else None, sets=SETS | sets)
 
 
@@ -32,9 +38,9 @@ def together(*parts):
 
 
 class RanksThatDiffer(unittest.TestCase):
-    def one_error(self, outcome, pattern):
+    def one_error(self, outcome, pattern, code=ASKED_WRONG):
         self.assertIsNotNone(outcome.code, f"no end in {LIMIT} s\n{outcome.err}")
-        self.assertTrue(0 < outcome.code < 128, f"ended with {outcome.code}\n{outcome.err}")
+        self.assertEqual(outcome.code, code, outcome.err)
         self.assertNotRegex(outcome.err, "Sanitizer|[Ss]ignal|Segmentation|Aborted|corrupt")
         self.assertEqual(len(outcome.faults()), 1, outcome.err)
         self.assertRegex(outcome.faults()[0], pattern)
@@ -64,7 +70,7 @@ class RanksThatDiffer(unittest.TestCase):
                    {"bench__prompt": [8, 16]}, {"comm__deadline": 1}]
         chance = random.Random(SEED)
         for change in changes:
-            command, ranks = chance.choice(COMMANDS[:7]), chance.choice([(1, 1), (1, 2), (2, 1)])
+            command, ranks = chance.choice(COMMANDS[:8]), chance.choice([(1, 1), (1, 2), (2, 1)])
             with self.subTest(command=command, ranks=ranks, **change):
                 self.one_error(together((ranks[0], line(command)), (ranks[1], line(command, **change))),
                                rf"^rank 0 \(.*the configuration: expected the same .*rank {ranks[0]} \(")
@@ -82,7 +88,8 @@ class RanksThatDiffer(unittest.TestCase):
     def test_a_command_that_needs_no_ranks_among_those_that_do(self):
         """It ends, well or not; the others would wait for its start for ever."""
         outcome = together((1, [moe.PROGRAM, "--version"]), (1, line("parity", comm__deadline=1)))
-        self.one_error(outcome, rf"^moe_run: the start of MPI: after comm.deadline = 1 s and {START} more, still waiting")
+        self.one_error(outcome, rf"^moe_run: the start of MPI: after comm.deadline = 1 s and {START} more, still waiting",
+                       RUN_FAILED)
         self.one_error(together((1, [moe.PROGRAM, "compare", "/dev/null", MODEL]), (1, line("parity"))),
                        "^moe_run: .*/dev/null")
 

@@ -207,7 +207,7 @@ class Trace(unittest.TestCase):
                 folder = moe.fresh()
                 keys = {"model.path": SHIPPED, "input.tokens": [1], "run.arms": ["q8k@cpu"], "run.threads": 1}
                 outcome = moe.attempt(keys | sets, ranks, out=folder, command="trace")
-                self.assertEqual(outcome.code, 1)
+                self.assertEqual(outcome.code, 2)
                 self.assertIn(says, outcome.err)
                 self.assertEqual(outcome.err.count("rank "), 1, outcome.err)
                 self.assertFalse(os.path.exists(os.path.join(folder, "index.json")))

@@ -94,6 +94,11 @@ static void test_defaults(void **state) {
   assert_int_equal(c.perplexity.skip, -1);
   assert_int_equal(c.trace.probes, 0);
   assert_int_equal(c.trace.n_layers, 0);
+  assert_int_equal(c.parity.modes, 1u << MODE_FREE);
+  assert_int_equal(c.parity.probes, 0);
+  assert_int_equal(c.parity.bounds.count, 0);
+  assert_string_equal(c.parity.routes, "");
+  assert_false(c.output.routes);
   assert_string_equal(c.output.dir, "");
   assert_false(c.output.logits);
   config_close(&c);
@@ -114,7 +119,9 @@ static const char FULL[] =
     "[comm]\ntransport = \"self\"\ndeadline = 0.25\n"
     "[output]\ndir = \"\"\"x\"y\"\"\"\nlogits = true\n"
     "[perplexity]\n"
-    "[trace]\nprobes = [\"l_out\", \"Qcur\"]\nlayers = [7, 0]\n";
+    "[trace]\nprobes = [\"l_out\", \"Qcur\"]\nlayers = [7, 0]\n"
+    "[parity]\nmode = [\"teacher\", \"free\"]\nprobes = [\"ffn_inp\"]\nroutes = \"r.npy\"\n"
+    "bound = [[\"default\", 1e-2], [\"ffn_inp\", 1], [\"l_out-47\", 0.125]]\n";
 
 static void test_file(void **state) {
   (void)state;
@@ -132,6 +139,13 @@ static void test_file(void **state) {
   assert_int_equal(c.trace.probes, 1u << PROBE_L_OUT | 1u << PROBE_QCUR);
   assert_int_equal(c.trace.n_layers, 2);
   assert_int_equal(c.trace.layers[0], 7);
+  assert_int_equal(c.parity.modes, 1u << MODE_FREE | 1u << MODE_TEACHER);
+  assert_int_equal(c.parity.probes, 1u << PROBE_FFN_INP);
+  assert_string_equal(c.parity.routes, "r.npy");
+  assert_int_equal(c.parity.bounds.count, 3);
+  assert_int_equal(c.parity.bounds.bound[0].point, BOUND_ANY);
+  assert_true(c.parity.bounds.bound[1].bound == 1 && c.parity.bounds.bound[1].layer == BOUND_ANY);
+  assert_true(c.parity.bounds.bound[2].point == PROBE_L_OUT && c.parity.bounds.bound[2].layer == 47);
   assert_int_equal(c.input.tokens[2], INT32_MAX);
   assert_int_equal(c.input.tokens[3], 16);
   assert_int_equal(c.run.arms.count, 2);
@@ -213,7 +227,7 @@ static void test_bare_words(void **state) {
   accepts(&c, NULL, NULL);
   assert_int_equal(config_set_dir(&c, "12"), 0); // --out DIR is text as it stands
   assert_string_equal(c.output.dir, "12");
-  assert_int_equal(config_set_dir(&c, "a\xff"), 1);
+  assert_int_equal(config_set_dir(&c, "a\xff"), STATUS_REFUSED);
   assert_string_equal(c.output.dir, "12");
   config_close(&c);
 }
@@ -334,6 +348,36 @@ static void test_trace(void **state) {
   config_close(&c);
 }
 
+static void test_parity(void **state) {
+  (void)state;
+  config c;
+  REFUSES(NULL, "parity.mode=teachers", "parity.mode", "\"free\", \"teacher\", \"forced\"", "\"teachers\"");
+  REFUSES(NULL, "parity.mode=[]", "parity.mode", "an array of 0");
+  REFUSES(NULL, "parity.mode=[\"free\", \"free\"]", "each mode once");
+  REFUSES(NULL, "parity.mode=[\"forced\", 1]", "the integer 1");
+  REFUSES(NULL, "parity.probes=[\"ffn_moe_topk\"]", "probes of a layer that hold numbers", "ffn_moe_topk");
+  REFUSES(NULL, "parity.probes=[\"result_output\"]", "probes of a layer", "result_output");
+  REFUSES(NULL, "parity.probes=[\"ffn_imp\"]", "did you mean \"ffn_inp\"?");
+  REFUSES(NULL, "parity.bound=-1", "number >= 0");
+  REFUSES(NULL, "parity.bound=nan", "number >= 0");
+  REFUSES(NULL, "parity.bound=much", "parity.bound", "the string \"much\"");
+  REFUSES(NULL, "parity.bound=[1e-3]", "[\"PROBE\", number]");
+  REFUSES(NULL, "parity.bound=[[\"ffn_inp\", \"x\"]]", "number >= 0", "the string \"x\"");
+  REFUSES(NULL, "parity.bound=[[\"ffn_imp-3\", 1]]", "did you mean \"ffn_inp\"?");
+  REFUSES(NULL, "parity.bound=[[\"ffn_inp-\", 1]]", "a layer's number");
+  REFUSES(NULL, "parity.bound=[[\"ffn_inp-1x\", 1]]", "a layer's number");
+  REFUSES(NULL, "parity.bound=[[\"ffn_moe_topk\", 1]]", "a probe of a layer that holds numbers");
+  REFUSES(NULL, "parity.bound=[[\"l_out\", 1], [\"l_out\", 2]]", "each probe and layer once");
+  accepts(&c, "parity.bound = 3\n", "parity.mode=forced");
+  assert_int_equal(c.parity.modes, 1u << MODE_FREE | 1u << MODE_FORCED);
+  assert_true(c.parity.bounds.count == 1 && c.parity.bounds.bound[0].bound == 3);
+  config_close(&c);
+  accepts(&c, "parity.mode = [\"forced\", \"teacher\"]\n", "parity.bound=[[\"l_out-0\", 0]]");
+  assert_int_equal(c.parity.modes, (1u << MODE_COUNT) - 1);
+  assert_true(c.parity.bounds.bound[0].layer == 0 && c.parity.bounds.bound[0].bound == 0);
+  config_close(&c);
+}
+
 static void test_text(void **state) {
   (void)state;
   REFUSES("input.prompt = \"a\\u0000b\"\n", NULL, "input.prompt", "NUL", "offset 1");
@@ -350,7 +394,7 @@ static void test_text(void **state) {
   config c;
   write_bytes("run.chunk = 3\0\n", 15);
   status_reset();
-  assert_int_equal(config_load(&c, file, (const char *[]){"model.path=m"}, 1), 1);
+  assert_int_equal(config_load(&c, file, (const char *[]){"model.path=m"}, 1), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), "run.toml:1"));
   accepts(&c, "\xef\xbb\xbfrun.chunk = 3\r\n", NULL); // a byte order mark and DOS line ends
   assert_int_equal(c.run.chunk, 3);
@@ -363,17 +407,17 @@ static void test_files(void **state) {
   char missing[300];
   snprintf(missing, sizeof missing, "%s/none/x.toml", folder);
   status_reset();
-  assert_int_equal(config_load(&c, missing, NULL, 0), 1);
+  assert_int_equal(config_load(&c, missing, NULL, 0), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), missing));
   status_reset();
-  assert_int_equal(config_load(&c, folder, NULL, 0), 1);
+  assert_int_equal(config_load(&c, folder, NULL, 0), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), folder));
   status_reset();
-  assert_int_equal(config_load(&c, "/dev/zero", NULL, 0), 1);
+  assert_int_equal(config_load(&c, "/dev/zero", NULL, 0), STATUS_REFUSED);
   assert_non_null(strstr(status_text(), "at most"));
   status_reset();
   write_bytes("", 0);
-  assert_int_equal(config_load(&c, file, NULL, 0), 1); // no model
+  assert_int_equal(config_load(&c, file, NULL, 0), STATUS_REFUSED); // no model
   assert_non_null(strstr(status_text(), "model.path"));
   status_reset();
 }
@@ -517,6 +561,7 @@ int main(void) {
       cmocka_unit_test(test_ranges),
       cmocka_unit_test(test_arms),
       cmocka_unit_test(test_trace),
+      cmocka_unit_test(test_parity),
       cmocka_unit_test(test_text),
       cmocka_unit_test(test_files),
       cmocka_unit_test(test_deep_texts),

@@ -1,5 +1,6 @@
 // Golden data of ggml (tests/golden/ggml): Q8_K blocks and dequantised weights bit for bit in every row of
-// the cpu backend, and dot products closely, for their sums have another order there.
+// the cpu backend, quantised weights byte for byte, and dot products closely, for their sums have another
+// order there.
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -8,6 +9,7 @@
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
 #include "kernels/formats/numerics_base.h"
+#include "kernels/formats/quantize.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,6 +109,31 @@ static void dequantised_weights_are_those_of_ggml(void **state) {
   }
 }
 
+static void quantised_weights_are_those_of_ggml(void **state) {
+  (void)state;
+  static const struct {
+    weight_type type;
+    const char *blocks;
+  } quantised[] = {{TYPE_Q4_K, "q4_K.quantised"}, {TYPE_Q6_K, "q6_K.quantised"}};
+  size_t n_floats;
+  float *x = golden("weights.f32", sizeof *x, &n_floats);
+  for (size_t k = 0; k < sizeof quantised / sizeof *quantised; k++) {
+    size_t n_blocks, bytes = type_find(quantised[k].type)->bytes;
+    char *wanted = golden(quantised[k].blocks, bytes, &n_blocks), *found;
+    assert_int_equal(n_floats, n_blocks * QK_K);
+    assert_int_equal(TAKE(&found, n_blocks * bytes, "blocks"), 0);
+    assert_true(quantize_has(quantised[k].type));
+    quantize_row(found, quantised[k].type, x, n_floats);
+    for (size_t i = 0; i < n_blocks * bytes; i++)
+      if (found[i] != wanted[i])
+        fail_msg("%s: block %zu, byte %zu: %d, expected %d", quantised[k].blocks, i / bytes, i % bytes,
+                 found[i], wanted[i]);
+    free(wanted);
+    free(found);
+  }
+  free(x);
+}
+
 static double dots_error(const cpu_row *row, int kind) {
   size_t n;
   char *weights = golden(kinds[kind].blocks, type_find(kinds[kind].type)->bytes, &n);
@@ -150,6 +177,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(q8k_blocks_are_those_of_ggml),
       cmocka_unit_test(q8k_golden_data_tell_contraction),
       cmocka_unit_test(dequantised_weights_are_those_of_ggml),
+      cmocka_unit_test(quantised_weights_are_those_of_ggml),
       cmocka_unit_test(dot_products_are_close_to_those_of_ggml),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

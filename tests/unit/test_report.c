@@ -86,6 +86,17 @@ static uint64_t random_digest(void) {
   return (uint64_t)rand() << 40 ^ (uint64_t)rand() << 20 ^ (uint64_t)rand();
 }
 
+// Ascending percentiles with the mean among them.
+static distribution random_distribution(int64_t n, double max) {
+  distribution d = {.n = n, .mean = max / 3, .standard_error = max / 9, .rms = max / 2, .rms_error = max / 8};
+  d.min = -max;
+  d.max = max;
+  for (int p = 0; p < N_PERCENTILES; p++) d.percentile[p] = max * (p - 3) / 4;
+  return d;
+}
+
+enum { N_EXPERTS = 16, N_PROBES = 2 };
+
 typedef struct {
   report r;
   report_rank ranks[N_RANKS];
@@ -95,6 +106,12 @@ typedef struct {
   report_sequence sequences[N_ARMS][N_SEQUENCES];
   uint64_t digests[N_ARMS][MAX_LAYERS];
   layer_statistics layers[N_PAIRS][MAX_LAYERS];
+  probe_statistics probes[MAX_LAYERS * N_PROBES];
+  expert_sample experts[MAX_LAYERS * N_EXPERTS];
+  pair_statistics mode_pairs[2][N_PAIRS];
+  uint64_t mode_digests[N_ARMS * MAX_LAYERS];
+  account accounts[N_PAIRS];
+  account_layer account_layers[MAX_LAYERS];
   report_text texts[2];
   const char *rank_arms[N_RANKS];
 } sample;
@@ -134,6 +151,10 @@ static void fill_pair(sample *s, int i, size_t n_layers) {
   spread *of_pair[] = {&p->rel_l2, &p->one_minus_cos, &p->max_abs, &p->max_rel, &p->max_ulp, &p->kl};
   for (int m = 0; m < 6; m++) *of_pair[m] = random_spread();
   p->top1_agreement = 11.0 / 12;
+  p->top1_error = small_random();
+  p->kl_spread = random_distribution(12, p->kl.max);
+  p->delta_p = random_distribution(11, 0.5);
+  p->nll_delta = random_distribution(0, (double)NAN);
   p->perplexity_delta = small_random() - 0.5;
   for (size_t l = 0; l < n_layers; l++) {
     layer_statistics *y = &s->layers[i][l];
@@ -203,6 +224,44 @@ static void fill(sample *s, size_t n_layers) {
   r->n_sequences = N_SEQUENCES;
 }
 
+// Probes, experts, the other two modes and the account, over at most two layers.
+static void fill_modes(sample *s, size_t n_layers) {
+  report *r = &s->r;
+  for (size_t i = 0; i < n_layers * N_PROBES; i++)
+    s->probes[i] = (probe_statistics){i % N_PROBES ? PROBE_FFN_MOE_DOWN : PROBE_KQV_OUT,
+                                      (int32_t)(i / N_PROBES),
+                                      12,
+                                      random_spread(),
+                                      random_spread(),
+                                      random_spread()};
+  s->probes[1].n = 0;
+  s->probes[1].rel_l2 = s->probes[1].max_abs = s->probes[1].one_minus_cos = (spread){NAN, NAN, NAN, 0};
+  for (size_t i = 0; i < n_layers * N_EXPERTS; i++)
+    s->experts[i] = (expert_sample){3, 4, (int64_t)i % 3, 1e-6 * (double)i, 1, 1e-3, true};
+  for (size_t i = 0; i < N_PAIRS; i++) {
+    s->pairs[i].probes = s->probes;
+    s->pairs[i].n_probes = N_PROBES;
+    s->pairs[i].experts = s->experts;
+  }
+  s->pairs[0].first = (first_above){true, 1, PROBE_KQV_OUT, 0.25, 0.125, 7};
+  for (int m = 0; m < 2; m++) {
+    memcpy(s->mode_pairs[m], s->pairs, sizeof s->pairs);
+    r->modes[m] = (report_mode){(parity_mode)(m + 1), s->mode_digests, s->mode_digests, s->mode_pairs[m]};
+  }
+  r->n_modes = 2;
+  for (size_t l = 0; l < n_layers; l++) s->account_layers[l] = (account_layer){{0.25, 0.125}, -0.5};
+  for (size_t i = 0; i < N_PAIRS; i++) {
+    s->accounts[i] = (account){.a = s->pairs[i].a, .b = s->pairs[i].b, .verdict = ACCOUNT_NEGATIVE};
+    account *a = &s->accounts[i];
+    a->total = (estimate){2, 0.5};
+    a->local = (estimate){1, 0.25};
+    a->compounding = (estimate){3, (double)NAN};
+    a->flips = (estimate){-2, 0.5};
+    a->layers = s->account_layers;
+  }
+  r->accounts = s->accounts;
+}
+
 static void check_read_back(const sample *s) {
   recorded_report r;
   if (report_read(&r, folder)) fail_msg("%s", status_text());
@@ -211,6 +270,7 @@ static void check_read_back(const sample *s) {
   assert_string_equal(r.config, s->r.config_text);
   assert_string_equal(r.model, s->r.model.name);
   assert_true(r.fingerprint == s->r.model.fingerprint && r.input == s->r.input);
+  assert_true(r.imposes_routes == s->r.imposes_routes && r.routes == s->r.imposed_routes);
   assert_int_equal(r.n_layers, s->r.n_layers);
   assert_int_equal(r.n_ranks, N_RANKS);
   assert_int_equal(r.n_arms, N_ARMS);
@@ -271,6 +331,12 @@ static void test_schema(void **state) {
   write_report(&s);
   check_read_back(&s);
   check_schema("--self-test");
+  fill_modes(&s, 2);
+  s.r.imposes_routes = true;
+  write_report(&s);
+  check_read_back(&s);
+  check_schema("--self-test");
+  fill(&s, 2);
   s.r.command = COMMAND_PERPLEXITY; // arms only
   s.r.skip = 8;
   s.r.n_pairs = s.r.n_tokens = 0;
@@ -330,6 +396,7 @@ static void test_nan_never_looks_good(void **state) {
   s.pairs[1].finite = false;
   s.pairs[1].rel_l2 = (spread){NAN, NAN, NAN, 3};
   s.pairs[1].kl = (spread){0, 0, INFINITY, 3};
+  s.pairs[1].kl_spread = random_distribution(12, (double)INFINITY);
   s.pairs[1].top1_agreement = NAN;
   s.layers[1][1].max_abs = (spread){NAN, NAN, NAN, 0};
   write_report(&s);
@@ -355,13 +422,16 @@ static void test_csv(void **state) {
   (void)state;
   static sample s;
   fill(&s, 3);
+  fill_modes(&s, 3);
   write_report(&s);
   static const struct {
     const char *name, *head;
     int lines;
   } files[] = {{"layers.csv", "a,b,layer,rel_l2_min,", 1 + 3 * N_PAIRS},
-               {"tokens.csv", "a,b,sequence,", 1 + N_ROWS}};
-  for (int i = 0; i < 2; i++) {
+               {"tokens.csv", "a,b,sequence,", 1 + N_ROWS},
+               {"modes.csv", "mode,a,b,layer,rel_l2_min,", 1 + 2 * 3 * N_PAIRS},
+               {"experts.csv", "mode,a,b,layer,expert,", 1 + 3 * N_PAIRS * 3 * N_EXPERTS}};
+  for (int i = 0; i < 4; i++) {
     char line[1000];
     int lines = 0, commas = 0;
     FILE *f = fopen(in_folder(files[i].name), "r");
@@ -372,7 +442,7 @@ static void test_csv(void **state) {
       if (!lines) assert_non_null(strstr(line, files[i].head));
       assert_int_equal(lines ? n : commas, lines ? commas : 0);
       commas = n;
-      if (lines != 1) continue;
+      if (lines != 1 || i > 1) continue;
       double x = strtod(strstr(line, i ? ",7," : ",0,") + 3, NULL); // the first number of the first row
       assert_true(x == (i ? s.tokens[0].rel_l2 : s.layers[0][0].rel_l2.min));
       if (i) assert_non_null(strstr(line, ",nan,"));
@@ -420,6 +490,28 @@ static void test_console(void **state) {
     assert_true(lines < 60);
     free(text);
   }
+}
+
+// The tables of the modes and of the account, at 110 columns even so.
+static void test_console_of_modes(void **state) {
+  (void)state;
+  static sample s;
+  char *text;
+  size_t size;
+  fill(&s, 2);
+  fill_modes(&s, 2);
+  FILE *f = open_memstream(&text, &size);
+  report_print(&s.r, f);
+  fclose(f);
+  static const char *const SAID[] = {"Forced: each arm takes the truth's experts",
+                                     "Teacher-forced: each layer",
+                                     "kqv_out-1  2.50e-01 > 1.25e-01 at position 7", "parts cancel",
+                                     "50.0%      0.0%    150.0%   -100.0%  L0 25%, L1 25%"};
+  for (size_t i = 0; i < sizeof SAID / sizeof *SAID; i++)
+    if (!strstr(text, SAID[i])) fail_msg("not said: %s\n%s", SAID[i], text);
+  for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
+    if (strlen(line) > 110) fail_msg("%zu columns: %s", strlen(line), line);
+  free(text);
 }
 
 static void test_no_truth_is_claimed_without_f64(void **state) {
@@ -531,16 +623,19 @@ static void test_old_report_goes_first(void **state) {
 static void test_old_logits_go(void **state) {
   (void)state;
   static sample s;
-  static const char *const OLD[] = {"logits.f32@cuda.npy", "logits.ranks.npy"};
-  static const char *const OWN[] = {"logits.q8k@cpu.npy", "logits.f64@cpu.npy"};
-  static const char *const FOREIGN[] = {"logits.npy", "logits.mine.npy", "logits.f32@cpu.old.npy", "a.npy"};
+  static const char *const OLD[] = {"logits.f32@cuda.npy", "logits.ranks.npy", "routes.ranks.npy",
+                                    "modes.csv", "experts.csv"};
+  static const char *const OWN[] = {"logits.q8k@cpu.npy", "logits.f64@cpu.npy", "routes.npy",
+                                    "routes.f64@cpu.npy", "route_weights.npy"};
+  static const char *const FOREIGN[] = {"logits.npy",      "logits.mine.npy", "logits.f32@cpu.old.npy",
+                                        "routes.mine.npy", "a.npy",           "routes_.npy"};
   const char *const *lists[] = {OLD, OWN, FOREIGN};
-  const size_t counts[] = {2, 2, 4};
+  const size_t counts[] = {5, 5, 6};
   fill(&s, 2);
   for (int has = 1; has >= 0; has--) {
     for (int l = 0; l < 3; l++)
       for (size_t i = 0; i < counts[l]; i++) assert_int_equal(fclose(fopen(in_folder(lists[l][i]), "w")), 0);
-    s.r.has_logits = has;
+    s.r.has_logits = s.r.has_routes = has;
     write_report(&s);
     for (int l = 0; l < 3; l++)
       for (size_t i = 0; i < counts[l]; i++) {
@@ -697,6 +792,7 @@ int main(void) {
       cmocka_unit_test_setup(test_nan_never_looks_good, fresh),
       cmocka_unit_test_setup(test_csv, fresh),
       cmocka_unit_test_setup(test_console, fresh),
+      cmocka_unit_test_setup(test_console_of_modes, fresh),
       cmocka_unit_test_setup(test_no_truth_is_claimed_without_f64, fresh),
       cmocka_unit_test_setup(test_full_disk, fresh),
       cmocka_unit_test_setup(test_full_disk_npy, fresh),

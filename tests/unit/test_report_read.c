@@ -123,10 +123,12 @@ static void test_values_that_lie(void **state) {
   static const struct {
     const char *path, *value, *told;
   } LIES[] = {
-      {"schema", "1", "schema: expected 3"},
-      {"schema", "3.0", "schema: expected an integer, found a real"},
+      {"schema", "1", "schema: expected 4"},
+      {"schema", "4.0", "schema: expected an integer, found a real"},
       {"command", "\"tell\"", "command: expected a command of moe_run, found \"tell\""},
       {"run.skip", NULL, "run.skip: expected an integer, found no such key"},
+      {"run.routes", NULL, "run.routes: expected a string, found no such key"},
+      {"run.routes", "\"\"", "run.routes: expected 16 hexadecimal digits"},
       {"run.skip", "-1", "run.skip: expected 0 to"},
       {"run.skip", "\"\"", "run.skip: expected an integer, found a string"},
       {"arms.1.name", "\"f64@auto\"", "arms[1].name: expected path@backend"},
@@ -198,7 +200,7 @@ static void test_cut_short_anywhere(void **state) {
   char twice[sizeof GOOD_REPORT + 32];
   snprintf(twice, sizeof twice, "%s {}", GOOD_REPORT);
   assert_int_not_equal(report_read_text(&r, "r.json", twice, strlen(twice)), 0);
-  snprintf(twice, sizeof twice, "{\"schema\": 3, %s", GOOD_REPORT + 1); // a key that stands twice
+  snprintf(twice, sizeof twice, "{\"schema\": 4, %s", GOOD_REPORT + 1); // a key that stands twice
   assert_int_not_equal(report_read_text(&r, "r.json", twice, strlen(twice)), 0);
 }
 

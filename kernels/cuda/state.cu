@@ -221,9 +221,7 @@ static status open_memory(cuda_backend *b) {
 }
 
 status cuda_take_shown(cuda_backend *b) {
-  const model_shape *s = &b->shape;
-  int64_t kv_width = s->n_kv_heads * s->head_dim, widest = s->hidden > kv_width ? s->hidden : kv_width;
-  TRY(take(b, &b->shown, (size_t)(b->params.max_batch * widest), "probes"));
+  TRY(take(b, &b->shown, (size_t)(b->params.max_batch * b->shape.hidden), "probes"));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
   return 0;
 }

@@ -74,7 +74,7 @@ struct cuda_backend {
   cudaEvent_t fetched; // after the transfer of the routing to them
   float *host_logits;  // [max_logit_rows][vocabulary]
   probe_watch watch;
-  float *shown;                    // [max_batch][widest probe without an array among those above]
+  float *shown;                    // [max_batch][hidden], for a probe without an array among those above
   unsigned long long *unused_sums; // [n_sequences]
   uint8_t *host_rows;              // pinned, all rows of any kind; only where rows cross ranks
   captured_graph graphs[MAX_GRAPHS];

@@ -40,7 +40,7 @@ static bool attends_in_integers(const cuda_backend *b) {
 
 // One token of each of several sequences, no probe watched: the whole step in one launch.
 static bool attends_tokens(const cuda_backend *b, int n) {
-  if (n != b->batch.n || b->watch.wanted || !b->distinct) return false;
+  if (n != b->batch.n || is_observed(b) || !b->distinct) return false;
   return attends_in_integers(b) ? decode_attends_exact(&b->exact, &b->shape, n, b->max_keys)
                                 : decode_attends(&b->work, &b->shape, n, b->max_keys);
 }
@@ -54,16 +54,27 @@ static status attend_tokens(cuda_backend *b, int64_t layer, bool early) {
                                  &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
 }
 
-// Norm and RoPE of the heads; keys and values of the whole batch into the cache.
-static status prepare_heads(cuda_backend *b, int64_t layer, int first, int n) {
+// Norm and RoPE of the heads, unless they are `rotated` already; keys and values of the whole batch into the
+// cache.
+static status prepare_heads(cuda_backend *b, int64_t layer, int first, int n, bool rotated) {
   const dev_layer *w = &b->weights->layers[layer];
-  float *keys = probe_is_watched(&b->watch, PROBE_KCUR) ? b->shown
-                                                        : nullptr; // rotated, and not rounded as in the cache
+  // in place: rotated, and not rounded as in the cache
+  float *queries = is_observed(b) ? b->q : nullptr, *keys = is_observed(b) ? b->k : nullptr;
   if (attends_in_integers(b))
     return exact_heads_launch(&b->exact, b->limbs, b->q, b->k, b->v, w, &b->shape, b->rope, (int)layer,
-                              &b->batch, first, n, b->watch.wanted ? b->q : nullptr, keys, b->stream);
+                              &b->batch, first, n, rotated, queries, keys, b->stream);
   return heads_launch(b->q, b->k, b->v, w, &b->shape, b->rope, b->cache, (int)layer, &b->batch, first, n,
-                      keys, b->stream);
+                      rotated, keys, b->stream);
+}
+
+// Queries, keys and values from outside, and these into the cache in place of those that lie there.
+static status impose_heads(cuda_backend *b, int64_t layer, int first, int n) {
+  const uint32_t heads = 1u << PROBE_QCUR | 1u << PROBE_KCUR | 1u << PROBE_VCUR;
+  if (!(b->watch.imposed & heads)) return 0;
+  TRY(impose(b, PROBE_QCUR, b->q + (size_t)(first * b->shape.n_heads * b->shape.head_dim), first, n));
+  TRY(impose(b, PROBE_KCUR, b->k, 0, b->batch.n));
+  TRY(impose(b, PROBE_VCUR, b->v, 0, b->batch.n));
+  return prepare_heads(b, layer, first, n, true);
 }
 
 static status attend_queries(cuda_backend *b, int64_t layer, int first, int n) {
@@ -81,11 +92,13 @@ static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, boo
   size_t at = (size_t)(first * s->n_heads * s->head_dim),
          kv_at = (size_t)(first * s->n_kv_heads * s->head_dim);
   if (attends_tokens(b, n)) return attend_tokens(b, layer, early);
-  TRY(prepare_heads(b, layer, first, n));
+  TRY(prepare_heads(b, layer, first, n, false));
+  TRY(impose_heads(b, layer, first, n));
   TRY(show(b, PROBE_QCUR, layer, b->q + at, first, n));
-  TRY(show(b, PROBE_KCUR, layer, b->shown + kv_at, first, n));
+  TRY(show(b, PROBE_KCUR, layer, b->k + kv_at, first, n));
   TRY(show(b, PROBE_VCUR, layer, b->v + kv_at, first, n));
   TRY(attend_queries(b, layer, first, n));
+  TRY(impose(b, PROBE_KQV_OUT, b->attended.x + at, first, n));
   return show(b, PROBE_KQV_OUT, layer, b->attended.x + at, first, n);
 }
 
@@ -100,6 +113,7 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
   if (attended.qs) TRY(round_launch(attended, n, b->stream));
   float *x = b->x + first * b->shape.hidden;
   TRY(product_shared(b, x, &w->o, &attended, n, true));
+  TRY(impose(b, PROBE_FFN_INP, x, first, count));
   return show(b, PROBE_FFN_INP, layer, x, first, count);
 }
 

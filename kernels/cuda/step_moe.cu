@@ -180,10 +180,16 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
                     {0},
                     2};
   TRY(multiply(b, b->experts, &in));
+  TRY(impose_slots(b, PROBE_FFN_MOE_GATE, b->gate.x, nullptr, n_slots));
+  TRY(impose_slots(b, PROBE_FFN_MOE_UP, b->up, nullptr, n_slots));
   TRY(show_slots(b, PROBE_FFN_MOE_GATE, layer, b->gate.x, nullptr, n_slots));
   TRY(show_slots(b, PROBE_FFN_MOE_UP, layer, b->up, nullptr, n_slots));
-  bool floats = !takes_q8k(b->experts, &w->down) || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
+  bool given = probe_is_imposed(&b->watch, PROBE_FFN_MOE_SWIGLU);
+  bool floats =
+      !takes_q8k(b->experts, &w->down) || given || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
   TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, floats, b->stream));
+  TRY(impose_slots(b, PROBE_FFN_MOE_SWIGLU, b->gate.x, nullptr, n_slots));
+  if (given && b->gate.qs) TRY(round_launch(b->gate, n_slots, b->stream));
   TRY(show_slots(b, PROBE_FFN_MOE_SWIGLU, layer, b->gate.x, nullptr, n_slots));
   b->routing = EXPERTS_UP;
   return 0;
@@ -220,6 +226,7 @@ status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, 
   product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
   down.p[0].place = place;
   TRY(multiply(b, b->experts, &down));
+  TRY(impose_slots(b, PROBE_FFN_MOE_DOWN, b->slots, place, n_slots));
   return show_slots(b, PROBE_FFN_MOE_DOWN, layer, b->slots, place, n_slots);
 }
 

@@ -279,26 +279,78 @@ status show(cuda_backend *b, probe_point point, int64_t layer, const void *numbe
   return 0;
 }
 
-status show_slots(cuda_backend *b, probe_point point, int64_t layer, const float *numbers,
-                  const int64_t *place, int64_t n_slots) {
-  int64_t width = probe_width(point, &b->shape);
-  size_t row = (size_t)width * sizeof(float);
-  char *members = nullptr, *places = nullptr, *one = nullptr;
+// row[n_slots]: where each slot of an owned expert lies, -1 for the others; released by the caller.
+static status find_slots(cuda_backend *b, int64_t **row, const int64_t *place, int64_t n_slots) {
+  char *members = nullptr, *places = nullptr;
   status result;
-  if (!probe_is_watched(&b->watch, point)) return 0;
+  TRY(TAKE(row, (size_t)n_slots, "a probe"));
   TRY_DONE(result, fetch(b, &members, b->member, n_slots, 1));
   if (place) TRY_DONE(result, fetch(b, &places, place, n_slots, 2)); // of 8 bytes
-  TRY_DONE(result, memory_take((void **)&one, row, 1, "a probe"));
   for (int64_t i = 0; i < n_slots; i++) {
-    if (((const int *)(const void *)members)[i] < 0) continue;
-    int64_t at = place ? ((const int64_t *)(const void *)places)[i] : i;
-    TRY_DONE(result, read_device(b, one, numbers + at * width, row));
-    b->watch.show(b->watch.context, point, layer, i, one, sizeof(float));
+    bool is_owned = ((const int *)(const void *)members)[i] >= 0;
+    (*row)[i] = !is_owned ? -1 : place ? ((const int64_t *)(const void *)places)[i] : i;
   }
 done:
   free(members);
   free(places);
+  if (result) free(*row);
+  return result;
+}
+
+status show_slots(cuda_backend *b, probe_point point, int64_t layer, const float *numbers,
+                  const int64_t *place, int64_t n_slots) {
+  int64_t width = probe_width(point, &b->shape), *row;
+  size_t bytes = (size_t)width * sizeof(float);
+  char *one = nullptr;
+  status result;
+  if (!probe_is_watched(&b->watch, point)) return 0;
+  TRY(find_slots(b, &row, place, n_slots));
+  TRY_DONE(result, memory_take((void **)&one, bytes, 1, "a probe"));
+  for (int64_t i = 0; i < n_slots; i++) {
+    if (row[i] < 0) continue;
+    TRY_DONE(result, read_device(b, one, numbers + row[i] * width, bytes));
+    b->watch.show(b->watch.context, point, layer, i, one, sizeof(float));
+  }
+done:
+  free(row);
   free(one);
+  return result;
+}
+
+// Row `row` of a probe to the device; `room` holds one. The driver may copy from it after the call returns.
+static status impose_row(cuda_backend *b, probe_point point, float *to, int64_t row, float *room) {
+  size_t bytes = (size_t)probe_width(point, &b->shape) * sizeof *room;
+  b->watch.impose(b->watch.impose_context, point, row, room, sizeof *room);
+  CUDA_TRY(cudaMemcpyAsync(to, room, bytes, cudaMemcpyHostToDevice, b->stream));
+  CUDA_TRY(cudaStreamSynchronize(b->stream));
+  return 0;
+}
+
+status impose(cuda_backend *b, probe_point point, float *numbers, int64_t first, int64_t count) {
+  int64_t width = probe_width(point, &b->shape);
+  status result = 0;
+  float *room;
+  if (!probe_is_imposed(&b->watch, point)) return 0;
+  TRY(TAKE(&room, (size_t)width, "a probe"));
+  for (int64_t i = 0; i < count && !result; i++)
+    result = impose_row(b, point, numbers + i * width, first + i, room);
+  free(room);
+  return result;
+}
+
+status impose_slots(cuda_backend *b, probe_point point, float *numbers, const int64_t *place,
+                    int64_t n_slots) {
+  int64_t width = probe_width(point, &b->shape), *row;
+  float *room = nullptr;
+  status result;
+  if (!probe_is_imposed(&b->watch, point)) return 0;
+  TRY(find_slots(b, &row, place, n_slots));
+  TRY_DONE(result, TAKE(&room, (size_t)width, "a probe"));
+  for (int64_t i = 0; i < n_slots; i++)
+    if (row[i] >= 0) TRY_DONE(result, impose_row(b, point, numbers + row[i] * width, i, room));
+done:
+  free(row);
+  free(room);
   return result;
 }
 
@@ -411,7 +463,9 @@ extern "C" const backend_ops cuda_backend_ops = {
     .rows_write = cuda_rows_write,
     .stream_read = cuda_stream_read,
     .stream_write = cuda_stream_write,
-    .settable = 0, // a kernel rotates keys and caches them at once
+    .settable = 1u << PROBE_QCUR | 1u << PROBE_KCUR | 1u << PROBE_VCUR | 1u << PROBE_KQV_OUT |
+                1u << PROBE_FFN_INP | 1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP |
+                1u << PROBE_FFN_MOE_SWIGLU | 1u << PROBE_FFN_MOE_DOWN,
     .probes_watch = cuda_probes_watch,
     .digest = cuda_digest,
     .finish = cuda_finish,

@@ -29,9 +29,14 @@
 #include "kernels/cuda/vectors.cuh"
 #include "kernels/product_form.h"
 
+// A probe is shown or imposed: every step takes its launches one by one, with the same bits.
+static inline bool is_observed(const cuda_backend *b) {
+  return b->watch.wanted || b->watch.imposed;
+}
+
 // One token on q8k, and no probe is watched: decode.cuh's launches. The same bits.
 static inline bool decodes(const cuda_backend *b, const token_batch *rows) {
-  return b->decodes && rows->n == 1 && !b->watch.wanted;
+  return b->decodes && rows->n == 1 && !is_observed(b);
 }
 
 // ---- products: steps.cu ----
@@ -61,6 +66,13 @@ status show(cuda_backend *b, probe_point point, int64_t layer, const void *numbe
 // The same of the slots of owned experts among all n_slots: slot i is row i of numbers, or row place[i].
 status show_slots(cuda_backend *b, probe_point point, int64_t layer, const float *numbers,
                   const int64_t *place, int64_t n_slots);
+
+// Overwrites numbers[count][probe_width] on the device, rows first .. of a probe; waits. Nothing where it is
+// not imposed.
+status impose(cuda_backend *b, probe_point point, float *numbers, int64_t first, int64_t count);
+// The same of slots, as show_slots has them.
+status impose_slots(cuda_backend *b, probe_point point, float *numbers, const int64_t *place,
+                    int64_t n_slots);
 
 // ---- step_attention.cu ----
 

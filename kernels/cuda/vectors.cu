@@ -117,8 +117,12 @@ __global__ void rotate_heads(float *q, const float *k, const float *v, const flo
   size_t head = ((size_t)layer * cache.n_sequences + b.sequence[t]) * cache.n_kv_heads + kv;
   for (int i = lane; i < dim / 2; i += WARP) {
     float c = rope[(size_t)position * dim + 2 * i], s = rope[(size_t)position * dim + 2 * i + 1];
-    float a0 = from[i] * inverse * weight[i], b0 = from[i + dim / 2] * inverse * weight[i + dim / 2];
-    float a1 = num_fma_f32(a0, c, -(b0 * s)) * z, b1 = num_fma_f32(a0, s, b0 * c) * z;
+    float a1 = from[i], b1 = from[i + dim / 2];
+    if (weight) { // else they have been rotated already
+      float a0 = a1 * inverse * weight[i], b0 = b1 * inverse * weight[i + dim / 2];
+      a1 = num_fma_f32(a0, c, -(b0 * s)) * z;
+      b1 = num_fma_f32(a0, s, b0 * c) * z;
+    }
     if (is_query) {
       float *to = q + ((size_t)t * n_heads + h) * dim;
       to[i] = a1;
@@ -139,12 +143,12 @@ __global__ void rotate_heads(float *q, const float *k, const float *v, const flo
 
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
-                    float *keys, cudaStream_t stream) {
+                    bool rotated, float *keys, cudaStream_t stream) {
   size_t items = (size_t)b->n * (size_t)(s->n_heads + s->n_kv_heads);
   float scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
-  return launch(rotate_heads, dim3((unsigned)((items + 3) / 4)), 4 * WARP, 0, stream, q, k, v, w->q_norm,
-                w->k_norm, rope, cache, layer, (int)s->n_heads, (float)s->rms_epsilon, scale, *b, first, n,
-                keys);
+  return launch(rotate_heads, dim3((unsigned)((items + 3) / 4)), 4 * WARP, 0, stream, q, k, v,
+                rotated ? nullptr : w->q_norm, rotated ? nullptr : w->k_norm, rope, cache, layer,
+                (int)s->n_heads, (float)s->rms_epsilon, scale, *b, first, n, keys);
 }
 
 // ---- experts' activations ----

@@ -13,10 +13,11 @@ status round_launch(dev_inputs io, int n, cudaStream_t stream);
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, bool floats,
                      cudaStream_t stream);
 // Caches keys and values of the whole batch; RoPE of the queries of n tokens from `first` on. keys: where the
-// rotated keys go as well, [batch][n_kv_heads][head_dim], or NULL.
+// rotated keys go as well, [batch][n_kv_heads][head_dim], or NULL. rotated: norm and RoPE have been taken
+// already.
 status heads_launch(float *q, float *k, const float *v, const dev_layer *w, const model_shape *s,
                     const float *rope, kv_cache cache, int layer, const dev_batch *b, int first, int n,
-                    float *keys, cudaStream_t stream);
+                    bool rotated, float *keys, cudaStream_t stream);
 // x += the slots' sum; the new rows' digest as layer `layer` is added to sums[sequence].
 status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place,
                       const dev_batch *b, int k, int hidden, unsigned long long *sums, uint64_t tag,

@@ -12,14 +12,12 @@ typedef struct { // all that is set of one of the two
 
 typedef struct {
   job *j;
-  side a, b;         // as asked
-  side run_a, run_b; // as run: on a backend that can be given what another arm has computed
-  model *other;      // bisect.model_b; NULL: none
+  side a, b;
+  model *other; // bisect.model_b; NULL: none
   arm *arm_a, *arm_b;
   hybrid *h;
   model_bisection found;
   model_reference *kept;
-  uint64_t asked_a, asked_b; // digests
 } bisection;
 
 // ---- the two sides ----
@@ -77,15 +75,6 @@ static void choose_sides(bisection *x) {
                 c->bisect.rows_b[0] ? c->bisect.rows_b : c->run.rows};
 }
 
-// The same path on a backend that takes probes from outside: the law says that its bits are the same, and
-// the digests of both show whether they are.
-static side settable(const side *s) {
-  side on = *s;
-  const backend_ops *b = s->choice.kind == ARM_PLAIN ? backend_get(s->choice.backend) : NULL;
-  if (b && !b->settable) on.choice = arm_choice_of(s->choice.path, BACKEND_CPU);
-  return on;
-}
-
 // The job and the arm keep references, so that `room` and `cfg` live as long as the arm.
 static status open_side(job *room, config *cfg, const job *j, const side *s, arm **out) {
   *room = *j;
@@ -95,44 +84,6 @@ static status open_side(job *room, config *cfg, const job *j, const side *s, arm
   room->cfg = cfg;
   room->m = s->m;
   return job_open_arm(room, &s->choice, out);
-}
-
-// ---- the law: what is run has the bits of what was asked ----
-
-static status run_plain(const job *j, arm *a) {
-  batcher batches;
-  token_batch batch;
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
-  arm_keep_logits(a, false);
-  arm_reset(a);
-  while (!result && batcher_next(&batches, &batch)) {
-    result = arm_forward(a, &batch);
-    for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS)
-      result = arm_head(a, &batch, first, batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS);
-  }
-  batcher_close(&batches);
-  return result;
-}
-
-static status digest_of(uint64_t *digest, job *j, const side *s) {
-  job room;
-  config cfg;
-  arm *a;
-  TRY(open_side(&room, &cfg, j, s, &a));
-  status result = run_plain(j, a);
-  if (!result) result = job_check_digest(&room, a);
-  if (!result) *digest = arm_digest(a);
-  if (!result) result = arm_broadcast(a, digest, sizeof *digest, "a digest");
-  arm_close(a);
-  return result;
-}
-
-static status check_law(bisection *x) {
-  x->asked_a = x->found.digest_a;
-  x->asked_b = x->found.digest_b;
-  if (!arm_choice_equal(&x->a.choice, &x->run_a.choice)) TRY(digest_of(&x->asked_a, x->j, &x->a));
-  if (!arm_choice_equal(&x->b.choice, &x->run_b.choice)) TRY(digest_of(&x->asked_b, x->j, &x->b));
-  return 0;
 }
 
 // ---- settings ----
@@ -182,27 +133,24 @@ static status try_settings(bisection *x) {
   side like_a;
   int n = 0, last = 0;
   for (int s = 0; s < SETTINGS; s++)
-    if (with_setting(&like_a, &x->run_a, &x->run_b, (setting)s)) {
+    if (with_setting(&like_a, &x->a, &x->b, (setting)s)) {
       n++;
       last = s;
     }
   if (n == 1) model_bisection_only_setting(&x->found, setting_name((setting)last));
   for (int s = 0; s < SETTINGS && n > 1; s++)
-    if (with_setting(&like_a, &x->run_a, &x->run_b, (setting)s)) TRY(try_setting(x, (setting)s, &like_a));
+    if (with_setting(&like_a, &x->a, &x->b, (setting)s)) TRY(try_setting(x, (setting)s, &like_a));
   return 0;
 }
 
 // ---- the whole ----
 
-static bisect_side report_of(const bisection *x, const side *asked, const side *run, const arm *a,
-                             bool is_b) {
+static bisect_side report_of(const side *s, const arm *a, uint64_t digest) {
   return (bisect_side){
-      .asked = asked->choice.name,
-      .computed = arm_choice_equal(&asked->choice, &run->choice) ? asked->choice.name : run->choice.name,
-      .digest = is_b ? x->found.digest_b : x->found.digest_a,
-      .asked_digest = is_b ? x->asked_b : x->asked_a,
-      .model = gguf_path(asked->m->file),
-      .kv = asked->kv == KV_F16 ? "f16" : "f32",
+      .arm = s->choice.name,
+      .digest = digest,
+      .model = gguf_path(s->m->file),
+      .kv = s->kv == KV_F16 ? "f16" : "f32",
       .row = arm_row(a),
   };
 }
@@ -210,8 +158,8 @@ static bisect_side report_of(const bisection *x, const side *asked, const side *
 static status report(const bisection *x) {
   const char *dir = x->j->cfg->output.dir;
   bisect_model m = {
-      .a = report_of(x, &x->a, &x->run_a, x->arm_a, false),
-      .b = report_of(x, &x->b, &x->run_b, x->arm_b, true),
+      .a = report_of(&x->a, x->arm_a, x->found.digest_a),
+      .b = report_of(&x->b, x->arm_b, x->found.digest_b),
       .n_tokens = x->j->n_tokens,
       .found = &x->found,
   };
@@ -224,7 +172,6 @@ static status bisect_sides(bisection *x) {
   job *j = x->j;
   TRY(hybrid_open(&x->h, j, x->arm_a, x->arm_b));
   TRY(model_bisection_start(&x->found, &x->kept, x->h, j, x->arm_a, x->arm_b, j->cfg->bisect.budget));
-  TRY(check_law(x));
   if (!x->found.a_b.same_bits) TRY(try_settings(x));
   TRY(model_bisection_search(&x->found, x->kept, x->h));
   return job_agree(j, job_is_reporting(j) ? report(x) : 0, "the report of a bisection");
@@ -239,10 +186,8 @@ status bisect_model_run(job *j) {
   TRY_DONE(result, job_agree(j, open_other(&x), "opening bisect.model_b"));
   TRY_DONE(result, agree_other(&x));
   choose_sides(&x);
-  x.run_a = settable(&x.a);
-  x.run_b = settable(&x.b);
-  TRY_DONE(result, open_side(&room_a, &cfg_a, j, &x.run_a, &x.arm_a));
-  TRY_DONE(result, open_side(&room_b, &cfg_b, j, &x.run_b, &x.arm_b));
+  TRY_DONE(result, open_side(&room_a, &cfg_a, j, &x.a, &x.arm_a));
+  TRY_DONE(result, open_side(&room_b, &cfg_b, j, &x.b, &x.arm_b));
   result = bisect_sides(&x);
 done:
   hybrid_close(x.h);

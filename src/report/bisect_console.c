@@ -82,15 +82,8 @@ void bisect_print_product(FILE *out, const bisect_product *p) {
 enum { PARTS_SHOWN = 24 }; // lines of the table of parts; bisect.json has all
 
 static void print_side(FILE *out, const char *name, const bisect_side *s) {
-  fprintf(out, "  %s       %s  %016" PRIx64 "  %s, %s cache, row %s\n", name, s->asked, s->asked_digest,
-          s->model, s->kv, s->row);
-  if (s->digest != s->asked_digest)
-    fprintf(out,
-            "          ! computed as %s, whose digest is %016" PRIx64
-            ": the law is broken, and what follows is of that arm\n",
-            s->computed, s->digest);
-  else if (s->asked != s->computed)
-    fprintf(out, "          computed as %s: same path, same bits\n", s->computed);
+  fprintf(out, "  %s       %s  %016" PRIx64 "  %s, %s cache, row %s\n", name, s->arm, s->digest, s->model,
+          s->kv, s->row);
 }
 
 static void print_distance_line(FILE *out, const char *name, double gone, double appears,

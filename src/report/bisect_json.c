@@ -117,10 +117,8 @@ static branch start(const char *path, bool *bad) {
 
 static void put_side(branch root, const char *key, const bisect_side *s) {
   branch o = put_object(root, key);
-  put_text(o, "arm", s->asked);
-  put_text(o, "computed_as", s->computed);
-  put_digest(o, "digest", s->asked_digest);
-  put_digest(o, "digest_computed", s->digest);
+  put_text(o, "arm", s->arm);
+  put_digest(o, "digest", s->digest);
   put_text(o, "model", s->model);
   put_text(o, "kv", s->kv);
   put_text(o, "row", s->row);

@@ -20,12 +20,9 @@ typedef struct {     // one product
   const float *x; // [n][cols] the activations
 } bisect_product;
 
-typedef struct {        // an arm of the whole model
-  const char *asked;    // "q8k@cuda"
-  const char *computed; // the arm that was run in its place: the same path on a backend that can be given
-                        // what another arm has computed; often the same
-  uint64_t digest, asked_digest; // of the logits, of both; the same, or the law is broken
-  const char *model, *kv, *row;
+typedef struct {
+  const char *arm, *model, *kv, *row; // "q8k@cuda"; the file; "f16"; ISA row or device
+  uint64_t digest;                    // of its logits
 } bisect_side;
 
 typedef struct {

@@ -48,13 +48,9 @@ typedef struct {
   int32_t *sequence, *position;
 } fixture;
 
-#ifdef MOE_EMULATED
-static const uint32_t SETTABLE = 0;
-#else
 static const uint32_t SETTABLE =
     1u << PROBE_QCUR | 1u << PROBE_KCUR | 1u << PROBE_VCUR | 1u << PROBE_KQV_OUT | 1u << PROBE_FFN_INP |
     1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP | 1u << PROBE_FFN_MOE_SWIGLU | 1u << PROBE_FFN_MOE_DOWN;
-#endif
 
 static bool is_settable(int point) {
   return SETTABLE >> point & 1;

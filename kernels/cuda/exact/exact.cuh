@@ -14,11 +14,12 @@ struct exact_work {
 };
 
 // Norm, RoPE and rounding: keys and values of the whole batch into the cache, queries of n tokens from
-// `first` on into work->queries as tokens 0 .. n - 1. q_out, k_out: where the rotated queries and keys go as
-// well, as in b->q and [batch][n_kv_heads][head_dim], or NULL.
+// `first` on into work->queries as tokens 0 .. n - 1. rotated: norm and RoPE have been taken already. q_out,
+// k_out: where the rotated queries and keys go as well, as in b->q and [batch][n_kv_heads][head_dim], or
+// NULL.
 status exact_heads_launch(exact_work *work, limb_cache cache, const float *q, const float *k, const float *v,
                           const dev_layer *w, const model_shape *s, const float *rope, int layer,
-                          const dev_batch *b, int first, int n, float *q_out, float *k_out,
+                          const dev_batch *b, int first, int n, bool rotated, float *q_out, float *k_out,
                           cudaStream_t stream);
 // out[n][n_heads][head_dim] of the queries of exact_heads_launch; b: their n tokens.
 status exact_attention_launch(float *out, const exact_work *work, limb_cache cache, int layer,

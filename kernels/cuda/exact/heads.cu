@@ -107,8 +107,8 @@ __device__ bool are_sixteen_keys(const dev_batch &b, int first) {
          b.position[first + TOKENS - 1] == b.position[first] + TOKENS - 1;
 }
 
-// The warp's vector, from global memory, as limbs in shared memory; returns its unit. norm NULL: a value,
-// which is rounded only.
+// The warp's vector, from global memory, as limbs in shared memory; returns its unit. norm NULL: a value, or
+// what has been rotated already, which is rounded only.
 __device__ float take_row(const head_rows &m, int token, const float *from, const float *norm,
                           const float *balance, const float *rope, float *out, int dim, float epsilon,
                           float z) {
@@ -200,14 +200,14 @@ __global__ void __launch_bounds__(TOKENS *WARP) limbs_of_heads(const __grid_cons
 
 status exact_heads_launch(exact_work *work, limb_cache cache, const float *q, const float *k, const float *v,
                           const dev_layer *w, const model_shape *s, const float *rope, int layer,
-                          const dev_batch *b, int first, int n, float *q_out, float *k_out,
+                          const dev_batch *b, int first, int n, bool rotated, float *q_out, float *k_out,
                           cudaStream_t stream) {
   heads_args a = {};
   a.q = q;
   a.k = k;
   a.v = v;
-  a.q_norm = w->q_norm;
-  a.k_norm = w->k_norm;
+  a.q_norm = rotated ? nullptr : w->q_norm;
+  a.k_norm = rotated ? nullptr : w->k_norm;
   a.q_balance = w->q_balance;
   a.k_balance = w->k_balance;
   a.rope = rope;

@@ -243,7 +243,7 @@ static void fill_modes(sample *s, size_t n_layers) {
     s->pairs[i].n_probes = N_PROBES;
     s->pairs[i].experts = s->experts;
   }
-  s->pairs[0].first = (first_above){true, 1, PROBE_KQV_OUT, 0.25, 0.125, 7};
+  s->pairs[0].first = (first_above){true, (int32_t)n_layers - 1, PROBE_KQV_OUT, 0.25, 0.125, 7};
   for (int m = 0; m < 2; m++) {
     memcpy(s->mode_pairs[m], s->pairs, sizeof s->pairs);
     r->modes[m] = (report_mode){(parity_mode)(m + 1), s->mode_digests, s->mode_digests, s->mode_pairs[m]};
@@ -330,11 +330,17 @@ static void test_schema(void **state) {
   fill(&s, 2);
   write_report(&s);
   check_read_back(&s);
-  check_schema("--self-test");
+  check_schema("");
   fill_modes(&s, 2);
   s.r.imposes_routes = true;
   write_report(&s);
   check_read_back(&s);
+  check_schema("");
+  fill(&s, 1); // every copy is checked whole, so a small one is spoiled
+  fill_modes(&s, 1);
+  s.r.n_pairs = 1;
+  s.r.n_tokens = 0;
+  write_report(&s);
   check_schema("--self-test");
   fill(&s, 2);
   s.r.command = COMMAND_PERPLEXITY; // arms only

@@ -8,7 +8,7 @@
 //   step          phases                     on a CPU                here                  one token on q8k
 //   project       norm; q, k, v              norm, products          norm, multiply        decode_qkv
 //   attend        norm, RoPE, cache          heads                   heads                 decode_attention
-//                 attention; round           attend, attended        attention, round
+//                 attention; round           attend, attended        attention, round        or decode_exact
 //                 o; add                     products, add           product_shared        decode_output
 //   route         norm; router               norm, products          norm, product_shared  decode_router
 //                 choice                     choose                  choose
@@ -18,7 +18,8 @@
 //   combine       weighted sum, add; digest  combine                 combine
 //   head          norm; output               norm, products          norm, product_shared  decode_head
 //
-// Where to find what: the launches of products in products/, of one token in decode/; attention.cu;
+// Where to find what: the launches of products in products/, of one token in decode/; attention in reals in
+// attention.cu, in integers in exact/;
 // routing.cu; vectors.cu, every other step between the products. state.cu: what an arm allocates; weights.cu:
 // the model.
 #pragma once

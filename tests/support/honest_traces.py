@@ -33,8 +33,8 @@ def compare(a, b):
 def figures(probes):
     """[(figure, value, probe)] of the probes that a bound looks at, as src/measure/trace_verdict.c takes them."""
     products = [p for p in probes if p["judged_by"] == "gain" and p["gain"]]
-    usual = max(np.median([p["gain"] for p in products]), 1)
-    usual_worst = max(np.median([p["worst_gain"] for p in products]), 1)
+    usual = max(np.median([p["gain"] for p in products] or [1]), 1)
+    usual_worst = max(np.median([p["worst_gain"] for p in products] or [1]), 1)
     for p in products:
         others = [q["gain"] for q in products if q["probe"] == p["probe"] and q["layer"] != p["layer"]]
         yield "gain / products", p["gain"] / usual, p["name"]

@@ -76,8 +76,12 @@ static void put_experts(FILE *f, const report *r, parity_mode mode, const pair_s
     fprintf(f, "%s,%s,%s,%zu,%zu,%" PRId64 ",%" PRId64 ",%" PRId64, parity_mode_name(mode),
             r->arms[p->a].name, r->arms[p->b].name, i / n_experts, i % n_experts, e->hits_a, e->hits_b,
             e->matched);
-    put_number(f, expert_rel_l2(e));
-    put_number(f, e->finite ? e->worst_rel_l2 : (double)NAN);
+    if (e->matched) {
+      put_number(f, expert_rel_l2(e));
+      put_number(f, e->finite ? e->worst_rel_l2 : (double)NAN);
+    } else {
+      fputs(",,", f); // nothing was measured
+    }
     fputc('\n', f);
   }
 }

@@ -5,7 +5,7 @@
 // Invariant: what does not match by a rule is an error that names both files, never a silent guess.
 #pragma once
 #include "src/measure/probe_steps.h"
-#include "src/report/npy_read.h"
+#include "src/run/npy_read.h"
 #include "src/report/trace_read.h"
 
 enum { SIDES = 2, MOST_NOTES = 32, NOTE_BYTES = 240 };

@@ -3,7 +3,7 @@
 #include "base/read_file.h"
 #include "src/config/arm_choice.h"
 #include "src/report/json_place.h"
-#include "src/report/npy_read.h"
+#include "src/run/npy_read.h"
 #include "src/report/trace_index.h"
 #include <dirent.h>
 #include <errno.h>

@@ -3,7 +3,7 @@
 //
 // An input: how many bytes the file has beyond those that are given (2 bytes), then the file's first bytes.
 #include "tests/fuzz/fuzz.h"
-#include "src/report/npy_read.h"
+#include "src/run/npy_read.h"
 #include <stdlib.h>
 #include <string.h>
 

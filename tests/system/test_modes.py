@@ -232,7 +232,7 @@ class Routes(unittest.TestCase):
         for arm in self.ARMS:
             own = routes(self.free, arm)
             shuffled = np.random.default_rng(SEED).permuted(own, axis=-1)
-            for array, ranks in ((own, 1), (shuffled.astype(np.int64), 3)):
+            for array, ranks in ((own, 1), (np.asfortranarray(shuffled.astype(np.int64)), 3)):
                 outcome, _ = self.imposed(array, ranks, parity__mode="forced", run__chunk=33)
                 self.assertEqual(self.digests(outcome)[arm], was[arm])
                 forced = {a["name"]: a["digest"] for a in outcome.report()["modes"]["forced"]["arms"]}
@@ -257,8 +257,7 @@ class Routes(unittest.TestCase):
                "[3, 0, 0]: expected an expert from 0 to 7, found -1": lambda a: a.__setitem__((3, 0, 0), -1),
                "[0, 5, 2]: expected each expert once in a token": lambda a: a.__setitem__((0, 5, 2), a[0, 5, 0])}
         cases = [(good[:, :-1], "found 69 tokens"), (good[:-1], "found 3 layers"), (good[..., :2], "found 2 experts"),
-                 (good[0], "expected the shape"), (good.astype(np.float32), "expected int32 or int64"),
-                 (np.asfortranarray(good), "fortran_order")]
+                 (good[0], "expected the shape"), (good.astype(np.float32), "expected int32 or int64")]
         for said, change in bad.items():
             array = good.copy()
             change(array)
@@ -271,10 +270,10 @@ class Routes(unittest.TestCase):
         np.save(path, good)
         with open(path, "r+b") as file:
             file.truncate(os.path.getsize(path) - 1)
-        self.refused(path, "bytes of ids after the header")
+        self.refused(path, "numbers of 4 bytes after the header")
         with open(path, "wb") as file:
             file.write(b"no array")
-        self.refused(path, "expected a file of NumPy")
+        self.refused(path, "not a .npy file")
         self.refused(os.path.join(moe.FOLDER, "none.npy"), "none.npy")
 
     def refused(self, path, said):

@@ -5,7 +5,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "src/report/npy_read.h"
+#include "src/run/npy_read.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-#include "src/report/npy_read.h"
+#include "src/run/npy_read.h"
 #include "base/memory.h"
 #include "kernels/formats/half.h"
 #include <errno.h>

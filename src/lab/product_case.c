@@ -36,7 +36,7 @@ static const gguf_tensor *find_tensor(const model *m, const char *name) {
     const gguf_tensor *t = gguf_tensor_at(m->file, i);
     bool is_embedding =
         !strcmp(t->name, "token_embd.weight"); // whose rows are looked up, not multiplied with
-    if (!strcmp(t->type->name, "Q4_K") && t->n_dims >= 2 && !is_embedding) return t;
+    if (t->type->type == TYPE_Q4_K && t->n_dims >= 2 && !is_embedding) return t;
   }
   return NULL;
 }

@@ -178,7 +178,8 @@ class Planted(unittest.TestCase):
 
     def test_stopped(self):
         waits = {"load": "the check of the weights", "prefill": "the exchange of layer 1", "end": "the end of MPI",
-                 "exchange": "the exchange of layer [12]", "report": "(reducing the comparison|writing the report)"}
+                 "exchange": "the exchange of layer [12]",
+                 "report": "(reducing the comparison|the files of the comparison|writing the report)"}
 
         def check(outcome, kind, phase, rank):
             self.assertGreater(outcome.seconds, PLANTED_DEADLINE - 1)

@@ -35,6 +35,7 @@ CPU_Q8K = {
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": AVX512,
     "kernels/cpu/isa/amx_int8/row_amx_int8.c": {EACH_ROW, OUTLIERS, "avx512/avx512_panel.h"},
 }
+LAB_Q8K = {"src/lab/quants.c": {"lab/quants.c"}}  # a block's integers, one by one
 DISPATCH = {"products/block_q8k.cuh"}  # FOR_Q8K_TYPE
 CUDA_Q8K = {
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
@@ -55,7 +56,8 @@ REAL = {
     "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
     "kernels/cuda/products/product_outliers.cu": {"cuda/weight_at.cuh"},
 }
-ENCODERS = {"src/synth/synth_blocks.c"}
+ENCODERS = {"src/synth/synth_blocks.c", "kernels/formats/quantize.c"}  # of some types, by name; the others are refused
+SELECTS = {"src/lab/product_case.c", "src/lab/falsify_tensors.c"}  # look for a tensor of one type, and compute nothing by it
 # Seen by the CUDA compiler alone, which this test does not run: FOR_Q8K_TYPE, and templates without a general case.
 CUDA_COMPILER_ONLY = {"kernels/cuda/products/product_q8k_wgmma.cu"}
 
@@ -140,16 +142,16 @@ class NewType(unittest.TestCase):
             self.assertIn("dequantize_q9_0", found[source])
 
     def test_a_type_without_its_products_does_not_compile(self):
-        self.lacks("Q8K", CPU_Q8K | CUDA_Q8K, IN_ALL)
+        self.lacks("Q8K", CPU_Q8K | LAB_Q8K | CUDA_Q8K, IN_ALL)
         self.lacks("REAL", REAL, set())
 
     def test_a_type_that_is_only_dequantised_compiles(self):
-        for source, text in errors_of_all(plant("NONE", True), [*CUDA_Q8K, *ENCODERS]).items():
+        for source, text in errors_of_all(plant("NONE", True), [*LAB_Q8K, *CUDA_Q8K, *ENCODERS]).items():
             self.assertEqual(text, "", source)
 
     def test_no_other_source_has_a_switch_over_types(self):
         """Else the lists above are not all."""
-        listed = {*CPU_Q8K, *CUDA_Q8K, *CUDA_COMPILER_ONLY, *ENCODERS, "kernels/formats/types.c"}
+        listed = {*CPU_Q8K, *LAB_Q8K, *CUDA_Q8K, *CUDA_COMPILER_ONLY, *ENCODERS, *SELECTS, "kernels/formats/types.c"}
         for source in set(COMPILE) - listed:
             with open(os.path.join(moe.SOURCE, source), encoding="utf-8") as file:
                 self.assertNotRegex(file.read(), r"case TYPE_|[!=]= TYPE_", source)

@@ -126,7 +126,7 @@ class PathModel(reference.Model):
         return np.exp2(np.tile((ratio + 1) // 2, 2).clip(-16, 16))
 
     def attend(self, q, k, v, blk):
-        if self.shared != "q8k":
+        if self.shared not in ROUNDED:
             return super().attend(q, k, v, blk)
         factor, n = self.balance(blk), len(q)
         q, k, v = integers(q, factor), integers(k, 1 / factor), integers(v)

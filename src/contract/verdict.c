@@ -3,7 +3,6 @@
 #include "base/whole_file.h"
 #include "src/report/json_tree.h"
 #include "src/report/report.h"
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
@@ -140,9 +139,7 @@ static void put_line(branch list, const verdict_line *l) {
   put_bool(o, "holds", l->holds);
 }
 
-static status verdict_json(json_t **out, const verdict *v, const contract *c, const verdict_report *r) {
-  bool bad = false;
-  branch root = {json_object(), &bad};
+static void put_verdict(branch root, const verdict *v, const contract *c, const verdict_report *r) {
   branch head = put_object(root, "contract"), about = put_object(root, "report");
   put_text(head, "file", c->file);
   put_text(head, "name", c->name);
@@ -166,26 +163,12 @@ static status verdict_json(json_t **out, const verdict *v, const contract *c, co
   put_integer(root, "failed", (int64_t)v->failed);
   put_bool(root, "holds", !v->failed);
   put_bool(root, "complete", true);
-  *out = root.node;
-  if (!bad && root.node) return 0;
-  json_decref(root.node);
-  return FAIL("verify.json: cannot allocate the verdict");
 }
 
 status verdict_write(const verdict *v, const contract *c, const verdict_report *r, const char *dir) {
-  json_t *tree = NULL;
-  whole_file file = {.f = NULL};
-  status result;
-  TRY_DONE(result, output_dir_check(dir));
-  TRY_DONE(result, verdict_json(&tree, v, c, r));
-  TRY_DONE(result, whole_file_open(&file, dir, "verify.json"));
-  if (json_dumpf(tree, file.f, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) || fputc('\n', file.f) == EOF)
-    TRY_DONE(result, FAIL("%s/verify.json: cannot be written: %s", dir, strerror(errno)));
-  TRY_DONE(result, whole_file_sync(&file));
-  TRY_DONE(result, whole_file_name(&file));
-  result = whole_file_sync_dir(dir);
-done:
-  whole_file_abandon(&file);
-  json_decref(tree);
-  return result;
+  bool bad = false;
+  TRY(output_dir_check(dir));
+  branch root = {json_object(), &bad};
+  put_verdict(root, v, c, r);
+  return json_tree_write(dir, "verify.json", root);
 }

@@ -1,10 +1,7 @@
-#include "base/whole_file.h"
 #include "src/report/bisect_report.h"
 #include "src/report/json_tree.h"
 #include "src/report/npy.h"
 #include "src/report/report_file.h"
-#include <errno.h>
-#include <string.h>
 
 enum { SENTENCE = 1024 };
 static const char FILE_NAME[] = "bisect.json";
@@ -86,23 +83,6 @@ static void put_product(branch root, const bisect_product *p) {
   put_operations(o, p->found);
   put_pairs(o, p->found);
   put_walks(o, p->found);
-}
-
-// Takes the tree.
-static status write_tree(const char *dir, branch root) {
-  whole_file file = {.f = NULL};
-  status result;
-  if (*root.bad || !root.node) TRY_DONE(result, FAIL("bisect.json: cannot allocate it"));
-  TRY_DONE(result, whole_file_open(&file, dir, FILE_NAME));
-  if (json_dumpf(root.node, file.f, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) || fputc('\n', file.f) == EOF)
-    TRY_DONE(result, FAIL("bisect.json: cannot be written: %s", strerror(errno)));
-  TRY_DONE(result, whole_file_sync(&file));
-  TRY_DONE(result, whole_file_name(&file));
-  result = whole_file_sync_dir(dir);
-done:
-  whole_file_abandon(&file);
-  json_decref(root.node);
-  return result;
 }
 
 static branch start(const char *path, bool *bad) {
@@ -188,7 +168,7 @@ status bisect_write_model(const char *dir, const bisect_model *m) {
   bool bad = false;
   branch root = start(m->a.model, &bad);
   put_model(root, m);
-  return write_tree(dir, root);
+  return json_tree_write(dir, FILE_NAME, root);
 }
 
 static status write_rows(const char *dir, const char *name, npy_type type, const void *rows, int64_t n,
@@ -222,5 +202,5 @@ status bisect_write_product(const char *dir, const bisect_product *p) {
   TRY(write_outputs(dir, p));
   branch root = start(p->model, &bad);
   put_product(root, p);
-  return write_tree(dir, root);
+  return json_tree_write(dir, FILE_NAME, root);
 }

@@ -1,8 +1,5 @@
-#include "base/whole_file.h"
 #include "src/report/falsify_report.h"
 #include "src/report/json_tree.h"
-#include <errno.h>
-#include <string.h>
 
 static void put_bounds(branch to, const experiment_result *r) {
   branch list = put_array(to, "predicts");
@@ -59,23 +56,11 @@ static void put_experiment(branch list, const experiment_result *r) {
 
 status falsify_write(const char *dir, const char *model, const experiment_result *results, size_t n) {
   bool bad = false;
-  whole_file file = {.f = NULL};
   branch root = {json_object(), &bad};
-  status result;
   put_integer(root, "schema", FALSIFY_SCHEMA);
   put_text(root, "command", "falsify");
   put_text(root, "model", model);
   branch list = put_array(root, "experiments");
   for (size_t i = 0; i < n; i++) put_experiment(list, &results[i]);
-  if (bad || !root.node) TRY_DONE(result, FAIL("falsify.json: cannot allocate it"));
-  TRY_DONE(result, whole_file_open(&file, dir, "falsify.json"));
-  if (json_dumpf(root.node, file.f, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) || fputc('\n', file.f) == EOF)
-    TRY_DONE(result, FAIL("falsify.json: cannot be written: %s", strerror(errno)));
-  TRY_DONE(result, whole_file_sync(&file));
-  TRY_DONE(result, whole_file_name(&file));
-  result = whole_file_sync_dir(dir);
-done:
-  whole_file_abandon(&file);
-  json_decref(root.node);
-  return result;
+  return json_tree_write(dir, "falsify.json", root);
 }

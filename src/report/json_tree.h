@@ -1,7 +1,8 @@
-// json_tree: values into a JSON tree under construction, for report_json.c and trace_index.c.
+// json_tree: values into a JSON tree under construction, and such a tree into a file.
 //
 // Invariant: where memory runs out, or a text is no UTF-8 even so, `*bad` is set and the rest does nothing.
 #pragma once
+#include "base/status.h"
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -55,3 +56,7 @@ static inline void put_text(branch to, const char *key, const char *text) {
   json_t *valid = json_string(text ? text : "");
   put(to, key, valid ? valid : json_tree_repair(text));
 }
+
+// Takes the tree, also after an error. DIR/name appears when it is whole and synced, and closes with a
+// newline; the folder exists.
+status json_tree_write(const char *dir, const char *name, branch root);

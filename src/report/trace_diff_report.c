@@ -3,8 +3,6 @@
 #include "src/report/json_tree.h"
 #include "src/report/report_file.h"
 #include "src/report/report.h"
-#include <errno.h>
-#include <string.h>
 
 const probe_result *trace_report_first(const trace_report *r) {
   for (size_t i = 0; i < r->n_pairs; i++)
@@ -152,8 +150,9 @@ static void put_pair(branch list, const trace_report *r, const arm_pair *p) {
   for (int64_t i = 0; i < p->n_probes; i++) put_probe(probes, p, &p->probes[i]);
 }
 
-static status write_json(FILE *f, const trace_report *r) {
+status trace_report_write(const trace_report *r, const char *dir) {
   bool bad = false;
+  TRY(output_dir_check(dir));
   branch root = {json_object(), &bad};
   put_integer(root, "schema", COMPARE_SCHEMA);
   put_text(root, "command", "compare");
@@ -161,26 +160,7 @@ static status write_json(FILE *f, const trace_report *r) {
   branch pairs = put_array(root, "pairs");
   for (size_t i = 0; i < r->n_pairs; i++) put_pair(pairs, r, &r->pairs[i]);
   put_bool(root, "complete", true);
-  status result = bad || !root.node ? FAIL("compare.json: cannot allocate it") : 0;
-  if (!result && json_dumpf(root.node, f, JSON_INDENT(1) | JSON_REAL_PRECISION(17)))
-    result = FAIL("compare.json: cannot be written: %s", strerror(errno));
-  json_decref(root.node);
-  fputc('\n', f);
-  return result;
-}
-
-status trace_report_write(const trace_report *r, const char *dir) {
-  whole_file file = {.f = NULL};
-  status result;
-  TRY(output_dir_check(dir));
-  TRY_DONE(result, whole_file_open(&file, dir, "compare.json"));
-  TRY_DONE(result, write_json(file.f, r));
-  TRY_DONE(result, whole_file_sync(&file));
-  TRY_DONE(result, whole_file_name(&file));
-  result = whole_file_sync_dir(dir);
-done:
-  whole_file_abandon(&file);
-  return result;
+  return json_tree_write(dir, "compare.json", root);
 }
 
 // ---- the table ----

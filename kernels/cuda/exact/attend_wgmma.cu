@@ -11,6 +11,7 @@
 #include "kernels/cuda/exact/attend.cuh"
 
 #ifdef __CUDACC__
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/instructions_hopper.cuh"
 
 static constexpr int GROUP = 128, THREADS = 2 * GROUP, KEYS = EXACT_CHUNK, DIMS = 128, STAGES = 3;
@@ -416,21 +417,10 @@ __global__ void __launch_bounds__(THREADS, 1) attend_wgmma(const __grid_constant
 
 // ---- the host's side ----
 
-// Whether this device is a Hopper and the build has its kernels, which are empty where not built for sm_90a.
-static bool has_hopper_kernels() {
-  static bool is_known, found;
-  if (is_known) return found;
-  is_known = true;
-  cudaFuncAttributes of = {};
-  found = device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
-          device_attribute(cudaDevAttrComputeCapabilityMinor) == 0 &&
-          cudaFuncGetAttributes(&of, attend_wgmma) == cudaSuccess && of.numRegs > 100;
-  return found;
-}
-
 bool exact_wgmma_serves(const exact_work *work, limb_cache cache, const dev_batch *) {
+  static const bool is_built = has_hopper_kernel(attend_wgmma);
   int group = work->queries.n_heads / work->queries.n_kv_heads;
-  return work->queries.dims == DIMS && cache.head_dim % 2 == 0 && group <= TILE_ROWS && has_hopper_kernels();
+  return work->queries.dims == DIMS && cache.head_dim % 2 == 0 && group <= TILE_ROWS && is_built;
 }
 
 status exact_wgmma_launch(float *out, const exact_work *work, limb_cache cache, int layer, const dev_batch *b,

@@ -11,6 +11,7 @@
 #include "kernels/cuda/products/product_q8k_wgmma.cuh"
 
 #ifdef __CUDACC__
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/instructions_hopper.cuh"
 #include "kernels/cuda/products/wgmma_rows.cuh"
 #include "kernels/cuda/products/wgmma_tiles.cuh"
@@ -356,24 +357,13 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 // ---- the host's side ----
 
-// Whether this device is a Hopper and the build has its kernels, which are empty where not built for sm_90a.
-static bool has_hopper_kernels() {
-  static bool is_known, found;
-  if (is_known) return found;
-  is_known = true;
-  cudaFuncAttributes of = {};
-  found = device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
-          device_attribute(cudaDevAttrComputeCapabilityMinor) == 0 &&
-          cudaFuncGetAttributes(&of, product_q8k_wgmma<TYPE_Q4_K>) == cudaSuccess && of.numRegs > 100;
-  return found;
-}
-
 // Whatever product_q8k.cu gives to its many-item kernel: on an H100 this one was quicker for every size
 // tried, from 8 tokens of 128 experts, top 8 (down, 41.5 us in place of 45.5), and from 5 of a shared matrix
 // (q, 14.3 in place of 16.0) up to 2,048 (gate and up, 303 in place of 828; q, 85 in place of 224). Medians
 // of 20.
 bool product_q8k_wgmma_serves(const product_set *set) {
-  return set->p[0].n_members <= MAX_MEMBERS && has_hopper_kernels();
+  static const bool is_built = has_hopper_kernel(product_q8k_wgmma<TYPE_Q4_K>);
+  return set->p[0].n_members <= MAX_MEMBERS && is_built;
 }
 
 // Items a tile: the widest that are quickest, counted in rounds of one tile a multiprocessor.

@@ -12,11 +12,13 @@
 #include <string.h>
 #include <unistd.h>
 
-static char path[] = "/tmp/moe_npy_XXXXXX";
+static char path[4096];
 
 static int make_file(void **state) {
-  int fd = mkstemp(path);
+  const char *base = getenv("TMPDIR");
   (void)state;
+  snprintf(path, sizeof path, "%s/moe_npy_XXXXXX", base && *base ? base : "/tmp");
+  int fd = mkstemp(path);
   return fd < 0 || close(fd);
 }
 

@@ -88,3 +88,32 @@ status cpu_phases_watch(backend *base, phase_times *to) {
   b->phases = to;
   return 0;
 }
+
+// ---- what the processor can do ----
+
+enum { PEAK_ROUNDS = 200000, PEAK_RUNS = 5 }; // some 2 ms each
+
+typedef struct {
+  cpu_backend *b;
+  double operations; // of a thread
+} peak_run;
+
+static void run_peak(void *context) {
+  peak_run *p = (peak_run *)context;
+  double operations = p->b->row->int8_peak(PEAK_ROUNDS);
+  if (!team_thread()) p->operations = operations;
+}
+
+// All threads at once; the memory's bandwidth is the caller's to measure.
+status cpu_peaks(backend *base, backend_peaks *out) {
+  peak_run p = {.b = (cpu_backend *)base};
+  int threads = team_threads(p.b->team);
+  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
+  for (int i = 0; i < PEAK_RUNS && p.b->row->int8_peak; i++) {
+    double start = clock_seconds();
+    team_run(p.b->team, threads, run_peak, &p);
+    double rate = p.operations * threads / (clock_seconds() - start);
+    if (!i || rate > out->int8_per_second) out->int8_per_second = rate;
+  }
+  return 0;
+}

@@ -22,3 +22,4 @@ void phase_end_then(cpu_backend *b, phase_kind phase, phase_kind then, alone_fun
 void phase_last(cpu_backend *b);
 
 status cpu_phases_watch(backend *base, phase_times *to);
+status cpu_peaks(backend *base, backend_peaks *out);

@@ -233,5 +233,6 @@ const backend_ops cpu_backend_ops = {
     .probes_watch = cpu_probes_watch,
     .digest = cpu_digest,
     .phases_watch = cpu_phases_watch,
+    .peaks = cpu_peaks,
     .decode_threads = cpu_decode_threads,
 };

@@ -90,6 +90,7 @@ static inline cuda_backend *self(backend *b) {
 }
 
 // The table's functions about the backend as a whole.
+status cuda_batch_that_fits(int64_t *out, const backend_params *params);
 status cuda_open(backend **out, const backend_params *params);
 void cuda_close(backend *base); // takes NULL
 const char *cuda_rows(void);

@@ -188,52 +188,50 @@ __device__ __forceinline__ void load_tiles_of(wgmma_memory<TYPE> *m, const produ
 
 // ---- the multipliers ----
 
-// A warp's 16 rows by WIDE items of one block: integer products into low and high.
-template <weight_type TYPE, int WIDE>
-__device__ __forceinline__ void multiply_block(int (&low)[WIDE / 2], int (&high)[WIDE / 2],
-                                               const uint8_t *row0, const uint8_t *row1, uint64_t items,
-                                               int part) {
-  uint32_t a_low[2][4], a_high[2][4]; // of the last two steps
-  wgmma_rows<TYPE> rows;
-  rows.start(row0, row1, part);
+struct block_rows { // the lane's two rows of a block
+  const uint8_t *row0, *row1;
+};
+
+// A warp's 16 rows by WIDE items of one block: sums = the high operand's products, or += the low one's.
+// beside(s), of eight steps, is done while the tensor cores work.
+template <weight_type TYPE, int WIDE, bool HIGH, typename Beside>
+__device__ __forceinline__ void multiply_operand(int (&sums)[WIDE / 2], const block_rows &w, uint64_t items,
+                                                 Beside beside) {
+  uint32_t a[2][4]; // of the last two steps
+  wgmma_rows<TYPE, HIGH> rows;
+  rows.start(w.row0, w.row1, threadIdx.x % 4);
 #pragma unroll
   for (int s = 0; s < 8; s++) {
     uint64_t in = items + (uint64_t)(s / 4 * (ITEMS * 128 / 16) + s % 4 * 2);
-    wgmma_wait_group<3>(); // registers of two steps ago are free again
-    rows.low(s, a_low[s % 2]);
+    wgmma_wait_group<1>(); // registers of two steps ago are free again
+    rows.take(s, a[s % 2]);
     wgmma_fence();
-    wgmma_k32<WIDE, false>(low, a_low[s % 2], in, s > 0);
+    wgmma_k32<WIDE, HIGH && wgmma_shape<TYPE>::HIGH_IS_SIGNED>(sums, a[s % 2], in, !HIGH || s > 0);
     wgmma_commit_group();
-    wgmma_wait_group<3>();
-    rows.high(s, a_high[s % 2]);
-    wgmma_fence();
-    wgmma_k32<WIDE, wgmma_shape<TYPE>::HIGH_IS_SIGNED>(high, a_high[s % 2], in, s > 0);
-    wgmma_commit_group();
+    beside(s);
   }
-  wgmma_wait_group<0>();
-  wgmma_fence_operand(low);
-  wgmma_fence_operand(high);
 }
 
-// The float step of docs/paths.md for the block.
+// The float step of docs/paths.md for block b, of items 8 first .. 8 end - 1.
 template <weight_type TYPE, int WIDE>
-__device__ __forceinline__ void add_block(float (&y)[WIDE / 8][4], const int (&low)[WIDE / 2],
-                                          const int (&high)[WIDE / 2], const wgmma_scales<TYPE> &w,
-                                          const uint16_t (*sums)[16], const float *dx) {
+__device__ __forceinline__ void add_items(float (&y)[WIDE / 8][4], const float (&isum)[WIDE / 2],
+                                          const wgmma_mins<TYPE> &mins, const block_rows &rows, int b,
+                                          const uint16_t (*sums)[16], const float *dx, int first, int end) {
   int lane = threadIdx.x % WARP, part = lane % 4;
+  wgmma_scales<TYPE> w;
+  if (first < end) w.load(rows.row0, rows.row1, b);
 #pragma unroll
-  for (int n = 0; n < WIDE / 8; n++) {
+  for (int n = first; n < end; n++) {
     float msum[4] = {};
     if constexpr (TYPE != TYPE_Q6_K) {
-      uint2 b = *(const uint2 *)&sums[n * 8 + lane / 4][part * 4];
-      mma_k16_f16(msum, w.min, b.x, b.y);
+      uint2 x = *(const uint2 *)&sums[n * 8 + lane / 4][part * 4];
+      mma_k16_f16(msum, mins.min, x.x, x.y);
     }
     float2 x = *(const float2 *)&dx[n * 8 + part * 2];
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-      float isum = (float)(low[n * 4 + c] + high[n * 4 + c] * wgmma_shape<TYPE>::SPLIT);
-      float u =
-          TYPE == TYPE_Q6_K ? w.d[c / 2] * isum : num_fma_f32(w.d[c / 2], isum, -(w.dmin[c / 2] * msum[c]));
+      float i = isum[n * 4 + c];
+      float u = TYPE == TYPE_Q6_K ? w.d[c / 2] * i : num_fma_f32(w.d[c / 2], i, -(w.dmin[c / 2] * msum[c]));
       y[n][c] = num_fma_f32(c & 1 ? x.y : x.x, u, y[n][c]);
     }
   }
@@ -279,25 +277,62 @@ __device__ __forceinline__ void add_tile(const float (&y)[WIDE / 8][4], const ti
   }
 }
 
+// A block's isum. The high operand's products go first, and beside them done what is `beside` them: the float step
+// of the block before. Then the sums are multiplied by SPLIT and take in the low operand's products, so that
+// there is one set of them and registers are left for the block before; between() stands there.
+template <weight_type TYPE, int WIDE, typename Beside, typename Between>
+__device__ __forceinline__ void multiply_block(float (&isum)[WIDE / 2], const block_rows &rows,
+                                               uint64_t items, Beside beside, Between between) {
+  int sums[WIDE / 2];
+  fence_proxy_async();
+  multiply_operand<TYPE, WIDE, true>(sums, rows, items, beside);
+  between();
+  wgmma_wait_group<0>();
+  wgmma_fence_operand(sums);
+#pragma unroll
+  for (int i = 0; i < WIDE / 2; i++) sums[i] = (int)((uint32_t)sums[i] * wgmma_shape<TYPE>::SPLIT);
+  wgmma_fence_operand(sums);
+  multiply_operand<TYPE, WIDE, false>(sums, rows, items, [](int) {});
+  wgmma_wait_group<0>();
+  wgmma_fence_operand(sums);
+#pragma unroll
+  for (int i = 0; i < WIDE / 2; i++) isum[i] = (float)sums[i];
+}
+
 template <weight_type TYPE, int WIDE>
 __device__ __forceinline__ void multiply_tile(wgmma_memory<TYPE> *m, const tile_work *work,
                                               const product_set &set, ring<wgmma_memory<TYPE>::STAGES> &at,
                                               int n_blocks) {
   int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4;
   float y[WIDE / 8][4] = {};
+  float isum[WIDE / 2];
+  wgmma_mins<TYPE> mins;
+  auto rows_at = [&](int stage) {
+    return block_rows{m->weights[stage][row], m->weights[stage][row + 8]};
+  };
+  auto float_step = [&](int b, int first, int end) { // of block b, in isum; its stage is `at`
+    add_items<TYPE, WIDE>(y, isum, mins, rows_at(at.stage), b, m->sums[TYPE == TYPE_Q6_K ? 0 : at.stage],
+                          m->dx[at.stage], first, end);
+  };
+  auto release = [&] {
+    mbarrier_arrive_of_warp(&m->empty[at.stage]);
+    at.next();
+  };
+  multiply_block<TYPE, WIDE>(
+      isum, rows_at(at.stage), wgmma_descriptor(m->items[at.stage]), [](int) {}, [] {});
 #pragma unroll 1
-  for (int b = 0; b < n_blocks; b++, at.next()) {
-    int low[WIDE / 2], high[WIDE / 2];
-    if (b) mbarrier_wait(&m->full[at.stage], at.parity); // the first one the caller has waited for
-    fence_proxy_async();
-    const uint8_t *row0 = m->weights[at.stage][row], *row1 = m->weights[at.stage][row + 8];
-    multiply_block<TYPE, WIDE>(low, high, row0, row1, wgmma_descriptor(m->items[at.stage]), lane % 4);
-    wgmma_scales<TYPE> w;
-    w.load(row0, row1, b, lane % 4);
-    add_block<TYPE, WIDE>(y, low, high, w, m->sums[TYPE == TYPE_Q6_K ? 0 : at.stage], m->dx[at.stage]);
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(&m->empty[at.stage]);
+  for (int b = 1; b < n_blocks; b++) {
+    auto ahead = at;
+    ahead.next();
+    mins.load(rows_at(at.stage).row0, rows_at(at.stage).row1, lane % 4);
+    mbarrier_wait(&m->full[ahead.stage], ahead.parity);
+    multiply_block<TYPE, WIDE>(
+        isum, rows_at(ahead.stage), wgmma_descriptor(m->items[ahead.stage]),
+        [&](int s) { float_step(b - 1, s * WIDE / 64, (s + 1) * WIDE / 64); }, release);
   }
+  mins.load(rows_at(at.stage).row0, rows_at(at.stage).row1, lane % 4);
+  float_step(n_blocks - 1, 0, WIDE / 8);
+  release();
   const product &p = set.p[work->which];
   if (p.adds)
     add_tile<WIDE>(y, work, p.out, work->row0 + row, p.w.rows);
@@ -339,7 +374,7 @@ __global__ void __launch_bounds__(THREADS, 1)
   if (threadIdx.x == 0)
     for (int i = 0; i < wgmma_memory<TYPE>::STAGES; i++) {
       mbarrier_init(&m->full[i], 2 * GROUP);
-      mbarrier_init(&m->empty[i], 2 * GROUP / WARP);
+      mbarrier_init(&m->empty[i], 2 * GROUP / WARP * ARRIVALS_OF_WARP);
     }
   wait_for_inputs();
   if (threadIdx.x < WARP) add_costs(m->first_cost, p, wide);

@@ -8,6 +8,7 @@
 #include "base/device.h"
 #include "base/status.h"
 #include "kernels/formats/types.h"
+#include "kernels/phases.h"
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -208,6 +209,7 @@ typedef struct {
                         // and of the state there is only what these need: n_sequences and context are
                         // not used
   int threads;
+  bool fits_team;  // batches of few tokens may run on fewer threads, where that is faster
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
 
@@ -323,6 +325,16 @@ typedef struct {
   // (count is the batch's) and of parts are kept apart. On a device done when `finish` returns.
   status (*digest)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
                    uint64_t *sums);
+
+  // ---- optional: the budget of a token, by phase ----
+
+  // From here on the steps add to `to` what their phases take; NULL: no more, which costs a branch a phase.
+  // On a device all is there when `finish` returns, and a backend may run the steps one by one meanwhile.
+  status (*phases_watch)(backend *, phase_times *to);
+  // What the hardware could do at most, measured here or known; NaN: not known.
+  status (*peaks)(backend *, backend_peaks *out);
+  // The threads that compute batches of one or a few tokens. NULL: it has no threads.
+  int (*decode_threads)(const backend *);
 
   // ---- optional, all or none: for backends whose state lies on a device ----
 

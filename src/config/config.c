@@ -175,6 +175,8 @@ static const value_key KEYS[] = {
      "runs of each that are not timed, before those that are"},
     {"bench.format", KEYS_BENCH, AT(bench.format), value_read_format, value_write_format,
      "\"md\", \"csv\" or \"json\"", 0, 0, "\"md\"", "how the rates are printed"},
+    {"bench.phases", KEYS_BENCH, FLAG(bench.phases), "false",
+     "also time, bytes and waiting of each phase of the forward pass (md and json)"},
     {"output.dir", KEYS_OUTPUT, AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0,
      "\"\"", "folder of the report (--out); \"\": no files"},
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},

@@ -150,6 +150,7 @@ typedef struct {
     int64_t repeats;     // bench.repeats: timed runs of each; default 5
     int64_t warmup;      // bench.warmup: runs of each before them; default 1
     bench_format format; // bench.format: "md" (default), "csv" or "json"
+    bool phases;         // bench.phases: also the time by phase; default false
   } bench;
 
   struct {

@@ -49,6 +49,7 @@ static backend_params params_of_backend(arm *a) {
       .kv_f16 = p->kv_f16,
       .computes_shared = a->forward.is_shared,
       .threads = topology_threads(p->place),
+      .fits_team = p->fits_team,
       .host_rank = comm_host_rank(p->c),
       .row = p->row,
       .rank = comm_rank(p->c),
@@ -183,6 +184,10 @@ const char *arm_name(const arm *a) {
 
 const path_info *arm_path(const arm *a) {
   return a->forward.path;
+}
+
+const path_info *arm_expert_path(const arm *a) {
+  return a->params.local.path;
 }
 
 const backend_ops *arm_backend(const arm *a) {
@@ -493,4 +498,29 @@ status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
   const forward_state *f = &a->forward;
   return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
                                 (size_t)f->hidden * f->path->real_bytes);
+}
+
+// ---- the budget of a token ----
+
+status arm_phases_watch(arm *a, phase_times *to) {
+  backend *b = a->forward.compute;
+  if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
+  return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
+                     backend_name(b->ops->kind), a->params.name)
+            : 0;
+}
+
+status arm_peaks(arm *a, backend_peaks *out) {
+  backend *b = a->forward.compute;
+  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
+  return b->ops->peaks ? b->ops->peaks(b, out) : 0;
+}
+
+int arm_decode_threads(const arm *a) {
+  backend *b = a->forward.compute;
+  return b->ops->decode_threads ? b->ops->decode_threads(b) : 0;
+}
+
+int arm_threads(const arm *a) {
+  return is_on_device(a) ? 0 : topology_threads(a->params.place);
 }

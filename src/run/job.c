@@ -317,6 +317,7 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .max_batch = j->max_batch,
       .batch_may_shrink = !j->cfg->run.chunk,
       .kv_f16 = j->cfg->run.kv == KV_F16,
+      .fits_team = j->cfg->run.threads == 0,
       .computes_shared = choice->kind == ARM_MIXED ? j->roles.shared : NULL,
       .reporting = j->roles.reporting,
   };

@@ -42,6 +42,7 @@ void cuda_close(backend *base) {
     for (void *memory : pinned)
       if (memory) cudaFreeHost(memory);
     if (b->fetched) cudaEventDestroy(b->fetched);
+    phase_events_close(&b->phases);
     if (b->stream) cudaStreamDestroy(b->stream);
   }
   weights_release(b->weights);

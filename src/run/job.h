@@ -55,7 +55,8 @@ const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int ra
 status job_check_weights(job *j);
 
 // Collective. Opens an arm of run.arms; its caches hold the job's sequences. Lowers chunk and max_batch where
-// they are free to fall and the arm's devices lack memory: batches are cut after the last arm has been opened.
+// they are free to fall and the arm's devices lack memory: batches are cut after the last arm has been
+// opened.
 status job_open_arm(job *j, const arm_choice *choice, arm **out);
 
 // Local. Of the model of the arm that the others are measured against.

@@ -31,9 +31,9 @@ __device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) { // i: a cons
   return __byte_perm(word, 0, 0x4440u + (uint32_t)i);
 }
 
-// One operand of the two rows' block, the low one or, with HIGH, the other: `take` gives rows' elements 32 s ..
-// 32 s + 31; s ascends from 0. The words of the next steps are loaded when the last of these are used, so that
-// no step waits for them.
+// One operand of the two rows' block, the low one or, with HIGH, the other: `take` gives rows' elements 32 s
+// .. 32 s + 31; s ascends from 0. The words of the next steps are loaded when the last of these are used, so
+// that no step waits for them.
 template <weight_type TYPE, bool HIGH> struct wgmma_rows {
   const uint8_t *row[2]; // at the lane's first word
   uint32_t scale[2][2], words[4], fifth[4];

@@ -109,7 +109,9 @@ static status cuda_embed(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   b->routing = ROUTING_NONE;
   if (!b->is_capturing) TRY(load_batch(b, rows));
+  TRY(phase_start(b));
   TRY(embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream));
+  TRY(phase_mark(b, PHASE_EMBED));
   return show(b, PROBE_INP_EMBD, -1, b->x, 0, rows->n);
 }
 
@@ -125,15 +127,20 @@ static int64_t neighbours(const int64_t *row, int64_t from, int64_t count) {
 static status cuda_head(backend *base, const token_batch *, const int64_t *row, int64_t count) {
   cuda_backend *b = self(base);
   float epsilon = (float)b->shape.rms_epsilon;
-  if (b->decodes && count == 1 && !b->watch.wanted)
-    return decode_head_launch(b->logits, b->x + row[0] * b->shape.hidden, b->weights, epsilon, b->stream);
+  TRY(phase_start(b));
+  if (b->decodes && count == 1 && !b->watch.wanted) {
+    TRY(decode_head_launch(b->logits, b->x + row[0] * b->shape.hidden, b->weights, epsilon, b->stream));
+    return phase_mark(b, PHASE_HEAD);
+  }
   for (int64_t i = 0, n; i < count; i += n) {
     n = neighbours(row, i, count);
     TRY(norm_launch(rows_from(b->head_in, i), b->x + row[i] * b->shape.hidden, b->weights->output_norm,
-                    (int)n, epsilon, b->head_in.qs != nullptr, b->stream));
+                    (int)n, epsilon, b->head_in.qs != nullptr, true, b->stream));
   }
+  TRY(phase_mark(b, PHASE_HEAD_NORM));
   TRY(show(b, PROBE_RESULT_NORM, -1, b->head_in.x, 0, count));
   TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));
+  TRY(phase_mark(b, PHASE_HEAD));
   return show(b, PROBE_RESULT_OUTPUT, -1, b->logits, 0, count);
 }
 
@@ -161,7 +168,7 @@ static status cuda_logits_digest(backend *base, const token_batch *, const int64
     TRY(digest_launch(b->sums + at * b->params.n_sequences, b->logits + i * vocabulary, &b->batch,
                       (int)row[i], (int)n, (int)vocabulary, b->shared->tag, -1, b->stream));
   }
-  return 0;
+  return phase_mark(b, PHASE_DIGEST);
 }
 
 // ---- rows that cross ranks ----
@@ -370,6 +377,7 @@ static status cuda_finish(backend *base) {
   size_t rows = 2 * (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
   uint64_t *sums;
   TRY(device_wait(b->stream, &b->params));
+  TRY(phase_collect(b));
   TRY(TAKE(&sums, rows * each, "digests"));
   cudaError_t error =
       cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
@@ -410,7 +418,7 @@ static int captured_keys(int keys) {
 static status cuda_captured(backend *base, const token_batch *batch,
                             status (*steps)(void *, const token_batch *), void *context) {
   cuda_backend *b = self(base);
-  if (batch->n > CAPTURED_TOKENS) return steps(context, batch);
+  if (batch->n > CAPTURED_TOKENS || b->phases.to) return steps(context, batch);
   TRY(load_batch(b, batch));
   b->max_keys = captured_keys(b->max_keys);
   captured_graph *found = nullptr;
@@ -438,6 +446,8 @@ extern "C" const backend_ops cuda_backend_ops = {
     .devices = cuda_devices,
     .device = device_take,
     .exp2_approx = cuda_exp2_approx,
+    .prompt_chunk = 2048, // 512 gives a prompt of 2,048 tokens 0.55 of the rate (docs/measurements.md)
+    .batch_that_fits = cuda_batch_that_fits,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,
@@ -468,6 +478,8 @@ extern "C" const backend_ops cuda_backend_ops = {
                 1u << PROBE_FFN_MOE_SWIGLU | 1u << PROBE_FFN_MOE_DOWN,
     .probes_watch = cuda_probes_watch,
     .digest = cuda_digest,
+    .phases_watch = cuda_phases_watch,
+    .peaks = cuda_peaks,
     .finish = cuda_finish,
     .rows_device = cuda_rows_device,
     .stream = cuda_stream,

@@ -74,7 +74,7 @@ static status choose_context(bench *b) {
   if (given && given < needed)
     return REFUSE("run.context = %lld: bench needs %lld positions", (long long)given, (long long)needed);
   j->context = given ? given : needed;
-  j->max_batch = least(at_once * sequences, c->run.chunk);
+  j->max_batch = least(at_once * sequences, j->chunk);
   if (j->max_batch < sequences) j->max_batch = sequences;
   return 0;
 }

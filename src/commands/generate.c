@@ -150,7 +150,7 @@ static status compute_prompts(job *j, arm *a, double *last) {
   progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens read", j->n_tokens);
   batcher batches;
   token_batch batch;
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->chunk);
   while (!result && batcher_next(&batches, &batch)) {
     result = arm_forward(a, &batch);
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {

@@ -63,7 +63,7 @@ typedef struct {
     int64_t generate; // run.generate: tokens to write; default 0
     int64_t threads; // run.threads: a rank's threads; 0 (default): cores the rank may use / ranks on the host
     uint64_t seed;   // run.seed: of the sampler, below 2^63; default 0
-    int64_t chunk;   // run.chunk: tokens of a prompt computed at once, >= 1; default 512
+    int64_t chunk;   // run.chunk: tokens of a prompt computed at once; 0 (default): by backend (job.h)
     double temperature; // run.temperature: 0 (default) is greedy
     int64_t top_k;      // run.top_k: 0 (default) is all
     double top_p;       // run.top_p: in (0, 1]; default 1

@@ -35,9 +35,9 @@ static bool is_on_device(const arm *a) {
   return backend_is_on_device(a->params.local.backend);
 }
 
-static status open_backend(arm *a) {
+static backend_params params_of_backend(arm *a) {
   const arm_params *p = &a->params;
-  backend_params b = {
+  return (backend_params){
       .weights = &p->m->weights,
       .shared = p->shared.path->kind,
       .experts = p->local.path->kind,
@@ -55,11 +55,37 @@ static status open_backend(arm *a) {
       .rank = comm_rank(p->c),
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
-      .fixed_tokens = exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
+      .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .watch = watch_device,
       .watch_context = a,
   };
-  return p->local.backend->open(&a->forward.compute, &b);
+}
+
+static status open_backend(arm *a) {
+  backend_params b = params_of_backend(a);
+  return a->params.local.backend->open(&a->forward.compute, &b);
+}
+
+static status batch_that_fits(int64_t *out, arm *a) {
+  const backend_ops *ops = a->params.local.backend;
+  backend_params b = params_of_backend(a);
+  b.fixed_tokens = FIXED_TOKENS; // whether it is so is known with the exchange; it takes little
+  *out = a->params.max_batch;
+  return ops->batch_that_fits ? ops->batch_that_fits(out, &b) : 0;
+}
+
+// Collective. The batch that fits every rank, where it may shrink.
+static status fit_batch(arm *a) {
+  arm_params *p = &a->params;
+  int64_t mine = 0, *all;
+  if (!p->batch_may_shrink) return 0;
+  TRY(comm_agree(p->c, batch_that_fits(&mine, a), p->name));
+  TRY(comm_agree(p->c, TAKE(&all, (size_t)comm_size(p->c), "batches"), p->name));
+  status result = comm_allgather(p->c, all, &mine, sizeof mine, "the batch that fits every rank");
+  for (int r = 0; r < comm_size(p->c) && !result; r++)
+    if (all[r] < p->max_batch) p->max_batch = all[r];
+  free(all);
+  return result;
 }
 
 static status open_routing(routing *out, size_t n_tokens, size_t slots) {
@@ -125,6 +151,7 @@ status arm_open(arm **out, const arm_params *params) {
            transport_choose(&a->transport, params->c, params->transport, params->device, is_on_device(a)));
   // before the backend, which plans with the device memory that the transport has left
   TRY_DONE(result, transport_start(a->transport, host_bytes(a)));
+  TRY_DONE(result, fit_batch(a));
   TRY_DONE(result, comm_agree(params->c, open_parts(a), params->name));
   *out = a;
 done:
@@ -177,6 +204,10 @@ const transport *arm_transport(const arm *a) {
 
 uint64_t arm_state_bytes(const arm *a) {
   return a->forward.compute->ops->state_bytes(a->forward.compute);
+}
+
+int64_t arm_max_batch(const arm *a) {
+  return a->params.max_batch;
 }
 
 bool arm_computes_shared(const arm *a) {

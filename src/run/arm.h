@@ -26,7 +26,8 @@ typedef struct {
   const bool *computes_shared; // [ranks] that compute the shared steps; NULL: all
   int reporting;               // the reporting rank: probes are gathered there; a shared rank
   int64_t n_sequences, context, max_batch; // KV caches, positions in each, tokens in the largest batch
-  bool fits_team;                          // run.threads leaves it to the backend how many threads decode
+  bool batch_may_shrink; // max_batch is halved until every rank's device has memory for it: arm_max_batch
+  bool fits_team;        // run.threads leaves it to the backend how many threads decode
   bool kv_f16;
 } arm_params;
 
@@ -45,6 +46,7 @@ const char *arm_row(const arm *a);              // ISA row or device in use
 const transport *arm_transport(const arm *a);
 uint64_t arm_state_bytes(const arm *a); // KV caches and work space of this rank
 bool arm_computes_shared(const arm *a); // this rank is a shared rank
+int64_t arm_max_batch(const arm *a);    // tokens in the largest batch
 
 // ---- the forward pass: collective ----
 

@@ -167,6 +167,32 @@ static status open_placement(job *j) {
   return result;
 }
 
+// ---- tokens at once ----
+
+static int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+static int64_t chunk_of_backend(const arm_choice *a) {
+  const backend_ops *ops = a->kind == ARM_PLAIN ? backend_get(a->backend) : NULL;
+  return ops ? ops->prompt_chunk : INT64_MAX; // an arm that is not there is refused later, by name
+}
+
+// run.chunk = 0: what every backend that computes in an arm of run.arms is content with. The ranks' arms are
+// known to all, so it is the same everywhere.
+static int64_t choose_chunk(const job *j) {
+  const arm_list *arms = &j->cfg->run.arms;
+  int64_t chunk = INT64_MAX;
+  if (j->cfg->run.chunk) return j->cfg->run.chunk;
+  for (size_t a = 0; a < arms->count; a++) {
+    chunk = least(chunk, chunk_of_backend(&arms->arm[a]));
+    if (arms->arm[a].kind != ARM_MIXED || !j->roles.mixed) continue;
+    chunk = least(chunk, chunk_of_backend(&j->roles.shared_arm));
+    for (int r = 0; r < j->roles.n_ranks; r++) chunk = least(chunk, chunk_of_backend(&j->roles.arm[r]));
+  }
+  return chunk < INT64_MAX ? chunk : backend_get(BACKEND_CPU)->prompt_chunk;
+}
+
 static device_id find_device(const job *j) {
   device_id found;
   bool nccl = j->cfg->comm.transport == TRANSPORT_NCCL;
@@ -189,10 +215,6 @@ static status check_threads(const job *j) {
 }
 
 // ---- input ----
-
-static int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 static status check_context(const job *j, int64_t longest, int64_t needed) {
   int64_t given = j->cfg->run.context, most = j->m->context_length, generate = j->cfg->run.generate;
@@ -220,7 +242,7 @@ static status choose_context(job *j) {
   j->n_tokens = size.total;
   j->context = c->run.context ? c->run.context : needed;
   TRY(check_context(j, size.longest, windows ? 0 : needed));
-  int64_t most = least(j->n_tokens, c->run.chunk);
+  int64_t most = least(j->n_tokens, j->chunk);
   j->max_batch = most > j->n_sequences ? most : j->n_sequences; // decoding takes all sequences at once
   return 0;
 }
@@ -255,6 +277,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   TRY(job_agree(j, check_threads(j), "the threads"));
   topology_bind_threads(j->place);
   TRY(open_roles(j));
+  j->chunk = choose_chunk(j);
   TRY(open_placement(j));
   return needs_input ? job_read_input(j) : 0;
 }
@@ -292,13 +315,16 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .n_sequences = j->n_sequences,
       .context = j->context,
       .max_batch = j->max_batch,
+      .batch_may_shrink = !j->cfg->run.chunk,
       .kv_f16 = j->cfg->run.kv == KV_F16,
       .fits_team = j->cfg->run.threads == 0,
       .computes_shared = choice->kind == ARM_MIXED ? j->roles.shared : NULL,
       .reporting = j->roles.reporting,
   };
   TRY(job_agree(j, resolve_arm(j, choice, &p.shared, &p.local), choice->name));
-  return arm_open(out, &p);
+  TRY(arm_open(out, &p));
+  if (arm_max_batch(*out) < j->max_batch) j->chunk = j->max_batch = arm_max_batch(*out);
+  return 0;
 }
 
 static const char *changed_file(const job *j) {

@@ -308,9 +308,26 @@ static status moe_of_one_token(cuda_backend *b, int64_t layer) {
   return phase_mark(b, PHASE_DOWN);
 }
 
+// Every layer of one token at once.
+static status all_layers(cuda_backend *b) {
+  token_work w = {};
+  w.x = b->x;
+  w.rope = b->rope;
+  w.cache = b->limbs;
+  w.exact = b->exact;
+  w.local_of_expert = b->weights->local_of_expert;
+  w.batch = b->batch;
+  w.sums = b->sums;
+  w.n_sequences = (int)b->params.n_sequences;
+  w.tag = b->shared->tag;
+  w.epsilon = (float)b->shape.rms_epsilon;
+  return token_launch(&b->fused, &w, b->stream);
+}
+
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
   static const slot_places in_order = {SLOTS_IN_ORDER, nullptr};
   cuda_backend *b = self(base);
+  if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
   if (decodes(b, rows)) return moe_of_one_token(b, layer);
   TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));
   TRY(cuda_experts_up(base, layer, rows));

@@ -38,7 +38,7 @@ struct CUevent_st {
   CUgraph_st *capture; // captured there
 };
 
-static constexpr int DEVICES = 2, MULTIPROCESSORS = 20;
+static constexpr int DEVICES = 2, MULTIPROCESSORS = 24;
 static constexpr size_t DEVICE_BYTES = (size_t)8 << 30, MARGIN = 256;
 
 static CUstream_st default_stream;

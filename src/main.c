@@ -11,6 +11,7 @@
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
 #include "src/commands/perplexity.h"
+#include "src/commands/screen.h"
 #include "src/commands/synth.h"
 #include "src/commands/trace.h"
 #include "src/commands/verify.h"
@@ -22,7 +23,8 @@ static const command commands[] = {
     [COMMAND_PARITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT,
+            .keys =
+                KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT | KEYS_KNOWN,
             .run_job = parity_run,
             .summary = "runs every arm of run.arms over the same tokens and compares them",
             .help = "  Each arm is measured against the truth (f64, or else against the first arm), and the\n"
@@ -56,7 +58,7 @@ static const command commands[] = {
     [COMMAND_BENCH] =
         {
             .needs = NEEDS_MODEL,
-            .keys = KEYS_RUN | KEYS_BENCH,
+            .keys = KEYS_RUN | KEYS_BENCH | KEYS_KNOWN,
             .run_job = bench_run,
             .summary = "prompt and decode rates of each arm, each beside the digest of the same run",
             .help = "  And how much of the memory bandwidth decoding takes.\n",
@@ -98,6 +100,16 @@ static const command commands[] = {
             .help = "  Each has a claim, the figures that it predicts, and a verdict. Input, where there is "
                     "one, is\n"
                     "  what experiments 8 to 10 compute; ids that are drawn follow it. docs/falsify.md\n",
+        },
+    [COMMAND_SCREEN] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_MODEL | KEYS_RANKS | KEYS_OUTPUT | KEYS_SCREEN | KEYS_KNOWN,
+            .run_job = screen_command_run,
+            .summary =
+                "finds the machine that computes other bits: every rank the same work, again and again",
+            .help =
+                "  Cores, GPUs and the links between ranks; exit code 3 where one differs. docs/screen.md\n",
         },
     [COMMAND_COMPARE] =
         {

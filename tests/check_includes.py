@@ -30,6 +30,7 @@ ARROWS = [
     (r"src/run/", rf"{SEEN}|dist/|src/(config|model|text|run)/"),
     (r"src/lab/experiment_files\.c", rf"{SEEN}|src/(config|lab)/|experiments\.h"),
     (r"src/lab/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab)/"),
+    (r"src/report/known_answers\.c", rf"{SEEN}|src/(config|report)/|known_answers_text\.h"),
     (r"src/report/job_report\.c", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/|build_info\.h"),
     (r"src/report/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/"),
     (r"src/contract/metric\.[ch]", r"base/|src/contract/metric\.h|src/config/edit_distance\.h"),

@@ -5,7 +5,7 @@ static const char *const NAMES[] = {
     [COMMAND_PARITY] = "parity", [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
     [COMMAND_TRACE] = "trace",   [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
     [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",   [COMMAND_VERIFY] = "verify",
-    [COMMAND_BISECT] = "bisect", [COMMAND_FALSIFY] = "falsify",
+    [COMMAND_BISECT] = "bisect", [COMMAND_FALSIFY] = "falsify",   [COMMAND_SCREEN] = "screen",
 };
 _Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");
 
@@ -27,6 +27,7 @@ bool command_cuts_windows(command_kind kind) {
   case COMMAND_VERIFY:
   case COMMAND_BISECT:
   case COMMAND_FALSIFY:
+  case COMMAND_SCREEN:
     return false;
   }
   __builtin_unreachable();

@@ -40,6 +40,8 @@ static const struct {
     {"bisect", "two arms, or one product in every way"},
     {"falsify", "experiments"},
     {"bench", "what is measured"},
+    {"screen", "the work that every rank does"},
+    {"known", "known answers"},
     {"output", "files of the report"},
 };
 enum { N_SECTIONS = sizeof SECTIONS / sizeof SECTIONS[0] };
@@ -175,6 +177,17 @@ static const value_key KEYS[] = {
      "runs of each that are not timed, before those that are"},
     {"bench.format", KEYS_BENCH, AT(bench.format), value_read_format, value_write_format,
      "\"md\", \"csv\" or \"json\"", 0, 0, "\"md\"", "how the rates are printed"},
+    {"screen.seconds", KEYS_SCREEN, REAL(screen.seconds), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
+     "60", "of the rounds; each piece of work is done once at least"},
+    {"screen.arms", KEYS_SCREEN, AT(screen.arms), value_read_rank_arms, value_write_arms,
+     "list of at most 16 arms (\"path@backend\" or \"path@auto\")", 0, 0, "[\"q8k@auto\", \"f32@auto\"]",
+     "what every rank computes; auto: on its GPU where it has one to itself, else on its cores"},
+    {"screen.tokens", KEYS_SCREEN, INTEGER(screen.tokens), "integer from 1 to 1048576", 1, 1 << 20, "128",
+     "positions of the sequence that is computed"},
+    {"screen.sequences", KEYS_SCREEN, INTEGER(screen.sequences), "integer from 1 to 4096", 1, 4096, "4",
+     "of it at once, in the wide batches"},
+    {"known.path", KEYS_KNOWN, AT(known.path), value_read_text_or_empty, value_write_text, "string", 0, 0,
+     "\"\"", "table of known answers; \"\": configs/known-answers.toml, as built in"},
     {"output.dir", KEYS_OUTPUT, AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0,
      "\"\"", "folder of the report (--out); \"\": no files"},
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
@@ -410,6 +423,7 @@ void config_close(config *c) {
   free(c->parity.reference);
   free(c->derive.file);
   free(c->contract.path);
+  free(c->known.path);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }

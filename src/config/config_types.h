@@ -152,6 +152,17 @@ typedef struct {
     bench_format format; // bench.format: "md" (default), "csv" or "json"
   } bench;
 
+  struct config_screen {
+    double seconds;    // screen.seconds: of the rounds; default 60
+    arm_list arms;     // screen.arms: what every rank computes; default ["q8k@auto", "f32@auto"]
+    int64_t tokens;    // screen.tokens: positions of the sequence; default 128
+    int64_t sequences; // screen.sequences: of it at once, in the wide batches; default 4
+  } screen;
+
+  struct {
+    char *path; // known.path: a table of known answers; "" (default): configs/known-answers.toml, as built in
+  } known;
+
   struct {
     char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere
     bool logits; // output.logits: write logits.<arm>.npy; default false

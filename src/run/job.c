@@ -98,10 +98,12 @@ uint64_t job_reference_fingerprint(const job *j) {
 // ---- ranks ----
 
 // Backends are asked for their devices only where an arm may need one: a driver takes time to start.
-static bool may_need(const config *c, backend_kind what) {
+static bool may_need(const config *c, command_kind command, backend_kind what) {
   bool needs = false;
   for (size_t i = 0; i < c->run.arms.count; i++) needs = needs || arm_may_need(&c->run.arms.arm[i], what);
   for (size_t i = 0; i < c->ranks.arm.count; i++) needs = needs || arm_may_need(&c->ranks.arm.arm[i], what);
+  for (size_t i = 0; i < c->screen.arms.count && command == COMMAND_SCREEN; i++)
+    needs = needs || arm_may_need(&c->screen.arms.arm[i], what);
   return needs || arm_may_need(&c->bisect.a, what) || arm_may_need(&c->bisect.b, what);
 }
 
@@ -171,7 +173,8 @@ static device_id find_device(const job *j) {
   device_id found;
   bool nccl = j->cfg->comm.transport == TRANSPORT_NCCL;
   for (const backend_ops *const *b = backend_table(); *b; b++)
-    if ((*b)->device && (nccl || may_need(j->cfg, (*b)->kind)) && (*b)->device(&found, comm_host_rank(j->c)))
+    if ((*b)->device && (nccl || may_need(j->cfg, j->command, (*b)->kind)) &&
+        (*b)->device(&found, comm_host_rank(j->c)))
       return found;
   return (device_id){.index = -1};
 }

@@ -177,12 +177,13 @@ static status blame_all(election *e) {
   return 0;
 }
 
+// Those that voted on every path.
 static void name_rows(election *e) {
-  char *names = e->s->mine.cpu_rows;
-  names[0] = 0;
+  char names[SCREEN_NAME] = "", *to = e->s->mine.cpu_rows;
   for (int v = 0; v < e->n; v++)
     if (e->mine.voter[v].on_cpu && strlen(names) + strlen(e->mine.row[v]) + 3 < SCREEN_NAME)
       strcat(strcat(names, names[0] ? ", " : ""), e->mine.row[v]);
+  if (!to[0] || strlen(names) < strlen(to)) strcpy(to, names); // the list is cut at its end alone
 }
 
 static status open_arrays(election *e) {

@@ -69,8 +69,8 @@ static void print_count(FILE *out, int64_t n) {
 
 static void print_finding(const screen_report *r, const screen_finding *f, FILE *out) {
   char place[160];
-  fprintf(out, "  rank %d  %s  %s  %s  %s, %s:", f->rank, r->result->ranks[f->rank].host,
-          place_name(f, r, place, sizeof place), f->arm, f->work, f->step);
+  fprintf(out, "  rank %d  %s  %s  %s%s%s  %s, %s:", f->rank, r->result->ranks[f->rank].host,
+          place_name(f, r, place, sizeof place), f->arm, *f->row ? " " : "", f->row, f->work, f->step);
   print_count(out, f->rows);
   fputs(" rows,", out);
   print_count(out, f->values);

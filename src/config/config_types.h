@@ -22,6 +22,16 @@ typedef struct {
   size_t count;
 } arm_list;
 
+typedef struct { // as many as there are ranks, at most
+  arm_choice *arm;
+  size_t count;
+} rank_arm_list;
+
+typedef struct {
+  int32_t *id;
+  size_t count;
+} rank_list;
+
 typedef struct {
   int64_t size[CONFIG_MAX_SIZES];
   size_t count;
@@ -72,11 +82,11 @@ typedef struct {
   } run;
 
   struct {
-    arm_list arm;      // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
+    rank_arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
                        // "path@auto": cuda on a rank with a GPU to itself, else cpu
     arm_choice shared; // ranks.shared: arm of attention, router, head; ARM_NONE: that of the first rank on a
                        // GPU, without one of rank 0
-    size_list shared_ranks; // ranks.shared_ranks; empty: the ranks on the backend of ranks.shared
+    rank_list shared_ranks; // ranks.shared_ranks; empty: the ranks on the backend of ranks.shared
   } ranks;
 
   struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced" or a list

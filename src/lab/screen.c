@@ -48,7 +48,6 @@ static status open_work(screen *s) {
   job *j = s->j;
   const config *c = j->cfg;
   int64_t n = c->screen.tokens, most = j->m->context_length;
-  if (!c->screen.arms.count) return REFUSE("screen.arms: expected an arm, found none");
   if (n > most)
     return REFUSE("screen.tokens = %lld: expected at most the model's context of %lld", (long long)n,
                   (long long)most);

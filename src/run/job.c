@@ -109,7 +109,7 @@ static bool may_need(const config *c, command_kind command, backend_kind what) {
 
 // Its host has at least as many GPUs as ranks up to this one.
 static bool has_own_gpu(const job *j) {
-  const arm_list *arms = &j->cfg->ranks.arm;
+  const rank_arm_list *arms = &j->cfg->ranks.arm;
   const backend_ops *cuda = backend_get(BACKEND_CUDA);
   bool wanted = false;
   for (size_t i = 0; i < arms->count; i++) wanted = wanted || arms->arm[i].kind == ARM_AUTO;

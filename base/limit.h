@@ -19,7 +19,8 @@ void limit_clear(void);
 // limit_start limit_stage does nothing.
 void limit_start(double seconds);
 void limit_stage(const char *who, const char *format, ...) __attribute__((format(printf, 2, 3)));
-// After `later` seconds more than the limit: of processes that pass it together, one speaks before the others.
+// After `later` seconds more than the limit: of processes that pass it together, one speaks before the
+// others.
 void limit_turn(double later);
 void limit_started(void); // the start is over
 

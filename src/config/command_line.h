@@ -15,10 +15,10 @@ typedef struct { // views of argv, but for `sets` and `deadline_set`
   const char *file;  // --config FILE, NULL: not given
   const char **sets; // [n_sets] --set KEY=VALUE, in their order
   size_t n_sets;
-  const char *out; // --out DIR, NULL: not given
-  double deadline; // --deadline SECONDS, 0: not given. It also stands in `sets`, as comm.deadline
+  const char *out;     // --out DIR, NULL: not given
+  double deadline;     // --deadline SECONDS, 0: not given. It also stands in `sets`, as comm.deadline
   bool tells_deadline; // --tell-deadline
-  char **args;     // [n_args] after the name of a command that reads them itself
+  char **args;         // [n_args] after the name of a command that reads them itself
   int n_args;
   bool help, version;
   char *deadline_set; // "comm.deadline=SECONDS"; NULL: none

@@ -14,10 +14,16 @@
 typedef struct comm comm;
 
 enum { COMM_DEADLINE = 300 }; // seconds, where none is set
+// What the start gets beyond comm.deadline, where it has no deadline of its own: a busy host that starts more
+// ranks than it has cores takes seconds.
+enum { COMM_START_SECONDS = 30 };
 
-// Collective; starts MPI. deadline: seconds (comm.deadline). In MPI's own start, and until comm_set_deadline,
-// a rank waits that long and 30 s more, which a busy host may need. A rank that waits longer in MPI's start
-// says so and exits with 1: a process of the same job may have ended before it.
+// Local, before comm_open. From the first call on this process ends by itself, says what it waited for and
+// exits with 1, unless comm_open has returned `seconds` after it.
+void comm_limit_start(double seconds);
+
+// Collective; starts MPI. deadline: seconds since the first comm_limit_start, or from here on, in which all
+// ranks must have met; and then, until comm_set_deadline, those that a rank waits for another.
 status comm_open(comm **out, int *argc, char ***argv, double deadline);
 // Collective; takes NULL; ends MPI. A rank that waits here past the deadline says so and exits with 1.
 void comm_close(comm *c);

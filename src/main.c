@@ -161,26 +161,52 @@ static status run_with_ranks(const command_line *l, const config *cfg, status lo
   return comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
 }
 
+static status load_config(config *cfg, const command_line *l) {
+  if (!command_reads_config(&commands[l->command])) return 0;
+  TRY(config_load(cfg, l->file, l->sets, l->n_sets));
+  return l->out ? config_set_dir(cfg, l->out) : 0;
+}
+
+// Without --deadline a start has comm.deadline and somewhat more: unknown, and so the default, until the
+// configuration is read.
+static double start_seconds(const command_line *l, const config *cfg) {
+  if (l->deadline > 0) return l->deadline;
+  return (cfg ? cfg->comm.deadline : COMM_DEADLINE) + COMM_START_SECONDS;
+}
+
 static int run_ranks(const command_line *l, int argc, char **argv) {
   config cfg = {.file = NULL};
   comm *c = NULL;
   bool has_config = command_reads_config(&commands[l->command]);
+  comm_limit_start(start_seconds(l, NULL));
   temporary_guard();
   errors_catch_signals();
-  status loaded = has_config ? config_load(&cfg, l->file, l->sets, l->n_sets) : 0;
-  if (!loaded && l->out) loaded = config_set_dir(&cfg, l->out);
-  double deadline = has_config && !loaded ? cfg.comm.deadline : COMM_DEADLINE;
-  status result = comm_open(&c, &argc, &argv, deadline);
+  status loaded = load_config(&cfg, l);
+  status result = comm_open(&c, &argc, &argv, start_seconds(l, has_config && !loaded ? &cfg : NULL));
   if (result) {
     errors_print(NULL);
     if (c) comm_abort(c, result);
     return result;
   }
+  if (!has_config && l->deadline > 0) comm_set_deadline(c, l->deadline);
   result = run_with_ranks(l, has_config ? &cfg : NULL, loaded, c);
   config_close(&cfg);
   if (result) return errors_end(c, result);
   comm_close(c);
   return 0;
+}
+
+// For launchers, whose own deadlines follow from it.
+static int tell_deadline(const command_line *l) {
+  config cfg = {.file = NULL};
+  bool has_config = command_reads_config(&commands[l->command]);
+  status result = load_config(&cfg, l);
+  if (result)
+    errors_print(NULL);
+  else
+    printf("%g\n", has_config ? cfg.comm.deadline : l->deadline > 0 ? l->deadline : COMM_DEADLINE);
+  config_close(&cfg);
+  return result ? result : fflush(stdout) ? 1 : 0;
 }
 
 static int run_alone(const command_line *l) {
@@ -193,6 +219,7 @@ static int run(const command_line *l, int argc, char **argv) {
   if (l->help) command_print_help(stdout, commands, l);
   if (l->version) command_print_version(stdout);
   if (l->help || l->version) return fflush(stdout) ? 1 : 0;
+  if (l->tells_deadline) return tell_deadline(l);
   switch (commands[l->command].needs) {
   case NEEDS_NOTHING:
     return run_alone(l);

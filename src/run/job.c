@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "base/whole_file.h"
 #include "kernels/formats/numerics.h"
+#include "src/run/agreement.h"
 #include "src/run/input.h"
 #include "src/run/rank_speed.h"
 #include <omp.h>
@@ -249,6 +250,7 @@ status job_read_input(job *j) {
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
+  TRY(agreement_of_builds(c));
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));
   TRY(job_agree(j, open_reference(j), "opening the reference's model"));
@@ -258,6 +260,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   TRY(job_agree(j, check_threads(j), "the threads"));
   topology_bind_threads(j->place);
   TRY(open_roles(j));
+  if (command != COMMAND_SCREEN) TRY(agreement_of_kernels(j)); // which names what differs itself
   TRY(open_placement(j));
   return needs_input ? job_read_input(j) : 0;
 }

@@ -13,6 +13,7 @@
 #include "src/commands/perplexity.h"
 #include "src/commands/screen.h"
 #include "src/commands/synth.h"
+#include "src/commands/topology.h"
 #include "src/commands/trace.h"
 #include "src/commands/verify.h"
 #include <string.h>
@@ -66,7 +67,7 @@ static const command commands[] = {
     [COMMAND_INSPECT] =
         {
             .needs = NEEDS_MODEL,
-            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS,
+            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD,
             .run_job = inspect_run,
             .summary = "what the model file holds, and what each rank of this job would hold",
             .help =
@@ -111,6 +112,14 @@ static const command commands[] = {
             .help =
                 "  Cores, GPUs and the links between ranks; exit code 3 where one differs. docs/screen.md\n",
         },
+    [COMMAND_TOPOLOGY] =
+        {
+            .needs = NEEDS_CONFIG,
+            .keys = KEYS_MODEL | KEYS_RANKS,
+            .run_config = topology_run,
+            .summary = "what each rank sees: cores, GPU, links, network; and what makes a run slow or wrong",
+            .help = "  Opens no model, and warns of what a run would refuse. docs/running.md\n",
+        },
     [COMMAND_COMPARE] =
         {
             .needs = NEEDS_NOTHING,
@@ -137,6 +146,7 @@ static bool takes_args(command_kind kind) {
 static status run_job(const command_line *l, const config *cfg, comm *c) {
   const command *row = &commands[l->command];
   job j;
+  if (row->needs == NEEDS_CONFIG) return row->run_config(cfg, c);
   errors_name_mapped_file(c, cfg->model.path);
   status result = job_open(&j, l->command, cfg, c, row->needs == NEEDS_INPUT);
   if (!result) result = row->run_job(&j);
@@ -224,6 +234,7 @@ static int run(const command_line *l, int argc, char **argv) {
   case NEEDS_NOTHING:
     return run_alone(l);
   case NEEDS_RANKS:
+  case NEEDS_CONFIG:
   case NEEDS_MODEL:
   case NEEDS_INPUT:
     return run_ranks(l, argc, argv);

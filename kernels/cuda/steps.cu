@@ -437,6 +437,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .has_path = cuda_has_path,
     .devices = cuda_devices,
     .device = device_take,
+    .link = device_link_between,
     .exp2_approx = cuda_exp2_approx,
     .open = cuda_open,
     .close = cuda_close,

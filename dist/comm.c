@@ -171,6 +171,10 @@ const char *comm_host(const comm *c) {
   return c->host;
 }
 
+const char *comm_host_of(const comm *c, int rank) {
+  return c->hosts[rank];
+}
+
 const char *comm_library(const comm *c) {
   return c->library;
 }
@@ -425,4 +429,8 @@ int comm_turn_seconds(const comm *c) {
 
 bool comm_wait_has_failed(const comm *c) {
   return c->late;
+}
+
+void comm_take_turns(comm *c) {
+  c->late = true;
 }

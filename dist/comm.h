@@ -33,6 +33,7 @@ int comm_rank(const comm *c);
 int comm_size(const comm *c);
 int comm_host_rank(const comm *c); // index of this rank among those of its host
 const char *comm_host(const comm *c);
+const char *comm_host_of(const comm *c, int rank);
 const char *comm_library(const comm *c); // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds);
 double comm_deadline(const comm *c);
@@ -81,5 +82,8 @@ bool comm_error_is_reported_elsewhere(const comm *c);
 // turn.
 int comm_turn_seconds(const comm *c);
 
-// A wait for other ranks has passed its deadline or lost a rank. The other waiting ranks have the same error.
+// A wait for other ranks has passed its deadline or lost a rank, or comm_take_turns was called. Other ranks
+// have the same error.
 bool comm_wait_has_failed(const comm *c);
+// Local, before an error that other ranks may find at the same time.
+void comm_take_turns(comm *c);

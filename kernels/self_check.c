@@ -9,7 +9,7 @@
 
 // Three K-blocks to a row of `hidden`, so that their order shows; and so many positions that attention merges
 // two chunks.
-enum { HIDDEN = 768, WIDTH = 256, EXPERTS = 4, TOP_K = 3, VOCABULARY = 96, LOUD = 16 };
+enum { HIDDEN = 768, WIDTH = 256, EXPERTS = 4, TOP_K = 3, VOCABULARY = 96, LOUD = 64 };
 enum { LONG = EXACT_CHUNK + 2, SHORT = 17, CONTEXT = LONG + 1, SEQUENCES = 2, MOST_LOGITS = 2 };
 
 // ---- weights ----

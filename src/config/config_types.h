@@ -86,6 +86,7 @@ typedef struct {
                        // "path@auto": cuda on a rank with a GPU to itself, else cpu
     arm_choice shared; // ranks.shared: arm of attention, router, head; ARM_NONE: that of the first rank on a
                        // GPU, without one of rank 0
+    double audit;      // ranks.audit: share of other ranks' slots that are recomputed; 0 (default): none
     rank_list shared_ranks; // ranks.shared_ranks; empty: the ranks on the backend of ranks.shared
   } ranks;
 

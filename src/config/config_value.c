@@ -333,38 +333,12 @@ status value_read_auto_arms(void *field, const value_key *k, const toml_value *v
   return read_arm_list(field, k, v, from, TAKES_AUTO, true);
 }
 
-status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  rank_arm_list *list = field, found = {.count = 0};
-  if (v->kind != TOML_ARRAY) return value_refuse(k, v, from, k->type);
-  TRY(TAKE(&found.arm, v->count, k->name));
-  for (; found.count < v->count; found.count++) {
-    toml_value element;
-    config_toml_element(&element, v, found.count);
-    status result = read_arm(&found.arm[found.count], k, &element, from, TAKES_AUTO);
-    if (!result) continue;
-    free(found.arm);
-    return result;
-  }
-  free(list->arm);
-  *list = found;
-  return 0;
+status value_read_auto_arm(arm_choice *out, const value_key *k, const toml_value *v,
+                           const value_origin *from) {
+  return read_arm(out, k, v, from, TAKES_AUTO);
 }
 
-status value_read_ranks(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  rank_list *list = field, found = {.count = 0};
-  if (v->kind != TOML_ARRAY) return value_refuse(k, v, from, k->type);
-  if (v->count) TRY(value_read_ids(&found.id, &found.count, k, v, from));
-  free(list->id);
-  *list = found;
-  return 0;
-}
-
-void value_write_ranks(FILE *out, const void *field) {
-  const rank_list *list = field;
-  value_write_ids(out, list->id, list->count);
-}
-
-static void write_arms(FILE *out, const arm_choice *arm, size_t count) {
+void value_write_arm_names(FILE *out, const arm_choice *arm, size_t count) {
   fputc('[', out);
   for (size_t i = 0; i < count; i++) fprintf(out, "%s\"%s\"", i ? ", " : "", arm[i].name);
   fputc(']', out);
@@ -372,12 +346,7 @@ static void write_arms(FILE *out, const arm_choice *arm, size_t count) {
 
 void value_write_arms(FILE *out, const void *field) {
   const arm_list *list = field;
-  write_arms(out, list->arm, list->count);
-}
-
-void value_write_rank_arms(FILE *out, const void *field) {
-  const rank_arm_list *list = field;
-  write_arms(out, list->arm, list->count);
+  value_write_arm_names(out, list->arm, list->count);
 }
 
 status value_read_arm_or_empty(void *field, const value_key *k, const toml_value *v,

@@ -55,6 +55,10 @@ status value_read_text_or_empty(void *field, const value_key *k, const toml_valu
 status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+// One "path@backend" or "path@auto"; names of arms as a list of strings.
+status value_read_auto_arm(arm_choice *out, const value_key *k, const toml_value *v,
+                           const value_origin *from);
+void value_write_arm_names(FILE *out, const arm_choice *arm, size_t count);
 // "path@auto" as well, each arm once.
 status value_read_auto_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_ranks(void *field, const value_key *k, const toml_value *v, const value_origin *from);

@@ -171,6 +171,14 @@ static status open_placement(job *j) {
   return result;
 }
 
+static status check_audit(const job *j) {
+  bool alone = comm_size(j->c) == 1;
+  return j->cfg->ranks.audit > 0 && alone
+             ? REFUSE("ranks.audit = %g: expected 0 where there is one rank, which has no other to recompute",
+                      j->cfg->ranks.audit)
+             : 0;
+}
+
 static device_id find_device(const job *j) {
   device_id found;
   bool nccl = j->cfg->comm.transport == TRANSPORT_NCCL;
@@ -260,6 +268,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   j->device = find_device(j);
   TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
   TRY(job_agree(j, check_threads(j), "the threads"));
+  TRY(job_agree(j, check_audit(j), "ranks.audit"));
   topology_bind_threads(j->place);
   TRY(open_roles(j));
   if (command != COMMAND_SCREEN) TRY(agreement_of_kernels(j)); // which names what differs itself
@@ -303,9 +312,16 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .kv_f16 = j->cfg->run.kv == KV_F16,
       .computes_shared = choice->kind == ARM_MIXED ? j->roles.shared : NULL,
       .reporting = j->roles.reporting,
+      .audit = j->cfg->ranks.audit,
   };
-  TRY(job_agree(j, resolve_arm(j, choice, &p.shared, &p.local), choice->name));
-  return arm_open(out, &p);
+  path_kind *paths;
+  TRY(TAKE(&paths, (size_t)comm_size(j->c), "the paths of ranks' experts"));
+  for (int r = 0; r < comm_size(j->c); r++) paths[r] = job_arm_of_rank(j, choice, r)->path;
+  p.experts_path = paths;
+  status result = job_agree(j, resolve_arm(j, choice, &p.shared, &p.local), choice->name);
+  if (!result) result = arm_open(out, &p);
+  free(paths);
+  return result;
 }
 
 static const char *changed_file(const job *j) {

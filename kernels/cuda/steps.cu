@@ -446,6 +446,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .has_path = cuda_has_path,
     .devices = cuda_devices,
     .device = device_take,
+    .link = device_link_between,
     .exp2_approx = cuda_exp2_approx,
     .prompt_chunk = 2048, // 512 gives a prompt of 2,048 tokens 0.55 of the rate (docs/measurements.md)
     .batch_that_fits = cuda_batch_that_fits,

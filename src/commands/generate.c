@@ -138,7 +138,8 @@ status generate_continue(job *j, arm *a, const double *last, report_arm *out) {
   TRY_DONE(result, open_texts(j, out));
   TRY_DONE(result, decode_all(j, a, &d, last, out->texts, &decoded));
   if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(a) - before);
-  result = finish_texts(j, a, out);
+  TRY_DONE(result, finish_texts(j, a, out));
+  result = arm_audit_coverage(a, &out->audit); // of the prompt and what was written
 done:
   decoding_close(&d);
   return result;

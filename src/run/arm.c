@@ -111,6 +111,23 @@ static status open_arrays(arm *a) {
   return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
 }
 
+static status open_audit(arm *a) {
+  const arm_params *p = &a->params;
+  if (!(p->audit > 0)) return 0;
+  audit_params q = {
+      .m = p->m,
+      .experts = p->experts,
+      .c = p->c,
+      .computes_shared = p->computes_shared,
+      .shared = p->shared.path->kind,
+      .experts_path = p->experts_path,
+      .threads = topology_threads(p->place),
+      .row = p->row,
+      .share = p->audit,
+  };
+  return audit_open(&a->forward.audit, &q);
+}
+
 // Local; arm_open has all ranks agree on the outcome.
 static status open_parts(arm *a) {
   const arm_params *p = &a->params;
@@ -121,6 +138,7 @@ static status open_parts(arm *a) {
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
   TRY(open_backend(a));
+  TRY(open_audit(a));
   return open_arrays(a);
 }
 
@@ -165,6 +183,7 @@ void arm_close(arm *a) {
   exchange_close(a->forward.ranks);
   token_shards_close(&a->forward.shards);
   transport_close(a->transport);
+  audit_close(a->forward.audit);
   free(a->forward.rows_of_rank);
   close_routing(&a->forward.route);
   close_routing(&a->forward.given);
@@ -303,6 +322,11 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   a->seconds += clock_seconds() - start;
   TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
   return a->keeps_logits ? arm_finish(a) : 0;
+}
+
+status arm_audit_coverage(const arm *a, audit_coverage *out) {
+  *out = (audit_coverage){.share = 0};
+  return a->forward.audit ? audit_cover(a->forward.audit, out) : 0;
 }
 
 status arm_broadcast(arm *a, void *data, size_t bytes, const char *what) {

@@ -108,6 +108,16 @@ static int visible_device(int index) {
   return atoi(visible);
 }
 
+cudaError_t cudaDeviceCanAccessPeer(int *reaches, int device, int peer) {
+  *reaches = device != peer;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetP2PAttribute(int *value, cudaDeviceP2PAttr, int, int) {
+  *value = 1;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device) {
   *out = cudaDeviceProp{};
   snprintf(out->name, sizeof out->name, "emulated");

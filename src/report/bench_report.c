@@ -80,8 +80,8 @@ static void print_md(const bench_report *r, FILE *out) {
             row->digest);
   }
   for (size_t i = 0; i < r->n_rows; i++) {
-    char name[80];
-    test_name(name, &r->rows[i]);
+    char name[BENCH_TEST];
+    bench_test_name(name, &r->rows[i]);
     if (r->rows[i].phases) bench_phases_md(r->rows[i].phases, r->rows[i].arm, name, out);
   }
 }

@@ -482,6 +482,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .digest = cuda_digest,
     .phases_watch = cuda_phases_watch,
     .peaks = cuda_peaks,
+    .decode_threads = nullptr, // no threads compute
     .finish = cuda_finish,
     .rows_device = cuda_rows_device,
     .stream = cuda_stream,

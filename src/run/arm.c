@@ -1,9 +1,11 @@
 #include "src/run/arm.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "src/run/batch_fit.h"
 #include "src/run/forward.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
+#include "src/run/routing_room.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,46 +68,19 @@ static status open_backend(arm *a) {
   return a->params.local.backend->open(&a->forward.compute, &b);
 }
 
-static status batch_that_fits(int64_t *out, arm *a) {
-  const backend_ops *ops = a->params.local.backend;
-  backend_params b = params_of_backend(a);
-  b.fixed_tokens = FIXED_TOKENS; // whether it is so is known with the exchange; it takes little
-  *out = a->params.max_batch;
-  return ops->batch_that_fits ? ops->batch_that_fits(out, &b) : 0;
-}
-
-// Collective. The batch that fits every rank, where it may shrink.
 static status fit_batch(arm *a) {
-  arm_params *p = &a->params;
-  int64_t mine = 0, *all;
-  if (!p->batch_may_shrink) return 0;
-  TRY(comm_agree(p->c, batch_that_fits(&mine, a), p->name));
-  TRY(comm_agree(p->c, TAKE(&all, (size_t)comm_size(p->c), "batches"), p->name));
-  status result = comm_allgather(p->c, all, &mine, sizeof mine, "the batch that fits every rank");
-  for (int r = 0; r < comm_size(p->c) && !result; r++)
-    if (all[r] < p->max_batch) p->max_batch = all[r];
-  free(all);
-  return result;
-}
-
-static status open_routing(routing *out, size_t n_tokens, size_t slots) {
-  TRY(TAKE(&out->expert, slots, "routing"));
-  TRY(TAKE(&out->weight, slots, "routing"));
-  return TAKE(&out->margin, n_tokens, "routing");
-}
-
-static void close_routing(routing *r) {
-  free(r->expert);
-  free(r->weight);
-  free(r->margin);
+  backend_params b = params_of_backend(a);
+  if (!a->params.batch_may_shrink) return 0;
+  b.fixed_tokens = FIXED_TOKENS; // whether it is so is known with the exchange; it takes little
+  return batch_fit(&a->params.max_batch, a->params.c, a->params.local.backend, &b, a->params.name);
 }
 
 static status open_arrays(arm *a) {
   const arm_params *p = &a->params;
   size_t n = (size_t)p->max_batch, slots = n * (size_t)a->forward.top_k;
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
-  TRY(open_routing(&a->forward.route, n, slots));
-  TRY(open_routing(&a->forward.given, n, slots));
+  TRY(routing_open(&a->forward.route, n, slots));
+  TRY(routing_open(&a->forward.given, n, slots));
   TRY(TAKE(&a->logit_digest, (size_t)p->n_sequences, "digests"));
   TRY(TAKE(&a->layer_digest, (size_t)(a->n_layers * p->n_sequences), "digests"));
   return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
@@ -185,8 +160,8 @@ void arm_close(arm *a) {
   transport_close(a->transport);
   audit_close(a->forward.audit);
   free(a->forward.rows_of_rank);
-  close_routing(&a->forward.route);
-  close_routing(&a->forward.given);
+  routing_close(&a->forward.route);
+  routing_close(&a->forward.given);
   probe_rows_close(&a->probes);
   probe_given_close(&a->given);
   free(a->logit_digest);

@@ -244,11 +244,9 @@ __device__ __forceinline__ void add_items(float (&y)[WIDE / 8][4], const float (
     }
     float2 x = *(const float2 *)&dx[n * 8 + part * 2];
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
-      float i = isum[n * 4 + c];
-      float u = TYPE == TYPE_Q6_K ? w.d[c / 2] * i : num_fma_f32(w.d[c / 2], i, -(w.dmin[c / 2] * msum[c]));
-      y[n][c] = num_fma_f32(c & 1 ? x.y : x.x, u, y[n][c]);
-    }
+    for (int c = 0; c < 4; c++)
+      y[n][c] =
+          add_term<TYPE>(y[n][c], c & 1 ? x.y : x.x, w.d[c / 2], isum[n * 4 + c], w.dmin[c / 2], msum[c]);
   }
 }
 

@@ -155,3 +155,10 @@ template <weight_type TYPE> struct wgmma_scales {
     }
   }
 };
+
+// y and the term of the next block, as docs/paths.md has it; Q6_K has no minimums.
+template <weight_type TYPE>
+__device__ __forceinline__ float add_term(float y, float dx, float d, float isum, float dmin, float msum) {
+  float term = TYPE == TYPE_Q6_K ? d * isum : num_fma_f32(d, isum, -(dmin * msum));
+  return num_fma_f32(dx, term, y);
+}

@@ -18,11 +18,13 @@
 // Invariant: the bits of decode.cuh's launches, which docs/paths.md defines.
 #include "kernels/cuda/decode/decode_chunk.cuh"
 #include "kernels/cuda/decode/token_exchange.cuh"
-#include "kernels/cuda/decode/token_kernel.cuh"
-#include "kernels/cuda/decode/token_rows.cuh"
+#include "kernels/cuda/decode/token_plan.cuh"
+#include <string.h>
 
 static constexpr int WARPS = TOKEN_WARPS, THREADS = TOKEN_THREADS;
-static constexpr int ROUTER_WARP = 8; // the first ones round meanwhile
+static constexpr int ROUTER_WARP = 8,
+                     COMBINE_WARP = 9; // the first ones round, or wait for the stream, meanwhile
+static constexpr bool STAMPS = false, DOWN_LATER = false;
 
 struct token_small { // shared memory of a thread block
   uint64_t landed_a[WARPS], landed_b[WARPS], landed_router;
@@ -40,7 +42,11 @@ static_assert(sizeof(decode_memory) <= TOKEN_SCRATCH_BYTES && sizeof(folded) <= 
 
 // HB, AB, WB: blocks of 256 of the hidden row, of attention's output and of an expert's row, or 0: as the
 // plan says.
-template <int DIM, int HB, int AB, int WB> struct token_block {
+template <int DIM, typename Shape> struct token_block {
+  static constexpr int HB = Shape::plan().hidden_blocks, AB = Shape::plan().attended_blocks,
+                       WB = Shape::plan().width_blocks;
+  static constexpr type_set MOST = Shape::FIXED ? Q4_ALONE : ALL_TYPES,
+                            SOME = Shape::FIXED ? Q4_OR_Q6 : ALL_TYPES;
   const token_args &a;
   uint8_t *memory;
   token_small *small;
@@ -50,28 +56,35 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
   int local[TOKEN_EXPERTS / WARP]; // warp 0: members of the lane's experts
 
   __device__ __forceinline__ token_block(const token_args &args, uint8_t *shared)
-      : a(args), memory(shared), small((token_small *)(shared + args.p.at_small)), warp(threadIdx.x / WARP),
+      : a(args), memory(shared), small((token_small *)(shared + plan().at_small)), warp(threadIdx.x / WARP),
         lane(threadIdx.x % WARP), c(blockIdx.x), l(0) {
-    place_a = {memory + warp * (a.p.place_a + a.p.place_b), &small->landed_a[warp], 0};
-    place_b = {place_a.at + a.p.place_a, &small->landed_b[warp], 0};
-    place_router = {memory + a.p.at_router, &small->landed_router, 0};
+    place_a = {memory + warp * (plan().place_a + plan().place_b), &small->landed_a[warp], 0};
+    place_b = {place_a.at + plan().place_a, &small->landed_b[warp], 0};
+    place_router = {memory + plan().at_router, &small->landed_router, 0};
   }
 
-  __device__ __forceinline__ int hidden_blocks() const { return HB ? HB : a.p.hidden_blocks; }
-  __device__ __forceinline__ int width_blocks() const { return WB ? WB : a.p.width_blocks; }
+  __device__ __forceinline__ token_plan plan() const {
+    if constexpr (Shape::FIXED) {
+      constexpr token_plan fixed = Shape::plan();
+      return fixed;
+    } else
+      return a.p;
+  }
+  __device__ __forceinline__ int hidden_blocks() const { return HB ? HB : plan().hidden_blocks; }
+  __device__ __forceinline__ int width_blocks() const { return WB ? WB : plan().width_blocks; }
   __device__ __forceinline__ float *stream_row() const { // [hidden]
-    return (float *)(memory + a.p.at_x);
+    return (float *)(memory + plan().at_x);
   }
   __device__ __forceinline__ shared_row<HB> input() const { // normed and rounded
-    return shared_row_at<HB>(memory + a.p.at_input, hidden_blocks());
+    return shared_row_at<HB>(memory + plan().at_input, hidden_blocks());
   }
   __device__ __forceinline__ const token_layer &layer(int of) const { return small->layer[of % 2]; }
   __device__ __forceinline__ void stamp(int phase) const {
-    if (a.stamps && threadIdx.x == 0)
+    if (STAMPS && a.stamps && threadIdx.x == 0)
       a.stamps[((size_t)l * TOKEN_STAMPS + phase) * gridDim.x + c] = device_clock();
   }
   __device__ __forceinline__ int own_rows() const { // of the residual stream, from c * rows on
-    return max(0, min(a.p.rows, a.p.hidden - c * a.p.rows));
+    return max(0, min(plan().rows, plan().hidden - c * plan().rows));
   }
 
   // ---- weights: what is asked for, and where ----
@@ -84,12 +97,12 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     int tile = tile_rows_of(hidden_blocks()), w = warp, out = 0;
     rows_of_warp r = {TOKEN_Q, 0, 0, 0};
     for (int i = 0; i < 3; i++) {
-      if (w >= 0 && w < a.p.qkv_tiles[i]) {
-        int first = (c * a.p.qkv_tiles[i] + w) * tile;
-        r = {TOKEN_Q + i, first, max(0, min(tile, a.p.qkv_rows[i] - first)), out + first};
+      if (w >= 0 && w < plan().qkv_tiles[i]) {
+        int first = (c * plan().qkv_tiles[i] + w) * tile;
+        r = {TOKEN_Q + i, first, max(0, min(tile, plan().qkv_rows[i] - first)), out + first};
       }
-      w -= a.p.qkv_tiles[i];
-      out += a.p.qkv_rows[i];
+      w -= plan().qkv_tiles[i];
+      out += plan().qkv_rows[i];
     }
     return r;
   }
@@ -105,7 +118,7 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
   }
 
   __device__ __forceinline__ int o_rows() const { // of the warp, from warp * o_rows on among the block's own
-    return max(0, min(a.p.o_rows, own_rows() - warp * a.p.o_rows));
+    return max(0, min(plan().o_rows, own_rows() - warp * plan().o_rows));
   }
 
   __device__ __forceinline__ void ask_o(int of) const {
@@ -113,22 +126,23 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     int count = o_rows();
     __syncwarp();
     if (lane || !count) return;
-    uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_O], AB ? AB : a.p.attended_blocks);
+    uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_O], AB ? AB : plan().attended_blocks);
     place_b.expect((uint32_t)count * bytes);
-    place_b.copy(0, y.data[TOKEN_O] + (size_t)(c * a.p.rows + warp * a.p.o_rows) * bytes,
+    place_b.copy(0, y.data[TOKEN_O] + (size_t)(c * plan().rows + warp * plan().o_rows) * bytes,
                  (uint32_t)count * bytes);
   }
 
   __device__ __forceinline__ int own_experts() const { // of the router, from c * experts on
-    return max(0, min(a.p.experts, a.p.n_experts - c * a.p.experts));
+    return max(0, min(plan().experts, plan().n_experts - c * plan().experts));
   }
 
   __device__ __forceinline__ void ask_router(int of) const {
     __syncwarp();
     if (warp != ROUTER_WARP || lane || !own_experts()) return;
-    uint32_t bytes = (uint32_t)(own_experts() * a.p.hidden) * (uint32_t)sizeof(float);
+    uint32_t bytes = (uint32_t)(own_experts() * plan().hidden) * (uint32_t)sizeof(float);
     place_router.expect(bytes);
-    place_router.copy(0, (const uint8_t *)(layer(of).router + (size_t)c * a.p.experts * a.p.hidden), bytes);
+    place_router.copy(0, (const uint8_t *)(layer(of).router + (size_t)c * plan().experts * plan().hidden),
+                      bytes);
   }
 
   struct pairs_of_warp { // rows of gate and of up
@@ -136,10 +150,10 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
   };
 
   __device__ __forceinline__ pairs_of_warp gate_up_pairs() const {
-    int slot = c / a.p.slot_blocks, from = c % a.p.slot_blocks * a.p.block_pairs,
-        mine = warp * a.p.warp_pairs;
-    int count = min(min(a.p.warp_pairs, a.p.block_pairs - mine), a.p.width - from - mine);
-    return {slot, from + mine, slot < a.p.top_k ? max(0, count) : 0};
+    int slot = c / plan().slot_blocks, from = c % plan().slot_blocks * plan().block_pairs,
+        mine = warp * plan().warp_pairs;
+    int count = min(min(plan().warp_pairs, plan().block_pairs - mine), plan().width - from - mine);
+    return {slot, from + mine, slot < plan().top_k ? max(0, count) : 0};
   }
 
   __device__ __forceinline__ void ask_gate_up() const {
@@ -147,10 +161,10 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     pairs_of_warp r = gate_up_pairs();
     if (lane || !r.count) return;
     uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_GATE], hidden_blocks());
-    size_t at = ((size_t)small->member[r.slot] * a.p.width + r.first) * bytes;
+    size_t at = ((size_t)small->member[r.slot] * plan().width + r.first) * bytes;
     place_a.expect(2 * (uint32_t)r.count * bytes);
     place_a.copy(0, y.data[TOKEN_GATE] + at, (uint32_t)r.count * bytes);
-    place_a.copy((uint32_t)a.p.warp_pairs * bytes, y.data[TOKEN_UP] + at, (uint32_t)r.count * bytes);
+    place_a.copy((uint32_t)plan().warp_pairs * bytes, y.data[TOKEN_UP] + at, (uint32_t)r.count * bytes);
   }
 
   struct tile_of_down {
@@ -158,22 +172,23 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
   };
 
   __device__ __forceinline__ tile_of_down down_tile(int k) const {
-    int rows = tile_rows_of(width_blocks()), i = warp * a.p.warp_tiles + k, first = i % a.p.down_tiles * rows;
-    bool is_there = k < a.p.warp_tiles && i < a.p.top_k * a.p.down_tiles;
-    return {i / a.p.down_tiles, first, is_there ? max(0, min(rows, own_rows() - first)) : 0};
+    int rows = tile_rows_of(width_blocks()), i = warp * plan().warp_tiles + k,
+        first = i % plan().down_tiles * rows;
+    bool is_there = k < plan().warp_tiles && i < plan().top_k * plan().down_tiles;
+    return {i / plan().down_tiles, first, is_there ? max(0, min(rows, own_rows() - first)) : 0};
   }
 
   __device__ __forceinline__ void ask_down() const {
     const token_layer &y = layer(l);
     uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_DOWN], width_blocks()), all = 0;
     if (lane) return;
-    for (int k = 0; k < a.p.warp_tiles; k++) all += (uint32_t)down_tile(k).count * bytes;
+    for (int k = 0; k < plan().warp_tiles; k++) all += (uint32_t)down_tile(k).count * bytes;
     if (!all) return;
     place_b.expect(all);
-    for (int k = 0; k < a.p.warp_tiles; k++) {
+    for (int k = 0; k < plan().warp_tiles; k++) {
       tile_of_down t = down_tile(k);
       if (!t.count) continue;
-      size_t row = (size_t)small->member[t.slot] * a.p.hidden + c * a.p.rows + t.first;
+      size_t row = (size_t)small->member[t.slot] * plan().hidden + c * plan().rows + t.first;
       place_b.copy((uint32_t)(k * tile_rows_of(width_blocks())) * bytes, y.data[TOKEN_DOWN] + row * bytes,
                    (uint32_t)t.count * bytes);
     }
@@ -191,7 +206,7 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
       for (int i = 0; i < HB * QK_K / WARP; i++) sum = num_fma_f32(v[i], v[i], sum);
       return warp_tree(sum);
     } else
-      return sum_of_squares(x, a.p.hidden);
+      return sum_of_squares(x, plan().hidden);
   }
 
   // arrives: the row is passed on by other blocks. keeps: leaves the normed numbers in stream_row(). The
@@ -214,9 +229,9 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     __syncthreads();
     if (warp == 0) {
       float sum = sum_of_row();
-      if (lane == 0) small->inverse = inverse_rms(sum, a.p.hidden, a.w.epsilon);
+      if (lane == 0) small->inverse = inverse_rms(sum, plan().hidden, a.w.epsilon);
     }
-    if (warp == 1 && lane < own_rows()) small->stream[lane] = row[c * a.p.rows + lane];
+    if (warp == 1 && lane < own_rows()) small->stream[lane] = row[c * plan().rows + lane];
     __syncthreads();
     float inverse = small->inverse;
     if (mine) {
@@ -241,7 +256,7 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
 
   __device__ __forceinline__ void qkv() {
     const token_layer &y = layer(l);
-    norm(l ? set + a.p.at_stream : a.w.x, l > 0, y.attn_norm, false, 0);
+    norm(l ? set + plan().at_stream : a.w.x, l > 0, y.attn_norm, false, 0);
     __syncthreads();
     stamp(1);
     rows_of_warp r = qkv_rows();
@@ -249,31 +264,42 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
       weight_type type = (weight_type)y.type[r.matrix];
       uint32_t bytes = token_row_bytes(type, hidden_blocks());
       place_a.wait();
-      float found = tile_product(
+      float found = tile_product<SOME>(
           type, [&](int i) { return place_a.at + (uint32_t)min(i, r.count - 1) * bytes; }, input());
       int n = tile_rows_of(hidden_blocks()), row = n == 8 ? lane / 4 : lane;
       if (row < r.count && lane == tile_lane(hidden_blocks(), row))
-        pass_on(set + a.p.at_qkv + r.out + row, found);
+        pass_on(set + plan().at_qkv + r.out + row, found);
     }
     stamp(2);
   }
 
   // The other set's numbers of this layer, for the next token.
   __device__ __forceinline__ void clear(float *other) const {
-    for (int i = c * THREADS + threadIdx.x; i < a.p.layer_words; i += (int)gridDim.x * THREADS)
+    for (int i = c * THREADS + threadIdx.x; i < plan().layer_words; i += (int)gridDim.x * THREADS)
       other[i] = __uint_as_float(NOT_WRITTEN);
+  }
+
+  // The next layer's chunk of this thread block, to the L2 cache: the weights that pass through it in a token
+  // leave nothing of the one before.
+  __device__ __forceinline__ void prefetch_chunk(int next) const {
+    int kv_slices = plan().n_kv_heads * plan().slices, chunk = c / kv_slices;
+    if (next >= a.p.n_layers || chunk >= plan().per_slice || chunk > position / KEYS) return;
+    const uint8_t *block =
+        block_of(a.w.cache, next, a.w.batch.sequence[0], c % kv_slices / plan().slices, chunk);
+    for (int at = 128 * threadIdx.x; at < block_bytes(DIMS); at += 128 * THREADS) prefetch_l2(block + at);
   }
 
   __device__ __forceinline__ void attend() {
     const token_layer &y = layer(l);
-    int slices = a.p.slices, which = c % (a.p.n_kv_heads * slices), chunk = c / (a.p.n_kv_heads * slices);
-    int last = position / KEYS, each = a.p.per_slice;
+    int slices = plan().slices, which = c % (plan().n_kv_heads * slices),
+        chunk = c / (plan().n_kv_heads * slices);
+    int last = position / KEYS, each = plan().per_slice;
     if (chunk >= each || chunk > last) return;
-    int kv = which / slices, slice = which % slices, group = a.p.n_heads / a.p.n_kv_heads;
+    int kv = which / slices, slice = which % slices, group = plan().n_heads / plan().n_kv_heads;
     int first_head = kv * group + slice * HEADS, heads = min(HEADS, group - slice * HEADS);
     bool has_last = (last - chunk) % each == 0, is_query = warp < heads,
          is_fresh = has_last && warp / 2 == HEADS / 2;
-    decode_memory *m = (decode_memory *)(memory + a.p.at_x);
+    decode_memory *m = (decode_memory *)(memory + plan().at_x);
     uint8_t *blocks = block_of(a.w.cache, l, a.w.batch.sequence[0], kv, 0);
     auto cached = [&](int of) { return min(KEYS, position - of * KEYS); }; // by earlier tokens
     auto block = [&](int of) { return blocks + (size_t)of * block_bytes(DIMS); };
@@ -301,7 +327,7 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
       if (next <= last) limbs.load_values(block(next), cached(next));
       if (last == 0) continue;
       __syncthreads();
-      if (threadIdx.x == 0) add_release((unsigned *)(set + a.p.at_counters) + which, 1);
+      if (threadIdx.x == 0) add_release((unsigned *)(set + plan().at_counters) + which, 1);
     }
     stamp(4);
   }
@@ -318,9 +344,9 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     const float *balance_of = which < 0 ? y.q_balance : y.k_balance;
     if (which < 1) row.constants(which < 0 ? y.q_norm : y.k_norm, a.w.rope + (size_t)position * DIM);
     for (int i = 0; i < DIM / WARP; i++) balance[i] = which == 1 ? 1.0f : balance_of[lane + WARP * i];
-    int first = which < 0 ? head * DIM : a.p.qkv_rows[0] + which * a.p.qkv_rows[1] + kv * DIM;
-    const float *from = set + a.p.at_qkv + first;
-    for (int i = 0; i < DIM / WARP; i++) row.x[i] = wait_one(from + lane + WARP * i);
+    int first = which < 0 ? head * DIM : plan().qkv_rows[0] + which * plan().qkv_rows[1] + kv * DIM;
+    const float *from = set + plan().at_qkv + first;
+    wait_strided(row.x, from);
     if (which < 1) row.norm_and_rotate(a.w.epsilon, which < 0 ? a.scale : 1.0f);
     rounded.round(row, balance);
     if (which >= 0) {
@@ -347,7 +373,7 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
         *(float2 *)(a.w.exact.out + part * DIM + d) = out;
         continue;
       }
-      float *to = set + a.p.at_att + (first_head + head) * DIM + d;
+      float *to = set + plan().at_att + (first_head + head) * DIM + d;
       pass_on(to, out.x * inverse);
       pass_on(to + 1, out.y * inverse);
     }
@@ -360,13 +386,13 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
   __device__ __forceinline__ void fold() {
     constexpr int PARTS = DIM / WARP;
     int chunks = position / KEYS + 1, n_groups = (chunks + GROUP_CHUNKS - 1) / GROUP_CHUNKS;
-    folded *groups = (folded *)(memory + a.p.at_x);
+    folded *groups = (folded *)(memory + plan().at_x);
     if (chunks == 1) return;
 #pragma unroll 1
-    for (int item = c; item < a.p.n_heads * PARTS; item += (int)gridDim.x) {
-      int head = item / PARTS, d = item % PARTS * WARP + lane, group = a.p.n_heads / a.p.n_kv_heads;
+    for (int item = c; item < plan().n_heads * PARTS; item += (int)gridDim.x) {
+      int head = item / PARTS, d = item % PARTS * WARP + lane, group = plan().n_heads / plan().n_kv_heads;
       const unsigned *arrived =
-          (const unsigned *)(set + a.p.at_counters) + head / group * a.p.slices + head % group / HEADS;
+          (const unsigned *)(set + plan().at_counters) + head / group * plan().slices + head % group / HEADS;
       __syncthreads(); // the scratch memory is free
       unsigned turns = 0;
       if (threadIdx.x == 0)
@@ -376,16 +402,16 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
         fold_chunks(&groups[g], a.w.exact, (size_t)head * chunks + g * GROUP_CHUNKS,
                     min(GROUP_CHUNKS, chunks - g * GROUP_CHUNKS), DIM, d);
       __syncthreads();
-      if (warp == 0) pass_on(set + a.p.at_att + head * DIM + d, fold_groups(groups, n_groups));
+      if (warp == 0) pass_on(set + plan().at_att + head * DIM + d, fold_groups(groups, n_groups));
     }
   }
 
   __device__ __forceinline__ void output() {
     const token_layer &y = layer(l);
-    shared_row<AB> in = shared_row_at<AB>(memory + a.p.at_attended, a.p.attended_blocks);
+    shared_row<AB> in = shared_row_at<AB>(memory + plan().at_attended, plan().attended_blocks);
     for (int b = warp; b < in.blocks(); b += WARPS) {
       float v[8];
-      wait_block(v, set + a.p.at_att + b * QK_K);
+      wait_block(v, set + plan().at_att + b * QK_K);
       round_into(in, b, v);
     }
     stamp(5);
@@ -396,26 +422,27 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     if (count) place_b.wait();
     for (int k = 0; k < count; k++) {
       float found = 0;
-      int own = warp * a.p.o_rows + k;
-      FOR_Q8K_TYPE(type,
-                   (found = wide_rows<TYPE, 1>([&](int) { return place_b.at + (uint32_t)k * bytes; }, in)))
-      if (lane == 0) pass_on(set + a.p.at_middle + c * a.p.rows + own, small->stream[own] + found);
+      int own = warp * plan().o_rows + k;
+      auto row = [&](int) { return place_b.at + (uint32_t)k * bytes; };
+      found = of_type<MOST>(type, [&](auto t) { return wide_rows<decltype(t)::value, 1>(row, in); });
+      if (lane == 0) pass_on(set + plan().at_middle + c * plan().rows + own, small->stream[own] + found);
     }
     stamp(6);
   }
 
   __device__ __forceinline__ void route(int next) {
-    norm(set + a.p.at_middle, true, layer(l).ffn_norm, true, 7);
+    norm(set + plan().at_middle, true, layer(l).ffn_norm, true, 7);
     if (warp == ROUTER_WARP && own_experts()) {
       const float *x = stream_row();
       place_router.wait();
       for (int i = 0; i < own_experts(); i++) {
-        const float *row = (const float *)place_router.at + (size_t)i * a.p.hidden;
+        const float *row = (const float *)place_router.at + (size_t)i * plan().hidden;
         float sum = 0;
 #pragma unroll 16
-        for (int k = lane; k < (HB ? HB * QK_K : a.p.hidden); k += WARP) sum = num_fma_f32(row[k], x[k], sum);
+        for (int k = lane; k < (HB ? HB * QK_K : plan().hidden); k += WARP)
+          sum = num_fma_f32(row[k], x[k], sum);
         sum = warp_tree(sum);
-        if (lane == 0) pass_on(set + a.p.at_logits + c * a.p.experts + i, sum);
+        if (lane == 0) pass_on(set + plan().at_logits + c * plan().experts + i, sum);
       }
     }
     stamp(8);
@@ -424,8 +451,8 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
 
   // Four of each lane; behind the last expert -INFINITY.
   __device__ __forceinline__ void wait_logits(float (&x)[4]) const {
-    const float *at = set + a.p.at_logits + 4 * lane;
-    int n = a.p.n_experts - 4 * lane;
+    const float *at = set + plan().at_logits + 4 * lane;
+    int n = plan().n_experts - 4 * lane;
     float4 v = make_float4(0, 0, 0, 0);
     unsigned turns = 0;
     auto are_there = [&] {
@@ -450,27 +477,35 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     for (int i = 0; i < EACH; i++) largest = x[i] > largest ? x[i] : largest;
     largest = warp_max(largest);
     for (int i = 0; i < EACH; i++) {
-      float g = num_exp_f32(x[i] - largest);
-      key[i] = EACH * lane + i >= a.p.n_experts ? 0 : g >= 0.0f ? __float_as_uint(g) + 2 : 1;
+      float g = exp_straight(x[i] - largest);
+      key[i] = EACH * lane + i >= plan().n_experts ? 0 : g >= 0.0f ? __float_as_uint(g) + 2 : 1;
       member[i] = local[i];
     }
     auto order = [&](int i, int j) { // i < j: neither changes places with an equal one
-      if (key[j] <= key[i]) return;
-      uint32_t k = key[i];
-      int of = member[i];
-      key[i] = key[j], member[i] = member[j];
+      bool swaps = key[j] > key[i];
+      uint32_t k = swaps ? key[i] : key[j];
+      int of = swaps ? member[i] : member[j];
+      key[i] = swaps ? key[j] : key[i], member[i] = swaps ? member[j] : member[i];
       key[j] = k, member[j] = of;
     };
+#pragma unroll
     for (int pass = 1; pass < EACH; pass++) // neighbours only, so that equals keep their order
+#pragma unroll
       for (int i = EACH - 1; i >= pass; i--) order(i - 1, i);
-    for (int slot = 0; slot < a.p.top_k; slot++) {
+#pragma unroll
+    for (int slot = 0; slot < TOKEN_TOP_K; slot++) {
+      if (slot >= plan().top_k) break;
       uint32_t best = __reduce_max_sync(~0u, key[0]);
-      int owner = __ffs(__ballot_sync(~0u, key[0] == best)) - 1;
-      if (lane != owner) continue;
-      small->member[slot] = member[0];
-      small->g[slot] = best > 1 ? __uint_as_float(best - 2) : 0.0f;
-      for (int i = 0; i + 1 < EACH; i++) key[i] = key[i + 1], member[i] = member[i + 1];
-      key[EACH - 1] = 0;
+      bool is_mine = lane == __ffs(__ballot_sync(~0u, key[0] == best)) - 1;
+      if (is_mine) {
+        small->member[slot] = member[0];
+        small->g[slot] = best > 1 ? __uint_as_float(best - 2) : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        key[i] = !is_mine ? key[i] : i + 1 < EACH ? key[i + 1] : 0;
+        member[i] = is_mine && i + 1 < EACH ? member[i + 1] : member[i];
+      }
     }
   }
 
@@ -480,20 +515,22 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     __syncthreads();
     stamp(10);
     ask_gate_up();
-    ask_down();
-    if (warp == 1 && lane < a.p.top_k) {
+    if (!DOWN_LATER) ask_down();
+    if (warp == 1 && lane < plan().top_k) {
       float sum = 0;
-      for (int slot = 0; slot < a.p.top_k; slot++) sum = sum + small->g[slot];
+      for (int slot = 0; slot < plan().top_k; slot++) sum = sum + small->g[slot];
       small->weight[lane] = small->g[lane] / sum;
     }
     pairs_of_warp r = gate_up_pairs();
+    if (DOWN_LATER && !r.count) ask_down();
     if (!r.count) return;
     weight_type type = (weight_type)y.type[TOKEN_GATE];
-    uint32_t bytes = token_row_bytes(type, hidden_blocks()), to_up = (uint32_t)a.p.warp_pairs * bytes;
-    float *to = set + a.p.at_hidden + r.slot * a.p.width + r.first;
+    uint32_t bytes = token_row_bytes(type, hidden_blocks()), to_up = (uint32_t)plan().warp_pairs * bytes;
+    float *to = set + plan().at_hidden + r.slot * plan().width + r.first;
     bool is_tall = hidden_blocks() < 4;
     int pairs = tile_rows_of(hidden_blocks()) / 2;
     place_a.wait();
+    if (DOWN_LATER) ask_down();
     stamp(11);
 #pragma unroll 1
     for (int i = 0; i < r.count; i += pairs) {
@@ -501,14 +538,14 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
         return place_a.at + (k % 2 ? to_up : 0) + (uint32_t)min(i + k / 2, r.count - 1) * bytes;
       };
       float found = 0;
-      if (!is_tall && r.count - i == 1) {
-        FOR_Q8K_TYPE(type, (found = wide_rows<TYPE, 2>(row, input())))
-      } else
-        found = tile_product(type, row, input());
+      if (!is_tall && r.count - i == 1)
+        found = of_type<MOST>(type, [&](auto t) { return wide_rows<decltype(t)::value, 2>(row, input()); });
+      else
+        found = tile_product<MOST>(type, row, input());
       float up = __shfl_down_sync(~0u, found, is_tall ? 4 : 1);
       int k = is_tall ? lane / 8 : lane / 2;
       if (k < min(pairs, r.count - i) && lane == tile_lane(hidden_blocks(), 2 * k))
-        pass_on(to + i + k, num_silu_f32(found) * up);
+        pass_on(to + i + k, silu_straight(found) * up);
     }
     stamp(12);
   }
@@ -517,11 +554,11 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     const token_layer &y = layer(l);
     int rows = tile_rows_of(width_blocks()), n = width_blocks();
     auto slot_row = [&](int slot) {
-      return shared_row_at<WB>(memory + a.p.at_rounded + slot * shared_row_bytes(n), n);
+      return shared_row_at<WB>(memory + plan().at_rounded + slot * shared_row_bytes(n), n);
     };
-    for (int i = warp; i < a.p.top_k * n; i += WARPS) {
+    for (int i = warp; i < plan().top_k * n; i += WARPS) {
       float v[8];
-      wait_block(v, set + a.p.at_hidden + i * QK_K);
+      wait_block(v, set + plan().at_hidden + i * QK_K);
       round_into(slot_row(i / n), i % n, v);
     }
     stamp(13);
@@ -529,22 +566,23 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     weight_type type = (weight_type)y.type[TOKEN_DOWN];
     uint32_t bytes = token_row_bytes(type, n);
     bool has_rows = false;
-    for (int k = 0; k < a.p.warp_tiles; k++) has_rows = has_rows || down_tile(k).count;
+    for (int k = 0; k < plan().warp_tiles; k++) has_rows = has_rows || down_tile(k).count;
     if (has_rows) place_b.wait();
     stamp(14);
+    prefetch_chunk(next);
     if (next < a.p.n_layers) ask_qkv(next); // not earlier: it would delay what everyone waits for
-    for (int k = 0; k < a.p.warp_tiles; k++) {
+    for (int k = 0; k < plan().warp_tiles; k++) {
       tile_of_down t = down_tile(k);
       if (!t.count) continue;
       const uint8_t *at = place_b.at + (uint32_t)(k * rows) * bytes;
-      float found = tile_product(
+      float found = tile_product<SOME>(
           type, [&](int i) { return at + (uint32_t)min(i, t.count - 1) * bytes; }, slot_row(t.slot));
       int row = rows == 8 ? lane / 4 : lane;
       if (row < t.count && lane == tile_lane(n, row)) small->y[t.slot][t.first + row] = found;
     }
     if (next < a.p.n_layers) ask_o(next);
     __syncthreads();
-    if (warp == 0) combine(next);
+    if (warp == COMBINE_WARP) combine(next);
     stamp(15);
   }
 
@@ -552,14 +590,14 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     unsigned long long digest = 0;
     if (lane < own_rows()) {
       float total = 0;
-      for (int slot = 0; slot < a.p.top_k; slot++) {
+      for (int slot = 0; slot < plan().top_k; slot++) {
         float w = small->weight[slot], part = small->y[slot][lane];
         total = slot ? num_fma_f32(w, part, total) : w * part;
       }
       float x = small->stream[lane] + total;
-      int row = c * a.p.rows + lane;
+      int row = c * plan().rows + lane;
       if (next < a.p.n_layers)
-        pass_on(set + a.p.layer_words + a.p.at_stream + row, x);
+        pass_on(set + plan().layer_words + plan().at_stream + row, x);
       else
         a.w.x[row] = x;
       digest = num_digest_element(num_digest_row(a.w.tag, l, position), row, __float_as_uint(x));
@@ -588,7 +626,7 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
     if (warp == 1) take_layer(0);
     for (int i = 0; i < TOKEN_EXPERTS / WARP; i++) {
       int e = TOKEN_EXPERTS / WARP * lane + i;
-      local[i] = warp == 0 && e < a.p.n_experts ? a.w.local_of_expert[e] : 0;
+      local[i] = warp == 0 && e < plan().n_experts ? a.w.local_of_expert[e] : 0;
     }
     position = a.w.batch.position[0];
     __syncthreads();
@@ -613,37 +651,33 @@ template <int DIM, int HB, int AB, int WB> struct token_block {
       route(l + 1);
       gate_up();
       down(l + 1);
-      set += a.p.layer_words;
-      other += a.p.layer_words;
+      set += plan().layer_words;
+      other += plan().layer_words;
     }
     // everyone has read it: all blocks have passed numbers on since
     if (c == 0 && threadIdx.x == 0) *a.epoch = epoch + 1;
   }
 };
 
-template <int DIM, int HB, int AB, int WB>
+template <int DIM, typename Shape>
 __global__ void __launch_bounds__(THREADS, 1) token_layers(const __grid_constant__ token_args a) {
 #if !defined __CUDA_ARCH__ || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) uint8_t memory[];
-  token_block<DIM, HB, AB, WB> block(a, memory);
+  token_block<DIM, Shape> block(a, memory);
   block.run();
 #endif
 }
 
 // ---- which one ----
 
-// Shapes that a kernel is compiled for, then those of any number of blocks.
-static const token_kernel_row ROWS[] = {
-    {128, 8, 16, 3, token_layers<128, 8, 16, 3>}, // Qwen3-30B-A3B
-    {128, 0, 0, 0, token_layers<128, 0, 0, 0>},
-    {64, 0, 0, 0, token_layers<64, 0, 0, 0>},
-};
+static bool is_plan(const token_plan *p, token_plan fixed) {
+  fixed.n_layers = p->n_layers; // the only number that a compiled plan leaves open
+  return memcmp(p, &fixed, sizeof fixed) == 0;
+}
 
 token_kernel *token_kernel_for(const token_plan *p) {
-  for (const token_kernel_row &r : ROWS)
-    if (r.head_dim == p->head_dim && (!r.hidden_blocks || r.hidden_blocks == p->hidden_blocks) &&
-        (!r.attended_blocks || r.attended_blocks == p->attended_blocks) &&
-        (!r.width_blocks || r.width_blocks == p->width_blocks))
-      return r.kernel;
-  return nullptr;
+  if (is_plan(p, qwen3_30b_shape::plan())) return token_layers<128, qwen3_30b_shape>;
+  return p->head_dim == 128  ? token_layers<128, any_shape>
+         : p->head_dim == 64 ? token_layers<64, any_shape>
+                             : nullptr;
 }

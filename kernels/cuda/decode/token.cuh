@@ -34,6 +34,7 @@ struct token_plan {
   int slot_blocks; // thread blocks of a slot's gate and up
   int block_pairs, warp_pairs; // rows of each of the two, of a thread block and of a warp
   int down_tiles, warp_tiles;  // of a slot's rows in a thread block; of a warp
+  int few_types;               // of the weights: qwen3_30b_shape's
   int slices, per_slice; // of eight heads of a key/value head; thread blocks that share a slice's chunks
   // shared memory: a warp's two places for weights, then what the block shares
   int place_a, place_b; // bytes

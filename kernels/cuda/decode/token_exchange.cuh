@@ -66,6 +66,20 @@ __device__ __forceinline__ void wait_block(float v[8], const float *from) {
   v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
+// Lane l's numbers l + 32 i.
+template <int N> __device__ __forceinline__ void wait_strided(float (&x)[N], const float *from) {
+  const float *at = from + threadIdx.x % WARP;
+  unsigned turns = 0;
+  for (bool are_there = false; !are_there;) {
+    are_there = true;
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = load_relaxed(at + WARP * i);
+#pragma unroll
+    for (int i = 0; i < N; i++) are_there = are_there && is_written(x[i]);
+    if (!are_there) spin(&turns);
+  }
+}
+
 // ---- weights ----
 
 // A place in shared memory for rows of weights, and whether they are there.

@@ -18,9 +18,5 @@ struct token_args {
 };
 
 typedef void token_kernel(token_args);
-struct token_kernel_row {
-  int head_dim, hidden_blocks, attended_blocks, width_blocks; // blocks 0: any number
-  token_kernel *kernel;
-};
 
 token_kernel *token_kernel_for(const token_plan *p); // NULL: there is none

@@ -6,6 +6,7 @@
 #pragma once
 #include "kernels/cuda/products/block_q8k.cuh"
 #include "kernels/cuda/round_q8k.cuh"
+#include <type_traits>
 
 static __host__ __device__ constexpr int pad_to(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -158,14 +159,53 @@ __device__ __forceinline__ int tile_lane(int n_blocks, int r) {
   return n_blocks < 4 ? 4 * r : r;
 }
 
-// A tile of rows row(0 .. tile_rows_of - 1).
-template <typename Row, int N>
-__device__ __forceinline__ float tile_product(weight_type type, const Row &row, const shared_row<N> &in) {
+// The types that a matrix may have, where a kernel is compiled for fewer than all: less code to fetch.
+enum type_set { ALL_TYPES, Q4_OR_Q6, Q4_ALONE };
+
+// f(constant) of the type.
+template <type_set TYPES, typename F> __device__ __forceinline__ float of_type(weight_type type, const F &f) {
   float y = 0;
-  if (in.blocks() < 4) {
-    FOR_Q8K_TYPE(type, y = tall_rows<TYPE>(row, in))
-  } else {
-    FOR_Q8K_TYPE(type, (y = wide_rows<TYPE, 4>(row, in)))
+  if constexpr (TYPES == Q4_ALONE)
+    y = f(std::integral_constant<weight_type, TYPE_Q4_K>());
+  else if constexpr (TYPES == Q4_OR_Q6)
+    y = type == TYPE_Q4_K ? f(std::integral_constant<weight_type, TYPE_Q4_K>())
+                          : f(std::integral_constant<weight_type, TYPE_Q6_K>());
+  else {
+    FOR_Q8K_TYPE(type, (y = f(std::integral_constant<weight_type, TYPE>())))
   }
   return y;
+}
+
+// A tile of rows row(0 .. tile_rows_of - 1).
+template <type_set TYPES, typename Row, int N>
+__device__ __forceinline__ float tile_product(weight_type type, const Row &row, const shared_row<N> &in) {
+  if (in.blocks() < 4)
+    return of_type<TYPES>(type, [&](auto t) { return tall_rows<decltype(t)::value>(row, in); });
+  return of_type<TYPES>(type, [&](auto t) { return wide_rows<decltype(t)::value, 4>(row, in); });
+}
+
+// ---- scalars ----
+
+// num_exp_f32 without branches, to the bit.
+__device__ __forceinline__ float exp_straight(float x) {
+  const float round_magic = 12582912.0f;
+  float c = fminf(fmaxf(x, -104.0f), 89.0f);
+  float n = num_fma_f32(c, 0x1.715476p+0f, round_magic) - round_magic;
+  float r = num_fma_f32(n, -0x1.62e430p-1f, c);
+  r = num_fma_f32(n, 0x1.05c610p-29f, r);
+  float p = 0x1.6d431ap-10f;
+  p = num_fma_f32(p, r, 0x1.120b66p-7f);
+  p = num_fma_f32(p, r, 0x1.5554eap-5f);
+  p = num_fma_f32(p, r, 0x1.5554dcp-3f);
+  p = num_fma_f32(p, r, 0.5f);
+  p = num_fma_f32(p, r * r, r) + 1.0f;
+  int i = (int)n, first = i >> 1, second = i - first;
+  float y =
+      p * __uint_as_float((uint32_t)(first + 127) << 23) * __uint_as_float((uint32_t)(second + 127) << 23);
+  y = x > 88.72284f ? __uint_as_float(0x7f800000u) : x < -103.97208f ? 0.0f : y;
+  return x != x ? x : y;
+}
+
+__device__ __forceinline__ float silu_straight(float x) { // num_silu_f32
+  return x / (1.0f + exp_straight(-x));
 }

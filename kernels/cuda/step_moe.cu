@@ -196,7 +196,8 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k),
                      slot_product(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k)},
                     {0},
-                    2};
+                    2,
+                    false};
   in.swiglu = fuses_swiglu(b, &in);
   TRY(multiply(b, b->experts, &in));
   TRY(phase_mark(b, PHASE_GATE_UP));
@@ -246,7 +247,7 @@ status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, 
     TRY(decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
     return phase_mark(b, PHASE_DOWN);
   }
-  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
+  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1, false};
   down.p[0].place = place;
   TRY(multiply(b, b->experts, &down));
   TRY(phase_mark(b, PHASE_DOWN));

@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 enum { PASSES = 8, CACHES = 4 }; // a thread reads four times the largest cache that it could have to itself,
-// but all ranks of a host together no more than this, nor than a sixteenth of its memory. It is many times any
-// host's caches, and what a job's --mem has to spare.
+// but all ranks of a host together no more than this, nor than a sixteenth of its memory. It is many times
+// any host's caches, and what a job's --mem has to spare.
 static const size_t host_bytes = (size_t)4 << 30;
 enum { HOST_SHARE = 16 };
 

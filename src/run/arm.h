@@ -28,8 +28,7 @@ typedef struct {
   int reporting;               // the reporting rank: probes are gathered there; a shared rank
   int64_t n_sequences, context, max_batch; // KV caches, positions in each, tokens in the largest batch
   bool kv_f16;
-  double audit;                  // ranks.audit: share of other ranks' slots that are recomputed; 0: none
-  const path_kind *experts_path; // [ranks] of each rank's experts; read at open, where there is an audit
+  const audit_params *audit; // read at open; NULL: no other rank's outputs are recomputed
 } arm_params;
 
 typedef struct arm arm;

@@ -93,7 +93,7 @@ static const value_key KEYS[] = {
      "list of rank numbers", 0, 0, "[]",
      "mixed job: ranks that compute these; []: the ranks on the backend of ranks.shared"},
     {"ranks.audit", KEYS_RANKS, REAL(ranks.audit), "number from 0 to 1", 0, 1, "0",
-     "share of other ranks' experts' outputs that a rank recomputes, from the model file; 0: none"},
+     "share of the other ranks' slots that a rank recomputes, from the model file; 0: none"},
     {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
      "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
      "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},

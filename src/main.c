@@ -11,7 +11,9 @@
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
 #include "src/commands/perplexity.h"
+#include "src/commands/screen.h"
 #include "src/commands/synth.h"
+#include "src/commands/topology.h"
 #include "src/commands/trace.h"
 #include "src/commands/verify.h"
 #include <string.h>
@@ -22,7 +24,8 @@ static const command commands[] = {
     [COMMAND_PARITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT,
+            .keys =
+                KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT | KEYS_KNOWN,
             .run_job = parity_run,
             .summary = "runs every arm of run.arms over the same tokens and compares them",
             .help = "  Each arm is measured against the truth (f64, or else against the first arm), and the\n"
@@ -56,7 +59,7 @@ static const command commands[] = {
     [COMMAND_BENCH] =
         {
             .needs = NEEDS_MODEL,
-            .keys = KEYS_RUN | KEYS_BENCH,
+            .keys = KEYS_RUN | KEYS_BENCH | KEYS_KNOWN,
             .run_job = bench_run,
             .summary = "prompt and decode rates of each arm, each beside the digest of the same run",
             .help = "  And how much of the memory bandwidth decoding takes.\n",
@@ -64,7 +67,7 @@ static const command commands[] = {
     [COMMAND_INSPECT] =
         {
             .needs = NEEDS_MODEL,
-            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS,
+            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD,
             .run_job = inspect_run,
             .summary = "what the model file holds, and what each rank of this job would hold",
             .help =
@@ -99,6 +102,24 @@ static const command commands[] = {
                     "one, is\n"
                     "  what experiments 8 to 10 compute; ids that are drawn follow it. docs/falsify.md\n",
         },
+    [COMMAND_SCREEN] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_MODEL | KEYS_RANKS | KEYS_OUTPUT | KEYS_SCREEN | KEYS_KNOWN,
+            .run_job = screen_command_run,
+            .summary =
+                "finds the machine that computes other bits: every rank the same work, again and again",
+            .help =
+                "  Cores, GPUs and the links between ranks; exit code 3 where one differs. docs/screen.md\n",
+        },
+    [COMMAND_TOPOLOGY] =
+        {
+            .needs = NEEDS_CONFIG,
+            .keys = KEYS_MODEL | KEYS_RANKS,
+            .run_config = topology_run,
+            .summary = "what each rank sees: cores, GPU, links, network; and what makes a run slow or wrong",
+            .help = "  Opens no model, and warns of what a run would refuse. docs/running.md\n",
+        },
     [COMMAND_COMPARE] =
         {
             .needs = NEEDS_NOTHING,
@@ -125,6 +146,7 @@ static bool takes_args(command_kind kind) {
 static status run_job(const command_line *l, const config *cfg, comm *c) {
   const command *row = &commands[l->command];
   job j;
+  if (row->needs == NEEDS_CONFIG) return row->run_config(cfg, c);
   errors_name_mapped_file(c, cfg->model.path);
   status result = job_open(&j, l->command, cfg, c, row->needs == NEEDS_INPUT);
   if (!result) result = row->run_job(&j);
@@ -212,6 +234,7 @@ static int run(const command_line *l, int argc, char **argv) {
   case NEEDS_NOTHING:
     return run_alone(l);
   case NEEDS_RANKS:
+  case NEEDS_CONFIG:
   case NEEDS_MODEL:
   case NEEDS_INPUT:
     return run_ranks(l, argc, argv);

@@ -18,6 +18,7 @@ bool command_reads_config(const command *c) {
   case NEEDS_NOTHING:
   case NEEDS_RANKS:
     return false;
+  case NEEDS_CONFIG:
   case NEEDS_MODEL:
   case NEEDS_INPUT:
     return true;

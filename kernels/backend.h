@@ -41,6 +41,8 @@ typedef struct {
 
 const path_info *path_get(path_kind kind);
 const path_info *path_find(const char *name, size_t length); // NULL: no such path
+// Whether the path's products with weights of this type are of bytes (rounded activations), not of reals.
+bool product_is_of_bytes(path_kind path, weight_type type);
 
 // ---- the model as a backend sees it: views, owned by the caller, alive until backend close ----
 

@@ -485,11 +485,7 @@ status arm_peaks(arm *a, backend_peaks *out) {
   return b->ops->peaks ? b->ops->peaks(b, out) : 0;
 }
 
-int arm_decode_threads(const arm *a) {
+int arm_threads(const arm *a, int64_t tokens) {
   backend *b = a->forward.compute;
-  return b->ops->decode_threads ? b->ops->decode_threads(b) : 0;
-}
-
-int arm_threads(const arm *a) {
-  return is_on_device(a) ? 0 : topology_threads(a->params.place);
+  return b->ops->threads ? b->ops->threads(b, tokens) : 0;
 }

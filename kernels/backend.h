@@ -237,8 +237,17 @@ typedef struct {
   // The device that the rank with this place on its host takes; NULL, or false: none.
   bool (*device)(device_id *out, int host_rank);
 
+  // How the devices with these two indices on this host reach each other. NULL: there are none.
+  device_link (*link)(int32_t a, int32_t b);
+
   // For the laboratory: out[n] = the device's own approximate 2^x (ex2.approx). No path uses it. NULL: none.
   status (*exp2_approx)(float *out, const float *x, int64_t n);
+
+  // Tokens of a prompt that are computed quickest at once, where there is memory for them: run.chunk = 0.
+  int64_t prompt_chunk;
+  // The largest of params->max_batch, its half, quarter, .. down to n_sequences for whose state the device
+  // has memory left; max_batch where none does, so that `open` says what would fit. NULL: host memory.
+  status (*batch_that_fits)(int64_t *out, const backend_params *params);
 
   // Allocates everything that the forward pass needs. The forward pass itself allocates nothing.
   status (*open)(backend **out, const backend_params *params);

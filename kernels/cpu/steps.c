@@ -204,6 +204,7 @@ const backend_ops cpu_backend_ops = {
     .kind = BACKEND_CPU,
     .rows = cpu_rows,
     .has_path = cpu_has_path,
+    .prompt_chunk = 512,
     .open = cpu_open,
     .close = cpu_close,
     .row = cpu_row_name,

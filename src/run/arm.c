@@ -1,29 +1,14 @@
 #include "src/run/arm.h"
+#include "src/run/arm_struct.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "src/run/batch_fit.h"
 #include "src/run/forward.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
+#include "src/run/routing_room.h"
 #include <stdlib.h>
 #include <string.h>
-
-struct arm {
-  arm_params params;
-  forward_state forward;
-  transport *transport;
-  int64_t vocabulary, n_layers;
-  bool keeps_logits;
-  const void *logits;     // of the last arm_head that copied them to the host
-  uint64_t *logit_digest; // [n_sequences]
-  uint64_t *layer_digest; // [n_layers][n_sequences], of batches whose every row this rank computed
-  uint64_t *part_digest;  // [n_layers][n_sequences], of this rank's rows of token-sharded batches
-  double seconds;
-  double exchange_seconds_before;
-  probe_rows probes;
-  uint32_t probes_wanted;
-  probe_given given;   // of the next layer
-  int64_t n_head_rows; // of the last arm_head
-};
 
 // ---- open and close ----
 
@@ -35,9 +20,9 @@ static bool is_on_device(const arm *a) {
   return backend_is_on_device(a->params.local.backend);
 }
 
-static status open_backend(arm *a) {
+static backend_params params_of_backend(arm *a) {
   const arm_params *p = &a->params;
-  backend_params b = {
+  return (backend_params){
       .weights = &p->m->weights,
       .shared = p->shared.path->kind,
       .experts = p->local.path->kind,
@@ -55,34 +40,50 @@ static status open_backend(arm *a) {
       .rank = comm_rank(p->c),
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
-      .fixed_tokens = exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
+      .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .watch = watch_device,
       .watch_context = a,
   };
-  return p->local.backend->open(&a->forward.compute, &b);
 }
 
-static status open_routing(routing *out, size_t n_tokens, size_t slots) {
-  TRY(TAKE(&out->expert, slots, "routing"));
-  TRY(TAKE(&out->weight, slots, "routing"));
-  return TAKE(&out->margin, n_tokens, "routing");
+static status open_backend(arm *a) {
+  backend_params b = params_of_backend(a);
+  return a->params.local.backend->open(&a->forward.compute, &b);
 }
 
-static void close_routing(routing *r) {
-  free(r->expert);
-  free(r->weight);
-  free(r->margin);
+static status fit_batch(arm *a) {
+  backend_params b = params_of_backend(a);
+  if (!a->params.batch_may_shrink) return 0;
+  b.fixed_tokens = FIXED_TOKENS; // whether it is so is known with the exchange; it takes little
+  return batch_fit(&a->params.max_batch, a->params.c, a->params.local.backend, &b, a->params.name);
 }
 
 static status open_arrays(arm *a) {
   const arm_params *p = &a->params;
   size_t n = (size_t)p->max_batch, slots = n * (size_t)a->forward.top_k;
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
-  TRY(open_routing(&a->forward.route, n, slots));
-  TRY(open_routing(&a->forward.given, n, slots));
+  TRY(routing_open(&a->forward.route, n, slots));
+  TRY(routing_open(&a->forward.given, n, slots));
   TRY(TAKE(&a->logit_digest, (size_t)p->n_sequences, "digests"));
   TRY(TAKE(&a->layer_digest, (size_t)(a->n_layers * p->n_sequences), "digests"));
   return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
+}
+
+static status open_audit(arm *a) {
+  const arm_params *p = &a->params;
+  if (!(p->audit > 0)) return 0;
+  audit_params q = {
+      .m = p->m,
+      .experts = p->experts,
+      .c = p->c,
+      .computes_shared = p->computes_shared,
+      .shared = p->shared.path->kind,
+      .experts_path = p->experts_path,
+      .threads = topology_threads(p->place),
+      .row = p->row,
+      .share = p->audit,
+  };
+  return audit_open(&a->forward.audit, &q);
 }
 
 // Local; arm_open has all ranks agree on the outcome.
@@ -95,6 +96,7 @@ static status open_parts(arm *a) {
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
   TRY(open_backend(a));
+  TRY(open_audit(a));
   return open_arrays(a);
 }
 
@@ -125,6 +127,7 @@ status arm_open(arm **out, const arm_params *params) {
            transport_choose(&a->transport, params->c, params->transport, params->device, is_on_device(a)));
   // before the backend, which plans with the device memory that the transport has left
   TRY_DONE(result, transport_start(a->transport, host_bytes(a)));
+  TRY_DONE(result, fit_batch(a));
   TRY_DONE(result, comm_agree(params->c, open_parts(a), params->name));
   *out = a;
 done:
@@ -138,9 +141,10 @@ void arm_close(arm *a) {
   exchange_close(a->forward.ranks);
   token_shards_close(&a->forward.shards);
   transport_close(a->transport);
+  audit_close(a->forward.audit);
   free(a->forward.rows_of_rank);
-  close_routing(&a->forward.route);
-  close_routing(&a->forward.given);
+  routing_close(&a->forward.route);
+  routing_close(&a->forward.given);
   probe_rows_close(&a->probes);
   probe_given_close(&a->given);
   free(a->logit_digest);
@@ -177,6 +181,10 @@ const transport *arm_transport(const arm *a) {
 
 uint64_t arm_state_bytes(const arm *a) {
   return a->forward.compute->ops->state_bytes(a->forward.compute);
+}
+
+int64_t arm_max_batch(const arm *a) {
+  return a->params.max_batch;
 }
 
 bool arm_computes_shared(const arm *a) {
@@ -272,6 +280,11 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   a->seconds += clock_seconds() - start;
   TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
   return a->keeps_logits ? arm_finish(a) : 0;
+}
+
+status arm_audit_coverage(const arm *a, audit_coverage *out) {
+  *out = (audit_coverage){.share = 0};
+  return a->forward.audit ? audit_cover(a->forward.audit, out) : 0;
 }
 
 status arm_broadcast(arm *a, void *data, size_t bytes, const char *what) {
@@ -407,85 +420,4 @@ status arm_probe_take(arm *a, probe_point point, const double **out) {
   bool of_head = probe_get(point)->scope == PROBE_OF_HEAD;
   return probe_rows_take(&a->probes, point, &order, of_head ? a->n_head_rows : f->batch.rows.n, f->top_k,
                          out);
-}
-
-// ---- clocks and digests ----
-
-status arm_add_parts(arm *a) {
-  int size = comm_size(a->params.c);
-  size_t n = (size_t)(a->n_layers * a->params.n_sequences);
-  uint64_t *all;
-  if (a->forward.shards.n_shared == 1) return 0; // no batch was token-sharded
-  TRY(TAKE(&all, (size_t)size * n, "the sum of digests"));
-  status result =
-      comm_allgather(a->params.c, all, a->part_digest, n * sizeof *all, "the sum of layers' digests");
-  for (size_t i = 0; i < (size_t)size * n && !result; i++) a->layer_digest[i % n] += all[i];
-  if (!result) memset(a->part_digest, 0, n * sizeof *a->part_digest);
-  free(all);
-  return result;
-}
-
-void arm_reset(arm *a) {
-  memset(a->logit_digest, 0, (size_t)a->params.n_sequences * sizeof *a->logit_digest);
-  memset(a->layer_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->layer_digest);
-  memset(a->part_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->part_digest);
-  a->seconds = 0;
-  a->exchange_seconds_before = exchange_seconds(a->forward.ranks);
-}
-
-double arm_exchange_seconds(const arm *a) {
-  return exchange_seconds(a->forward.ranks) - a->exchange_seconds_before;
-}
-
-double arm_seconds(const arm *a) {
-  return a->seconds;
-}
-
-static uint64_t sum_of(const uint64_t *x, int64_t n) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < n; i++) sum += x[i];
-  return sum;
-}
-
-uint64_t arm_digest(const arm *a) {
-  return sum_of(a->logit_digest, a->params.n_sequences);
-}
-
-uint64_t arm_layer_digest(const arm *a, int64_t layer) {
-  return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
-}
-
-uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
-  return a->logit_digest[sequence];
-}
-
-bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {
-  return exchange_is_fixed(a->forward.ranks, n_tokens);
-}
-
-status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
-  const forward_state *f = &a->forward;
-  return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
-                                (size_t)f->hidden * f->path->real_bytes);
-}
-
-// ---- the budget of a token ----
-
-status arm_phases_watch(arm *a, phase_times *to) {
-  backend *b = a->forward.compute;
-  if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
-  return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
-                     backend_name(b->ops->kind), a->params.name)
-            : 0;
-}
-
-status arm_peaks(arm *a, backend_peaks *out) {
-  backend *b = a->forward.compute;
-  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
-  return b->ops->peaks ? b->ops->peaks(b, out) : 0;
-}
-
-int arm_threads(const arm *a, int64_t tokens) {
-  backend *b = a->forward.compute;
-  return b->ops->threads ? b->ops->threads(b, tokens) : 0;
 }

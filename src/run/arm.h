@@ -8,6 +8,7 @@
 #include "dist/transport.h"
 #include "kernels/backend.h"
 #include "src/model/model.h"
+#include "src/run/audit.h"
 #include "src/run/placement.h"
 
 enum { LOGIT_ROWS = 32 }; // logits are computed and consumed this many rows at a time
@@ -26,8 +27,11 @@ typedef struct {
   const bool *computes_shared; // [ranks] that compute the shared steps; NULL: all
   int reporting;               // the reporting rank: probes are gathered there; a shared rank
   int64_t n_sequences, context, max_batch; // KV caches, positions in each, tokens in the largest batch
-  bool fits_team;                          // run.threads leaves it to the backend how many threads compute
+  bool batch_may_shrink; // max_batch is halved until every rank's device has memory for it: arm_max_batch
+  bool fits_team;        // run.threads leaves it to the backend how many threads compute
   bool kv_f16;
+  double audit;                  // ranks.audit: share of other ranks' slots that are recomputed; 0: none
+  const path_kind *experts_path; // [ranks] of each rank's experts; read at open, where there is an audit
 } arm_params;
 
 typedef struct arm arm;
@@ -45,6 +49,7 @@ const char *arm_row(const arm *a);              // ISA row or device in use
 const transport *arm_transport(const arm *a);
 uint64_t arm_state_bytes(const arm *a); // KV caches and work space of this rank
 bool arm_computes_shared(const arm *a); // this rank is a shared rank
+int64_t arm_max_batch(const arm *a);    // tokens in the largest batch
 
 // ---- the forward pass: collective ----
 
@@ -63,6 +68,9 @@ status arm_finish(arm *a);
 // Collective, after arm_finish. Adds the shared ranks' parts of the layers' digests, of token-sharded
 // batches, to those of every rank.
 status arm_add_parts(arm *a);
+
+// Collective. What the audit has recomputed since arm_open; share 0: there is none.
+status arm_audit_coverage(const arm *a, audit_coverage *out);
 
 // Collective. Broadcasts `bytes` of `data` from the first shared rank to the expert ranks. `what` stands in
 // the error.

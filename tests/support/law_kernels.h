@@ -1,5 +1,5 @@
 // law_kernels: the float sums of products on AVX-512, as docs/paths.md orders them and without any order, for
-// time_law.c.
+// time_law_cpu.c.
 #pragma once
 #include "kernels/cpu/row.h"
 

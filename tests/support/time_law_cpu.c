@@ -1,4 +1,4 @@
-// time_law: what the written order of float sums costs on the row avx512_vnni: one thread's time for the
+// time_law_cpu: what the written order of float sums costs on the row avx512_vnni: one thread's time for the
 // products that decode and prompts spend most in, and for attention, beside the same work whose float sums
 // have no order at all (law_free.c; attention: chunks that are not folded). Pairs, one after the other, so
 // that other work on the machine meets both alike. Prints the least of several pairs. Not a test.

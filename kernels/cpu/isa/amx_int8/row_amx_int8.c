@@ -27,7 +27,7 @@ static bool usable_amx_int8(void) {
 // unpacked into tiles once for all tokens, which takes longer than into registers, and a scale times a weight
 // is two bytes, so that each product is two. Types with minimums have more to unpack, and rows of three
 // blocks too little to share it with.
-enum { AMX_TOKENS_MINIMUMS = 48, AMX_TOKENS_SIGNED = 32, AMX_BLOCKS_MINIMUMS = 8 };
+enum { AMX_TOKENS_MINIMUMS = 128, AMX_TOKENS_SIGNED = 32, AMX_BLOCKS_MINIMUMS = 8 };
 
 static bool tiles_are_faster(const matrix *m, int64_t n_tokens) {
   if (!block_has_minimums(m->type)) return n_tokens >= AMX_TOKENS_SIGNED;

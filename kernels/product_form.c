@@ -14,6 +14,10 @@ activation_form path_rounded_form(path_kind path) {
   return ACTIVATION_NONE;
 }
 
+bool product_is_of_bytes(path_kind path, weight_type type) {
+  return product_form(path, type) == ACTIVATION_Q8K;
+}
+
 bool path_splits_outliers(path_kind path) {
   switch (path) {
   case PATH_F64:

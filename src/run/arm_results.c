@@ -1,0 +1,103 @@
+// arm_results: what an arm has computed and what it took: digests, clocks, the exchange, the budget of a
+// token.
+#include "base/memory.h"
+#include "src/run/arm_struct.h"
+#include <stdlib.h>
+#include <string.h>
+
+// ---- clocks and digests ----
+
+status arm_add_parts(arm *a) {
+  int size = comm_size(a->params.c);
+  size_t n = (size_t)(a->n_layers * a->params.n_sequences);
+  uint64_t *all;
+  if (a->forward.shards.n_shared == 1) return 0; // no batch was token-sharded
+  TRY(TAKE(&all, (size_t)size * n, "the sum of digests"));
+  status result =
+      comm_allgather(a->params.c, all, a->part_digest, n * sizeof *all, "the sum of layers' digests");
+  for (size_t i = 0; i < (size_t)size * n && !result; i++) a->layer_digest[i % n] += all[i];
+  if (!result) memset(a->part_digest, 0, n * sizeof *a->part_digest);
+  free(all);
+  return result;
+}
+
+void arm_reset(arm *a) {
+  memset(a->logit_digest, 0, (size_t)a->params.n_sequences * sizeof *a->logit_digest);
+  memset(a->layer_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->layer_digest);
+  memset(a->part_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->part_digest);
+  a->seconds = 0;
+  a->exchange_seconds_before = exchange_seconds(a->forward.ranks);
+}
+
+double arm_exchange_seconds(const arm *a) {
+  return exchange_seconds(a->forward.ranks) - a->exchange_seconds_before;
+}
+
+double arm_seconds(const arm *a) {
+  return a->seconds;
+}
+
+static uint64_t sum_of(const uint64_t *x, int64_t n) {
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i];
+  return sum;
+}
+
+uint64_t arm_digest(const arm *a) {
+  return sum_of(a->logit_digest, a->params.n_sequences);
+}
+
+uint64_t arm_layer_digest(const arm *a, int64_t layer) {
+  return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
+}
+
+size_t arm_digest_count(const arm *a) {
+  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
+}
+
+void arm_digests_read(const arm *a, uint64_t *out) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *out;
+  memcpy(out, a->logit_digest, n * bytes);
+  memcpy(out + n, a->layer_digest, (size_t)a->n_layers * n * bytes);
+}
+
+void arm_digests_write(arm *a, const uint64_t *in) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *in;
+  memcpy(a->logit_digest, in, n * bytes);
+  memcpy(a->layer_digest, in + n, (size_t)a->n_layers * n * bytes);
+}
+
+uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
+  return a->logit_digest[sequence];
+}
+
+bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {
+  return exchange_is_fixed(a->forward.ranks, n_tokens);
+}
+
+status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
+  const forward_state *f = &a->forward;
+  return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
+                                (size_t)f->hidden * f->path->real_bytes);
+}
+
+// ---- the budget of a token ----
+
+status arm_phases_watch(arm *a, phase_times *to) {
+  backend *b = a->forward.compute;
+  if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
+  return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
+                     backend_name(b->ops->kind), a->params.name)
+            : 0;
+}
+
+status arm_peaks(arm *a, backend_peaks *out) {
+  backend *b = a->forward.compute;
+  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
+  return b->ops->peaks ? b->ops->peaks(b, out) : 0;
+}
+
+int arm_threads(const arm *a, int64_t tokens) {
+  backend *b = a->forward.compute;
+  return b->ops->threads ? b->ops->threads(b, tokens) : 0;
+}

@@ -235,6 +235,9 @@ typedef struct {
   // The device that the rank with this place on its host takes; NULL, or false: none.
   bool (*device)(device_id *out, int host_rank);
 
+  // How the devices with these two indices on this host reach each other. NULL: there are none.
+  device_link (*link)(int32_t a, int32_t b);
+
   // For the laboratory: out[n] = the device's own approximate 2^x (ex2.approx). No path uses it. NULL: none.
   status (*exp2_approx)(float *out, const float *x, int64_t n);
 

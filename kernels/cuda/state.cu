@@ -210,6 +210,25 @@ static status open_router_and_head(cuda_backend *b) {
   return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
 
+// The kernel of all layers of a token, if it serves this model here. A memory plan, which has no weights yet,
+// takes what it would take if so.
+static status open_token(cuda_backend *b) {
+  token_state *t = &b->fused;
+  size_t layers = (size_t)b->shape.n_layers;
+  bool may = b->params.computes_shared && b->alone && b->params.n_ranks == 1 && b->shared->kind == PATH_Q8K &&
+             b->experts->kind == PATH_Q8K;
+  if (!may) return 0;
+  if (b->plan)
+    token_plan_size(&t->plan, &b->shape);
+  else
+    b->has_fused = token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
+  if (!b->plan && !b->has_fused) return 0;
+  for (float *&set : t->sets) TRY(take(b, &set, token_set_floats(&t->plan), PART_WORK));
+  TRY(take(b, &t->epoch, 1, PART_WORK));
+  TRY(take(b, &t->layers, layers, PART_WORK));
+  return b->plan ? 0 : token_state_fill(t, b->weights);
+}
+
 // All that is allocated on the device but the weights; with b->plan it is only added up.
 static status open_memory(cuda_backend *b) {
   const model_shape *s = &b->shape;
@@ -217,6 +236,7 @@ static status open_memory(cuda_backend *b) {
   if (b->params.computes_shared) TRY(open_attention(b));
   if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
+  TRY(open_token(b));
   TRY(take(b, &b->unused_sums, (size_t)b->params.n_sequences, PART_WORK));
   return take(b, &b->sums, sums, PART_WORK);
 }

@@ -34,7 +34,8 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
                       shared_product(b->k + first * kv_width, &w->k, &normed, n),
                       shared_product(b->v + first * kv_width, &w->v, &normed, n)},
                      {0},
-                     3};
+                     3,
+                     false};
   TRY(multiply(b, b->shared, &qkv));
   return phase_mark(b, PHASE_QKV);
 }
@@ -137,6 +138,7 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
 }
 
 status cuda_attention(backend *base, int64_t layer, const token_batch *rows) {
+  if (self(base)->fuses) return 0; // the last layer's moe
   TRY(cuda_project(base, layer, rows, 0, rows->n));
   return cuda_attend(base, layer, rows, 0, rows->n);
 }

@@ -196,7 +196,8 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k),
                      slot_product(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k)},
                     {0},
-                    2};
+                    2,
+                    false};
   in.swiglu = fuses_swiglu(b, &in);
   TRY(multiply(b, b->experts, &in));
   TRY(phase_mark(b, PHASE_GATE_UP));
@@ -246,7 +247,7 @@ status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, 
     TRY(decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
     return phase_mark(b, PHASE_DOWN);
   }
-  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
+  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1, false};
   down.p[0].place = place;
   TRY(multiply(b, b->experts, &down));
   TRY(phase_mark(b, PHASE_DOWN));
@@ -308,9 +309,26 @@ static status moe_of_one_token(cuda_backend *b, int64_t layer) {
   return phase_mark(b, PHASE_DOWN);
 }
 
+// Every layer of one token at once.
+static status all_layers(cuda_backend *b) {
+  token_work w = {};
+  w.x = b->x;
+  w.rope = b->rope;
+  w.cache = b->limbs;
+  w.exact = b->exact;
+  w.local_of_expert = b->weights->local_of_expert;
+  w.batch = b->batch;
+  w.sums = b->sums;
+  w.n_sequences = (int)b->params.n_sequences;
+  w.tag = b->shared->tag;
+  w.epsilon = (float)b->shape.rms_epsilon;
+  return token_launch(&b->fused, &w, b->stream);
+}
+
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
   static const slot_places in_order = {SLOTS_IN_ORDER, nullptr};
   cuda_backend *b = self(base);
+  if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
   if (decodes(b, rows)) return moe_of_one_token(b, layer);
   TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));
   TRY(cuda_experts_up(base, layer, rows));

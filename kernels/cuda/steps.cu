@@ -31,7 +31,7 @@ status multiply(cuda_backend *b, const path_info *path, product_set *set) {
   for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
   if (all_q8k) return multiply_q8k(b, path, set);
   for (int i = 0; i < set->count; i++) {
-    product_set one = {{set->p[i]}, {0}, 1};
+    product_set one = {{set->p[i]}, {0}, 1, false};
     TRY(takes_q8k(path, &one.p[0].w) ? multiply_q8k(b, path, &one)
                                      : product_f32_launch(&one.p[0], b->stream));
   }
@@ -67,7 +67,7 @@ product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, in
 
 status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
                       bool adds) {
-  product_set set = {{shared_product(out, m, in, n)}, {0}, 1};
+  product_set set = {{shared_product(out, m, in, n)}, {0}, 1, false};
   set.p[0].adds = adds;
   return multiply(b, b->shared, &set);
 }
@@ -397,8 +397,9 @@ static status capture(cuda_backend *b, const token_batch *batch, status (*steps)
   cudaGraph_t graph = nullptr;
   CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
   b->is_capturing = true;
+  b->fuses = b->has_fused && batch->n == 1 && !is_observed(b);
   status result = steps(context, batch);
-  b->is_capturing = false;
+  b->is_capturing = b->fuses = false;
   cudaError_t error = cudaStreamEndCapture(b->stream, &graph);
   if (!result && error == cudaSuccess) error = cudaGraphInstantiate(&out->graph, graph, 0);
   if (graph) cudaGraphDestroy(graph);
@@ -445,6 +446,7 @@ extern "C" const backend_ops cuda_backend_ops = {
     .has_path = cuda_has_path,
     .devices = cuda_devices,
     .device = device_take,
+    .link = device_link_between,
     .exp2_approx = cuda_exp2_approx,
     .prompt_chunk = 2048, // 512 gives a prompt of 2,048 tokens 0.55 of the rate (docs/measurements.md)
     .batch_that_fits = cuda_batch_that_fits,

@@ -3,6 +3,7 @@
 #include "base/progress.h"
 #include "base/whole_file.h"
 #include "kernels/formats/numerics.h"
+#include "src/commands/known.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/commands/phase_work.h"
 #include "src/report/bench_report.h"
@@ -120,6 +121,7 @@ static status take_arrays(bench *b) {
 
 static status bench_open(bench *b) {
   TRY(list_tests(b));
+  TRY(known_check_table(b->j->cfg));
   TRY(choose_context(b));
   TRY(make_sequences(b));
   TRY(take_arrays(b));
@@ -410,7 +412,8 @@ status bench_run(job *j) {
   TRY_DONE(result, memory_bandwidth_measure(&b.report.bandwidth, j->c, j->place));
   describe(&b);
   for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, &j->cfg->run.arms.arm[a]));
-  result = job_agree(j, print(&b), "writing the rates");
+  TRY_DONE(result, job_agree(j, print(&b), "writing the rates"));
+  result = known_judge_bench(j, &b.report);
 done:
   bench_close(&b);
   return result;

@@ -32,6 +32,8 @@ typedef struct {
   size_t n_rows;
 } bench_report;
 
+enum { BENCH_TEST = 80 };
+void bench_test_name(char out[BENCH_TEST], const bench_row *row); // "pp512", "tg128 @ d4096 x8"
 void bench_report_print(const bench_report *r, bench_format format, FILE *out);
 // Writes DIR/bench.json, which gets its name only when it is whole.
 status bench_report_write(const bench_report *r, const char *dir);

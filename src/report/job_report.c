@@ -225,7 +225,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
     out->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(a, (int64_t)s)};
   for (size_t i = 0; i < r->n_ranks; i++) out->rank_arms[i] = job_arm_of_rank(j, choice, (int)i)->name;
   out->expert_paths = hash_expert_paths(j, choice);
-  return 0;
+  return arm_audit_coverage(a, &out->audit);
 }
 
 static status open_mode(report *r, report_mode *m) {

@@ -96,6 +96,7 @@ static status open_parts(arm *a) {
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
   TRY(open_backend(a));
+  if (p->audit) TRY(audit_open(&a->forward.audit, p->audit));
   return open_arrays(a);
 }
 
@@ -140,6 +141,7 @@ void arm_close(arm *a) {
   exchange_close(a->forward.ranks);
   token_shards_close(&a->forward.shards);
   transport_close(a->transport);
+  audit_close(a->forward.audit);
   free(a->forward.rows_of_rank);
   routing_close(&a->forward.route);
   routing_close(&a->forward.given);
@@ -278,6 +280,11 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   a->seconds += clock_seconds() - start;
   TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
   return a->keeps_logits ? arm_finish(a) : 0;
+}
+
+status arm_audit_coverage(const arm *a, audit_coverage *out) {
+  *out = (audit_coverage){.share = 0};
+  return a->forward.audit ? audit_cover(a->forward.audit, out) : 0;
 }
 
 status arm_broadcast(arm *a, void *data, size_t bytes, const char *what) {
@@ -459,6 +466,22 @@ uint64_t arm_digest(const arm *a) {
 
 uint64_t arm_layer_digest(const arm *a, int64_t layer) {
   return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
+}
+
+size_t arm_digest_count(const arm *a) {
+  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
+}
+
+void arm_digests_read(const arm *a, uint64_t *out) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *out;
+  memcpy(out, a->logit_digest, n * bytes);
+  memcpy(out + n, a->layer_digest, (size_t)a->n_layers * n * bytes);
+}
+
+void arm_digests_write(arm *a, const uint64_t *in) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *in;
+  memcpy(a->logit_digest, in, n * bytes);
+  memcpy(a->layer_digest, in + n, (size_t)a->n_layers * n * bytes);
 }
 
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {

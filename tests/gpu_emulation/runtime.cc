@@ -38,7 +38,7 @@ struct CUevent_st {
   CUgraph_st *capture; // captured there
 };
 
-static constexpr int DEVICES = 2, MULTIPROCESSORS = 20;
+static constexpr int DEVICES = 2, MULTIPROCESSORS = 24;
 static constexpr size_t DEVICE_BYTES = (size_t)8 << 30, MARGIN = 256;
 
 static CUstream_st default_stream;
@@ -106,6 +106,16 @@ static int visible_device(int index) {
   if (!visible) return index;
   for (; index > 0 && *visible; visible++) index -= *visible == ',';
   return atoi(visible);
+}
+
+cudaError_t cudaDeviceCanAccessPeer(int *reaches, int device, int peer) {
+  *reaches = device != peer;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetP2PAttribute(int *value, cudaDeviceP2PAttr, int, int) {
+  *value = 1;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device) {

@@ -60,7 +60,7 @@ struct product_set {
   product p[3];
   int first_block[3]; // thread block of each
   int count;
-  bool swiglu = false; // two, gate and up: p[0].out = silu(gate) * up; only where product_q8k_fuses_swiglu
+  bool swiglu; // two, gate and up: p[0].out = silu(gate) * up; only where product_q8k_fuses_swiglu
 };
 
 // product_f32.cu

@@ -18,6 +18,9 @@
 //   combine       weighted sum, add; digest  combine                 combine
 //   head          norm; output               norm, products          norm, product_shared  decode_head
 //
+// One token on q8k of a rank that owns every expert, in a captured run on a GPU that holds it: all layers in
+// one launch (decode/token.cu), which the last layer's moe makes.
+//
 // Where to find what: the launches of products in products/, of one token in decode/; attention in reals in
 // attention.cu, in integers in exact/;
 // routing.cu; vectors.cu, every other step between the products. state.cu: what an arm allocates; weights.cu:
@@ -38,6 +41,11 @@ static inline bool is_observed(const cuda_backend *b) {
 // One token on q8k, and no probe is watched: decode.cuh's launches. The same bits.
 static inline bool decodes(const cuda_backend *b, const token_batch *rows) {
   return b->decodes && rows->n == 1 && !is_observed(b);
+}
+
+// What crossed ranks since the last step, by whatever transport, ends where the next step starts.
+static inline status mark_exchange(cuda_backend *b) {
+  return b->params.n_ranks > 1 ? phase_mark(b, PHASE_EXCHANGE) : 0;
 }
 
 // ---- products: steps.cu ----

@@ -145,7 +145,7 @@ static status compute_written(job *j, arm *a, int64_t s, const report_text *text
   TRY(TAKE(&whole.tokens, (size_t)whole.n, "the sequence"));
   memcpy(whole.tokens, j->sequences[s].tokens, (size_t)j->sequences[s].n * sizeof *whole.tokens);
   memcpy(whole.tokens + j->sequences[s].n, text->tokens, (text->n_tokens - 1) * sizeof *whole.tokens);
-  status result = batcher_open(&batches, &whole, 1, j->max_batch);
+  status result = batcher_open(&batches, &whole, 1, j->chunk < j->max_batch ? j->chunk : j->max_batch);
   batches.number = s;
   batches.position = j->sequences[s].n;
   while (!result && batcher_next(&batches, &batch)) {
@@ -264,7 +264,7 @@ static status compute_prompts(job *j, arm *a, double *last) {
   progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens read", j->n_tokens);
   batcher batches;
   token_batch batch;
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->chunk);
   while (!result && batcher_next(&batches, &batch)) {
     result = arm_forward(a, &batch);
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {

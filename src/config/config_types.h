@@ -73,7 +73,7 @@ typedef struct {
     int64_t generate; // run.generate: tokens to write; default 0
     int64_t threads; // run.threads: a rank's threads; 0 (default): cores the rank may use / ranks on the host
     uint64_t seed;   // run.seed: of the sampler, below 2^63; default 0
-    int64_t chunk;   // run.chunk: tokens of a prompt computed at once, >= 1; default 512
+    int64_t chunk;   // run.chunk: tokens of a prompt computed at once; 0 (default): by backend (job.h)
     double temperature; // run.temperature: 0 (default) is greedy
     int64_t top_k;      // run.top_k: 0 (default) is all
     double top_p;       // run.top_p: in (0, 1]; default 1
@@ -163,6 +163,7 @@ typedef struct {
     int64_t repeats;     // bench.repeats: timed runs of each; default 5
     int64_t warmup;      // bench.warmup: runs of each before them; default 1
     bench_format format; // bench.format: "md" (default), "csv" or "json"
+    bool phases;         // bench.phases: also the time by phase; default false
   } bench;
 
   struct config_screen {

@@ -79,6 +79,11 @@ static void print_md(const bench_report *r, FILE *out) {
             row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, exchange,
             row->digest);
   }
+  for (size_t i = 0; i < r->n_rows; i++) {
+    char name[BENCH_TEST];
+    bench_test_name(name, &r->rows[i]);
+    if (r->rows[i].phases) bench_phases_md(r->rows[i].phases, r->rows[i].arm, name, out);
+  }
 }
 
 // ---- CSV and JSON ----
@@ -102,7 +107,7 @@ static void print_csv(const bench_report *r, FILE *out) {
     bench_test_name(name, row);
     fprintf(out, "%016" PRIx64 ",%s,%s,%s,%s,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,%d,%zu,%.9g,%.9g,%.9g,",
             r->fingerprint, row->arm, row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth,
-            row->batch, r->ranks, r->threads, row->n, s.median, s.least, s.most);
+            row->batch, r->ranks, row->threads, row->n, s.median, s.least, s.most);
     print_real(out, row->bytes_per_token, "");
     fprintf(out, ",%.9g,", r->bandwidth);
     print_real(out, share_of_bandwidth(r, row), "");
@@ -141,7 +146,12 @@ static void print_json_row(const bench_report *r, const bench_row *row, FILE *ou
   fputs(", \"exchange_seconds\": ", out);
   print_real(out, row->exchange_seconds, "null");
   fprintf(out, ", \"exchange_is_alone\": %s", row->exchange_is_alone ? "true" : "false");
-  fprintf(out, ", \"digest\": \"%016" PRIx64 "\"}", row->digest);
+  fprintf(out, ", \"threads\": %d, \"digest\": \"%016" PRIx64 "\"", row->threads, row->digest);
+  if (row->phases) {
+    fputs(",\n     ", out);
+    bench_phases_json(row->phases, out);
+  }
+  fputc('}', out);
 }
 
 static void print_field(FILE *out, const char *key, const char *text) {

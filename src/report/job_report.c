@@ -100,7 +100,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   report_build(j, r);
   r->n_layers = (size_t)j->m->weights.shape.n_layers;
   r->n_sequences = (size_t)j->n_sequences;
-  r->chunk = j->cfg->run.chunk;
+  r->chunk = j->chunk;
   r->context = j->context;
   r->input = j->input;
   r->reference = j->reference ? gguf_path(j->reference->file) : NULL;
@@ -272,6 +272,7 @@ status job_report_accounts(report *r) {
 }
 
 status job_report_finish(job *j, report *r) {
+  r->chunk = j->chunk; // as far as it fell to fit the arms
   status mine = 0;
   if (job_is_reporting(j)) {
     if (j->cfg->output.dir[0]) mine = report_write(r, j->cfg->output.dir);

@@ -38,6 +38,8 @@ FAULTS = [
     *(("route_tie_decode", CUDA + "decode/decode_experts.cu", f"k.{c} == key && i{at} < e",
        f"k.{c} == key && (planted(ROUTE_TIE_DECODE) ? i{at} > e : i{at} < e)")
       for c, at in (("x", ""), ("y", " + 1"), ("z", " + 2"), ("w", " + 3"))),
+    ("route_tie_token", CUDA + "decode/token_choice.cuh", "moves = moves || k > key[i];",
+     "moves = moves || (planted(ROUTE_TIE_TOKEN) ? k >= key[i] : k > key[i]);"),
     # the other of the two products is rounded
     ("chunk_fold", CUDA + "attention.cuh", "*run_sum = num_fma_f32(sum, *fresh, *run_sum * *old);",
      "*run_sum = planted(CHUNK_FOLD) ? num_fma_f32(*run_sum, *old, sum * *fresh)\n"
@@ -54,11 +56,11 @@ FAULTS = [
     # attention in integers: a product of limbs left out
     ("exact_product", CUDA + "exact/attend.cu", "crossed = dot16(k_low, q_high, dot16(k_high, q_low, crossed));",
      "crossed = dot16(k_low, q_high, planted(EXACT_PRODUCT) ? crossed : dot16(k_high, q_low, crossed));"),
-    ("exact_product_decode", CUDA + "decode/decode_exact.cu", "by_high[2] + by_low[0], by_low[2])",
+    ("exact_product_decode", CUDA + "decode/decode_chunk.cuh", "by_high[2] + by_low[0], by_low[2])",
      "by_high[2] + by_low[0], planted(EXACT_PRODUCT_DECODE) ? 0 : by_low[2])"),
     ("exact_fold", CUDA + "exact/attend.cuh", "sum = num_fma_f32(its_sum, *fresh, sum * *old);",
      "sum = planted(EXACT_FOLD) ? num_fma_f32(sum, *old, its_sum * *fresh) : num_fma_f32(its_sum, *fresh, sum * *old);"),
-    ("exact_fold_decode", CUDA + "decode/decode_exact.cu", "total = num_fma_f32(l, f, total * o);",
+    ("exact_fold_decode", CUDA + "decode/decode_chunk.cuh", "total = num_fma_f32(l, f, total * o);",
      "total = planted(EXACT_FOLD_DECODE) ? num_fma_f32(total, o, l * f) : num_fma_f32(l, f, total * o);"),
     # a pair's channels by one power of two too many
     ("exact_balance", CUDA + "weights.cu", "factors[i] = factors[i + pairs] = exact_power(e);",

@@ -17,6 +17,9 @@ typedef struct { // views of argv, but for `sets`
   char **args;     // [n_args] after the name of a command that reads them itself
   int n_args;
   bool help, version;
+  char **split; // the arguments, --option=VALUE as two; `args` lies in it
+  char **names; // of options that were split
+  size_t n_names, names_room;
 } command_line;
 
 // takes_args(c): command c parses the arguments after its name itself. On an error there is nothing to close.

@@ -2,8 +2,9 @@
 //
 // Owns: the list of weight types and the byte layout of each one's blocks.
 // Independent of: who computes with them.
-// Source of the formats: ggml's ggml-common.h (block_q4_K, block_q5_K, block_q6_K, block_q8_0, block_q8_K, ...).
-// Invariant: a dequantised weight is one float, fixed by the format; each path computes with that weight.
+// Source of the formats: ggml's ggml-common.h (block_q4_K, block_q5_K, block_q6_K, block_q8_0, block_q8_K,
+// ...). Invariant: a dequantised weight is one float, fixed by the format; each path computes with that
+// weight.
 #pragma once
 #include "kernels/formats/numerics_base.h"
 #include <assert.h>
@@ -101,13 +102,13 @@ typedef struct { // w = d * scale[j] * (q - 32), 16 sub-blocks j of 16
   uint16_t d;
 } block_q6_K;
 
-typedef struct { // w = d * scale[j] * q - dmin * min[j], 16 sub-blocks j of 16
+typedef struct {             // w = d * scale[j] * q - dmin * min[j], 16 sub-blocks j of 16
   uint8_t scales[QK_K / 16]; // low nibble the scale, high the minimum
   uint8_t qs[QK_K / 4];      // 32 bytes a half of 128: bit pair g of byte l is element 32 g + l of the half
   uint16_t d, dmin;
 } block_q2_K;
 
-typedef struct { // w = d * (scale[j] - 32) * (q - 4), 16 sub-blocks j of 16
+typedef struct {           // w = d * (scale[j] - 32) * (q - 4), 16 sub-blocks j of 16
   uint8_t hmask[QK_K / 8]; // bit g of byte l: third bit of element 32 g + l
   uint8_t qs[QK_K / 4];    // the lower two, as in Q2_K
   uint8_t scales[12];      // 6 bits each: 8 bytes of low nibbles, then 4 bytes of bit pairs

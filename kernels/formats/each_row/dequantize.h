@@ -68,7 +68,8 @@ static inline void dequantize_q6_K(float *restrict out, const block_q6_K *restri
 
 // ---- types of few bits ----
 
-// The values of a nibble: IQ4_XS and IQ4_NL have those nearest to a normal distribution (ggml's kvalues_iq4nl).
+// The values of a nibble: IQ4_XS and IQ4_NL have those nearest to a normal distribution (ggml's
+// kvalues_iq4nl).
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                       1,    13,   25,  38,  53,  69,  89,  113};
 // Twice the numbers of E2M1, so that they are integers; the scale is half of E8M0's.
@@ -143,19 +144,17 @@ static inline void dequantize_q4_1(float *restrict out, const block_q4_1 *restri
 
 static inline void dequantize_q5_0(float *restrict out, const block_q5_0 *restrict block) {
   float d = half_to_f32(block->d);
-  for (int i = 0; i < QK_32; i++)
-    out[i] = (float)((nibble(block->qs, i) | fifth_bit(block->qh, i)) - 16) * d;
+  for (int i = 0; i < QK_32; i++) out[i] = (float)((nibble(block->qs, i) | fifth_bit(block->qh, i)) - 16) * d;
 }
 
 static inline void dequantize_q5_1(float *restrict out, const block_q5_1 *restrict block) {
   float d = half_to_f32(block->d), m = half_to_f32(block->m);
-  for (int i = 0; i < QK_32; i++)
-    out[i] = (float)(nibble(block->qs, i) | fifth_bit(block->qh, i)) * d + m;
+  for (int i = 0; i < QK_32; i++) out[i] = (float)(nibble(block->qs, i) | fifth_bit(block->qh, i)) * d + m;
 }
 
 // 2^(e - 128): e of 0 and 1 are subnormal floats.
 static inline void dequantize_mxfp4(float *restrict out, const block_mxfp4 *restrict block) {
-  float d = num_f32_of_bits(block->e < 2 ? 0x00200000u << block->e : (uint32_t)(block->e - 1) << 23);
+  float d = num_from_bits_f32(block->e < 2 ? 0x00200000u << block->e : (uint32_t)(block->e - 1) << 23);
   for (int i = 0; i < QK_32; i++) out[i] = (float)fp4_values[nibble(block->qs, i)] * d;
 }
 

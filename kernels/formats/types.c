@@ -111,9 +111,9 @@ static bool is_finite_q5_1(const block_q5_1 *block) {
   return is_finite_f16(&block->d) && is_finite_f16(&block->m);
 }
 
-// An exponent of 255 is E8M0's NaN; of those below, 2^126 * 12 is the largest weight.
+// The largest quant is 12, and 2^(253 - 128) * 12 does not fit f32; 255 is E8M0's NaN.
 static bool is_finite_mxfp4(const block_mxfp4 *block) {
-  return block->e != 255;
+  return block->e <= 252;
 }
 
 int64_t row_first_not_finite(weight_type type, const void *row, size_t n) {

@@ -142,7 +142,7 @@ FILES = {
     "a dimension of 2^63": (tensor(GATE, "dims", "Q", 1 << 63, 8), "ffn_gate_exps"),
     "rows of no whole block": (tensor(GATE, "dims", "Q", 128), "ffn_gate_exps"),
     "swapped dimensions": (tensor(ROUTER, "dims", "", struct.pack("<2Q", 3, 256)), "ffn_gate_inp"),
-    "a type that is not computed with": (tensor(GATE, "type", "I", 2), "Q4_0"),
+    "a type that is not computed with": (tensor(GATE, "type", "I", 19), "IQ1_S"),
     "an unknown type": (tensor(GATE, "type", "I", 9999), "type 9999"),
     "an offset beyond the file": (tensor(GATE, "offset", "Q", len(DATA) // 32 * 32), "ffn_gate_exps"),
     "an offset that overflows": (tensor(GATE, "offset", "Q", (1 << 64) - 32), "ffn_gate_exps"),

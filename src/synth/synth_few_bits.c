@@ -1,29 +1,28 @@
 #include "src/synth/synth_few_bits.h"
-#include "kernels/formats/each_row/dequantize.h"
+#include "kernels/formats/half.h"
 #include "kernels/formats/numerics.h"
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
-// What a quant stands for: values[q], or without them q - offset.
 typedef struct {
   weight_type type;
-  int codes, offset;
-  const int8_t *values;
+  int codes;   // quants
   double rms;  // of weights of uniform bits over d: sqrt(E[scale^2] E[value^2]), with minimums as `base` says
   double base; // dmin, or m, over d: takes the mean to 0; 0: none
   size_t d, second; // bytes at which d, and dmin or m, lie
 } few_bits;
 
 static const few_bits kinds[] = {
-    {TYPE_Q2_K, 4, 0, NULL, 13.874437, 1.5, offsetof(block_q2_K, d), offsetof(block_q2_K, dmin)},
-    {TYPE_Q3_K, 8, 4, NULL, 43.338782, 0, offsetof(block_q3_K, d), 0},            // sqrt(341.5 * 5.5)
-    {TYPE_IQ4_XS, 16, 0, iq4_values, 1246.2504, 0, offsetof(block_iq4_xs, d), 0}, // sqrt(341.5 * 4548)
-    {TYPE_IQ4_NL, 16, 0, iq4_values, 67.438862, 0, offsetof(block_iq4_nl, d), 0},
-    {TYPE_Q4_0, 16, 8, NULL, 4.6368093, 0, offsetof(block_q4_0, d), 0},
-    {TYPE_Q4_1, 16, 0, NULL, 4.6097722, -7.5, offsetof(block_q4_1, d), offsetof(block_q4_1, m)},
-    {TYPE_Q5_0, 32, 16, NULL, 9.2466210, 0, offsetof(block_q5_0, d), 0},
-    {TYPE_Q5_1, 32, 0, NULL, 9.2330927, -15.5, offsetof(block_q5_1, d), offsetof(block_q5_1, m)},
-    {TYPE_MXFP4, 16, 0, fp4_values, 5.8523500, 0, 0, 0}, // its scale is a power of two
+    {TYPE_Q2_K, 4, 13.874437, 1.5, offsetof(block_q2_K, d), offsetof(block_q2_K, dmin)},
+    {TYPE_Q3_K, 8, 43.338782, 0, offsetof(block_q3_K, d), 0},      // sqrt(341.5 * 5.5)
+    {TYPE_IQ4_XS, 16, 1246.2504, 0, offsetof(block_iq4_xs, d), 0}, // sqrt(341.5 * 4548)
+    {TYPE_IQ4_NL, 16, 67.438862, 0, offsetof(block_iq4_nl, d), 0},
+    {TYPE_Q4_0, 16, 4.6368093, 0, offsetof(block_q4_0, d), 0},
+    {TYPE_Q4_1, 16, 4.6097722, -7.5, offsetof(block_q4_1, d), offsetof(block_q4_1, m)},
+    {TYPE_Q5_0, 32, 9.2466210, 0, offsetof(block_q5_0, d), 0},
+    {TYPE_Q5_1, 32, 9.2330927, -15.5, offsetof(block_q5_1, d), offsetof(block_q5_1, m)},
+    {TYPE_MXFP4, 16, 5.8523500, 0, 0, 0}, // its scale is a power of two
 };
 enum { N_KINDS = sizeof kinds / sizeof *kinds, MXFP4_BIAS = 128, MXFP4_MOST = 252 };
 
@@ -60,46 +59,6 @@ void synth_fill_few_bits(void *block, weight_type type, uint64_t key, double std
   if (k->base) put_half(block, k->second, k->base * d);
 }
 
-// Weight i is step * value(q) + base.
-static void step_of(double *step, double *base, const void *block, weight_type type, int i) {
-  float w[QK_K];
-  union {
-    block_q2_K q2;
-    block_q3_K q3;
-    block_iq4_xs iq4;
-    char bytes[256];
-  } copy;
-  memcpy(&copy, block, type_find((uint32_t)type)->bytes);
-  *base = 0;
-  if (type == TYPE_Q2_K) {
-    *step = (double)half_to_f32(copy.q2.d) * (copy.q2.scales[i / 16] & 15);
-    *base = -(double)half_to_f32(copy.q2.dmin) * (copy.q2.scales[i / 16] >> 4);
-  }
-  if (type == TYPE_Q3_K) *step = (double)half_to_f32(copy.q3.d) * q3k_scale(&copy.q3, i / 16);
-  if (type == TYPE_IQ4_XS) *step = (double)half_to_f32(copy.iq4.d) * iq4_xs_scale(&copy.iq4, i / 32);
-  if (type_find((uint32_t)type)->elements == QK_K) return;
-  // Of one scale: from the weights of quants 0 and 1.
-  size_t bytes = type_find((uint32_t)type)->bytes, quants = bytes - QK_32 / 2;
-  memset(copy.bytes + quants, 0x10, QK_32 / 2);
-  if (type == TYPE_Q5_0 || type == TYPE_Q5_1) memset(copy.bytes + quants - 4, 0, 4);
-  dequantize(w, type, &copy, QK_32);
-  const few_bits *k = find(type);
-  double zero = k->values ? k->values[0] : -k->offset, one = k->values ? k->values[1] : 1 - k->offset;
-  *step = ((double)w[16] - (double)w[0]) / (one - zero);
-  *base = (double)w[0] - *step * zero;
-}
-
-static int nearest_code(const few_bits *k, double wanted) {
-  int best = 0;
-  double least = 1e300;
-  for (int q = 0; q < k->codes; q++) {
-    double off = __builtin_fabs((k->values ? k->values[q] : q - k->offset) - wanted);
-    if (off < least) best = q;
-    if (off < least) least = off;
-  }
-  return best;
-}
-
 static void put_bits(uint8_t *byte, int shift, int width, int bits) {
   int mask = ((1 << width) - 1) << shift;
   *byte = (uint8_t)((*byte & ~mask) | (bits << shift & mask));
@@ -121,8 +80,17 @@ static void put_code(void *block, weight_type type, int i, int q) {
   if (type == TYPE_Q5_0 || type == TYPE_Q5_1) put_bits(&last[i / 8 - 4], i % 8, 1, q >> 4);
 }
 
+// Every quant is tried: which of them is nearest depends on scale, minimum and the type's values.
 void synth_set_few_bits(void *block, weight_type type, int i, double wanted) {
-  double step, base;
-  step_of(&step, &base, block, type, i);
-  put_code(block, type, i, step != 0 ? nearest_code(find(type), (wanted - base) / step) : 0);
+  float w[QK_K];
+  double least = INFINITY;
+  int best = 0;
+  for (int q = 0; q < find(type)->codes; q++) {
+    put_code(block, type, i, q);
+    dequantize_row(w, type, block, type_find((uint32_t)type)->elements);
+    double off = fabs((double)w[i] - wanted);
+    if (off < least) best = q;
+    if (off < least) least = off;
+  }
+  put_code(block, type, i, best);
 }

@@ -9,6 +9,49 @@ static status gather(job *j, rank_holding *all) {
   return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' holdings");
 }
 
+// Of a head's key or value in the cache of an arm of this path.
+static uint64_t vector_bytes(const job *j, const path_info *path) {
+  uint64_t n = (uint64_t)j->m->weights.shape.head_dim;
+  switch (path->attention) {
+  case ATTENTION_REALS:
+    return n * path->real_bytes;
+  case ATTENTION_RUN_KV:
+    return n * (j->cfg->run.kv == KV_F16 ? 2 : 4);
+  case ATTENTION_EXACT:
+    return n * 2 + sizeof(float);
+  }
+  __builtin_unreachable();
+}
+
+static double mib(uint64_t bytes) {
+  return (double)bytes / (1024.0 * 1024.0);
+}
+
+// What a batch system must grant: weights are pages of the file, which ranks of a host share; on a GPU a rank
+// holds its own.
+static void print_memory(const job *j, const rank_holding *all) {
+  const model_shape *s = &j->m->weights.shape;
+  uint64_t most = 0, sum = 0;
+  for (int r = 0; r < comm_size(j->c); r++) {
+    sum += all[r].bytes;
+    most = all[r].bytes > most ? all[r].bytes : most;
+  }
+  printf("memory   weights: %.1f MiB for all ranks on one host, at most %.1f MiB for one rank on a host or "
+         "GPU of its "
+         "own\n",
+         mib(sum + j->m->shared_bytes), mib(most + j->m->shared_bytes));
+  for (size_t i = 0; i < j->cfg->run.arms.count; i++) {
+    const arm_choice *a = &j->cfg->run.arms.arm[i];
+    if (a->kind != ARM_PLAIN) continue;
+    uint64_t each = 2 * (uint64_t)(s->n_layers * s->n_kv_heads) * vector_bytes(j, path_get(a->path));
+    printf("memory   %s: %.1f KiB of keys and values for each position of a sequence, on every shared rank\n",
+           a->name, (double)each / 1024);
+  }
+  printf("memory   and work space for a batch; a run's report has each rank's whole (state bytes). "
+         "docs/running.md says "
+         "what --mem covers\n");
+}
+
 static status print(job *j, const rank_holding *ranks) {
   message_list why = {.count = 0};
   inspection i = {.m = j->m,
@@ -27,6 +70,7 @@ static status print(job *j, const rank_holding *ranks) {
   switch (j->cfg->output.format) {
   case OUTPUT_TEXT:
     inspect_print(stdout, &i);
+    if (ranks) print_memory(j, ranks);
     break;
   case OUTPUT_JSON:
     TRY_DONE(result, inspect_print_json(stdout, &i));

@@ -39,6 +39,20 @@ static const exact_ops exact_ops_avx512 = {
     .attend = exact_attend,
 };
 
+static double int8_peak_vnni(int64_t rounds) {
+  enum { SUMS = 12 }; // more than two units times the latency
+  __m512i sum[SUMS], x = _mm512_set1_epi8(1);
+  for (int i = 0; i < SUMS; i++) sum[i] = _mm512_setzero_si512();
+  for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < SUMS; i++) {
+      sum[i] = _mm512_dpbusd_epi32(sum[i], x, x);
+      __asm__ volatile("" : "+v"(sum[i])); // each is computed
+    }
+  }
+  return 2.0 * SUMS * 64 * (double)rounds;
+}
+
 const cpu_row cpu_row_avx512_vnni = {
     .name = "avx512_vnni",
     .usable = usable_avx512_vnni,
@@ -51,4 +65,5 @@ const cpu_row cpu_row_avx512_vnni = {
     .add_outliers = add_outliers_avx512,
     .product_unpacked = product_unpacked_generic,
     .add_outliers_unpacked = add_outliers_unpacked,
+    .int8_peak = int8_peak_vnni,
 };

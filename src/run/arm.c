@@ -1,4 +1,5 @@
 #include "src/run/arm.h"
+#include "src/run/arm_struct.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "src/run/batch_fit.h"
@@ -9,22 +10,6 @@
 #include "src/run/routing_room.h"
 #include <stdlib.h>
 #include <string.h>
-
-struct arm {
-  arm_params params;
-  forward_state forward;
-  transport *transport;
-  int64_t vocabulary, n_layers;
-  bool keeps_logits;
-  const void *logits; // of the last arm_head that copied them to the host
-  digest_sums digests;
-  double seconds;
-  double exchange_seconds_before;
-  probe_rows probes;
-  uint32_t probes_wanted;
-  probe_given given;   // of the next layer
-  int64_t n_head_rows; // of the last arm_head
-};
 
 // ---- open and close ----
 
@@ -415,84 +400,4 @@ status arm_probe_take(arm *a, probe_point point, const double **out) {
   bool of_head = probe_get(point)->scope == PROBE_OF_HEAD;
   return probe_rows_take(&a->probes, point, &order, of_head ? a->n_head_rows : f->batch.rows.n, f->top_k,
                          out);
-}
-
-// ---- clocks and digests ----
-
-status arm_add_parts(arm *a) {
-  if (a->forward.shards.n_shared == 1) return 0; // no batch was token-sharded
-  return digest_sums_add_parts(&a->digests, a->params.c);
-}
-
-void arm_reset(arm *a) {
-  digest_sums_reset(&a->digests);
-  a->seconds = 0;
-  a->exchange_seconds_before = exchange_seconds(a->forward.ranks);
-}
-
-double arm_exchange_seconds(const arm *a) {
-  return exchange_seconds(a->forward.ranks) - a->exchange_seconds_before;
-}
-
-double arm_seconds(const arm *a) {
-  return a->seconds;
-}
-
-uint64_t arm_digest(const arm *a) {
-  return digest_sums_of_logits(&a->digests);
-}
-
-uint64_t arm_layer_digest(const arm *a, int64_t layer) {
-  return digest_sums_of_layer(&a->digests, layer);
-}
-
-size_t arm_digest_count(const arm *a) {
-  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
-}
-
-void arm_digests_read(const arm *a, uint64_t *out) {
-  digest_sums_read(&a->digests, out);
-}
-
-void arm_digests_write(arm *a, const uint64_t *in) {
-  digest_sums_write(&a->digests, in);
-}
-
-uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
-  return a->digests.logits[sequence];
-}
-
-bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {
-  return exchange_is_fixed(a->forward.ranks, n_tokens);
-}
-
-status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
-  const forward_state *f = &a->forward;
-  return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
-                                (size_t)f->hidden * f->path->real_bytes);
-}
-
-// ---- the budget of a token ----
-
-status arm_phases_watch(arm *a, phase_times *to) {
-  backend *b = a->forward.compute;
-  if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
-  return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
-                     backend_name(b->ops->kind), a->params.name)
-            : 0;
-}
-
-status arm_peaks(arm *a, backend_peaks *out) {
-  backend *b = a->forward.compute;
-  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
-  return b->ops->peaks ? b->ops->peaks(b, out) : 0;
-}
-
-int arm_decode_threads(const arm *a) {
-  backend *b = a->forward.compute;
-  return b->ops->decode_threads ? b->ops->decode_threads(b) : 0;
-}
-
-int arm_threads(const arm *a) {
-  return is_on_device(a) ? 0 : topology_threads(a->params.place);
 }

@@ -74,8 +74,7 @@ static const value_key KEYS[] = {
     {"run.seed", KEYS_WRITE | KEYS_BENCH, INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
      "seed of the sampler; equal prompts get equal texts: a draw depends on seed and position"},
     {"run.chunk", KEYS_FORWARD, INTEGER(run.chunk), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
-     "tokens of a prompt computed at once; 0: 2048 where all arms are on cuda, halved until it fits, else "
-     "512"},
+     "tokens of a prompt at once; 0: 2048 with all arms on cuda, halved until it fits, else 512"},
     {"run.temperature", KEYS_WRITE, REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0",
      "of the sampler; 0: greedy"},
     {"run.top_k", KEYS_WRITE, INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",

@@ -120,7 +120,7 @@ class Slurm:
                 return word.partition("=")[2]
         return None
 
-    def finish(self, job, seconds=moe.LIMIT):
+    def finish(self, job, seconds=3 * moe.LIMIT):
         """Its last state."""
         limit = time.monotonic() + seconds
         while (state := self.state(job)) in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING"):

@@ -14,6 +14,7 @@ SLURM = slurm.make(2)
 SHAPE = dict(layers=4, hidden=256, heads=2, kv_heads=1, expert_width=256, experts=8, top_k=4, context=20000)
 MODEL = moe.model(SEED, **SHAPE)
 ARM = "q8k@cpu"
+LONG = 3000  # tokens that take seconds: enough to be ended before they are written
 SCRIPT = SLURM.hosts.folder / "tree" / "launch" / "slurm.sbatch"
 
 
@@ -59,7 +60,7 @@ class Jobs(unittest.TestCase):
         self.assertEqual((report["machine"]["hosts"], len(report["ranks"])), (2, 4))
 
     def decoding(self, folder, **sets):
-        words = moe.words(command="generate", sets=keys(run__generate=6000, run__keep=0, **sets), out=folder)[1:]
+        words = moe.words(command="generate", sets=keys(run__generate=LONG, run__keep=0, **sets), out=folder)[1:]
         job = SLURM.submit(SCRIPT, self.options(2, 2), words)
         limit = time.monotonic() + moe.LIMIT
         while not os.path.exists(os.path.join(folder, "state.json")):
@@ -76,9 +77,9 @@ class Jobs(unittest.TestCase):
         self.assertEqual(SLURM.finish(job), "FAILED")
         self.assertIn("the same command with --resume goes on", self.told())
         self.assertEqual(os.listdir(folder), ["state.json"])
-        job = SLURM.submit(SCRIPT, self.options(1, 3), [*words, "--resume"])
-        self.assertEqual(SLURM.finish(job), "COMPLETED", self.told())
-        whole = moe.run(keys(run__generate=6000), 1, command="generate")
+        job = SLURM.submit(SCRIPT, self.options(1, 1), [*words, "--resume"])
+        self.assertEqual(SLURM.finish(job, 500), "COMPLETED", self.told())
+        whole = moe.run(keys(run__generate=LONG), 1, command="generate")
         resumed = moe.Outcome(0, "", "", 0, folder)
         self.assertEqual(resumed.arm(ARM)["generated"], whole.arm(ARM)["generated"])
 

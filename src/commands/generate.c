@@ -145,7 +145,7 @@ static status compute_written(job *j, arm *a, int64_t s, const report_text *text
   TRY(TAKE(&whole.tokens, (size_t)whole.n, "the sequence"));
   memcpy(whole.tokens, j->sequences[s].tokens, (size_t)j->sequences[s].n * sizeof *whole.tokens);
   memcpy(whole.tokens + j->sequences[s].n, text->tokens, (text->n_tokens - 1) * sizeof *whole.tokens);
-  status result = batcher_open(&batches, &whole, 1, j->max_batch);
+  status result = batcher_open(&batches, &whole, 1, j->chunk < j->max_batch ? j->chunk : j->max_batch);
   batches.number = s;
   batches.position = j->sequences[s].n;
   while (!result && batcher_next(&batches, &batch)) {

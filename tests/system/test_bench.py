@@ -13,6 +13,7 @@ import numpy as np
 import reference
 
 SEED = moe.random_seed()
+EMULATED = os.path.join(os.path.dirname(moe.PROGRAM), "moe_run_emulated")
 ARMS = ["f32@cpu", "q8k@cpu"]
 SHAPE = dict(layers=2, hidden=512, heads=4, kv_heads=2, head_dim=64, experts=8, top_k=2, expert_width=256, vocab=700,
              types="Q4_K_M", context=300)
@@ -36,11 +37,11 @@ def tokens(sequence, n):
     return [mix(key + (sequence << 32) + t & MASK) % SHAPE["vocab"] for t in range(n)]
 
 
-def bench(ranks=1, form="json", **sets):
+def bench(ranks=1, form="json", program=None, **sets):
     keys = {"model.path": model(), "run.arms": ARMS, "run.seed": SEED, "bench.repeats": 2, "bench.prompt": [20],
             "bench.generate": [5], "bench.format": form, **{k.replace("__", "."): v for k, v in sets.items()}}
     outcome = moe.attempt({k: v for k, v in keys.items() if k != "output.dir"}, ranks, command="bench",
-                          out=keys.get("output.dir"))
+                          out=keys.get("output.dir"), program=program)
     if outcome.code != 0:
         raise AssertionError(f"bench ended with {outcome.code}: {outcome.err}{outcome.out}")
     return outcome.out
@@ -189,6 +190,23 @@ class Phases(unittest.TestCase):
                     if ranks == 1 and row["kind"] == "tg":
                         each = sum(p["bytes"] for p in of.values()) / row["phases"]["tokens"]
                         self.assertAlmostEqual(each, row["bytes_per_token"], delta=1e-6 * each)
+
+    @unittest.skipUnless(os.access(EMULATED, os.X_OK), "no emulated GPU")
+    def test_a_device(self):
+        for ranks in (1, 2):
+            found = self.found(ranks, program=EMULATED, run__arms=["q8k@cuda"])
+            for (arm, test), row in found.items():
+                of = {p["phase"]: p for p in row["phases"]["of"]}
+                ran = {name for name, p in of.items() if p["count"]}
+                few = test.startswith("tg")
+                fused = {"attn_norm", "RoPE, cache", "ffn_norm", "top-k", "swiglu", "combine"} if few else set()
+                self.assertLessEqual(set(PHASES) - fused - {"exchange", "head norm"}, ran)
+                self.assertEqual("exchange" in ran, ranks > 1)
+                self.assertEqual(of["attention"]["count"], SHAPE["layers"] * row["phases"]["batches"])
+                self.assertEqual(row["digest"], base()["q8k@cpu", test]["digest"])
+                for name in ran:
+                    self.assertGreaterEqual(of[name]["seconds"], 0)
+                    self.assertIn(name == "exchange" or of[name]["waiting_seconds"], (None, True))
 
     def test_what_is_multiplied(self):
         """On q8k all matrices but the router in bytes, two operations a weight and token, and attention; on f64 none."""

@@ -21,6 +21,8 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
   int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
   float *x = b->x + first * s->hidden, epsilon = (float)s->rms_epsilon;
   int n = (int)count;
+  if (b->fuses)
+    return FAIL("backend cuda: a part of layer %d is asked for in a run of whole layers", (int)layer);
   if (decodes(b, rows)) {
     TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream));
     return phase_mark(b, PHASE_QKV);

@@ -56,6 +56,8 @@ status cuda_route(backend *base, int64_t layer, const token_batch *rows, int64_t
   int64_t slot = first * s->top_k;
   bool whole = count == rows->n;
   TRY(mark_exchange(b));
+  if (b->fuses)
+    return FAIL("backend cuda: a part of layer %d is asked for in a run of whole layers", (int)layer);
   if (decodes(b, rows)) {
     TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
     TRY(phase_mark(b, PHASE_ROUTER));

@@ -392,6 +392,8 @@ static status cuda_finish(backend *base) {
 
 // ---- captured graphs: one launch for all the steps of a small batch ----
 
+// One token's steps on a rank that has every expert are known: embed and whole layers, with nothing read in
+// between. Then the layers are one launch.
 static status capture(cuda_backend *b, const token_batch *batch, status (*steps)(void *, const token_batch *),
                       void *context, captured_graph *out) {
   cudaGraph_t graph = nullptr;

@@ -271,7 +271,8 @@ static void down_phases(cpu_backend *b, int64_t layer, expert_list *down, const 
 }
 
 static status check_places(const slot_places *places) {
-  return places->order == SLOTS_AT_FIXED ? FAIL("backend cpu: slots have no fixed places there") : 0;
+  bool knows = places->order == SLOTS_IN_ORDER || places->order == SLOTS_PLACED;
+  return knows ? 0 : FAIL("backend cpu: slots have no fixed places there, and no peers");
 }
 
 status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
@@ -330,7 +331,7 @@ status cpu_combine(backend *base, int64_t layer, const token_batch *rows, int64_
 // ---- the whole step ----
 
 status cpu_moe(backend *base, int64_t layer, const token_batch *rows) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, NULL};
+  static const slot_places in_order = {.order = SLOTS_IN_ORDER};
   cpu_backend *b = (cpu_backend *)base;
   const layer_weights *w = &b->params.weights->layers[layer];
   route_part route = route_of(b, layer, 0, rows->n);

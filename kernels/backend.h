@@ -195,6 +195,7 @@ typedef enum {   // rows that cross ranks, of `shared`'s reals but for the exper
 } row_kind;
 
 typedef struct { // names a rank's memory to the other ranks of its host
+  uint64_t layout; // ranks whose layouts differ cannot be peers
   uint8_t bytes[64];
 } peer_handle;
 enum { MOST_PEERS = 8 }; // ranks whose devices store into each other's memory

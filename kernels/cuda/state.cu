@@ -27,9 +27,10 @@ template <typename T> static status take_linked(cuda_backend *b, T **out, size_t
   return 0;
 }
 
-static status take_rounded(cuda_backend *b, dev_inputs *out, size_t rows, int64_t width, bool rounded,
-                           bool splits, const char *what) {
+static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t width, bool rounded,
+                          bool splits, const char *what) {
   out->width = (int)width;
+  TRY(take(b, &out->x, rows * (size_t)width, what));
   if (!rounded || width % QK_K) return 0;
   if (splits) TRY(take(b, &out->outliers, rows * (size_t)width / QK_K, what));
   TRY(take(b, &out->qs, rows * (size_t)width, what));
@@ -38,10 +39,18 @@ static status take_rounded(cuda_backend *b, dev_inputs *out, size_t rows, int64_
   return take(b, &out->sums32, rows * (size_t)width / 16, what);
 }
 
-static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t width, bool rounded,
-                          bool splits, const char *what) {
-  TRY(take(b, &out->x, rows * (size_t)width, what));
-  return take_rounded(b, out, rows, width, rounded, splits, what);
+// The experts' inputs: both forms may come from other ranks.
+static status take_normed(cuda_backend *b, bool rounded, bool splits) {
+  dev_inputs *out = &b->normed;
+  size_t rows = (size_t)b->params.max_batch, width = (size_t)b->shape.hidden;
+  out->width = (int)width;
+  TRY(take_linked(b, &out->x, rows * width));
+  if (!rounded || width % QK_K) return 0;
+  if (splits) TRY(take(b, &out->outliers, rows * width / QK_K, PART_WORK));
+  TRY(take_linked(b, &out->qs, rows * width));
+  TRY(take_linked(b, &out->d, rows * width / QK_K));
+  TRY(take_linked(b, &out->bsums, rows * width / 16));
+  return take_linked(b, &out->sums32, rows * width / 16);
 }
 
 void cuda_close(backend *base) {
@@ -185,8 +194,7 @@ static status open_experts(cuda_backend *b) {
   bool rounded = hidden_rounded || path_rounded_form(b->shared->kind) == ACTIVATION_Q8K;
   bool hidden_splits = path_splits_outliers(b->experts->kind);
   bool splits = hidden_splits || path_splits_outliers(b->shared->kind);
-  TRY(take_linked(b, &b->normed.x, n * (size_t)s->hidden));
-  TRY(take_rounded(b, &b->normed, n, s->hidden, rounded, splits, PART_WORK));
+  TRY(take_normed(b, rounded, splits));
   TRY(take_linked(b, &b->expert, slots));
   TRY(take(b, &b->member, slots, PART_WORK));
   TRY(take(b, &b->order, slots, PART_WORK));

@@ -22,7 +22,7 @@ struct captured_graph {
   cudaGraphExec_t graph;
 };
 
-static constexpr int MAX_LINKED = 12;
+static constexpr int MAX_LINKED = 16;
 
 // An array of the window (peers.cuh).
 struct linked_array {
@@ -91,7 +91,9 @@ struct cuda_backend {
   uint8_t *window;
   uint32_t *trial; // window [MOST_PEERS]
   peer_links peers;
-  bool at_peers; // the choice places slots for them
+  bool at_peers;         // the choice places slots for them
+  bool gathers_rounded;  // experts read nothing but rounded rows, on every rank
+  bool rounded_gathered; // the last ROWS_NORMED that came were such
   void *peer_window[MOST_PEERS]; // of the other ranks, while linked
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;

@@ -103,7 +103,9 @@ status cuda_routing_wait(backend *base, routing *out) {
 status cuda_routing_arrived(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
-  if (b->normed.qs) TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
+  if (b->normed.qs && !b->rounded_gathered)
+    TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
+  b->rounded_gathered = false;
   b->routing = ROUTING_GIVEN;
   return 0;
 }

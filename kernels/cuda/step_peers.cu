@@ -24,11 +24,24 @@ void peers_lay_out(cuda_backend *b) {
   for (int i = 0; i < b->n_linked; at += aligned(b->linked[i++].bytes)) *b->linked[i].at = at;
 }
 
-static_assert(sizeof(peer_handle) == sizeof(cudaIpcMemHandle_t), "a handle is CUDA's");
+static_assert(sizeof(peer_handle::bytes) == sizeof(cudaIpcMemHandle_t), "a handle is CUDA's");
+
+// Where no product of experts reads floats, and all ranks round alike, rounded rows are sent: a third of the
+// bytes.
+static bool experts_read_rounded(const cuda_backend *b) {
+  bool all = b->normed.qs && b->shared->kind == b->experts->kind && !path_splits_outliers(b->experts->kind);
+  for (int64_t l = 0; l < b->shape.n_layers && all; l++) {
+    const dev_layer *w = &b->weights->layers[l];
+    all = takes_q8k(b->experts, &w->gate) && takes_q8k(b->experts, &w->up);
+  }
+  return all;
+}
 
 status cuda_peers_export(backend *base, peer_handle *out) {
   cuda_backend *b = self(base);
   cudaIpcMemHandle_t handle;
+  b->gathers_rounded = experts_read_rounded(b);
+  out->layout = peers_window_bytes(b) * 16 + (uint64_t)b->experts->kind * 2 + b->gathers_rounded;
   CUDA_TRY(cudaIpcGetMemHandle(&handle, b->window));
   memcpy(out->bytes, &handle, sizeof handle);
   return 0;
@@ -47,6 +60,7 @@ status cuda_peers_open(backend *base, const peer_handle *all, double seconds) {
   for (int r = 0; r < b->params.n_ranks; r++) {
     cudaIpcMemHandle_t handle;
     if (r == p->rank) continue;
+    if (all[r].layout != all[p->rank].layout) return FAIL("rank %d computes its experts on another path", r);
     memcpy(&handle, all[r].bytes, sizeof handle);
     cudaError_t error = cudaIpcOpenMemHandle(&b->peer_window[r], handle, cudaIpcMemLazyEnablePeerAccess);
     if (error != cudaSuccess) {
@@ -111,16 +125,31 @@ status peers_check(const cuda_backend *b) {
   return FAIL("the exchange between GPUs: a peer did not come in time");
 }
 
+// Rows first .. of one kind, as one span or several; returns how many.
+static int spans_of(cuda_backend *b, peer_span *out, row_kind kind, int64_t first, int64_t count) {
+  size_t width = (size_t)b->shape.hidden;
+  const dev_inputs &in = b->normed;
+  kind_of_rows rows = device_rows(b, kind), planes[] = {{in.qs, width},
+                                                        {in.d, width / QK_K * sizeof *in.d},
+                                                        {in.bsums, width / 16 * sizeof *in.bsums},
+                                                        {in.sums32, width / 16}};
+  bool rounded = kind == ROWS_NORMED && b->gathers_rounded;
+  int n = rounded ? 4 : 1;
+  if (kind == ROWS_NORMED) b->rounded_gathered = rounded;
+  for (int i = 0; i < n; i++) {
+    kind_of_rows r = rounded ? planes[i] : rows;
+    out[i] = {(uint8_t *)r.at + (size_t)first * r.bytes, (size_t)count * r.bytes};
+  }
+  return n;
+}
+
 status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const int64_t *tokens_of_rank) {
   cuda_backend *b = self(base);
   peer_span spans[PEER_SPANS];
   int64_t first = 0;
+  int n = 0;
   for (int r = 0; r < b->peers.rank; r++) first += tokens_of_rank[r];
-  for (int i = 0; i < count; i++) {
-    kind_of_rows rows = device_rows(b, kinds[i]);
-    spans[i] = {(uint8_t *)rows.at + (size_t)first * rows.bytes,
-                (size_t)tokens_of_rank[b->peers.rank] * rows.bytes};
-  }
-  TRY(peer_send(b->peers, spans, count, b->stream));
+  for (int i = 0; i < count; i++) n += spans_of(b, spans + n, kinds[i], first, tokens_of_rank[b->peers.rank]);
+  TRY(peer_send(b->peers, spans, n, b->stream));
   return peer_meeting(b->peers, b->stream);
 }

@@ -112,7 +112,7 @@ typedef enum {    // the row in ROWS_SLOTS of the output of slot i = token * top
   SLOTS_IN_ORDER, // i: this rank has every expert
   SLOTS_PLACED,   // row_of_slot[i]: the host knows the routing
   SLOTS_AT_FIXED, // rank_of_expert[expert] * n_slots + i (backend_params): known without the routing
-  SLOTS_SENT,     // i, in the memory of the rank of its token, where experts_down itself stores it (peers_open)
+  SLOTS_SENT, // i, in the memory of the rank of its token, where experts_down itself stores it (peers_open)
 } slot_order;
 
 typedef struct {
@@ -194,7 +194,7 @@ typedef enum {   // rows that cross ranks, of `shared`'s reals but for the exper
   ROWS_SLOTS,   // the slots' outputs [n * top_k][hidden]
 } row_kind;
 
-typedef struct { // names a rank's memory to the other ranks of its host
+typedef struct {   // names a rank's memory to the other ranks of its host
   uint64_t layout; // ranks whose layouts differ cannot be peers
   uint8_t bytes[64];
 } peer_handle;
@@ -262,7 +262,8 @@ typedef struct {
 
   // A layer is two whole steps:
   //   attention   needs x; gives x += o(attention(norm(x))) and keeps keys and values
-  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; where the host does not read
+  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; where the host does not
+  //   read
   //               the routing, for a rank that owns every expert, or with peers, which take the step together
   status (*attention)(backend *, int64_t layer, const token_batch *rows);
   status (*moe)(backend *, int64_t layer, const token_batch *rows);
@@ -342,8 +343,8 @@ typedef struct {
 
   // ---- the same backends: peers, whose devices store into each other's memory inside the steps ----
   //
-  // Rows then cross ranks without a transport. A wait for a peer that lasts longer than `seconds` ends, and the
-  // next wait of the host is an error. NULL: none of them.
+  // Rows then cross ranks without a transport. A wait for a peer that lasts longer than `seconds` ends, and
+  // the next wait of the host is an error. NULL: none of them.
 
   // Local. This rank's memory, for the others of its host. An error: it cannot be shared.
   status (*peers_export)(backend *, peer_handle *out);
@@ -352,8 +353,8 @@ typedef struct {
   // Collective. Stores known bytes and finds those of all others. An error: they do not arrive.
   status (*peers_try)(backend *);
   void (*peers_leave)(backend *); // local: from here on the backend has no peers
-  // Collective. All-gathers rows of up to three kinds, tokens_of_rank[n_ranks] of each rank: they have arrived
-  // for what is enqueued afterwards.
+  // Collective. All-gathers rows of up to three kinds, tokens_of_rank[n_ranks] of each rank: they have
+  // arrived for what is enqueued afterwards.
   status (*peers_gather)(backend *, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
 } backend_ops;
 

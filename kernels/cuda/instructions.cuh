@@ -98,3 +98,44 @@ __device__ __forceinline__ uint64_t clock_nanoseconds() {
 }
 
 __device__ __forceinline__ void pause_between_polls() {} // for an emulated GPU, whose threads take turns
+
+// ---- hand-over between the thread blocks of a launch whose blocks all run at once ----
+
+__device__ __forceinline__ float load_relaxed(const float *at) {
+  float out;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(out) : "l"(at) : "memory");
+  return out;
+}
+
+__device__ __forceinline__ float4 load_relaxed_4(const float *at) {
+  float4 out;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+               : "l"(at)
+               : "memory");
+  return out;
+}
+
+__device__ __forceinline__ void store_relaxed(float *at, float x) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(at), "f"(x) : "memory");
+}
+
+__device__ __forceinline__ unsigned load_acquire(const unsigned *at) {
+  unsigned out;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(out) : "l"(at) : "memory");
+  return out;
+}
+
+__device__ __forceinline__ void add_release(unsigned *at, unsigned more) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(more) : "memory");
+}
+
+// Once in each turn of a loop that waits for another thread. A wait of seconds is an error of the program,
+// and ends as one of the device, not as a hang.
+__device__ __forceinline__ void spin(unsigned *turns) {
+  if (++*turns == 1u << 25) __trap();
+}
+
+__device__ __forceinline__ long long device_clock() { // of the multiprocessor
+  return clock64();
+}

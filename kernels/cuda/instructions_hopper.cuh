@@ -31,6 +31,16 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *b, uint32_t parity) {
                : "memory");
 }
 
+__device__ __forceinline__ bool mbarrier_try_wait(uint64_t *b, uint32_t parity) { // waits a while
+  uint32_t done;
+  asm volatile("{\n.reg .pred done;\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+               : "=r"(done)
+               : "r"(shared_address(b)), "r"(parity)
+               : "memory");
+  return done;
+}
+
 // Barriers that were initialised are from here on there for bulk copies to arrive at.
 __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

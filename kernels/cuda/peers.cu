@@ -107,13 +107,12 @@ status peer_send_slots(const peer_links &p, float *slots, const int *member, con
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    find_offsets(int64_t *offset, const __grid_constant__ peer_links p, const __grid_constant__ row_owners owners,
-                 int n_slots, int top_k, int hidden) {
+    find_offsets(int64_t *offset, const __grid_constant__ peer_links p,
+                 const __grid_constant__ row_owners owners, int n_slots, int top_k, int hidden) {
   wait_for_inputs();
   int slot = blockIdx.x * BLOCK + threadIdx.x;
   if (slot >= n_slots) return;
-  offset[slot] = (int64_t)slot * hidden +
-                 p.delta[owner_of(owners, slot / top_k)] / (int64_t)sizeof(float);
+  offset[slot] = (int64_t)slot * hidden + p.delta[owner_of(owners, slot / top_k)] / (int64_t)sizeof(float);
 }
 
 status peer_slot_offsets(int64_t *offset, const peer_links &p, const row_owners &owners, int n_slots,

@@ -1,14 +1,16 @@
 // peers: the GPUs of the other ranks of this host, into whose memory this one stores.
 //
-// Owns: the links to them, rows that are stored there, and the waits for what they store here. Independent of:
-// what the rows are, MPI (the ranks' handles are exchanged in src/run/peer_links.c).
-// Invariant: what other GPUs store into lies in one block of memory, the window, at the same offsets on every
-// rank. Rows are copied, never added. Every wait ends: past its limit it sets `failed`, which the host reads.
+// Owns: the links to them, rows that are stored there, and the waits for what they store here. Independent
+// of: what the rows are, MPI (the ranks' handles are exchanged in src/run/peer_links.c). Invariant: what
+// other GPUs store into lies in one block of memory, the window, at the same offsets on every rank. Rows are
+// copied, never added. Every wait ends: past its limit it sets `failed`, which the host reads.
 //
 // Two ways to know that rows have come:
-//   epochs    a rank tells the others, in order, that its stream has come to its e-th meeting (peer_meeting). What
+//   epochs    a rank tells the others, in order, that its stream has come to its e-th meeting (peer_meeting).
+//   What
 //             it enqueued before has been stored then.
-//   sentinel  a word of the inbox is NOT_WRITTEN until its value comes, and again once it has been read. Values
+//   sentinel  a word of the inbox is NOT_WRITTEN until its value comes, and again once it has been read.
+//   Values
 //             lie in two sets by the parity of the epoch, so that a peer that is ahead writes the other one.
 #pragma once
 #include "kernels/cuda/device.cuh"
@@ -30,7 +32,6 @@ struct peer_links {         // as kernels take them
 struct row_owners { // rows first[r] .. first[r + 1] - 1 are rank r's; n 0: every rank has all rows
   int n, first[MAX_PEERS + 1];
 };
-
 
 template <typename T> __device__ __forceinline__ T *at_peer(const peer_links &p, T *own, int rank) {
   return (T *)((uint8_t *)own + p.delta[rank]);

@@ -5,8 +5,8 @@
 
 // The top k of n tokens' logits[n][n_experts] into expert and weight, in slot order, and unless NULL the
 // margin. Also the member of each slot's expert among this rank's, -1 for others; and with `place` the fixed
-// place of each slot's row: in the part of the rank that owns its expert, or with `epoch`, for peers, in one of
-// two parts in turn.
+// place of each slot's row: in the part of the rank that owns its expert, or with `epoch`, for peers, in one
+// of two parts in turn.
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
                     const float *logits, const int *local_of_expert, const int *rank_of_expert,
                     const uint32_t *epoch, int n, int n_experts, int k, cudaStream_t stream);

@@ -18,8 +18,8 @@ template <typename T> static status take(cuda_backend *b, T **out, size_t count,
   return take_bytes(b, (void **)out, count * sizeof(T), what);
 }
 
-// The same of an array that other ranks' devices may store into, as work space: with peers it is laid out in the
-// window at the end (open_window).
+// The same of an array that other ranks' devices may store into, as work space: with peers it is laid out in
+// the window at the end (open_window).
 template <typename T> static status take_linked(cuda_backend *b, T **out, size_t count) {
   if (!b->params.has_peers) return take(b, out, count, PART_WORK);
   if (b->n_linked == MAX_LINKED) return FAIL("GPU memory: more than %d arrays of peers", MAX_LINKED);
@@ -247,9 +247,33 @@ static status open_window(cuda_backend *b) {
   if (b->plan) return 0;
   peers_lay_out(b);
   CUDA_TRY(cudaMemset(b->peers.inbox, 0xff, inbox * sizeof *b->peers.inbox)); // NOT_WRITTEN
+  for (uint32_t *set : b->fused.inbox)
+    if (set) CUDA_TRY(cudaMemset(set, 0xff, (size_t)s->n_layers * inbox / 2 * sizeof *set));
   CUDA_TRY(cudaMallocHost((void **)&b->peers.failed, sizeof *b->peers.failed));
   *b->peers.failed = 0;
   return 0;
+}
+
+// The kernel of all layers of a token, if it serves this model here. A memory plan, which has no weights yet,
+// takes what it would take if so.
+static status open_token(cuda_backend *b) {
+  token_state *t = &b->fused;
+  size_t layers = (size_t)b->shape.n_layers;
+  bool has_slots = (b->alone && b->params.n_ranks == 1) || b->params.has_peers;
+  bool may =
+      b->params.computes_shared && has_slots && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K;
+  if (!may) return 0;
+  if (b->plan)
+    token_plan_size(&t->plan, &b->shape);
+  else
+    b->has_fused = token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
+  if (!b->plan && !b->has_fused) return 0;
+  for (float *&set : t->sets) TRY(take(b, &set, token_set_floats(&t->plan), PART_WORK));
+  TRY(take(b, &t->epoch, 1, PART_WORK));
+  TRY(take(b, &t->layers, layers, PART_WORK));
+  for (uint32_t *&set : t->inbox)
+    if (b->params.has_peers) TRY(take_linked(b, &set, layers * (size_t)(b->shape.top_k * b->shape.hidden)));
+  return b->plan ? 0 : token_state_fill(t, b->weights);
 }
 
 // All that is allocated on the device but the weights; with b->plan it is only added up.
@@ -259,6 +283,7 @@ static status open_memory(cuda_backend *b) {
   if (b->params.computes_shared) TRY(open_attention(b));
   if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
+  TRY(open_token(b));
   TRY(open_window(b));
   TRY(take(b, &b->unused_sums, (size_t)b->params.n_sequences, PART_WORK));
   return take(b, &b->sums, sums, PART_WORK);

@@ -4,6 +4,7 @@
 // of the steps (steps.cu), arithmetic, other ranks.
 #pragma once
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/decode/token.cuh"
 #include "kernels/cuda/exact/exact.cuh"
 #include "kernels/cuda/memory_plan.h"
 #include "kernels/cuda/peers.cuh"
@@ -71,6 +72,8 @@ struct cuda_backend {
   exact_work exact;    //
   unsigned *arrived;   // counters of one token's attention
   bool decodes;        // decode_fits, on these paths
+  bool has_fused;      // token_plan_make, where besides no row crosses ranks
+  token_state fused;   // then
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
@@ -91,13 +94,14 @@ struct cuda_backend {
   uint8_t *window;
   uint32_t *trial; // window [MOST_PEERS]
   peer_links peers;
-  bool at_peers;         // the choice places slots for them
-  bool gathers_rounded;  // experts read nothing but rounded rows, on every rank
-  bool rounded_gathered; // the last ROWS_NORMED that came were such
+  bool at_peers;                 // the choice places slots for them
+  bool gathers_rounded;          // experts read nothing but rounded rows, on every rank
+  bool rounded_gathered;         // the last ROWS_NORMED that came were such
   void *peer_window[MOST_PEERS]; // of the other ranks, while linked
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;
-  bool is_capturing;        // the steps are being captured: the batch is on the device already
+  bool is_capturing; // the steps are being captured: the batch is on the device already
+  bool fuses; // and are one token's: the last layer's moe launches all layers, the steps before it nothing
   unsigned long long *sums; // [2 * n_layers + 1][n_sequences] digests not yet read: of the layers, of the
                             // logits, and of the layers of batches that were computed in part
   uint64_t **sums_to;       // [2 * n_layers + 1] where they go

@@ -118,6 +118,7 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
 }
 
 status cuda_attention(backend *base, int64_t layer, const token_batch *rows) {
+  if (self(base)->fuses) return 0; // the last layer's moe
   TRY(cuda_project(base, layer, rows, 0, rows->n));
   return cuda_attend(base, layer, rows, 0, rows->n);
 }

@@ -213,7 +213,8 @@ static status place_slots(cuda_backend *b, const slot_places *places, int n_slot
 
 // Each slot's row goes to the rank of its token while the others are computed; a product that is not whole at
 // once (outliers) is sent when it is.
-static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots, const int64_t *tokens_of_rank) {
+static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots,
+                             const int64_t *tokens_of_rank) {
   row_owners owners = {};
   int top_k = (int)b->shape.top_k, hidden = (int)b->shape.hidden;
   bool at_once = !path_splits_outliers(b->experts->kind);
@@ -319,9 +320,26 @@ static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *ro
   return cuda_combine(&b->base, layer, rows, 0, rows->n, &placed);
 }
 
+// Every layer of one token at once.
+static status all_layers(cuda_backend *b) {
+  token_work w = {};
+  w.x = b->x;
+  w.rope = b->rope;
+  w.cache = b->limbs;
+  w.exact = b->exact;
+  w.local_of_expert = b->weights->local_of_expert;
+  w.batch = b->batch;
+  w.sums = b->sums;
+  w.n_sequences = (int)b->params.n_sequences;
+  w.tag = b->shared->tag;
+  w.epsilon = (float)b->shape.rms_epsilon;
+  return token_launch(&b->fused, &w, b->peers, b->stream);
+}
+
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
   static const slot_places in_order = {SLOTS_IN_ORDER, nullptr, nullptr};
   cuda_backend *b = self(base);
+  if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
   if (decodes(b, rows)) return moe_of_one_token(b, layer);
   if (b->peers.n) return moe_at_peers(b, layer, rows);
   TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));

@@ -144,7 +144,10 @@ static void print_head(const report *r, FILE *out) {
   if (explained) {
     bool linked = !strcmp(r->peers, "linked");
     fprintf(out, "  over    transport %s (%.80s)%s%.80s\n", or_none(r->transport), r->transport_reason,
-            !r->peers[0] ? "" : linked ? ", GPUs " : ", GPUs not linked: ", r->peers);
+            !r->peers[0] ? ""
+            : linked     ? ", GPUs "
+                         : ", GPUs not linked: ",
+            r->peers);
   }
   fprintf(out, "  on      ");
   report_print_line(out, or_none(r->machine.cpu), 96, false);

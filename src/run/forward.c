@@ -9,7 +9,8 @@ static bool backend_on_device(const forward_state *f) {
 static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
   bool at_peers = f->has_peers && !f->is_watched && !f->is_probed;
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
-  if (token_shards_apply(&f->shards, n_tokens)) return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
+  if (token_shards_apply(&f->shards, n_tokens))
+    return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
   if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
 }
@@ -263,7 +264,8 @@ static status transfer_fixed_slots(forward_state *f, int64_t layer) {
                                  f->batch.rows.n * f->top_k, row_bytes(f, ROWS_SLOTS), layer);
 }
 
-// All-gathers rows of several kinds of a token-sharded batch between devices that store into each other's memory.
+// All-gathers rows of several kinds of a token-sharded batch between devices that store into each other's
+// memory.
 static status gather_at_peers(forward_state *f, const row_kind *kinds, int count, int64_t layer) {
   backend *b = f->compute;
   return in_step(b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer, "exchange");
@@ -344,8 +346,8 @@ static status layer_at_peers(forward_state *f, int64_t layer) {
   return moe(f, layer);
 }
 
-// As token-sharded, but each rank's device stores rows into the others' memory, slots as it computes them: where
-// they go follows from their tokens, so the host does not need the routing and does not wait.
+// As token-sharded, but each rank's device stores rows into the others' memory, slots as it computes them:
+// where they go follows from their tokens, so the host does not need the routing and does not wait.
 static status layer_sharded_at_peers(forward_state *f, int64_t layer) {
   static const row_kind cached[] = {ROWS_KEYS, ROWS_VALUES}, routed[] = {ROWS_NORMED, ROWS_EXPERTS},
                         residual[] = {ROWS_RESIDUAL};
@@ -382,11 +384,10 @@ status forward_layer(forward_state *f, int64_t layer) {
 
 // ---- before and after the layers ----
 
-// Before a rank stores into the others' memory: none is still computing the batch before. One token's slots
-// have memory of their own.
+// Before a rank stores into the others' memory: none is still computing the batch before.
 static status meet_peers(forward_state *f) {
   backend *b = f->compute;
-  bool stores = f->batch.way == BATCH_SHARDED_AT_PEERS || (f->batch.way == BATCH_AT_PEERS && f->batch.rows.n > 1);
+  bool stores = f->batch.way == BATCH_SHARDED_AT_PEERS || f->batch.way == BATCH_AT_PEERS;
   return stores ? b->ops->peers_gather(b, NULL, 0, f->shards.tokens_of_rank) : 0;
 }
 

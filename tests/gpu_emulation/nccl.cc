@@ -1,9 +1,9 @@
 // nccl: in place of dist/nccl.c for ranks with emulated GPUs: rows go from process to process through memory
-// that they share, as work of the stream. It checks what the exchange asks of the transport, and when; nothing of
-// NCCL itself.
+// that they share, as work of the stream. It checks what the exchange asks of the transport, and when;
+// nothing of NCCL itself.
 //
-// Each transport of a rank has a mailbox. An exchange puts the rank's parts there, one after another, once all
-// ranks have taken those of the exchange before, and takes the others' once they are there.
+// Each transport of a rank has a mailbox. An exchange puts the rank's parts there, one after another, once
+// all ranks have taken those of the exchange before, and takes the others' once they are there.
 extern "C" {
 #define _Noreturn [[noreturn]]
 #include "base/memory.h"

@@ -42,7 +42,7 @@ struct CUevent_st {
   CUgraph_st *capture; // captured there
 };
 
-static constexpr int DEVICES = 2, MULTIPROCESSORS = 20;
+static constexpr int DEVICES = 2, MULTIPROCESSORS = 24;
 static constexpr size_t DEVICE_BYTES = (size_t)8 << 30, MARGIN = 256, PAGE = 4096;
 
 static CUstream_st default_stream;
@@ -282,7 +282,8 @@ cudaError_t cudaIpcCloseMemHandle(void *memory) {
 static void unshare(const uint8_t *memory, size_t bytes) {
   auto found = shared_files.find(memory);
   if (found == shared_files.end()) return;
-  mmap((void *)memory, pages_of(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  mmap((void *)memory, pages_of(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+       0);
   close(found->second);
   shared_files.erase(found);
 }

@@ -54,11 +54,11 @@ FAULTS = [
     # attention in integers: a product of limbs left out
     ("exact_product", CUDA + "exact/attend.cu", "crossed = dot16(k_low, q_high, dot16(k_high, q_low, crossed));",
      "crossed = dot16(k_low, q_high, planted(EXACT_PRODUCT) ? crossed : dot16(k_high, q_low, crossed));"),
-    ("exact_product_decode", CUDA + "decode/decode_exact.cu", "by_high[2] + by_low[0], by_low[2])",
+    ("exact_product_decode", CUDA + "decode/decode_chunk.cuh", "by_high[2] + by_low[0], by_low[2])",
      "by_high[2] + by_low[0], planted(EXACT_PRODUCT_DECODE) ? 0 : by_low[2])"),
     ("exact_fold", CUDA + "exact/attend.cuh", "sum = num_fma_f32(its_sum, *fresh, sum * *old);",
      "sum = planted(EXACT_FOLD) ? num_fma_f32(sum, *old, its_sum * *fresh) : num_fma_f32(its_sum, *fresh, sum * *old);"),
-    ("exact_fold_decode", CUDA + "decode/decode_exact.cu", "total = num_fma_f32(l, f, total * o);",
+    ("exact_fold_decode", CUDA + "decode/decode_chunk.cuh", "total = num_fma_f32(l, f, total * o);",
      "total = planted(EXACT_FOLD_DECODE) ? num_fma_f32(total, o, l * f) : num_fma_f32(l, f, total * o);"),
     # a pair's channels by one power of two too many
     ("exact_balance", CUDA + "weights.cu", "factors[i] = factors[i + pairs] = exact_power(e);",

@@ -195,8 +195,8 @@ status decode_head_launch(float *logits, const float *x, const dev_weights *w, f
 
 status decode_router_launch(float *logits, dev_inputs normed, const float *x, const dev_layer *w,
                             float epsilon, const peer_links &peers, cudaStream_t stream) {
-  router_args a = {x,      w->ffn_norm,    (const float *)w->router.data, logits,
-                   normed, w->router.rows, epsilon,                       peers};
+  router_args a = {x,       w->ffn_norm, (const float *)w->router.data, logits, normed, w->router.rows,
+                   epsilon, peers};
   unsigned grid = (unsigned)(w->router.rows + normed.width / QK_K + (peers.n != 0));
   return launch_shared(decode_router, dim3(grid), WARP, 3 * (size_t)normed.width * sizeof(float), stream, a);
 }

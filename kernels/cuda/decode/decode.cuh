@@ -31,7 +31,8 @@ status decode_exact_launch(float *out, const float *q, const float *k, const flo
                            cudaStream_t stream);
 // x = x + o(attended)
 status decode_output_launch(float *x, const float *attended, const dev_layer *w, cudaStream_t stream);
-// normed = rms_norm(x), rounded too; logits[n_experts] of it. peers.n not 0: decode_down_launch with peers follows.
+// normed = rms_norm(x), rounded too; logits[n_experts] of it. peers.n not 0: decode_down_launch with peers
+// follows.
 status decode_router_launch(float *logits, dev_inputs normed, const float *x, const dev_layer *w,
                             float epsilon, const peer_links &peers, cudaStream_t stream);
 

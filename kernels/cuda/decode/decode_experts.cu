@@ -119,9 +119,9 @@ __device__ __forceinline__ void take_rows(const experts_args &a, float *y, int s
 }
 
 // A block takes some rows of the output for all slots, so that the slots' sum is at hand here: a warp takes a
-// slot, or part of its rows where there are more warps than slots. With peers, the same block of each rank has
-// the same rows: a row is stored to all of them when it is computed, and the other ranks' are waited for after
-// the own ones.
+// slot, or part of its rows where there are more warps than slots. With peers, the same block of each rank
+// has the same rows: a row is stored to all of them when it is computed, and the other ranks' are waited for
+// after the own ones.
 template <weight_type TYPE, int GROUPS>
 __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant__ experts_args a) {
   constexpr int at_once = 8 / GROUPS, AT_A_TIME = 3;
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
     for (int slot = 0; slot < a.top_k; slot++) sum = sum + chosen.g[slot];
     chosen.weight[threadIdx.x] = chosen.g[threadIdx.x] / sum;
   }
-  bool waits = true; // until the warp's first product
+  bool waits = true;                                        // until the warp's first product
   uint32_t *sent = a.peers.n ? inbox_of(a.peers) : nullptr; // the epoch is that of two launches ago
   int slot = warp % a.top_k;
 #pragma unroll 1
@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
                 found[0];
           else
             to[row] = found[0];
-          if (sent) send_value(a.peers, sent + (size_t)slot * a.down.rows + block_first + start + row, found[0]);
+          if (sent)
+            send_value(a.peers, sent + (size_t)slot * a.down.rows + block_first + start + row, found[0]);
         });
     __syncwarp();
     slot += WARPS;

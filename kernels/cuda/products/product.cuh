@@ -15,9 +15,9 @@ struct product {
   const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member
   const int *tiles; // [TILE_SIZES][n_members + 1] with `first`: a member's first tile, of 8, 16, 32, 64 items
-  const int64_t *place;                  // [n_items] output row of an item, or NULL: the item itself
-  const int64_t *offset; // [n_items] or NULL: in place of that, where in `out` an item's row starts: it may lie
-                         // in another GPU's memory
+  const int64_t *place;  // [n_items] output row of an item, or NULL: the item itself
+  const int64_t *offset; // [n_items] or NULL: in place of that, where in `out` an item's row starts: it may
+                         // lie in another GPU's memory
   int n_members, n_items, input_divisor; // input row = item / input_divisor
   float *out;                            // [..][w.rows]
   bool adds;                             // out = out + product, in place of out = product

@@ -55,7 +55,7 @@ class Law(unittest.TestCase):
     def test_one_token(self):
         """A token's slots come to the inbox; with two ranks one of them often has no slot of a layer to send."""
         for ranks in (2, 3):
-            self.check("wide", "q8k", ranks, 1, 12)
+            self.check("wide", "q8k", ranks, 1, 6)
 
     def test_small_batches(self):
         self.check("wide", "q8k", 3, 5, 12)
@@ -71,7 +71,7 @@ class Law(unittest.TestCase):
         self.check("wide", "q8k_split", 2, 130, 134)
 
     def test_without_peers(self):
-        for chunk, tokens in ((1, 12), (130, 134)):
+        for chunk, tokens in ((1, 6), (130, 134)):
             self.check("wide", "q8k", 2, chunk, tokens, peers="", comm__peers=False)
 
     def test_ranks_on_other_paths(self):

@@ -17,6 +17,7 @@
 
 // The one that the rank with this place on its host takes; false: this host has none.
 bool device_take(device_id *out, int host_rank);
+device_link device_link_between(int32_t a, int32_t b);
 // Wait for all that was enqueued on the stream, or before the event, and call p->watch meanwhile.
 status device_wait(cudaStream_t stream, const backend_params *p);
 status device_wait_event(cudaEvent_t event, const backend_params *p);

@@ -67,6 +67,7 @@ void cuda_close(backend *base) {
     for (void *memory : pinned)
       if (memory) cudaFreeHost(memory);
     if (b->fetched) cudaEventDestroy(b->fetched);
+    phase_events_close(&b->phases);
     if (b->stream) cudaStreamDestroy(b->stream);
   }
   weights_release(b->weights);
@@ -318,6 +319,28 @@ static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chun
   memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
 }
 
+static status use_device(device_id *out, const backend_params *params) {
+  if (!device_take(out, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
+  CUDA_TRY(cudaSetDevice(out->index));
+  return 0;
+}
+
+status cuda_batch_that_fits(int64_t *out, const backend_params *params) {
+  size_t free_bytes = 0, total = 0;
+  device_id device;
+  TRY(use_device(&device, params));
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  for (int64_t n = params->max_batch; n >= params->n_sequences && n > 0; n /= 2) {
+    backend_params p = *params;
+    memory_plan plan = {};
+    plan_for(&plan, &p, p.context, n);
+    *out = n;
+    if (memory_plan_total(&plan) <= free_bytes) return 0;
+  }
+  *out = params->max_batch;
+  return 0;
+}
+
 static status plan_memory(cuda_backend *b) {
   size_t free_bytes = 0, total = 0;
   memory_plan plan = {};
@@ -380,12 +403,11 @@ static status open_fields(cuda_backend *b) {
 status cuda_open(backend **out, const backend_params *params) {
   *out = nullptr;
   device_id device;
-  if (!device_take(&device, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
   if (!cuda_has_path(params->shared) || !cuda_has_path(params->experts))
     return FAIL("backend cuda: it does not compute the path %s",
                 path_get(cuda_has_path(params->shared) ? params->experts : params->shared)->name);
   TRY(product_forms_check(params, "cuda", weights_computes));
-  CUDA_TRY(cudaSetDevice(device.index));
+  TRY(use_device(&device, params));
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
   b->base.ops = &cuda_backend_ops;

@@ -8,6 +8,7 @@
 #include "kernels/cuda/exact/exact.cuh"
 #include "kernels/cuda/memory_plan.h"
 #include "kernels/cuda/peers.cuh"
+#include "kernels/cuda/phase_events.cuh"
 #include "kernels/cuda/weights.cuh"
 
 static constexpr int MAX_BLOCKS = 64;
@@ -86,6 +87,7 @@ struct cuda_backend {
   cudaEvent_t fetched; // after the transfer of the routing to them
   float *host_logits;  // [max_logit_rows][vocabulary]
   probe_watch watch;
+  phase_events phases;
   float *shown;                    // [max_batch][hidden], for a probe without an array among those above
   unsigned long long *unused_sums; // [n_sequences]
   uint8_t *host_rows;              // pinned, all rows of any kind; only where rows cross ranks
@@ -112,6 +114,7 @@ static inline cuda_backend *self(backend *b) {
 }
 
 // The table's functions about the backend as a whole.
+status cuda_batch_that_fits(int64_t *out, const backend_params *params);
 status cuda_open(backend **out, const backend_params *params);
 void cuda_close(backend *base); // takes NULL
 const char *cuda_rows(void);

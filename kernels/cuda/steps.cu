@@ -31,7 +31,7 @@ status multiply(cuda_backend *b, const path_info *path, product_set *set) {
   for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
   if (all_q8k) return multiply_q8k(b, path, set);
   for (int i = 0; i < set->count; i++) {
-    product_set one = {{set->p[i]}, {0}, 1};
+    product_set one = {{set->p[i]}, {0}, 1, false};
     TRY(takes_q8k(path, &one.p[0].w) ? multiply_q8k(b, path, &one)
                                      : product_f32_launch(&one.p[0], b->stream));
   }
@@ -67,7 +67,7 @@ product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, in
 
 status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
                       bool adds) {
-  product_set set = {{shared_product(out, m, in, n)}, {0}, 1};
+  product_set set = {{shared_product(out, m, in, n)}, {0}, 1, false};
   set.p[0].adds = adds;
   return multiply(b, b->shared, &set);
 }
@@ -110,7 +110,9 @@ static status cuda_embed(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   b->routing = ROUTING_NONE;
   if (!b->is_capturing) TRY(load_batch(b, rows));
+  TRY(phase_start(b));
   TRY(embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream));
+  TRY(phase_mark(b, PHASE_EMBED));
   return show(b, PROBE_INP_EMBD, -1, b->x, 0, rows->n);
 }
 
@@ -126,15 +128,20 @@ static int64_t neighbours(const int64_t *row, int64_t from, int64_t count) {
 static status cuda_head(backend *base, const token_batch *, const int64_t *row, int64_t count) {
   cuda_backend *b = self(base);
   float epsilon = (float)b->shape.rms_epsilon;
-  if (b->decodes && count == 1 && !b->watch.wanted)
-    return decode_head_launch(b->logits, b->x + row[0] * b->shape.hidden, b->weights, epsilon, b->stream);
+  TRY(phase_start(b));
+  if (b->decodes && count == 1 && !b->watch.wanted) {
+    TRY(decode_head_launch(b->logits, b->x + row[0] * b->shape.hidden, b->weights, epsilon, b->stream));
+    return phase_mark(b, PHASE_HEAD);
+  }
   for (int64_t i = 0, n; i < count; i += n) {
     n = neighbours(row, i, count);
     TRY(norm_launch(rows_from(b->head_in, i), b->x + row[i] * b->shape.hidden, b->weights->output_norm,
-                    (int)n, epsilon, b->head_in.qs != nullptr, b->stream));
+                    (int)n, epsilon, b->head_in.qs != nullptr, true, b->stream));
   }
+  TRY(phase_mark(b, PHASE_HEAD_NORM));
   TRY(show(b, PROBE_RESULT_NORM, -1, b->head_in.x, 0, count));
   TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));
+  TRY(phase_mark(b, PHASE_HEAD));
   return show(b, PROBE_RESULT_OUTPUT, -1, b->logits, 0, count);
 }
 
@@ -163,7 +170,7 @@ static status cuda_logits_digest(backend *base, const token_batch *, const int64
     TRY(digest_launch(b->sums + at * b->params.n_sequences, b->logits + i * vocabulary, &b->batch,
                       (int)row[i], (int)n, (int)vocabulary, b->shared->tag, -1, b->stream));
   }
-  return 0;
+  return phase_mark(b, PHASE_DIGEST);
 }
 
 // ---- rows that cross ranks ----
@@ -368,6 +375,7 @@ static status cuda_finish(backend *base) {
   uint64_t *sums;
   TRY(device_wait(b->stream, &b->params));
   TRY(peers_check(b));
+  TRY(phase_collect(b));
   TRY(TAKE(&sums, rows * each, "digests"));
   cudaError_t error =
       cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
@@ -409,7 +417,7 @@ static int captured_keys(int keys) {
 static status cuda_captured(backend *base, const token_batch *batch,
                             status (*steps)(void *, const token_batch *), void *context) {
   cuda_backend *b = self(base);
-  if (batch->n > CAPTURED_TOKENS) return steps(context, batch);
+  if (batch->n > CAPTURED_TOKENS || b->phases.to) return steps(context, batch);
   TRY(load_batch(b, batch));
   b->max_keys = captured_keys(b->max_keys);
   captured_graph *found = nullptr;
@@ -436,7 +444,10 @@ extern "C" const backend_ops cuda_backend_ops = {
     .has_path = cuda_has_path,
     .devices = cuda_devices,
     .device = device_take,
+    .link = device_link_between,
     .exp2_approx = cuda_exp2_approx,
+    .prompt_chunk = 2048, // 512 gives a prompt of 2,048 tokens 0.55 of the rate (docs/measurements.md)
+    .batch_that_fits = cuda_batch_that_fits,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,
@@ -467,6 +478,9 @@ extern "C" const backend_ops cuda_backend_ops = {
                 1u << PROBE_FFN_MOE_SWIGLU | 1u << PROBE_FFN_MOE_DOWN,
     .probes_watch = cuda_probes_watch,
     .digest = cuda_digest,
+    .phases_watch = cuda_phases_watch,
+    .peaks = cuda_peaks,
+    .decode_threads = nullptr, // no threads compute
     .finish = cuda_finish,
     .rows_device = cuda_rows_device,
     .stream = cuda_stream,

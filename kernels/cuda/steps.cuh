@@ -40,6 +40,11 @@ static inline bool decodes(const cuda_backend *b, const token_batch *rows) {
   return b->decodes && rows->n == 1 && !is_observed(b);
 }
 
+// What crossed ranks since the last step, by whatever transport, ends where the next step starts.
+static inline status mark_exchange(cuda_backend *b) {
+  return b->params.n_ranks > 1 ? phase_mark(b, PHASE_EXCHANGE) : 0;
+}
+
 // ---- products: steps.cu ----
 
 bool takes_q8k(const path_info *path, const dev_matrix *m);

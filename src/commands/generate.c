@@ -138,7 +138,8 @@ status generate_continue(job *j, arm *a, const double *last, report_arm *out) {
   TRY_DONE(result, open_texts(j, out));
   TRY_DONE(result, decode_all(j, a, &d, last, out->texts, &decoded));
   if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(a) - before);
-  result = finish_texts(j, a, out);
+  TRY_DONE(result, finish_texts(j, a, out));
+  result = arm_audit_coverage(a, &out->audit); // of the prompt and what was written
 done:
   decoding_close(&d);
   return result;
@@ -150,7 +151,7 @@ static status compute_prompts(job *j, arm *a, double *last) {
   progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens read", j->n_tokens);
   batcher batches;
   token_batch batch;
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->chunk);
   while (!result && batcher_next(&batches, &batch)) {
     result = arm_forward(a, &batch);
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {

@@ -46,8 +46,8 @@ static status score_batch(scoring *s, const token_batch *batch, const token_sequ
 static status score_window(scoring *s, const token_sequence *window, int64_t number) {
   batcher batches;
   token_batch batch;
-  status result = batcher_open(
-      &batches, window, 1, s->j->cfg->run.chunk < s->j->max_batch ? s->j->cfg->run.chunk : s->j->max_batch);
+  const job *j = s->j;
+  status result = batcher_open(&batches, window, 1, j->chunk < j->max_batch ? j->chunk : j->max_batch);
   batches.number = number;
   while (!result && batcher_next(&batches, &batch)) {
     result = arm_forward(s->a, &batch);

@@ -39,7 +39,9 @@ typedef enum { // keys that are used together, as bits: which commands read them
   KEYS_DERIVE = 1 << 13,
   KEYS_BISECT = 1 << 14,
   KEYS_FALSIFY = 1 << 15,
-  KEYS_ALL = (1 << 16) - 1,
+  KEYS_SCREEN = 1 << 16,
+  KEYS_KNOWN = 1 << 17,
+  KEYS_ALL = (1 << 18) - 1,
 } key_groups;
 
 // Prints the keys of these groups with types, defaults and help, each section under a heading.

@@ -1,11 +1,13 @@
 #include "src/run/arm.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "src/run/batch_fit.h"
 #include "src/run/forward.h"
 #include "src/run/peer_links.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
 #include <stdio.h>
+#include "src/run/routing_room.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,9 +41,9 @@ static bool is_on_device(const arm *a) {
   return backend_is_on_device(a->params.local.backend);
 }
 
-static status open_backend(arm *a) {
+static backend_params params_of_backend(arm *a) {
   const arm_params *p = &a->params;
-  backend_params b = {
+  return (backend_params){
       .weights = &p->m->weights,
       .shared = p->shared.path->kind,
       .experts = p->local.path->kind,
@@ -53,40 +55,57 @@ static status open_backend(arm *a) {
       .kv_f16 = p->kv_f16,
       .computes_shared = a->forward.is_shared,
       .threads = topology_threads(p->place),
+      .fits_team = p->fits_team,
       .host_rank = comm_host_rank(p->c),
       .row = p->row,
       .rank = comm_rank(p->c),
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
-      .fixed_tokens = exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
+      .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .has_peers = a->may_have_peers,
       .watch = watch_device,
       .watch_context = a,
   };
-  return p->local.backend->open(&a->forward.compute, &b);
 }
 
-static status open_routing(routing *out, size_t n_tokens, size_t slots) {
-  TRY(TAKE(&out->expert, slots, "routing"));
-  TRY(TAKE(&out->weight, slots, "routing"));
-  return TAKE(&out->margin, n_tokens, "routing");
+static status open_backend(arm *a) {
+  backend_params b = params_of_backend(a);
+  return a->params.local.backend->open(&a->forward.compute, &b);
 }
 
-static void close_routing(routing *r) {
-  free(r->expert);
-  free(r->weight);
-  free(r->margin);
+static status fit_batch(arm *a) {
+  backend_params b = params_of_backend(a);
+  if (!a->params.batch_may_shrink) return 0;
+  b.fixed_tokens = FIXED_TOKENS; // whether it is so is known with the exchange; it takes little
+  return batch_fit(&a->params.max_batch, a->params.c, a->params.local.backend, &b, a->params.name);
 }
 
 static status open_arrays(arm *a) {
   const arm_params *p = &a->params;
   size_t n = (size_t)p->max_batch, slots = n * (size_t)a->forward.top_k;
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
-  TRY(open_routing(&a->forward.route, n, slots));
-  TRY(open_routing(&a->forward.given, n, slots));
+  TRY(routing_open(&a->forward.route, n, slots));
+  TRY(routing_open(&a->forward.given, n, slots));
   TRY(TAKE(&a->logit_digest, (size_t)p->n_sequences, "digests"));
   TRY(TAKE(&a->layer_digest, (size_t)(a->n_layers * p->n_sequences), "digests"));
   return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
+}
+
+static status open_audit(arm *a) {
+  const arm_params *p = &a->params;
+  if (!(p->audit > 0)) return 0;
+  audit_params q = {
+      .m = p->m,
+      .experts = p->experts,
+      .c = p->c,
+      .computes_shared = p->computes_shared,
+      .shared = p->shared.path->kind,
+      .experts_path = p->experts_path,
+      .threads = topology_threads(p->place),
+      .row = p->row,
+      .share = p->audit,
+  };
+  return audit_open(&a->forward.audit, &q);
 }
 
 // Local; arm_open has all ranks agree on the outcome.
@@ -101,6 +120,7 @@ static status open_parts(arm *a) {
   a->may_have_peers =
       p->peers && exchange_is_fixed(a->forward.ranks, 1) && peer_links_apply(p->c, p->local.backend);
   TRY(open_backend(a));
+  TRY(open_audit(a));
   return open_arrays(a);
 }
 
@@ -139,6 +159,7 @@ status arm_open(arm **out, const arm_params *params) {
            transport_choose(&a->transport, params->c, params->transport, params->device, is_on_device(a)));
   // before the backend, which plans with the device memory that the transport has left
   TRY_DONE(result, transport_start(a->transport, host_bytes(a)));
+  TRY_DONE(result, fit_batch(a));
   TRY_DONE(result, comm_agree(params->c, open_parts(a), params->name));
   TRY_DONE(result, link_peers(a));
   *out = a;
@@ -153,9 +174,10 @@ void arm_close(arm *a) {
   exchange_close(a->forward.ranks);
   token_shards_close(&a->forward.shards);
   transport_close(a->transport);
+  audit_close(a->forward.audit);
   free(a->forward.rows_of_rank);
-  close_routing(&a->forward.route);
-  close_routing(&a->forward.given);
+  routing_close(&a->forward.route);
+  routing_close(&a->forward.given);
   probe_rows_close(&a->probes);
   probe_given_close(&a->given);
   free(a->logit_digest);
@@ -172,6 +194,10 @@ const char *arm_name(const arm *a) {
 
 const path_info *arm_path(const arm *a) {
   return a->forward.path;
+}
+
+const path_info *arm_expert_path(const arm *a) {
+  return a->params.local.path;
 }
 
 const backend_ops *arm_backend(const arm *a) {
@@ -192,6 +218,10 @@ const char *arm_peers(const arm *a) {
 
 uint64_t arm_state_bytes(const arm *a) {
   return a->forward.compute->ops->state_bytes(a->forward.compute);
+}
+
+int64_t arm_max_batch(const arm *a) {
+  return a->params.max_batch;
 }
 
 bool arm_computes_shared(const arm *a) {
@@ -287,6 +317,11 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   a->seconds += clock_seconds() - start;
   TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
   return a->keeps_logits ? arm_finish(a) : 0;
+}
+
+status arm_audit_coverage(const arm *a, audit_coverage *out) {
+  *out = (audit_coverage){.share = 0};
+  return a->forward.audit ? audit_cover(a->forward.audit, out) : 0;
 }
 
 status arm_broadcast(arm *a, void *data, size_t bytes, const char *what) {
@@ -485,4 +520,29 @@ status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
   const forward_state *f = &a->forward;
   return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
                                 (size_t)f->hidden * f->path->real_bytes);
+}
+
+// ---- the budget of a token ----
+
+status arm_phases_watch(arm *a, phase_times *to) {
+  backend *b = a->forward.compute;
+  if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
+  return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
+                     backend_name(b->ops->kind), a->params.name)
+            : 0;
+}
+
+status arm_peaks(arm *a, backend_peaks *out) {
+  backend *b = a->forward.compute;
+  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
+  return b->ops->peaks ? b->ops->peaks(b, out) : 0;
+}
+
+int arm_decode_threads(const arm *a) {
+  backend *b = a->forward.compute;
+  return b->ops->decode_threads ? b->ops->decode_threads(b) : 0;
+}
+
+int arm_threads(const arm *a) {
+  return is_on_device(a) ? 0 : topology_threads(a->params.place);
 }

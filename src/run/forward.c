@@ -7,11 +7,11 @@ static bool backend_on_device(const forward_state *f) {
 }
 
 static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
-  bool at_peers = f->has_peers && !f->is_watched && !f->is_probed;
+  bool at_peers = f->has_peers && !f->is_watched && !f->is_probed && !f->audit;
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
   if (token_shards_apply(&f->shards, n_tokens))
     return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
-  if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched) return BATCH_REPLICATED;
+  if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched || f->audit) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
 }
 
@@ -257,6 +257,15 @@ static status transfer_slots(forward_state *f, int64_t layer) {
   return transfer(f, ROWS_SLOTS, exchange_slots(f->ranks), layer);
 }
 
+// Needs this rank's slots, received: some of other ranks are recomputed here.
+static status audit_slots(forward_state *f, int64_t layer, const slot_places *places) {
+  if (!f->audit || !f->is_shared) return 0;
+  bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
+  const audited_rows rows = {f->compute, f->batch.owned.first, f->batch.owned.count,
+                             sharded,    f->route.expert,      places->row_of_slot};
+  return audit_layer(f->audit, layer, &rows);
+}
+
 // All-gathers the slots' outputs between devices, whole: which rows are used, only the devices know.
 static status transfer_fixed_slots(forward_state *f, int64_t layer) {
   backend *b = f->compute;
@@ -302,6 +311,7 @@ static status layer_replicated(forward_state *f, int64_t layer) {
   slot_places places = place_slots(f);
   TRY(experts_down(f, layer, &places));
   TRY(transfer_slots(f, layer));
+  TRY(audit_slots(f, layer, &places));
   return f->is_shared ? combine(f, layer, &places) : 0;
 }
 
@@ -323,6 +333,7 @@ static status layer_token_sharded(forward_state *f, int64_t layer) {
   slot_places places = place_slots(f);
   TRY(experts_down(f, layer, &places));
   TRY(transfer_slots(f, layer));
+  TRY(audit_slots(f, layer, &places));
   if (f->is_shared) TRY(combine(f, layer, &places));
   bool wants_all_rows = layer == f->n_layers - 1 || f->is_watched;
   return wants_all_rows ? gather(f, ROWS_RESIDUAL, SHARED_RANKS, layer) : 0;

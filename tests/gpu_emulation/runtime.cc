@@ -151,6 +151,16 @@ static int visible_device(int index) {
   return atoi(visible);
 }
 
+cudaError_t cudaDeviceCanAccessPeer(int *reaches, int device, int peer) {
+  *reaches = device != peer;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetP2PAttribute(int *value, cudaDeviceP2PAttr, int, int) {
+  *value = 1;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device) {
   *out = cudaDeviceProp{};
   snprintf(out->name, sizeof out->name, "emulated");
@@ -162,9 +172,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? MULTIPROCESSORS
-           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
-                                                            : (int)emulation::MOST_SHARED;
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? MULTIPROCESSORS
+           : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (int)emulation::MOST_SHARED
+                                                                  : 0; // it has no clocks
   return cudaSuccess;
 }
 
@@ -210,8 +221,9 @@ const char *cudaGetErrorString(cudaError_t error) {
 // ---- memory ----
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-  *total = DEVICE_BYTES;
-  *free_bytes = DEVICE_BYTES - taken;
+  const char *given = getenv("MOE_EMULATED_BYTES"); // of device memory, for tests of what is short of it
+  *total = given ? (size_t)atoll(given) : DEVICE_BYTES;
+  *free_bytes = *total > taken ? *total - taken : 0;
   return cudaSuccess;
 }
 

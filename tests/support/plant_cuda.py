@@ -63,6 +63,13 @@ FAULTS = [
     # a pair's channels by one power of two too many
     ("exact_balance", CUDA + "weights.cu", "factors[i] = factors[i + pairs] = exact_power(e);",
      "if (planted(EXACT_BALANCE) && i == 0) e = e + 1;\n    factors[i] = factors[i + pairs] = exact_power(e);"),
+    # for screen: one bit of one product of few tokens, now and then (planted_strikes)
+    ("product_bit", CUDA + "products/product_q8k.cu",
+     "if (lane % (4 * GROUPS) == 0 && row < p.w.rows) out[row] = p.adds ? out[row] + y[pass] : y[pass];",
+     "if (lane % (4 * GROUPS) == 0 && row < p.w.rows) {\n"
+     "      out[row] = p.adds ? out[row] + y[pass] : y[pass];\n"
+     "      if (planted(PRODUCT_BIT) && planted_strikes())\n"
+     "        out[row] = __uint_as_float(__float_as_uint(out[row]) ^ 1u << 12);\n    }"),
     # neighbours first instead of halves
     ("lane_tree", CUDA + "device.cuh",
      "for (int half = WARP / 2; half; half /= 2) lane = lane + __shfl_xor_sync(~0u, lane, half);",
@@ -79,6 +86,10 @@ SWITCH = """// Written by tests/support/plant_cuda.py.
 #include <stdbool.h>
 enum planted_name {{ NO_FAULT, {names} }};
 extern enum planted_name planted_now; // planted_cuda.cc
+#ifdef __cplusplus
+extern "C"
+#endif
+bool planted_strikes(void); // true with the probability MOE_PLANTED_RATE on the rank MOE_PLANTED_RANK
 static inline bool planted(enum planted_name name) {{
   return planted_now == name;
 }}

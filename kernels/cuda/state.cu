@@ -248,8 +248,6 @@ static status open_window(cuda_backend *b) {
   if (b->plan) return 0;
   peers_lay_out(b);
   CUDA_TRY(cudaMemset(b->peers.inbox, 0xff, inbox * sizeof *b->peers.inbox)); // NOT_WRITTEN
-  for (uint32_t *set : b->fused.inbox)
-    if (set) CUDA_TRY(cudaMemset(set, 0xff, (size_t)s->n_layers * inbox / 2 * sizeof *set));
   CUDA_TRY(cudaMallocHost((void **)&b->peers.failed, sizeof *b->peers.failed));
   *b->peers.failed = 0;
   return 0;
@@ -260,9 +258,8 @@ static status open_window(cuda_backend *b) {
 static status open_token(cuda_backend *b) {
   token_state *t = &b->fused;
   size_t layers = (size_t)b->shape.n_layers;
-  bool has_slots = (b->alone && b->params.n_ranks == 1) || b->params.has_peers;
-  bool may =
-      b->params.computes_shared && has_slots && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K;
+  bool may = b->params.computes_shared && b->alone && b->params.n_ranks == 1 && b->shared->kind == PATH_Q8K &&
+             b->experts->kind == PATH_Q8K;
   if (!may) return 0;
   if (b->plan)
     token_plan_size(&t->plan, &b->shape);
@@ -272,8 +269,6 @@ static status open_token(cuda_backend *b) {
   for (float *&set : t->sets) TRY(take(b, &set, token_set_floats(&t->plan), PART_WORK));
   TRY(take(b, &t->epoch, 1, PART_WORK));
   TRY(take(b, &t->layers, layers, PART_WORK));
-  for (uint32_t *&set : t->inbox)
-    if (b->params.has_peers) TRY(take_linked(b, &set, layers * (size_t)(b->shape.top_k * b->shape.hidden)));
   return b->plan ? 0 : token_state_fill(t, b->weights);
 }
 

@@ -395,7 +395,7 @@ static status capture(cuda_backend *b, const token_batch *batch, status (*steps)
   cudaGraph_t graph = nullptr;
   CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
   b->is_capturing = true;
-  b->fuses = b->has_fused && (b->alone || b->peers.n) && batch->n == 1 && !is_observed(b);
+  b->fuses = b->has_fused && batch->n == 1 && !is_observed(b);
   status result = steps(context, batch);
   b->is_capturing = b->fuses = false;
   cudaError_t error = cudaStreamEndCapture(b->stream, &graph);

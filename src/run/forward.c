@@ -395,10 +395,12 @@ status forward_layer(forward_state *f, int64_t layer) {
 
 // ---- before and after the layers ----
 
-// Before a rank stores into the others' memory: none is still computing the batch before.
+// Before a rank stores into the others' memory: none is still computing the batch before. One token's slots
+// have memory of their own.
 static status meet_peers(forward_state *f) {
   backend *b = f->compute;
-  bool stores = f->batch.way == BATCH_SHARDED_AT_PEERS || f->batch.way == BATCH_AT_PEERS;
+  bool small = f->batch.way == BATCH_AT_PEERS && f->batch.rows.n > 1;
+  bool stores = small || f->batch.way == BATCH_SHARDED_AT_PEERS;
   return stores ? b->ops->peers_gather(b, NULL, 0, f->shards.tokens_of_rank) : 0;
 }
 

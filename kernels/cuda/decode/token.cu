@@ -18,7 +18,6 @@
 // Invariant: the bits of decode.cuh's launches, which docs/paths.md defines.
 #include "kernels/cuda/decode/decode_chunk.cuh"
 #include "kernels/cuda/decode/token_exchange.cuh"
-#include "kernels/cuda/decode/token_peers.cuh"
 #include "kernels/cuda/decode/token_plan.cuh"
 #include <string.h>
 
@@ -52,8 +51,7 @@ template <int DIM, typename Shape> struct token_block {
   uint8_t *memory;
   token_small *small;
   weights_place place_a, place_b, place_router;
-  float *set;     // this token's numbers of this layer
-  unsigned epoch; // tokens so far
+  float *set; // this token's numbers of this layer
   int warp, lane, c, l, position;
   int local[TOKEN_EXPERTS / WARP]; // warp 0: members of the lane's experts
 
@@ -151,15 +149,11 @@ template <int DIM, typename Shape> struct token_block {
     int slot, first, count;
   };
 
-  __device__ __forceinline__ bool is_local(int slot) const { // else it comes from a peer
-    return small->member[slot] >= 0;
-  }
-
   __device__ __forceinline__ pairs_of_warp gate_up_pairs() const {
     int slot = c / plan().slot_blocks, from = c % plan().slot_blocks * plan().block_pairs,
         mine = warp * plan().warp_pairs;
     int count = min(min(plan().warp_pairs, plan().block_pairs - mine), plan().width - from - mine);
-    return {slot, from + mine, slot < plan().top_k && is_local(slot) ? max(0, count) : 0};
+    return {slot, from + mine, slot < plan().top_k ? max(0, count) : 0};
   }
 
   __device__ __forceinline__ void ask_gate_up() const {
@@ -180,8 +174,7 @@ template <int DIM, typename Shape> struct token_block {
   __device__ __forceinline__ tile_of_down down_tile(int k) const {
     int rows = tile_rows_of(width_blocks()), i = warp * plan().warp_tiles + k,
         first = i % plan().down_tiles * rows;
-    bool is_there =
-        k < plan().warp_tiles && i < plan().top_k * plan().down_tiles && is_local(i / plan().down_tiles);
+    bool is_there = k < plan().warp_tiles && i < plan().top_k * plan().down_tiles;
     return {i / plan().down_tiles, first, is_there ? max(0, min(rows, own_rows() - first)) : 0};
   }
 
@@ -284,8 +277,6 @@ template <int DIM, typename Shape> struct token_block {
   __device__ __forceinline__ void clear(float *other) const {
     for (int i = c * THREADS + threadIdx.x; i < plan().layer_words; i += (int)gridDim.x * THREADS)
       other[i] = __uint_as_float(NOT_WRITTEN);
-    for (int slot = warp; slot < plan().top_k && a.peers.n; slot += WARPS)
-      clear_slot(slots_from_peers(), slot, c * plan().rows, own_rows());
   }
 
   // The next layer's chunk of this thread block, to the L2 cache: the weights that pass through it in a token
@@ -567,7 +558,6 @@ template <int DIM, typename Shape> struct token_block {
     };
     for (int i = warp; i < plan().top_k * n; i += WARPS) {
       float v[8];
-      if (!is_local(i / n)) continue;
       wait_block(v, set + plan().at_hidden + i * QK_K);
       round_into(slot_row(i / n), i % n, v);
     }
@@ -588,27 +578,12 @@ template <int DIM, typename Shape> struct token_block {
       float found = tile_product<SOME>(
           type, [&](int i) { return at + (uint32_t)min(i, t.count - 1) * bytes; }, slot_row(t.slot));
       int row = rows == 8 ? lane / 4 : lane;
-      if (row < t.count && lane == tile_lane(n, row)) keep(t.slot, t.first + row, found);
+      if (row < t.count && lane == tile_lane(n, row)) small->y[t.slot][t.first + row] = found;
     }
     if (next < a.p.n_layers) ask_o(next);
-    for (int slot = warp; slot < plan().top_k && a.peers.n; slot += WARPS)
-      if (!is_local(slot))
-        take_slot(small->y[slot], a.peers, slots_from_peers(), slot, c * plan().rows, own_rows());
     __syncthreads();
     if (warp == COMBINE_WARP) combine(next);
     stamp(15);
-  }
-
-  __device__ __forceinline__ token_slots slots_from_peers() const {
-    return slots_of_layer(a.inbox, epoch, l, plan().top_k, plan().hidden);
-  }
-
-  // An own row of a slot, for this block's sum and for those of the peers.
-  __device__ __forceinline__ void keep(int slot, int row, float found) const {
-    small->y[slot][row] = found;
-    if (a.peers.n)
-      send_value(a.peers, slots_from_peers().now + (size_t)slot * plan().hidden + c * plan().rows + row,
-                 found);
   }
 
   __device__ __forceinline__ void combine(int next) const {
@@ -662,7 +637,7 @@ template <int DIM, typename Shape> struct token_block {
 
   __device__ __forceinline__ void run() {
     start();
-    epoch = *a.epoch;
+    unsigned epoch = *a.epoch;
     float *other = a.sets[(epoch + 1) % 2];
     set = a.sets[epoch % 2];
 #pragma unroll 1

@@ -21,6 +21,7 @@
 #pragma once
 #include "kernels/cuda/decode/token.cuh"
 #include "kernels/cuda/instructions_hopper.cuh"
+#include "kernels/cuda/peers.cuh"
 
 __device__ __forceinline__ bool is_written(float x) {
   return __float_as_uint(x) != NOT_WRITTEN;

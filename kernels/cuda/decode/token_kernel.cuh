@@ -12,9 +12,7 @@ struct token_args {
   const token_layer *layers;
   float *sets[2];
   unsigned *epoch;
-  peer_links peers;   // n not 0: slots of other ranks' experts come from them
-  uint32_t *inbox[2]; // then: token_peers.cuh
-  float scale;        // 1 / sqrt(head_dim)
+  float scale; // 1 / sqrt(head_dim)
   long long
       *stamps; // [n_layers][TOKEN_STAMPS][blocks] clocks of each block's first thread; NULL: none are kept
 };

@@ -108,8 +108,7 @@ status token_state_fill(token_state *t, const dev_weights *w) {
   return 0;
 }
 
-status token_launch(const token_state *t, const token_work *work, const peer_links &peers,
-                    cudaStream_t stream) {
+status token_launch(const token_state *t, const token_work *work, cudaStream_t stream) {
   token_args a = {};
   a.p = t->plan;
   a.w = *work;
@@ -117,9 +116,6 @@ status token_launch(const token_state *t, const token_work *work, const peer_lin
   a.sets[0] = t->sets[0];
   a.sets[1] = t->sets[1];
   a.epoch = t->epoch;
-  a.peers = peers;
-  a.inbox[0] = t->inbox[0];
-  a.inbox[1] = t->inbox[1];
   a.scale = (float)(1.0 / __builtin_sqrt((double)t->plan.head_dim));
   return launch_resident(token_kernel_for(&t->plan), t->plan.blocks, TOKEN_THREADS,
                          (size_t)t->plan.shared_bytes, stream, a);

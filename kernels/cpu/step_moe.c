@@ -391,9 +391,7 @@ static void run_down(void *context) {
 }
 
 static status check_places(const slot_places *places) {
-  return places->order == SLOTS_IN_ORDER || places->order == SLOTS_PLACED
-             ? 0
-             : FAIL("backend cpu: slots have no fixed places there, and no peers");
+  return places->order <= SLOTS_PLACED ? 0 : FAIL("backend cpu: slots have no fixed places, and no peers");
 }
 
 status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {

@@ -169,6 +169,12 @@ int comm_host_rank(const comm *c) {
   return place;
 }
 
+bool comm_is_one_host(const comm *c) {
+  for (int r = 0; r < c->size; r++)
+    if (strcmp(c->hosts[r], c->host)) return false;
+  return true;
+}
+
 const char *comm_host(const comm *c) {
   return c->host;
 }

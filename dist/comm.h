@@ -33,6 +33,7 @@ int comm_rank(const comm *c);
 int comm_size(const comm *c);
 int comm_host_rank(const comm *c); // index of this rank among those of its host
 const char *comm_host(const comm *c);
+bool comm_is_one_host(const comm *c); // all ranks are on it
 const char *comm_host_of(const comm *c, int rank);
 const char *comm_library(const comm *c); // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds);

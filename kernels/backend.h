@@ -115,11 +115,13 @@ typedef enum {    // the row in ROWS_SLOTS of the output of slot i = token * top
   SLOTS_IN_ORDER, // i: this rank has every expert
   SLOTS_PLACED,   // row_of_slot[i]: the host knows the routing
   SLOTS_AT_FIXED, // rank_of_expert[expert] * n_slots + i (backend_params): known without the routing
+  SLOTS_SENT, // i, in the memory of the rank of its token, where experts_down itself stores it (peers_open)
 } slot_order;
 
 typedef struct {
   slot_order order;
-  const int64_t *row_of_slot; // [n_slots] of SLOTS_PLACED, else not read
+  const int64_t *row_of_slot;    // [n_slots] of SLOTS_PLACED, else not read
+  const int64_t *tokens_of_rank; // [n_ranks] of SLOTS_SENT: successive rows of the batch, else not read
 } slot_places;
 
 // Named points of the forward pass, by llama.cpp's tensor names (kernels/probes.c).
@@ -195,6 +197,12 @@ typedef enum {   // rows that cross ranks, of `shared`'s reals but for the exper
   ROWS_SLOTS,   // the slots' outputs [n * top_k][hidden]
 } row_kind;
 
+typedef struct {   // names a rank's memory to the other ranks of its host
+  uint64_t layout; // ranks whose layouts differ cannot be peers
+  uint8_t bytes[64];
+} peer_handle;
+enum { MOST_PEERS = 8 }; // ranks whose devices store into each other's memory
+
 typedef struct backend backend;
 
 typedef struct {
@@ -219,6 +227,7 @@ typedef struct {
   int rank, n_ranks;
   const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
   int64_t fixed_tokens;
+  bool has_peers; // peers_open may follow: what other ranks' devices store into lies together
   // Called from time to time while the host waits for the device, with the seconds waited so far. An error
   // from it ends the wait, and then the device may never answer again. NULL: waits have no deadline.
   status (*watch)(void *context, double waited);
@@ -266,8 +275,9 @@ typedef struct {
 
   // A layer is two whole steps:
   //   attention   needs x; gives x += o(attention(norm(x))) and keeps keys and values
-  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; for a rank that owns every
-  //               expert, where the host does not read the routing
+  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; where the host does not
+  //   read
+  //               the routing, for a rank that owns every expert, or with peers, which take the step together
   status (*attention)(backend *, int64_t layer, const token_batch *rows);
   status (*moe)(backend *, int64_t layer, const token_batch *rows);
 
@@ -353,6 +363,22 @@ typedef struct {
   // for a shape of batch and launches the captured graph after that, or simply runs them.
   status (*captured)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *),
                      void *context);
+
+  // ---- the same backends: peers, whose devices store into each other's memory inside the steps ----
+  //
+  // Rows then cross ranks without a transport. A wait for a peer that lasts longer than `seconds` ends, and
+  // the next wait of the host is an error. NULL: none of them.
+
+  // Local. This rank's memory, for the others of its host. An error: it cannot be shared.
+  status (*peers_export)(backend *, peer_handle *out);
+  // Local. all[n_ranks] handles; seconds: of a wait for a peer. An error: one cannot be reached.
+  status (*peers_open)(backend *, const peer_handle *all, double seconds);
+  // Collective. Stores known bytes and finds those of all others. An error: they do not arrive.
+  status (*peers_try)(backend *);
+  void (*peers_leave)(backend *); // local: from here on the backend has no peers
+  // Collective. All-gathers rows of up to three kinds, tokens_of_rank[n_ranks] of each rank: they have
+  // arrived for what is enqueued afterwards.
+  status (*peers_gather)(backend *, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
 } backend_ops;
 
 static inline bool backend_is_on_device(const backend_ops *ops) {

@@ -211,7 +211,7 @@ static status attend_only(check *c, int32_t from, int64_t n) {
 }
 
 static status layer_in_parts(check *c, int64_t layer, const token_batch *rows) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, NULL};
+  static const slot_places in_order = {.order = SLOTS_IN_ORDER};
   const backend_ops *step = c->b->ops;
   TRY(step->project(c->b, layer, rows, 0, rows->n));
   TRY(step->attend(c->b, layer, rows, 0, rows->n));
@@ -266,7 +266,7 @@ static status check_experts(check *c) {
   int64_t row_of_slot[SHORT * TOP_K];
   token_batch rows = batch_of(c, 0, 0, SHORT);
   const routing route = {.expert = chosen};
-  const slot_places places = {SLOTS_PLACED, row_of_slot};
+  const slot_places places = {.order = SLOTS_PLACED, .row_of_slot = row_of_slot};
   for (int64_t i = 0; i < SHORT * s->top_k; i++) {
     chosen[i] = (expert_global){(int32_t)((i % s->top_k + i / s->top_k) % s->n_experts)};
     row_of_slot[i] = i;

@@ -268,7 +268,7 @@ static void run_down(void *context) {
 }
 
 static status check_places(const slot_places *places) {
-  return places->order == SLOTS_AT_FIXED ? FAIL("backend cpu: slots have no fixed places there") : 0;
+  return places->order <= SLOTS_PLACED ? 0 : FAIL("backend cpu: slots have no fixed places, and no peers");
 }
 
 status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
@@ -369,7 +369,7 @@ static void run_moe(void *context) {
 }
 
 status cpu_moe(backend *base, int64_t layer, const token_batch *rows) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, NULL};
+  static const slot_places in_order = {.order = SLOTS_IN_ORDER};
   cpu_backend *b = (cpu_backend *)base;
   step_start(b, rows->n);
   moe_part p = {

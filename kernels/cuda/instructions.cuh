@@ -69,6 +69,36 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t out[4], const int8_t *at) {
                : "r"((uint32_t)__cvta_generic_to_shared(at)));
 }
 
+// ---- words that other GPUs and the host read and write ----
+
+__device__ __forceinline__ uint32_t load_relaxed_system(const uint32_t *at) {
+  uint32_t out;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(out) : "l"(at) : "memory");
+  return out;
+}
+
+__device__ __forceinline__ uint32_t load_acquire_system(const uint32_t *at) {
+  uint32_t out;
+  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(out) : "l"(at) : "memory");
+  return out;
+}
+
+__device__ __forceinline__ void store_relaxed_system(uint32_t *at, uint32_t value) {
+  asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void store_release_system(uint32_t *at, uint32_t value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ uint64_t clock_nanoseconds() {
+  uint64_t out;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(out));
+  return out;
+}
+
+__device__ __forceinline__ void pause_between_polls() {} // for an emulated GPU, whose threads take turns
+
 // ---- hand-over between the thread blocks of a launch whose blocks all run at once ----
 
 __device__ __forceinline__ float load_relaxed(const float *at) {

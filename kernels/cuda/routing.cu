@@ -27,7 +27,7 @@ __device__ int first_left(const float *p, int n) {
 
 __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *place, double *margin,
                              const float *logits, const int *local_of_expert, const int *rank_of_expert,
-                             int n, int k) {
+                             const uint32_t *epoch, int n, int k) {
   wait_for_inputs();
   extern __shared__ float p[];
   int t = blockIdx.x, lane = threadIdx.x;
@@ -53,7 +53,8 @@ __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *p
     if (lane == 0) {
       expert[t * k + slot] = e;
       member[t * k + slot] = local_of_expert[e];
-      if (place) place[t * k + slot] = (int64_t)rank_of_expert[e] * gridDim.x * k + t * k + slot;
+      int part = epoch ? (int)(*epoch & 1) : rank_of_expert[e];
+      if (place) place[t * k + slot] = (int64_t)part * gridDim.x * k + t * k + slot;
       weight[t * k + slot] = found;
       p[e] = -1.0f;
     }
@@ -65,10 +66,10 @@ __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *p
 }
 
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
-                    const float *logits, const int *local_of_expert, const int *rank_of_expert, int n,
-                    int n_experts, int k, cudaStream_t stream) {
+                    const float *logits, const int *local_of_expert, const int *rank_of_expert,
+                    const uint32_t *epoch, int n, int n_experts, int k, cudaStream_t stream) {
   return launch(route_tokens, dim3((unsigned)n), WARP, (size_t)n_experts * sizeof(float), stream, expert,
-                weight, member, place, margin, logits, local_of_expert, rank_of_expert, n_experts, k);
+                weight, member, place, margin, logits, local_of_expert, rank_of_expert, epoch, n_experts, k);
 }
 
 // ---- grouping slots by this rank's experts ----

@@ -18,6 +18,15 @@ template <typename T> static status take(cuda_backend *b, T **out, size_t count,
   return take_bytes(b, (void **)out, count * sizeof(T), what);
 }
 
+// The same of an array that other ranks' devices may store into, as work space: with peers it is laid out in
+// the window at the end (open_window).
+template <typename T> static status take_linked(cuda_backend *b, T **out, size_t count) {
+  if (!b->params.has_peers) return take(b, out, count, PART_WORK);
+  if (b->n_linked == MAX_LINKED) return FAIL("GPU memory: more than %d arrays of peers", MAX_LINKED);
+  b->linked[b->n_linked++] = {(void **)out, count * sizeof(T)};
+  return 0;
+}
+
 static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t width, bool rounded,
                           bool splits, const char *what) {
   out->width = (int)width;
@@ -30,15 +39,31 @@ static status take_inputs(cuda_backend *b, dev_inputs *out, size_t rows, int64_t
   return take(b, &out->sums32, rows * (size_t)width / 16, what);
 }
 
+// The experts' inputs: both forms may come from other ranks.
+static status take_normed(cuda_backend *b, bool rounded, bool splits) {
+  dev_inputs *out = &b->normed;
+  size_t rows = (size_t)b->params.max_batch, width = (size_t)b->shape.hidden;
+  out->width = (int)width;
+  TRY(take_linked(b, &out->x, rows * width));
+  if (!rounded || width % QK_K) return 0;
+  if (splits) TRY(take(b, &out->outliers, rows * width / QK_K, PART_WORK));
+  TRY(take_linked(b, &out->qs, rows * width));
+  TRY(take_linked(b, &out->d, rows * width / QK_K));
+  TRY(take_linked(b, &out->bsums, rows * width / 16));
+  return take_linked(b, &out->sums32, rows * width / 16);
+}
+
 void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
   if (!device_is_stuck()) { // freeing waits for the device
+    peers_close(b);
     for (int i = 0; i < b->n_graphs; i++) cudaGraphExecDestroy(b->graphs[i].graph);
     for (int i = 0; i < b->n_blocks; i++) cudaFree(b->blocks[i]);
     for (int i = 0; i < AHEAD; i++)
       if (b->batch_end[i]) cudaEventDestroy(b->batch_end[i]);
-    void *pinned[] = {b->host_rows, b->host_expert, b->host_weight, b->host_margin, b->host_place};
+    void *pinned[] = {b->host_rows,   b->host_expert, b->host_weight,
+                      b->host_margin, b->host_place,  b->peers.failed};
     for (void *memory : pinned)
       if (memory) cudaFreeHost(memory);
     if (b->fetched) cudaEventDestroy(b->fetched);
@@ -146,10 +171,10 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->token, n, PART_WORK));
   TRY(take(b, &b->sequence, n, PART_WORK));
   TRY(take(b, &b->position, n, PART_WORK));
-  TRY(take(b, &b->x, n * (size_t)s->hidden, PART_WORK));
+  TRY(take_linked(b, &b->x, n * (size_t)s->hidden));
   TRY(take(b, &b->q, n * q_width, PART_WORK));
-  TRY(take(b, &b->k, n * kv_width, PART_WORK));
-  TRY(take(b, &b->v, n * kv_width, PART_WORK));
+  TRY(take_linked(b, &b->k, n * kv_width));
+  TRY(take_linked(b, &b->v, n * kv_width));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, splits, PART_WORK));
   if (splits) TRY(take(b, &b->projected, n * (size_t)s->hidden, PART_WORK));
   TRY(open_rope(b));
@@ -170,8 +195,8 @@ static status open_experts(cuda_backend *b) {
   bool rounded = hidden_rounded || path_rounded_form(b->shared->kind) == ACTIVATION_Q8K;
   bool hidden_splits = path_splits_outliers(b->experts->kind);
   bool splits = hidden_splits || path_splits_outliers(b->shared->kind);
-  TRY(take_inputs(b, &b->normed, n, s->hidden, rounded, splits, PART_WORK));
-  TRY(take(b, &b->expert, slots, PART_WORK));
+  TRY(take_normed(b, rounded, splits));
+  TRY(take_linked(b, &b->expert, slots));
   TRY(take(b, &b->member, slots, PART_WORK));
   TRY(take(b, &b->order, slots, PART_WORK));
   TRY(take(b, &b->tiles, TILE_SIZES * ((size_t)b->n_local + 1), PART_WORK));
@@ -180,7 +205,7 @@ static status open_experts(cuda_backend *b) {
   TRY(take_inputs(b, &b->gate, slots, s->expert_width, hidden_rounded, hidden_splits, PART_WORK));
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
   TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
-  TRY(take(b, &b->slots, slot_rows(b) * (size_t)s->hidden, PART_WORK));
+  TRY(take_linked(b, &b->slots, slot_rows(b) * (size_t)s->hidden));
   if (b->plan) return 0;
   CUDA_TRY(cudaMallocHost((void **)&b->host_expert, slots * sizeof(int)));
   CUDA_TRY(cudaMallocHost((void **)&b->host_weight, slots * sizeof(float)));
@@ -210,6 +235,24 @@ static status open_router_and_head(cuda_backend *b) {
   return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
 
+// What only peers need, and the window itself.
+static status open_window(cuda_backend *b) {
+  const model_shape *s = &b->shape;
+  size_t inbox = 2 * (size_t)(s->top_k * s->hidden);
+  if (!b->params.has_peers) return 0;
+  TRY(take(b, &b->peers.epoch, 1, PART_WORK));
+  TRY(take_linked(b, &b->peers.inbox, inbox));
+  TRY(take_linked(b, &b->peers.arrived, MOST_PEERS));
+  TRY(take_linked(b, &b->trial, MOST_PEERS));
+  TRY(take(b, &b->window, peers_window_bytes(b), PART_WORK));
+  if (b->plan) return 0;
+  peers_lay_out(b);
+  CUDA_TRY(cudaMemset(b->peers.inbox, 0xff, inbox * sizeof *b->peers.inbox)); // NOT_WRITTEN
+  CUDA_TRY(cudaMallocHost((void **)&b->peers.failed, sizeof *b->peers.failed));
+  *b->peers.failed = 0;
+  return 0;
+}
+
 // The kernel of all layers of a token, if it serves this model here. A memory plan, which has no weights yet,
 // takes what it would take if so.
 static status open_token(cuda_backend *b) {
@@ -237,6 +280,7 @@ static status open_memory(cuda_backend *b) {
   if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
   TRY(open_token(b));
+  TRY(open_window(b));
   TRY(take(b, &b->unused_sums, (size_t)b->params.n_sequences, PART_WORK));
   return take(b, &b->sums, sums, PART_WORK);
 }

@@ -7,6 +7,7 @@
 #include "kernels/cuda/decode/token.cuh"
 #include "kernels/cuda/exact/exact.cuh"
 #include "kernels/cuda/memory_plan.h"
+#include "kernels/cuda/peers.cuh"
 #include "kernels/cuda/phase_events.cuh"
 #include "kernels/cuda/weights.cuh"
 
@@ -21,6 +22,14 @@ struct captured_graph {
   int n, max_keys;
   bool distinct;
   cudaGraphExec_t graph;
+};
+
+static constexpr int MAX_LINKED = 16;
+
+// An array of the window (peers.cuh).
+struct linked_array {
+  void **at;
+  size_t bytes;
 };
 
 // The progress of a layer's experts: what `expert`, `member` and normed rows hold, and then what was computed
@@ -82,6 +91,15 @@ struct cuda_backend {
   float *shown;                    // [max_batch][hidden], for a probe without an array among those above
   unsigned long long *unused_sums; // [n_sequences]
   uint8_t *host_rows;              // pinned, all rows of any kind; only where rows cross ranks
+  linked_array linked[MAX_LINKED]; // the window's arrays in its order, the same on every rank
+  int n_linked;
+  uint8_t *window;
+  uint32_t *trial; // window [MOST_PEERS]
+  peer_links peers;
+  bool at_peers;                 // the choice places slots for them
+  bool gathers_rounded;          // experts read nothing but rounded rows, on every rank
+  bool rounded_gathered;         // the last ROWS_NORMED that came were such
+  void *peer_window[MOST_PEERS]; // of the other ranks, while linked
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;
   bool is_capturing; // the steps are being captured: the batch is on the device already
@@ -105,5 +123,12 @@ int cuda_devices(void);
 const char *cuda_row(const backend *base);
 uint64_t cuda_state_bytes(const backend *base);
 status cuda_take_shown(cuda_backend *b); // b->shown
+
+// step_peers.cu
+size_t peers_window_bytes(const cuda_backend *b);
+void peers_lay_out(cuda_backend *b); // the arrays in b->window
+void peers_close(cuda_backend *b);   // waits until the others do not store here any more
+// After a wait of the host: whether one for a peer has passed its limit.
+status peers_check(const cuda_backend *b);
 
 extern "C" const backend_ops cuda_backend_ops; // steps.cu

@@ -26,7 +26,7 @@ static status choose(cuda_backend *b, int64_t first, int n, bool whole, unsigned
   return route_launch(b->expert + slot, b->slot_weights + slot, b->member + slot, places ? b->place : nullptr,
                       parts & ROUTING_MARGINS ? b->margin + first : nullptr,
                       b->router_logits + first * s->n_experts, b->weights->local_of_expert, b->rank_of_expert,
-                      n, (int)s->n_experts, (int)s->top_k, b->stream);
+                      b->at_peers ? b->peers.epoch : nullptr, n, (int)s->n_experts, (int)s->top_k, b->stream);
 }
 
 static status route_rows(cuda_backend *b, int64_t layer, int64_t first, int n) {
@@ -59,7 +59,8 @@ status cuda_route(backend *base, int64_t layer, const token_batch *rows, int64_t
   if (b->fuses)
     return FAIL("backend cuda: a part of layer %d is asked for in a run of whole layers", (int)layer);
   if (decodes(b, rows)) {
-    TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
+    TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, peer_links{},
+                             b->stream));
     TRY(phase_mark(b, PHASE_ROUTER));
   } else {
     TRY(route_rows(b, layer, first, (int)count));
@@ -110,7 +111,9 @@ status cuda_routing_wait(backend *base, routing *out) {
 status cuda_routing_arrived(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
-  if (b->normed.qs) TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
+  if (b->normed.qs && !b->rounded_gathered)
+    TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
+  b->rounded_gathered = false;
   b->routing = ROUTING_GIVEN;
   return 0;
 }
@@ -212,7 +215,7 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
 // The device's array of slots' rows, or null where they lie in order. Fixed places were written by the
 // choice.
 static status place_slots(cuda_backend *b, const slot_places *places, int n_slots, const int64_t **out) {
-  *out = places->order == SLOTS_IN_ORDER ? nullptr : b->place;
+  *out = places->order == SLOTS_IN_ORDER || places->order == SLOTS_SENT ? nullptr : b->place;
   if (places->order != SLOTS_PLACED) return 0;
   const void *from = places->row_of_slot;
   if (b->params.computes_shared) // pinned; its last copy is done: the host has waited for the routing since
@@ -220,6 +223,27 @@ static status place_slots(cuda_backend *b, const slot_places *places, int n_slot
   CUDA_TRY(
       cudaMemcpyAsync(b->place, from, (size_t)n_slots * sizeof(int64_t), cudaMemcpyHostToDevice, b->stream));
   return 0;
+}
+
+// Each slot's row goes to the rank of its token while the others are computed; a product that is not whole at
+// once (outliers) is sent when it is.
+static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots,
+                             const int64_t *tokens_of_rank) {
+  row_owners owners = {};
+  int top_k = (int)b->shape.top_k, hidden = (int)b->shape.hidden;
+  bool at_once = !path_splits_outliers(b->experts->kind);
+  owners.n = b->peers.n;
+  for (int r = 0; r < b->peers.n; r++) owners.first[r + 1] = owners.first[r] + (int)tokens_of_rank[r];
+  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
+  if (at_once) {
+    TRY(peer_slot_offsets(b->place, b->peers, owners, n_slots, top_k, hidden, b->stream));
+    down.p[0].offset = b->place;
+  }
+  TRY(multiply(b, b->experts, &down));
+  TRY(phase_mark(b, PHASE_DOWN));
+  if (!at_once)
+    TRY(peer_send_slots(b->peers, b->slots, b->member, nullptr, owners, n_slots, top_k, hidden, b->stream));
+  return peer_meeting(b->peers, b->stream);
 }
 
 status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
@@ -238,6 +262,7 @@ status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, 
     TRY(decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
     return phase_mark(b, PHASE_DOWN);
   }
+  if (places->order == SLOTS_SENT) return down_to_owners(b, w, n_slots, places->tokens_of_rank);
   product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
   down.p[0].place = place;
   TRY(multiply(b, b->experts, &down));
@@ -256,7 +281,7 @@ typedef struct {
 
 static combine_part part_of(const cuda_backend *b, int64_t first, int64_t count, const slot_places *places) {
   int64_t slot = first * b->shape.top_k;
-  bool placed = places->order != SLOTS_IN_ORDER;
+  bool placed = places->order != SLOTS_IN_ORDER && places->order != SLOTS_SENT;
   return {placed ? b->slots : b->slots + slot * b->shape.hidden, b->slot_weights + slot,
           placed ? b->place + slot : nullptr, batch_from(b->batch, (int)first, (int)count)};
 }
@@ -288,16 +313,33 @@ status cuda_combine(backend *base, int64_t layer, const token_batch *rows, int64
 
 // ---- the whole step ----
 
-// One token on q8k: each kernel repeats the choice, and the last one has every slot and combines.
+// One token on q8k: each kernel repeats the choice, and the last one has or gets every slot and combines.
 static status moe_of_one_token(cuda_backend *b, int64_t layer) {
   const dev_layer *w = &b->weights->layers[layer];
   decode_experts e = one_token(b, layer);
-  TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)b->shape.rms_epsilon, b->stream));
+  e.peers = b->peers;
+  TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)b->shape.rms_epsilon, b->peers,
+                           b->stream));
   TRY(phase_mark(b, PHASE_ROUTER));
   TRY(decode_gate_up_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
   TRY(phase_mark(b, PHASE_GATE_UP));
   TRY(decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
   return phase_mark(b, PHASE_DOWN);
+}
+
+// Every rank stores its slots to all others. A rank that is ahead writes the other of two parts of `slots`.
+static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *rows) {
+  static const slot_places placed = {SLOTS_AT_FIXED, nullptr, nullptr};
+  b->at_peers = true;
+  status result = cuda_route(&b->base, layer, rows, 0, rows->n, ROUTING_NOTHING);
+  b->at_peers = false;
+  TRY(result);
+  TRY(cuda_experts_up(&b->base, layer, rows));
+  TRY(cuda_experts_down(&b->base, layer, rows, &placed));
+  TRY(peer_send_slots(b->peers, b->slots, b->member, b->place, row_owners{}, slots_of(b, rows->n),
+                      (int)b->shape.top_k, (int)b->shape.hidden, b->stream));
+  TRY(peer_meeting(b->peers, b->stream));
+  return cuda_combine(&b->base, layer, rows, 0, rows->n, &placed);
 }
 
 // Every layer of one token at once.
@@ -317,10 +359,11 @@ static status all_layers(cuda_backend *b) {
 }
 
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, nullptr};
+  static const slot_places in_order = {SLOTS_IN_ORDER, nullptr, nullptr};
   cuda_backend *b = self(base);
   if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
   if (decodes(b, rows)) return moe_of_one_token(b, layer);
+  if (b->peers.n) return moe_at_peers(b, layer, rows);
   TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));
   TRY(cuda_experts_up(base, layer, rows));
   TRY(cuda_experts_down(base, layer, rows, &in_order));

@@ -83,6 +83,7 @@ dev_batch batch_from(const dev_batch &b, int first, int n) {
 static status keep_pace(cuda_backend *b) {
   cudaEvent_t mark = b->batch_end[b->n_batches % AHEAD];
   if (b->n_batches >= AHEAD) TRY(device_wait_event(mark, &b->params));
+  TRY(peers_check(b));
   CUDA_TRY(cudaEventRecord(mark, b->stream));
   b->n_batches++;
   return 0;
@@ -147,6 +148,7 @@ static status cuda_head(backend *base, const token_batch *, const int64_t *row, 
 // A copy to memory that is not pinned would wait as well, unwatched.
 static status read_device(cuda_backend *b, void *out, const void *from, size_t bytes) {
   TRY(device_wait(b->stream, &b->params));
+  TRY(peers_check(b));
   CUDA_TRY(cudaMemcpyAsync(out, from, bytes, cudaMemcpyDeviceToHost, b->stream));
   CUDA_TRY(cudaStreamSynchronize(b->stream));
   return 0;
@@ -177,12 +179,7 @@ static void *cuda_rows_host(backend *base, row_kind) {
   return self(base)->host_rows;
 }
 
-struct kind_of_rows {
-  void *at;
-  size_t bytes; // of a row
-};
-
-static kind_of_rows device_rows(const cuda_backend *b, row_kind kind) {
+kind_of_rows device_rows(const cuda_backend *b, row_kind kind) {
   const model_shape *s = &b->shape;
   size_t wide = (size_t)s->hidden * sizeof(float);
   size_t kv = (size_t)(s->n_kv_heads * s->head_dim) * sizeof(float);
@@ -377,6 +374,7 @@ static status cuda_finish(backend *base) {
   size_t rows = 2 * (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
   uint64_t *sums;
   TRY(device_wait(b->stream, &b->params));
+  TRY(peers_check(b));
   TRY(phase_collect(b));
   TRY(TAKE(&sums, rows * each, "digests"));
   cudaError_t error =
@@ -489,4 +487,9 @@ extern "C" const backend_ops cuda_backend_ops = {
     .rows_device = cuda_rows_device,
     .stream = cuda_stream,
     .captured = cuda_captured,
+    .peers_export = cuda_peers_export,
+    .peers_open = cuda_peers_open,
+    .peers_try = cuda_peers_try,
+    .peers_leave = cuda_peers_leave,
+    .peers_gather = cuda_peers_gather,
 };

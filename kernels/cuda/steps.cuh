@@ -83,6 +83,22 @@ status impose(cuda_backend *b, probe_point point, float *numbers, int64_t first,
 status impose_slots(cuda_backend *b, probe_point point, float *numbers, const int64_t *place,
                     int64_t n_slots);
 
+// ---- rows that cross ranks: steps.cu ----
+
+struct kind_of_rows {
+  void *at;
+  size_t bytes; // of a row
+};
+kind_of_rows device_rows(const cuda_backend *b, row_kind kind);
+
+// ---- step_peers.cu ----
+
+status cuda_peers_export(backend *base, peer_handle *out);
+status cuda_peers_open(backend *base, const peer_handle *all, double seconds);
+status cuda_peers_try(backend *base);
+void cuda_peers_leave(backend *base);
+status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
+
 // ---- step_attention.cu ----
 
 status cuda_attention(backend *base, int64_t layer, const token_batch *rows);

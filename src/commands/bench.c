@@ -286,6 +286,7 @@ static status measure_exchange(const bench *b, arm *a, const test *t, bench_row 
   int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);
   double each;
   row->exchange_seconds = comm_size(b->j->c) == 1 ? __builtin_nan("") : arm_exchange_seconds(a);
+  if (!strcmp(arm_peers(a), "linked")) row->exchange_seconds = __builtin_nan(""); // inside kernels
   row->exchange_is_alone = arm_exchange_is_captured(a, n);
   if (!row->exchange_is_alone) return 0;
   TRY(arm_measure_exchange(a, &each, n));

@@ -109,6 +109,8 @@ static const value_key KEYS[] = {
      "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what transfers rows between ranks"},
     {"comm.deadline", KEYS_RANKS, REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
      "300", "seconds that a rank waits for another, or for its GPU"},
+    {"comm.peers", KEYS_RANKS, FLAG(comm.peers), "true",
+     "GPUs of one host store rows into each other's memory, where they reach it"},
     {"perplexity.skip", KEYS_PERPLEXITY, INTEGER(perplexity.skip), "integer from -1 to 2147483647", -1,
      INT32_MAX, "-1", "positions at the head of a window that are not scored; -1: half"},
     {"parity.mode", KEYS_PARITY, AT(parity.modes), value_read_modes, value_write_modes,

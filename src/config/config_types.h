@@ -109,6 +109,7 @@ typedef struct {
   struct {
     transport_kind transport; // comm.transport: "auto" (default), "mpi", "nccl", "self"
     double deadline;          // comm.deadline: seconds that a rank waits for another; default 300
+    bool peers;               // comm.peers: GPUs store into each other's memory, where they can (default)
   } comm;
 
   struct {

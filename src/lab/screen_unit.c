@@ -93,7 +93,7 @@ static status run_steps(void *context, const token_batch *rows) {
 }
 
 static status run_parts(screen_unit *u, const token_batch *rows) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, NULL};
+  static const slot_places in_order = {.order = SLOTS_IN_ORDER};
   backend *b = u->compute;
   TRY(b->ops->embed(b, rows));
   for (int64_t layer = 0; layer < u->work->m->weights.shape.n_layers; layer++) {

@@ -207,6 +207,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
     r->transport = out->transport;
     snprintf(r->transport_reason, sizeof r->transport_reason, "%s", transport_reason(t));
   }
+  if (*arm_peers(a)) snprintf(r->peers, sizeof r->peers, "%s", arm_peers(a));
   if (!backend_is_on_device(arm_backend(a))) r->build.row = arm_row(a); // else it stays "none"
   out->name = choice->name;
   out->is_truth = arm_is_truth(choice);

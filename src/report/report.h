@@ -107,6 +107,7 @@ typedef struct {
   const char *config_text; // canonical
   const char *transport;
   char transport_reason[256]; // "": none is needed
+  char peers[256];            // arm_peers of the last arm that has an answer
   const char *placement;
   const char *kv;
   int64_t chunk, context;

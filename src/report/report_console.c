@@ -149,7 +149,14 @@ static void print_head(const report *r, FILE *out) {
           r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, explained ? "" : "transport ",
           explained ? "" : or_none(r->transport), explained ? "" : ", ", or_none(r->placement),
           or_none(r->build.row));
-  if (explained) fprintf(out, "  over    transport %s (%.80s)\n", or_none(r->transport), r->transport_reason);
+  if (explained) {
+    bool linked = !strcmp(r->peers, "linked");
+    fprintf(out, "  over    transport %s (%.80s)%s%.80s\n", or_none(r->transport), r->transport_reason,
+            !r->peers[0] ? ""
+            : linked     ? ", GPUs "
+                         : ", GPUs not linked: ",
+            r->peers);
+  }
   fprintf(out, "  on      ");
   report_print_line(out, or_none(r->machine.cpu), 96, false);
   fputc('\n', out);

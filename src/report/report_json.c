@@ -37,6 +37,7 @@ static void put_surroundings(branch root, const report *r) {
   put_text(run, "config", r->config_text);
   put_text(run, "transport", r->transport);
   put_text(run, "transport_reason", r->transport_reason);
+  put_text(run, "peers", r->peers);
   put_text(run, "placement", r->placement);
   put_text(run, "kv", r->kv);
   put_digest(run, "input", r->input);

@@ -5,9 +5,11 @@
 #include "src/run/batch_fit.h"
 #include "src/run/digest_sums.h"
 #include "src/run/forward.h"
+#include "src/run/peer_links.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
 #include "src/run/routing_room.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,6 +44,7 @@ static backend_params params_of_backend(arm *a) {
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
       .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
+      .has_peers = a->may_have_peers,
       .watch = watch_device,
       .watch_context = a,
   };
@@ -77,6 +80,8 @@ static status open_parts(arm *a) {
                         p->max_batch));
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
+  a->may_have_peers =
+      p->peers && exchange_is_fixed(a->forward.ranks, 1) && peer_links_apply(p->c, p->local.backend);
   TRY(open_backend(a));
   if (p->audit) TRY(audit_open(&a->forward.audit, p->audit));
   return open_arrays(a);
@@ -87,6 +92,14 @@ static size_t host_bytes(const arm *a) {
   const forward_state *f = &a->forward;
   int64_t slots = f->top_k * f->hidden, widest = slots > f->kv_width ? slots : f->kv_width;
   return is_on_device(a) ? 0 : (size_t)(a->params.max_batch * widest) * f->path->real_bytes;
+}
+
+static status link_peers(arm *a) {
+  forward_state *f = &a->forward;
+  if (!a->may_have_peers) return 0;
+  TRY(peer_links_open(&f->has_peers, a->peers, sizeof a->peers, a->params.c, f->compute));
+  if (f->has_peers) snprintf(a->peers, sizeof a->peers, "linked");
+  return 0;
 }
 
 status arm_open(arm **out, const arm_params *params) {
@@ -111,6 +124,7 @@ status arm_open(arm **out, const arm_params *params) {
   TRY_DONE(result, transport_start(a->transport, host_bytes(a)));
   TRY_DONE(result, fit_batch(a));
   TRY_DONE(result, comm_agree(params->c, open_parts(a), params->name));
+  TRY_DONE(result, link_peers(a));
   *out = a;
 done:
   if (result) arm_close(a);
@@ -159,6 +173,10 @@ const transport *arm_transport(const arm *a) {
   return a->transport;
 }
 
+const char *arm_peers(const arm *a) {
+  return a->peers;
+}
+
 uint64_t arm_state_bytes(const arm *a) {
   return a->forward.compute->ops->state_bytes(a->forward.compute);
 }
@@ -192,7 +210,7 @@ status arm_embed(arm *a, const token_batch *batch) {
 static status digest_layer(arm *a, int64_t layer) {
   backend *b = a->forward.compute;
   const batch_plan *batch = &a->forward.batch;
-  uint64_t *sums = batch->way == BATCH_TOKEN_SHARDED ? a->digests.parts : a->digests.layers;
+  uint64_t *sums = batch_is_sharded(batch->way) ? a->digests.parts : a->digests.layers;
   return b->ops->digest(b, layer, &batch->rows, batch->owned.first, batch->owned.count,
                         sums + layer * a->params.n_sequences);
 }
@@ -340,7 +358,8 @@ status arm_stream_write(arm *a, const double *in) {
 status arm_impose_routing(arm *a, unsigned parts, const routing *in) {
   forward_state *f = &a->forward;
   int64_t k = f->top_k;
-  if (parts & ROUTING_MARGINS || f->batch.way == BATCH_FIXED_PLACES)
+  bool on_device = f->batch.way == BATCH_FIXED_PLACES || f->batch.way == BATCH_AT_PEERS;
+  if (parts & ROUTING_MARGINS || on_device)
     return FAIL("%s: a routing can be imposed on a watched arm only, and has no margins", a->params.name);
   for (int64_t t = 0; t < f->batch.rows.n && f->is_shared; t++) {
     int64_t to = row_of(a, t) * k, from = t * k;
@@ -367,6 +386,7 @@ status arm_impose_open(arm *a, uint32_t points) {
     if ((points & ~arm_backend(a)->settable) >> i & 1)
       return FAIL("%s: its backend cannot take the probe %s from outside", p->name,
                   probe_get((probe_point)i)->name);
+  if (points) a->forward.is_probed = true;
   return probe_given_open(&a->given, &p->m->weights.shape, points, p->max_batch);
 }
 
@@ -390,12 +410,13 @@ status arm_probes_open(arm *a, uint32_t points) {
 
 status arm_probes_want(arm *a, uint32_t points) {
   a->probes_wanted = points;
+  if (points) a->forward.is_probed = true;
   return watch_probes(a);
 }
 
 status arm_probe_take(arm *a, probe_point point, const double **out) {
   const forward_state *f = &a->forward;
-  bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
+  bool sharded = batch_is_sharded(f->batch.way);
   probe_order order = {f->batch.owned.first, f->batch.owned.count, sharded ? f->shards.row_of_token : NULL};
   bool of_head = probe_get(point)->scope == PROBE_OF_HEAD;
   return probe_rows_take(&a->probes, point, &order, of_head ? a->n_head_rows : f->batch.rows.n, f->top_k,

@@ -22,4 +22,6 @@ struct arm {
   uint32_t probes_wanted;
   probe_given given;   // of the next layer
   int64_t n_head_rows; // of the last arm_head
+  bool may_have_peers;
+  char peers[256]; // arm_peers
 };

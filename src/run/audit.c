@@ -227,7 +227,7 @@ static status read_inputs(audit *a, const audited_rows *rows, const candidate *l
 // candidates[n] whose owners compute on one path, at most ROWS_AT_ONCE.
 static status recompute(audit *a, int64_t layer, const audited_rows *rows, const candidate *list, int64_t n) {
   const routing route = {.expert = a->expert};
-  const slot_places places = {SLOTS_PLACED, a->row_of_slot};
+  const slot_places places = {.order = SLOTS_PLACED, .row_of_slot = a->row_of_slot};
   const token_batch batch = {n, a->zero, a->zero, a->zero};
   size_t bytes = (size_t)a->hidden * a->path->real_bytes;
   backend *b = a->of_path[a->path_of_rank[list[0].owner]];

@@ -7,10 +7,12 @@ static bool backend_on_device(const forward_state *f) {
 }
 
 static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
+  bool at_peers = f->has_peers && !f->is_watched && !f->is_probed && !f->audit;
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
-  if (token_shards_apply(&f->shards, n_tokens)) return BATCH_TOKEN_SHARDED;
-  return exchange_is_fixed(f->ranks, n_tokens) && !f->is_watched && !f->audit ? BATCH_FIXED_PLACES
-                                                                              : BATCH_REPLICATED;
+  if (token_shards_apply(&f->shards, n_tokens))
+    return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
+  if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched || f->audit) return BATCH_REPLICATED;
+  return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
 }
 
 void forward_start(forward_state *f, const token_batch *batch) {
@@ -23,7 +25,8 @@ void forward_start(forward_state *f, const token_batch *batch) {
 }
 
 bool forward_is_on_device(const forward_state *f) {
-  bool stays = f->batch.way == BATCH_ALONE || f->batch.way == BATCH_FIXED_PLACES;
+  bool stays =
+      f->batch.way == BATCH_ALONE || f->batch.way == BATCH_FIXED_PLACES || f->batch.way == BATCH_AT_PEERS;
   return backend_on_device(f) && stays && !f->is_watched;
 }
 
@@ -239,12 +242,14 @@ static status send_routing(forward_state *f, int64_t layer) {
 
 // Assigns each slot its row. Slots of a token-sharded batch are received only by the rank of their token.
 static slot_places place_slots(forward_state *f) {
-  bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
+  bool sharded = batch_is_sharded(f->batch.way);
   for (int r = 0; r < exchange_size(f->ranks) && sharded; r++)
     f->rows_of_rank[r] = f->shards.tokens_of_rank[r] * f->top_k;
-  return (slot_places){SLOTS_PLACED,
-                       exchange_place_slots(f->ranks, &f->route.expert->id, f->batch.rows.n * f->top_k,
-                                            sharded ? f->rows_of_rank : NULL)};
+  return (slot_places){
+      .order = SLOTS_PLACED,
+      .row_of_slot = exchange_place_slots(f->ranks, &f->route.expert->id, f->batch.rows.n * f->top_k,
+                                          sharded ? f->rows_of_rank : NULL),
+  };
 }
 
 // Transfers the slots' outputs to the shared ranks, as place_slots has them.
@@ -268,11 +273,18 @@ static status transfer_fixed_slots(forward_state *f, int64_t layer) {
                                  f->batch.rows.n * f->top_k, row_bytes(f, ROWS_SLOTS), layer);
 }
 
-// ---- a layer, in each of the four ways ----
+// All-gathers rows of several kinds of a token-sharded batch between devices that store into each other's
+// memory.
+static status gather_at_peers(forward_state *f, const row_kind *kinds, int count, int64_t layer) {
+  backend *b = f->compute;
+  return in_step(b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer, "exchange");
+}
+
+// ---- a layer, in each of the six ways ----
 
 // One rank: nothing crosses ranks.
 static status layer_alone(forward_state *f, int64_t layer) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, NULL};
+  static const slot_places in_order = {.order = SLOTS_IN_ORDER};
   TRY(attention(f, layer));
   if (!f->is_watched && !f->imposed) return moe(f, layer);
   TRY(route(f, layer));
@@ -330,13 +342,37 @@ static status layer_token_sharded(forward_state *f, int64_t layer) {
 // As replicated, but the slots' rows follow from the batch alone (SLOTS_AT_FIXED), so the routing stays on
 // the devices and the host never waits.
 static status layer_fixed_places(forward_state *f, int64_t layer) {
-  static const slot_places fixed = {SLOTS_AT_FIXED, NULL};
+  static const slot_places fixed = {.order = SLOTS_AT_FIXED};
   TRY(attention(f, layer));
   TRY(route(f, layer));
   TRY(experts_up(f, layer));
   TRY(experts_down(f, layer, &fixed));
   TRY(transfer_fixed_slots(f, layer));
   return combine(f, layer, &fixed);
+}
+
+// As fixed places, but rows cross ranks inside the step, as the ranks' devices compute them.
+static status layer_at_peers(forward_state *f, int64_t layer) {
+  TRY(attention(f, layer));
+  return moe(f, layer);
+}
+
+// As token-sharded, but each rank's device stores rows into the others' memory, slots as it computes them:
+// where they go follows from their tokens, so the host does not need the routing and does not wait.
+static status layer_sharded_at_peers(forward_state *f, int64_t layer) {
+  static const row_kind cached[] = {ROWS_KEYS, ROWS_VALUES}, routed[] = {ROWS_NORMED, ROWS_EXPERTS},
+                        residual[] = {ROWS_RESIDUAL};
+  const slot_places sent = {.order = SLOTS_SENT, .tokens_of_rank = f->shards.tokens_of_rank};
+  TRY(project(f, layer));
+  TRY(gather_at_peers(f, cached, 2, layer));
+  TRY(attend(f, layer));
+  TRY(route(f, layer));
+  TRY(gather_at_peers(f, routed, 2, layer));
+  TRY(routing_arrived(f, layer));
+  TRY(experts_up(f, layer));
+  TRY(experts_down(f, layer, &sent));
+  TRY(combine(f, layer, &sent));
+  return layer == f->n_layers - 1 ? gather_at_peers(f, residual, 1, layer) : 0;
 }
 
 status forward_layer(forward_state *f, int64_t layer) {
@@ -349,15 +385,29 @@ status forward_layer(forward_state *f, int64_t layer) {
     return layer_token_sharded(f, layer);
   case BATCH_FIXED_PLACES:
     return layer_fixed_places(f, layer);
+  case BATCH_AT_PEERS:
+    return layer_at_peers(f, layer);
+  case BATCH_SHARDED_AT_PEERS:
+    return layer_sharded_at_peers(f, layer);
   }
   return FAIL("a batch runs in an unknown way");
 }
 
 // ---- before and after the layers ----
 
+// Before a rank stores into the others' memory: none is still computing the batch before. One token's slots
+// have memory of their own.
+static status meet_peers(forward_state *f) {
+  backend *b = f->compute;
+  bool small = f->batch.way == BATCH_AT_PEERS && f->batch.rows.n > 1;
+  bool stores = small || f->batch.way == BATCH_SHARDED_AT_PEERS;
+  return stores ? b->ops->peers_gather(b, NULL, 0, f->shards.tokens_of_rank) : 0;
+}
+
 status forward_embed(forward_state *f) {
   backend *b = f->compute;
   status result = f->is_shared ? b->ops->embed(b, &f->batch.rows) : 0;
+  if (!result) result = meet_peers(f);
   if (result) status_within("embedding");
   return result;
 }

@@ -1,8 +1,8 @@
 // forward: the forward pass, step by step. The only place where the order of the steps stands.
 //
-// A batch runs in one of four ways, chosen once, at forward_start. Each way is a short sequence of named
-// steps in forward.c (layer_alone, layer_replicated, layer_token_sharded, layer_fixed_places), which shows
-// where rows cross ranks.
+// A batch runs in one of six ways, chosen once, at forward_start. Each way is a short sequence of named
+// steps in forward.c (layer_alone, layer_replicated, layer_token_sharded, layer_fixed_places, layer_at_peers,
+// layer_sharded_at_peers), which shows where rows cross ranks.
 //
 // Owns: the order, and what a batch needs on its way through it. The backend and the exchange are the arm's.
 // Invariant: every rank takes its steps in the same order; the way in which a batch runs changes no bit.
@@ -17,7 +17,23 @@ typedef enum {
   BATCH_REPLICATED,    // each shared rank computes the shared steps of every token
   BATCH_TOKEN_SHARDED, // each shared rank computes the shared steps of its share of the tokens: large batches
   BATCH_FIXED_PLACES,  // as replicated, for small batches with all ranks on devices: the routing stays there
+  BATCH_AT_PEERS,      // the same where devices store into each other's memory: the exchange is in the step
+  BATCH_SHARDED_AT_PEERS, // as token-sharded, likewise: the host does not need the routing
 } batch_way;
+
+static inline bool batch_is_sharded(batch_way way) { // each shared rank has rows of its own
+  switch (way) {
+  case BATCH_TOKEN_SHARDED:
+  case BATCH_SHARDED_AT_PEERS:
+    return true;
+  case BATCH_ALONE:
+  case BATCH_REPLICATED:
+  case BATCH_FIXED_PLACES:
+  case BATCH_AT_PEERS:
+    break;
+  }
+  return false;
+}
 
 typedef struct { // how a batch runs
   batch_way way;
@@ -34,11 +50,13 @@ typedef struct {
   int64_t hidden, kv_width, top_k, n_layers;
   bool takes_device;  // the transport transfers rows from device memory
   bool all_on_device; // and every rank's backend has its rows there
+  bool has_peers;     // and stores into the memory of all others (backend_ops.peers_open)
   batch_plan batch;   // of the last forward_start
 
   // Each layer is watched: after it every shared rank has the routing on the host and all rows of the
   // residual stream.
   bool is_watched;
+  bool is_probed; // probes are shown or imposed, so slots' outputs are to lie on the rank that computes them
   unsigned imposed; // parts of the routing that the next layer takes from `given` instead of computing them
   bool imposes_set; // of the experts it takes only those that it lacks, in place of those that it should not
                     // have

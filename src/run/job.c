@@ -439,6 +439,7 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .c = j->c,
       .place = j->place,
       .transport = j->cfg->comm.transport,
+      .peers = j->cfg->comm.peers,
       .device = &j->device,
       .row = j->cfg->run.rows,
       .n_sequences = j->n_sequences,

@@ -43,7 +43,7 @@ static status fill_inputs(backend *b, const path_info *path, const sample *s) {
 
 static status time_experts(double *seconds, backend *b, sample *s) {
   const routing route = {.expert = s->expert};
-  const slot_places places = {SLOTS_PLACED, s->row_of_slot};
+  const slot_places places = {.order = SLOTS_PLACED, .row_of_slot = s->row_of_slot};
   double start = clock_seconds();
   TRY(b->ops->routing_write(b, 0, s->batch.n, ROUTING_EXPERTS, &route));
   TRY(b->ops->experts_up(b, 0, &s->batch));

@@ -244,7 +244,8 @@ static status same_slots(test_case *c, int64_t layer, int64_t n_slots) {
 }
 
 static slot_places places_of(const test_case *c) {
-  return c->whole ? (slot_places){SLOTS_IN_ORDER, NULL} : (slot_places){SLOTS_PLACED, c->row_of_slot};
+  return c->whole ? (slot_places){.order = SLOTS_IN_ORDER}
+                  : (slot_places){.order = SLOTS_PLACED, .row_of_slot = c->row_of_slot};
 }
 
 static status experts_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {

@@ -86,6 +86,9 @@ template <typename T> static inline T atomicAdd(T *to, std::type_identity_t<T> m
   return __atomic_fetch_add(to, more, __ATOMIC_RELAXED);
 }
 static inline void __threadfence() {} // blocks run one after another, or take turns
+static inline void __threadfence_system() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
 
 // ---- where threads meet ----
 

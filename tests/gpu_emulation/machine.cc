@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <vector>
 #if defined __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -230,6 +232,7 @@ void meet_warp(action act, void *mine, uint32_t mask) {
 }
 
 void pause() {
+  if (works_with_others() && draw(64) == 0) syscall(SYS_sched_yield); // it may wait for another process
   m.b->paused.push_back(m.now->number);
   pass_on(&m.now->stack_pointer, false);
 }
@@ -398,12 +401,15 @@ void run(const grid &g) {
   gridDim = g.blocks;
   blockDim = g.threads;
   m.threads = (int)(g.threads.x * g.threads.y * g.threads.z);
+  uint64_t kept = m.random;
+  if (works_with_others()) m.random = g.blocks.x * 31 + g.blocks.y * 17 + g.blocks.z;
   std::vector<uint32_t> order((size_t)g.blocks.x * g.blocks.y * g.blocks.z);
   for (uint32_t i = 0; i < order.size(); i++) {
     size_t other = draw(i + 1);
     order[i] = order[other];
     order[other] = i;
   }
+  if (works_with_others()) m.random = kept;
   if (g.resident) {
     run_resident(order);
     return;

@@ -36,6 +36,13 @@ cudaError_t launch(grid g, cudaStream_t stream); // runtime.cc: onto the stream
 void run(const grid &g);                         // now
 [[noreturn]] void stop(const char *fault);       // says where, and aborts
 void fill_with_garbage(void *memory, size_t bytes);
+uint64_t nanoseconds_now();
+typedef std::function<bool()> work;              // false: not yet
+void add_to_stream(cudaStream_t stream, work w); // runtime.cc
+// From here on streams go on while the host waits for other processes, and blocks run in an order that
+// follows from the grid alone: a block waits for the same one of another process.
+void work_with_others();
+bool works_with_others();
 uint64_t draw(uint64_t below);
 
 // ---- for the threads of a grid ----

@@ -7,15 +7,19 @@
 #include "cuda_runtime.h"
 #include <chrono>
 #include <deque>
+#include <fcntl.h>
 #include <map>
 #include <memory>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #include <vector>
 
 using emulation::GARBAGE;
-typedef std::function<bool()> work; // false: not yet
+using emulation::work;
 
 struct CUgraph_st {
   std::vector<work> all;
@@ -39,7 +43,7 @@ struct CUevent_st {
 };
 
 static constexpr int DEVICES = 2, MULTIPROCESSORS = 24;
-static constexpr size_t DEVICE_BYTES = (size_t)8 << 30, MARGIN = 256;
+static constexpr size_t DEVICE_BYTES = (size_t)8 << 30, MARGIN = 256, PAGE = 4096;
 
 static CUstream_st default_stream;
 static std::vector<CUstream_st *> streams = {&default_stream};
@@ -71,11 +75,15 @@ static void add(CUstream_st *stream, work w) {
     s->queue.push_back(std::move(w));
 }
 
+static bool steps; // a step is under way
+
 static void step(CUstream_st *s) {
-  if (s->queue.empty()) return;
+  if (s->queue.empty() || steps) return;
+  steps = true;
   work w = std::move(s->queue.front());
   s->queue.pop_front();
   if (!w()) s->queue.push_front(std::move(w));
+  steps = false;
 }
 
 static void finish(CUstream_st *s) {
@@ -89,6 +97,41 @@ static void finish_all() {
 // Something is done while the host asks: on any stream, but on this one in the end.
 static void step_any(CUstream_st *asked) {
   step(emulation::draw(2) ? asked : streams[emulation::draw(streams.size())]);
+}
+
+// ---- other processes ----
+
+static bool with_others;
+
+void emulation::work_with_others() {
+  with_others = true;
+}
+
+bool emulation::works_with_others() {
+  return with_others;
+}
+
+uint64_t emulation::nanoseconds_now() {
+  return (uint64_t)(seconds_now() * 1e9);
+}
+
+void emulation::add_to_stream(cudaStream_t stream, work w) {
+  add(stream, std::move(w));
+}
+
+// A GPU goes on while its host waits for another rank; here only when the host pauses.
+static void go_on() {
+  if (with_others && gettid() == getpid()) step(streams[emulation::draw(streams.size())]);
+}
+
+extern "C" int sched_yield() noexcept {
+  go_on();
+  return (int)syscall(SYS_sched_yield);
+}
+
+extern "C" int nanosleep(const struct timespec *time, struct timespec *left) {
+  go_on();
+  return (int)syscall(SYS_nanosleep, time, left);
 }
 
 // ---- the device ----
@@ -184,13 +227,77 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
   return cudaSuccess;
 }
 
+static size_t pages_of(size_t bytes) {
+  return (bytes + MARGIN + PAGE - 1) / PAGE * PAGE;
+}
+
 // Garbage, with a margin of it behind.
 static uint8_t *take(std::map<const uint8_t *, size_t> &blocks, size_t bytes) {
-  uint8_t *at = (uint8_t *)aligned_alloc(256, (bytes + MARGIN + 255) / 256 * 256);
+  uint8_t *at = (uint8_t *)aligned_alloc(PAGE, pages_of(bytes));
   if (!at) emulation::stop("the host has no memory for the device's");
   emulation::fill_with_garbage(at, bytes + MARGIN);
   blocks[at] = bytes;
   return at;
+}
+
+// ---- memory that other processes map: its pages become those of a file without a name ----
+
+static std::map<const uint8_t *, int> shared_files; // of blocks that are shared
+static std::map<void *, size_t> mapped;             // of other processes
+
+struct shared_name { // a handle
+  int process, file;
+  size_t bytes;
+};
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *out, void *memory) {
+  auto block = device_blocks.find((const uint8_t *)memory);
+  if (block == device_blocks.end()) return note(cudaErrorInvalidValue);
+  size_t bytes = pages_of(block->second);
+  auto found = shared_files.find((const uint8_t *)memory);
+  if (found == shared_files.end()) {
+    int file = memfd_create("emulated GPU", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, (off_t)bytes) || pwrite(file, memory, bytes, 0) != (ssize_t)bytes ||
+        mmap(memory, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) != memory)
+      emulation::stop("memory cannot be shared");
+    found = shared_files.emplace((const uint8_t *)memory, file).first;
+  }
+  shared_name name = {getpid(), found->second, bytes};
+  memcpy(out->reserved, &name, sizeof name);
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcOpenMemHandle(void **out, cudaIpcMemHandle_t handle, unsigned) {
+  shared_name name;
+  char path[64];
+  memcpy(&name, handle.reserved, sizeof name);
+  snprintf(path, sizeof path, "/proc/%d/fd/%d", name.process, name.file);
+  int file = open(path, O_RDWR | O_CLOEXEC);
+  if (file < 0) return note(cudaErrorInvalidValue);
+  *out = mmap(nullptr, name.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  close(file);
+  if (*out == MAP_FAILED) return note(cudaErrorMemoryAllocation);
+  mapped[*out] = name.bytes;
+  emulation::work_with_others();
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcCloseMemHandle(void *memory) {
+  auto found = mapped.find(memory);
+  if (found == mapped.end()) return note(cudaErrorInvalidValue);
+  munmap(memory, found->second);
+  mapped.erase(found);
+  return cudaSuccess;
+}
+
+// The pages are the process's own again.
+static void unshare(const uint8_t *memory, size_t bytes) {
+  auto found = shared_files.find(memory);
+  if (found == shared_files.end()) return;
+  mmap((void *)memory, pages_of(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+       0);
+  close(found->second);
+  shared_files.erase(found);
 }
 
 static cudaError_t give_back(std::map<const uint8_t *, size_t> &blocks, void *memory) {
@@ -202,6 +309,7 @@ static cudaError_t give_back(std::map<const uint8_t *, size_t> &blocks, void *me
   if (memcmp((uint8_t *)memory + bytes, margin + bytes % 4, MARGIN))
     emulation::stop("something wrote behind a block of memory");
   blocks.erase(found);
+  unshare((const uint8_t *)memory, bytes);
   free(memory);
   return cudaSuccess;
 }

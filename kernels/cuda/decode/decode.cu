@@ -92,6 +92,7 @@ struct router_args {
   dev_inputs normed;
   int n_experts;
   float epsilon;
+  peer_links peers;
 };
 
 __global__ void __launch_bounds__(WARP) decode_router(const __grid_constant__ router_args a) {
@@ -103,6 +104,10 @@ __global__ void __launch_bounds__(WARP) decode_router(const __grid_constant__ ro
     if (expert < a.n_experts) copy_async_16(row + i, a.router + (size_t)expert * width + i);
   }
   wait_for_previous();
+  if (expert == a.n_experts + width / QK_K) { // only with peers: the last layer's inbox has been read
+    advance_inbox(a.peers);
+    return;
+  }
   for (int i = 4 * lane; i < width; i += 4 * WARP) copy_async_16(x + i, a.x + i);
   copy_async_wait_all();
   __syncwarp();
@@ -189,8 +194,9 @@ status decode_head_launch(float *logits, const float *x, const dev_weights *w, f
 }
 
 status decode_router_launch(float *logits, dev_inputs normed, const float *x, const dev_layer *w,
-                            float epsilon, cudaStream_t stream) {
-  router_args a = {x, w->ffn_norm, (const float *)w->router.data, logits, normed, w->router.rows, epsilon};
-  unsigned grid = (unsigned)(w->router.rows + normed.width / QK_K);
+                            float epsilon, const peer_links &peers, cudaStream_t stream) {
+  router_args a = {x,       w->ffn_norm, (const float *)w->router.data, logits, normed, w->router.rows,
+                   epsilon, peers};
+  unsigned grid = (unsigned)(w->router.rows + normed.width / QK_K + (peers.n != 0));
   return launch_shared(decode_router, dim3(grid), WARP, 3 * (size_t)normed.width * sizeof(float), stream, a);
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/exact/exact.cuh"
+#include "kernels/cuda/peers.cuh"
 #include "kernels/cuda/weights.cuh"
 
 // Whether the kernels hold this shape and these types of weights: K-quants but for a router of F32, at
@@ -30,9 +31,10 @@ status decode_exact_launch(float *out, const float *q, const float *k, const flo
                            cudaStream_t stream);
 // x = x + o(attended)
 status decode_output_launch(float *x, const float *attended, const dev_layer *w, cudaStream_t stream);
-// normed = rms_norm(x), rounded too; logits[n_experts] of it
+// normed = rms_norm(x), rounded too; logits[n_experts] of it. peers.n not 0: decode_down_launch with peers
+// follows.
 status decode_router_launch(float *logits, dev_inputs normed, const float *x, const dev_layer *w,
-                            float epsilon, cudaStream_t stream);
+                            float epsilon, const peer_links &peers, cudaStream_t stream);
 
 struct decode_experts {
   dev_inputs normed;
@@ -44,6 +46,7 @@ struct decode_experts {
   unsigned long long *sums;
   uint64_t tag;
   int layer;
+  peer_links peers; // n not 0, with `slots` NULL: the others' slots come from them
 };
 // Follows decode_router_launch and repeats the choice of experts from its logits: hidden = silu(gate) * up.
 status decode_gate_up_launch(const decode_experts *e, const dev_layer *w, const model_shape *s,

@@ -21,6 +21,7 @@ struct experts_args {
   uint64_t tag;
   int layer;
   const int *sequence, *position;
+  peer_links peers; // n not 0: slots of others' experts come to the inbox [top_k][hidden]
 };
 
 struct chosen_experts { // in shared memory
@@ -111,8 +112,16 @@ __device__ __forceinline__ void combine_rows(const experts_args &a, const float 
   add_digest(&a.sums[a.sequence[0]], digest);
 }
 
+// Rows first .. of a slot, which a peer computes, to y.
+__device__ __forceinline__ void take_rows(const experts_args &a, float *y, int slot, int first, int count) {
+  uint32_t *from = inbox_of(a.peers) + (size_t)slot * a.down.rows + first;
+  for (int r = threadIdx.x % WARP; r < count; r += WARP) y[r] = take_value(a.peers, from + r);
+}
+
 // A block takes some rows of the output for all slots, so that the slots' sum is at hand here: a warp takes a
-// slot, or part of its rows where there are more warps than slots.
+// slot, or part of its rows where there are more warps than slots. With peers, the same block of each rank
+// has the same rows: a row is stored to all of them when it is computed, and the other ranks' are waited for
+// after the own ones.
 template <weight_type TYPE, int GROUPS>
 __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant__ experts_args a) {
   constexpr int at_once = 8 / GROUPS, AT_A_TIME = 3;
@@ -134,7 +143,8 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
     for (int slot = 0; slot < a.top_k; slot++) sum = sum + chosen.g[slot];
     chosen.weight[threadIdx.x] = chosen.g[threadIdx.x] / sum;
   }
-  bool waits = true; // until the warp's first product
+  bool waits = true;                                        // until the warp's first product
+  uint32_t *sent = a.peers.n ? inbox_of(a.peers) : nullptr; // the epoch is that of two launches ago
   int slot = warp % a.top_k;
 #pragma unroll 1
   do {
@@ -165,11 +175,16 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
                 found[0];
           else
             to[row] = found[0];
+          if (sent)
+            send_value(a.peers, sent + (size_t)slot * a.down.rows + block_first + start + row, found[0]);
         });
     __syncwarp();
     slot += WARPS;
   } while (slot < a.top_k);
   if (a.slots) return;
+  for (slot = warp % a.top_k; sent && slot < a.top_k && warp < sharers * a.top_k; slot += WARPS)
+    if (chosen.member[slot] < 0)
+      take_rows(a, y + slot * a.rows_per_block + start, slot, block_first + start, count);
   __syncthreads();
   if (warp == 0) combine_rows(a, y, chosen.weight, block_first, block_rows);
 }
@@ -232,6 +247,7 @@ static experts_args args_of(const decode_experts *e, const dev_layer *w, const m
   a.layer = e->layer;
   a.sequence = b->sequence;
   a.position = b->position;
+  a.peers = e->peers;
   return a;
 }
 

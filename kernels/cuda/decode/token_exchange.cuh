@@ -21,8 +21,7 @@
 #pragma once
 #include "kernels/cuda/decode/token.cuh"
 #include "kernels/cuda/instructions_hopper.cuh"
-
-static constexpr uint32_t NOT_WRITTEN = 0xffffffffu; // a NaN; the ones that arithmetic makes have other bits
+#include "kernels/cuda/peers.cuh"
 
 __device__ __forceinline__ bool is_written(float x) {
   return __float_as_uint(x) != NOT_WRITTEN;

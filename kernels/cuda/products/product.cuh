@@ -15,11 +15,19 @@ struct product {
   const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member
   const int *tiles; // [TILE_SIZES][n_members + 1] with `first`: a member's first tile, of 8, 16, 32, 64 items
-  const int64_t *place;                  // [n_items] output row of an item, or NULL: the item itself
+  const int64_t *place;  // [n_items] output row of an item, or NULL: the item itself
+  const int64_t *offset; // [n_items] or NULL: in place of that, where in `out` an item's row starts: it may
+                         // lie in another GPU's memory
   int n_members, n_items, input_divisor; // input row = item / input_divisor
   float *out;                            // [..][w.rows]
   bool adds;                             // out = out + product, in place of out = product
 };
+
+// Where in `out` the row of an item starts.
+__device__ __forceinline__ int64_t output_of(const product &p, int item) {
+  if (p.offset) return p.offset[item];
+  return (p.place ? p.place[item] : item) * (int64_t)p.w.rows;
+}
 
 // Tile `index` of the grouped items, in tiles of `items`: its member, its first place in `order` and its
 // length (0: there is no such tile). A grid of n_items / items + n_members tiles holds all; only the last few

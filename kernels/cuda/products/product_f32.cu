@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(256) product_f32_rows(product p) {
     for (int r = 0; r < ROWS; r++) {
       float y = warp_tree(sum[r][i]);
       if (lane != r || i >= tile.count || row0 + r >= p.w.rows) continue;
-      float *out = p.out + (size_t)(p.place ? p.place[item[i]] : item[i]) * p.w.rows + row0 + r;
+      float *out = p.out + output_of(p, item[i]) + row0 + r;
       *out = p.adds ? *out + y : y;
     }
 }

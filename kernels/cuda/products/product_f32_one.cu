@@ -68,7 +68,7 @@ template <weight_type TYPE> __global__ void __launch_bounds__(THREADS) product_f
   float4 *x = (float4 *)shared;
   for (int i = threadIdx.x; i < p.w.cols / 4; i += THREADS) x[i] = from[i];
   __syncthreads();
-  float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows;
+  float *out = p.out + output_of(p, item);
   for (int step = (int)gridDim.x * ROWS, tile = (int)blockIdx.x * ROWS; tile < p.w.rows; tile += step) {
     float sum[4] = {};
     for (int b = 0; b < n_blocks; b += ahead_of<TYPE>()) {

@@ -190,7 +190,7 @@ __device__ __forceinline__ void finish_tile(const float2 sum[8][ITEMS], const pr
         lane[l].w = lane[l].w + lane[l + half].w;
       }
     int item = p.order ? p.order[t.first + i] : t.first + i, left = p.w.rows - t.row0 - row;
-    float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows + t.row0 + row;
+    float *out = p.out + output_of(p, item) + t.row0 + row;
     float y[4] = {lane[0].x, lane[0].y, lane[0].z, lane[0].w};
     if (p.w.rows % 4 == 0 && left >= 4) {
       float4 before = p.adds ? *(const float4 *)out : make_float4(0, 0, 0, 0);

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(ROWS)
   int place = tile.first + min(lane, tile.count - 1), item = p.order ? p.order[place] : place;
   columns.at[threadIdx.x / WARP][lane] = -1;
   __syncwarp();
-  auto out = [&](int i) { return p.out + (size_t)(p.place ? p.place[i] : i) * p.w.rows + r; };
+  auto out = [&](int i) { return p.out + output_of(p, i) + r; };
   auto product_of = [&](int i) { return products[(size_t)i * p.w.rows + r]; };
   uint32_t found = sum_items(&columns, p, row, item, tile.count, [&](int i, float z) {
     if (r < p.w.rows) *out(i) = products ? *out(i) + (product_of(i) + z) : *out(i) + z;

@@ -37,7 +37,7 @@ __device__ __forceinline__ void few_rows(const product &p, int block) {
     for (int pass = 0; pass < PASSES; pass++)
       y[pass] = add_terms<GROUPS>(y[pass], block_term<TYPE>(w[pass], in, q), dx, n_blocks - start, sub);
   }
-  float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows;
+  float *out = p.out + output_of(p, item);
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass++) {
     int row = first_row + pass * at_once + sub;
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(many_shape<ITEMS>::THREADS, many_shape<ITEMS>:
       int i = first_item + n * 8 + lane % 4 * 2 + (c & 1), row = row0 + warp_row + lane / 4 + c / 2 * 8;
       if (i >= count || row >= p.w.rows) continue;
       int item = p.order ? p.order[first + i] : first + i;
-      float *out = p.out + (size_t)(p.place ? p.place[item] : item) * p.w.rows + row;
+      float *out = p.out + output_of(p, item) + row;
       *out = p.adds ? *out + y[n][c] : y[n][c];
     }
 }

@@ -129,7 +129,7 @@ __device__ __forceinline__ void publish_tile(tile_work *work, uint32_t (*item)[I
                                              int which, int row0, int count, int item_t, int t) {
   named_barrier_sync<1, GROUP>(); // all have used the last tile's items
   item[t % 8][t / 8] = (uint32_t)(item_t / p.input_divisor) * (uint32_t)(p.w.cols / QK_K);
-  work->out[t] = (p.place ? p.place[item_t] : item_t) * p.w.rows;
+  work->out[t] = output_of(p, item_t);
   if (t == 0) {
     work->count = count;
     work->row0 = row0;

@@ -14,6 +14,26 @@ static inline float exp2_approx(float x) { // the nearest float; the instruction
   return (float)__builtin_exp2((double)x);
 }
 
+// Words that other GPUs, which are other processes, and the host read and write.
+static inline uint32_t load_relaxed_system(const uint32_t *at) {
+  return __atomic_load_n(at, __ATOMIC_RELAXED);
+}
+static inline uint32_t load_acquire_system(const uint32_t *at) {
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
+static inline void store_relaxed_system(uint32_t *at, uint32_t value) {
+  __atomic_store_n(at, value, __ATOMIC_RELAXED);
+}
+static inline void store_release_system(uint32_t *at, uint32_t value) {
+  __atomic_store_n(at, value, __ATOMIC_RELEASE);
+}
+static inline uint64_t clock_nanoseconds() {
+  return emulation::nanoseconds_now();
+}
+static inline void pause_between_polls() {
+  emulation::pause();
+}
+
 // The copies are made when the thread waits for them, not before.
 static inline void copy_async_16(void *shared, const void *global) {
   emulation::copy_later(shared, global, 16);

@@ -79,6 +79,8 @@ typedef struct {
     double top_p;       // run.top_p: in (0, 1]; default 1
     char *rows;         // run.rows: ISA row of the cpu backend, "auto" (default) or a row's name
     bool bind;          // run.bind: bind threads to cores; default true
+    bool resume;        // run.resume: go on with the state in output.dir; default false
+    double keep;        // run.keep: seconds between writings of that state; default 10
   } run;
 
   struct {

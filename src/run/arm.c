@@ -69,23 +69,6 @@ static status open_arrays(arm *a) {
   return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
 }
 
-static status open_audit(arm *a) {
-  const arm_params *p = &a->params;
-  if (!(p->audit > 0)) return 0;
-  audit_params q = {
-      .m = p->m,
-      .experts = p->experts,
-      .c = p->c,
-      .computes_shared = p->computes_shared,
-      .shared = p->shared.path->kind,
-      .experts_path = p->experts_path,
-      .threads = topology_threads(p->place),
-      .row = p->row,
-      .share = p->audit,
-  };
-  return audit_open(&a->forward.audit, &q);
-}
-
 // Local; arm_open has all ranks agree on the outcome.
 static status open_parts(arm *a) {
   const arm_params *p = &a->params;
@@ -96,7 +79,7 @@ static status open_parts(arm *a) {
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
   TRY(open_backend(a));
-  TRY(open_audit(a));
+  if (p->audit) TRY(audit_open(&a->forward.audit, p->audit));
   return open_arrays(a);
 }
 

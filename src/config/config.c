@@ -73,8 +73,7 @@ static const value_key KEYS[] = {
     {"run.seed", KEYS_WRITE | KEYS_BENCH, INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
      "seed of the sampler; equal prompts get equal texts: a draw depends on seed and position"},
     {"run.chunk", KEYS_FORWARD, INTEGER(run.chunk), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
-     "tokens of a prompt computed at once; 0: 2048 where all arms are on cuda, halved until it fits, else "
-     "512"},
+     "tokens of a prompt computed at once; 0: up to 2048 where all arms are on cuda, else 512"},
     {"run.temperature", KEYS_WRITE, REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0",
      "of the sampler; 0: greedy"},
     {"run.top_k", KEYS_WRITE, INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
@@ -186,7 +185,7 @@ static const value_key KEYS[] = {
     {"bench.format", KEYS_BENCH, AT(bench.format), value_read_format, value_write_format,
      "\"md\", \"csv\" or \"json\"", 0, 0, "\"md\"", "how the rates are printed"},
     {"bench.phases", KEYS_BENCH, FLAG(bench.phases), "false",
-     "also time, bytes and waiting of each phase of the forward pass (md and json)"},
+     "also the time of each phase of the forward pass (md, json)"},
     {"screen.seconds", KEYS_SCREEN, REAL(screen.seconds), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
      "60", "of the rounds; each piece of work is done once at least"},
     {"screen.arms", KEYS_SCREEN, AT(screen.arms), value_read_auto_arms, value_write_arms,

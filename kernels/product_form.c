@@ -105,3 +105,8 @@ status product_forms_check(const backend_params *p, const char *name, bool (*com
   }
   return 0;
 }
+
+status path_check_products(const model_weights *weights, path_kind path, backend_kind where) {
+  const backend_params all = {.weights = weights, .shared = path, .experts = path, .computes_shared = true};
+  return product_forms_check(&all, backend_name(where), NULL);
+}

@@ -40,6 +40,14 @@ tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
 }
 
 // `rows` times up to TOKEN_TILE tokens from t on.
+static void times_rounded(const cpu_backend *b, const product *p, const matrix *rows, float *const *out,
+                          const block_q8_K *const *x, int64_t n) {
+  bool unpacked = type_find(rows->type)->unpacked;
+  (unpacked ? b->row->product_unpacked : b->row->product_q8k)(out, rows, x, n);
+  if (path_splits_outliers(p->kernels->path->kind))
+    (unpacked ? b->row->add_outliers_unpacked : b->row->add_outliers)(out, rows, x, n);
+}
+
 static void times_tokens(cpu_backend *b, const product *p, activation_form form, const matrix *rows,
                          void *const *out, int64_t t, int64_t n) {
   const real_ops *ops = p->kernels->ops;
@@ -49,9 +57,7 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
                                                            (float *)cpu_thread_scratch(b));
     break;
   case ACTIVATION_Q8K:
-    b->row->product_q8k((float *const *)out, rows, p->q8k + t, n);
-    if (path_splits_outliers(p->kernels->path->kind))
-      b->row->add_outliers((float *const *)out, rows, p->q8k + t, n);
+    times_rounded(b, p, rows, (float *const *)out, p->q8k + t, n);
     break;
   case ACTIVATION_NONE:
     __builtin_trap(); // the arm was refused
@@ -63,7 +69,7 @@ void product_tile(cpu_backend *b, const product *p, int64_t index, const void *a
   tile_range at = tile_at(p->m, p->tile, index);
   matrix rows = matrix_rows(p->m, at.first, at.count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
-  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k) {
+  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && !type_find(p->m->type)->unpacked) {
     float *out = (float *)p->out[0] + at.first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
     if (path_splits_outliers(p->kernels->path->kind)) b->row->add_outliers(&out, &rows, p->q8k, 1);

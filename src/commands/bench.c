@@ -387,6 +387,7 @@ static void describe(bench *b) {
   const job *j = b->j;
   bench_report *r = &b->report;
   r->model = j->m->name;
+  r->warnings = &j->warnings;
   r->types = j->m->types;
   r->cpu = topology_cpu(j->place);
   r->ranks = comm_size(j->c);

@@ -121,7 +121,7 @@ static const char *refusal_on_backend(const product_operation *o, const product_
   if (absence) return absence;
   if (!find_path(&path, o)) return "no path computes this, so no backend does";
   if (!backend_get(where)->has_path(path)) return "the backend lacks the path";
-  if (path == PATH_Q8K && type_find(in->weights.type)->on_q8k != ACTIVATION_Q8K)
+  if (path == PATH_Q8K && !quants_has_type(in->weights.type))
     return "the path q8k does not round before a product with this type of weights";
   return NULL;
 }

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "src/run/batch_fit.h"
+#include "src/run/digest_sums.h"
 #include "src/run/forward.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
@@ -64,9 +65,7 @@ static status open_arrays(arm *a) {
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
   TRY(routing_open(&a->forward.route, n, slots));
   TRY(routing_open(&a->forward.given, n, slots));
-  TRY(TAKE(&a->logit_digest, (size_t)p->n_sequences, "digests"));
-  TRY(TAKE(&a->layer_digest, (size_t)(a->n_layers * p->n_sequences), "digests"));
-  return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
+  return digest_sums_open(&a->digests, a->n_layers, p->n_sequences);
 }
 
 // Local; arm_open has all ranks agree on the outcome.
@@ -130,9 +129,7 @@ void arm_close(arm *a) {
   routing_close(&a->forward.given);
   probe_rows_close(&a->probes);
   probe_given_close(&a->given);
-  free(a->logit_digest);
-  free(a->layer_digest);
-  free(a->part_digest);
+  digest_sums_close(&a->digests);
   free(a);
 }
 
@@ -195,7 +192,7 @@ status arm_embed(arm *a, const token_batch *batch) {
 static status digest_layer(arm *a, int64_t layer) {
   backend *b = a->forward.compute;
   const batch_plan *batch = &a->forward.batch;
-  uint64_t *sums = batch->way == BATCH_TOKEN_SHARDED ? a->part_digest : a->layer_digest;
+  uint64_t *sums = batch->way == BATCH_TOKEN_SHARDED ? a->digests.parts : a->digests.layers;
   return b->ops->digest(b, layer, &batch->rows, batch->owned.first, batch->owned.count,
                         sums + layer * a->params.n_sequences);
 }
@@ -261,7 +258,7 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   TRY(forward_head(&a->forward, row, count));
   if (a->keeps_logits) TRY(b->ops->logits_read(b, count, &a->logits));
   a->seconds += clock_seconds() - start;
-  TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
+  TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->digests.logits));
   return a->keeps_logits ? arm_finish(a) : 0;
 }
 

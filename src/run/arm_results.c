@@ -1,30 +1,16 @@
 // arm_results: what an arm has computed and what it took: digests, clocks, the exchange, the budget of a
 // token.
-#include "base/memory.h"
 #include "src/run/arm_struct.h"
-#include <stdlib.h>
-#include <string.h>
 
 // ---- clocks and digests ----
 
 status arm_add_parts(arm *a) {
-  int size = comm_size(a->params.c);
-  size_t n = (size_t)(a->n_layers * a->params.n_sequences);
-  uint64_t *all;
   if (a->forward.shards.n_shared == 1) return 0; // no batch was token-sharded
-  TRY(TAKE(&all, (size_t)size * n, "the sum of digests"));
-  status result =
-      comm_allgather(a->params.c, all, a->part_digest, n * sizeof *all, "the sum of layers' digests");
-  for (size_t i = 0; i < (size_t)size * n && !result; i++) a->layer_digest[i % n] += all[i];
-  if (!result) memset(a->part_digest, 0, n * sizeof *a->part_digest);
-  free(all);
-  return result;
+  return digest_sums_add_parts(&a->digests, a->params.c);
 }
 
 void arm_reset(arm *a) {
-  memset(a->logit_digest, 0, (size_t)a->params.n_sequences * sizeof *a->logit_digest);
-  memset(a->layer_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->layer_digest);
-  memset(a->part_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->part_digest);
+  digest_sums_reset(&a->digests);
   a->seconds = 0;
   a->exchange_seconds_before = exchange_seconds(a->forward.ranks);
 }
@@ -37,18 +23,24 @@ double arm_seconds(const arm *a) {
   return a->seconds;
 }
 
-static uint64_t sum_of(const uint64_t *x, int64_t n) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < n; i++) sum += x[i];
-  return sum;
-}
-
 uint64_t arm_digest(const arm *a) {
-  return sum_of(a->logit_digest, a->params.n_sequences);
+  return digest_sums_of_logits(&a->digests);
 }
 
 uint64_t arm_layer_digest(const arm *a, int64_t layer) {
-  return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
+  return digest_sums_of_layer(&a->digests, layer);
+}
+
+size_t arm_digest_count(const arm *a) {
+  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
+}
+
+void arm_digests_read(const arm *a, uint64_t *out) {
+  digest_sums_read(&a->digests, out);
+}
+
+void arm_digests_write(arm *a, const uint64_t *in) {
+  digest_sums_write(&a->digests, in);
 }
 
 size_t arm_digest_count(const arm *a) {
@@ -68,7 +60,7 @@ void arm_digests_write(arm *a, const uint64_t *in) {
 }
 
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
-  return a->logit_digest[sequence];
+  return a->digests.logits[sequence];
 }
 
 bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {

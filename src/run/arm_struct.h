@@ -2,6 +2,7 @@
 #pragma once
 #include "src/run/arm.h"
 #include "src/run/batch_fit.h"
+#include "src/run/digest_sums.h"
 #include "src/run/forward.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
@@ -13,10 +14,8 @@ struct arm {
   transport *transport;
   int64_t vocabulary, n_layers;
   bool keeps_logits;
-  const void *logits;     // of the last arm_head that copied them to the host
-  uint64_t *logit_digest; // [n_sequences]
-  uint64_t *layer_digest; // [n_layers][n_sequences], of batches whose every row this rank computed
-  uint64_t *part_digest;  // [n_layers][n_sequences], of this rank's rows of token-sharded batches
+  const void *logits; // of the last arm_head that copied them to the host
+  digest_sums digests;
   double seconds;
   double exchange_seconds_before;
   probe_rows probes;

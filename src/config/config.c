@@ -191,7 +191,7 @@ static const value_key KEYS[] = {
     {"bench.format", KEYS_BENCH, AT(bench.format), value_read_format, value_write_format,
      "\"md\", \"csv\" or \"json\"", 0, 0, "\"md\"", "how the rates are printed"},
     {"bench.phases", KEYS_BENCH, FLAG(bench.phases), "false",
-     "also time, bytes and waiting of each phase of the forward pass (md and json)"},
+     "also the time of each phase of the forward pass (md, json)"},
     {"screen.seconds", KEYS_SCREEN, REAL(screen.seconds), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
      "60", "of the rounds; each piece of work is done once at least"},
     {"screen.arms", KEYS_SCREEN, AT(screen.arms), value_read_auto_arms, value_write_arms,

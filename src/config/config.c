@@ -74,8 +74,7 @@ static const value_key KEYS[] = {
     {"run.seed", KEYS_WRITE | KEYS_BENCH, INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
      "seed of the sampler; equal prompts get equal texts: a draw depends on seed and position"},
     {"run.chunk", KEYS_FORWARD, INTEGER(run.chunk), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
-     "tokens of a prompt computed at once; 0: 2048 where all arms are on cuda, halved until it fits, else "
-     "512"},
+     "tokens of a prompt computed at once; 0: 512, on cuda alone 2048, halved until it fits"},
     {"run.temperature", KEYS_WRITE, REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0",
      "of the sampler; 0: greedy"},
     {"run.top_k", KEYS_WRITE, INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
@@ -98,7 +97,7 @@ static const value_key KEYS[] = {
      "list of rank numbers", 0, 0, "[]",
      "mixed job: ranks that compute these; []: the ranks on the backend of ranks.shared"},
     {"ranks.audit", KEYS_RANKS, REAL(ranks.audit), "number from 0 to 1", 0, 1, "0",
-     "share of other ranks' experts' outputs that a rank recomputes, from the model file; 0: none"},
+     "share of other ranks' experts' outputs that a rank computes again; 0: none"},
     {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
      "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
      "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},

@@ -30,6 +30,7 @@ struct comm {
   int *expected;         // [size] bytes of the receives
   comm_part *parts;      // [size][size] of comm_allgather
   bool *arrived;         // [size] at a missed deadline
+  int turn;              // this rank's place among those that have arrived; until then its rank
   bool agreed, reported_elsewhere, late;
   void (*close)(void *);
   void *close_context;
@@ -111,6 +112,7 @@ status comm_open(comm **out, int *argc, char ***argv, double deadline) {
   MPI_Comm_size(MPI_COMM_WORLD, &c->size);
   c->deadline = deadline;
   c->patience = 1;
+  c->turn = c->rank;
   int length;
   MPI_Get_processor_name(c->host, &length);
   MPI_Get_library_version(c->library, &length);
@@ -223,8 +225,10 @@ void comm_answer(comm *c) {
 static status name_the_missing(comm *c, const char *what) {
   char names[512] = "";
   c->late = true;
+  c->turn = 0;
   for (int r = 0; r < c->size; r++) {
     size_t used = strlen(names);
+    c->turn += r < c->rank && c->arrived[r];
     if (r != c->rank && !c->arrived[r])
       snprintf(names + used, sizeof names - used, "%s%d (%s)", used ? ", " : "", r, c->hosts[r]);
   }
@@ -424,7 +428,7 @@ bool comm_error_is_reported_elsewhere(const comm *c) {
 }
 
 int comm_turn_seconds(const comm *c) {
-  return (int)turn_seconds(c->rank);
+  return (int)turn_seconds(c->turn);
 }
 
 bool comm_wait_has_failed(const comm *c) {

@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Three K-blocks to a row of `hidden`, so that their order shows; and so many positions that attention merges
-// two chunks.
+// Three K-blocks to a row of `hidden` and so many positions that attention merges three chunks: of two
+// addends no order shows.
 enum { HIDDEN = 768, WIDTH = 256, EXPERTS = 4, TOP_K = 3, VOCABULARY = 96, LOUD = 64 };
-enum { LONG = EXACT_CHUNK + 2, SHORT = 17, CONTEXT = LONG + 1, SEQUENCES = 2, MOST_LOGITS = 2 };
+enum { LONG = 2 * EXACT_CHUNK + 2, SHORT = 17, CONTEXT = LONG + 1, SEQUENCES = 2, MOST_LOGITS = 2 };
 
 // ---- weights ----
 
@@ -241,7 +241,7 @@ static status pass(check *c, int32_t from, int64_t n,
 }
 
 static status check_whole(check *c) {
-  int64_t n = (c->path->attention == ATTENTION_EXACT ? EXACT_CHUNK : ATTENTION_CHUNK) + 2;
+  int64_t n = 2 * (c->path->attention == ATTENTION_EXACT ? EXACT_CHUNK : ATTENTION_CHUNK) + 2;
   TRY(attend_only(c, 0, n));
   TRY(attend_only(c, (int32_t)n, 1));
   TRY(pass(c, 0, SHORT, layer_in_parts));

@@ -9,7 +9,7 @@
 #include "kernels/backend.h"
 
 typedef enum {
-  CHECK_WHOLE,   // all steps: embedding to logits, several tokens and one, attention over two chunks
+  CHECK_WHOLE,   // all steps: embedding to logits, several tokens and one, attention over three chunks
   CHECK_EXPERTS, // experts_up and experts_down alone, as an expert rank computes them
 } check_part;
 enum { CHECK_PARTS = 2 };

@@ -35,14 +35,14 @@ static const command commands[] = {
     [COMMAND_GENERATE] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_CONTRACT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_CONTRACT | KEYS_RESUME,
             .run_job = generate_run,
             .summary = "each arm continues the input by run.generate tokens",
         },
     [COMMAND_PERPLEXITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY | KEYS_CONTRACT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY | KEYS_CONTRACT | KEYS_RESUME,
             .run_job = perplexity_run,
             .summary = "each arm's perplexity of the input",
             .help =

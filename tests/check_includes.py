@@ -37,6 +37,7 @@ ARROWS = [
     (r"src/contract/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report|contract)/"),
     (r"src/commands/command\.c", rf"{SEEN}|dist/|src/|build_info\.h"),
     (r"src/commands/", rf"{SEEN}|dist/|src/"),
+    (r"kernels/build_hash\.c", r"kernels/build_hash\.h|arithmetic_hash\.h"),
     (r"kernels/formats/", r"base/|kernels/formats/"),
     (r"kernels/cpu/", r"base/|kernels/(?!cuda/)"),
     (r"kernels/cuda/", r"base/|kernels/(?!cpu/)"),

@@ -105,7 +105,3 @@ __device__ __forceinline__ void add_release(unsigned *at, unsigned more) {
 __device__ __forceinline__ void spin(unsigned *turns) {
   if (++*turns == 1u << 25) __trap();
 }
-
-__device__ __forceinline__ long long device_clock() { // of the multiprocessor
-  return clock64();
-}

@@ -6,6 +6,7 @@ static const char OPTIONS[] =
     "  --config FILE    keys and values, as TOML\n"
     "  --set KEY=VALUE  sets a key over the file's; VALUE is TOML, a later one wins\n"
     "  --out DIR        the same as --set output.dir=\"DIR\"\n"
+    "  --resume         the same as --set run.resume=true\n"
     "  --deadline SECONDS   ends the start of every rank in time, also before it has read a configuration; "
     "and\n"
     "                       the same as --set comm.deadline=SECONDS. Before the name of synth and verify\n"

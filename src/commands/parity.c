@@ -259,7 +259,7 @@ static status finish_arm(parity *p, size_t a) {
   p->r.arms[a].scored = targets;
   arm_watch_layers(p->arm[a], false); // nothing is compared while it generates
   TRY(arm_probes_want(p->arm[a], 0));
-  if (p->j->cfg->run.generate) TRY(generate_continue(p->j, p->arm[a], p->last[a], &p->r.arms[a]));
+  if (p->j->cfg->run.generate) TRY(generate_continue(p->j, p->arm[a], p->last[a], NULL, &p->r.arms[a]));
   return job_check_digest(p->j, p->arm[a]);
 }
 

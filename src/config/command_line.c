@@ -78,6 +78,8 @@ static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(c
     } else if (!strcmp(arg, "--deadline")) {
       TRY(take_deadline(l, argc, argv, &i));
       if (i == at_start + 1) at_start = i + 1;
+    } else if (!strcmp(arg, "--resume")) {
+      l->sets[l->n_sets++] = "run.resume=true";
     } else if (!strcmp(arg, "--tell-deadline")) {
       l->tells_deadline = true;
       if (i == at_start) at_start = i + 1;

@@ -87,6 +87,8 @@ typedef struct {
       size_t n_texts;
     } stop;
     bool ignore_eos; // run.ignore_eos: the model's end tokens end nothing; default false
+    bool resume;     // run.resume: go on with the state in output.dir; default false
+    double keep;     // run.keep: seconds between writings of that state; default 10
   } run;
 
   struct {

@@ -37,6 +37,22 @@ static screen_finding at_unit(const screen_unit *u, const char *work) {
   return f;
 }
 
+static void name_layer(char *out, size_t size, int64_t layer, int64_t n_layers) {
+  if (layer < n_layers)
+    snprintf(out, size, "l_out-%lld", (long long)layer);
+  else
+    snprintf(out, size, "result_output");
+}
+
+void screen_add_unsettled(screen *s, const screen_unit *u, int64_t entry, const screen_reference *r) {
+  screen_finding f = at_unit(u, "start");
+  if (entry < r->n_tensors)
+    screen_store_name(f.step, sizeof f.step, entry);
+  else
+    name_layer(f.step, sizeof f.step, entry - r->n_tensors, r->n_layers);
+  screen_add(s, &f);
+}
+
 void screen_check_probes(screen *s, const screen_unit *u, const char *work) {
   const screen_reference *r = &s->reference[u->path->kind];
   screen_finding f = at_unit(u, work);
@@ -91,10 +107,7 @@ status screen_check_run(screen *s, screen_unit *u, screen_cut cut) {
   if (layer < 0) return 0;
   screen_finding f = at_unit(u, screen_cut_name(cut));
   f.undecided = !r->decided[r->n_tensors + layer];
-  if (layer < r->n_layers)
-    snprintf(f.step, sizeof f.step, "l_out-%lld", (long long)layer);
-  else
-    snprintf(f.step, sizeof f.step, "result_output");
+  name_layer(f.step, sizeof f.step, layer, r->n_layers);
   if (r->has_values) {
     TRY(screen_unit_stream(u, s->stream));
     count_stream(&f, s, u, s->stream);

@@ -41,6 +41,8 @@ typedef struct {
 
 // A fault of a unit; what was seen before is counted.
 void screen_add(screen *s, const screen_finding *f);
+// Two runs of a unit gave different answers, first in this entry of the reference.
+void screen_add_unsettled(screen *s, const screen_unit *u, int64_t entry, const screen_reference *r);
 // Compares the last probes of a unit; adds what differs.
 void screen_check_probes(screen *s, const screen_unit *u, const char *work);
 // Compares the digests of the last run of a unit by a cut other than CUT_PROBES; adds what differs.

@@ -24,30 +24,46 @@ typedef struct {
 
 // ---- one unit's answer: that of two runs in a row that agree ----
 
-static status settle_probes(screen_unit *u, screen_store *store, bool compares, uint64_t *out) {
-  size_t bytes = (size_t)store->n_tensors * sizeof *out;
-  for (int i = 0; i < MOST_TRIES; i++) {
+// vote[n] of a run after the one before, which it replaces; true: they agree. Where they do not, the unit has
+// contradicted itself.
+static bool take_answer(election *e, const screen_unit *u, uint64_t *vote, const uint64_t *now, int64_t n,
+                        int64_t first, bool is_first) {
+  bool agrees = true;
+  for (int64_t i = 0; i < n; i++) {
+    if (!is_first && agrees && vote[i] != now[i]) {
+      agrees = false;
+      screen_add_unsettled(e->s, u, first + i, e->r);
+    }
+    vote[i] = now[i];
+  }
+  return agrees && !is_first;
+}
+
+static status settle_probes(election *e, screen_unit *u, bool compares, uint64_t *vote) {
+  screen_store *store = &e->r->store;
+  bool agrees = false;
+  for (int i = 0; i < MOST_TRIES && !agrees; i++) {
     TRY(screen_unit_probe(u, store, compares));
-    bool agrees = i && !memcmp(out, store->hash, bytes);
-    memcpy(out, store->hash, bytes);
-    if (agrees) break;
+    agrees = take_answer(e, u, vote, store->hash, store->n_tensors, 0, i == 0);
   }
   return 0;
 }
 
-static status settle_sequence(screen_unit *u, const screen_reference *r, double *stream, uint64_t *out) {
+static status settle_sequence(election *e, screen_unit *u, double *stream, uint64_t *vote) {
+  const screen_reference *r = e->r;
+  uint64_t *now;
   bool agrees = false;
-  for (int i = 0; i < MOST_TRIES && !agrees; i++) {
-    TRY(screen_unit_run(u, i % 2 ? CUT_PARTS : CUT_PROMPT));
-    if (stream) TRY(screen_unit_stream(u, stream));
-    agrees = i && out[r->n_layers] == u->logits[0];
-    for (int64_t l = 0; l < r->n_layers; l++) {
-      agrees = agrees && out[l] == u->layers[l * u->sequences];
-      out[l] = u->layers[l * u->sequences];
-    }
-    out[r->n_layers] = u->logits[0];
+  status result = 0;
+  TRY(TAKE(&now, (size_t)r->n_layers + 1, "digests"));
+  for (int i = 0; i < MOST_TRIES && !agrees && !result; i++) {
+    result = screen_unit_run(u, i % 2 ? CUT_PARTS : CUT_PROMPT);
+    if (!result && stream) result = screen_unit_stream(u, stream);
+    for (int64_t l = 0; l < r->n_layers; l++) now[l] = u->layers[l * u->sequences];
+    now[r->n_layers] = u->logits[0];
+    if (!result) agrees = take_answer(e, u, vote, now, r->n_layers + 1, r->n_tensors, i == 0);
   }
-  return 0;
+  free(now);
+  return result;
 }
 
 // The first voter of a rank keeps its values; the others are held against them.
@@ -57,8 +73,8 @@ static status ask(election *e, const backend_ops *where, const char *row, bool a
   bool first = !e->n;
   uint64_t *vote = e->vote + e->n * r->n;
   status result = screen_unit_open(&u, &e->s->work, r->path, where, row, 1);
-  if (!result) result = settle_probes(&u, &r->store, !first, vote);
-  if (!result && all) result = settle_sequence(&u, r, first ? r->stream : NULL, vote + r->n_tensors);
+  if (!result) result = settle_probes(e, &u, !first, vote);
+  if (!result && all) result = settle_sequence(e, &u, first ? r->stream : NULL, vote + r->n_tensors);
   if (!result) {
     strncpy(e->mine.row[e->n], row, sizeof e->mine.row[0] - 1);
     e->mine.voter[e->n++] = (screen_voter){true, all, !backend_is_on_device(where)};

@@ -86,23 +86,6 @@ static status open_arrays(arm *a) {
   return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
 }
 
-static status open_audit(arm *a) {
-  const arm_params *p = &a->params;
-  if (!(p->audit > 0)) return 0;
-  audit_params q = {
-      .m = p->m,
-      .experts = p->experts,
-      .c = p->c,
-      .computes_shared = p->computes_shared,
-      .shared = p->shared.path->kind,
-      .experts_path = p->experts_path,
-      .threads = topology_threads(p->place),
-      .row = p->row,
-      .share = p->audit,
-  };
-  return audit_open(&a->forward.audit, &q);
-}
-
 // Local; arm_open has all ranks agree on the outcome.
 static status open_parts(arm *a) {
   const arm_params *p = &a->params;
@@ -113,7 +96,7 @@ static status open_parts(arm *a) {
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
   TRY(open_backend(a));
-  TRY(open_audit(a));
+  if (p->audit) TRY(audit_open(&a->forward.audit, p->audit));
   return open_arrays(a);
 }
 
@@ -483,6 +466,22 @@ uint64_t arm_digest(const arm *a) {
 
 uint64_t arm_layer_digest(const arm *a, int64_t layer) {
   return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
+}
+
+size_t arm_digest_count(const arm *a) {
+  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
+}
+
+void arm_digests_read(const arm *a, uint64_t *out) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *out;
+  memcpy(out, a->logit_digest, n * bytes);
+  memcpy(out + n, a->layer_digest, (size_t)a->n_layers * n * bytes);
+}
+
+void arm_digests_write(arm *a, const uint64_t *in) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *in;
+  memcpy(a->logit_digest, in, n * bytes);
+  memcpy(a->layer_digest, in + n, (size_t)a->n_layers * n * bytes);
 }
 
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {

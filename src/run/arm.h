@@ -30,8 +30,7 @@ typedef struct {
   bool batch_may_shrink; // max_batch is halved until every rank's device has memory for it: arm_max_batch
   bool fits_team;        // run.threads leaves it to the backend how many threads decode
   bool kv_f16;
-  double audit;                  // ranks.audit: share of other ranks' slots that are recomputed; 0: none
-  const path_kind *experts_path; // [ranks] of each rank's experts; read at open, where there is an audit
+  const audit_params *audit; // read at open; NULL: no other rank's outputs are recomputed
 } arm_params;
 
 typedef struct arm arm;
@@ -138,6 +137,11 @@ double arm_exchange_seconds(const arm *a); // since arm_reset
 uint64_t arm_digest(const arm *a);         // of the logits, all sequences
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence);
 uint64_t arm_layer_digest(const arm *a, int64_t layer); // after arm_add_parts
+// All digests, of the logits and of each layer, by sequence: to be kept (after arm_add_parts) and given back
+// (after arm_reset) by a run that goes on.
+size_t arm_digest_count(const arm *a);
+void arm_digests_read(const arm *a, uint64_t *out);
+void arm_digests_write(arm *a, const uint64_t *in);
 
 // True: the exchange of a batch of n tokens is captured with the other steps, so arm_exchange_seconds lacks
 // it.

@@ -411,6 +411,25 @@ static status resolve_arm(const job *j, const arm_choice *choice, arm_spec *shar
   return arm_choice_resolve(shared, mixed ? &j->roles.shared_arm : choice);
 }
 
+// Of the arm p, where there is to be an audit; the caller frees its experts_path.
+static status describe_audit(const job *j, const arm_choice *choice, arm_params *p, audit_params *out) {
+  path_kind *paths;
+  *out = (audit_params){.m = p->m,
+                        .experts = p->experts,
+                        .c = p->c,
+                        .computes_shared = p->computes_shared,
+                        .shared = p->shared.path->kind,
+                        .threads = topology_threads(p->place),
+                        .row = p->row,
+                        .share = j->cfg->ranks.audit};
+  if (!(out->share > 0)) return 0;
+  TRY(TAKE(&paths, (size_t)comm_size(j->c), "the paths of ranks' experts"));
+  for (int r = 0; r < comm_size(j->c); r++) paths[r] = job_arm_of_rank(j, choice, r)->path;
+  out->experts_path = paths;
+  p->audit = out;
+  return 0;
+}
+
 status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   *out = NULL;
   arm_params p = {
@@ -430,15 +449,12 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .fits_team = j->cfg->run.threads == 0,
       .computes_shared = choice->kind == ARM_MIXED ? j->roles.shared : NULL,
       .reporting = j->roles.reporting,
-      .audit = j->cfg->ranks.audit,
   };
-  path_kind *paths;
-  TRY(TAKE(&paths, (size_t)comm_size(j->c), "the paths of ranks' experts"));
-  for (int r = 0; r < comm_size(j->c); r++) paths[r] = job_arm_of_rank(j, choice, r)->path;
-  p.experts_path = paths;
-  status result = job_agree(j, resolve_arm(j, choice, &p.shared, &p.local), choice->name);
-  if (!result) result = arm_open(out, &p);
-  free(paths);
+  audit_params audited;
+  TRY(job_agree(j, resolve_arm(j, choice, &p.shared, &p.local), choice->name));
+  TRY(job_agree(j, describe_audit(j, choice, &p, &audited), choice->name));
+  status result = arm_open(out, &p);
+  free((path_kind *)audited.experts_path);
   if (!result && arm_max_batch(*out) < j->max_batch) j->chunk = j->max_batch = arm_max_batch(*out);
   return result;
 }

@@ -125,7 +125,7 @@ class Hosts:
     def ranks(self, host):
         """{pid: rank} of the job's ranks on the host."""
         return {pid: moe.rank_of(pid) for pid, line in self.processes(host).items()
-                if "moe_run" in line.split()[0] and moe.rank_of(pid) is not None} if True else {}
+                if line and "moe_run" in line.split()[0] and moe.rank_of(pid) is not None}
 
     def left(self):
         return {host: lines for host in self.names if (lines := self.processes(host))}

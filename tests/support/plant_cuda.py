@@ -38,6 +38,8 @@ FAULTS = [
     *(("route_tie_decode", CUDA + "decode/decode_experts.cu", f"k.{c} == key && i{at} < e",
        f"k.{c} == key && (planted(ROUTE_TIE_DECODE) ? i{at} > e : i{at} < e)")
       for c, at in (("x", ""), ("y", " + 1"), ("z", " + 2"), ("w", " + 3"))),
+    ("route_tie_token", CUDA + "decode/token_choice.cuh", "moves = moves || k > key[i];",
+     "moves = moves || (planted(ROUTE_TIE_TOKEN) ? k >= key[i] : k > key[i]);"),
     # the other of the two products is rounded
     ("chunk_fold", CUDA + "attention.cuh", "*run_sum = num_fma_f32(sum, *fresh, *run_sum * *old);",
      "*run_sum = planted(CHUNK_FOLD) ? num_fma_f32(*run_sum, *old, sum * *fresh)\n"

@@ -56,8 +56,12 @@ static uint64_t right[PATH_COUNT][CHECK_PARTS];
 
 // f64 is left out, for time: no planted row changes it alone.
 static bool differs(const model_weights *m, const char *row) {
-  static const path_kind order[] = {PATH_Q8K, PATH_Q8K_SPLIT, PATH_F32};
-  for (size_t i = 0; i < sizeof order / sizeof *order; i++)
+  static const path_kind orders[][3] = {{PATH_Q8K, PATH_Q8K_SPLIT, PATH_F32},
+                                        {PATH_F32, PATH_Q8K, PATH_Q8K_SPLIT}};
+  bool of_integers =
+      strstr(row, "exact") || strstr(row, "block") || strstr(row, "outlier") || strstr(row, "q8k");
+  const path_kind *order = orders[!of_integers]; // soon where the row's fault shows
+  for (size_t i = 0; i < 3; i++)
     for (int part = 0; part < CHECK_PARTS; part++)
       if (digest_of(m, order[i], (check_part)part, row, 2) != right[order[i]][part]) return true;
   return false;

@@ -16,15 +16,13 @@
 // wait.
 //
 // Invariant: the bits of decode.cuh's launches, which docs/paths.md defines.
-#include "kernels/cuda/decode/decode_chunk.cuh"
-#include "kernels/cuda/decode/token_exchange.cuh"
-#include "kernels/cuda/decode/token_plan.cuh"
+#include "kernels/cuda/decode/token_attention.cuh"
+#include "kernels/cuda/decode/token_choice.cuh"
 #include <string.h>
 
 static constexpr int WARPS = TOKEN_WARPS, THREADS = TOKEN_THREADS;
 static constexpr int ROUTER_WARP = 8,
                      COMBINE_WARP = 9; // the first ones round, or wait for the stream, meanwhile
-static constexpr bool STAMPS = false, DOWN_LATER = false;
 
 struct token_small { // shared memory of a thread block
   uint64_t landed_a[WARPS], landed_b[WARPS], landed_router;
@@ -36,12 +34,13 @@ struct token_small { // shared memory of a thread block
   float inverse;
 };
 static_assert(sizeof(token_small) <= TOKEN_SMALL_BYTES && sizeof(token_layer) % 4 == 0);
-static_assert(sizeof(decode_memory) <= TOKEN_SCRATCH_BYTES && sizeof(folded) <= TOKEN_FOLDED_BYTES);
 
 // ---- a thread block ----
 
 // HB, AB, WB: blocks of 256 of the hidden row, of attention's output and of an expert's row, or 0: as the
 // plan says.
+//
+// Long because it is functions, each of them short, over one state.
 template <int DIM, typename Shape> struct token_block {
   static constexpr int HB = Shape::plan().hidden_blocks, AB = Shape::plan().attended_blocks,
                        WB = Shape::plan().width_blocks;
@@ -63,12 +62,9 @@ template <int DIM, typename Shape> struct token_block {
     place_router = {memory + plan().at_router, &small->landed_router, 0};
   }
 
-  __device__ __forceinline__ token_plan plan() const {
-    if constexpr (Shape::FIXED) {
-      constexpr token_plan fixed = Shape::plan();
-      return fixed;
-    } else
-      return a.p;
+  __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
+  __device__ __forceinline__ token_attention<DIM, Shape> attention() const {
+    return {a, layer(l), memory + plan().at_x, set, l, position};
   }
   __device__ __forceinline__ int hidden_blocks() const { return HB ? HB : plan().hidden_blocks; }
   __device__ __forceinline__ int width_blocks() const { return WB ? WB : plan().width_blocks; }
@@ -79,10 +75,6 @@ template <int DIM, typename Shape> struct token_block {
     return shared_row_at<HB>(memory + plan().at_input, hidden_blocks());
   }
   __device__ __forceinline__ const token_layer &layer(int of) const { return small->layer[of % 2]; }
-  __device__ __forceinline__ void stamp(int phase) const {
-    if (STAMPS && a.stamps && threadIdx.x == 0)
-      a.stamps[((size_t)l * TOKEN_STAMPS + phase) * gridDim.x + c] = device_clock();
-  }
   __device__ __forceinline__ int own_rows() const { // of the residual stream, from c * rows on
     return max(0, min(plan().rows, plan().hidden - c * plan().rows));
   }
@@ -211,8 +203,7 @@ template <int DIM, typename Shape> struct token_block {
 
   // arrives: the row is passed on by other blocks. keeps: leaves the normed numbers in stream_row(). The
   // caller's barrier stands between this and the products.
-  __device__ __forceinline__ void norm(const float *from, bool arrives, const float *weight, bool keeps,
-                                       int first_stamp) {
+  __device__ __forceinline__ void norm(const float *from, bool arrives, const float *weight, bool keeps) {
     float v[8] = {}, of_norm[8] = {};
     int at = warp * QK_K + 8 * lane;
     bool mine = warp < hidden_blocks();
@@ -225,7 +216,6 @@ template <int DIM, typename Shape> struct token_block {
         load_8(v, from + at);
       store_8(row + at, v);
     }
-    stamp(first_stamp);
     __syncthreads();
     if (warp == 0) {
       float sum = sum_of_row();
@@ -256,9 +246,8 @@ template <int DIM, typename Shape> struct token_block {
 
   __device__ __forceinline__ void qkv() {
     const token_layer &y = layer(l);
-    norm(l ? set + plan().at_stream : a.w.x, l > 0, y.attn_norm, false, 0);
+    norm(l ? set + plan().at_stream : a.w.x, l > 0, y.attn_norm, false);
     __syncthreads();
-    stamp(1);
     rows_of_warp r = qkv_rows();
     if (r.count) {
       weight_type type = (weight_type)y.type[r.matrix];
@@ -270,140 +259,12 @@ template <int DIM, typename Shape> struct token_block {
       if (row < r.count && lane == tile_lane(hidden_blocks(), row))
         pass_on(set + plan().at_qkv + r.out + row, found);
     }
-    stamp(2);
   }
 
   // The other set's numbers of this layer, for the next token.
   __device__ __forceinline__ void clear(float *other) const {
     for (int i = c * THREADS + threadIdx.x; i < plan().layer_words; i += (int)gridDim.x * THREADS)
       other[i] = __uint_as_float(NOT_WRITTEN);
-  }
-
-  // The next layer's chunk of this thread block, to the L2 cache: the weights that pass through it in a token
-  // leave nothing of the one before.
-  __device__ __forceinline__ void prefetch_chunk(int next) const {
-    int kv_slices = plan().n_kv_heads * plan().slices, chunk = c / kv_slices;
-    if (next >= a.p.n_layers || chunk >= plan().per_slice || chunk > position / KEYS) return;
-    const uint8_t *block =
-        block_of(a.w.cache, next, a.w.batch.sequence[0], c % kv_slices / plan().slices, chunk);
-    for (int at = 128 * threadIdx.x; at < block_bytes(DIMS); at += 128 * THREADS) prefetch_l2(block + at);
-  }
-
-  __device__ __forceinline__ void attend() {
-    const token_layer &y = layer(l);
-    int slices = plan().slices, which = c % (plan().n_kv_heads * slices),
-        chunk = c / (plan().n_kv_heads * slices);
-    int last = position / KEYS, each = plan().per_slice;
-    if (chunk >= each || chunk > last) return;
-    int kv = which / slices, slice = which % slices, group = plan().n_heads / plan().n_kv_heads;
-    int first_head = kv * group + slice * HEADS, heads = min(HEADS, group - slice * HEADS);
-    bool has_last = (last - chunk) % each == 0, is_query = warp < heads,
-         is_fresh = has_last && warp / 2 == HEADS / 2;
-    decode_memory *m = (decode_memory *)(memory + plan().at_x);
-    uint8_t *blocks = block_of(a.w.cache, l, a.w.batch.sequence[0], kv, 0);
-    auto cached = [&](int of) { return min(KEYS, position - of * KEYS); }; // by earlier tokens
-    auto block = [&](int of) { return blocks + (size_t)of * block_bytes(DIMS); };
-    chunk_limbs<DIM, WARPS> limbs;
-    limbs.load_keys(block(chunk), cached(chunk));
-    limbs.load_values(block(chunk), cached(chunk));
-    prepare_heads(m, y, first_head + warp, kv, is_query, is_fresh, slice ? nullptr : block(last));
-    __syncthreads();
-    stamp(3);
-    if (has_last && slice == 0 && threadIdx.x == 0) {
-      float *units = units_of(block(last), DIMS) + position % KEYS;
-      units[0] = m->fresh_unit[0];
-      units[KEYS] = exact_value_unit(m->fresh_unit[0], m->fresh_unit[1]);
-    }
-#pragma unroll 1
-    for (; chunk <= last; chunk += each) {
-      int next = chunk + each;
-      if (chunk == last) limbs.put_fresh(m, position % KEYS);
-      score_keys(m, limbs);
-      if (next <= last) limbs.load_keys(block(next), cached(next));
-      __syncthreads();
-      if (is_query) weigh_keys(m, limbs.value_unit, warp, min(KEYS, position + 1 - chunk * KEYS));
-      __syncthreads();
-      store_chunk(m, limbs, first_head, heads, chunk, last + 1);
-      if (next <= last) limbs.load_values(block(next), cached(next));
-      if (last == 0) continue;
-      __syncthreads();
-      if (threadIdx.x == 0) add_release((unsigned *)(set + plan().at_counters) + which, 1);
-    }
-    stamp(4);
-  }
-
-  // Warps 0 .. heads - 1 a query each, warps 8 and 9 the new key and value; `cache`: the block that these go
-  // to.
-  __device__ __forceinline__ void prepare_heads(decode_memory *m, const token_layer &y, int head, int kv,
-                                                bool is_query, bool is_fresh, uint8_t *cache) const {
-    if (!is_query && !is_fresh) return;
-    int which = is_query ? -1 : warp - HEADS; // 0: key, 1: value
-    head_row<DIM> row = {};
-    limb_row<DIM> rounded;
-    float balance[DIM / WARP];
-    const float *balance_of = which < 0 ? y.q_balance : y.k_balance;
-    if (which < 1) row.constants(which < 0 ? y.q_norm : y.k_norm, a.w.rope + (size_t)position * DIM);
-    for (int i = 0; i < DIM / WARP; i++) balance[i] = which == 1 ? 1.0f : balance_of[lane + WARP * i];
-    int first = which < 0 ? head * DIM : plan().qkv_rows[0] + which * plan().qkv_rows[1] + kv * DIM;
-    const float *from = set + plan().at_qkv + first;
-    wait_strided(row.x, from);
-    if (which < 1) row.norm_and_rotate(a.w.epsilon, which < 0 ? a.scale : 1.0f);
-    rounded.round(row, balance);
-    if (which >= 0) {
-      publish_fresh<DIM>(m, rounded, which, cache, position % KEYS);
-      return;
-    }
-    publish_row<DIM>(m->query[0][warp], m->query[1][warp], rounded, warp);
-    if (lane == 0) m->query_unit[warp] = rounded.unit;
-  }
-
-  // A chunk's result of all heads: of the only one attention's output, else for the fold.
-  __device__ __forceinline__ void store_chunk(const decode_memory *m, const chunk_limbs<DIM, WARPS> &limbs,
-                                              int first_head, int heads, int chunk, int n_chunks) const {
-    constexpr int TILES = chunk_limbs<DIM, WARPS>::VALUE_TILES;
-    int head = lane / 4;
-    float inverse = n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
-    size_t part = (size_t)(first_head + head) * n_chunks + chunk;
-#pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      float2 out = weigh_values(m, limbs, i);
-      int d = (warp * TILES + i) * TILE + lane % 4 * 2;
-      if (head >= heads || d >= DIM) continue;
-      if (n_chunks > 1) {
-        *(float2 *)(a.w.exact.out + part * DIM + d) = out;
-        continue;
-      }
-      float *to = set + plan().at_att + (first_head + head) * DIM + d;
-      pass_on(to, out.x * inverse);
-      pass_on(to + 1, out.y * inverse);
-    }
-    if (n_chunks == 1 || warp >= heads || lane) return;
-    part = (size_t)(first_head + warp) * n_chunks + chunk;
-    a.w.exact.max[part] = m->max[warp];
-    a.w.exact.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
-  }
-
-  __device__ __forceinline__ void fold() {
-    constexpr int PARTS = DIM / WARP;
-    int chunks = position / KEYS + 1, n_groups = (chunks + GROUP_CHUNKS - 1) / GROUP_CHUNKS;
-    folded *groups = (folded *)(memory + plan().at_x);
-    if (chunks == 1) return;
-#pragma unroll 1
-    for (int item = c; item < plan().n_heads * PARTS; item += (int)gridDim.x) {
-      int head = item / PARTS, d = item % PARTS * WARP + lane, group = plan().n_heads / plan().n_kv_heads;
-      const unsigned *arrived =
-          (const unsigned *)(set + plan().at_counters) + head / group * plan().slices + head % group / HEADS;
-      __syncthreads(); // the scratch memory is free
-      unsigned turns = 0;
-      if (threadIdx.x == 0)
-        while (load_acquire(arrived) + 1 != (unsigned)chunks) spin(&turns);
-      __syncthreads();
-      for (int g = warp; g < n_groups; g += WARPS)
-        fold_chunks(&groups[g], a.w.exact, (size_t)head * chunks + g * GROUP_CHUNKS,
-                    min(GROUP_CHUNKS, chunks - g * GROUP_CHUNKS), DIM, d);
-      __syncthreads();
-      if (warp == 0) pass_on(set + plan().at_att + head * DIM + d, fold_groups(groups, n_groups));
-    }
   }
 
   __device__ __forceinline__ void output() {
@@ -414,7 +275,6 @@ template <int DIM, typename Shape> struct token_block {
       wait_block(v, set + plan().at_att + b * QK_K);
       round_into(in, b, v);
     }
-    stamp(5);
     __syncthreads();
     int count = o_rows();
     weight_type type = (weight_type)y.type[TOKEN_O];
@@ -427,11 +287,10 @@ template <int DIM, typename Shape> struct token_block {
       found = of_type<MOST>(type, [&](auto t) { return wide_rows<decltype(t)::value, 1>(row, in); });
       if (lane == 0) pass_on(set + plan().at_middle + c * plan().rows + own, small->stream[own] + found);
     }
-    stamp(6);
   }
 
   __device__ __forceinline__ void route(int next) {
-    norm(set + plan().at_middle, true, layer(l).ffn_norm, true, 7);
+    norm(set + plan().at_middle, true, layer(l).ffn_norm, true);
     if (warp == ROUTER_WARP && own_experts()) {
       const float *x = stream_row();
       place_router.wait();
@@ -445,84 +304,22 @@ template <int DIM, typename Shape> struct token_block {
         if (lane == 0) pass_on(set + plan().at_logits + c * plan().experts + i, sum);
       }
     }
-    stamp(8);
     if (next < a.p.n_layers) ask_router(next);
-  }
-
-  // Four of each lane; behind the last expert -INFINITY.
-  __device__ __forceinline__ void wait_logits(float (&x)[4]) const {
-    const float *at = set + plan().at_logits + 4 * lane;
-    int n = plan().n_experts - 4 * lane;
-    float4 v = make_float4(0, 0, 0, 0);
-    unsigned turns = 0;
-    auto are_there = [&] {
-      return (n < 1 || is_written(v.x)) && (n < 2 || is_written(v.y)) && (n < 3 || is_written(v.z)) &&
-             (n < 4 || is_written(v.w));
-    };
-    for (v = load_relaxed_4(at); !are_there(); v = load_relaxed_4(at)) spin(&turns);
-    x[0] = n < 1 ? -INFINITY : v.x, x[1] = n < 2 ? -INFINITY : v.y;
-    x[2] = n < 3 ? -INFINITY : v.z, x[3] = n < 4 ? -INFINITY : v.w;
-  }
-
-  // Warp 0: the experts of the slots, as docs/paths.md chooses them: most probable first, of equals the lower
-  // index.
-  __device__ __forceinline__ void choose() {
-    constexpr int EACH = TOKEN_EXPERTS / WARP;
-    float x[EACH];
-    uint32_t key[EACH]; // of the probability; 1: not a number, chosen last; 0: no expert
-    int member[EACH];
-    wait_logits(x);
-    stamp(9);
-    float largest = __shfl_sync(~0u, x[0], 0);
-    for (int i = 0; i < EACH; i++) largest = x[i] > largest ? x[i] : largest;
-    largest = warp_max(largest);
-    for (int i = 0; i < EACH; i++) {
-      float g = exp_straight(x[i] - largest);
-      key[i] = EACH * lane + i >= plan().n_experts ? 0 : g >= 0.0f ? __float_as_uint(g) + 2 : 1;
-      member[i] = local[i];
-    }
-    auto order = [&](int i, int j) { // i < j: neither changes places with an equal one
-      bool swaps = key[j] > key[i];
-      uint32_t k = swaps ? key[i] : key[j];
-      int of = swaps ? member[i] : member[j];
-      key[i] = swaps ? key[j] : key[i], member[i] = swaps ? member[j] : member[i];
-      key[j] = k, member[j] = of;
-    };
-#pragma unroll
-    for (int pass = 1; pass < EACH; pass++) // neighbours only, so that equals keep their order
-#pragma unroll
-      for (int i = EACH - 1; i >= pass; i--) order(i - 1, i);
-#pragma unroll
-    for (int slot = 0; slot < TOKEN_TOP_K; slot++) {
-      if (slot >= plan().top_k) break;
-      uint32_t best = __reduce_max_sync(~0u, key[0]);
-      bool is_mine = lane == __ffs(__ballot_sync(~0u, key[0] == best)) - 1;
-      if (is_mine) {
-        small->member[slot] = member[0];
-        small->g[slot] = best > 1 ? __uint_as_float(best - 2) : 0.0f;
-      }
-#pragma unroll
-      for (int i = 0; i < EACH; i++) {
-        key[i] = !is_mine ? key[i] : i + 1 < EACH ? key[i + 1] : 0;
-        member[i] = is_mine && i + 1 < EACH ? member[i + 1] : member[i];
-      }
-    }
   }
 
   __device__ __forceinline__ void gate_up() {
     const token_layer &y = layer(l);
-    if (warp == 0) choose();
+    if (warp == 0)
+      choose_slots(small->member, small->g, set + plan().at_logits, plan().n_experts, plan().top_k, local);
     __syncthreads();
-    stamp(10);
     ask_gate_up();
-    if (!DOWN_LATER) ask_down();
+    ask_down();
     if (warp == 1 && lane < plan().top_k) {
       float sum = 0;
       for (int slot = 0; slot < plan().top_k; slot++) sum = sum + small->g[slot];
       small->weight[lane] = small->g[lane] / sum;
     }
     pairs_of_warp r = gate_up_pairs();
-    if (DOWN_LATER && !r.count) ask_down();
     if (!r.count) return;
     weight_type type = (weight_type)y.type[TOKEN_GATE];
     uint32_t bytes = token_row_bytes(type, hidden_blocks()), to_up = (uint32_t)plan().warp_pairs * bytes;
@@ -530,8 +327,6 @@ template <int DIM, typename Shape> struct token_block {
     bool is_tall = hidden_blocks() < 4;
     int pairs = tile_rows_of(hidden_blocks()) / 2;
     place_a.wait();
-    if (DOWN_LATER) ask_down();
-    stamp(11);
 #pragma unroll 1
     for (int i = 0; i < r.count; i += pairs) {
       auto row = [&](int k) {
@@ -547,7 +342,6 @@ template <int DIM, typename Shape> struct token_block {
       if (k < min(pairs, r.count - i) && lane == tile_lane(hidden_blocks(), 2 * k))
         pass_on(to + i + k, silu_straight(found) * up);
     }
-    stamp(12);
   }
 
   __device__ __forceinline__ void down(int next) {
@@ -561,15 +355,12 @@ template <int DIM, typename Shape> struct token_block {
       wait_block(v, set + plan().at_hidden + i * QK_K);
       round_into(slot_row(i / n), i % n, v);
     }
-    stamp(13);
     __syncthreads();
     weight_type type = (weight_type)y.type[TOKEN_DOWN];
     uint32_t bytes = token_row_bytes(type, n);
     bool has_rows = false;
     for (int k = 0; k < plan().warp_tiles; k++) has_rows = has_rows || down_tile(k).count;
     if (has_rows) place_b.wait();
-    stamp(14);
-    prefetch_chunk(next);
     if (next < a.p.n_layers) ask_qkv(next); // not earlier: it would delay what everyone waits for
     for (int k = 0; k < plan().warp_tiles; k++) {
       tile_of_down t = down_tile(k);
@@ -583,7 +374,7 @@ template <int DIM, typename Shape> struct token_block {
     if (next < a.p.n_layers) ask_o(next);
     __syncthreads();
     if (warp == COMBINE_WARP) combine(next);
-    stamp(15);
+    if (warp > COMBINE_WARP) attention().prefetch(next, COMBINE_WARP + 1);
   }
 
   __device__ __forceinline__ void combine(int next) const {
@@ -643,10 +434,10 @@ template <int DIM, typename Shape> struct token_block {
 #pragma unroll 1
     for (l = 0; l < a.p.n_layers; l++) {
       qkv();
-      attend();
+      attention().attend();
       clear(other);
       if (warp == 1) take_layer(l + 1);
-      fold();
+      attention().fold();
       output();
       route(l + 1);
       gate_up();

@@ -122,3 +122,11 @@ struct qwen3_30b_shape {
     return p;
   }
 };
+
+template <typename Shape> __device__ __forceinline__ token_plan plan_of(const token_args &a) {
+  if constexpr (Shape::FIXED) {
+    constexpr token_plan fixed = Shape::plan();
+    return fixed;
+  } else
+    return a.p;
+}

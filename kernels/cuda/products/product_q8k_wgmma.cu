@@ -17,8 +17,11 @@
 #include "kernels/cuda/products/wgmma_tiles.cuh"
 
 static constexpr int GROUP = 128, THREADS = 3 * GROUP; // a warpgroup; two that multiply and one that loads
-enum { LOADER_REGISTERS = 48, MULTIPLIER_REGISTERS = 232 }; // each thread's: 48 + 2 * 232 = 512, all
-static constexpr int SHARED_BYTES = 227 * 1024;             // that a thread block of sm_90 can have
+// Each thread's. The thread block is launched with 168 a thread, the most that 384 threads can have, and
+// shares these out: more than 3 * 168 in all, and warpgroup_reg_alloc waits for ever.
+enum { LAUNCH_REGISTERS = 168, LOADER_REGISTERS = 40, MULTIPLIER_REGISTERS = 232 };
+static_assert(LOADER_REGISTERS + 2 * MULTIPLIER_REGISTERS <= 3 * LAUNCH_REGISTERS);
+static constexpr int SHARED_BYTES = 227 * 1024; // that a thread block of sm_90 can have
 
 struct tile_work {                  // a tile, as the loaders give it to the multipliers
   __align__(16) int64_t out[ITEMS]; // start of each item's results

@@ -5,9 +5,8 @@
 
 status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   rank_arm_list *list = field, found = {.count = 0};
-  if (v->kind != TOML_ARRAY) return value_refuse(k, v, from, k->type);
-  TRY(TAKE(&found.arm, v->count, k->name));
-  for (; found.count < v->count; found.count++) {
+  TRY(TAKE(&found.arm, config_toml_elements(v), k->name));
+  for (; found.count < config_toml_elements(v); found.count++) {
     toml_value element;
     config_toml_element(&element, v, found.count);
     status result = value_read_auto_arm(&found.arm[found.count], k, &element, from);
@@ -22,8 +21,7 @@ status value_read_rank_arms(void *field, const value_key *k, const toml_value *v
 
 status value_read_ranks(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   rank_list *list = field, found = {.count = 0};
-  if (v->kind != TOML_ARRAY) return value_refuse(k, v, from, k->type);
-  if (v->count) TRY(value_read_ids(&found.id, &found.count, k, v, from));
+  if (config_toml_elements(v)) TRY(value_read_ids(&found.id, &found.count, k, v, from));
   free(list->id);
   *list = found;
   return 0;

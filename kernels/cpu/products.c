@@ -19,6 +19,26 @@ int64_t matrix_tiles(const matrix *m) {
   return (m->rows + ROW_TILE - 1) / ROW_TILE;
 }
 
+// out += `rows` times the remainders of up to TOKEN_TILE tokens from t on, each product whole first.
+static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
+                          int64_t n) {
+  float *room = (float *)cpu_thread_scratch(b), *at[TOKEN_TILE];
+  for (int64_t i = 0; i < n; i++) at[i] = room + i * ROW_TILE;
+  if (n == 1 && p->kernels->ops->vector_q8k)
+    p->kernels->ops->vector_q8k(room, rows, p->remainder[t], NULL);
+  else
+    b->row->product_q8k(at, rows, p->remainder + t, n);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t r = 0; r < rows->rows; r++) out[i][r] = out[i][r] + at[i][r];
+}
+
+// What the path adds to a product with rounded activations: first the remainder's, then the outliers' terms.
+static void add_parts(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
+                      int64_t n) {
+  if (p->remainder) add_remainder(b, p, rows, out, t, n);
+  if (path_splits_outliers(p->kernels->path->kind)) b->row->add_outliers(out, rows, p->q8k + t, n);
+}
+
 // `rows` times up to TOKEN_TILE tokens from t on.
 static void times_tokens(cpu_backend *b, const product *p, activation_form form, const matrix *rows,
                          void *const *out, int64_t t, int64_t n) {
@@ -30,8 +50,7 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
     break;
   case ACTIVATION_Q8K:
     b->row->product_q8k((float *const *)out, rows, p->q8k + t, n);
-    if (path_splits_outliers(p->kernels->path->kind))
-      b->row->add_outliers((float *const *)out, rows, p->q8k + t, n);
+    add_parts(b, p, rows, (float *const *)out, t, n);
     break;
   case ACTIVATION_NONE:
     __builtin_trap(); // the arm was refused
@@ -46,7 +65,7 @@ void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ah
   if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k) {
     float *out = (float *)p->out[0] + first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
-    if (path_splits_outliers(p->kernels->path->kind)) b->row->add_outliers(&out, &rows, p->q8k, 1);
+    add_parts(b, p, &rows, &out, 0, 1);
     return;
   }
   for (int64_t t = 0; t < p->n; t += TOKEN_TILE) {

@@ -107,7 +107,7 @@ static void attended_phase(cpu_backend *b, int64_t first, int64_t count) {
 #pragma omp for
   for (int64_t t = first; t < first + count; t++) {
     impose_row(b, PROBE_KQV_OUT, t, b->attended.real_rows[t], b->shared.ops->bytes);
-    quantize(b, &b->shared, &b->attended, t);
+    quantize(b, &b->shared, &b->attended, t, WITH_REMAINDER);
   }
 }
 
@@ -133,16 +133,16 @@ static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *
   const layer_weights *w = &b->params.weights->layers[layer];
   attention_part p = {.w = w, .layer = layer, .first = first, .count = count, .batch = batch};
   p.n_spans = find_spans(b, batch, first, count);
-  product_list_add(&p.qkv, product_shared(b, b->q.rows, &w->q, &b->normed, first, count));
-  product_list_add(&p.qkv, product_shared(b, b->k.rows, &w->k, &b->normed, first, count));
-  product_list_add(&p.qkv, product_shared(b, b->v.rows, &w->v, &b->normed, first, count));
-  product_list_add(&p.output, product_shared(b, b->projected.rows, &w->o, &b->attended, first, count));
+  product_list_add(&p.qkv, product_precise(b, b->q.rows, &w->q, &b->normed, first, count));
+  product_list_add(&p.qkv, product_precise(b, b->k.rows, &w->k, &b->normed, first, count));
+  product_list_add(&p.qkv, product_precise(b, b->v.rows, &w->v, &b->normed, first, count));
+  product_list_add(&p.output, product_precise(b, b->projected.rows, &w->o, &b->attended, first, count));
   return p;
 }
 
 static void project_phases(cpu_backend *b, attention_part *p) {
   size_t real = b->shared.ops->bytes;
-  norm_phase(b, p->w->attn_norm, p->first, p->count);
+  norm_phase(b, p->w->attn_norm, p->first, p->count, WITH_REMAINDER);
   show_phase(b, PROBE_ATTN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count, real);
   products_phase(b, &p->qkv);
 }

@@ -32,7 +32,7 @@ static void route_phases(cpu_backend *b, route_part *p) {
   const model_shape *s = &b->shape;
   size_t real = b->shared.ops->bytes;
   int64_t first = p->first, count = p->count;
-  norm_phase(b, p->w->ffn_norm, first, count);
+  norm_phase(b, p->w->ffn_norm, first, count, WITHOUT_REMAINDER);
   show_phase(b, PROBE_FFN_NORM, p->layer, b->normed.real_rows + first, first, count, real);
   products_phase(b, &p->logits);
   show_phase(b, PROBE_FFN_MOE_LOGITS, p->layer, b->router_logits.rows + first, first, count, real);
@@ -122,7 +122,7 @@ static void expert_inputs_phase(cpu_backend *b, int64_t n) {
   for (int64_t t = 0; t < n; t++) {
     convert_reals(b->expert_in.real_rows[t], b->experts.ops->bytes, b->normed.real_rows[t],
                   b->shared.ops->bytes, b->shape.hidden);
-    quantize(b, &b->experts, &b->expert_in, t);
+    quantize(b, &b->experts, &b->expert_in, t, WITHOUT_REMAINDER);
   }
 }
 
@@ -154,8 +154,8 @@ static product expert_part(const cpu_backend *b, const expert_list *l, int64_t t
   *tile = task % l->tiles;
   if (*tile >= matrix_tiles(part->m)) *tile -= matrix_tiles(part++->m);
   *room = matrix_rows(part->m, b->owned[e].id * part->m->rows, part->m->rows);
-  return (product){
-      &b->experts, room, part->out + first, part->reals + first, part->q8k + first, b->first[e + 1] - first};
+  return (product){&b->experts,       room, part->out + first,      part->reals + first,
+                   part->q8k + first, NULL, b->first[e + 1] - first};
 }
 
 static void expert_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
@@ -176,7 +176,7 @@ static void swiglu_phase(cpu_backend *b, int64_t n_slots) {
   for (int64_t i = 0; i < n_slots; i++) {
     b->experts.ops->swiglu(b->gate_out[i], b->up_out[i], b->shape.expert_width);
     impose_row(b, PROBE_FFN_MOE_SWIGLU, b->slots[i], b->gate_out[i], b->experts.ops->bytes);
-    quantize(b, &b->experts, &b->hidden_in, i);
+    quantize(b, &b->experts, &b->hidden_in, i, WITHOUT_REMAINDER);
   }
 }
 

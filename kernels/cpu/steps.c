@@ -34,7 +34,8 @@ static status cpu_head(backend *base, const token_batch *rows, const int64_t *ro
 #pragma omp parallel num_threads(b->params.threads)
   {
 #pragma omp for
-    for (int64_t i = 0; i < count; i++) norm_row(b, &b->head_in, i, row[i], w->output_norm);
+    for (int64_t i = 0; i < count; i++)
+      norm_row(b, &b->head_in, i, row[i], w->output_norm, WITHOUT_REMAINDER);
     show_phase(b, PROBE_RESULT_NORM, -1, b->head_in.real_rows, 0, count, real);
     products_phase(b, &logits);
     show_phase(b, PROBE_RESULT_OUTPUT, -1, b->logits.rows, 0, count, real);

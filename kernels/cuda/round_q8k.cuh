@@ -56,9 +56,9 @@ __device__ __forceinline__ void take_outliers(block_outliers *out, float v[8]) {
 }
 
 // Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, unless
-// NULL, the 8 sums of 32 (dev_inputs); global or shared memory.
-__device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
-                                            int8_t *sums32) {
+// NULL, the 8 sums of 32 (dev_inputs); global or shared memory. Returns the scale, in every lane.
+__device__ __forceinline__ float round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
+                                             int8_t *sums32) {
   int lane = threadIdx.x % WARP;
   uint32_t most = 0; // bits of magnitudes order as the magnitudes; a NaN is none, as in the C comparison
   float extreme = 0;
@@ -90,5 +90,7 @@ __device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float 
     if (lane % 4 == 0) sums32[lane / 4] = (int8_t)(sum & 127);
     if (lane % 4 == 1) sums32[8 + lane / 4] = (int8_t)(sum >> 7);
   }
-  if (lane == 0) *d = all ? 1.0f / inverse : 0.0f;
+  float scale = all ? 1.0f / inverse : 0.0f;
+  if (lane == 0) *d = scale;
+  return scale;
 }

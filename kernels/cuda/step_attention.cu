@@ -16,7 +16,7 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
   float *x = b->x + first * s->hidden, epsilon = (float)s->rms_epsilon;
   int n = (int)count;
   if (decodes(b, rows)) return decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream);
-  dev_inputs normed = rows_from(b->normed, first);
+  dev_inputs normed = rows_from(precise(b->normed, b->normed_remainder), first);
   TRY(norm_launch(rounded_for(normed, b->shared), x, w->attn_norm, n, epsilon, rounds(b), b->stream));
   TRY(show(b, PROBE_ATTN_NORM, layer, normed.x, first, count));
   product_set qkv = {{shared_product(b->q + first * q_width, &w->q, &normed, n),
@@ -109,7 +109,7 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
   int n = (int)count;
   TRY(attend_heads(b, layer, (int)first, n, one));
   if (one) return decode_output_launch(b->x, b->attended.x, w, b->stream);
-  dev_inputs attended = rows_from(b->attended, first);
+  dev_inputs attended = rows_from(precise(b->attended, b->attended_remainder), first);
   if (attended.qs) TRY(round_launch(attended, n, b->stream));
   float *x = b->x + first * b->shape.hidden;
   TRY(product_shared(b, x, &w->o, &attended, n, true));

@@ -15,7 +15,22 @@ bool takes_q8k(const path_info *path, const dev_matrix *m) {
   return product_form(path->kind, m->type) == ACTIVATION_Q8K;
 }
 
-// A product with outliers is whole before it is added to anything, so it takes a place of its own first.
+// Adds the products with what the rounding of their inputs left over.
+static status add_remainder(cuda_backend *b, product_set *set) {
+  for (int i = 0; i < set->count; i++) {
+    dev_inputs *in = &set->p[i].in;
+    const dev_remainder r = in->remainder;
+    in->qs = r.qs;
+    in->d = r.d;
+    in->bsums = r.bsums;
+    in->sums32 = r.sums32;
+    set->p[i].adds = true;
+  }
+  return product_q8k_launch(set, b->stream);
+}
+
+// A product with a remainder and outliers is whole before it is added to anything, so it takes a place of its
+// own first.
 static status multiply_q8k(cuda_backend *b, const path_info *path, product_set *set) {
   if (!path_splits_outliers(path->kind)) return product_q8k_launch(set, b->stream);
   product_set whole = *set;
@@ -23,6 +38,7 @@ static status multiply_q8k(cuda_backend *b, const path_info *path, product_set *
   if (adds) whole.p[0].out = b->projected;
   whole.p[0].adds = false;
   TRY(product_q8k_launch(&whole, b->stream));
+  if (whole.p[0].in.remainder.qs) TRY(add_remainder(b, &whole)); // a set reads one input
   return product_outliers_launch(set, adds ? b->projected : nullptr, b->stream);
 }
 
@@ -47,6 +63,16 @@ dev_inputs rows_from(dev_inputs in, int64_t first) {
   in.d += elements / QK_K;
   in.bsums += elements / 16;
   in.sums32 += elements / 16;
+  if (!in.remainder.qs) return in;
+  in.remainder.qs += elements;
+  in.remainder.d += elements / QK_K;
+  in.remainder.bsums += elements / 16;
+  in.remainder.sums32 += elements / 16;
+  return in;
+}
+
+dev_inputs precise(dev_inputs in, dev_remainder remainder) {
+  in.remainder = remainder;
   return in;
 }
 

@@ -4,8 +4,8 @@
 #include "kernels/cuda/weights.cuh"
 
 status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, cudaStream_t stream);
-// out = rms_norm(x) * weight; rounds to Q8_K when `round`. Rounding takes out outliers where there is a place
-// for them (dev_inputs).
+// out = rms_norm(x) * weight; rounds to Q8_K when `round`. Rounding takes out outliers, and keeps what is
+// left over, where there is a place for them (dev_inputs).
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
                    cudaStream_t stream);
 status round_launch(dev_inputs io, int n, cudaStream_t stream);

@@ -75,7 +75,7 @@ static const method_row METHODS[FALSIFY_COUNT] = {
     {falsify_experts,
      true,
      {"tokens", "tokens_seed"},
-     "Each layer of every arm starts from the truth's stream and takes the truth's routing (teacher "
+     "Each layer of every arm starts from the truth's stream and takes the truth's routing (parity's local "
      "mode). The error of an expert is the rel_l2 of its outputs over all tokens that chose it, of a "
      "layer that of what the layer adds to the stream. Tokens: the input's, then ids drawn from the "
      "seed."},

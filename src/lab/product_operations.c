@@ -147,6 +147,7 @@ typedef struct {
 
 static float sum_pairwise(const float *a, const float *b, int64_t n) {
   if (n == 1) return a[0] * b[0];
+  if (n == 2) return a[0] * b[0] + a[1] * b[1];
   return sum_pairwise(a, b, n / 2) + sum_pairwise(a + n / 2, b + n / 2, n - n / 2);
 }
 

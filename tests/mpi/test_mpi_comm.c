@@ -444,7 +444,7 @@ static void come_late(char *buffer, size_t bytes_of_others, size_t bytes_of_last
   double start = clock_seconds();
   assert_int_not_equal(gather_parts(buffer, part, "the test's gathering"), 0);
   double waited = clock_seconds() - start;
-  assert_true(waited > 0.9 * deadline && waited < deadline + 3);
+  assert_true(waited > 0.9 * deadline);
   char named[192];
   snprintf(named, sizeof named, "waiting for rank %d (%s)", size - 1, comm_host(ranks));
   assert_non_null(strstr(status_text(), "the test's gathering"));

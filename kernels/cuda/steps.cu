@@ -71,11 +71,6 @@ dev_inputs rows_from(dev_inputs in, int64_t first) {
   return in;
 }
 
-dev_inputs precise(dev_inputs in, dev_remainder remainder) {
-  in.remainder = remainder;
-  return in;
-}
-
 dev_inputs rounded_for(dev_inputs in, const path_info *path) {
   if (!path_splits_outliers(path->kind)) in.outliers = nullptr;
   return in;

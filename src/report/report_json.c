@@ -128,7 +128,7 @@ static void put_checks(branch arm, const arm_checks *c) {
   }
 }
 
-static void put_arm(branch list, const report *r, const report_arm *a) {
+branch report_json_arm(branch list, const report *r, const report_arm *a) {
   branch o = put_object(list, NULL);
   put_text(o, "name", a->name);
   put_text(o, "path", a->path);
@@ -138,6 +138,11 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
   put_digest(o, "digest", a->digest);
   branch layers = put_array(o, "layer_digests");
   for (size_t i = 0; i < r->n_layers && a->layer_digests; i++) put_digest(layers, NULL, a->layer_digests[i]);
+  return o;
+}
+
+static void put_arm(branch list, const report *r, const report_arm *a) {
+  branch o = report_json_arm(list, r, a);
   put_integer(o, "ranks", (int64_t)r->n_ranks);
   put_integer(o, "threads", r->n_ranks ? r->ranks[0].threads : 0);
   put_integer(o, "tokens", a->tokens);

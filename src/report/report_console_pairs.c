@@ -139,7 +139,7 @@ static const char *title_of(parity_mode mode) {
   case MODE_TEACHER:
     return "Teacher-forced: each layer starts from the truth's stream";
   case MODE_LOCAL:
-    return "Local: each layer starts from the truth's stream and takes the truth's experts";
+    return "Local: each layer from the truth's stream and experts";
   }
   __builtin_unreachable();
 }

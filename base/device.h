@@ -8,3 +8,9 @@ typedef struct {
   uint8_t uuid[16]; // distinguishes two devices, and two parts of one device
   char name[64];
 } device_id;
+
+typedef enum {        // how two accelerators of one host reach each other
+  DEVICE_LINK_HOST,   // through host memory alone
+  DEVICE_LINK_PEER,   // into each other's memory, over PCIe
+  DEVICE_LINK_ATOMIC, // the same with atomics in each other's memory, as NVLink has them
+} device_link;

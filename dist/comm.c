@@ -1,10 +1,9 @@
 #include "dist/comm.h"
 #include "base/clock.h"
+#include "base/limit.h"
 #include "base/memory.h"
-#include <limits.h>
 #include <mpi.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +30,7 @@ struct comm {
   int *expected;         // [size] bytes of the receives
   comm_part *parts;      // [size][size] of comm_allgather
   bool *arrived;         // [size] at a missed deadline
+  int turn;              // this rank's place among those that have arrived; until then its rank
   bool agreed, reported_elsewhere, late;
   void (*close)(void *);
   void *close_context;
@@ -38,75 +38,103 @@ struct comm {
 
 // ---- start and end ----
 
-// Beyond the deadline, while ranks start: a busy host that starts more ranks than it has cores takes seconds.
-static const double start_seconds = 30;
+static const char where_to_look[] =
+    "do messages arrive between the hosts? Every host must take the same network (btl_tcp_if_include: an "
+    "address that each of them has, as docker0's, leads nowhere), and no firewall may close its ports "
+    "(btl_tcp_port_min_v4); docs/running.md, \"Several machines\"";
 
-static char limit_text[MPI_MAX_PROCESSOR_NAME + 160];
+static char own_name[MPI_MAX_PROCESSOR_NAME + 32]; // "rank 3 (host)"
 
-static void on_limit(int signal_number) {
-  (void)signal_number;
-  if (write(STDERR_FILENO, limit_text, strlen(limit_text)) < 0) _exit(1);
-  _exit(1);
+// The rank as the launcher numbers it, while MPI does not tell it yet; -1: no launcher that is known.
+static int launched_rank(void) {
+  static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    if (getenv(names[i])) return atoi(getenv(names[i]));
+  return -1;
 }
 
-// MPI_Init and MPI_Finalize wait for all ranks without a deadline, so an alarm ends the process, with
-// limit_text. alarm(0) cancels it.
-static void set_limit(double seconds) {
-  signal(SIGALRM, on_limit);
-  alarm(seconds < 1 ? 1 : seconds > INT_MAX ? INT_MAX : (unsigned)seconds);
+static double turn_seconds(int rank) {
+  return 2 * (rank < 3 ? rank < 0 ? 0 : rank : 3);
 }
 
-static bool start_mpi(int *argc, char ***argv, double deadline) {
+static const char *name_self(int rank) {
+  char host[MPI_MAX_PROCESSOR_NAME] = "";
+  gethostname(host, sizeof host - 1);
+  if (rank < 0)
+    snprintf(own_name, sizeof own_name, "moe_run (%s)", host);
+  else
+    snprintf(own_name, sizeof own_name, "rank %d (%s)", rank, host);
+  limit_turn(turn_seconds(rank));
+  return own_name;
+}
+
+void comm_limit_start(double seconds) {
+  limit_start(seconds);
+  limit_stage(name_self(launched_rank()), "still reading the command line and the configuration: does its "
+                                          "disk answer?");
+}
+
+static bool start_mpi(int *argc, char ***argv) {
   int provided, initialised;
   MPI_Initialized(&initialised);
   if (initialised) return true;
-  snprintf(limit_text, sizeof limit_text,
-           "moe_run: the start of MPI: after comm.deadline = %g s and %g more, still waiting for other ranks "
-           "of this job\n",
-           deadline, start_seconds);
-  set_limit(deadline + start_seconds);
+  limit_stage(NULL, "still waiting for other ranks of this job in MPI_Init: has each of them started, and %s",
+              where_to_look);
   // FUNNELED: OpenMP threads compute, the main thread communicates
-  int error = MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
-  alarm(0);
-  return !error;
+  return !MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
 }
 
-status comm_open(comm **out, int *argc, char ***argv, double deadline) {
-  *out = NULL;
-  if (!start_mpi(argc, argv, deadline)) return FAIL("MPI could not be started");
-  comm *c;
-  TRY(memory_take((void **)&c, 1, sizeof *c, "the communicator"));
-  MPI_Comm_dup(MPI_COMM_WORLD, &c->world);
-  MPI_Comm_set_errhandler(c->world, MPI_ERRORS_RETURN);
-  MPI_Comm_rank(c->world, &c->rank);
-  MPI_Comm_size(c->world, &c->size);
-  c->deadline = deadline + start_seconds;
-  c->patience = 1;
-  int length;
-  MPI_Get_processor_name(c->host, &length);
-  MPI_Get_library_version(c->library, &length);
-  c->library[strcspn(c->library, ",\n")] = 0;
+static status open_arrays(comm *c) {
   TRY(memory_take((void **)&c->hosts, (size_t)c->size, sizeof *c->hosts, "host names"));
   TRY(TAKE(&c->requests, 2 * (size_t)c->size, "message requests"));
   TRY(TAKE(&c->statuses, 2 * (size_t)c->size, "message requests"));
   TRY(TAKE(&c->expected, (size_t)c->size, "message requests"));
   TRY(TAKE(&c->parts, (size_t)c->size * (size_t)c->size, "message sizes"));
-  TRY(TAKE(&c->arrived, (size_t)c->size, "message requests"));
+  return TAKE(&c->arrived, (size_t)c->size, "message requests");
+}
+
+// MPI_Init may return where no message has crossed yet, so these two wait without a deadline as well.
+static status meet_others(comm *c) {
+  limit_stage(name_self(c->rank), "still waiting for other ranks in MPI_Comm_dup: %s", where_to_look);
+  MPI_Comm_dup(MPI_COMM_WORLD, &c->world);
+  MPI_Comm_set_errhandler(c->world, MPI_ERRORS_RETURN);
+  limit_stage(NULL, "still waiting for the names of other ranks' hosts: %s", where_to_look);
+  return comm_allgather(c, c->hosts, c->host, sizeof c->host, "the exchange of host names");
+}
+
+status comm_open(comm **out, int *argc, char ***argv, double deadline) {
+  *out = NULL;
+  comm_limit_start(deadline);
+  if (!start_mpi(argc, argv)) return FAIL("MPI could not be started");
+  comm *c;
+  TRY(memory_take((void **)&c, 1, sizeof *c, "the communicator"));
+  MPI_Comm_rank(MPI_COMM_WORLD, &c->rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &c->size);
+  c->deadline = deadline;
+  c->patience = 1;
+  c->turn = c->rank;
+  int length;
+  MPI_Get_processor_name(c->host, &length);
+  MPI_Get_library_version(c->library, &length);
+  c->library[strcspn(c->library, ",\n")] = 0;
+  TRY(open_arrays(c));
   *out = c;
   memcpy(c->hosts[c->rank], c->host, sizeof c->host);
-  return comm_allgather(c, c->hosts, c->host, sizeof c->host, "the exchange of host names");
+  TRY(meet_others(c));
+  limit_started();
+  return 0;
 }
 
 void comm_close(comm *c) {
   if (!c) return;
   if (c->close) c->close(c->close_context);
-  snprintf(limit_text, sizeof limit_text,
-           "rank %d (%s): the end of MPI: after comm.deadline = %g s, still waiting for other ranks\n",
-           c->rank, c->host, c->deadline);
-  set_limit(c->deadline + comm_turn_seconds(c));
+  // MPI_Finalize waits for all ranks without a deadline
+  limit_set(c->deadline + comm_turn_seconds(c), 1,
+            "rank %d (%s): the end of MPI: after comm.deadline = %g s, still waiting for other ranks\n",
+            c->rank, c->host, c->deadline);
   MPI_Comm_free(&c->world);
   MPI_Finalize();
-  alarm(0);
+  limit_clear();
   free(c->hosts);
   free(c->requests);
   free(c->statuses);
@@ -116,7 +144,12 @@ void comm_close(comm *c) {
   free(c);
 }
 
+// MPI_Abort waits for the launcher, for ever on a host that is cut off from it; the end of this process ends
+// the others as well, by their launcher or by their own deadline.
+static const double abort_seconds = 2;
+
 void comm_abort(comm *c, int code) {
+  limit_set(abort_seconds, code, "%s", "");
   fflush(NULL);
   if (c) MPI_Abort(c->world, code);
   _Exit(code);
@@ -138,6 +171,10 @@ int comm_host_rank(const comm *c) {
 
 const char *comm_host(const comm *c) {
   return c->host;
+}
+
+const char *comm_host_of(const comm *c, int rank) {
+  return c->hosts[rank];
 }
 
 const char *comm_library(const comm *c) {
@@ -188,8 +225,10 @@ void comm_answer(comm *c) {
 static status name_the_missing(comm *c, const char *what) {
   char names[512] = "";
   c->late = true;
+  c->turn = 0;
   for (int r = 0; r < c->size; r++) {
     size_t used = strlen(names);
+    c->turn += r < c->rank && c->arrived[r];
     if (r != c->rank && !c->arrived[r])
       snprintf(names + used, sizeof names - used, "%s%d (%s)", used ? ", " : "", r, c->hosts[r]);
   }
@@ -389,9 +428,13 @@ bool comm_error_is_reported_elsewhere(const comm *c) {
 }
 
 int comm_turn_seconds(const comm *c) {
-  return 2 * (c->rank < 3 ? c->rank : 3);
+  return (int)turn_seconds(c->turn);
 }
 
 bool comm_wait_has_failed(const comm *c) {
   return c->late;
+}
+
+void comm_take_turns(comm *c) {
+  c->late = true;
 }

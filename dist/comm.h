@@ -14,10 +14,16 @@
 typedef struct comm comm;
 
 enum { COMM_DEADLINE = 300 }; // seconds, where none is set
+// What the start gets beyond comm.deadline, where it has no deadline of its own: a busy host that starts more
+// ranks than it has cores takes seconds.
+enum { COMM_START_SECONDS = 30 };
 
-// Collective; starts MPI. deadline: seconds (comm.deadline). In MPI's own start, and until comm_set_deadline,
-// a rank waits that long and 30 s more, which a busy host may need. A rank that waits longer in MPI's start
-// says so and exits with 1: a process of the same job may have ended before it.
+// Local, before comm_open. From the first call on this process ends by itself, says what it waited for and
+// exits with 1, unless comm_open has returned `seconds` after it.
+void comm_limit_start(double seconds);
+
+// Collective; starts MPI. deadline: seconds since the first comm_limit_start, or from here on, in which all
+// ranks must have met; and then, until comm_set_deadline, those that a rank waits for another.
 status comm_open(comm **out, int *argc, char ***argv, double deadline);
 // Collective; takes NULL; ends MPI. A rank that waits here past the deadline says so and exits with 1.
 void comm_close(comm *c);
@@ -27,6 +33,7 @@ int comm_rank(const comm *c);
 int comm_size(const comm *c);
 int comm_host_rank(const comm *c); // index of this rank among those of its host
 const char *comm_host(const comm *c);
+const char *comm_host_of(const comm *c, int rank);
 const char *comm_library(const comm *c); // "Open MPI v4.1.4"
 void comm_set_deadline(comm *c, double seconds);
 double comm_deadline(const comm *c);
@@ -75,5 +82,8 @@ bool comm_error_is_reported_elsewhere(const comm *c);
 // turn.
 int comm_turn_seconds(const comm *c);
 
-// A wait for other ranks has passed its deadline or lost a rank. The other waiting ranks have the same error.
+// A wait for other ranks has passed its deadline or lost a rank, or comm_take_turns was called. Other ranks
+// have the same error.
 bool comm_wait_has_failed(const comm *c);
+// Local, before an error that other ranks may find at the same time.
+void comm_take_turns(comm *c);

@@ -20,6 +20,8 @@ struct topology {
   bool bound;
   int *core_of_thread; // [threads], logical index of a core; only when bound
   char text[CORES_TEXT + 16];
+  char nodes[64];
+  bool device_is_far;
   char cpu[128];
 };
 
@@ -137,6 +139,23 @@ static status place_threads(topology *t, const int *cores, int n, int sharers, i
   return 0;
 }
 
+// NUMA nodes of the cores that this rank uses, after place_threads; `cores` may be used where none is bound.
+static void find_nodes(topology *t, const int *cores, int n) {
+  hwloc_nodeset_t set = hwloc_bitmap_alloc();
+  int nodes[256] = {0}, count = 0;
+  unsigned node;
+  if (!set) return;
+  for (int i = 0; i < (t->bound ? t->threads : n); i++) {
+    hwloc_obj_t core = core_at(t, t->bound ? t->core_of_thread[i] : cores[i]);
+    if (core && core->nodeset) hwloc_bitmap_or(set, set, core->nodeset);
+  }
+  hwloc_bitmap_foreach_begin(node, set) if (count < 256) nodes[count++] = (int)node;
+  hwloc_bitmap_foreach_end();
+  cores_text(t->nodes, sizeof t->nodes, nodes, count);
+  t->device_is_far = t->device_node >= 0 && count && !hwloc_bitmap_isset(set, (unsigned)t->device_node);
+  hwloc_bitmap_free(set);
+}
+
 static status topology_place(topology *t, comm *c, int64_t threads, bool bind, const device_id *device) {
   int *cores, *near, n, n_near, sharers, place, rank = comm_rank(c), size = comm_size(c);
   rank_place mine = {0}, *all;
@@ -154,6 +173,7 @@ static status topology_place(topology *t, comm *c, int64_t threads, bool bind, c
     t->hosts = count_hosts(all, size);
     count_sharers(all, size, rank, moves, &sharers, &place);
     result = place_threads(t, moves ? near : cores, moves ? n_near : n, sharers, place, threads, bind);
+    if (!result) find_nodes(t, moves ? near : cores, moves ? n_near : n);
   }
   free(cores);
   free(all);
@@ -210,6 +230,18 @@ int topology_host_cores(const topology *t) {
 
 int topology_device_node(const topology *t) {
   return t->device_node;
+}
+
+const char *topology_nodes(const topology *t) {
+  return t->nodes;
+}
+
+bool topology_device_is_far(const topology *t) {
+  return t->device_is_far;
+}
+
+bool topology_is_bound(const topology *t) {
+  return t->bound;
 }
 
 int topology_hosts(const topology *t) {

@@ -8,6 +8,7 @@
 #include "base/device.h"
 #include "base/status.h"
 #include "kernels/formats/types.h"
+#include "kernels/phases.h"
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -208,6 +209,7 @@ typedef struct {
                         // and of the state there is only what these need: n_sequences and context are
                         // not used
   int threads;
+  bool fits_team;  // batches of few tokens may run on fewer threads, where that is faster
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
 
@@ -233,8 +235,17 @@ typedef struct {
   // The device that the rank with this place on its host takes; NULL, or false: none.
   bool (*device)(device_id *out, int host_rank);
 
+  // How the devices with these two indices on this host reach each other. NULL: there are none.
+  device_link (*link)(int32_t a, int32_t b);
+
   // For the laboratory: out[n] = the device's own approximate 2^x (ex2.approx). No path uses it. NULL: none.
   status (*exp2_approx)(float *out, const float *x, int64_t n);
+
+  // Tokens of a prompt that are computed quickest at once, where there is memory for them: run.chunk = 0.
+  int64_t prompt_chunk;
+  // The largest of params->max_batch, its half, quarter, .. down to n_sequences for whose state the device
+  // has memory left; max_batch where none does, so that `open` says what would fit. NULL: host memory.
+  status (*batch_that_fits)(int64_t *out, const backend_params *params);
 
   // Allocates everything that the forward pass needs. The forward pass itself allocates nothing.
   status (*open)(backend **out, const backend_params *params);
@@ -317,6 +328,16 @@ typedef struct {
   // (count is the batch's) and of parts are kept apart. On a device done when `finish` returns.
   status (*digest)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
                    uint64_t *sums);
+
+  // ---- optional: the budget of a token, by phase ----
+
+  // From here on the steps add to `to` what their phases take; NULL: no more, which costs a branch a phase.
+  // On a device all is there when `finish` returns, and a backend may run the steps one by one meanwhile.
+  status (*phases_watch)(backend *, phase_times *to);
+  // What the hardware could do at most, measured here or known; NaN: not known.
+  status (*peaks)(backend *, backend_peaks *out);
+  // The threads that compute batches of one or a few tokens. NULL: it has no threads.
+  int (*decode_threads)(const backend *);
 
   // ---- optional, all or none: for backends whose state lies on a device ----
 

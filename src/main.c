@@ -11,7 +11,9 @@
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
 #include "src/commands/perplexity.h"
+#include "src/commands/screen.h"
 #include "src/commands/synth.h"
+#include "src/commands/topology.h"
 #include "src/commands/trace.h"
 #include "src/commands/verify.h"
 #include <string.h>
@@ -22,7 +24,8 @@ static const command commands[] = {
     [COMMAND_PARITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT,
+            .keys =
+                KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_LOGITS | KEYS_PARITY | KEYS_CONTRACT | KEYS_KNOWN,
             .run_job = parity_run,
             .summary = "runs every arm of run.arms over the same tokens and compares them",
             .help = "  Each arm is measured against the truth (f64, or else against the first arm), and the\n"
@@ -31,14 +34,14 @@ static const command commands[] = {
     [COMMAND_GENERATE] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_CONTRACT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_WRITE | KEYS_CONTRACT | KEYS_RESUME,
             .run_job = generate_run,
             .summary = "each arm continues the input by run.generate tokens",
         },
     [COMMAND_PERPLEXITY] =
         {
             .needs = NEEDS_INPUT,
-            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY | KEYS_CONTRACT,
+            .keys = KEYS_RUN | KEYS_INPUT | KEYS_PERPLEXITY | KEYS_CONTRACT | KEYS_RESUME,
             .run_job = perplexity_run,
             .summary = "each arm's perplexity of the input",
             .help =
@@ -56,7 +59,7 @@ static const command commands[] = {
     [COMMAND_BENCH] =
         {
             .needs = NEEDS_MODEL,
-            .keys = KEYS_RUN | KEYS_BENCH,
+            .keys = KEYS_RUN | KEYS_BENCH | KEYS_KNOWN,
             .run_job = bench_run,
             .summary = "prompt and decode rates of each arm, each beside the digest of the same run",
             .help = "  And how much of the memory bandwidth decoding takes.\n",
@@ -64,7 +67,7 @@ static const command commands[] = {
     [COMMAND_INSPECT] =
         {
             .needs = NEEDS_MODEL,
-            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS,
+            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD,
             .run_job = inspect_run,
             .summary = "what the model file holds, and what each rank of this job would hold",
             .help =
@@ -99,6 +102,24 @@ static const command commands[] = {
                     "one, is\n"
                     "  what experiments 8 to 10 compute; ids that are drawn follow it. docs/falsify.md\n",
         },
+    [COMMAND_SCREEN] =
+        {
+            .needs = NEEDS_MODEL,
+            .keys = KEYS_MODEL | KEYS_RANKS | KEYS_OUTPUT | KEYS_SCREEN | KEYS_KNOWN,
+            .run_job = screen_command_run,
+            .summary =
+                "finds the machine that computes other bits: every rank the same work, again and again",
+            .help =
+                "  Cores, GPUs and the links between ranks; exit code 3 where one differs. docs/screen.md\n",
+        },
+    [COMMAND_TOPOLOGY] =
+        {
+            .needs = NEEDS_CONFIG,
+            .keys = KEYS_MODEL | KEYS_RANKS,
+            .run_config = topology_run,
+            .summary = "what each rank sees: cores, GPU, links, network; and what makes a run slow or wrong",
+            .help = "  Opens no model, and warns of what a run would refuse. docs/running.md\n",
+        },
     [COMMAND_COMPARE] =
         {
             .needs = NEEDS_NOTHING,
@@ -125,6 +146,7 @@ static bool takes_args(command_kind kind) {
 static status run_job(const command_line *l, const config *cfg, comm *c) {
   const command *row = &commands[l->command];
   job j;
+  if (row->needs == NEEDS_CONFIG) return row->run_config(cfg, c);
   errors_name_mapped_file(c, cfg->model.path);
   status result = job_open(&j, l->command, cfg, c, row->needs == NEEDS_INPUT);
   if (!result) result = row->run_job(&j);
@@ -149,26 +171,52 @@ static status run_with_ranks(const command_line *l, const config *cfg, status lo
   return comm_agree(c, 0, "the end of the run"); // what ends MPI has no deadline of this kind
 }
 
+static status load_config(config *cfg, const command_line *l) {
+  if (!command_reads_config(&commands[l->command])) return 0;
+  TRY(config_load(cfg, l->file, l->sets, l->n_sets));
+  return l->out ? config_set_dir(cfg, l->out) : 0;
+}
+
+// Without --deadline a start has comm.deadline and somewhat more: unknown, and so the default, until the
+// configuration is read.
+static double start_seconds(const command_line *l, const config *cfg) {
+  if (l->deadline > 0) return l->deadline;
+  return (cfg ? cfg->comm.deadline : COMM_DEADLINE) + COMM_START_SECONDS;
+}
+
 static int run_ranks(const command_line *l, int argc, char **argv) {
   config cfg = {.file = NULL};
   comm *c = NULL;
   bool has_config = command_reads_config(&commands[l->command]);
+  comm_limit_start(start_seconds(l, NULL));
   temporary_guard();
   errors_catch_signals();
-  status loaded = has_config ? config_load(&cfg, l->file, l->sets, l->n_sets) : 0;
-  if (!loaded && l->out) loaded = config_set_dir(&cfg, l->out);
-  double deadline = has_config && !loaded ? cfg.comm.deadline : COMM_DEADLINE;
-  status result = comm_open(&c, &argc, &argv, deadline);
+  status loaded = load_config(&cfg, l);
+  status result = comm_open(&c, &argc, &argv, start_seconds(l, has_config && !loaded ? &cfg : NULL));
   if (result) {
     errors_print(NULL);
     if (c) comm_abort(c, result);
     return result;
   }
+  if (!has_config && l->deadline > 0) comm_set_deadline(c, l->deadline);
   result = run_with_ranks(l, has_config ? &cfg : NULL, loaded, c);
   config_close(&cfg);
   if (result) return errors_end(c, result);
   comm_close(c);
   return 0;
+}
+
+// For launchers, whose own deadlines follow from it.
+static int tell_deadline(const command_line *l) {
+  config cfg = {.file = NULL};
+  bool has_config = command_reads_config(&commands[l->command]);
+  status result = load_config(&cfg, l);
+  if (result)
+    errors_print(NULL);
+  else
+    printf("%g\n", has_config ? cfg.comm.deadline : l->deadline > 0 ? l->deadline : COMM_DEADLINE);
+  config_close(&cfg);
+  return result ? result : fflush(stdout) ? 1 : 0;
 }
 
 static int run_alone(const command_line *l) {
@@ -181,10 +229,12 @@ static int run(const command_line *l, int argc, char **argv) {
   if (l->help) command_print_help(stdout, commands, l);
   if (l->version) command_print_version(stdout);
   if (l->help || l->version) return fflush(stdout) ? 1 : 0;
+  if (l->tells_deadline) return tell_deadline(l);
   switch (commands[l->command].needs) {
   case NEEDS_NOTHING:
     return run_alone(l);
   case NEEDS_RANKS:
+  case NEEDS_CONFIG:
   case NEEDS_MODEL:
   case NEEDS_INPUT:
     return run_ranks(l, argc, argv);

@@ -17,7 +17,7 @@ COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # Files of a folder match the first pattern of their own; each project header that they include must match the second.
 # base <- kernels <- dist <- model, text, config, measure <- run <- lab <- report <- contract <- commands <- main; synth knows model and dist; and what src/ sees of
 # kernels/ is its interface and the formats.
-SEEN = r"base/|kernels/backend\.h|kernels/formats/(numerics|numerics_base|blocks|types|half|quantize)\.h"
+SEEN = r"base/|kernels/(backend|build_hash|self_check)\.h|kernels/formats/(numerics|numerics_base|blocks|types|half|quantize)\.h"
 ARROWS = [
     (r"base/", r"base/"),
     (r"src/main\.c", rf"{SEEN}|dist/|src/"),
@@ -30,15 +30,18 @@ ARROWS = [
     (r"src/run/", rf"{SEEN}|dist/|src/(config|model|text|run)/"),
     (r"src/lab/experiment_files\.c", rf"{SEEN}|src/(config|lab)/|experiments\.h"),
     (r"src/lab/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab)/"),
+    (r"src/report/known_answers\.c", rf"{SEEN}|src/(config|report)/|known_answers_text\.h"),
     (r"src/report/job_report\.c", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/|build_info\.h"),
     (r"src/report/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report)/"),
     (r"src/contract/metric\.[ch]", r"base/|src/contract/metric\.h|src/config/edit_distance\.h"),
     (r"src/contract/", rf"{SEEN}|dist/|src/(config|model|text|measure|run|lab|report|contract)/"),
     (r"src/commands/command\.c", rf"{SEEN}|dist/|src/|build_info\.h"),
     (r"src/commands/", rf"{SEEN}|dist/|src/"),
+    (r"kernels/build_hash\.c", r"kernels/build_hash\.h|arithmetic_hash\.h"),
     (r"kernels/formats/", r"base/|kernels/formats/"),
     (r"kernels/cpu/", r"base/|kernels/(?!cuda/)"),
     (r"kernels/cuda/", r"base/|kernels/(?!cpu/)"),
+    (r"kernels/build_hash\.c", r"kernels/build_hash\.h|arithmetic_hash\.h"),
     (r"kernels/table\.h\.in", r"kernels/cpu/row\.h"),
     (r"kernels/backend\.c", r"base/|kernels/(?!cpu/|cuda/)"),
     (r"kernels/", r"base/|kernels/(?!cpu/|cuda/|table\.h)"),

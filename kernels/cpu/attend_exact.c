@@ -89,15 +89,11 @@ static void task_fill(exact_task *t, const cpu_backend *b, int64_t layer, const 
                          cache_of(b, layer, batch->sequence[tokens->first], t->heads.kv)};
 }
 
-static void whole_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans) {
-  int64_t slices = head_slices(&b->shape);
-#pragma omp for collapse(2) schedule(dynamic)
-  for (int64_t i = 0; i < n_spans; i++)
-    for (int64_t k = 0; k < slices; k++) { // late spans have most keys: they go first
-      exact_task t;
-      task_fill(&t, b, layer, batch, &b->spans[n_spans - 1 - i], k);
-      b->row->exact->attend(b->row->exact, &t.span, b->shape.head_dim, cpu_thread_scratch(b));
-    }
+void exact_attend_span(cpu_backend *b, int64_t layer, const token_batch *batch, const token_span *span,
+                       int64_t slice) {
+  exact_task t;
+  task_fill(&t, b, layer, batch, span, slice);
+  b->row->exact->attend(b->row->exact, &t.span, b->shape.head_dim, cpu_thread_scratch(b));
 }
 
 // A task's first row in the results of chunks: those of earlier tokens, then those of earlier heads.
@@ -113,34 +109,40 @@ static void piece(cpu_backend *b, const exact_task *t, int64_t index, int64_t pi
                       n_chunks * index / pieces, n_chunks * (index + 1) / pieces, cpu_thread_scratch(b));
 }
 
-static void split_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans,
-                        int64_t pieces) {
-  int64_t slices = head_slices(&b->shape), head_dim = b->shape.head_dim;
-#pragma omp for collapse(3) schedule(dynamic)
-  for (int64_t i = 0; i < n_spans; i++)
-    for (int64_t k = 0; k < slices; k++)
-      for (int64_t p = 0; p < pieces; p++) {
-        exact_task t;
-        task_fill(&t, b, layer, batch, &b->spans[i], k);
-        piece(b, &t, p, pieces);
-      }
-  enum { ROWS = SPLIT_TOKENS * ATTEND_HEADS }; // of a task
-#pragma omp for collapse(3)
-  for (int64_t i = 0; i < n_spans; i++)
-    for (int64_t k = 0; k < slices; k++)
-      for (int64_t r = 0; r < ROWS; r++) {
-        exact_task t;
-        task_fill(&t, b, layer, batch, &b->spans[i], k);
-        int64_t token = r / t.span.heads, head = r % t.span.heads;
-        if (token >= t.span.n) continue;
-        exact_fold_chunks(b->row->exact, (float *)t.span.out[token] + head * head_dim, &b->exact.parts,
-                          first_row(b, &t) + r, t.span.n_keys[token], head_dim);
-      }
+typedef struct {
+  int64_t layer, n_spans, pieces;
+  const token_batch *batch;
+} attend_part;
+
+static void attend_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const attend_part *p = (const attend_part *)what;
+  int64_t slices = head_slices(&b->shape), at = task / p->pieces, span = at / slices;
+  (void)after;
+  if (p->pieces == 1) { // late spans have most keys: they go first
+    exact_attend_span(b, p->layer, p->batch, &b->spans[p->n_spans - 1 - span], at % slices);
+    return;
+  }
+  exact_task t;
+  task_fill(&t, b, p->layer, p->batch, &b->spans[span], at % slices);
+  piece(b, &t, task % p->pieces, p->pieces);
 }
 
-// Pieces into which each span's keys are cut; 1: none.
-static int64_t pieces_of(const cpu_backend *b, const token_batch *batch, int64_t n_spans) {
-  int64_t tasks = n_spans * head_slices(&b->shape), wanted = PIECES_A_THREAD * b->params.threads, tokens = 0,
+static void fold_rows(cpu_backend *b, const attend_part *p) {
+  enum { ROWS = SPLIT_TOKENS * ATTEND_HEADS }; // of a span's slice
+  int64_t slices = head_slices(&b->shape), head_dim = b->shape.head_dim;
+  team_range part = team_share(b->team, p->n_spans * slices * ROWS);
+  for (int64_t i = part.first; i < part.end; i++) {
+    exact_task t;
+    task_fill(&t, b, p->layer, p->batch, &b->spans[i / ROWS / slices], i / ROWS % slices);
+    int64_t r = i % ROWS, token = r / t.span.heads, head = r % t.span.heads;
+    if (token >= t.span.n) continue;
+    exact_fold_chunks(b->row->exact, (float *)t.span.out[token] + head * head_dim, &b->exact.parts,
+                      first_row(b, &t) + r, t.span.n_keys[token], head_dim);
+  }
+}
+
+int64_t exact_pieces(const cpu_backend *b, const token_batch *batch, int64_t n_spans) {
+  int64_t tasks = n_spans * head_slices(&b->shape), wanted = PIECES_A_THREAD * b->n_threads, tokens = 0,
           most = 0;
   for (int64_t i = 0; i < n_spans; i++) {
     const token_span *s = &b->spans[i];
@@ -153,10 +155,15 @@ static int64_t pieces_of(const cpu_backend *b, const token_batch *batch, int64_t
   return pieces < largest ? pieces : largest > 1 ? largest : 1;
 }
 
-void exact_attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans) {
-  int64_t pieces = pieces_of(b, batch, n_spans); // the same on every thread
-  if (pieces == 1)
-    whole_phase(b, layer, batch, n_spans);
-  else
-    split_phase(b, layer, batch, n_spans, pieces);
+int64_t exact_tasks(const cpu_backend *b, int64_t n_spans, int64_t pieces) {
+  return n_spans * head_slices(&b->shape) * pieces;
+}
+
+void exact_attend_run(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans,
+                      int64_t pieces, task_queue *tasks) {
+  const attend_part p = {layer, n_spans, pieces, batch};
+  tasks_run(b, tasks, attend_task, &p);
+  if (pieces == 1) return;
+  phase_end(b, PHASE_ATTEND);
+  fold_rows(b, &p);
 }

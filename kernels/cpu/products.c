@@ -1,11 +1,17 @@
 #include "kernels/cpu/products.h"
 #include "kernels/product_form.h"
-#include <omp.h>
 
-enum { SHARES = 2 }; // with few tokens a thread takes half of its equal part of what is left
+enum {
+  SHARES = 2,         // with few tokens a thread takes half of its equal part of what is left
+  FIXED_EIGHTHS = 6,  // of such tasks are divided beforehand: no atomic, and the same memory each time
+  TASKS_A_THREAD = 6, // of few tokens at least, so that the threads end together
+  // Rows of the smallest tile: the ISA rows' kernels take 16 rows of K-quants side by side, and 4 of others.
+  LEAST_ROUNDED = 16,
+  LEAST_REAL = 4,
+};
 
 char *cpu_thread_scratch(cpu_backend *b) {
-  return b->scratch + (size_t)omp_get_thread_num() * b->scratch_bytes;
+  return b->scratch + (size_t)team_thread() * b->scratch_bytes;
 }
 
 matrix matrix_rows(const matrix *m, int64_t first, int64_t count) {
@@ -15,8 +21,22 @@ matrix matrix_rows(const matrix *m, int64_t first, int64_t count) {
   return rows;
 }
 
-int64_t matrix_tiles(const matrix *m) {
-  return (m->rows + ROW_TILE - 1) / ROW_TILE;
+int64_t matrix_tiles(const matrix *m, int64_t tile) {
+  return (m->rows + tile - 1) / tile;
+}
+
+int64_t tile_rows_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t copies,
+                     int64_t tokens) {
+  bool rounded = product_form(kernels->path->kind, m->type) == ACTIVATION_Q8K;
+  int64_t least = rounded ? LEAST_ROUNDED : LEAST_REAL, rows = ROW_TILE;
+  if (tokens > FEW_TOKENS) return rows;
+  while (rows > least && copies * matrix_tiles(m, rows) < TASKS_A_THREAD * b->n_threads) rows /= 2;
+  return rows;
+}
+
+tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
+  int64_t first = index * tile, rest = m->rows - first;
+  return (tile_range){first, rest < tile ? rest : tile};
 }
 
 // out += `rows` times the remainders of up to TOKEN_TILE tokens from t on, each product whole first.
@@ -57,84 +77,82 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
   }
 }
 
-void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead) {
+void product_tile(cpu_backend *b, const product *p, int64_t index, const void *ahead) {
   const real_ops *ops = p->kernels->ops;
-  int64_t first = tile * ROW_TILE, count = p->m->rows - first < ROW_TILE ? p->m->rows - first : ROW_TILE;
-  matrix rows = matrix_rows(p->m, first, count);
+  tile_range at = tile_at(p->m, p->tile, index);
+  matrix rows = matrix_rows(p->m, at.first, at.count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
   if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k) {
-    float *out = (float *)p->out[0] + first;
+    float *out = (float *)p->out[0] + at.first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
     add_parts(b, p, &rows, &out, 0, 1);
     return;
   }
   for (int64_t t = 0; t < p->n; t += TOKEN_TILE) {
     int64_t n = p->n - t < TOKEN_TILE ? p->n - t : TOKEN_TILE;
-    void *at[TOKEN_TILE];
-    for (int64_t i = 0; i < n; i++) at[i] = (char *)p->out[t + i] + (size_t)first * ops->bytes;
-    times_tokens(b, p, form, &rows, at, t, n);
+    void *to[TOKEN_TILE];
+    for (int64_t i = 0; i < n; i++) to[i] = (char *)p->out[t + i] + (size_t)at.first * ops->bytes;
+    times_tokens(b, p, form, &rows, to, t, n);
   }
 }
 
-const void *matrix_tile_data(const matrix *m, int64_t tile) {
-  return matrix_rows(m, tile * ROW_TILE, 0).data;
+const void *matrix_tile_data(const matrix *m, int64_t tile, int64_t index) {
+  return matrix_rows(m, index * tile, 0).data;
 }
 
-typedef struct {
-  int64_t next, end;
-} task_range;
+// ---- tasks ----
 
-// One task, or with few tokens a share of what is left: neighbours in memory, so that a thread reads long
-// streams, and so that it seldom executes the atomic, which no load overtakes. Shares shrink, so that threads
-// finish together.
-static task_range take_tasks(task_queue *q) {
-  int64_t start, share = 1;
+task_queue task_queue_of(int64_t count, bool ahead) {
+  return (task_queue){.count = count, .fixed = ahead ? count * FIXED_EIGHTHS / 8 : 0, .ahead = ahead};
+}
+
+// What is not divided beforehand. One task, or with few tokens a share of what is left: neighbours in memory,
+// so that a thread reads long streams, and so that it seldom executes the atomic, which no load overtakes.
+// Shares shrink, so that threads finish together.
+static team_range take_tasks(const cpu_backend *b, task_queue *q) {
+  int64_t left = q->count - q->fixed, share = 1, start = __atomic_load_n(&q->next, __ATOMIC_RELAXED);
+  if (start >= left) return (team_range){0, 0}; // read only: the line stays with all threads
   if (q->ahead) {
-#pragma omp atomic read
-    start = q->next;
-    share = (q->count - start) / (SHARES * omp_get_num_threads());
+    share = (left - start) / (SHARES * team_size(b->team));
     if (share < 1) share = 1;
   }
-#pragma omp atomic capture
-  {
-    start = q->next;
-    q->next += share;
-  }
-  return (task_range){start, start + share < q->count ? start + share : q->count};
+  start = __atomic_fetch_add(&q->next, share, __ATOMIC_RELAXED);
+  int64_t end = start + share < left ? start + share : left;
+  return (team_range){q->fixed + start, q->fixed + end};
 }
 
-void tasks_phase(cpu_backend *b, task_queue *q, task_function *run, const void *what) {
-  task_range at = take_tasks(q);
-  while (at.next < at.end) {
-    int64_t task = at.next++;
-    if (q->ahead && at.next == at.end) at = take_tasks(q);
-    run(b, what, task, q->ahead && at.next < at.end ? at.next : -1);
-    if (!q->ahead) at = take_tasks(q);
+void tasks_run(cpu_backend *b, task_queue *q, task_function *run, const void *what) {
+  team_range at = team_share(b->team, q->fixed);
+  if (at.first == at.end) at = take_tasks(b, q);
+  while (at.first < at.end) {
+    int64_t task = at.first++;
+    if (q->ahead && at.first == at.end) at = take_tasks(b, q);
+    run(b, what, task, q->ahead && at.first < at.end ? at.first : -1);
+    if (!q->ahead) at = take_tasks(b, q);
   }
-#pragma omp barrier
 }
 
 void product_list_add(product_list *l, product p) {
   l->part[l->count] = p;
-  l->tasks.count += matrix_tiles(p.m);
-  l->tasks.ahead = p.n <= FEW_TOKENS;
+  l->tasks = task_queue_of(l->tasks.count + matrix_tiles(p.m, p.tile), p.n <= FEW_TOKENS);
   l->end[l->count++] = l->tasks.count;
 }
 
-static const product *list_find(const product_list *l, int64_t task, int64_t *tile) {
+const product *product_list_find(const product_list *l, int64_t task, int64_t *index) {
   int64_t i = 0;
   while (task >= l->end[i]) i++;
-  *tile = task - (i ? l->end[i - 1] : 0);
+  *index = task - (i ? l->end[i - 1] : 0);
   return &l->part[i];
 }
 
 static void list_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const product_list *l = (const product_list *)what;
-  int64_t tile, next;
-  const product *p = list_find(l, task, &tile), *q = after >= 0 ? list_find(l, after, &next) : NULL;
-  product_tile(b, p, tile, q ? matrix_tile_data(q->m, next) : NULL);
+  int64_t index, next;
+  const product *p = product_list_find(l, task, &index),
+                *q = after >= 0 ? product_list_find(l, after, &next) : NULL;
+  product_tile(b, p, index, q ? matrix_tile_data(q->m, q->tile, next) : NULL);
 }
 
-void products_phase(cpu_backend *b, product_list *l) {
-  tasks_phase(b, &l->tasks, list_task, l);
+void product_list_run(cpu_backend *b, product_list *l) {
+  tasks_run(b, &l->tasks, list_task, l);
 }

@@ -5,22 +5,26 @@
 // bits.
 #pragma once
 #include "kernels/cpu/state.h"
+#include <stdalign.h>
 
-// With few tokens memory bandwidth bounds a product: threads then take each task one ahead, so that its
-// weights are prefetched while the one before is computed. With more, arithmetic does, and a task held back
-// costs time.
-enum { FEW_TOKENS = 4 };
-
-typedef struct { // the tasks of one phase, which its threads take as they become free
-  int64_t next, count;
-  bool ahead; // taken one ahead, and in shares
+// The tasks of one phase, which its threads take as they become free. With few tokens memory bandwidth bounds
+// a product: threads then take each task one ahead, so that its weights are prefetched while the one before
+// is computed. With more, arithmetic does, and a task held back costs time.
+typedef struct {
+  int64_t count, fixed; // of these `fixed` are divided among the threads beforehand
+  bool ahead;           // taken one ahead, and in shares
+  alignas(64) int64_t next;
+  char unused[64 - sizeof(int64_t)];
 } task_queue;
+
+// ahead: the tasks are products of few tokens.
+task_queue task_queue_of(int64_t count, bool ahead);
 
 // Runs task `task`; `after` is what the thread runs next, or -1 when that is not known.
 typedef void task_function(cpu_backend *b, const void *what, int64_t task, int64_t after);
 
-// Inside a parallel region, by all its threads, which leave it together.
-void tasks_phase(cpu_backend *b, task_queue *q, task_function *run, const void *what);
+// By all threads of a run; one that finds no task left returns.
+void tasks_run(cpu_backend *b, task_queue *q, task_function *run, const void *what);
 
 typedef struct { // some rows of a matrix times the activations of n tokens, out[t] the row of token t
   const path_kernels *kernels;
@@ -30,6 +34,7 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
   const block_q8_K *const *q8k;
   const block_q8_K *const *remainder; // what the rounding to q8k left over, or NULL: it is not added
   int64_t n;
+  int64_t tile; // rows of a task, at most ROW_TILE
 } product;
 
 // All tiles of up to three products, one after the other in the order of the list.
@@ -39,13 +44,25 @@ typedef struct {
   task_queue tasks;
 } product_list;
 
-char *cpu_thread_scratch(cpu_backend *b); // inside a parallel region
+char *cpu_thread_scratch(cpu_backend *b); // of the calling thread
 matrix matrix_rows(const matrix *m, int64_t first, int64_t count);
-int64_t matrix_tiles(const matrix *m);
-const void *matrix_tile_data(const matrix *m, int64_t tile);
+int64_t matrix_tiles(const matrix *m, int64_t tile);
+const void *matrix_tile_data(const matrix *m, int64_t tile, int64_t index);
 
-// Rows of tile `tile`. ahead: what the thread reads next, or NULL.
-void product_tile(cpu_backend *b, const product *p, int64_t tile, const void *ahead);
+// The height of `m`'s tiles in a step on b->n_threads threads: ROW_TILE, or less where `tokens` are few and
+// the `copies` matrices like it would give a thread less than some tiles.
+int64_t tile_rows_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t copies,
+                     int64_t tokens);
+
+typedef struct {
+  int64_t first, count;
+} tile_range;
+tile_range tile_at(const matrix *m, int64_t tile, int64_t index);
+
+// Rows of tile `index`. ahead: what the thread reads next, or NULL.
+void product_tile(cpu_backend *b, const product *p, int64_t index, const void *ahead);
 
 void product_list_add(product_list *l, product p);
-void products_phase(cpu_backend *b, product_list *l); // as tasks_phase
+void product_list_run(cpu_backend *b, product_list *l); // as tasks_run
+// The product of which task `task` is tile *index.
+const product *product_list_find(const product_list *l, int64_t task, int64_t *index);

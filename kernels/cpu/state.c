@@ -93,6 +93,8 @@ void cpu_close(backend *base) {
                     b->spans,       b->scratch};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   exact_close(b);
+  team_close(b->team);
+  free(b->waits);
   free(b);
 }
 
@@ -197,6 +199,11 @@ static status cpu_open_fields(cpu_backend *b) {
   return 0;
 }
 
+static status open_team(cpu_backend *b) {
+  TRY(team_open(&b->team, b->params.threads));
+  return cpu_take(b, &b->waits, (size_t)b->params.threads, sizeof *b->waits, "threads' clocks");
+}
+
 // A library built with fast math may have switched them off when it was loaded; bits are not the path's then.
 static bool keeps_subnormals(void) {
   volatile float small = 0x1p-126f;
@@ -219,7 +226,8 @@ status cpu_open(backend **out, const backend_params *params) {
   b->row = row;
   b->shared = kernels_of(row, params->shared);
   b->experts = kernels_of(row, params->experts);
-  if (cpu_open_fields(b)) {
+  team_choice_init(&b->choice, params->threads, params->fits_team);
+  if (open_team(b) || cpu_open_fields(b)) {
     cpu_close(&b->base);
     return 1;
   }

@@ -4,6 +4,11 @@
 // (ISA rows), the order of the steps.
 #pragma once
 #include "kernels/cpu/row.h"
+#include "kernels/cpu/team.h"
+#include "kernels/cpu/team_choice.h"
+
+// Batches of so few tokens are bound by memory bandwidth and barriers, not by arithmetic.
+enum { FEW_TOKENS = 4 };
 
 typedef struct { // activations of one kind for up to max_batch (or max slots) rows
   char *reals;   // rows of the path's real, width long and a little further apart
@@ -33,6 +38,12 @@ typedef struct { // a path, and the ISA row's kernels for its real
   const path_info *path;
   const real_ops *ops;
 } path_kernels;
+
+typedef struct {               // of a thread, on lines of its own
+  double seconds[PHASE_COUNT]; // in which it waited, as its part of the team's mean
+  double arrived;              // at the end of a run
+  char unused[64];
+} thread_waits;
 
 typedef struct {
   backend base;
@@ -78,6 +89,14 @@ typedef struct {
   size_t scratch_bytes;
   activations head_in; // [max_logit_rows][hidden]
   probe_watch watch;
+
+  team *team;
+  team_choice choice;
+  int n_threads;                               // of the step that runs
+  bool is_timed, is_counted;                   // for bench.phases or the choice of a team; for the latter
+  phase_times *phases;                         // NULL: nobody watches
+  double step_start, phase_start, all_arrived; // clocks
+  thread_waits *waits;                         // [threads]
 } cpu_backend;
 
 // Memory that the backend counts.

@@ -42,24 +42,52 @@ static void rotate_heads(cpu_backend *b, char *x, int64_t n_heads, const float *
   }
 }
 
-// Keys and values of the whole batch, queries of `count` tokens from `first` on.
-static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, const token_batch *batch,
-                        int64_t first, int64_t count) {
+// Keys and values of a row's heads kv .. end - 1, and the queries that read them where `queries`.
+static void rotate_row(cpu_backend *b, const layer_weights *w, int64_t layer, const token_batch *batch,
+                       int64_t t, int64_t kv, int64_t end, bool queries) {
+  const model_shape *s = &b->shape;
+  int64_t group = s->n_heads / s->n_kv_heads;
+  size_t head_bytes = (size_t)s->head_dim * b->shared.ops->bytes, at = (size_t)kv * head_bytes;
+  double scale = 1.0 / __builtin_sqrt((double)s->head_dim);
+  if (queries)
+    rotate_heads(b, (char *)b->q.rows[t] + at * (size_t)group, (end - kv) * group, w->q_norm,
+                 batch->position[t], scale);
+  rotate_heads(b, (char *)b->k.rows[t] + at, end - kv, w->k_norm, batch->position[t], 1.0);
+  for (int64_t h = kv; h < end; h++) store_head(b, layer, batch, t, h);
+}
+
+// A whole row, whose probes may be imposed before it is cached.
+static void rotate_imposed_row(cpu_backend *b, const layer_weights *w, int64_t layer,
+                               const token_batch *batch, int64_t t, bool queries) {
   const model_shape *s = &b->shape;
   size_t real = b->shared.ops->bytes;
   double scale = 1.0 / __builtin_sqrt((double)s->head_dim);
-#pragma omp for
-  for (int64_t t = 0; t < batch->n; t++) {
-    char *k = (char *)b->k.rows[t], *v = (char *)b->v.rows[t];
-    if (t >= first && t < first + count) {
-      rotate_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
-      impose_row(b, PROBE_QCUR, t, b->q.rows[t], real);
-    }
-    rotate_heads(b, k, s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
-    impose_row(b, PROBE_KCUR, t, k, real);
-    impose_row(b, PROBE_VCUR, t, v, real);
-    for (int64_t h = 0; h < s->n_kv_heads; h++) store_head(b, layer, batch, t, h);
+  if (queries) {
+    rotate_heads(b, (char *)b->q.rows[t], s->n_heads, w->q_norm, batch->position[t], scale);
+    impose_row(b, PROBE_QCUR, t, b->q.rows[t], real);
   }
+  rotate_heads(b, (char *)b->k.rows[t], s->n_kv_heads, w->k_norm, batch->position[t], 1.0);
+  impose_row(b, PROBE_KCUR, t, b->k.rows[t], real);
+  impose_row(b, PROBE_VCUR, t, b->v.rows[t], real);
+  for (int64_t h = 0; h < s->n_kv_heads; h++) store_head(b, layer, batch, t, h);
+}
+
+enum { POINTS_OF_HEADS = 1u << PROBE_QCUR | 1u << PROBE_KCUR | 1u << PROBE_VCUR };
+
+// Keys and values of the whole batch, queries of `count` tokens from `first` on.
+static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, const token_batch *batch,
+                        int64_t first, int64_t count) {
+  int64_t parts = needs_points(b, POINTS_OF_HEADS) ? 1 : b->shape.n_kv_heads;
+  team_range share = team_share(b->team, batch->n * parts);
+  for (int64_t i = share.first; i < share.end; i++) {
+    int64_t t = i / parts, kv = i % parts;
+    bool queries = t >= first && t < first + count;
+    if (parts == 1)
+      rotate_imposed_row(b, w, layer, batch, t, queries);
+    else
+      rotate_row(b, w, layer, batch, t, kv, kv + 1, queries);
+  }
+  phase_end(b, PHASE_HEADS);
 }
 
 // Cuts `count` tokens from `from` on into spans; returns their number.
@@ -94,45 +122,43 @@ static void attend_heads(cpu_backend *b, int64_t layer, const token_batch *batch
                   r.n_keys[i], head_dim, cpu_thread_scratch(b));
 }
 
-static void attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans) {
-  int64_t slices = head_slices(&b->shape);
-#pragma omp for collapse(2) schedule(dynamic)
-  for (int64_t i = 0; i < n_spans; i++)
-    for (int64_t k = 0; k < slices; k++) // late spans have most keys: they go first
-      attend_heads(b, layer, batch, &b->spans[n_spans - 1 - i], head_slice_at(&b->shape, k));
-}
-
 // attended, rounded where the path rounds
-static void attended_phase(cpu_backend *b, int64_t first, int64_t count) {
-#pragma omp for
-  for (int64_t t = first; t < first + count; t++) {
+static void attended_rows(cpu_backend *b, int64_t first, team_range part) {
+  for (int64_t t = first + part.first; t < first + part.end; t++) {
     impose_row(b, PROBE_KQV_OUT, t, b->attended.real_rows[t], b->shared.ops->bytes);
     quantize(b, &b->shared, &b->attended, t, WITH_REMAINDER);
   }
 }
 
-// x += projected
-static void add_phase(cpu_backend *b, int64_t first, int64_t count) {
-#pragma omp for
-  for (int64_t t = first; t < first + count; t++) {
-    void *x = row_at(b, b->x, t, b->shape.hidden);
-    b->shared.ops->add(x, b->projected.rows[t], b->shape.hidden);
-    impose_row(b, PROBE_FFN_INP, t, x, b->shared.ops->bytes);
-  }
-}
-
 typedef struct { // rows first .. first + count - 1 of a layer's attention
+  cpu_backend *b;
   const layer_weights *w;
-  int64_t layer, first, count, n_spans;
+  int64_t layer, first, count, n_spans, pieces;
   const token_batch *batch;
+  bool heads_in_tasks;      // a task of attention also has what heads_phase does
   product_list qkv, output; // q, k, v; and o
+  task_queue attend;
 } attention_part;
+
+// Few tokens, each span all that its sequence has in the batch, each key/value head one task of a span: then
+// no task reads what another one stores.
+static bool heads_fit_tasks(const attention_part *p) {
+  const cpu_backend *b = p->b;
+  if (p->batch->n > FEW_TOKENS || p->count != p->batch->n || needs_points(b, POINTS_OF_HEADS)) return false;
+  for (int64_t i = 1; i < p->n_spans; i++)
+    for (int64_t j = 0; j < i; j++)
+      if (p->batch->sequence[b->spans[i].first] == p->batch->sequence[b->spans[j].first]) return false;
+  return head_slices(&b->shape) == b->shape.n_kv_heads && p->pieces == 1;
+}
 
 static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t first,
                               int64_t count) {
   const layer_weights *w = &b->params.weights->layers[layer];
-  attention_part p = {.w = w, .layer = layer, .first = first, .count = count, .batch = batch};
+  attention_part p = {.b = b, .w = w, .layer = layer, .first = first, .count = count, .batch = batch};
   p.n_spans = find_spans(b, batch, first, count);
+  p.pieces = b->shared.path->attention == ATTENTION_EXACT ? exact_pieces(b, batch, p.n_spans) : 1;
+  p.heads_in_tasks = heads_fit_tasks(&p);
+  p.attend = task_queue_of(exact_tasks(b, p.n_spans, p.pieces), false);
   product_list_add(&p.qkv, product_precise(b, b->q.rows, &w->q, &b->normed, first, count));
   product_list_add(&p.qkv, product_precise(b, b->k.rows, &w->k, &b->normed, first, count));
   product_list_add(&p.qkv, product_precise(b, b->v.rows, &w->v, &b->normed, first, count));
@@ -140,59 +166,140 @@ static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *
   return p;
 }
 
-static void project_phases(cpu_backend *b, attention_part *p) {
-  size_t real = b->shared.ops->bytes;
-  norm_phase(b, p->w->attn_norm, p->first, p->count, WITH_REMAINDER);
-  show_phase(b, PROBE_ATTN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count, real);
-  products_phase(b, &p->qkv);
-}
-
-static void attend_phases(cpu_backend *b, attention_part *p) {
-  size_t real = b->shared.ops->bytes;
-  int64_t layer = p->layer, first = p->first, count = p->count;
-  heads_phase(b, p->w, layer, p->batch, first, count);
-  show_phase(b, PROBE_QCUR, layer, b->q.rows + first, first, count, real);
-  show_phase(b, PROBE_KCUR, layer, b->k.rows + first, first, count, real);
-  show_phase(b, PROBE_VCUR, layer, b->v.rows + first, first, count, real);
+static void attend_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const attention_part *p = (const attention_part *)what;
+  int64_t slices = head_slices(&b->shape), slice = task % slices;
+  const token_span *span =
+      &b->spans[p->n_spans - 1 - task / slices]; // late spans have most keys: they go first
+  (void)after;
+  for (int64_t t = span->first; t < span->first + span->n && p->heads_in_tasks; t++)
+    rotate_row(b, p->w, p->layer, p->batch, t, slice, slice + 1, true);
   switch (b->shared.path->attention) {
   case ATTENTION_REALS:
   case ATTENTION_RUN_KV:
-    attend_phase(b, layer, p->batch, p->n_spans);
-    break;
+    attend_heads(b, p->layer, p->batch, span, head_slice_at(&b->shape, slice));
+    return;
   case ATTENTION_EXACT:
-    exact_attend_phase(b, layer, p->batch, p->n_spans);
-    break;
+    exact_attend_span(b, p->layer, p->batch, span, slice);
+    return;
   }
-  attended_phase(b, first, count);
+  __builtin_unreachable();
+}
+
+static void attended_alone(cpu_backend *b, void *what) {
+  const attention_part *p = (const attention_part *)what;
+  attended_rows(b, p->first, (team_range){0, p->count});
+}
+
+static void attend_phase(attention_part *p) {
+  cpu_backend *b = p->b;
+  if (p->pieces > 1)
+    exact_attend_run(b, p->layer, p->batch, p->n_spans, p->pieces, &p->attend);
+  else
+    tasks_run(b, &p->attend, attend_task, p);
+  if (p->count <= FEW_TOKENS) {
+    phase_end_then(b, PHASE_ATTEND, PHASE_ATTEND, attended_alone, p);
+    return;
+  }
+  phase_end(b, PHASE_ATTEND);
+  attended_rows(b, p->first, team_share(b->team, p->count));
+  phase_end(b, PHASE_ATTEND);
+}
+
+// Rows of o, and these rows of x += projected
+static void output_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const attention_part *p = (const attention_part *)what;
+  const product *o = &p->output.part[0];
+  tile_range at = tile_at(o->m, o->tile, task);
+  size_t skip = (size_t)at.first * b->shared.ops->bytes;
+  product_tile(b, o, task, after >= 0 ? matrix_tile_data(o->m, o->tile, after) : NULL);
+  for (int64_t t = p->first; t < p->first + p->count; t++)
+    b->shared.ops->add((char *)row_at(b, b->x, t, b->shape.hidden) + skip,
+                       (char *)b->projected.rows[t] + skip, at.count);
+}
+
+static void impose_stream(attention_part *p) {
+  cpu_backend *b = p->b;
+  team_range part = team_share(b->team, p->count);
+  for (int64_t t = p->first + part.first; t < p->first + part.end; t++)
+    impose_row(b, PROBE_FFN_INP, t, row_at(b, b->x, t, b->shape.hidden), b->shared.ops->bytes);
+  phase_end(b, PHASE_O);
+}
+
+static void output_phase(attention_part *p) {
+  cpu_backend *b = p->b;
+  tasks_run(b, &p->output.tasks, output_task, p);
+  if (!needs_points(b, 1u << PROBE_FFN_INP)) return;
+  phase_end(b, PHASE_O);
+  impose_stream(p);
+  show_stream_phase(b, PROBE_FFN_INP, p->layer, p->first, p->count);
+}
+
+// ---- the steps ----
+
+static void project_phases(attention_part *p) {
+  cpu_backend *b = p->b;
+  norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, p->first, p->count, WITH_REMAINDER);
+  show_phase(b, PROBE_ATTN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
+             b->shared.ops->bytes);
+  product_list_run(b, &p->qkv);
+}
+
+static void attend_phases(attention_part *p) {
+  cpu_backend *b = p->b;
+  size_t real = b->shared.ops->bytes;
+  int64_t layer = p->layer, first = p->first, count = p->count;
+  if (!p->heads_in_tasks) heads_phase(b, p->w, layer, p->batch, first, count);
+  show_phase(b, PROBE_QCUR, layer, b->q.rows + first, first, count, real);
+  show_phase(b, PROBE_KCUR, layer, b->k.rows + first, first, count, real);
+  show_phase(b, PROBE_VCUR, layer, b->v.rows + first, first, count, real);
+  attend_phase(p);
   show_phase(b, PROBE_KQV_OUT, layer, b->attended.real_rows + first, first, count, real);
-  products_phase(b, &p->output);
-  add_phase(b, first, count);
-  show_stream_phase(b, PROBE_FFN_INP, layer, first, count);
+  output_phase(p);
+}
+
+static void run_project(void *context) {
+  attention_part *p = (attention_part *)context;
+  project_phases(p);
+  phase_last(p->b);
+}
+
+static void run_attend(void *context) {
+  attention_part *p = (attention_part *)context;
+  attend_phases(p);
+  phase_last(p->b);
+}
+
+static void run_attention(void *context) {
+  attention_part *p = (attention_part *)context;
+  project_phases(p);
+  phase_end(p->b, PHASE_QKV);
+  attend_phases(p);
+  phase_last(p->b);
 }
 
 status cpu_attention(backend *base, int64_t layer, const token_batch *rows) {
   cpu_backend *b = (cpu_backend *)base;
+  step_start(b, rows->n);
   attention_part p = part_of(b, layer, rows, 0, rows->n);
-#pragma omp parallel num_threads(b->params.threads)
-  {
-    project_phases(b, &p);
-    attend_phases(b, &p);
-  }
+  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, 0, rows->n, WITH_REMAINDER);
+  step_run(b, run_attention, &p, PHASE_O);
   return 0;
 }
 
 status cpu_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
   cpu_backend *b = (cpu_backend *)base;
+  step_start(b, count);
   attention_part p = part_of(b, layer, rows, first, count);
-#pragma omp parallel num_threads(b->params.threads)
-  project_phases(b, &p);
+  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, first, count, WITH_REMAINDER);
+  step_run(b, run_project, &p, PHASE_QKV);
   return 0;
 }
 
 status cpu_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
   cpu_backend *b = (cpu_backend *)base;
+  step_start(b, rows->n);
   attention_part p = part_of(b, layer, rows, first, count);
-#pragma omp parallel num_threads(b->params.threads)
-  attend_phases(b, &p);
+  step_run(b, run_attend, &p, PHASE_O);
   return 0;
 }

@@ -8,48 +8,86 @@
 // ---- route: normed = norm(x), the router's logits, the choice ----
 
 typedef struct {
+  cpu_backend *b;
   const layer_weights *w;
   int64_t layer, first, count;
   product_list logits;
+  alone_function *then; // of thread 0 when the choice is made; NULL: nothing
+  void *what;
 } route_part;
 
 static route_part route_of(cpu_backend *b, int64_t layer, int64_t first, int64_t count) {
   const layer_weights *w = &b->params.weights->layers[layer];
-  route_part p = {.w = w, .layer = layer, .first = first, .count = count};
+  route_part p = {.b = b, .w = w, .layer = layer, .first = first, .count = count};
   product_list_add(&p.logits, product_shared(b, b->router_logits.rows, &w->router, &b->normed, first, count));
   return p;
 }
 
-static void choose_phase(cpu_backend *b, int64_t first, int64_t count) {
+// Of rows first + part.first ..
+static void choose_rows(cpu_backend *b, int64_t first, team_range part) {
   const model_shape *s = &b->shape;
-#pragma omp for
-  for (int64_t t = first; t < first + count; t++)
+  for (int64_t t = first + part.first; t < first + part.end; t++)
     b->shared.ops->route(b->chosen + t * s->top_k, row_at(b, b->slot_weights, t, s->top_k), &b->margin[t],
                          b->router_logits.rows[t], s->n_experts, s->top_k);
 }
 
-static void route_phases(cpu_backend *b, route_part *p) {
-  const model_shape *s = &b->shape;
+static void choose_alone(cpu_backend *b, void *what) {
+  const route_part *p = (const route_part *)what;
+  choose_rows(b, p->first, (team_range){0, p->count});
+  if (p->then) p->then(b, p->what);
+}
+
+static void logits_phase(route_part *p) {
+  cpu_backend *b = p->b;
+  norm_phase(b, PHASE_FFN_NORM, p->w->ffn_norm, p->first, p->count, WITHOUT_REMAINDER);
+  show_phase(b, PROBE_FFN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
+             b->shared.ops->bytes);
+  product_list_run(b, &p->logits);
+}
+
+static void show_routing(route_part *p) {
+  cpu_backend *b = p->b;
   size_t real = b->shared.ops->bytes;
-  int64_t first = p->first, count = p->count;
-  norm_phase(b, p->w->ffn_norm, first, count, WITHOUT_REMAINDER);
-  show_phase(b, PROBE_FFN_NORM, p->layer, b->normed.real_rows + first, first, count, real);
-  products_phase(b, &p->logits);
-  show_phase(b, PROBE_FFN_MOE_LOGITS, p->layer, b->router_logits.rows + first, first, count, real);
-  choose_phase(b, first, count);
-  show_rows_phase(b, PROBE_FFN_MOE_TOPK, p->layer, b->chosen + first * s->top_k, first, count,
-                  (size_t)s->top_k * sizeof *b->chosen, sizeof *b->chosen);
-  show_rows_phase(b, PROBE_FFN_MOE_WEIGHTS_NORM, p->layer, row_at(b, b->slot_weights, first, s->top_k), first,
-                  count, (size_t)s->top_k * real, real);
+  int64_t first = p->first, count = p->count, k = b->shape.top_k;
+  show_rows_phase(b, PROBE_FFN_MOE_TOPK, p->layer, b->chosen + first * k, first, count,
+                  (size_t)k * sizeof *b->chosen, sizeof *b->chosen);
+  show_rows_phase(b, PROBE_FFN_MOE_WEIGHTS_NORM, p->layer, row_at(b, b->slot_weights, first, k), first, count,
+                  (size_t)k * real, real);
+}
+
+// The choice overwrites the logits, which a probe shows before.
+static void choose_phase(route_part *p) {
+  cpu_backend *b = p->b;
+  if (p->count <= FEW_TOKENS && !needs_points(b, 1u << PROBE_FFN_MOE_LOGITS)) {
+    phase_end_then(b, PHASE_ROUTER, PHASE_TOP_K, choose_alone, p);
+    return;
+  }
+  phase_end(b, PHASE_ROUTER);
+  show_phase(b, PROBE_FFN_MOE_LOGITS, p->layer, b->router_logits.rows + p->first, p->first, p->count,
+             b->shared.ops->bytes);
+  choose_rows(b, p->first, team_share(b->team, p->count));
+  if (p->then)
+    phase_end_then(b, PHASE_TOP_K, PHASE_TOP_K, p->then, p->what);
+  else
+    phase_end(b, PHASE_TOP_K);
+}
+
+static void run_route(void *context) {
+  route_part *p = (route_part *)context;
+  logits_phase(p);
+  choose_phase(p);
+  show_routing(p);
+  phase_last(p->b);
 }
 
 status cpu_route(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
                  unsigned parts) {
   cpu_backend *b = (cpu_backend *)base;
-  route_part p = route_of(b, layer, first, count);
   (void)rows, (void)parts;
-#pragma omp parallel num_threads(b->params.threads)
-  route_phases(b, &p);
+  step_start(b, count);
+  route_part p = route_of(b, layer, first, count);
+  norm_alone(b, PHASE_FFN_NORM, p.w->ffn_norm, first, count, WITHOUT_REMAINDER);
+  step_run(b, run_route, &p, PHASE_TOP_K);
   return 0;
 }
 
@@ -117,9 +155,8 @@ static int64_t group_slots(cpu_backend *b, int64_t n_slots) {
 }
 
 // expert_in = normed in the experts' real, rounded where their path rounds
-static void expert_inputs_phase(cpu_backend *b, int64_t n) {
-#pragma omp for
-  for (int64_t t = 0; t < n; t++) {
+static void expert_inputs(cpu_backend *b, team_range part) {
+  for (int64_t t = part.first; t < part.end; t++) {
     convert_reals(b->expert_in.real_rows[t], b->experts.ops->bytes, b->normed.real_rows[t],
                   b->shared.ops->bytes, b->shape.hidden);
     quantize(b, &b->experts, &b->expert_in, t, WITHOUT_REMAINDER);
@@ -132,107 +169,138 @@ typedef struct { // a stacked matrix times the inputs of each active expert's sl
   const block_q8_K *const *q8k;
 } expert_product;
 
-typedef struct { // every (active expert, tile of its matrices) is one task
-  expert_product part[2];
-  int64_t tiles; // of one expert, of one matrix after the other
-  task_queue tasks;
-} expert_list;
-
-static void expert_list_add(expert_list *l, int64_t index, expert_product p, int64_t n_active,
-                            int64_t n_tokens) {
-  l->part[index] = p;
-  l->tiles += matrix_tiles(p.m);
-  l->tasks.count = l->tiles * n_active;
-  l->tasks.ahead = n_tokens <= FEW_TOKENS;
+// An active expert's part of it; `room` holds the expert's matrix.
+static product product_of_expert(const cpu_backend *b, const expert_product *p, int64_t active, int64_t tile,
+                                 matrix *room) {
+  int64_t e = b->active[active], first = b->first[e];
+  *room = matrix_rows(p->m, b->owned[e].id * p->m->rows, p->m->rows);
+  return (product){&b->experts,    room, p->out + first,          p->reals + first,
+                   p->q8k + first, NULL, b->first[e + 1] - first, tile};
 }
 
-// The product that task `task` is a tile of; `room` holds the expert's matrix.
-static product expert_part(const cpu_backend *b, const expert_list *l, int64_t task, int64_t *tile,
-                           matrix *room) {
-  const expert_product *part = l->part;
-  int64_t e = b->active[task / l->tiles], first = b->first[e];
-  *tile = task % l->tiles;
-  if (*tile >= matrix_tiles(part->m)) *tile -= matrix_tiles(part++->m);
-  *room = matrix_rows(part->m, b->owned[e].id * part->m->rows, part->m->rows);
-  return (product){&b->experts,       room, part->out + first,      part->reals + first,
-                   part->q8k + first, NULL, b->first[e + 1] - first};
+typedef struct { // of a layer
+  cpu_backend *b;
+  int64_t layer;
+  const token_batch *rows;
+  const slot_places *places;
+  bool inputs_are_normed; // what the experts read is what the router reads
+  bool is_whole;          // with the combination of all slots: step `moe`
+  bool combines_in_tasks; // a task of down also sums its rows over the slots
+  expert_product gate, up, down;
+  int64_t tile, down_tile; // rows of a task
+  task_queue up_tasks, down_tasks;
+} expert_part;
+
+enum { POINTS_OF_UP = 1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP };
+
+// gate, up, and of these rows silu(gate) * up, unless probes want to see both before
+static void up_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const expert_part *p = (const expert_part *)what;
+  matrix gate, up, ahead;
+  int64_t tiles = matrix_tiles(p->gate.m, p->tile), active = task / tiles, index = task % tiles;
+  product g = product_of_expert(b, &p->gate, active, p->tile, &gate),
+          u = product_of_expert(b, &p->up, active, p->tile, &up);
+  const void *next = NULL;
+  if (after >= 0) {
+    product_of_expert(b, &p->gate, after / tiles, p->tile, &ahead);
+    next = matrix_tile_data(&ahead, p->tile, after % tiles);
+  }
+  product_tile(b, &g, index, p->up_tasks.ahead ? matrix_tile_data(&up, p->tile, index) : NULL);
+  product_tile(b, &u, index, next);
+  if (needs_points(b, POINTS_OF_UP)) return;
+  tile_range at = tile_at(&gate, p->tile, index);
+  size_t skip = (size_t)at.first * b->experts.ops->bytes;
+  for (int64_t i = 0; i < g.n; i++)
+    b->experts.ops->swiglu((char *)g.out[i] + skip, (char *)u.out[i] + skip, at.count);
 }
 
-static void expert_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
-  const expert_list *l = (const expert_list *)what;
-  int64_t tile, next;
-  matrix m, ahead;
-  product p = expert_part(b, l, task, &tile, &m);
-  if (after >= 0) expert_part(b, l, after, &next, &ahead);
-  product_tile(b, &p, tile, after >= 0 ? matrix_tile_data(&ahead, next) : NULL);
-}
-
-static void expert_list_phase(cpu_backend *b, expert_list *l) {
-  tasks_phase(b, &l->tasks, expert_task, l);
-}
-
-static void swiglu_phase(cpu_backend *b, int64_t n_slots) {
-#pragma omp for
-  for (int64_t i = 0; i < n_slots; i++) {
-    b->experts.ops->swiglu(b->gate_out[i], b->up_out[i], b->shape.expert_width);
+// What down reads.
+static void hidden_rows(cpu_backend *b, team_range part) {
+  for (int64_t i = part.first; i < part.end; i++) {
+    if (needs_points(b, POINTS_OF_UP))
+      b->experts.ops->swiglu(b->gate_out[i], b->up_out[i], b->shape.expert_width);
     impose_row(b, PROBE_FFN_MOE_SWIGLU, b->slots[i], b->gate_out[i], b->experts.ops->bytes);
     quantize(b, &b->experts, &b->hidden_in, i, WITHOUT_REMAINDER);
   }
 }
 
+static void hidden_alone(cpu_backend *b, void *what) {
+  (void)what;
+  hidden_rows(b, (team_range){0, b->first[b->n_owned]});
+}
+
 // Rows of owned slots, in the order of b->slots.
-static void show_slots_phase(cpu_backend *b, probe_point point, int64_t layer, void *const *numbers,
-                             int64_t n_slots) {
+static void show_slots_phase(cpu_backend *b, probe_point point, int64_t layer, void *const *numbers) {
   if (!probe_is_watched(&b->watch, point)) return;
-#pragma omp single
-  for (int64_t i = 0; i < n_slots; i++)
+  for (int64_t i = 0; i < b->first[b->n_owned] && !team_thread(); i++)
     b->watch.show(b->watch.context, point, layer, b->slots[i], numbers[i], b->experts.ops->bytes);
+  team_barrier(b->team);
+}
+
+static void impose_slots_phase(cpu_backend *b, probe_point point, void *const *numbers) {
+  if (!probe_is_imposed(&b->watch, point)) return;
+  team_range part = team_share(b->team, b->first[b->n_owned]);
+  for (int64_t i = part.first; i < part.end; i++)
+    impose_row(b, point, b->slots[i], numbers[i], b->experts.ops->bytes);
+  team_barrier(b->team);
 }
 
 // Groups the slots and points at what each reads and writes; every owned slot of the batch is in b->slots
 // then.
-static expert_list up_list(cpu_backend *b, const layer_weights *w, const token_batch *rows) {
+static void list_up(expert_part *p) {
+  cpu_backend *b = p->b;
   const model_shape *s = &b->shape;
+  const layer_weights *w = &b->params.weights->layers[p->layer];
+  const activations *in = p->inputs_are_normed ? &b->normed : &b->expert_in;
   size_t real = b->experts.ops->bytes;
-  expert_list up = {0};
-  b->n_active = group_slots(b, rows->n * s->top_k);
+  b->n_active = group_slots(b, p->rows->n * s->top_k);
   for (int64_t i = 0; i < b->first[b->n_owned]; i++) {
     int64_t token = b->slots[i] / s->top_k;
-    b->in_rows[i] = b->expert_in.real_rows[token];
-    b->in_q8k[i] = b->expert_in.q8k_rows[token];
+    b->in_rows[i] = in->real_rows[token];
+    b->in_q8k[i] = in->q8k_rows[token];
     b->gate_out[i] = b->hidden_in.real_rows[i];
     b->up_out[i] = b->up + (size_t)(i * s->expert_width) * real;
   }
-  expert_list_add(&up, 0, (expert_product){&w->gate, b->gate_out, b->in_rows, b->in_q8k}, b->n_active,
-                  rows->n);
-  expert_list_add(&up, 1, (expert_product){&w->up, b->up_out, b->in_rows, b->in_q8k}, b->n_active, rows->n);
-  return up;
+  p->gate = (expert_product){&w->gate, b->gate_out, b->in_rows, b->in_q8k};
+  p->up = (expert_product){&w->up, b->up_out, b->in_rows, b->in_q8k};
+  p->tile = tile_rows_of(b, &b->experts, &w->gate, b->n_active, p->rows->n);
+  p->up_tasks = task_queue_of(b->n_active * matrix_tiles(&w->gate, p->tile), p->rows->n <= FEW_TOKENS);
 }
 
-static void impose_slots_phase(cpu_backend *b, probe_point point, void *const *numbers, int64_t n_slots) {
-  if (!probe_is_imposed(&b->watch, point)) return;
-#pragma omp for
-  for (int64_t i = 0; i < n_slots; i++) impose_row(b, point, b->slots[i], numbers[i], b->experts.ops->bytes);
+static void up_phases(expert_part *p) {
+  cpu_backend *b = p->b;
+  if (!p->inputs_are_normed) {
+    expert_inputs(b, team_share(b->team, p->rows->n));
+    phase_end(b, PHASE_TOP_K);
+  }
+  tasks_run(b, &p->up_tasks, up_task, p);
+  if (p->rows->n <= FEW_TOKENS && !needs_points(b, POINTS_OF_UP)) {
+    phase_end_then(b, PHASE_GATE_UP, PHASE_SWIGLU, hidden_alone, p);
+  } else {
+    phase_end(b, PHASE_GATE_UP);
+    impose_slots_phase(b, PROBE_FFN_MOE_GATE, b->gate_out);
+    impose_slots_phase(b, PROBE_FFN_MOE_UP, b->up_out);
+    show_slots_phase(b, PROBE_FFN_MOE_GATE, p->layer, b->gate_out);
+    show_slots_phase(b, PROBE_FFN_MOE_UP, p->layer, b->up_out);
+    hidden_rows(b, team_share(b->team, b->first[b->n_owned]));
+    phase_end(b, PHASE_SWIGLU);
+  }
+  show_slots_phase(b, PROBE_FFN_MOE_SWIGLU, p->layer, b->gate_out);
 }
 
-static void up_phases(cpu_backend *b, int64_t layer, const token_batch *rows, expert_list *up) {
-  int64_t n_slots = b->first[b->n_owned];
-  expert_inputs_phase(b, rows->n);
-  expert_list_phase(b, up);
-  impose_slots_phase(b, PROBE_FFN_MOE_GATE, b->gate_out, n_slots);
-  impose_slots_phase(b, PROBE_FFN_MOE_UP, b->up_out, n_slots);
-  show_slots_phase(b, PROBE_FFN_MOE_GATE, layer, b->gate_out, n_slots);
-  show_slots_phase(b, PROBE_FFN_MOE_UP, layer, b->up_out, n_slots);
-  swiglu_phase(b, n_slots);
-  show_slots_phase(b, PROBE_FFN_MOE_SWIGLU, layer, b->gate_out, n_slots);
+static void run_up(void *context) {
+  expert_part *p = (expert_part *)context;
+  up_phases(p);
+  phase_last(p->b);
 }
 
 status cpu_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   cpu_backend *b = (cpu_backend *)base;
-  expert_list up = up_list(b, &b->params.weights->layers[layer], rows);
+  step_start(b, rows->n);
+  expert_part p = {.b = b, .layer = layer, .rows = rows};
+  list_up(&p);
   if (!b->n_active) return 0;
-#pragma omp parallel num_threads(b->params.threads)
-  up_phases(b, layer, rows, &up);
+  step_run(b, run_up, &p, PHASE_SWIGLU);
   return 0;
 }
 
@@ -240,34 +308,86 @@ static int64_t slot_row(const slot_places *places, int64_t slot) {
   return places->order == SLOTS_PLACED ? places->row_of_slot[slot] : slot;
 }
 
-static expert_list down_list(cpu_backend *b, const layer_weights *w, const token_batch *rows,
-                             const slot_places *places) {
+static void combine_row(cpu_backend *b, void *x, int64_t t, tile_range at, const slot_places *places) {
   const model_shape *s = &b->shape;
-  expert_list down = {0};
+  const void *slot[MAX_TOP_K];
+  size_t skip = (size_t)at.first * b->shared.ops->bytes;
+  for (int64_t k = 0; k < s->top_k; k++)
+    slot[k] = (char *)row_at(b, b->slot_rows, slot_row(places, t * s->top_k + k), s->hidden) + skip;
+  b->shared.ops->combine((char *)x + skip, slot, row_at(b, b->slot_weights, t, s->top_k), s->top_k, at.count);
+}
+
+// One active expert's tile of down.
+static void down_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const expert_part *p = (const expert_part *)what;
+  matrix m, ahead;
+  int64_t tiles = matrix_tiles(p->down.m, p->down_tile);
+  product d = product_of_expert(b, &p->down, task / tiles, p->down_tile, &m);
+  const void *next = NULL;
+  if (after >= 0) {
+    product_of_expert(b, &p->down, after / tiles, p->down_tile, &ahead);
+    next = matrix_tile_data(&ahead, p->down_tile, after % tiles);
+  }
+  product_tile(b, &d, task % tiles, next);
+}
+
+// A tile of down of all active experts, and of these rows the sum over the slots.
+static void down_combine_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
+  const expert_part *p = (const expert_part *)what;
+  matrix m, ahead;
+  for (int64_t e = 0; e < b->n_active; e++) {
+    product d = product_of_expert(b, &p->down, e, p->down_tile, &m);
+    bool last = e + 1 == b->n_active;
+    const void *next = NULL;
+    if (!last || after >= 0) {
+      product_of_expert(b, &p->down, last ? 0 : e + 1, p->down_tile, &ahead);
+      next = matrix_tile_data(&ahead, p->down_tile, last ? after : task);
+    }
+    product_tile(b, &d, task, next);
+  }
+  tile_range at = tile_at(&m, p->down_tile, task);
+  for (int64_t t = 0; t < p->rows->n; t++)
+    combine_row(b, row_at(b, b->x, t, b->shape.hidden), t, at, p->places);
+}
+
+enum { POINTS_OF_SLOTS = 1u << PROBE_FFN_MOE_DOWN | 1u << PROBE_FFN_MOE_OUT };
+
+static void list_down(expert_part *p) {
+  cpu_backend *b = p->b;
+  const model_shape *s = &b->shape;
+  const layer_weights *w = &b->params.weights->layers[p->layer];
+  bool few = p->rows->n <= FEW_TOKENS;
   for (int64_t i = 0; i < b->first[b->n_owned]; i++)
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
-                               : row_at(b, b->slot_rows, slot_row(places, b->slots[i]), s->hidden);
-  expert_list_add(&down, 0,
-                  (expert_product){&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows},
-                  b->n_active, rows->n);
-  return down;
+                               : row_at(b, b->slot_rows, slot_row(p->places, b->slots[i]), s->hidden);
+  p->down = (expert_product){&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows};
+  p->combines_in_tasks = p->is_whole && few && !b->narrow && !needs_points(b, POINTS_OF_SLOTS);
+  int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
+  p->down_tile = tile_rows_of(b, &b->experts, &w->down, copies, p->rows->n);
+  p->down_tasks = task_queue_of(copies * matrix_tiles(&w->down, p->down_tile), few);
 }
 
 // The experts' reals in the shared path's, where these differ.
-static void widen_phase(cpu_backend *b, int64_t n_slots, const slot_places *places) {
-  if (!b->narrow) return;
-#pragma omp for
-  for (int64_t i = 0; i < n_slots; i++)
+static void widen_slots(cpu_backend *b, const slot_places *places, team_range part) {
+  for (int64_t i = part.first; i < part.end; i++)
     convert_reals(row_at(b, b->slot_rows, slot_row(places, b->slots[i]), b->shape.hidden),
                   b->shared.ops->bytes, b->down_out[i], b->experts.ops->bytes, b->shape.hidden);
 }
 
-static void down_phases(cpu_backend *b, int64_t layer, expert_list *down, const slot_places *places) {
-  int64_t n_slots = b->first[b->n_owned];
-  expert_list_phase(b, down);
-  impose_slots_phase(b, PROBE_FFN_MOE_DOWN, b->down_out, n_slots);
-  show_slots_phase(b, PROBE_FFN_MOE_DOWN, layer, b->down_out, n_slots);
-  widen_phase(b, n_slots, places);
+static void down_phases(expert_part *p) {
+  cpu_backend *b = p->b;
+  tasks_run(b, &p->down_tasks, p->combines_in_tasks ? down_combine_task : down_task, p);
+  if (!b->narrow && !needs_points(b, 1u << PROBE_FFN_MOE_DOWN)) return;
+  phase_end(b, PHASE_DOWN);
+  impose_slots_phase(b, PROBE_FFN_MOE_DOWN, b->down_out);
+  show_slots_phase(b, PROBE_FFN_MOE_DOWN, p->layer, b->down_out);
+  if (b->narrow) widen_slots(b, p->places, team_share(b->team, b->first[b->n_owned]));
+}
+
+static void run_down(void *context) {
+  expert_part *p = (expert_part *)context;
+  down_phases(p);
+  phase_last(p->b);
 }
 
 static status check_places(const slot_places *places) {
@@ -278,43 +398,55 @@ status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, c
   cpu_backend *b = (cpu_backend *)base;
   TRY(check_places(places));
   if (!b->n_active) return 0;
-  expert_list down = down_list(b, &b->params.weights->layers[layer], rows, places);
-#pragma omp parallel num_threads(b->params.threads)
-  down_phases(b, layer, &down, places);
+  step_start(b, rows->n);
+  expert_part p = {.b = b, .layer = layer, .rows = rows, .places = places};
+  list_down(&p);
+  step_run(b, run_down, &p, PHASE_DOWN);
   return 0;
 }
 
 // ---- combine: x += the slots' weighted sum, in slot order ----
 
-static void combine_row(cpu_backend *b, void *x, int64_t t, const slot_places *places) {
-  const model_shape *s = &b->shape;
-  const void *slot[MAX_TOP_K];
-  for (int64_t k = 0; k < s->top_k; k++)
-    slot[k] = row_at(b, b->slot_rows, slot_row(places, t * s->top_k + k), s->hidden);
-  b->shared.ops->combine(x, slot, row_at(b, b->slot_weights, t, s->top_k), s->top_k, s->hidden);
-}
+typedef struct {
+  cpu_backend *b;
+  int64_t layer, first, count;
+  const slot_places *places;
+} combine_part;
 
 // The sum alone, as 0 + sum, in a row that nothing else needs now.
-static void show_sums_phase(cpu_backend *b, int64_t layer, int64_t first, int64_t count,
-                            const slot_places *places) {
+static void show_sums_phase(const combine_part *p, tile_range all) {
+  cpu_backend *b = p->b;
   size_t real = b->shared.ops->bytes;
   if (!probe_is_watched(&b->watch, PROBE_FFN_MOE_OUT)) return;
-#pragma omp single
-  for (int64_t t = first; t < first + count; t++) {
+  for (int64_t t = p->first; t < p->first + p->count && !team_thread(); t++) {
     void *sum = b->projected.rows[t];
     memset(sum, 0, (size_t)b->shape.hidden * real);
-    combine_row(b, sum, t, places);
-    b->watch.show(b->watch.context, PROBE_FFN_MOE_OUT, layer, t, sum, real);
+    combine_row(b, sum, t, all, p->places);
+    b->watch.show(b->watch.context, PROBE_FFN_MOE_OUT, p->layer, t, sum, real);
   }
+  team_barrier(b->team);
 }
 
-static void combine_phases(cpu_backend *b, int64_t layer, int64_t first, int64_t count,
-                           const slot_places *places) {
-  show_sums_phase(b, layer, first, count, places);
-#pragma omp for
-  for (int64_t t = first; t < first + count; t++)
-    combine_row(b, row_at(b, b->x, t, b->shape.hidden), t, places);
+static void combine_phases(const combine_part *p) {
+  cpu_backend *b = p->b;
+  tile_range all = {0, b->shape.hidden};
+  show_sums_phase(p, all);
+  team_range part = team_share(b->team, p->count);
+  for (int64_t t = p->first + part.first; t < p->first + part.end; t++)
+    combine_row(b, row_at(b, b->x, t, b->shape.hidden), t, all, p->places);
+}
+
+static void show_stream(cpu_backend *b, int64_t layer, int64_t first, int64_t count) {
+  if (!probe_is_watched(&b->watch, PROBE_L_OUT)) return;
+  team_barrier(b->team);
   show_stream_phase(b, PROBE_L_OUT, layer, first, count);
+}
+
+static void run_combine(void *context) {
+  combine_part *p = (combine_part *)context;
+  combine_phases(p);
+  show_stream(p->b, p->layer, p->first, p->count);
+  phase_last(p->b);
 }
 
 status cpu_combine(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
@@ -322,30 +454,56 @@ status cpu_combine(backend *base, int64_t layer, const token_batch *rows, int64_
   cpu_backend *b = (cpu_backend *)base;
   (void)rows;
   TRY(check_places(places));
-#pragma omp parallel num_threads(b->params.threads)
-  combine_phases(b, layer, first, count, places);
+  step_start(b, count);
+  combine_part p = {b, layer, first, count, places};
+  step_run(b, run_combine, &p, PHASE_COMBINE);
   return 0;
 }
 
 // ---- the whole step ----
 
+typedef struct {
+  route_part route;
+  expert_part experts;
+  combine_part combine;
+} moe_part;
+
+static void list_experts(cpu_backend *b, void *what) {
+  moe_part *p = (moe_part *)what;
+  (void)b;
+  list_up(&p->experts);
+  list_down(&p->experts);
+}
+
+static void run_moe(void *context) {
+  moe_part *p = (moe_part *)context;
+  cpu_backend *b = p->route.b;
+  logits_phase(&p->route);
+  choose_phase(&p->route);
+  show_routing(&p->route);
+  up_phases(&p->experts);
+  down_phases(&p->experts);
+  if (!p->experts.combines_in_tasks) {
+    phase_end(b, PHASE_DOWN);
+    combine_phases(&p->combine);
+  }
+  show_stream(b, p->combine.layer, 0, p->combine.count);
+  phase_last(b);
+}
+
 status cpu_moe(backend *base, int64_t layer, const token_batch *rows) {
   static const slot_places in_order = {SLOTS_IN_ORDER, NULL};
   cpu_backend *b = (cpu_backend *)base;
-  const layer_weights *w = &b->params.weights->layers[layer];
-  route_part route = route_of(b, layer, 0, rows->n);
-  expert_list up, down;
-#pragma omp parallel num_threads(b->params.threads)
-  {
-    route_phases(b, &route);
-#pragma omp single
-    {
-      up = up_list(b, w, rows);
-      down = down_list(b, w, rows, &in_order);
-    }
-    up_phases(b, layer, rows, &up);
-    down_phases(b, layer, &down, &in_order);
-    combine_phases(b, layer, 0, rows->n, &in_order);
-  }
+  step_start(b, rows->n);
+  moe_part p = {
+      .route = route_of(b, layer, 0, rows->n),
+      .experts = {.b = b, .layer = layer, .rows = rows, .places = &in_order, .is_whole = true},
+      .combine = {b, layer, 0, rows->n, &in_order},
+  };
+  p.route.then = list_experts;
+  p.route.what = &p;
+  p.experts.inputs_are_normed = b->experts.path == b->shared.path;
+  norm_alone(b, PHASE_FFN_NORM, p.route.w->ffn_norm, 0, rows->n, WITHOUT_REMAINDER);
+  step_run(b, run_moe, &p, rows->n <= FEW_TOKENS && !b->narrow ? PHASE_DOWN : PHASE_COMBINE);
   return 0;
 }

@@ -14,32 +14,76 @@ void convert_reals(void *out, size_t out_bytes, const void *in, size_t in_bytes,
     for (int64_t i = 0; i < n; i++) ((double *)out)[i] = (double)((const float *)in)[i];
 }
 
-static status cpu_embed(backend *base, const token_batch *rows) {
-  cpu_backend *b = (cpu_backend *)base;
-#pragma omp parallel for num_threads(b->params.threads)
-  for (int64_t t = 0; t < rows->n; t++)
+typedef struct {
+  cpu_backend *b;
+  const token_batch *rows;
+} embed_part;
+
+static void embed_rows(cpu_backend *b, const token_batch *rows, team_range part) {
+  for (int64_t t = part.first; t < part.end; t++)
     b->shared.ops->embed(row_at(b, b->x, t, b->shape.hidden), &b->params.weights->embedding, rows->token[t],
                          (float *)cpu_thread_scratch(b));
+}
+
+static void run_embed(void *context) {
+  const embed_part *p = (const embed_part *)context;
+  embed_rows(p->b, p->rows, team_share(p->b->team, p->rows->n));
+  phase_last(p->b);
+}
+
+static status cpu_embed(backend *base, const token_batch *rows) {
+  cpu_backend *b = (cpu_backend *)base;
+  if (rows->n <= FEW_TOKENS) team_choice_batch(&b->choice, rows->n);
+  step_start(b, rows->n);
+  if (rows->n <= FEW_TOKENS) {
+    embed_rows(b, rows, (team_range){0, rows->n});
+    phase_alone(b, PHASE_EMBED);
+  } else {
+    embed_part p = {b, rows};
+    step_run(b, run_embed, &p, PHASE_EMBED);
+  }
   show_stream_phase(b, PROBE_INP_EMBD, -1, 0, rows->n);
   return 0;
 }
 
+typedef struct {
+  cpu_backend *b;
+  const int64_t *row;
+  int64_t count;
+  product_list logits;
+} head_part;
+
+static void head_rows(cpu_backend *b, const int64_t *row, team_range part) {
+  for (int64_t i = part.first; i < part.end; i++)
+    norm_row(b, &b->head_in, i, row[i], b->params.weights->output_norm, WITHOUT_REMAINDER);
+}
+
+static void run_head(void *context) {
+  head_part *p = (head_part *)context;
+  cpu_backend *b = p->b;
+  size_t real = b->shared.ops->bytes;
+  if (p->count > FEW_TOKENS) {
+    head_rows(b, p->row, team_share(b->team, p->count));
+    phase_end(b, PHASE_HEAD_NORM);
+  }
+  show_phase(b, PROBE_RESULT_NORM, -1, b->head_in.real_rows, 0, p->count, real);
+  product_list_run(b, &p->logits);
+  if (probe_is_watched(&b->watch, PROBE_RESULT_OUTPUT)) team_barrier(b->team);
+  show_phase(b, PROBE_RESULT_OUTPUT, -1, b->logits.rows, 0, p->count, real);
+  phase_last(b);
+}
+
 static status cpu_head(backend *base, const token_batch *rows, const int64_t *row, int64_t count) {
   cpu_backend *b = (cpu_backend *)base;
-  const model_weights *w = b->params.weights;
-  size_t real = b->shared.ops->bytes;
-  product_list logits = {0};
-  (void)rows;
-  product_list_add(&logits, product_shared(b, b->logits.rows, &w->output, &b->head_in, 0, count));
-#pragma omp parallel num_threads(b->params.threads)
-  {
-#pragma omp for
-    for (int64_t i = 0; i < count; i++)
-      norm_row(b, &b->head_in, i, row[i], w->output_norm, WITHOUT_REMAINDER);
-    show_phase(b, PROBE_RESULT_NORM, -1, b->head_in.real_rows, 0, count, real);
-    products_phase(b, &logits);
-    show_phase(b, PROBE_RESULT_OUTPUT, -1, b->logits.rows, 0, count, real);
+  head_part p = {.b = b, .row = row, .count = count};
+  step_start(b, rows->n <= FEW_TOKENS ? count : FEW_TOKENS + 1); // a prompt's last row is no decoded token
+  product_list_add(&p.logits,
+                   product_shared(b, b->logits.rows, &b->params.weights->output, &b->head_in, 0, count));
+  if (count <= FEW_TOKENS) {
+    head_rows(b, row, (team_range){0, count});
+    phase_alone(b, PHASE_HEAD_NORM);
   }
+  step_run(b, run_head, &p, PHASE_HEAD);
   return 0;
 }
 
@@ -49,17 +93,38 @@ static status cpu_logits_read(backend *base, int64_t count, const void **out) {
   return 0;
 }
 
+typedef struct { // rows to digest into the sum of each one's sequence
+  cpu_backend *b;
+  const token_batch *rows;
+  const int64_t *row; // of logits: their rows in the batch; NULL: rows first .. of the residual stream
+  int64_t layer, first, count;
+  uint64_t *sums;
+} digest_part;
+
+static void run_digest(void *context) {
+  const digest_part *p = (const digest_part *)context;
+  cpu_backend *b = p->b;
+  team_range part = team_share(b->team, p->count);
+  for (int64_t i = part.first; i < part.end; i++) {
+    int64_t t = p->row ? p->row[i] : p->first + i;
+    const void *reals = p->row ? b->logits.rows[i] : row_at(b, b->x, t, b->shape.hidden);
+    uint64_t sum = 0;
+    digest_row(&sum, b->shared.path, p->layer, p->rows->position[t], reals,
+               (size_t)(p->row ? b->shape.vocabulary : b->shape.hidden));
+    __atomic_fetch_add(&p->sums[p->rows->sequence[t]], sum, __ATOMIC_RELAXED);
+  }
+}
+
+// The rows of a batch of few tokens are the caller's alone.
+static void digest_rows(digest_part *p) {
+  cpu_backend *b = p->b;
+  team_run(b->team, p->count <= FEW_TOKENS ? 1 : team_threads(b->team), run_digest, p);
+}
+
 static status cpu_logits_digest(backend *base, const token_batch *rows, const int64_t *row, int64_t count,
                                 uint64_t *sums) {
-  cpu_backend *b = (cpu_backend *)base;
-#pragma omp parallel for num_threads(b->params.threads)
-  for (int64_t i = 0; i < count; i++) {
-    uint64_t sum = 0;
-    digest_row(&sum, b->shared.path, -1, rows->position[row[i]], b->logits.rows[i],
-               (size_t)b->shape.vocabulary);
-#pragma omp atomic
-    sums[rows->sequence[row[i]]] += sum;
-  }
+  digest_part p = {(cpu_backend *)base, rows, row, -1, 0, count, sums};
+  digest_rows(&p);
   return 0;
 }
 
@@ -124,22 +189,20 @@ static status cpu_probes_watch(backend *base, const probe_watch *watch) {
 
 static status cpu_digest(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count,
                          uint64_t *sums) {
-  cpu_backend *b = (cpu_backend *)base;
-#pragma omp parallel for num_threads(b->params.threads)
-  for (int64_t t = first; t < first + count; t++) {
-    uint64_t sum = 0;
-    digest_row(&sum, b->shared.path, layer, rows->position[t], row_at(b, b->x, t, b->shape.hidden),
-               (size_t)b->shape.hidden);
-#pragma omp atomic
-    sums[rows->sequence[t]] += sum;
-  }
+  digest_part p = {(cpu_backend *)base, rows, NULL, layer, first, count, sums};
+  digest_rows(&p);
   return 0;
+}
+
+static int cpu_decode_threads(const backend *base) {
+  return team_choice_threads(&((const cpu_backend *)base)->choice);
 }
 
 const backend_ops cpu_backend_ops = {
     .kind = BACKEND_CPU,
     .rows = cpu_rows,
     .has_path = cpu_has_path,
+    .prompt_chunk = 512,
     .open = cpu_open,
     .close = cpu_close,
     .row = cpu_row_name,
@@ -170,4 +233,7 @@ const backend_ops cpu_backend_ops = {
                 1u << PROBE_FFN_MOE_SWIGLU | 1u << PROBE_FFN_MOE_DOWN,
     .probes_watch = cpu_probes_watch,
     .digest = cpu_digest,
+    .phases_watch = cpu_phases_watch,
+    .peaks = cpu_peaks,
+    .decode_threads = cpu_decode_threads,
 };

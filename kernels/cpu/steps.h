@@ -1,16 +1,19 @@
 // steps: the cpu backend's steps, shared by the files that hold them: step_attention.c, step_moe.c, steps.c.
 //
-// A step is one parallel region of a few named phases over a batch, each phase a loop whose iterations are
-// independent, so that threads change no bit. CUDA's files of the same names have the same phases in the same
-// order.
+// A step is one run of the team through a few named phases over a batch, each phase a loop whose iterations
+// are independent, so that threads change no bit. CUDA's files of the same names have the same phases in the
+// same order. Barriers cost most where a batch has few tokens: there what little lies between two products is
+// thread 0's alone (phase_alone, phase_end_then), or part of the tasks beside it.
 #pragma once
+#include "kernels/cpu/phase_clock.h"
 #include "kernels/cpu/products.h"
 #include "kernels/product_form.h"
 
 // m times rows first .. first + n - 1 of a
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
                                      const activations *a, int64_t first, int64_t n) {
-  return (product){&b->shared, m, out + first, a->real_rows + first, a->q8k_rows + first, NULL, n};
+  return (product){&b->shared,          m,    out + first, a->real_rows + first,
+                   a->q8k_rows + first, NULL, n,           tile_rows_of(b, &b->shared, m, 1, n)};
 }
 
 // The same of q, k, v and o, which read the remainders where the path keeps them.
@@ -46,31 +49,44 @@ static inline void norm_row(cpu_backend *b, activations *out, int64_t to, int64_
   quantize(b, &b->shared, out, to, how);
 }
 
-// normed = rms_norm(x) * weight
-static inline void norm_phase(cpu_backend *b, const float *weight, int64_t first, int64_t count,
-                              rounding how) {
-#pragma omp for
-  for (int64_t t = first; t < first + count; t++) norm_row(b, &b->normed, t, t, weight, how);
+// normed = rms_norm(x) * weight of rows first + part.first ..
+static inline void norm_rows(cpu_backend *b, const float *weight, int64_t first, team_range part,
+                             rounding how) {
+  for (int64_t t = first + part.first; t < first + part.end; t++) norm_row(b, &b->normed, t, t, weight, how);
 }
 
-// Shows numbers[i] as row first + i of a probe. Inside a parallel region, by all its threads, or outside of
-// one.
+// The same by the caller alone, before the run, where tokens are few; the phase of the run is then empty.
+static inline void norm_alone(cpu_backend *b, phase_kind phase, const float *weight, int64_t first,
+                              int64_t count, rounding how) {
+  if (count > FEW_TOKENS) return;
+  norm_rows(b, weight, first, (team_range){0, count}, how);
+  phase_alone(b, phase);
+}
+
+static inline void norm_phase(cpu_backend *b, phase_kind phase, const float *weight, int64_t first,
+                              int64_t count, rounding how) {
+  if (count <= FEW_TOKENS) return;
+  norm_rows(b, weight, first, team_share(b->team, count), how);
+  phase_end(b, phase);
+}
+
+// Shows numbers[i] as row first + i of a probe. By all threads of a run, or outside of one.
 static inline void show_phase(cpu_backend *b, probe_point point, int64_t layer, void *const *numbers,
                               int64_t first, int64_t count, size_t real_bytes) {
   if (!probe_is_watched(&b->watch, point)) return;
-#pragma omp single
-  for (int64_t i = 0; i < count; i++)
+  for (int64_t i = 0; i < count && !team_thread(); i++)
     b->watch.show(b->watch.context, point, layer, first + i, numbers[i], real_bytes);
+  team_barrier(b->team);
 }
 
 // The same of rows that lie one after the other.
 static inline void show_rows_phase(cpu_backend *b, probe_point point, int64_t layer, const void *numbers,
                                    int64_t first, int64_t count, size_t row_bytes, size_t real_bytes) {
   if (!probe_is_watched(&b->watch, point)) return;
-#pragma omp single
-  for (int64_t i = 0; i < count; i++)
+  for (int64_t i = 0; i < count && !team_thread(); i++)
     b->watch.show(b->watch.context, point, layer, first + i, (const char *)numbers + (size_t)i * row_bytes,
                   real_bytes);
+  team_barrier(b->team);
 }
 
 static inline void show_stream_phase(cpu_backend *b, probe_point point, int64_t layer, int64_t first,
@@ -78,6 +94,11 @@ static inline void show_stream_phase(cpu_backend *b, probe_point point, int64_t 
   size_t real = b->shared.ops->bytes;
   show_rows_phase(b, point, layer, row_at(b, b->x, first, b->shape.hidden), first, count,
                   (size_t)b->shape.hidden * real, real);
+}
+
+// One of the points is watched or imposed: then phases are not fused over it.
+static inline bool needs_points(const cpu_backend *b, uint32_t points) {
+  return (b->watch.wanted | b->watch.imposed) & points;
 }
 
 // Overwrites numbers of one row where the probe is imposed.
@@ -132,8 +153,15 @@ void exact_close(cpu_backend *b);
 // Key and value of a head into the cache.
 void exact_store_head(cpu_backend *b, int64_t layer, int64_t sequence, int64_t head, int64_t position,
                       const float *k, const float *v);
-// Attention of b->spans[n_spans]. Inside a parallel region, by all its threads.
-void exact_attend_phase(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans);
+// Attention of b->spans[n_spans]: pieces into which each one's keys are cut (1: none), by the caller alone;
+// its tasks; and by all threads of a run the attention, which no barrier ends.
+int64_t exact_pieces(const cpu_backend *b, const token_batch *batch, int64_t n_spans);
+int64_t exact_tasks(const cpu_backend *b, int64_t n_spans, int64_t pieces);
+void exact_attend_run(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans,
+                      int64_t pieces, task_queue *tasks);
+// One task of them where there is one piece.
+void exact_attend_span(cpu_backend *b, int64_t layer, const token_batch *batch, const token_span *span,
+                       int64_t slice);
 
 // ---- step_attention.c ----
 

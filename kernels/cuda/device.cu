@@ -22,6 +22,14 @@ bool device_take(device_id *out, int host_rank) {
   return true;
 }
 
+device_link device_link_between(int32_t a, int32_t b) {
+  int reaches = 0, atomics = 0;
+  if (cudaDeviceCanAccessPeer(&reaches, a, b) != cudaSuccess || !reaches) return DEVICE_LINK_HOST;
+  if (cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, a, b) != cudaSuccess)
+    atomics = 0;
+  return atomics ? DEVICE_LINK_ATOMIC : DEVICE_LINK_PEER;
+}
+
 int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;

@@ -17,6 +17,7 @@
 
 // The one that the rank with this place on its host takes; false: this host has none.
 bool device_take(device_id *out, int host_rank);
+device_link device_link_between(int32_t a, int32_t b);
 // Wait for all that was enqueued on the stream, or before the event, and call p->watch meanwhile.
 status device_wait(cudaStream_t stream, const backend_params *p);
 status device_wait_event(cudaEvent_t event, const backend_params *p);
@@ -91,6 +92,26 @@ static status launch_shared(void (*kernel)(Parameters...), dim3 grid, int thread
   if (bytes > DEFAULT_SHARED_BYTES)
     CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
   return launch(kernel, grid, threads, bytes, stream, arguments...);
+}
+
+// A launch whose thread blocks may wait for each other: all of them run at once, or the launch is an error.
+// It starts when the one before it has ended.
+template <typename... Parameters, typename... Arguments>
+static status launch_resident(void (*kernel)(Parameters...), int blocks, int threads, size_t bytes,
+                              cudaStream_t stream, const Arguments &...arguments) {
+  CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+  cudaLaunchAttribute resident = {};
+  resident.id = cudaLaunchAttributeCooperative;
+  resident.val.cooperative = 1;
+  cudaLaunchConfig_t how = {};
+  how.gridDim = dim3((unsigned)blocks);
+  how.blockDim = dim3((unsigned)threads);
+  how.dynamicSmemBytes = bytes;
+  how.stream = stream;
+  how.attrs = &resident;
+  how.numAttrs = 1;
+  CUDA_TRY(cudaLaunchKernelEx(&how, kernel, Parameters(arguments)...));
+  return 0;
 }
 
 static constexpr int WARP = 32;

@@ -68,3 +68,40 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t out[4], const int8_t *at) {
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"((uint32_t)__cvta_generic_to_shared(at)));
 }
+
+// ---- hand-over between the thread blocks of a launch whose blocks all run at once ----
+
+__device__ __forceinline__ float load_relaxed(const float *at) {
+  float out;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(out) : "l"(at) : "memory");
+  return out;
+}
+
+__device__ __forceinline__ float4 load_relaxed_4(const float *at) {
+  float4 out;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+               : "l"(at)
+               : "memory");
+  return out;
+}
+
+__device__ __forceinline__ void store_relaxed(float *at, float x) {
+  asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(at), "f"(x) : "memory");
+}
+
+__device__ __forceinline__ unsigned load_acquire(const unsigned *at) {
+  unsigned out;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(out) : "l"(at) : "memory");
+  return out;
+}
+
+__device__ __forceinline__ void add_release(unsigned *at, unsigned more) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(more) : "memory");
+}
+
+// Once in each turn of a loop that waits for another thread. A wait of seconds is an error of the program,
+// and ends as one of the device, not as a hang.
+__device__ __forceinline__ void spin(unsigned *turns) {
+  if (++*turns == 1u << 25) __trap();
+}

@@ -18,6 +18,20 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t *b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
 }
 
+// The arrival of a warp that is done with what it read. One lane makes it: what the others did happened
+// before, by __syncwarp. compute-sanitizer's racecheck follows each thread's own arrivals alone and reports
+// the other lanes' reads; where it is to run, each lane arrives (cmake -DMOE_RACECHECK=ON).
+#ifdef MOE_RACECHECK
+static constexpr int ARRIVALS_OF_WARP = 32;
+#else
+static constexpr int ARRIVALS_OF_WARP = 1;
+#endif
+
+__device__ __forceinline__ void mbarrier_arrive_of_warp(uint64_t *b) {
+  __syncwarp();
+  if (ARRIVALS_OF_WARP > 1 || threadIdx.x % 32 == 0) mbarrier_arrive(b);
+}
+
 // An arrival once all copies that the thread has started have landed.
 __device__ __forceinline__ void mbarrier_arrive_after_copies(uint64_t *b) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b)) : "memory");
@@ -29,6 +43,16 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *b, uint32_t parity) {
                    shared_address(b)),
                "r"(parity)
                : "memory");
+}
+
+__device__ __forceinline__ bool mbarrier_try_wait(uint64_t *b, uint32_t parity) { // waits a while
+  uint32_t done;
+  asm volatile("{\n.reg .pred done;\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+               : "=r"(done)
+               : "r"(shared_address(b)), "r"(parity)
+               : "memory");
+  return done;
 }
 
 // Barriers that were initialised are from here on there for bulk copies to arrive at.
@@ -56,10 +80,17 @@ __device__ __forceinline__ void named_barrier_sync() { // of so many of the thre
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
 }
 
-// Two floats, here and not earlier: where the compiler would hold them in registers that are wanted.
+// Two floats, or a word, here and not earlier: where the compiler would hold them in registers that are
+// wanted.
 __device__ __forceinline__ float2 load_shared_late(const float *at) {
   float2 out;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(out.x), "=f"(out.y) : "r"(shared_address(at)));
+  return out;
+}
+
+__device__ __forceinline__ uint32_t load_shared_word_late(const void *at) {
+  uint32_t out;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(out) : "r"(shared_address(at)));
   return out;
 }
 

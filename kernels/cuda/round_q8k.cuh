@@ -55,11 +55,14 @@ __device__ __forceinline__ void take_outliers(block_outliers *out, float v[8]) {
   if (lane == 0) out->count = count;
 }
 
-// Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, unless
-// NULL, the 8 sums of 32 (dev_inputs); global or shared memory. Returns the scale, in every lane.
-__device__ __forceinline__ float round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
-                                             int8_t *sums32) {
-  int lane = threadIdx.x % WARP;
+struct rounded_lane { // of a block of 256, the lane's eight
+  uint2 quants;
+  int sum;
+  float d; // of the block
+};
+
+// Lane l holds elements 8 l .. 8 l + 7.
+__device__ __forceinline__ rounded_lane round_lane(const float v[8]) {
   uint32_t most = 0; // bits of magnitudes order as the magnitudes; a NaN is none, as in the C comparison
   float extreme = 0;
 #pragma unroll
@@ -74,15 +77,26 @@ __device__ __forceinline__ float round_block(const float v[8], int8_t *qs, float
   int owner = __ffs(__ballot_sync(~0u, most == all)) - 1; // the lowest lane has the first element
   extreme = __shfl_sync(~0u, extreme, owner);
   float inverse = all ? num_q8k_inverse_scale(extreme) : 0.0f;
-  int sum = 0;
+  rounded_lane out = {make_uint2(0, 0), 0, all ? 1.0f / inverse : 0.0f};
   uint32_t packed[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int q = all ? num_q8k_round(inverse, v[i]) : 0;
-    sum += q;
+    out.sum += q;
     packed[i / 4] |= (uint32_t)(uint8_t)q << 8 * (i % 4);
   }
-  *(uint2 *)(qs + 8 * lane) = make_uint2(packed[0], packed[1]);
+  out.quants = make_uint2(packed[0], packed[1]);
+  return out;
+}
+
+// Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, unless
+// NULL, the 8 sums of 32 (dev_inputs); global or shared memory. Returns the scale, in every lane.
+__device__ __forceinline__ float round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
+                                             int8_t *sums32) {
+  int lane = threadIdx.x % WARP;
+  rounded_lane r = round_lane(v);
+  int sum = r.sum;
+  *(uint2 *)(qs + 8 * lane) = r.quants;
   sum += __shfl_xor_sync(~0u, sum, 1);
   if (lane % 2 == 0) bsums[lane / 2] = (int16_t)sum;
   if (sums32) {
@@ -90,7 +104,6 @@ __device__ __forceinline__ float round_block(const float v[8], int8_t *qs, float
     if (lane % 4 == 0) sums32[lane / 4] = (int8_t)(sum & 127);
     if (lane % 4 == 1) sums32[8 + lane / 4] = (int8_t)(sum >> 7);
   }
-  float scale = all ? 1.0f / inverse : 0.0f;
-  if (lane == 0) *d = scale;
-  return scale;
+  if (lane == 0) *d = r.d;
+  return r.d;
 }

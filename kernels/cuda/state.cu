@@ -51,6 +51,7 @@ void cuda_close(backend *base) {
     for (void *memory : pinned)
       if (memory) cudaFreeHost(memory);
     if (b->fetched) cudaEventDestroy(b->fetched);
+    phase_events_close(&b->phases);
     if (b->stream) cudaStreamDestroy(b->stream);
   }
   weights_release(b->weights);
@@ -220,6 +221,25 @@ static status open_router_and_head(cuda_backend *b) {
   return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
 
+// The kernel of all layers of a token, if it serves this model here. A memory plan, which has no weights yet,
+// takes what it would take if so.
+static status open_token(cuda_backend *b) {
+  token_state *t = &b->fused;
+  size_t layers = (size_t)b->shape.n_layers;
+  bool may = b->params.computes_shared && b->alone && b->params.n_ranks == 1 && b->shared->kind == PATH_Q8K &&
+             b->experts->kind == PATH_Q8K;
+  if (!may) return 0;
+  if (b->plan)
+    token_plan_size(&t->plan, &b->shape);
+  else
+    b->has_fused = token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
+  if (!b->plan && !b->has_fused) return 0;
+  for (float *&set : t->sets) TRY(take(b, &set, token_set_floats(&t->plan), PART_WORK));
+  TRY(take(b, &t->epoch, 1, PART_WORK));
+  TRY(take(b, &t->layers, layers, PART_WORK));
+  return b->plan ? 0 : token_state_fill(t, b->weights);
+}
+
 // All that is allocated on the device but the weights; with b->plan it is only added up.
 static status open_memory(cuda_backend *b) {
   const model_shape *s = &b->shape;
@@ -227,6 +247,7 @@ static status open_memory(cuda_backend *b) {
   if (b->params.computes_shared) TRY(open_attention(b));
   if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
+  TRY(open_token(b));
   TRY(take(b, &b->unused_sums, (size_t)b->params.n_sequences, PART_WORK));
   return take(b, &b->sums, sums, PART_WORK);
 }
@@ -258,6 +279,28 @@ static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chun
   weights_plan(out, p.weights, p.local, p.computes_shared);
   open_memory(&b);
   memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
+}
+
+static status use_device(device_id *out, const backend_params *params) {
+  if (!device_take(out, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
+  CUDA_TRY(cudaSetDevice(out->index));
+  return 0;
+}
+
+status cuda_batch_that_fits(int64_t *out, const backend_params *params) {
+  size_t free_bytes = 0, total = 0;
+  device_id device;
+  TRY(use_device(&device, params));
+  CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+  for (int64_t n = params->max_batch; n >= params->n_sequences && n > 0; n /= 2) {
+    backend_params p = *params;
+    memory_plan plan = {};
+    plan_for(&plan, &p, p.context, n);
+    *out = n;
+    if (memory_plan_total(&plan) <= free_bytes) return 0;
+  }
+  *out = params->max_batch;
+  return 0;
 }
 
 static status plan_memory(cuda_backend *b) {
@@ -322,12 +365,11 @@ static status open_fields(cuda_backend *b) {
 status cuda_open(backend **out, const backend_params *params) {
   *out = nullptr;
   device_id device;
-  if (!device_take(&device, params->host_rank)) return FAIL("backend cuda: this host has no usable GPU");
   if (!cuda_has_path(params->shared) || !cuda_has_path(params->experts))
     return FAIL("backend cuda: it does not compute the path %s",
                 path_get(cuda_has_path(params->shared) ? params->experts : params->shared)->name);
   TRY(product_forms_check(params, "cuda", weights_computes));
-  CUDA_TRY(cudaSetDevice(device.index));
+  TRY(use_device(&device, params));
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));
   b->base.ops = &cuda_backend_ops;

@@ -4,8 +4,10 @@
 // of the steps (steps.cu), arithmetic, other ranks.
 #pragma once
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/decode/token.cuh"
 #include "kernels/cuda/exact/exact.cuh"
 #include "kernels/cuda/memory_plan.h"
+#include "kernels/cuda/phase_events.cuh"
 #include "kernels/cuda/weights.cuh"
 
 static constexpr int MAX_BLOCKS = 64;
@@ -63,6 +65,8 @@ struct cuda_backend {
   exact_work exact;    //
   unsigned *arrived;   // counters of one token's attention
   bool decodes;        // decode_fits, on these paths
+  bool has_fused;      // token_plan_make, where besides no row crosses ranks
+  token_state fused;   // then
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;
   double *margin;
@@ -75,12 +79,14 @@ struct cuda_backend {
   cudaEvent_t fetched; // after the transfer of the routing to them
   float *host_logits;  // [max_logit_rows][vocabulary]
   probe_watch watch;
+  phase_events phases;
   float *shown;                    // [max_batch][hidden], for a probe without an array among those above
   unsigned long long *unused_sums; // [n_sequences]
   uint8_t *host_rows;              // pinned, all rows of any kind; only where rows cross ranks
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;
-  bool is_capturing;        // the steps are being captured: the batch is on the device already
+  bool is_capturing; // the steps are being captured: the batch is on the device already
+  bool fuses; // and are one token's: the last layer's moe launches all layers, the steps before it nothing
   unsigned long long *sums; // [2 * n_layers + 1][n_sequences] digests not yet read: of the layers, of the
                             // logits, and of the layers of batches that were computed in part
   uint64_t **sums_to;       // [2 * n_layers + 1] where they go
@@ -91,6 +97,7 @@ static inline cuda_backend *self(backend *b) {
 }
 
 // The table's functions about the backend as a whole.
+status cuda_batch_that_fits(int64_t *out, const backend_params *params);
 status cuda_open(backend **out, const backend_params *params);
 void cuda_close(backend *base); // takes NULL
 const char *cuda_rows(void);

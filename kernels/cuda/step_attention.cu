@@ -8,6 +8,12 @@ static bool rounds(const cuda_backend *b) {
   return path_rounded_form(b->shared->kind) == ACTIVATION_Q8K && b->shape.hidden % QK_K == 0;
 }
 
+// Whether q, k and v are multiplied by the floats of the normed rows, or somebody looks at them.
+static bool reads_floats(const cuda_backend *b, const dev_layer *w) {
+  return !rounds(b) || !takes_q8k(b->shared, &w->q) || !takes_q8k(b->shared, &w->k) ||
+         !takes_q8k(b->shared, &w->v) || probe_is_watched(&b->watch, PROBE_ATTN_NORM);
+}
+
 status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
@@ -15,16 +21,23 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
   int64_t q_width = s->n_heads * s->head_dim, kv_width = s->n_kv_heads * s->head_dim;
   float *x = b->x + first * s->hidden, epsilon = (float)s->rms_epsilon;
   int n = (int)count;
-  if (decodes(b, rows)) return decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream);
+  if (decodes(b, rows)) {
+    TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream));
+    return phase_mark(b, PHASE_QKV);
+  }
   dev_inputs normed = rows_from(precise(b->normed, b->normed_remainder), first);
-  TRY(norm_launch(rounded_for(normed, b->shared), x, w->attn_norm, n, epsilon, rounds(b), b->stream));
+  TRY(norm_launch(rounded_for(normed, b->shared), x, w->attn_norm, n, epsilon, rounds(b), reads_floats(b, w),
+                  b->stream));
+  TRY(phase_mark(b, PHASE_ATTN_NORM));
   TRY(show(b, PROBE_ATTN_NORM, layer, normed.x, first, count));
   product_set qkv = {{shared_product(b->q + first * q_width, &w->q, &normed, n),
                       shared_product(b->k + first * kv_width, &w->k, &normed, n),
                       shared_product(b->v + first * kv_width, &w->v, &normed, n)},
                      {0},
-                     3};
-  return multiply(b, b->shared, &qkv);
+                     3,
+                     false};
+  TRY(multiply(b, b->shared, &qkv));
+  return phase_mark(b, PHASE_QKV);
 }
 
 static bool attends_in_integers(const cuda_backend *b) {
@@ -93,6 +106,7 @@ static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, boo
          kv_at = (size_t)(first * s->n_kv_heads * s->head_dim);
   if (attends_tokens(b, n)) return attend_tokens(b, layer, early);
   TRY(prepare_heads(b, layer, first, n, false));
+  TRY(phase_mark(b, PHASE_HEADS));
   TRY(impose_heads(b, layer, first, n));
   TRY(show(b, PROBE_QCUR, layer, b->q + at, first, n));
   TRY(show(b, PROBE_KCUR, layer, b->k + kv_at, first, n));
@@ -107,17 +121,24 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
   const dev_layer *w = &b->weights->layers[layer];
   bool one = decodes(b, rows);
   int n = (int)count;
+  TRY(mark_exchange(b));
   TRY(attend_heads(b, layer, (int)first, n, one));
-  if (one) return decode_output_launch(b->x, b->attended.x, w, b->stream);
   dev_inputs attended = rows_from(precise(b->attended, b->attended_remainder), first);
-  if (attended.qs) TRY(round_launch(attended, n, b->stream));
+  if (attended.qs && !one) TRY(round_launch(attended, n, b->stream));
+  TRY(phase_mark(b, PHASE_ATTEND));
   float *x = b->x + first * b->shape.hidden;
-  TRY(product_shared(b, x, &w->o, &attended, n, true));
+  if (one)
+    TRY(decode_output_launch(b->x, b->attended.x, w, b->stream));
+  else
+    TRY(product_shared(b, x, &w->o, &attended, n, true));
+  TRY(phase_mark(b, PHASE_O));
+  if (one) return 0;
   TRY(impose(b, PROBE_FFN_INP, x, first, count));
   return show(b, PROBE_FFN_INP, layer, x, first, count);
 }
 
 status cuda_attention(backend *base, int64_t layer, const token_batch *rows) {
+  if (self(base)->fuses) return 0; // the last layer's moe
   TRY(cuda_project(base, layer, rows, 0, rows->n));
   return cuda_attend(base, layer, rows, 0, rows->n);
 }

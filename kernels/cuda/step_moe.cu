@@ -36,9 +36,11 @@ static status route_rows(cuda_backend *b, int64_t layer, int64_t first, int n) {
   bool round = b->normed.qs != nullptr; // for the experts; the router itself may be of any type
   dev_inputs normed = rows_from(b->normed, first);
   TRY(norm_launch(rounded_for(normed, b->shared), b->x + first * s->hidden, w->ffn_norm, n,
-                  (float)s->rms_epsilon, round, b->stream));
+                  (float)s->rms_epsilon, round, true, b->stream));
+  TRY(phase_mark(b, PHASE_FFN_NORM));
   TRY(show(b, PROBE_FFN_NORM, layer, normed.x, first, n));
   TRY(product_shared(b, logits, &w->router, &normed, n, false));
+  TRY(phase_mark(b, PHASE_ROUTER));
   bool other = path_splits_outliers(b->shared->kind) != path_splits_outliers(b->experts->kind);
   if (other && path_rounded_form(b->experts->kind) == ACTIVATION_Q8K &&
       normed.qs) // the router has read the rows
@@ -53,11 +55,15 @@ status cuda_route(backend *base, int64_t layer, const token_batch *rows, int64_t
   const dev_layer *w = &b->weights->layers[layer];
   int64_t slot = first * s->top_k;
   bool whole = count == rows->n;
-  if (decodes(b, rows))
+  TRY(mark_exchange(b));
+  if (decodes(b, rows)) {
     TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)s->rms_epsilon, b->stream));
-  else
+    TRY(phase_mark(b, PHASE_ROUTER));
+  } else {
     TRY(route_rows(b, layer, first, (int)count));
+  }
   TRY(choose(b, first, (int)count, whole, parts));
+  TRY(phase_mark(b, PHASE_TOP_K));
   TRY(show(b, PROBE_FFN_MOE_TOPK, layer, b->expert + slot, first, count));
   TRY(show(b, PROBE_FFN_MOE_WEIGHTS_NORM, layer, b->slot_weights + slot, first, count));
   b->routing = whole ? ROUTING_OF_ALL : ROUTING_OF_SOME;
@@ -150,6 +156,14 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   return p;
 }
 
+// The product of gate and up ends with silu(gate) * up: not where their own numbers are wanted.
+static bool fuses_swiglu(const cuda_backend *b, const product_set *set) {
+  const uint32_t own = 1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP;
+  return !((b->watch.wanted | b->watch.imposed) & own) && !path_splits_outliers(b->experts->kind) &&
+         takes_q8k(b->experts, &set->p[0].w) && b->shape.expert_width % QK_K == 0 &&
+         product_q8k_fuses_swiglu(set);
+}
+
 static decode_experts one_token(cuda_backend *b, int64_t layer) {
   decode_experts e = {};
   e.normed = b->normed;
@@ -168,18 +182,25 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   const dev_layer *w = &b->weights->layers[layer];
   int n_slots = slots_of(b, rows->n);
   TRY(expect(b, b->routing == ROUTING_OF_ALL || b->routing == ROUTING_GIVEN, "experts_up"));
+  TRY(mark_exchange(b));
   if (decodes(b, rows) && b->routing == ROUTING_OF_ALL) { // repeats the choice from the logits
     decode_experts e = one_token(b, layer);
     b->routing = EXPERTS_UP_ONE;
-    return decode_gate_up_launch(&e, w, s, b->weights, &b->batch, b->stream);
+    TRY(decode_gate_up_launch(&e, w, s, b->weights, &b->batch, b->stream));
+    return phase_mark(b, PHASE_GATE_UP);
   }
-  if (n_slots > 2 * s->top_k)
+  if (n_slots > 2 * s->top_k) {
     TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
+    TRY(phase_mark(b, PHASE_TOP_K));
+  }
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k),
                      slot_product(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k)},
                     {0},
-                    2};
+                    2,
+                    false};
+  in.swiglu = fuses_swiglu(b, &in);
   TRY(multiply(b, b->experts, &in));
+  TRY(phase_mark(b, PHASE_GATE_UP));
   TRY(impose_slots(b, PROBE_FFN_MOE_GATE, b->gate.x, nullptr, n_slots));
   TRY(impose_slots(b, PROBE_FFN_MOE_UP, b->up, nullptr, n_slots));
   TRY(show_slots(b, PROBE_FFN_MOE_GATE, layer, b->gate.x, nullptr, n_slots));
@@ -187,9 +208,11 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   bool given = probe_is_imposed(&b->watch, PROBE_FFN_MOE_SWIGLU);
   bool floats =
       !takes_q8k(b->experts, &w->down) || given || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
-  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, floats, b->stream));
+  TRY(swiglu_launch(b->gate, in.swiglu ? nullptr : b->up, b->member, n_slots, b->gate.qs != nullptr, floats,
+                    b->stream));
   TRY(impose_slots(b, PROBE_FFN_MOE_SWIGLU, b->gate.x, nullptr, n_slots));
   if (given && b->gate.qs) TRY(round_launch(b->gate, n_slots, b->stream));
+  TRY(phase_mark(b, PHASE_SWIGLU));
   TRY(show_slots(b, PROBE_FFN_MOE_SWIGLU, layer, b->gate.x, nullptr, n_slots));
   b->routing = EXPERTS_UP;
   return 0;
@@ -221,11 +244,13 @@ status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, 
     decode_experts e = one_token(b, layer);
     e.slots = b->slots;
     e.place = place;
-    return decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
+    TRY(decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
+    return phase_mark(b, PHASE_DOWN);
   }
-  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
+  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1, false};
   down.p[0].place = place;
   TRY(multiply(b, b->experts, &down));
+  TRY(phase_mark(b, PHASE_DOWN));
   TRY(impose_slots(b, PROBE_FFN_MOE_DOWN, b->slots, place, n_slots));
   return show_slots(b, PROBE_FFN_MOE_DOWN, layer, b->slots, place, n_slots);
 }
@@ -262,9 +287,11 @@ status cuda_combine(backend *base, int64_t layer, const token_batch *rows, int64
   combine_part p = part_of(b, first, count, places);
   float *x = b->x + first * s->hidden;
   unsigned long long *sums = b->sums + sums_row(b, layer, rows, count) * b->params.n_sequences;
+  TRY(mark_exchange(b));
   TRY(show_sums(b, layer, first, count, &p));
   TRY(combine_launch(x, p.slots, p.weight, p.place, &p.rows, (int)s->top_k, (int)s->hidden, sums,
                      b->shared->tag, (int)layer, b->stream));
+  TRY(phase_mark(b, PHASE_COMBINE));
   return show(b, PROBE_L_OUT, layer, x, first, count);
 }
 
@@ -275,13 +302,33 @@ static status moe_of_one_token(cuda_backend *b, int64_t layer) {
   const dev_layer *w = &b->weights->layers[layer];
   decode_experts e = one_token(b, layer);
   TRY(decode_router_launch(b->router_logits, b->normed, b->x, w, (float)b->shape.rms_epsilon, b->stream));
+  TRY(phase_mark(b, PHASE_ROUTER));
   TRY(decode_gate_up_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
-  return decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream);
+  TRY(phase_mark(b, PHASE_GATE_UP));
+  TRY(decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
+  return phase_mark(b, PHASE_DOWN);
+}
+
+// Every layer of one token at once.
+static status all_layers(cuda_backend *b) {
+  token_work w = {};
+  w.x = b->x;
+  w.rope = b->rope;
+  w.cache = b->limbs;
+  w.exact = b->exact;
+  w.local_of_expert = b->weights->local_of_expert;
+  w.batch = b->batch;
+  w.sums = b->sums;
+  w.n_sequences = (int)b->params.n_sequences;
+  w.tag = b->shared->tag;
+  w.epsilon = (float)b->shape.rms_epsilon;
+  return token_launch(&b->fused, &w, b->stream);
 }
 
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
   static const slot_places in_order = {SLOTS_IN_ORDER, nullptr};
   cuda_backend *b = self(base);
+  if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
   if (decodes(b, rows)) return moe_of_one_token(b, layer);
   TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));
   TRY(cuda_experts_up(base, layer, rows));

@@ -9,94 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-// ---- products ----
-
-bool takes_q8k(const path_info *path, const dev_matrix *m) {
-  return product_form(path->kind, m->type) == ACTIVATION_Q8K;
-}
-
-// Adds the products with what the rounding of their inputs left over.
-static status add_remainder(cuda_backend *b, product_set *set) {
-  for (int i = 0; i < set->count; i++) {
-    dev_inputs *in = &set->p[i].in;
-    const dev_remainder r = in->remainder;
-    in->qs = r.qs;
-    in->d = r.d;
-    in->bsums = r.bsums;
-    in->sums32 = r.sums32;
-    set->p[i].adds = true;
-  }
-  return product_q8k_launch(set, b->stream);
-}
-
-// A product with a remainder and outliers is whole before it is added to anything, so it takes a place of its
-// own first.
-static status multiply_q8k(cuda_backend *b, const path_info *path, product_set *set) {
-  if (!path_splits_outliers(path->kind)) return product_q8k_launch(set, b->stream);
-  product_set whole = *set;
-  bool adds = set->p[0].adds; // of a set of one
-  if (adds) whole.p[0].out = b->projected;
-  whole.p[0].adds = false;
-  TRY(product_q8k_launch(&whole, b->stream));
-  if (whole.p[0].in.remainder.qs) TRY(add_remainder(b, &whole)); // a set reads one input
-  return product_outliers_launch(set, adds ? b->projected : nullptr, b->stream);
-}
-
-status multiply(cuda_backend *b, const path_info *path, product_set *set) {
-  bool all_q8k = true;
-  for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
-  if (all_q8k) return multiply_q8k(b, path, set);
-  for (int i = 0; i < set->count; i++) {
-    product_set one = {{set->p[i]}, {0}, 1};
-    TRY(takes_q8k(path, &one.p[0].w) ? multiply_q8k(b, path, &one)
-                                     : product_f32_launch(&one.p[0], b->stream));
-  }
-  return 0;
-}
-
-dev_inputs rows_from(dev_inputs in, int64_t first) {
-  size_t elements = (size_t)first * (size_t)in.width;
-  in.x += elements;
-  if (in.outliers) in.outliers += elements / QK_K;
-  if (!in.qs) return in;
-  in.qs += elements;
-  in.d += elements / QK_K;
-  in.bsums += elements / 16;
-  in.sums32 += elements / 16;
-  if (!in.remainder.qs) return in;
-  in.remainder.qs += elements;
-  in.remainder.d += elements / QK_K;
-  in.remainder.bsums += elements / 16;
-  in.remainder.sums32 += elements / 16;
-  return in;
-}
-
-dev_inputs rounded_for(dev_inputs in, const path_info *path) {
-  if (!path_splits_outliers(path->kind)) in.outliers = nullptr;
-  return in;
-}
-
-product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, int n) {
-  product p = {};
-  p.w = *m;
-  p.in = *in;
-  p.n_items = n;
-  p.input_divisor = 1;
-  p.out = out;
-  return p;
-}
-
-status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
-                      bool adds) {
-  product_set set = {{shared_product(out, m, in, n)}, {0}, 1};
-  set.p[0].adds = adds;
-  return multiply(b, b->shared, &set);
-}
-
-dev_batch batch_from(const dev_batch &b, int first, int n) {
-  return dev_batch{b.token + first, b.sequence + first, b.position + first, n};
-}
-
 // ---- the start of a batch ----
 
 // Without a bound the host would fill the driver's queue, and then block in a launch, where params.watch is
@@ -130,7 +42,9 @@ static status cuda_embed(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   b->routing = ROUTING_NONE;
   if (!b->is_capturing) TRY(load_batch(b, rows));
+  TRY(phase_start(b));
   TRY(embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream));
+  TRY(phase_mark(b, PHASE_EMBED));
   return show(b, PROBE_INP_EMBD, -1, b->x, 0, rows->n);
 }
 
@@ -146,15 +60,20 @@ static int64_t neighbours(const int64_t *row, int64_t from, int64_t count) {
 static status cuda_head(backend *base, const token_batch *, const int64_t *row, int64_t count) {
   cuda_backend *b = self(base);
   float epsilon = (float)b->shape.rms_epsilon;
-  if (b->decodes && count == 1 && !b->watch.wanted)
-    return decode_head_launch(b->logits, b->x + row[0] * b->shape.hidden, b->weights, epsilon, b->stream);
+  TRY(phase_start(b));
+  if (b->decodes && count == 1 && !b->watch.wanted) {
+    TRY(decode_head_launch(b->logits, b->x + row[0] * b->shape.hidden, b->weights, epsilon, b->stream));
+    return phase_mark(b, PHASE_HEAD);
+  }
   for (int64_t i = 0, n; i < count; i += n) {
     n = neighbours(row, i, count);
     TRY(norm_launch(rows_from(b->head_in, i), b->x + row[i] * b->shape.hidden, b->weights->output_norm,
-                    (int)n, epsilon, b->head_in.qs != nullptr, b->stream));
+                    (int)n, epsilon, b->head_in.qs != nullptr, true, b->stream));
   }
+  TRY(phase_mark(b, PHASE_HEAD_NORM));
   TRY(show(b, PROBE_RESULT_NORM, -1, b->head_in.x, 0, count));
   TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));
+  TRY(phase_mark(b, PHASE_HEAD));
   return show(b, PROBE_RESULT_OUTPUT, -1, b->logits, 0, count);
 }
 
@@ -182,7 +101,7 @@ static status cuda_logits_digest(backend *base, const token_batch *, const int64
     TRY(digest_launch(b->sums + at * b->params.n_sequences, b->logits + i * vocabulary, &b->batch,
                       (int)row[i], (int)n, (int)vocabulary, b->shared->tag, -1, b->stream));
   }
-  return 0;
+  return phase_mark(b, PHASE_DIGEST);
 }
 
 // ---- rows that cross ranks ----
@@ -391,6 +310,7 @@ static status cuda_finish(backend *base) {
   size_t rows = 2 * (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
   uint64_t *sums;
   TRY(device_wait(b->stream, &b->params));
+  TRY(phase_collect(b));
   TRY(TAKE(&sums, rows * each, "digests"));
   cudaError_t error =
       cudaMemcpyAsync(sums, b->sums, rows * each * sizeof *sums, cudaMemcpyDeviceToHost, b->stream);
@@ -410,8 +330,9 @@ static status capture(cuda_backend *b, const token_batch *batch, status (*steps)
   cudaGraph_t graph = nullptr;
   CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
   b->is_capturing = true;
+  b->fuses = b->has_fused && batch->n == 1 && !is_observed(b);
   status result = steps(context, batch);
-  b->is_capturing = false;
+  b->is_capturing = b->fuses = false;
   cudaError_t error = cudaStreamEndCapture(b->stream, &graph);
   if (!result && error == cudaSuccess) error = cudaGraphInstantiate(&out->graph, graph, 0);
   if (graph) cudaGraphDestroy(graph);
@@ -431,7 +352,7 @@ static int captured_keys(int keys) {
 static status cuda_captured(backend *base, const token_batch *batch,
                             status (*steps)(void *, const token_batch *), void *context) {
   cuda_backend *b = self(base);
-  if (batch->n > CAPTURED_TOKENS) return steps(context, batch);
+  if (batch->n > CAPTURED_TOKENS || b->phases.to) return steps(context, batch);
   TRY(load_batch(b, batch));
   b->max_keys = captured_keys(b->max_keys);
   captured_graph *found = nullptr;
@@ -458,7 +379,10 @@ extern "C" const backend_ops cuda_backend_ops = {
     .has_path = cuda_has_path,
     .devices = cuda_devices,
     .device = device_take,
+    .link = device_link_between,
     .exp2_approx = cuda_exp2_approx,
+    .prompt_chunk = 2048, // 512 gives a prompt of 2,048 tokens 0.55 of the rate (docs/measurements.md)
+    .batch_that_fits = cuda_batch_that_fits,
     .open = cuda_open,
     .close = cuda_close,
     .row = cuda_row,
@@ -489,6 +413,9 @@ extern "C" const backend_ops cuda_backend_ops = {
                 1u << PROBE_FFN_MOE_SWIGLU | 1u << PROBE_FFN_MOE_DOWN,
     .probes_watch = cuda_probes_watch,
     .digest = cuda_digest,
+    .phases_watch = cuda_phases_watch,
+    .peaks = cuda_peaks,
+    .decode_threads = nullptr, // no threads compute
     .finish = cuda_finish,
     .rows_device = cuda_rows_device,
     .stream = cuda_stream,

@@ -1,5 +1,5 @@
 // steps: the cuda backend's steps, shared by the files that hold them: step_attention.cu, step_moe.cu,
-// steps.cu.
+// step_products.cu, steps.cu.
 //
 // The whole forward pass runs on the device: token ids go in, logits (or their digest) come out. Steps are
 // enqueued on one stream and return; `finish` and every read wait. The same phases in the same order
@@ -17,6 +17,9 @@
 //   experts_down  down                       expert_list, widen      multiply              decode_down
 //   combine       weighted sum, add; digest  combine                 combine
 //   head          norm; output               norm, products          norm, product_shared  decode_head
+//
+// One token on q8k of a rank that owns every expert, in a captured run on a GPU that holds it: all layers in
+// one launch (decode/token.cu), which the last layer's moe makes.
 //
 // Where to find what: the launches of products in products/, of one token in decode/; attention in reals in
 // attention.cu, in integers in exact/;
@@ -40,7 +43,12 @@ static inline bool decodes(const cuda_backend *b, const token_batch *rows) {
   return b->decodes && rows->n == 1 && !is_observed(b);
 }
 
-// ---- products: steps.cu ----
+// What crossed ranks since the last step, by whatever transport, ends where the next step starts.
+static inline status mark_exchange(cuda_backend *b) {
+  return b->params.n_ranks > 1 ? phase_mark(b, PHASE_EXCHANGE) : 0;
+}
+
+// ---- products: step_products.cu ----
 
 bool takes_q8k(const path_info *path, const dev_matrix *m);
 status multiply(cuda_backend *b, const path_info *path, product_set *set);

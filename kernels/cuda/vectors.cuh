@@ -4,12 +4,12 @@
 #include "kernels/cuda/weights.cuh"
 
 status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, cudaStream_t stream);
-// out = rms_norm(x) * weight; rounds to Q8_K when `round`. Rounding takes out outliers, and keeps what is
-// left over, where there is a place for them (dev_inputs).
+// out = rms_norm(x) * weight: rounded to Q8_K when `round`, as floats when `floats`. Rounding takes out
+// outliers, and keeps what is left over, where there is a place for them (dev_inputs).
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
-                   cudaStream_t stream);
+                   bool floats, cudaStream_t stream);
 status round_launch(dev_inputs io, int n, cudaStream_t stream);
-// gate = silu(gate) * up: rounded, and as floats where they are read
+// gate = silu(gate) * up, or with up NULL as it is: rounded, and as floats where they are read
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, bool floats,
                      cudaStream_t stream);
 // Caches keys and values of the whole batch; RoPE of the queries of n tokens from `first` on. keys: where the

@@ -3,7 +3,9 @@
 #include "base/progress.h"
 #include "base/whole_file.h"
 #include "kernels/formats/numerics.h"
+#include "src/commands/known.h"
 #include "src/commands/memory_bandwidth.h"
+#include "src/commands/phase_work.h"
 #include "src/report/bench_report.h"
 #include "src/report/report.h"
 #include <stdio.h>
@@ -25,7 +27,9 @@ typedef struct {
   int64_t *filled;                      // [n_sequences] cached positions of the open arm
   double *seconds;                      // [repeats] of this rank
   double *all_seconds;                  // [ranks][repeats]
-  uint8_t *chosen;                      // [n_experts] 1: a token of the batch chose it, in this layer
+  phase_counter counter;
+  phase_work *work;  // of the pass that runs; NULL: not counted
+  int64_t n_batches; // of the pass
 } bench;
 
 // ---- the tests to run ----
@@ -71,7 +75,7 @@ static status choose_context(bench *b) {
   if (given && given < needed)
     return REFUSE("run.context = %lld: bench needs %lld positions", (long long)given, (long long)needed);
   j->context = given ? given : needed;
-  j->max_batch = least(at_once * sequences, c->run.chunk);
+  j->max_batch = least(at_once * sequences, j->chunk);
   if (j->max_batch < sequences) j->max_batch = sequences;
   return 0;
 }
@@ -106,14 +110,18 @@ static status take_arrays(bench *b) {
   TRY(TAKE(&b->filled, (size_t)j->n_sequences, "the sequences"));
   TRY(TAKE(&b->seconds, repeats, "times"));
   TRY(TAKE(&b->all_seconds, repeats * (size_t)comm_size(j->c), "times"));
-  TRY(TAKE(&b->chosen, (size_t)j->m->weights.shape.n_experts, "chosen experts"));
+  b->counter = (phase_counter){j->m, &j->experts, j->cfg->run.kv == KV_F16, NULL};
+  TRY(TAKE(&b->counter.chosen, (size_t)j->m->weights.shape.n_experts, "chosen experts"));
   TRY(TAKE(&b->report.rows, rows, "the rates"));
   for (size_t i = 0; i < rows; i++) TRY(TAKE(&b->report.rows[i].rate, repeats, "the rates"));
+  for (size_t i = 0; i < rows && j->cfg->bench.phases; i++)
+    TRY(TAKE(&b->report.rows[i].phases, 1, "the phases"));
   return 0;
 }
 
 static status bench_open(bench *b) {
   TRY(list_tests(b));
+  TRY(known_check_table(b->j->cfg));
   TRY(choose_context(b));
   TRY(make_sequences(b));
   TRY(take_arrays(b));
@@ -122,8 +130,10 @@ static status bench_open(bench *b) {
 }
 
 static void bench_close(bench *b) {
-  for (size_t i = 0; b->report.rows && i < b->n_tests * b->j->cfg->run.arms.count; i++)
+  for (size_t i = 0; b->report.rows && i < b->n_tests * b->j->cfg->run.arms.count; i++) {
     free(b->report.rows[i].rate);
+    free(b->report.rows[i].phases);
+  }
   free(b->report.rows);
   free(b->tests);
   free(b->token);
@@ -133,79 +143,42 @@ static void bench_close(bench *b) {
   free(b->filled);
   free(b->seconds);
   free(b->all_seconds);
-  free(b->chosen);
+  free(b->counter.chosen);
 }
 
-// ---- what a decoded token reads ----
+// ---- what a pass reads ----
 
-static uint64_t matrix_bytes(const matrix *m) {
-  return (uint64_t)m->rows * type_row_bytes(type_find((uint32_t)m->type), (size_t)m->cols);
-}
-
-// Bytes of this rank's experts in the layer's routing, each once, however many tokens chose it.
-static uint64_t chosen_bytes(bench *b, const arm *a, int64_t layer, const token_batch *batch) {
-  const layer_weights *w = &b->j->m->weights.layers[layer];
-  uint64_t each = matrix_bytes(&w->gate) + matrix_bytes(&w->up) + matrix_bytes(&w->down), count = 0;
-  memset(b->chosen, 0, (size_t)b->j->m->weights.shape.n_experts);
-  for (int64_t t = 0; t < batch->n; t++)
-    for (int64_t k = 0; k < b->j->m->weights.shape.top_k; k++) {
-      expert_global x = arm_experts(a, t)[k];
-      count += expert_is_owned(b->j->experts.local[x.id]) && !b->chosen[x.id];
-      b->chosen[x.id] = 1;
-    }
-  return count * each;
-}
-
-// Of a head's key or value in the cache.
-static uint64_t vector_bytes(const bench *b, const arm *a) {
-  uint64_t head_dim = (uint64_t)b->j->m->weights.shape.head_dim;
-  switch (arm_path(a)->attention) {
-  case ATTENTION_REALS:
-    return head_dim * arm_path(a)->real_bytes;
-  case ATTENTION_RUN_KV:
-    return head_dim * (b->j->cfg->run.kv == KV_F16 ? 2 : 4);
-  case ATTENTION_EXACT:
-    return head_dim * 2 + sizeof(float); // two limbs a number, and the unit
-  }
-  __builtin_unreachable();
-}
-
-// Bytes of all shared tensors once (of an untied embedding only the tokens' rows), and of the keys and values
-// up to each position.
-static uint64_t shared_bytes(const bench *b, const arm *a, const token_batch *batch) {
-  const model *m = b->j->m;
-  const model_shape *s = &m->weights.shape;
-  uint64_t embedding = matrix_bytes(&m->weights.embedding), bytes = m->shared_bytes, positions = 0;
-  if (!m->tied) bytes = bytes - embedding + (uint64_t)batch->n * (embedding / (uint64_t)s->vocabulary);
-  for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
-  return bytes + positions * (uint64_t)(2 * s->n_layers * s->n_kv_heads) * vector_bytes(b, a);
-}
-
-static status forward_counted(bench *b, arm *a, const token_batch *batch, uint64_t *bytes) {
-  if (arm_computes_shared(a)) *bytes += shared_bytes(b, a, batch);
+static status forward_counted(const bench *b, arm *a, const token_batch *batch) {
+  if (arm_computes_shared(a)) phase_work_add_shared(b->work, &b->counter, a, batch);
   arm_watch_layers(a, true);
   status result = arm_embed(a, batch);
   for (int64_t layer = 0; layer < b->j->m->weights.shape.n_layers && !result; layer++) {
     result = arm_layer(a, layer);
-    if (!result) *bytes += chosen_bytes(b, a, layer, batch);
+    if (!result) phase_work_add_experts(b->work, &b->counter, a, layer, batch);
   }
   arm_watch_layers(a, false);
   return result;
 }
 
+static status forward(const bench *b, arm *a, const token_batch *batch) {
+  return b->work ? forward_counted(b, a, batch) : arm_forward(a, batch);
+}
+
 // ---- passes ----
 
 // Heads of the batch's rows first .. first + count - 1.
-static status compute_heads(arm *a, const token_batch *batch, int64_t first, int64_t count) {
+static status compute_heads(const bench *b, arm *a, const token_batch *batch, int64_t first, int64_t count) {
+  if (b->work && arm_computes_shared(a)) phase_work_add_heads(b->work, &b->counter, a, count);
   for (int64_t end = first + count; first < end; first += LOGIT_ROWS)
     TRY(arm_head(a, batch, first, least(LOGIT_ROWS, end - first)));
   return 0;
 }
 
-static status read_batch(const bench *b, arm *a, const token_batch *batch, const int64_t *last) {
-  TRY(arm_forward(a, batch));
+static status read_batch(bench *b, arm *a, const token_batch *batch, const int64_t *last) {
+  b->n_batches++;
+  TRY(forward(b, a, batch));
   for (int64_t i = 0; i < batch->n && last; i++)
-    if (batch->position[i] == *last) TRY(compute_heads(a, batch, i, 1));
+    if (batch->position[i] == *last) TRY(compute_heads(b, a, batch, i, 1));
   for (int64_t i = 0; i < batch->n; i++)
     if (b->filled[batch->sequence[i]] == batch->position[i]) b->filled[batch->sequence[i]]++;
   return 0;
@@ -231,7 +204,7 @@ static status read_positions(bench *b, arm *a, int64_t n_sequences, const int64_
   return read_batch(b, a, &rest, head ? &last : NULL);
 }
 
-static status decode(bench *b, arm *a, const test *t, uint64_t *bytes) {
+static status decode(bench *b, arm *a, const test *t) {
   token_batch batch = {t->batch, b->token, b->sequence, b->position};
   for (int64_t p = t->depth; p < t->depth + t->tokens; p++) {
     for (int64_t s = 0; s < t->batch; s++) {
@@ -239,19 +212,21 @@ static status decode(bench *b, arm *a, const test *t, uint64_t *bytes) {
       b->sequence[s] = (int32_t)s;
       b->position[s] = (int32_t)p;
     }
-    TRY(bytes ? forward_counted(b, a, &batch, bytes) : arm_forward(a, &batch));
-    TRY(compute_heads(a, &batch, 0, t->batch));
+    b->n_batches++;
+    TRY(forward(b, a, &batch));
+    TRY(compute_heads(b, a, &batch, 0, t->batch));
   }
   return 0;
 }
 
-// One run of a test. `bytes` NULL: not counted.
-static status pass(bench *b, arm *a, const test *t, uint64_t *bytes) {
+// One run of a test.
+static status pass(bench *b, arm *a, const test *t) {
   arm_reset(a);
+  b->n_batches = 0;
   arm_keep_logits(a, false); // their digest is taken where they lie
   for (int64_t s = 0; s < t->batch; s++) b->from[s] = t->depth;
   if (t->decode)
-    TRY(decode(b, a, t, bytes));
+    TRY(decode(b, a, t));
   else
     TRY(read_positions(b, a, t->batch, b->from, t->depth + t->tokens, true));
   return arm_finish(a);
@@ -321,7 +296,7 @@ static status measure_exchange(const bench *b, arm *a, const test *t, bench_row 
 static status time_passes(bench *b, arm *a, const test *t, bench_row *row) {
   for (size_t i = 0; i < row->n; i++) {
     TRY(job_agree(b->j, 0, "the start of a timed run")); // a barrier: no clock runs while ranks arrive
-    TRY(pass(b, a, t, NULL));
+    TRY(pass(b, a, t));
     b->seconds[i] = arm_seconds(a);
     if (!i) row->digest = arm_digest(a);
     if (arm_digest(a) != row->digest)
@@ -332,17 +307,54 @@ static status time_passes(bench *b, arm *a, const test *t, bench_row *row) {
   return 0;
 }
 
+// A pass for the counts alone: watching the routing slows a device down.
+static status counted_pass(bench *b, arm *a, const test *t, phase_work *work) {
+  *work = (phase_work){0};
+  b->work = work;
+  status result = pass(b, a, t);
+  b->work = NULL;
+  return result;
+}
+
+static status watched_pass(bench *b, arm *a, const test *t, bench_phases *p) {
+  TRY(arm_phases_watch(a, &p->times));
+  status result = pass(b, a, t);
+  return result ? result : arm_phases_watch(a, NULL);
+}
+
+// Another pass, for clocks between the phases may slow it down.
+static status measure_phases(bench *b, arm *a, const test *t, const phase_work *work, bench_row *row) {
+  bench_phases *p = row->phases;
+  phase_time *exchange = &p->times.of[PHASE_EXCHANGE];
+  if (!p) return 0;
+  TRY(job_agree(b->j, watched_pass(b, a, t, p), "the pass by phase"));
+  TRY(job_agree(b->j, arm_peaks(a, &p->peaks), "what the hardware can do"));
+  if (is_on_cpu(a)) p->peaks.bytes_per_second = b->report.bandwidth / comm_size(b->j->c);
+  p->seconds = arm_seconds(a);
+  p->tokens = t->tokens * t->batch;
+  p->batches = b->n_batches;
+  p->layers = b->j->m->weights.shape.n_layers;
+  p->threads = row->threads;
+  if (!exchange->count && comm_size(b->j->c) > 1)
+    *exchange = (phase_time){arm_exchange_seconds(a), __builtin_nan(""), p->batches * p->layers};
+  memcpy(p->bytes, work->bytes, sizeof p->bytes);
+  memcpy(p->int8_operations, work->int8_operations, sizeof p->int8_operations);
+  return 0;
+}
+
 static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
-  uint64_t bytes = 0;
-  int64_t counted = t->decode; // a run for the bytes alone: watching the routing slows a device down
+  phase_work work = {0};
+  int64_t counted = t->decode || row->phases;
   TRY(fill_caches(b, a, t));
-  if (counted) TRY(pass(b, a, t, &bytes));
-  for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t, NULL));
+  if (counted) TRY(counted_pass(b, a, t, &work));
+  for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t));
   TRY(job_agree(b->j, time_passes(b, a, t, row), "the timed runs"));
   TRY(job_check_digest(b->j, a));
+  row->threads = t->decode ? arm_decode_threads(a) : arm_threads(a);
   TRY(measure_exchange(b, a, t, row));
   TRY(gather_rates(b, t, row));
-  return gather_bytes(b, a, t, bytes, row);
+  TRY(gather_bytes(b, a, t, t->decode ? phase_work_bytes(&work) : 0, row));
+  return measure_phases(b, a, t, &work, row);
 }
 
 static status run_arm(bench *b, const arm_choice *choice) {
@@ -400,7 +412,8 @@ status bench_run(job *j) {
   TRY_DONE(result, memory_bandwidth_measure(&b.report.bandwidth, j->c, j->place));
   describe(&b);
   for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, &j->cfg->run.arms.arm[a]));
-  result = job_agree(j, print(&b), "writing the rates");
+  TRY_DONE(result, job_agree(j, print(&b), "writing the rates"));
+  result = known_judge_bench(j, &b.report);
 done:
   bench_close(&b);
   return result;

@@ -101,6 +101,7 @@ static status open_side(job *room, config *cfg, const job *j, const side *s, arm
   *cfg = *j->cfg;
   cfg->run.kv = s->kv;
   cfg->run.rows = s->row;
+  cfg->run.chunk = j->chunk; // the two sides take the same batches
   room->cfg = cfg;
   room->m = s->m;
   return job_open_arm(room, &s->choice, out);

@@ -6,6 +6,11 @@ static const char OPTIONS[] =
     "  --config FILE    keys and values, as TOML\n"
     "  --set KEY=VALUE  sets a key over the file's; VALUE is TOML, a later one wins\n"
     "  --out DIR        the same as --set output.dir=\"DIR\"\n"
+    "  --resume         the same as --set run.resume=true\n"
+    "  --deadline SECONDS   ends the start of every rank in time, also before it has read a configuration; "
+    "and\n"
+    "                       the same as --set comm.deadline=SECONDS. Before the name of synth and verify\n"
+    "  --tell-deadline      prints comm.deadline as the other arguments give it, and nothing else\n"
     "  --help, --version\n";
 
 bool command_reads_config(const command *c) {
@@ -13,6 +18,7 @@ bool command_reads_config(const command *c) {
   case NEEDS_NOTHING:
   case NEEDS_RANKS:
     return false;
+  case NEEDS_CONFIG:
   case NEEDS_MODEL:
   case NEEDS_INPUT:
     return true;

@@ -9,7 +9,8 @@
 typedef enum {   // each also needs what those before it need, but for the arguments
   NEEDS_NOTHING, // runs alone, without MPI; parses its arguments itself
   NEEDS_RANKS,   // parses its arguments itself
-  NEEDS_MODEL,   // a configuration, and so a job
+  NEEDS_CONFIG,  // a configuration, but no job: it must work where a job is refused
+  NEEDS_MODEL,   // a job
   NEEDS_INPUT,
 } command_needs;
 
@@ -19,6 +20,7 @@ typedef struct {
   union {
     status (*run_alone)(int n_args, char **args);
     status (*run_ranks)(comm *c, int n_args, char **args);
+    status (*run_config)(const config *cfg, comm *c);
     status (*run_job)(job *j);
   };
   void (*print_args)(FILE *out); // of a command that parses its arguments itself

@@ -88,20 +88,131 @@ static status decode_first(const job *j, arm *a, decoding *d, const double *last
   return append_tokens(j, a, d, d->n, texts);
 }
 
-static status decode_all(job *j, arm *a, decoding *d, const double *last, report_text *texts,
-                         int64_t *decoded) {
+// ---- what is kept: of each sequence its number of tokens and these, and the digest of all logits so far
+// ----
+
+static status keep_tokens(run_state *s, size_t index, arm *a, const report_text *texts, int64_t n_texts) {
+  int64_t *numbers;
+  size_t n = 0, room = 0;
+  for (int64_t t = 0; t < n_texts; t++) room += texts[t].n_tokens + 1;
+  TRY(TAKE(&numbers, room, "the kept state"));
+  for (int64_t t = 0; t < n_texts; t++) {
+    numbers[n++] = (int64_t)texts[t].n_tokens;
+    for (size_t i = 0; i < texts[t].n_tokens; i++) numbers[n++] = texts[t].tokens[i];
+  }
+  status result = arm_finish(a);
+  uint64_t digest = arm_digest(a);
+  if (!result) result = run_state_keep(s, index, numbers, n, &digest, 1);
+  free(numbers);
+  return result;
+}
+
+static status keep_step(run_state *s, size_t index, arm *a, const report_text *texts, int64_t n_texts) {
+  bool due;
+  if (!s) return 0;
+  TRY(run_state_step(s, &due));
+  if (!due) return 0;
+  TRY(job_agree(s->j, keep_tokens(s, index, a, texts, n_texts), "the kept state"));
+  return run_state_write(s);
+}
+
+static status refuse_lists(void) {
+  return REFUSE("run.resume: the kept state of this arm is none of a generation of run.generate tokens");
+}
+
+// The tokens that are kept of this arm, into the texts. *found: there are some.
+static status take_tokens(const job *j, const run_state_arm *kept, report_text *texts, bool *found) {
+  size_t at = 0;
+  *found = kept->n_numbers;
+  for (int64_t s = 0; s < j->n_sequences && *found; s++) {
+    int64_t n = at < kept->n_numbers ? kept->number[at++] : 0;
+    if (n < 1 || n > j->cfg->run.generate || (size_t)n > kept->n_numbers - at) return refuse_lists();
+    for (int64_t i = 0; i < n; i++) {
+      int64_t token = kept->number[at++];
+      if (token < 0 || token >= j->m->weights.shape.vocabulary) return refuse_lists();
+      texts[s].tokens[texts[s].n_tokens++] = (int32_t)token;
+    }
+  }
+  return *found && (at != kept->n_numbers || kept->n_words != 1) ? refuse_lists() : 0;
+}
+
+// Computes, of sequence s, the positions of the tokens written so far but for the last, which is the next
+// input.
+static status compute_written(job *j, arm *a, int64_t s, const report_text *text) {
+  token_sequence whole = {.n = j->sequences[s].n + (int64_t)text->n_tokens - 1};
+  batcher batches = {.chunk = 0};
+  token_batch batch;
+  TRY(TAKE(&whole.tokens, (size_t)whole.n, "the sequence"));
+  memcpy(whole.tokens, j->sequences[s].tokens, (size_t)j->sequences[s].n * sizeof *whole.tokens);
+  memcpy(whole.tokens + j->sequences[s].n, text->tokens, (text->n_tokens - 1) * sizeof *whole.tokens);
+  status result = batcher_open(&batches, &whole, 1, j->chunk < j->max_batch ? j->chunk : j->max_batch);
+  batches.number = s;
+  batches.position = j->sequences[s].n;
+  while (!result && batcher_next(&batches, &batch)) {
+    result = arm_forward(a, &batch);
+    for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS)
+      result = arm_head(a, &batch, first, batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS);
+  }
+  batcher_close(&batches);
+  free(whole.tokens);
+  return result;
+}
+
+// By the law the tokens that are kept, computed at once, give the digest of when they were written one by
+// one.
+static status check_resumed(job *j, arm *a, uint64_t kept) {
+  TRY(arm_finish(a));
+  uint64_t digest = arm_digest(a);
+  TRY(arm_broadcast(a, &digest, sizeof digest, "the digest of what is kept"));
+  return job_agree(j,
+                   digest == kept
+                       ? 0
+                       : FAIL("run.resume: the tokens that are kept of %s give the digest %016llx, "
+                              "expected %016llx, as when they were written",
+                              arm_name(a), (unsigned long long)digest, (unsigned long long)kept),
+                   "run.resume");
+}
+
+static status resume_texts(job *j, arm *a, decoding *d, const run_state_arm *kept, report_text *texts,
+                           bool *found) {
+  TRY(job_agree(j, take_tokens(j, kept, texts, found), "run.resume"));
+  if (!*found) return 0;
+  for (int64_t s = 0; s < d->n; s++) {
+    TRY(compute_written(j, a, s, &texts[s]));
+    d->token[s] = texts[s].tokens[texts[s].n_tokens - 1];
+    d->ended[s] = j->tokenizer && tokenizer_is_end(j->tokenizer, d->token[s]);
+  }
+  return check_resumed(j, a, kept->word[0]);
+}
+
+static int64_t most_tokens(const report_text *texts, int64_t n) {
+  size_t most = 0;
+  for (int64_t s = 0; s < n; s++) most = texts[s].n_tokens > most ? texts[s].n_tokens : most;
+  return (int64_t)most;
+}
+
+static status decode_start(job *j, arm *a, decoding *d, const double *last, const generate_kept *kept,
+                           report_text *texts) {
+  bool found = false;
+  if (kept) TRY(resume_texts(j, a, d, &kept->state->arm[kept->index], texts, &found));
+  return found ? 0 : decode_first(j, a, d, last, texts);
+}
+
+static status decode_all(job *j, arm *a, decoding *d, const double *last, const generate_kept *kept,
+                         report_text *texts, int64_t *decoded) {
   int64_t limit = j->cfg->run.generate;
   progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens written", limit);
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
-  status result = decode_first(j, a, d, last, texts);
+  status result = decode_start(j, a, d, last, kept, texts);
   if (result) status_within("decoded token 1");
-  for (int64_t step = 0; step + 1 < limit && !result; step++) {
+  for (int64_t step = most_tokens(texts, d->n) - 1; step + 1 < limit && !result; step++) {
     token_batch batch = next_batch(d, j, step, packed);
     if (!batch.n) break;
     result = decode_step(j, a, d, &batch, texts);
     if (result) status_within("decoded token %lld", (long long)step + 2);
     *decoded += batch.n;
+    if (!result && kept) result = keep_step(kept->state, kept->index, a, texts, d->n);
     progress_at(&shown, step + 2);
   }
   progress_end(&shown);
@@ -129,16 +240,19 @@ static status finish_texts(const job *j, const arm *a, report_arm *out) {
   return 0;
 }
 
-status generate_continue(job *j, arm *a, const double *last, report_arm *out) {
+status generate_continue(job *j, arm *a, const double *last, const generate_kept *kept, report_arm *out) {
   decoding d;
   int64_t decoded = 0;
   double before = arm_seconds(a);
   status result;
   TRY_DONE(result, decoding_open(&d, j));
   TRY_DONE(result, open_texts(j, out));
-  TRY_DONE(result, decode_all(j, a, &d, last, out->texts, &decoded));
+  TRY_DONE(result, decode_all(j, a, &d, last, kept, out->texts, &decoded));
   if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(a) - before);
-  result = finish_texts(j, a, out);
+  TRY_DONE(result, finish_texts(j, a, out));
+  TRY_DONE(result, arm_audit_coverage(a, &out->audit)); // of the prompt and what was written
+  if (kept)
+    result = job_agree(j, keep_tokens(kept->state, kept->index, a, out->texts, d.n), "the kept state");
 done:
   decoding_close(&d);
   return result;
@@ -150,7 +264,7 @@ static status compute_prompts(job *j, arm *a, double *last) {
   progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens read", j->n_tokens);
   batcher batches;
   token_batch batch;
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->chunk);
   while (!result && batcher_next(&batches, &batch)) {
     result = arm_forward(a, &batch);
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {
@@ -169,7 +283,8 @@ static status compute_prompts(job *j, arm *a, double *last) {
   return result;
 }
 
-static status generate_arm(job *j, size_t index, report *r) {
+static status generate_arm(job *j, size_t index, run_state *state, report *r) {
+  const generate_kept kept = {state, index};
   arm *a;
   double *last = NULL;
   TRY(job_open_arm(j, &j->cfg->run.arms.arm[index], &a));
@@ -179,7 +294,7 @@ static status generate_arm(job *j, size_t index, report *r) {
     TRY_DONE(result, TAKE(&last, (size_t)(j->n_sequences * j->m->weights.shape.vocabulary), "last logits"));
   TRY_DONE(result, compute_prompts(j, a, last));
   TRY_DONE(result, job_report_arm(j, a, r, index, j->n_tokens));
-  if (j->cfg->run.generate) TRY_DONE(result, generate_continue(j, a, last, &r->arms[index]));
+  if (j->cfg->run.generate) TRY_DONE(result, generate_continue(j, a, last, &kept, &r->arms[index]));
   result = job_check_digest(j, a);
 done:
   free(last);
@@ -192,9 +307,16 @@ status generate_run(job *j) {
   bool writes = j->cfg->run.generate > 0;
   TRY(job_agree(j, writes ? 0 : REFUSE("run.generate = 0: expected a number of tokens to write"),
                 "run.generate"));
+  run_state state = {.j = NULL};
   status result = job_report_open(j, &r, j->cfg->run.arms.count, 0, 0);
-  for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = generate_arm(j, a, &r);
+  if (!result) result = run_state_open(&state, j);
+  for (size_t a = 0; a < j->cfg->run.arms.count && !result; a++) result = generate_arm(j, a, &state, &r);
   if (!result) result = gate_report_finish(j, &r);
+  if (!result || result == STATUS_DIFFERS) {
+    status removed = run_state_remove(&state);
+    if (!result) result = removed;
+  }
+  run_state_close(&state);
   job_report_close(&r);
   return result;
 }

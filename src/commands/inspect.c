@@ -90,6 +90,45 @@ static void print_rank(const job *j, int rank, const holding *h) {
   printf("%s\n", shown > 8 ? " ..." : "");
 }
 
+// Of a head's key or value in the cache of an arm of this path.
+static uint64_t vector_bytes(const job *j, const path_info *path) {
+  uint64_t n = (uint64_t)j->m->weights.shape.head_dim;
+  switch (path->attention) {
+  case ATTENTION_REALS:
+    return n * path->real_bytes;
+  case ATTENTION_RUN_KV:
+    return n * (j->cfg->run.kv == KV_F16 ? 2 : 4);
+  case ATTENTION_EXACT:
+    return n * 2 + sizeof(float);
+  }
+  __builtin_unreachable();
+}
+
+// What a batch system must grant: weights are pages of the file, which ranks of a host share; on a GPU a rank
+// holds its own.
+static void print_memory(const job *j, const holding *all) {
+  const model_shape *s = &j->m->weights.shape;
+  uint64_t most = 0, sum = 0;
+  for (int r = 0; r < comm_size(j->c); r++) {
+    sum += all[r].bytes;
+    most = all[r].bytes > most ? all[r].bytes : most;
+  }
+  printf("memory   weights: %.1f MiB for all ranks on one host, at most %.1f MiB for one rank on a host or "
+         "GPU of its "
+         "own\n",
+         mib(sum + j->m->shared_bytes), mib(most + j->m->shared_bytes));
+  for (size_t i = 0; i < j->cfg->run.arms.count; i++) {
+    const arm_choice *a = &j->cfg->run.arms.arm[i];
+    if (a->kind != ARM_PLAIN) continue;
+    uint64_t each = 2 * (uint64_t)(s->n_layers * s->n_kv_heads) * vector_bytes(j, path_get(a->path));
+    printf("memory   %s: %.1f KiB of keys and values for each position of a sequence, on every shared rank\n",
+           a->name, (double)each / 1024);
+  }
+  printf("memory   and work space for a batch; a run's report has each rank's whole (state bytes). "
+         "docs/running.md says "
+         "what --mem covers\n");
+}
+
 status inspect_run(job *j) {
   holding mine = {j->experts.n_owned, model_experts_bytes(j->m, j->experts.local)}, *all;
   TRY(TAKE(&all, (size_t)comm_size(j->c), "ranks' holdings"));
@@ -100,6 +139,7 @@ status inspect_run(job *j) {
     print_keys(j->m);
     print_tensors(j->m->file);
     for (int r = 0; r < comm_size(j->c); r++) print_rank(j, r, &all[r]);
+    print_memory(j, all);
     if (fflush(stdout)) result = FAIL("standard output: could not be written: %m");
   }
   free(all);

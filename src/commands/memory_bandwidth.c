@@ -9,7 +9,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { PASSES = 8, CACHES = 4 }; // a thread reads four times the largest cache that it could have to itself
+enum { PASSES = 8, CACHES = 4 }; // a thread reads four times the largest cache that it could have to itself,
+// but all ranks of a host together no more than this, nor than a sixteenth of its memory. It is many times
+// any host's caches, and what a job's --mem has to spare.
+static const size_t host_bytes = (size_t)4 << 30;
+enum { HOST_SHARE = 16 };
 
 typedef uint64_t line __attribute__((vector_size(64)));
 
@@ -19,16 +23,25 @@ typedef struct {
   int threads;
 } reader;
 
-static size_t bytes_of_thread(int threads) {
+static int ranks_of_host(const comm *c) {
+  int n = 0;
+  for (int r = 0; r < comm_size(c); r++) n += !strcmp(comm_host_of(c, r), comm_host(c));
+  return n;
+}
+
+// threads: of a rank
+static size_t bytes_of_thread(int threads, int ranks) {
   long cache = sysconf(_SC_LEVEL3_CACHE_SIZE), pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   size_t each = CACHES * (cache > 0 ? (size_t)cache : (size_t)64 << 20);
-  size_t most = (size_t)pages / 16 * (size_t)page / (size_t)threads; // a small machine stays usable
+  size_t most = (size_t)pages / HOST_SHARE * (size_t)page; // a small machine stays usable
+  if (most > host_bytes) most = host_bytes;
+  most /= (size_t)threads * (size_t)ranks;
   if (each > most) each = most;
   return each / sizeof(line) / 8 * sizeof(line) * 8;
 }
 
-static status reader_open(reader *r, int threads) {
-  *r = (reader){.each = bytes_of_thread(threads), .threads = threads};
+static status reader_open(reader *r, int threads, int ranks) {
+  *r = (reader){.each = bytes_of_thread(threads, ranks), .threads = threads};
   size_t bytes = r->each * (size_t)threads;
   r->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (r->memory == MAP_FAILED) {
@@ -93,7 +106,7 @@ status memory_bandwidth_measure(double *bytes_per_second, comm *c, const topolog
   pass *all = NULL;
   *bytes_per_second = 0;
   status mine = TAKE(&all, (size_t)comm_size(c), "the measurement of the memory");
-  if (!mine) mine = reader_open(&r, topology_threads(place));
+  if (!mine) mine = reader_open(&r, topology_threads(place), ranks_of_host(c));
   status result = comm_agree(c, mine, "the measurement of the memory");
   for (int i = 0; i < PASSES && !result; i++) result = read_together(bytes_per_second, c, &r, all);
   reader_close(&r);

@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "kernels/formats/numerics.h"
 #include "src/commands/generate.h"
+#include "src/commands/known.h"
 #include "src/commands/route_files.h"
 #include "src/lab/pair_figures.h"
 #include "src/report/npy.h"
@@ -258,7 +259,7 @@ static status finish_arm(parity *p, size_t a) {
   p->r.arms[a].scored = targets;
   arm_watch_layers(p->arm[a], false); // nothing is compared while it generates
   TRY(arm_probes_want(p->arm[a], 0));
-  if (p->j->cfg->run.generate) TRY(generate_continue(p->j, p->arm[a], p->last[a], &p->r.arms[a]));
+  if (p->j->cfg->run.generate) TRY(generate_continue(p->j, p->arm[a], p->last[a], NULL, &p->r.arms[a]));
   return job_check_digest(p->j, p->arm[a]);
 }
 
@@ -296,6 +297,7 @@ status parity_run(job *j) {
   parity p;
   status result;
   TRY(job_agree(j, check_output(j->cfg), "output.logits"));
+  TRY(job_agree(j, known_check_table(j->cfg), "the known answers"));
   TRY_DONE(result, parity_open(&p, j));
   TRY_DONE(result, run_mode(&p, MODE_FREE, p.r.pairs));
   for (size_t a = 0; a < p.n_arms; a++) TRY_DONE(result, finish_arm(&p, a));
@@ -303,6 +305,9 @@ status parity_run(job *j) {
   TRY_DONE(result,
            job_agree(j, job_is_reporting(j) ? finish_reporting(&p) : 0, "the files of the comparison"));
   result = gate_report_finish(j, &p.r);
+  if (result && result != STATUS_DIFFERS) goto done;
+  status known = known_judge_report(j, &p.r);
+  if (known) result = known;
 done:
   parity_close(&p);
   return result;

@@ -126,7 +126,7 @@ static status trace_input(trace *t) {
   int64_t done = 0;
   batcher batches;
   token_batch batch;
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->chunk);
   while (!result && batcher_next(&batches, &batch)) {
     result = trace_batch(t, &batch);
     if (result) status_within("tokens %lld to %lld", (long long)done + 1, (long long)(done + batch.n));

@@ -2,10 +2,11 @@
 #include <string.h>
 
 static const char *const NAMES[] = {
-    [COMMAND_PARITY] = "parity", [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
-    [COMMAND_TRACE] = "trace",   [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
-    [COMMAND_SYNTH] = "synth",   [COMMAND_COMPARE] = "compare",   [COMMAND_VERIFY] = "verify",
-    [COMMAND_BISECT] = "bisect", [COMMAND_FALSIFY] = "falsify",
+    [COMMAND_PARITY] = "parity",     [COMMAND_GENERATE] = "generate", [COMMAND_PERPLEXITY] = "perplexity",
+    [COMMAND_TRACE] = "trace",       [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
+    [COMMAND_SYNTH] = "synth",       [COMMAND_COMPARE] = "compare",   [COMMAND_VERIFY] = "verify",
+    [COMMAND_BISECT] = "bisect",     [COMMAND_FALSIFY] = "falsify",   [COMMAND_SCREEN] = "screen",
+    [COMMAND_TOPOLOGY] = "topology",
 };
 _Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");
 
@@ -27,6 +28,8 @@ bool command_cuts_windows(command_kind kind) {
   case COMMAND_VERIFY:
   case COMMAND_BISECT:
   case COMMAND_FALSIFY:
+  case COMMAND_SCREEN:
+  case COMMAND_TOPOLOGY:
     return false;
   }
   __builtin_unreachable();

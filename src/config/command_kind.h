@@ -14,9 +14,11 @@ typedef enum {
   COMMAND_VERIFY,
   COMMAND_BISECT,
   COMMAND_FALSIFY,
+  COMMAND_SCREEN,
+  COMMAND_TOPOLOGY,
 } command_kind;
 
-enum { COMMAND_COUNT = COMMAND_FALSIFY + 1 };
+enum { COMMAND_COUNT = COMMAND_TOPOLOGY + 1 };
 
 const char *command_name(command_kind kind);
 // True: the command cuts its input into windows of run.context; its digests cover the scored positions alone.

@@ -33,6 +33,27 @@ static status take_config(command_line *l, int argc, char **argv, int *i) {
   return before ? REFUSE("--config %s: expected one config, found %s before", l->file, before) : 0;
 }
 
+static status take_deadline(command_line *l, int argc, char **argv, int *i) {
+  const char *text;
+  char *end;
+  TRY(take_value(&text, argc, argv, i));
+  l->deadline = strtod(text, &end);
+  if (*end || end == text || !(l->deadline > 0 && l->deadline <= COMMAND_MOST_DEADLINE))
+    return REFUSE("--deadline %s: expected seconds, above 0 and at most %d", text, COMMAND_MOST_DEADLINE);
+  free(l->deadline_set);
+  size_t room = strlen(text) + sizeof "comm.deadline=";
+  TRY(TAKE(&l->deadline_set, room, "the arguments"));
+  snprintf(l->deadline_set, room, "comm.deadline=%s", text);
+  return 0;
+}
+
+// Over the configuration's file, but under every --set.
+static void set_deadline(command_line *l) {
+  if (!l->deadline_set) return;
+  memmove(l->sets + 1, l->sets, l->n_sets++ * sizeof *l->sets);
+  l->sets[0] = l->deadline_set;
+}
+
 static status refuse(const char *arg) {
   return REFUSE("unknown argument \"%s\"%s; see --help", arg,
                 arg[0] == '-' ? "" : " (a model is named by --set model.path=FILE)");
@@ -45,6 +66,7 @@ static void pass_on(command_line *l, int n_args, char **args) {
 }
 
 static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(command_kind)) {
+  int at_start = 1; // where the options of every command, which may stand before its name, end
   for (int i = 1; i < argc; i++) {
     const char *arg = argv[i];
     if (!strcmp(arg, "--config")) {
@@ -53,6 +75,14 @@ static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(c
       TRY(take_value(&l->sets[l->n_sets++], argc, argv, &i));
     } else if (!strcmp(arg, "--out")) {
       TRY(take_value(&l->out, argc, argv, &i));
+    } else if (!strcmp(arg, "--deadline")) {
+      TRY(take_deadline(l, argc, argv, &i));
+      if (i == at_start + 1) at_start = i + 1;
+    } else if (!strcmp(arg, "--resume")) {
+      l->sets[l->n_sets++] = "run.resume=true";
+    } else if (!strcmp(arg, "--tell-deadline")) {
+      l->tells_deadline = true;
+      if (i == at_start) at_start = i + 1;
     } else if (is_help(arg)) {
       l->help = true;
     } else if (!strcmp(arg, "--version")) {
@@ -62,7 +92,8 @@ static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(c
     } else {
       TRY(find_command(l, arg));
       if (!takes_args(l->command)) continue;
-      if (i > 1) return REFUSE("%s: expected its options after its name, found %s before", arg, argv[1]);
+      if (i > at_start)
+        return REFUSE("%s: expected its options after its name, found %s before", arg, argv[at_start]);
       pass_on(l, argc - i - 1, argv + i + 1);
       return 0;
     }
@@ -72,13 +103,16 @@ static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(c
 
 status command_line_parse(command_line *out, int argc, char **argv, bool (*takes_args)(command_kind)) {
   *out = (command_line){.command = COMMAND_PARITY};
-  TRY(TAKE(&out->sets, (size_t)argc + 1, "the arguments"));
+  TRY(TAKE(&out->sets, (size_t)argc + 2, "the arguments"));
   status result = parse(out, argc, argv, takes_args);
+  if (!result) set_deadline(out);
   if (result) command_line_close(out);
   return result;
 }
 
 void command_line_close(command_line *l) {
   free(l->sets);
+  free(l->deadline_set);
   l->sets = NULL;
+  l->deadline_set = NULL;
 }

@@ -7,16 +7,21 @@
 #include "src/config/command_kind.h"
 #include <stddef.h>
 
-typedef struct { // views of argv, but for `sets`
+enum { COMMAND_MOST_DEADLINE = 1000000000 }; // seconds
+
+typedef struct { // views of argv, but for `sets` and `deadline_set`
   command_kind command;
   bool named;        // false: no command was named, so it is the default one
   const char *file;  // --config FILE, NULL: not given
   const char **sets; // [n_sets] --set KEY=VALUE, in their order
   size_t n_sets;
-  const char *out; // --out DIR, NULL: not given
-  char **args;     // [n_args] after the name of a command that reads them itself
+  const char *out;     // --out DIR, NULL: not given
+  double deadline;     // --deadline SECONDS, 0: not given. It also stands in `sets`, as comm.deadline
+  bool tells_deadline; // --tell-deadline
+  char **args;         // [n_args] after the name of a command that reads them itself
   int n_args;
   bool help, version;
+  char *deadline_set; // "comm.deadline=SECONDS"; NULL: none
 } command_line;
 
 // takes_args(c): command c parses the arguments after its name itself. On an error there is nothing to close.

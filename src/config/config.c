@@ -40,6 +40,8 @@ static const struct {
     {"bisect", "two arms, or one product in every way"},
     {"falsify", "experiments"},
     {"bench", "what is measured"},
+    {"screen", "the work that every rank does"},
+    {"known", "known answers"},
     {"output", "files of the report"},
 };
 enum { N_SECTIONS = sizeof SECTIONS / sizeof SECTIONS[0] };
@@ -70,8 +72,9 @@ static const value_key KEYS[] = {
      "threads of a rank; 0: cores that it may use / ranks on the host"},
     {"run.seed", KEYS_WRITE | KEYS_BENCH, INTEGER(run.seed), "integer >= 0", 0, 0x1p63, "0",
      "seed of the sampler; equal prompts get equal texts: a draw depends on seed and position"},
-    {"run.chunk", KEYS_FORWARD, INTEGER(run.chunk), "integer from 1 to 2147483647", 1, INT32_MAX, "512",
-     "tokens of a prompt computed at once"},
+    {"run.chunk", KEYS_FORWARD, INTEGER(run.chunk), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
+     "tokens of a prompt computed at once; 0: 2048 where all arms are on cuda, halved until it fits, else "
+     "512"},
     {"run.temperature", KEYS_WRITE, REAL(run.temperature), "number >= 0", 0, DBL_MAX, "0",
      "of the sampler; 0: greedy"},
     {"run.top_k", KEYS_WRITE, INTEGER(run.top_k), "integer from 0 to 2147483647", 0, INT32_MAX, "0",
@@ -81,14 +84,21 @@ static const value_key KEYS[] = {
     {"run.rows", KEYS_ARMS, AT(run.rows), value_read_text, value_write_text, "string", 0, 0, "\"auto\"",
      "ISA row of the cpu backend, by name"},
     {"run.bind", KEYS_RANKS, FLAG(run.bind), "true", "bind threads to cores"},
-    {"ranks.arm", KEYS_ARMS, AT(ranks.arm), value_read_rank_arms, value_write_arms,
-     "list of at most 16 arms (\"path@backend\" or \"path@auto\")", 0, 0, "[]",
+    {"run.resume", KEYS_RESUME, FLAG(run.resume), "false",
+     "go on with what an ended run of the same settings has kept in output.dir (--resume)"},
+    {"run.keep", KEYS_RESUME, REAL(run.keep), "number from 0 to 1e9", 0, 1e9, "10",
+     "seconds after which what was done is kept in output.dir again"},
+    {"ranks.arm", KEYS_ARMS, AT(ranks.arm), value_read_rank_arms, value_write_rank_arms,
+     "list of arms (\"path@backend\" or \"path@auto\")", 0, 0, "[]",
      "mixed job: arms of experts, repeated over ranks; auto: cuda where a rank has its own GPU"},
     {"ranks.shared", KEYS_ARMS, AT(ranks.shared), value_read_arm_or_empty, value_write_arm,
      "arm (\"path@backend\") or \"\"", 0, 0, "\"\"",
      "mixed job: arm of attention, router, head; \"\": of the first rank on a GPU, else rank 0"},
-    {"ranks.shared_ranks", KEYS_ARMS, SIZES(ranks.shared_ranks), 0, INT32_MAX, "[]",
+    {"ranks.shared_ranks", KEYS_ARMS, AT(ranks.shared_ranks), value_read_ranks, value_write_ranks,
+     "list of rank numbers", 0, 0, "[]",
      "mixed job: ranks that compute these; []: the ranks on the backend of ranks.shared"},
+    {"ranks.audit", KEYS_RANKS, REAL(ranks.audit), "number from 0 to 1", 0, 1, "0",
+     "share of other ranks' experts' outputs that ranks recompute from the file; 0: none"},
     {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
      "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
      "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},
@@ -175,6 +185,19 @@ static const value_key KEYS[] = {
      "runs of each that are not timed, before those that are"},
     {"bench.format", KEYS_BENCH, AT(bench.format), value_read_format, value_write_format,
      "\"md\", \"csv\" or \"json\"", 0, 0, "\"md\"", "how the rates are printed"},
+    {"bench.phases", KEYS_BENCH, FLAG(bench.phases), "false",
+     "also time, bytes and waiting of each phase of the forward pass (md and json)"},
+    {"screen.seconds", KEYS_SCREEN, REAL(screen.seconds), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
+     "60", "of the rounds; each piece of work is done once at least"},
+    {"screen.arms", KEYS_SCREEN, AT(screen.arms), value_read_auto_arms, value_write_arms,
+     "list of 1 to 16 arms (\"path@backend\" or \"path@auto\")", 0, 0, "[\"q8k@auto\", \"f32@auto\"]",
+     "what every rank computes; auto: on its GPU where it has one to itself, else on its cores"},
+    {"screen.tokens", KEYS_SCREEN, INTEGER(screen.tokens), "integer from 1 to 1048576", 1, 1 << 20, "128",
+     "positions of the sequence that is computed"},
+    {"screen.sequences", KEYS_SCREEN, INTEGER(screen.sequences), "integer from 1 to 4096", 1, 4096, "4",
+     "of it at once, in the wide batches"},
+    {"known.path", KEYS_KNOWN, AT(known.path), value_read_text_or_empty, value_write_text, "string", 0, 0,
+     "\"\"", "table of known answers; \"\": configs/known-answers.toml, as built in"},
     {"output.dir", KEYS_OUTPUT, AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0,
      "\"\"", "folder of the report (--out); \"\": no files"},
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
@@ -399,6 +422,8 @@ void config_close(config *c) {
   free(c->file);
   free(c->model.path);
   free(c->run.rows);
+  free(c->ranks.arm.arm);
+  free(c->ranks.shared_ranks.id);
   free(c->experts.rank_of_expert);
   free(c->trace.layers);
   free(c->bisect.tensor);
@@ -410,6 +435,7 @@ void config_close(config *c) {
   free(c->parity.reference);
   free(c->derive.file);
   free(c->contract.path);
+  free(c->known.path);
   free(c->output.dir);
   memset(c, 0, sizeof *c);
 }

@@ -22,6 +22,16 @@ typedef struct {
   size_t count;
 } arm_list;
 
+typedef struct { // as many as there are ranks, at most
+  arm_choice *arm;
+  size_t count;
+} rank_arm_list;
+
+typedef struct {
+  int32_t *id;
+  size_t count;
+} rank_list;
+
 typedef struct {
   int64_t size[CONFIG_MAX_SIZES];
   size_t count;
@@ -63,20 +73,23 @@ typedef struct {
     int64_t generate; // run.generate: tokens to write; default 0
     int64_t threads; // run.threads: a rank's threads; 0 (default): cores the rank may use / ranks on the host
     uint64_t seed;   // run.seed: of the sampler, below 2^63; default 0
-    int64_t chunk;   // run.chunk: tokens of a prompt computed at once, >= 1; default 512
+    int64_t chunk;   // run.chunk: tokens of a prompt computed at once; 0 (default): by backend (job.h)
     double temperature; // run.temperature: 0 (default) is greedy
     int64_t top_k;      // run.top_k: 0 (default) is all
     double top_p;       // run.top_p: in (0, 1]; default 1
     char *rows;         // run.rows: ISA row of the cpu backend, "auto" (default) or a row's name
     bool bind;          // run.bind: bind threads to cores; default true
+    bool resume;        // run.resume: go on with the state in output.dir; default false
+    double keep;        // run.keep: seconds between writings of that state; default 10
   } run;
 
   struct {
-    arm_list arm;      // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
+    rank_arm_list arm; // ranks.arm: arms of the ranks' experts, repeated over ranks; empty: no mixed job.
                        // "path@auto": cuda on a rank with a GPU to itself, else cpu
     arm_choice shared; // ranks.shared: arm of attention, router, head; ARM_NONE: that of the first rank on a
                        // GPU, without one of rank 0
-    size_list shared_ranks; // ranks.shared_ranks; empty: the ranks on the backend of ranks.shared
+    double audit;      // ranks.audit: share of other ranks' slots that are recomputed; 0 (default): none
+    rank_list shared_ranks; // ranks.shared_ranks; empty: the ranks on the backend of ranks.shared
   } ranks;
 
   struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced" or a list
@@ -150,7 +163,19 @@ typedef struct {
     int64_t repeats;     // bench.repeats: timed runs of each; default 5
     int64_t warmup;      // bench.warmup: runs of each before them; default 1
     bench_format format; // bench.format: "md" (default), "csv" or "json"
+    bool phases;         // bench.phases: also the time by phase; default false
   } bench;
+
+  struct config_screen {
+    double seconds;    // screen.seconds: of the rounds; default 60
+    arm_list arms;     // screen.arms: what every rank computes; default ["q8k@auto", "f32@auto"]
+    int64_t tokens;    // screen.tokens: positions of the sequence; default 128
+    int64_t sequences; // screen.sequences: of it at once, in the wide batches; default 4
+  } screen;
+
+  struct {
+    char *path; // known.path: a table of known answers; "" (default): configs/known-answers.toml, as built in
+  } known;
 
   struct {
     char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere

@@ -329,15 +329,24 @@ status value_read_arms(void *field, const value_key *k, const toml_value *v, con
   return read_arm_list(field, k, v, from, TAKES_MIXED, true);
 }
 
-status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  return read_arm_list(field, k, v, from, TAKES_AUTO, false);
+status value_read_auto_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  return read_arm_list(field, k, v, from, TAKES_AUTO, true);
+}
+
+status value_read_auto_arm(arm_choice *out, const value_key *k, const toml_value *v,
+                           const value_origin *from) {
+  return read_arm(out, k, v, from, TAKES_AUTO);
+}
+
+void value_write_arm_names(FILE *out, const arm_choice *arm, size_t count) {
+  fputc('[', out);
+  for (size_t i = 0; i < count; i++) fprintf(out, "%s\"%s\"", i ? ", " : "", arm[i].name);
+  fputc(']', out);
 }
 
 void value_write_arms(FILE *out, const void *field) {
   const arm_list *list = field;
-  fputc('[', out);
-  for (size_t i = 0; i < list->count; i++) fprintf(out, "%s\"%s\"", i ? ", " : "", list->arm[i].name);
-  fputc(']', out);
+  value_write_arm_names(out, list->arm, list->count);
 }
 
 status value_read_arm_or_empty(void *field, const value_key *k, const toml_value *v,

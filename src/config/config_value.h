@@ -55,6 +55,13 @@ status value_read_text_or_empty(void *field, const value_key *k, const toml_valu
 status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+// One "path@backend" or "path@auto"; names of arms as a list of strings.
+status value_read_auto_arm(arm_choice *out, const value_key *k, const toml_value *v,
+                           const value_origin *from);
+void value_write_arm_names(FILE *out, const arm_choice *arm, size_t count);
+// "path@auto" as well, each arm once.
+status value_read_auto_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_ranks(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_rank_arms(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_arm_or_empty(void *field, const value_key *k, const toml_value *v,
                                const value_origin *from);
@@ -87,6 +94,8 @@ void value_write_text(FILE *out, const void *field);
 void value_write_transport(FILE *out, const void *field);
 void value_write_kv(FILE *out, const void *field);
 void value_write_arms(FILE *out, const void *field);
+void value_write_rank_arms(FILE *out, const void *field);
+void value_write_ranks(FILE *out, const void *field);
 void value_write_arm(FILE *out, const void *field);
 void value_write_placement(FILE *out, const void *field);
 void value_write_tokens(FILE *out, const void *field);

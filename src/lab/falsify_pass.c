@@ -43,7 +43,7 @@ static status take_tokens(pass *p, experiment_result *out, int64_t wanted) {
   for (int64_t left = missing; left > 0; left -= length) TRY(add_sequence(p, least(left, length), &state));
   p->j.n_tokens = of_input + missing;
   p->j.context = most(from->context, missing ? length : 0);
-  p->j.max_batch = most(least(p->j.n_tokens, p->j.cfg->run.chunk), p->j.n_sequences);
+  p->j.max_batch = most(least(p->j.n_tokens, p->j.chunk), p->j.n_sequences);
   experiment_add(out, (double)of_input, "tokens_of_input");
   experiment_add(out, (double)missing, "tokens_drawn");
   return 0;

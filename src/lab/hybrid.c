@@ -343,7 +343,7 @@ status hybrid_pass(hybrid *h, const model_part *part, const hybrid_show *show) {
   h->part = part;
   TRY(arm_probes_want(h->a, 0));
   TRY(arm_probes_want(h->b, 0));
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->chunk);
   while (!result && batcher_next(&batches, &batch)) {
     result = pass_batch(h, &batch, show, position);
     position += batch.n;

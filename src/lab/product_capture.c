@@ -58,7 +58,7 @@ static status run_batch(capture *c, const token_batch *batch) {
 static status run_input(capture *c) {
   batcher batches;
   token_batch batch;
-  status result = batcher_open(&batches, c->j->sequences, c->j->n_sequences, c->j->cfg->run.chunk);
+  status result = batcher_open(&batches, c->j->sequences, c->j->n_sequences, c->j->chunk);
   while (!result && batcher_next(&batches, &batch)) result = run_batch(c, &batch);
   batcher_close(&batches);
   return result;

@@ -25,10 +25,10 @@ static rates rates_of(const bench_row *row) {
 }
 
 // "tg128 @ d4096 x4", as llama-bench writes it; depth 0 and a single sequence are left out.
-static void test_name(char out[80], const bench_row *row) {
-  int used = snprintf(out, 80, "%s%" PRId64, row->decode ? "tg" : "pp", row->tokens);
-  if (row->depth) used += snprintf(out + used, 80 - (size_t)used, " @ d%" PRId64, row->depth);
-  if (row->batch > 1) snprintf(out + used, 80 - (size_t)used, " x%" PRId64, row->batch);
+void bench_test_name(char out[BENCH_TEST], const bench_row *row) {
+  int used = snprintf(out, BENCH_TEST, "%s%" PRId64, row->decode ? "tg" : "pp", row->tokens);
+  if (row->depth) used += snprintf(out + used, BENCH_TEST - (size_t)used, " @ d%" PRId64, row->depth);
+  if (row->batch > 1) snprintf(out + used, BENCH_TEST - (size_t)used, " x%" PRId64, row->batch);
 }
 
 static double share_of_bandwidth(const bench_report *r, const bench_row *row) {
@@ -64,8 +64,8 @@ static void print_md(const bench_report *r, FILE *out) {
   for (size_t i = 0; i < r->n_rows; i++) {
     const bench_row *row = &r->rows[i];
     rates s = rates_of(row);
-    char name[80], bytes[32] = "-", share[32] = "-", exchange[32] = "-";
-    test_name(name, row);
+    char name[BENCH_TEST], bytes[32] = "-", share[32] = "-", exchange[32] = "-";
+    bench_test_name(name, row);
     if (isfinite(row->bytes_per_token)) {
       snprintf(bytes, sizeof bytes, "%.2f", row->bytes_per_token * 1e-6);
       snprintf(share, sizeof share, "%.1f %%", 100 * share_of_bandwidth(r, row));
@@ -78,6 +78,11 @@ static void print_md(const bench_report *r, FILE *out) {
             " |\n",
             row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, exchange,
             row->digest);
+  }
+  for (size_t i = 0; i < r->n_rows; i++) {
+    char name[BENCH_TEST];
+    bench_test_name(name, &r->rows[i]);
+    if (r->rows[i].phases) bench_phases_md(r->rows[i].phases, r->rows[i].arm, name, out);
   }
 }
 
@@ -98,11 +103,11 @@ static void print_csv(const bench_report *r, FILE *out) {
   for (size_t i = 0; i < r->n_rows; i++) {
     const bench_row *row = &r->rows[i];
     rates s = rates_of(row);
-    char name[80];
-    test_name(name, row);
+    char name[BENCH_TEST];
+    bench_test_name(name, row);
     fprintf(out, "%016" PRIx64 ",%s,%s,%s,%s,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,%d,%zu,%.9g,%.9g,%.9g,",
             r->fingerprint, row->arm, row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth,
-            row->batch, r->ranks, r->threads, row->n, s.median, s.least, s.most);
+            row->batch, r->ranks, row->threads, row->n, s.median, s.least, s.most);
     print_real(out, row->bytes_per_token, "");
     fprintf(out, ",%.9g,", r->bandwidth);
     print_real(out, share_of_bandwidth(r, row), "");
@@ -124,8 +129,8 @@ static void print_text(FILE *out, const char *text) {
 
 static void print_json_row(const bench_report *r, const bench_row *row, FILE *out) {
   rates s = rates_of(row);
-  char name[80];
-  test_name(name, row);
+  char name[BENCH_TEST];
+  bench_test_name(name, row);
   fprintf(
       out,
       "    {\"arm\": \"%s\", \"row\": \"%s\", \"test\": \"%s\", \"kind\": \"%s\", \"tokens\": %" PRId64
@@ -141,7 +146,12 @@ static void print_json_row(const bench_report *r, const bench_row *row, FILE *ou
   fputs(", \"exchange_seconds\": ", out);
   print_real(out, row->exchange_seconds, "null");
   fprintf(out, ", \"exchange_is_alone\": %s", row->exchange_is_alone ? "true" : "false");
-  fprintf(out, ", \"digest\": \"%016" PRIx64 "\"}", row->digest);
+  fprintf(out, ", \"threads\": %d, \"digest\": \"%016" PRIx64 "\"", row->threads, row->digest);
+  if (row->phases) {
+    fputs(",\n     ", out);
+    bench_phases_json(row->phases, out);
+  }
+  fputc('}', out);
 }
 
 static void print_field(FILE *out, const char *key, const char *text) {

@@ -5,6 +5,7 @@
 #pragma once
 #include "base/status.h"
 #include "src/config/config_types.h"
+#include "src/report/bench_phases.h"
 #include <stdio.h>
 
 typedef struct {
@@ -18,6 +19,8 @@ typedef struct {
   uint64_t digest;              // of the logits of each run
   double exchange_seconds;      // in exchanges, of the last run; NaN: one rank
   bool exchange_is_alone;       // captured in a graph with the other steps, so measured alone
+  int threads;                  // of a rank that computed it; 0: a device did
+  bench_phases *phases;         // NULL: not asked for
 } bench_row;
 
 typedef struct {
@@ -29,6 +32,8 @@ typedef struct {
   size_t n_rows;
 } bench_report;
 
+enum { BENCH_TEST = 80 };
+void bench_test_name(char out[BENCH_TEST], const bench_row *row); // "pp512", "tg128 @ d4096 x8"
 void bench_report_print(const bench_report *r, bench_format format, FILE *out);
 // Writes DIR/bench.json, which gets its name only when it is whole.
 status bench_report_write(const bench_report *r, const char *dir);

@@ -100,7 +100,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   report_build(j, r);
   r->n_layers = (size_t)j->m->weights.shape.n_layers;
   r->n_sequences = (size_t)j->n_sequences;
-  r->chunk = j->cfg->run.chunk;
+  r->chunk = j->chunk;
   r->context = j->context;
   r->input = j->input;
   r->reference = j->reference ? gguf_path(j->reference->file) : NULL;
@@ -225,7 +225,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
     out->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(a, (int64_t)s)};
   for (size_t i = 0; i < r->n_ranks; i++) out->rank_arms[i] = job_arm_of_rank(j, choice, (int)i)->name;
   out->expert_paths = hash_expert_paths(j, choice);
-  return 0;
+  return arm_audit_coverage(a, &out->audit);
 }
 
 static status open_mode(report *r, report_mode *m) {
@@ -272,6 +272,7 @@ status job_report_accounts(report *r) {
 }
 
 status job_report_finish(job *j, report *r) {
+  r->chunk = j->chunk; // as far as it fell to fit the arms
   status mine = 0;
   if (job_is_reporting(j)) {
     if (j->cfg->output.dir[0]) mine = report_write(r, j->cfg->output.dir);

@@ -11,6 +11,7 @@
 #include "src/measure/account.h"
 #include "src/measure/arm_checks.h"
 #include "src/measure/pair_statistics.h"
+#include "src/run/audit_coverage.h"
 #include <stdint.h>
 #include <stdio.h>
 
@@ -44,6 +45,7 @@ typedef struct {
   double decode_tokens_per_s; // NaN: nothing was decoded
   const char *transport;      // of its exchange
   double exchange_seconds;    // time in the exchange on the reporting rank, waiting included
+  audit_coverage audit;       // share 0: there was none
   double perplexity;          // of the input: each token given those before; NaN: fewer than two tokens
   int64_t scored;             // tokens that the perplexity is over
   report_text *texts;
@@ -129,6 +131,11 @@ typedef struct {
   size_t n_layers;
   size_t n_sequences;
 } report;
+
+// The chance that an audit missed one expert of a layer, of those that were used, or one rank, whose outputs
+// are always wrong: each is found as soon as one of its slots is recomputed.
+double report_bad_expert_missed(const audit_coverage *c);
+double report_bad_rank_missed(const audit_coverage *c);
 
 // Prints one line of at most `room` bytes, without control characters; of a longer text the head, or with
 // `tail` the end, as of a path.

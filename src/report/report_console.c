@@ -164,6 +164,28 @@ static void print_arms(const report *r, FILE *out) {
   }
 }
 
+double report_bad_expert_missed(const audit_coverage *c) {
+  return c->experts_used ? 1 - (double)c->experts / (double)c->experts_used : 0;
+}
+
+double report_bad_rank_missed(const audit_coverage *c) {
+  return c->n_ranks ? 1 - (double)c->ranks / (double)c->n_ranks : 0;
+}
+
+static void print_audits(const report *r, FILE *out) {
+  for (size_t i = 0; i < r->n_arms; i++) {
+    const audit_coverage *c = &r->arms[i].audit;
+    if (!(c->share > 0)) continue;
+    fprintf(out,
+            "\n%s audit: %" PRId64 " of %" PRId64
+            " slots recomputed on another rank than their own and equal, "
+            "of %" PRId64 " of %" PRId64 " ranks,\n  %" PRId64 " of %" PRId64
+            " experts of a layer, in %.3f s. Missed: one bad rank %.1f%%, one bad expert of a layer %.1f%%\n",
+            r->arms[i].name, c->slots, c->slots_seen, c->ranks, c->n_ranks, c->experts, c->experts_used,
+            c->seconds, 100 * report_bad_rank_missed(c), 100 * report_bad_expert_missed(c));
+  }
+}
+
 static void print_texts(const report *r, FILE *out) {
   for (size_t i = 0; i < r->n_arms; i++)
     for (size_t t = 0; t < r->arms[i].n_texts; t++) {
@@ -189,5 +211,6 @@ void report_print(const report *r, FILE *out) {
   report_print_divergences(r, out);
   print_arms(r, out);
   if (command_cuts_windows(r->command)) print_scored(r, out);
+  print_audits(r, out);
   print_texts(r, out);
 }

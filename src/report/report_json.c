@@ -141,6 +141,20 @@ branch report_json_arm(branch list, const report *r, const report_arm *a) {
   return o;
 }
 
+// Left out where there was none.
+static void put_audit(branch arm, const audit_coverage *c) {
+  if (!(c->share > 0)) return;
+  branch o = put_object(arm, "audit");
+  put_real(o, "share", c->share);
+  put_integer(o, "slots", c->slots);
+  put_integer(o, "slots_of_others", c->slots_seen);
+  put_integer(o, "experts", c->experts);
+  put_integer(o, "experts_used", c->experts_used);
+  put_integer(o, "ranks", c->ranks);
+  put_real(o, "bad_expert_missed", report_bad_expert_missed(c));
+  put_real(o, "bad_rank_missed", report_bad_rank_missed(c));
+  put_real(o, "seconds", c->seconds);
+}
 static void put_arm(branch list, const report *r, const report_arm *a) {
   branch o = report_json_arm(list, r, a);
   put_integer(o, "ranks", (int64_t)r->n_ranks);
@@ -150,6 +164,7 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
   put_real(o, "decode_tokens_per_s", a->decode_tokens_per_s);
   put_text(o, "transport", a->transport);
   put_real(o, "exchange_seconds", a->exchange_seconds);
+  put_audit(o, &a->audit);
   put_real(o, "perplexity", a->perplexity);
   put_integer(o, "scored", a->scored);
   branch bytes = put_array(o, "bytes_per_rank"), arms = put_array(o, "rank_arms"),

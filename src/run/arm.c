@@ -1,9 +1,11 @@
 #include "src/run/arm.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "src/run/batch_fit.h"
 #include "src/run/forward.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
+#include "src/run/routing_room.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,9 +37,9 @@ static bool is_on_device(const arm *a) {
   return backend_is_on_device(a->params.local.backend);
 }
 
-static status open_backend(arm *a) {
+static backend_params params_of_backend(arm *a) {
   const arm_params *p = &a->params;
-  backend_params b = {
+  return (backend_params){
       .weights = &p->m->weights,
       .shared = p->shared.path->kind,
       .experts = p->local.path->kind,
@@ -49,36 +51,36 @@ static status open_backend(arm *a) {
       .kv_f16 = p->kv_f16,
       .computes_shared = a->forward.is_shared,
       .threads = topology_threads(p->place),
+      .fits_team = p->fits_team,
       .host_rank = comm_host_rank(p->c),
       .row = p->row,
       .rank = comm_rank(p->c),
       .n_ranks = comm_size(p->c),
       .rank_of_expert = p->experts->rank_of_expert,
-      .fixed_tokens = exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
+      .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .watch = watch_device,
       .watch_context = a,
   };
-  return p->local.backend->open(&a->forward.compute, &b);
 }
 
-static status open_routing(routing *out, size_t n_tokens, size_t slots) {
-  TRY(TAKE(&out->expert, slots, "routing"));
-  TRY(TAKE(&out->weight, slots, "routing"));
-  return TAKE(&out->margin, n_tokens, "routing");
+static status open_backend(arm *a) {
+  backend_params b = params_of_backend(a);
+  return a->params.local.backend->open(&a->forward.compute, &b);
 }
 
-static void close_routing(routing *r) {
-  free(r->expert);
-  free(r->weight);
-  free(r->margin);
+static status fit_batch(arm *a) {
+  backend_params b = params_of_backend(a);
+  if (!a->params.batch_may_shrink) return 0;
+  b.fixed_tokens = FIXED_TOKENS; // whether it is so is known with the exchange; it takes little
+  return batch_fit(&a->params.max_batch, a->params.c, a->params.local.backend, &b, a->params.name);
 }
 
 static status open_arrays(arm *a) {
   const arm_params *p = &a->params;
   size_t n = (size_t)p->max_batch, slots = n * (size_t)a->forward.top_k;
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
-  TRY(open_routing(&a->forward.route, n, slots));
-  TRY(open_routing(&a->forward.given, n, slots));
+  TRY(routing_open(&a->forward.route, n, slots));
+  TRY(routing_open(&a->forward.given, n, slots));
   TRY(TAKE(&a->logit_digest, (size_t)p->n_sequences, "digests"));
   TRY(TAKE(&a->layer_digest, (size_t)(a->n_layers * p->n_sequences), "digests"));
   return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
@@ -94,6 +96,7 @@ static status open_parts(arm *a) {
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
   TRY(open_backend(a));
+  if (p->audit) TRY(audit_open(&a->forward.audit, p->audit));
   return open_arrays(a);
 }
 
@@ -124,6 +127,7 @@ status arm_open(arm **out, const arm_params *params) {
            transport_choose(&a->transport, params->c, params->transport, params->device, is_on_device(a)));
   // before the backend, which plans with the device memory that the transport has left
   TRY_DONE(result, transport_start(a->transport, host_bytes(a)));
+  TRY_DONE(result, fit_batch(a));
   TRY_DONE(result, comm_agree(params->c, open_parts(a), params->name));
   *out = a;
 done:
@@ -137,9 +141,10 @@ void arm_close(arm *a) {
   exchange_close(a->forward.ranks);
   token_shards_close(&a->forward.shards);
   transport_close(a->transport);
+  audit_close(a->forward.audit);
   free(a->forward.rows_of_rank);
-  close_routing(&a->forward.route);
-  close_routing(&a->forward.given);
+  routing_close(&a->forward.route);
+  routing_close(&a->forward.given);
   probe_rows_close(&a->probes);
   probe_given_close(&a->given);
   free(a->logit_digest);
@@ -158,6 +163,10 @@ const path_info *arm_path(const arm *a) {
   return a->forward.path;
 }
 
+const path_info *arm_expert_path(const arm *a) {
+  return a->params.local.path;
+}
+
 const backend_ops *arm_backend(const arm *a) {
   return a->params.local.backend;
 }
@@ -172,6 +181,10 @@ const transport *arm_transport(const arm *a) {
 
 uint64_t arm_state_bytes(const arm *a) {
   return a->forward.compute->ops->state_bytes(a->forward.compute);
+}
+
+int64_t arm_max_batch(const arm *a) {
+  return a->params.max_batch;
 }
 
 bool arm_computes_shared(const arm *a) {
@@ -267,6 +280,11 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   a->seconds += clock_seconds() - start;
   TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
   return a->keeps_logits ? arm_finish(a) : 0;
+}
+
+status arm_audit_coverage(const arm *a, audit_coverage *out) {
+  *out = (audit_coverage){.share = 0};
+  return a->forward.audit ? audit_cover(a->forward.audit, out) : 0;
 }
 
 status arm_broadcast(arm *a, void *data, size_t bytes, const char *what) {
@@ -450,6 +468,22 @@ uint64_t arm_layer_digest(const arm *a, int64_t layer) {
   return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
 }
 
+size_t arm_digest_count(const arm *a) {
+  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
+}
+
+void arm_digests_read(const arm *a, uint64_t *out) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *out;
+  memcpy(out, a->logit_digest, n * bytes);
+  memcpy(out + n, a->layer_digest, (size_t)a->n_layers * n * bytes);
+}
+
+void arm_digests_write(arm *a, const uint64_t *in) {
+  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *in;
+  memcpy(a->logit_digest, in, n * bytes);
+  memcpy(a->layer_digest, in + n, (size_t)a->n_layers * n * bytes);
+}
+
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
   return a->logit_digest[sequence];
 }
@@ -462,4 +496,29 @@ status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
   const forward_state *f = &a->forward;
   return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
                                 (size_t)f->hidden * f->path->real_bytes);
+}
+
+// ---- the budget of a token ----
+
+status arm_phases_watch(arm *a, phase_times *to) {
+  backend *b = a->forward.compute;
+  if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
+  return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
+                     backend_name(b->ops->kind), a->params.name)
+            : 0;
+}
+
+status arm_peaks(arm *a, backend_peaks *out) {
+  backend *b = a->forward.compute;
+  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
+  return b->ops->peaks ? b->ops->peaks(b, out) : 0;
+}
+
+int arm_decode_threads(const arm *a) {
+  backend *b = a->forward.compute;
+  return b->ops->decode_threads ? b->ops->decode_threads(b) : 0;
+}
+
+int arm_threads(const arm *a) {
+  return is_on_device(a) ? 0 : topology_threads(a->params.place);
 }

@@ -8,6 +8,7 @@
 #include "dist/transport.h"
 #include "kernels/backend.h"
 #include "src/model/model.h"
+#include "src/run/audit.h"
 #include "src/run/placement.h"
 
 enum { LOGIT_ROWS = 32 }; // logits are computed and consumed this many rows at a time
@@ -26,7 +27,10 @@ typedef struct {
   const bool *computes_shared; // [ranks] that compute the shared steps; NULL: all
   int reporting;               // the reporting rank: probes are gathered there; a shared rank
   int64_t n_sequences, context, max_batch; // KV caches, positions in each, tokens in the largest batch
+  bool batch_may_shrink; // max_batch is halved until every rank's device has memory for it: arm_max_batch
+  bool fits_team;        // run.threads leaves it to the backend how many threads decode
   bool kv_f16;
+  const audit_params *audit; // read at open; NULL: no other rank's outputs are recomputed
 } arm_params;
 
 typedef struct arm arm;
@@ -37,12 +41,14 @@ void arm_close(arm *a);                               // takes NULL
 // ---- what it is: local ----
 
 const char *arm_name(const arm *a);
-const path_info *arm_path(const arm *a);      // of the shared steps
-const backend_ops *arm_backend(const arm *a); // for its name and kind; only the arm calls its steps
-const char *arm_row(const arm *a);            // ISA row or device in use
+const path_info *arm_path(const arm *a);        // of the shared steps
+const path_info *arm_expert_path(const arm *a); // of this rank's experts
+const backend_ops *arm_backend(const arm *a);   // for its name and kind; only the arm calls its steps
+const char *arm_row(const arm *a);              // ISA row or device in use
 const transport *arm_transport(const arm *a);
 uint64_t arm_state_bytes(const arm *a); // KV caches and work space of this rank
 bool arm_computes_shared(const arm *a); // this rank is a shared rank
+int64_t arm_max_batch(const arm *a);    // tokens in the largest batch
 
 // ---- the forward pass: collective ----
 
@@ -61,6 +67,9 @@ status arm_finish(arm *a);
 // Collective, after arm_finish. Adds the shared ranks' parts of the layers' digests, of token-sharded
 // batches, to those of every rank.
 status arm_add_parts(arm *a);
+
+// Collective. What the audit has recomputed since arm_open; share 0: there is none.
+status arm_audit_coverage(const arm *a, audit_coverage *out);
 
 // Collective. Broadcasts `bytes` of `data` from the first shared rank to the expert ranks. `what` stands in
 // the error.
@@ -128,9 +137,21 @@ double arm_exchange_seconds(const arm *a); // since arm_reset
 uint64_t arm_digest(const arm *a);         // of the logits, all sequences
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence);
 uint64_t arm_layer_digest(const arm *a, int64_t layer); // after arm_add_parts
+// All digests, of the logits and of each layer, by sequence: to be kept (after arm_add_parts) and given back
+// (after arm_reset) by a run that goes on.
+size_t arm_digest_count(const arm *a);
+void arm_digests_read(const arm *a, uint64_t *out);
+void arm_digests_write(arm *a, const uint64_t *in);
 
 // True: the exchange of a batch of n tokens is captured with the other steps, so arm_exchange_seconds lacks
 // it.
 bool arm_exchange_is_captured(const arm *a, int64_t n_tokens);
 // Collective. *seconds: of one layer's exchange, run alone (exchange_measure_fixed).
 status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens);
+
+// Local. From here on the steps add what their phases take to `to`, whole after arm_finish; NULL: no more. An
+// error where the backend does not report its phases.
+status arm_phases_watch(arm *a, phase_times *to);
+status arm_peaks(arm *a, backend_peaks *out); // NaN where the backend does not know
+int arm_decode_threads(const arm *a);         // of batches of a few tokens; 0: a device computes
+int arm_threads(const arm *a);                // of other batches; 0: a device computes

@@ -110,7 +110,7 @@ static status compute_all(pass *p) {
   progress shown = progress_start(job_is_reporting(j), what, "tokens", j->n_tokens);
   batcher batches;
   token_batch batch;
-  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->cfg->run.chunk);
+  status result = batcher_open(&batches, j->sequences, j->n_sequences, j->chunk);
   while (!result && batcher_next(&batches, &batch)) {
     result = compute_batch(p, &batch);
     if (result)

@@ -9,7 +9,8 @@ static bool backend_on_device(const forward_state *f) {
 static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
   if (token_shards_apply(&f->shards, n_tokens)) return BATCH_TOKEN_SHARDED;
-  return exchange_is_fixed(f->ranks, n_tokens) && !f->is_watched ? BATCH_FIXED_PLACES : BATCH_REPLICATED;
+  return exchange_is_fixed(f->ranks, n_tokens) && !f->is_watched && !f->audit ? BATCH_FIXED_PLACES
+                                                                              : BATCH_REPLICATED;
 }
 
 void forward_start(forward_state *f, const token_batch *batch) {
@@ -251,6 +252,15 @@ static status transfer_slots(forward_state *f, int64_t layer) {
   return transfer(f, ROWS_SLOTS, exchange_slots(f->ranks), layer);
 }
 
+// Needs this rank's slots, received: some of other ranks are recomputed here.
+static status audit_slots(forward_state *f, int64_t layer, const slot_places *places) {
+  if (!f->audit || !f->is_shared) return 0;
+  bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
+  const audited_rows rows = {f->compute, f->batch.owned.first, f->batch.owned.count,
+                             sharded,    f->route.expert,      places->row_of_slot};
+  return audit_layer(f->audit, layer, &rows);
+}
+
 // All-gathers the slots' outputs between devices, whole: which rows are used, only the devices know.
 static status transfer_fixed_slots(forward_state *f, int64_t layer) {
   backend *b = f->compute;
@@ -289,6 +299,7 @@ static status layer_replicated(forward_state *f, int64_t layer) {
   slot_places places = place_slots(f);
   TRY(experts_down(f, layer, &places));
   TRY(transfer_slots(f, layer));
+  TRY(audit_slots(f, layer, &places));
   return f->is_shared ? combine(f, layer, &places) : 0;
 }
 
@@ -310,6 +321,7 @@ static status layer_token_sharded(forward_state *f, int64_t layer) {
   slot_places places = place_slots(f);
   TRY(experts_down(f, layer, &places));
   TRY(transfer_slots(f, layer));
+  TRY(audit_slots(f, layer, &places));
   if (f->is_shared) TRY(combine(f, layer, &places));
   bool wants_all_rows = layer == f->n_layers - 1 || f->is_watched;
   return wants_all_rows ? gather(f, ROWS_RESIDUAL, SHARED_RANKS, layer) : 0;

@@ -9,6 +9,7 @@
 #pragma once
 #include "dist/exchange.h"
 #include "kernels/backend.h"
+#include "src/run/audit.h"
 #include "src/run/token_shards.h"
 
 typedef enum {
@@ -44,6 +45,7 @@ typedef struct {
   routing given;    // in the order of batch.rows
   routing route;    // on the host, of the last layer, in the order of batch.rows: as parts_for_host has it
   int64_t *rows_of_rank; // [ranks] scratch
+  audit *audit;          // recomputes other ranks' slots; NULL: nobody does. On all ranks or on none
 } forward_state;
 
 // Local, the same on every rank. Chooses how the batch runs. The batch is kept by reference until the next

@@ -1,7 +1,9 @@
 #include "src/run/job.h"
 #include "base/memory.h"
 #include "base/whole_file.h"
+#include "dist/network.h"
 #include "kernels/formats/numerics.h"
+#include "src/run/agreement.h"
 #include "src/run/input.h"
 #include "src/run/rank_speed.h"
 #include <omp.h>
@@ -98,16 +100,18 @@ uint64_t job_reference_fingerprint(const job *j) {
 // ---- ranks ----
 
 // Backends are asked for their devices only where an arm may need one: a driver takes time to start.
-static bool may_need(const config *c, backend_kind what) {
+static bool may_need(const config *c, command_kind command, backend_kind what) {
   bool needs = false;
   for (size_t i = 0; i < c->run.arms.count; i++) needs = needs || arm_may_need(&c->run.arms.arm[i], what);
   for (size_t i = 0; i < c->ranks.arm.count; i++) needs = needs || arm_may_need(&c->ranks.arm.arm[i], what);
+  for (size_t i = 0; i < c->screen.arms.count && command == COMMAND_SCREEN; i++)
+    needs = needs || arm_may_need(&c->screen.arms.arm[i], what);
   return needs || arm_may_need(&c->bisect.a, what) || arm_may_need(&c->bisect.b, what);
 }
 
 // Its host has at least as many GPUs as ranks up to this one.
 static bool has_own_gpu(const job *j) {
-  const arm_list *arms = &j->cfg->ranks.arm;
+  const rank_arm_list *arms = &j->cfg->ranks.arm;
   const backend_ops *cuda = backend_get(BACKEND_CUDA);
   bool wanted = false;
   for (size_t i = 0; i < arms->count; i++) wanted = wanted || arms->arm[i].kind == ARM_AUTO;
@@ -167,11 +171,46 @@ static status open_placement(job *j) {
   return result;
 }
 
+// ---- tokens at once ----
+
+static int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+static int64_t chunk_of_backend(const arm_choice *a) {
+  const backend_ops *ops = a->kind == ARM_PLAIN ? backend_get(a->backend) : NULL;
+  return ops ? ops->prompt_chunk : INT64_MAX; // an arm that is not there is refused later, by name
+}
+
+// run.chunk = 0: what every backend that computes in an arm of run.arms is content with. The ranks' arms are
+// known to all, so it is the same everywhere.
+static int64_t choose_chunk(const job *j) {
+  const arm_list *arms = &j->cfg->run.arms;
+  int64_t chunk = INT64_MAX;
+  if (j->cfg->run.chunk) return j->cfg->run.chunk;
+  for (size_t a = 0; a < arms->count; a++) {
+    chunk = least(chunk, chunk_of_backend(&arms->arm[a]));
+    if (arms->arm[a].kind != ARM_MIXED || !j->roles.mixed) continue;
+    chunk = least(chunk, chunk_of_backend(&j->roles.shared_arm));
+    for (int r = 0; r < j->roles.n_ranks; r++) chunk = least(chunk, chunk_of_backend(&j->roles.arm[r]));
+  }
+  return chunk < INT64_MAX ? chunk : backend_get(BACKEND_CPU)->prompt_chunk;
+}
+
+static status check_audit(const job *j) {
+  bool alone = comm_size(j->c) == 1;
+  return j->cfg->ranks.audit > 0 && alone
+             ? REFUSE("ranks.audit = %g: expected 0 where there is one rank, which has no other to recompute",
+                      j->cfg->ranks.audit)
+             : 0;
+}
+
 static device_id find_device(const job *j) {
   device_id found;
   bool nccl = j->cfg->comm.transport == TRANSPORT_NCCL;
   for (const backend_ops *const *b = backend_table(); *b; b++)
-    if ((*b)->device && (nccl || may_need(j->cfg, (*b)->kind)) && (*b)->device(&found, comm_host_rank(j->c)))
+    if ((*b)->device && (nccl || may_need(j->cfg, j->command, (*b)->kind)) &&
+        (*b)->device(&found, comm_host_rank(j->c)))
       return found;
   return (device_id){.index = -1};
 }
@@ -189,10 +228,6 @@ static status check_threads(const job *j) {
 }
 
 // ---- input ----
-
-static int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 
 static status check_context(const job *j, int64_t longest, int64_t needed) {
   int64_t given = j->cfg->run.context, most = j->m->context_length, generate = j->cfg->run.generate;
@@ -220,7 +255,7 @@ static status choose_context(job *j) {
   j->n_tokens = size.total;
   j->context = c->run.context ? c->run.context : needed;
   TRY(check_context(j, size.longest, windows ? 0 : needed));
-  int64_t most = least(j->n_tokens, c->run.chunk);
+  int64_t most = least(j->n_tokens, j->chunk);
   j->max_batch = most > j->n_sequences ? most : j->n_sequences; // decoding takes all sequences at once
   return 0;
 }
@@ -246,6 +281,8 @@ status job_read_input(job *j) {
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
+  TRY(job_agree(j, network_check_launcher(c), "the launcher"));
+  TRY(agreement_of_builds(c));
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));
   TRY(job_agree(j, open_reference(j), "opening the reference's model"));
@@ -253,8 +290,11 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   j->device = find_device(j);
   TRY(topology_open(&j->place, c, cfg->run.threads, cfg->run.bind, &j->device));
   TRY(job_agree(j, check_threads(j), "the threads"));
+  TRY(job_agree(j, check_audit(j), "ranks.audit"));
   topology_bind_threads(j->place);
   TRY(open_roles(j));
+  j->chunk = choose_chunk(j);
+  if (command != COMMAND_SCREEN) TRY(agreement_of_kernels(j)); // which names what differs itself
   TRY(open_placement(j));
   return needs_input ? job_read_input(j) : 0;
 }
@@ -278,6 +318,25 @@ static status resolve_arm(const job *j, const arm_choice *choice, arm_spec *shar
   return arm_choice_resolve(shared, mixed ? &j->roles.shared_arm : choice);
 }
 
+// Of the arm p, where there is to be an audit; the caller frees its experts_path.
+static status describe_audit(const job *j, const arm_choice *choice, arm_params *p, audit_params *out) {
+  path_kind *paths;
+  *out = (audit_params){.m = p->m,
+                        .experts = p->experts,
+                        .c = p->c,
+                        .computes_shared = p->computes_shared,
+                        .shared = p->shared.path->kind,
+                        .threads = topology_threads(p->place),
+                        .row = p->row,
+                        .share = j->cfg->ranks.audit};
+  if (!(out->share > 0)) return 0;
+  TRY(TAKE(&paths, (size_t)comm_size(j->c), "the paths of ranks' experts"));
+  for (int r = 0; r < comm_size(j->c); r++) paths[r] = job_arm_of_rank(j, choice, r)->path;
+  out->experts_path = paths;
+  p->audit = out;
+  return 0;
+}
+
 status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   *out = NULL;
   arm_params p = {
@@ -292,12 +351,19 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .n_sequences = j->n_sequences,
       .context = j->context,
       .max_batch = j->max_batch,
+      .batch_may_shrink = !j->cfg->run.chunk,
       .kv_f16 = j->cfg->run.kv == KV_F16,
+      .fits_team = j->cfg->run.threads == 0,
       .computes_shared = choice->kind == ARM_MIXED ? j->roles.shared : NULL,
       .reporting = j->roles.reporting,
   };
+  audit_params audited;
   TRY(job_agree(j, resolve_arm(j, choice, &p.shared, &p.local), choice->name));
-  return arm_open(out, &p);
+  TRY(job_agree(j, describe_audit(j, choice, &p, &audited), choice->name));
+  status result = arm_open(out, &p);
+  free((path_kind *)audited.experts_path);
+  if (!result && arm_max_batch(*out) < j->max_batch) j->chunk = j->max_batch = arm_max_batch(*out);
+  return result;
 }
 
 static const char *changed_file(const job *j) {

@@ -28,7 +28,8 @@ typedef struct {
   token_sequence *sequences;
   int64_t n_sequences, n_tokens; // of all sequences
   int64_t context;               // positions that the run needs
-  int64_t max_batch;             // tokens
+  int64_t chunk;     // tokens of a prompt at once: run.chunk, or what the arms' backends are quickest with
+  int64_t max_batch; // tokens; both fall to what fits once an arm is opened, where run.chunk is 0
 } job;
 
 // Collective. job_close releases what there is, after an error too. With needs_input false there are no
@@ -53,7 +54,9 @@ const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int ra
 // it where it reads the input. The same of j->reference.
 status job_check_weights(job *j);
 
-// Collective. Opens an arm of run.arms; its caches hold the job's sequences.
+// Collective. Opens an arm of run.arms; its caches hold the job's sequences. Lowers chunk and max_batch where
+// they are free to fall and the arm's devices lack memory: batches are cut after the last arm has been
+// opened.
 status job_open_arm(job *j, const arm_choice *choice, arm **out);
 
 // Local. Of the model of the arm that the others are measured against.

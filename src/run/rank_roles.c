@@ -4,7 +4,7 @@
 #include <string.h>
 
 // Of ranks.arm, which is repeated over ranks.
-static arm_choice resolve_arm(const arm_list *arms, int rank, bool has_gpu) {
+static arm_choice resolve_arm(const rank_arm_list *arms, int rank, bool has_gpu) {
   const arm_choice *arm = &arms->arm[(size_t)rank % arms->count];
   return arm->kind == ARM_AUTO ? arm_choice_of(arm->path, has_gpu ? BACKEND_CUDA : BACKEND_CPU) : *arm;
 }
@@ -18,16 +18,14 @@ static arm_choice choose_shared_arm(const rank_roles *r, const config *c) {
 }
 
 static status choose_shared_ranks(rank_roles *r, const config *c) {
-  const size_list *list = &c->ranks.shared_ranks;
+  const rank_list *list = &c->ranks.shared_ranks;
   bool any = false;
   for (size_t i = 0; i < list->count; i++) {
-    if (list->size[i] >= r->n_ranks)
-      return REFUSE("ranks.shared_ranks: expected ranks from 0 to %d, found %lld", r->n_ranks - 1,
-                    (long long)list->size[i]);
-    if (r->shared[list->size[i]])
-      return REFUSE("ranks.shared_ranks: expected each rank once, found %lld twice",
-                    (long long)list->size[i]);
-    r->shared[list->size[i]] = true;
+    if (list->id[i] >= r->n_ranks)
+      return REFUSE("ranks.shared_ranks: expected ranks from 0 to %d, found %d", r->n_ranks - 1, list->id[i]);
+    if (r->shared[list->id[i]])
+      return REFUSE("ranks.shared_ranks: expected each rank once, found %d twice", list->id[i]);
+    r->shared[list->id[i]] = true;
   }
   for (int i = 0; i < r->n_ranks; i++) {
     if (!list->count) r->shared[i] = r->arm[i].backend == r->shared_arm.backend;

@@ -85,7 +85,7 @@ template <typename T> static inline T __ldcs(const T *at) {
 template <typename T> static inline T atomicAdd(T *to, std::type_identity_t<T> more) {
   return __atomic_fetch_add(to, more, __ATOMIC_RELAXED);
 }
-static inline void __threadfence() {} // blocks run one after another
+static inline void __threadfence() {} // blocks run one after another, or take turns
 
 // ---- where threads meet ----
 
@@ -163,11 +163,14 @@ static inline unsigned __reduce_max_sync(unsigned mask, unsigned mine) {
 
 // ---- the host's side that takes templates ----
 
-enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeCooperative = 2,
+  cudaLaunchAttributeProgrammaticStreamSerialization = 6
+};
 struct cudaLaunchAttribute { // launches never overlap here
   cudaLaunchAttributeID id;
-  struct {
-    int programmaticStreamSerializationAllowed;
+  union {
+    int programmaticStreamSerializationAllowed, cooperative;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -181,8 +184,12 @@ struct cudaLaunchConfig_t {
 template <typename... P, typename... A>
 static cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *how, void (*kernel)(P...), A &&...arguments) {
   std::tuple<P...> held(static_cast<P>(arguments)...); // as they are now
-  return emulation::launch({how->gridDim, how->blockDim, how->dynamicSmemBytes, (const void *)kernel,
-                            [=] { std::apply(kernel, held); }},
+  bool resident = false;
+  for (unsigned i = 0; i < how->numAttrs; i++)
+    resident =
+        resident || (how->attrs[i].id == cudaLaunchAttributeCooperative && how->attrs[i].val.cooperative);
+  return emulation::launch({how->gridDim, how->blockDim, how->dynamicSmemBytes, resident,
+                            (const void *)kernel, [=] { std::apply(kernel, held); }},
                            how->stream);
 }
 
@@ -192,4 +199,12 @@ template <typename T> static cudaError_t cudaMalloc(T **out, size_t bytes) {
 template <typename... P>
 static cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute attribute, int value) {
   return cudaFuncSetAttribute((const void *)kernel, attribute, value);
+}
+
+struct cudaFuncAttributes {
+  int numRegs;
+};
+template <typename... P> static cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, void (*)(P...)) {
+  out->numRegs = 255;
+  return cudaSuccess;
 }

@@ -27,6 +27,7 @@ constexpr uint32_t GARBAGE = 0xfff3fff5u; // a NaN as a float and as two halves;
 struct grid {
   dim3 blocks, threads;
   size_t shared_bytes;
+  bool resident; // all blocks run at once, and may wait for each other (pause)
   const void *kernel;
   std::function<void()> thread; // the kernel with its arguments
 };
@@ -41,6 +42,9 @@ uint64_t draw(uint64_t below);
 
 extern int current_lane; // its lane
 void meet_block();
+// In a loop that waits for what another thread will write: lets every other one run first, of a resident grid
+// also those of other blocks.
+void pause();
 // Waits for the lanes of `mask`; the last to come calls `act` with what each lane brought, by its number.
 typedef void (*action)(void **lanes, uint32_t mask);
 void meet_warp(action act, void *mine, uint32_t mask);
@@ -48,5 +52,12 @@ void meet_warp(action act, void *mine, uint32_t mask);
 void copy_later(void *to, const void *from, size_t bytes);
 void end_copy_group();
 void copy_now(int latest);
+
+// A barrier in shared memory, and the copies that arrive at it: each is made at once or when a thread asks
+// whether it is done, as it is drawn.
+void barrier_init(uint64_t *b, int arrivals);
+void barrier_arrive_expect(uint64_t *b, size_t bytes);
+void barrier_copy(uint64_t *b, void *to, const void *from, size_t bytes);
+bool barrier_done(uint64_t *b, uint32_t parity);
 
 } // namespace emulation

@@ -38,7 +38,7 @@ struct CUevent_st {
   CUgraph_st *capture; // captured there
 };
 
-static constexpr int DEVICES = 2, MULTIPROCESSORS = 20;
+static constexpr int DEVICES = 2, MULTIPROCESSORS = 24;
 static constexpr size_t DEVICE_BYTES = (size_t)8 << 30, MARGIN = 256;
 
 static CUstream_st default_stream;
@@ -108,6 +108,16 @@ static int visible_device(int index) {
   return atoi(visible);
 }
 
+cudaError_t cudaDeviceCanAccessPeer(int *reaches, int device, int peer) {
+  *reaches = device != peer;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetP2PAttribute(int *value, cudaDeviceP2PAttr, int, int) {
+  *value = 1;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device) {
   *out = cudaDeviceProp{};
   snprintf(out->name, sizeof out->name, "emulated");
@@ -119,9 +129,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? MULTIPROCESSORS
-           : attribute == cudaDevAttrComputeCapabilityMajor ? 9
-                                                            : (int)emulation::MOST_SHARED;
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? MULTIPROCESSORS
+           : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (int)emulation::MOST_SHARED
+                                                                  : 0; // it has no clocks
   return cudaSuccess;
 }
 
@@ -167,8 +178,9 @@ const char *cudaGetErrorString(cudaError_t error) {
 // ---- memory ----
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-  *total = DEVICE_BYTES;
-  *free_bytes = DEVICE_BYTES - taken;
+  const char *given = getenv("MOE_EMULATED_BYTES"); // of device memory, for tests of what is short of it
+  *total = given ? (size_t)atoll(given) : DEVICE_BYTES;
+  *free_bytes = *total > taken ? *total - taken : 0;
   return cudaSuccess;
 }
 

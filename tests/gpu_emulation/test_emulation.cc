@@ -4,6 +4,7 @@
 #include "tests/support/seed.h"
 #include <cuda_runtime.h>
 #include <kernels/cuda/instructions.cuh>
+#include <kernels/cuda/instructions_hopper.cuh>
 #include <stdio.h>
 #include <stdlib.h>
 #include <vector>
@@ -20,6 +21,13 @@ static void start(void (*kernel)(P...), unsigned blocks, unsigned threads, cudaS
                   A... arguments) {
   cudaLaunchConfig_t how = {dim3(blocks), dim3(threads), 16384, stream, nullptr, 0};
   check(cudaLaunchKernelEx(&how, kernel, arguments...) == cudaSuccess, "a launch");
+}
+
+template <typename... P, typename... A>
+static void start_resident(void (*kernel)(P...), unsigned blocks, unsigned threads, A... arguments) {
+  cudaLaunchAttribute resident = {cudaLaunchAttributeCooperative, {1}};
+  cudaLaunchConfig_t how = {dim3(blocks), dim3(threads), 16384, nullptr, &resident, 1};
+  check(cudaLaunchKernelEx(&how, kernel, arguments...) == cudaSuccess, "a launch of blocks that stay");
 }
 
 static std::vector<void *> blocks; // given back at the end
@@ -97,6 +105,42 @@ template <flaw FLAW> static bool stages() {
   return true;
 }
 
+// Each block adds what a bulk copy brings to what the block before it, or the last one, passes on: whatever
+// the order of blocks, half of them wait.
+template <flaw FLAW> __global__ void chain(float *out, const float *in, bool falls) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  uint64_t *landed = (uint64_t *)memory;
+  float *held = (float *)(memory + 16), before = 0;
+  unsigned turns = 0, b = falls ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  if (threadIdx.x == 0) {
+    mbarrier_init(landed, 1);
+    fence_mbarrier_init();
+    mbarrier_arrive_expect(landed, 128);
+    copy_bulk(held, in + b * 32, 128, landed);
+  }
+  __syncthreads();
+  while (FLAW != NO_WAIT && !mbarrier_try_wait(landed, 0)) spin(&turns);
+  while (b && (before = load_relaxed(out + (b - 1) * 32 + threadIdx.x)) < 0) spin(&turns);
+  store_relaxed(out + b * 32 + threadIdx.x, before + held[threadIdx.x]);
+}
+
+template <flaw FLAW> static bool chains(bool falls) {
+  constexpr int BLOCKS = 12, ALL = 32 * BLOCKS;
+  std::vector<float> in(ALL), out(ALL, -1.0f);
+  for (int i = 0; i < ALL; i++) in[(size_t)i] = (float)i;
+  float *dev_in = device<float>(ALL), *dev_out = device<float>(ALL);
+  cudaMemcpy(dev_in, in.data(), 4 * ALL, cudaMemcpyHostToDevice);
+  cudaMemcpy(dev_out, out.data(), 4 * ALL, cudaMemcpyHostToDevice);
+  start_resident(chain<FLAW>, BLOCKS, 32, dev_out, dev_in, falls);
+  cudaMemcpy(out.data(), dev_out, 4 * ALL, cudaMemcpyDeviceToHost);
+  float sum[32] = {};
+  for (int i = 0; i < ALL; i++) {
+    sum[i % 32] += (float)i;
+    if (!(out[(size_t)i] == sum[i % 32])) return false;
+  }
+  return true;
+}
+
 __global__ void add_one(int *to) {
   atomicAdd(to, 1);
 }
@@ -148,6 +192,8 @@ int main() {
   check(stages<NONE>(), "a copy, its wait and a barrier");
   check(!stages<NO_BARRIER>(), "without the barrier it is caught");
   check(!stages<NO_WAIT>(), "without the wait it is caught");
+  check(chains<NONE>(false) && chains<NONE>(true), "blocks that wait for each other, bulk copies");
+  check(!chains<NO_WAIT>(false) || !chains<NO_WAIT>(true), "without the wait for a bulk copy it is caught");
   check_streams();
   for (void *block : blocks) cudaFree(block);
   return faults != 0;

@@ -177,7 +177,7 @@ def rank_of(pid):
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             pairs = dict(pair.split(b"=", 1) for pair in file.read().split(b"\0") if b"=" in pair)
-        return int(pairs[b"OMPI_COMM_WORLD_RANK"])
+        return int(pairs.get(b"OMPI_COMM_WORLD_RANK") or pairs[b"PMIX_RANK"])  # under mpirun, under srun
     except (OSError, KeyError):
         return None
 

@@ -38,6 +38,8 @@ FAULTS = [
     *(("route_tie_decode", CUDA + "decode/decode_experts.cu", f"k.{c} == key && i{at} < e",
        f"k.{c} == key && (planted(ROUTE_TIE_DECODE) ? i{at} > e : i{at} < e)")
       for c, at in (("x", ""), ("y", " + 1"), ("z", " + 2"), ("w", " + 3"))),
+    ("route_tie_token", CUDA + "decode/token_choice.cuh", "moves = moves || k > key[i];",
+     "moves = moves || (planted(ROUTE_TIE_TOKEN) ? k >= key[i] : k > key[i]);"),
     # the other of the two products is rounded
     ("chunk_fold", CUDA + "attention.cuh", "*run_sum = num_fma_f32(sum, *fresh, *run_sum * *old);",
      "*run_sum = planted(CHUNK_FOLD) ? num_fma_f32(*run_sum, *old, sum * *fresh)\n"
@@ -57,15 +59,22 @@ FAULTS = [
     # attention in integers: a product of limbs left out
     ("exact_product", CUDA + "exact/attend.cu", "crossed = dot16(k_low, q_high, dot16(k_high, q_low, crossed));",
      "crossed = dot16(k_low, q_high, planted(EXACT_PRODUCT) ? crossed : dot16(k_high, q_low, crossed));"),
-    ("exact_product_decode", CUDA + "decode/decode_exact.cu", "by_high[2] + by_low[0], by_low[2])",
+    ("exact_product_decode", CUDA + "decode/decode_chunk.cuh", "by_high[2] + by_low[0], by_low[2])",
      "by_high[2] + by_low[0], planted(EXACT_PRODUCT_DECODE) ? 0 : by_low[2])"),
     ("exact_fold", CUDA + "exact/attend.cuh", "sum = num_fma_f32(its_sum, *fresh, sum * *old);",
      "sum = planted(EXACT_FOLD) ? num_fma_f32(sum, *old, its_sum * *fresh) : num_fma_f32(its_sum, *fresh, sum * *old);"),
-    ("exact_fold_decode", CUDA + "decode/decode_exact.cu", "total = num_fma_f32(l, f, total * o);",
+    ("exact_fold_decode", CUDA + "decode/decode_chunk.cuh", "total = num_fma_f32(l, f, total * o);",
      "total = planted(EXACT_FOLD_DECODE) ? num_fma_f32(total, o, l * f) : num_fma_f32(l, f, total * o);"),
     # a pair's channels by one power of two too many
     ("exact_balance", CUDA + "weights.cu", "factors[i] = factors[i + pairs] = exact_power(e);",
      "if (planted(EXACT_BALANCE) && i == 0) e = e + 1;\n    factors[i] = factors[i + pairs] = exact_power(e);"),
+    # for screen: one bit of one product of few tokens, now and then (planted_strikes)
+    ("product_bit", CUDA + "products/product_q8k.cu",
+     "if (lane % (4 * GROUPS) == 0 && row < p.w.rows) out[row] = p.adds ? out[row] + y[pass] : y[pass];",
+     "if (lane % (4 * GROUPS) == 0 && row < p.w.rows) {\n"
+     "      out[row] = p.adds ? out[row] + y[pass] : y[pass];\n"
+     "      if (planted(PRODUCT_BIT) && planted_strikes())\n"
+     "        out[row] = __uint_as_float(__float_as_uint(out[row]) ^ 1u << 12);\n    }"),
     # neighbours first instead of halves
     ("lane_tree", CUDA + "device.cuh",
      "for (int half = WARP / 2; half; half /= 2) lane = lane + __shfl_xor_sync(~0u, lane, half);",
@@ -77,6 +86,10 @@ SWITCH = """// Written by tests/support/plant_cuda.py.
 #include <stdbool.h>
 enum planted_name {{ NO_FAULT, {names} }};
 extern enum planted_name planted_now; // planted_cuda.cc
+#ifdef __cplusplus
+extern "C"
+#endif
+bool planted_strikes(void); // true with the probability MOE_PLANTED_RATE on the rank MOE_PLANTED_RANK
 static inline bool planted(enum planted_name name) {{
   return planted_now == name;
 }}

@@ -5,8 +5,9 @@
 // KIND: tell (nothing but the word that the phase is there), kill, stop (the process, by a signal), leave (it
 // ends with 0, as if all was done), fail (a status that no rank agrees on), cut, spoil (FILE is cut short, or
 // all but its first bytes become 0xff). RANK plants it. Two kinds have no phase: with "sparse" the file
-// system knows no fallocate; with "twice" every rank adds the attention of layer RANK twice. A rank that ends
-// in order says so.
+// system knows no fallocate; with "twice" every rank adds the attention of layer RANK twice. With "expert"
+// every output of expert PHASE, or of "all" experts, that RANK computes is 1.0001 times the right one. A rank
+// that ends in order says so.
 //
 // The linker's --wrap leads the calls of the library here, so the phase is met for certain and needs no
 // clock. Invariant: without its fault the program is moe_run.
@@ -49,6 +50,15 @@ int __real_fallocate(int fd, int mode, off_t offset, off_t size);
 int __wrap_fallocate(int fd, int mode, off_t offset, off_t size);
 void __real_comm_close(comm *c);
 void __wrap_comm_close(comm *c);
+
+const int64_t *__real_exchange_place_slots(exchange *x, const int32_t *expert, int64_t n,
+                                           const int64_t *slots_of_rank);
+const int64_t *__wrap_exchange_place_slots(exchange *x, const int32_t *expert, int64_t n,
+                                           const int64_t *slots_of_rank);
+status __real_exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes,
+                                const row_range *range, int64_t layer);
+status __wrap_exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes,
+                                const row_range *range, int64_t layer);
 
 static int own_rank(void) {
   int rank;
@@ -123,6 +133,48 @@ status __wrap_report_file_retract(const char *dir) {
 void __wrap_comm_close(comm *c) {
   (void)at_phase("end");
   __real_comm_close(c);
+}
+
+// ---- outputs of experts that are wrong before they are sent ----
+
+static const int32_t *expert_of_slot;
+static const int64_t *row_of_slot;
+static int64_t n_slots;
+
+const int64_t *__wrap_exchange_place_slots(exchange *x, const int32_t *expert, int64_t n,
+                                           const int64_t *slots_of_rank) {
+  row_of_slot = __real_exchange_place_slots(x, expert, n, slots_of_rank);
+  expert_of_slot = expert;
+  n_slots = n;
+  return row_of_slot;
+}
+
+// This rank computes the row: it sends it to some other.
+static bool is_own(const exchange *x, const row_range *range, int64_t row) {
+  int size = exchange_size(x), rank = exchange_rank(x);
+  for (int to = 0; to < size; to++) {
+    const row_range *r = &range[rank * size + to];
+    if (to != rank && row >= r->first && row < r->first + r->count) return true;
+  }
+  return false;
+}
+
+static void scale_rows(const exchange *x, char *rows, size_t row_bytes, const row_range *range) {
+  bool all = !strcmp(plan_of_fault.phase, "all");
+  for (int64_t i = 0; i < n_slots; i++) {
+    if (!all && expert_of_slot[i] != atoi(plan_of_fault.phase)) continue;
+    if (!is_own(x, range, row_of_slot[i])) continue;
+    float *row = (float *)(void *)(rows + (size_t)row_of_slot[i] * row_bytes);
+    for (size_t k = 0; k < row_bytes / sizeof *row; k++) row[k] *= 1.0001f;
+  }
+}
+
+status __wrap_exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes,
+                                const row_range *range, int64_t layer) {
+  if (!strcmp(plan_of_fault.kind, "expert") && range == exchange_slots(x) &&
+      exchange_rank(x) == plan_of_fault.rank)
+    scale_rows(x, (char *)rows, row_bytes, range);
+  return __real_exchange_transfer(x, rows, stream, row_bytes, range, layer);
 }
 
 int __wrap_fallocate(int fd, int mode, off_t offset, off_t size) {

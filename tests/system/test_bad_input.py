@@ -319,7 +319,7 @@ class BadInput(unittest.TestCase):
         "an unknown key": ({"run.chunks": 3}, ["run.chunks", 'did you mean "run.chunk"']),
         "a key without its section": ({"placement": "strided"}, ['did you mean "experts.placement"']),
         "a value of another type": ({"run.chunk": "many"}, ["run.chunk", "many"]),
-        "a value out of range": ({"run.chunk": 0}, ["run.chunk", "0"]),
+        "a value out of range": ({"run.chunk": -1}, ["run.chunk", "-1"]),
         "an unknown path": ({"run.arms": ["q9k@cpu"]}, ["run.arms", "q9k"]),
         "an unknown backend": ({"run.arms": ["q8k@gpu"]}, ["run.arms", "gpu"]),
         "an arm that is nowhere built": ({"run.arms": ["f64@cuda"]}, ["f64@cuda"]),
@@ -447,7 +447,7 @@ class BadInput(unittest.TestCase):
             "a file that only one has": (lambda folder: os.remove(os.path.join(folder, "m.gguf")), ({}, {}),
                                          r"^rank 1 .*m\.gguf.*No such file"),
             "a file that is bad on one": (edit(0, b"GGML"), ({}, {}), r"^rank 1 .*m\.gguf.*GGUF"),
-            "a config that is bad on one": (nothing, ({}, {"run.chunk": 0}), "^rank 1 .*run.chunk"),
+            "a config that is bad on one": (nothing, ({}, {"run.chunk": -1}), "^rank 1 .*run.chunk"),
         }
         for name, (change, sets, pattern) in cases.items():
             with self.subTest(name):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """moe_run bench: its digests are those of a parity run over the same tokens, whatever the ranks, the chunks, the
-depth and the batch; its bytes are counted again here; its three forms say the same."""
+depth and the batch; its bytes are counted again here; its three forms say the same; its phases add up."""
 import csv
 import functools
 import io
@@ -149,6 +149,71 @@ class Bytes(unittest.TestCase):
             else:
                 share = row["bytes_per_token"] * row["tokens_per_s"]["median"] / whole["bandwidth_bytes_per_s"]
                 self.assertLess(abs(row["share_of_bandwidth"] / share - 1), 1e-6)
+
+
+PHASES = ["embed", "attn_norm", "q, k, v", "RoPE, cache", "attention", "o", "ffn_norm", "router", "top-k", "gate, up", "swiglu",
+          "down", "combine", "exchange", "head norm", "head", "digest"]
+FUSED = {"RoPE, cache"}  # of few tokens: in the tasks of attention; on one rank combine too, in those of down
+
+
+class Phases(unittest.TestCase):
+    def found(self, ranks, **sets):
+        return rows(ranks, bench__phases=True, bench__repeats=1, **sets)
+
+    def check(self, row, ranks, few):
+        phases = row["phases"]
+        of = {p["phase"]: p for p in phases["of"]}
+        self.assertEqual(list(of), PHASES)
+        ran = {name for name, p in of.items() if p["count"]}
+        left_out = {"digest"} | (FUSED if few else set()) | ({"combine"} if few and ranks == 1 else set()) | (set() if ranks > 1 else {"exchange"})
+        self.assertEqual(ran, set(PHASES) - left_out)
+        parts = sum(of[name]["seconds"] for name in ran)
+        self.assertAlmostEqual(parts + phases["rest_seconds"], phases["seconds"], delta=1e-6 * phases["seconds"])
+        self.assertGreater(phases["rest_seconds"], -1e-6 * phases["seconds"])  # no moment is counted twice
+        for name in ran - {"exchange"}:
+            self.assertGreater(of[name]["seconds"], 0)
+            self.assertTrue(-1e-9 <= of[name]["waiting_seconds"] <= of[name]["seconds"] * (1 + 1e-9), (name, of[name]))
+        for p in phases["of"]:
+            if p["bytes"] and p["count"]:
+                share = p["bytes"] / p["seconds"] / phases["peak_bytes_per_s"]
+                self.assertAlmostEqual(p["share_of_bandwidth"], share, delta=1e-6 * share)
+        return of
+
+    def test_they_add_up(self):
+        for ranks in (1, 3):
+            with self.subTest(ranks=ranks):
+                found = self.found(ranks, run__arms=["q8k@cpu"], run__threads=2 if ranks == 1 else 1)
+                for (arm, test), row in found.items():
+                    of = self.check(row, ranks, test.startswith("tg"))
+                    self.assertEqual(row["digest"], base()[arm, test]["digest"])
+                    if ranks == 1 and row["kind"] == "tg":
+                        each = sum(p["bytes"] for p in of.values()) / row["phases"]["tokens"]
+                        self.assertAlmostEqual(each, row["bytes_per_token"], delta=1e-6 * each)
+
+    def test_what_is_multiplied(self):
+        """On q8k all matrices but the router in bytes, two operations a weight and token, and attention; on f64 none."""
+        found = self.found(1, run__arms=["q8k@cpu", "f64@cpu"])
+        s, n = SHAPE, 20
+        width, weights = s["heads"] * s["head_dim"], s["hidden"] * s["expert_width"] * s["top_k"]
+        expected = {"q, k, v": s["hidden"] * (width + 2 * s["kv_heads"] * s["head_dim"]), "o": s["hidden"] * width,
+                    "gate, up": 2 * weights, "down": weights}
+        of = {p["phase"]: p["int8_operations"] for p in found["q8k@cpu", "pp20"]["phases"]["of"]}
+        for name, each in expected.items():
+            self.assertEqual(of[name], 2 * each * n * s["layers"], name)
+        self.assertEqual(of["attention"], 2 * 7 * width * s["layers"] * n * (n + 1) / 2)
+        self.assertEqual(of["head"], 2 * s["hidden"] * s["vocab"])  # of the last position
+        self.assertEqual(of["router"], 0)
+        self.assertEqual({p["int8_operations"] for p in found["f64@cpu", "pp20"]["phases"]["of"]}, {0})
+
+    def test_the_table(self):
+        text = bench(form="md", bench__phases=True, bench__repeats=1, run__arms=["q8k@cpu"], bench__prompt=[])
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        names = [line.split("|")[1].strip() for line in lines[3:]]
+        self.assertIn("q8k@cpu, tg5, by phase: ", text)
+        self.assertEqual(names[0], "phase")
+        self.assertEqual([n for n in PHASES if n in names], [n for n in names if n in PHASES])  # in their order
+        self.assertEqual(names[-2:], ["rest", "all"])
+        self.assertNotIn("by phase", bench(form="md", bench__repeats=1, run__arms=["q8k@cpu"], bench__prompt=[]))
 
 
 def row_seconds(row):

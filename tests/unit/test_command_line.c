@@ -54,6 +54,26 @@ static void a_job_is_described(void **state) {
   command_line_close(&l);
 }
 
+static void a_deadline_stands_under_every_set(void **state) {
+  (void)state;
+  command_line l;
+  accepted(PARSE(&l, "--set", "comm.deadline=7", "generate", "--deadline", "2.5", "--resume"));
+  assert_true(l.deadline == 2.5 && !l.tells_deadline);
+  assert_int_equal(l.n_sets, 3);
+  assert_string_equal(l.sets[0], "comm.deadline=2.5");
+  assert_string_equal(l.sets[1], "comm.deadline=7");
+  assert_string_equal(l.sets[2], "run.resume=true");
+  command_line_close(&l);
+  accepted(PARSE(&l, "--tell-deadline", "--deadline", "9", "synth", "--out", "f"));
+  assert_true(l.deadline == 9 && l.tells_deadline && l.command == COMMAND_SYNTH && l.n_args == 2);
+  command_line_close(&l);
+  refused(PARSE(&l, "--deadline"), "expected a value");
+  refused(PARSE(&l, "--deadline", "0"), "above 0");
+  refused(PARSE(&l, "--deadline", "5s"), "expected seconds");
+  refused(PARSE(&l, "--deadline", "nan"), "expected seconds");
+  refused(PARSE(&l, "--deadline", "9", "--out", "d", "synth"), "found --out before");
+}
+
 static void own_arguments_are_passed_on(void **state) {
   (void)state;
   command_line l;
@@ -135,9 +155,10 @@ static void names_that_are_none(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(a_job_is_described),       cmocka_unit_test(own_arguments_are_passed_on),
-      cmocka_unit_test(what_is_wrong_is_refused), cmocka_unit_test(every_command_has_its_name),
-      cmocka_unit_test(an_arm_is_parsed_once),    cmocka_unit_test(names_that_are_none),
+      cmocka_unit_test(a_job_is_described),          cmocka_unit_test(a_deadline_stands_under_every_set),
+      cmocka_unit_test(own_arguments_are_passed_on), cmocka_unit_test(what_is_wrong_is_refused),
+      cmocka_unit_test(every_command_has_its_name),  cmocka_unit_test(an_arm_is_parsed_once),
+      cmocka_unit_test(names_that_are_none),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

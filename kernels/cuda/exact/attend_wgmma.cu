@@ -370,7 +370,7 @@ __device__ __forceinline__ void attend_run(const exact_args &a, wgmma_memory *m,
       weigh_keys<true>(chunk, scores, rows, seen, units + KEYS);
     }
     add_values(out, running, chunk, low_word(block + values_offset(DIMS)));
-    if (threadIdx.x % WARP == 0) mbarrier_arrive(&m->empty[at.stage]);
+    mbarrier_arrive_of_warp(&m->empty[at.stage]);
     at = ahead;
     if ((c + 1) % GROUP_CHUNKS && c + 1 < chunks) continue;
     fold_group(a, m, rows, run, kv_head, out, running, c < GROUP_CHUNKS, c + 1 == chunks);
@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(THREADS, 1) attend_wgmma(const __grid_constant
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
       mbarrier_init(&m->full[i], 1);
-      mbarrier_init(&m->empty[i], THREADS / WARP);
+      mbarrier_init(&m->empty[i], THREADS / WARP * ARRIVALS_OF_WARP);
     }
     fence_mbarrier_init();
   }

@@ -28,10 +28,16 @@ __device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
   return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
 }
 
-// Weights are read once; a streaming load leaves the L1 cache to the activations.
-template <typename T> __device__ __forceinline__ T load_weights(const uint8_t *at) {
-  return __ldcs((const T *)at);
-}
+// How weights are read: from device memory once, by streaming loads that leave the L1 cache to the
+// activations; or from shared memory, where a copy has put them.
+struct from_device {
+  template <typename T> __device__ __forceinline__ static T load(const uint8_t *at) {
+    return __ldcs((const T *)at);
+  }
+};
+struct from_shared {
+  template <typename T> __device__ __forceinline__ static T load(const uint8_t *at) { return *(const T *)at; }
+};
 
 // ---- a quarter of a block as it lies in memory ----
 
@@ -67,27 +73,27 @@ template <> struct quarter<TYPE_Q6_K> { // of a row in planes
 };
 
 // Lane q of block b of a row of n_blocks.
-template <weight_type TYPE>
+template <weight_type TYPE, typename From = from_device>
 __device__ __forceinline__ quarter<TYPE> load_quarter(const uint8_t *row, int n_blocks, int b, int q) {
   quarter<TYPE> w;
   if constexpr (TYPE ==
                 TYPE_Q6_K) { // planes_q6k.cuh written out: through its functions nvcc makes other code
     const uint8_t *low = row + b * 128 + q / 2 * 64 + (q & 1) * 16;
-    w.low[0] = load_weights<uint4>(low);
-    w.low[1] = load_weights<uint4>(low + 32);
-    w.high = load_weights<uint4>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
-    w.scales = load_weights<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
-    w.d = load_weights<uint16_t>(row + n_blocks * 208 + b * 2);
+    w.low[0] = From::template load<uint4>(low);
+    w.low[1] = From::template load<uint4>(low + 32);
+    w.high = From::template load<uint4>(row + n_blocks * 128 + b * 64 + q / 2 * 32 + (q & 1) * 16);
+    w.scales = From::template load<uint2>(row + n_blocks * 192 + b * 16 + q / 2 * 8);
+    w.d = From::template load<uint16_t>(row + n_blocks * 208 + b * 2);
   } else {
     static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a new type needs a layout here");
     const uint8_t *block = row + (size_t)b * (TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
     const uint8_t *low = block + (TYPE == TYPE_Q4_K ? 16 : 48) + 32 * q;
-    w.head = load_weights<uint4>(block);
-    w.low[0] = load_weights<uint4>(low);
-    w.low[1] = load_weights<uint4>(low + 16);
+    w.head = From::template load<uint4>(block);
+    w.low[0] = From::template load<uint4>(low);
+    w.low[1] = From::template load<uint4>(low + 16);
     if constexpr (TYPE == TYPE_Q5_K) {
-      w.high[0] = load_weights<uint4>(block + 16);
-      w.high[1] = load_weights<uint4>(block + 32);
+      w.high[0] = From::template load<uint4>(block + 16);
+      w.high[1] = From::template load<uint4>(block + 32);
     }
   }
   return w;
@@ -162,11 +168,12 @@ __device__ __forceinline__ quarter_inputs load_inputs(weight_type type, const in
   return r;
 }
 
-// The block's term, on all four of its lanes.
+// The quarter's part of the block's integer sums: of quants times scales, and of minimums (0 where the type
+// has none).
 template <weight_type TYPE>
-__device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarter_inputs &in, int q) {
+__device__ __forceinline__ void quarter_sums(int *isum_out, int *msum_out, const quarter<TYPE> &w,
+                                             const quarter_inputs &in, int q) {
   int isum = 0, msum = 0;
-  float d, dmin = 0;
   if constexpr (TYPE == TYPE_Q6_K) {
     quarter_quants v = quants_of<TYPE>(w, q);
 #pragma unroll
@@ -177,7 +184,6 @@ __device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarte
     }
     isum -= 32 * msum; // the quants' offset
     msum = 0;
-    d = half_bits_to_f32(w.d);
   } else {
     static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a new type needs its term here");
     uint32_t scale, min;
@@ -196,15 +202,32 @@ __device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarte
     }
     isum = (int)(scale & 255) * first + (int)(scale >> 8) * second;
     msum = (int)(min & 255) * in.bsum[0] + (int)(min >> 8) * in.bsum[1];
-    d = half_bits_to_f32((uint16_t)(w.head.x & 0xffffu));
-    dmin = half_bits_to_f32((uint16_t)(w.head.x >> 16));
   }
+  *isum_out = isum;
+  *msum_out = msum;
+}
+
+// d and dmin of a block's quarter.
+template <weight_type TYPE> __device__ __forceinline__ float2 factors_of(const quarter<TYPE> &w) {
+  if constexpr (TYPE == TYPE_Q6_K)
+    return make_float2(half_bits_to_f32(w.d), 0.0f);
+  else
+    return make_float2(half_bits_to_f32((uint16_t)(w.head.x & 0xffffu)),
+                       half_bits_to_f32((uint16_t)(w.head.x >> 16)));
+}
+
+// The block's term, on all four of its lanes.
+template <weight_type TYPE>
+__device__ __forceinline__ float block_term(const quarter<TYPE> &w, const quarter_inputs &in, int q) {
+  int isum, msum;
+  quarter_sums<TYPE>(&isum, &msum, w, in, q);
+  float2 d = factors_of<TYPE>(w);
 #pragma unroll
   for (int step = 1; step <= 2; step++) {
     isum += __shfl_xor_sync(~0u, isum, step);
     if (block_has_minimums(TYPE)) msum += __shfl_xor_sync(~0u, msum, step);
   }
-  return block_value(d, dmin, isum, msum);
+  return block_value(d.x, d.y, isum, msum);
 }
 
 // y + the terms of GROUPS blocks of the lane's row, ascending, each times its dx. The warp holds 8 / GROUPS

@@ -29,7 +29,7 @@ __device__ __forceinline__ int cost_of(int items) {
 }
 
 // One warp: where each member starts on the line, over one tile of rows.
-__device__ void add_costs(int *first_cost, const product &p, int wide) {
+static __device__ void add_costs(int *first_cost, const product &p, int wide) {
   int lane = threadIdx.x % WARP, members = members_of(p), before = 0;
   for (int base = 0; base < members; base += WARP) {
     int m = base + lane, n = m >= members ? 0 : p.first ? p.first[m + 1] - p.first[m] : p.n_items;

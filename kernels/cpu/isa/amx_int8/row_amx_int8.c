@@ -28,6 +28,25 @@ static void product_q8k_tiles(float *const *out, const matrix *m, const block_q8
   (n_tokens < AMX_TOKENS ? product_q8k_avx512 : product_q8k_amx)(out, m, x, n_tokens);
 }
 
+static double int8_peak_amx(int64_t rounds) {
+  enum { SUM_TILES = 4 };
+  configure_tiles();
+  tile_zero(0);
+  tile_zero(1);
+  tile_zero(2);
+  tile_zero(3);
+  tile_zero(4);
+  tile_zero(5);
+  for (int64_t i = 0; i < rounds; i++) {
+    tile_dot_signed(0, 4, 5);
+    tile_dot_signed(1, 4, 5);
+    tile_dot_signed(2, 4, 5);
+    tile_dot_signed(3, 4, 5);
+  }
+  tile_release();
+  return 2.0 * SUM_TILES * 16 * 16 * TILE_COLS * (double)rounds;
+}
+
 const cpu_row cpu_row_amx_int8 = {
     .name = "amx_int8",
     .usable = usable_amx_int8,
@@ -38,4 +57,5 @@ const cpu_row cpu_row_amx_int8 = {
     .product_q8k = product_q8k_tiles,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
+    .int8_peak = int8_peak_amx,
 };

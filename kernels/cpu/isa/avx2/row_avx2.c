@@ -25,6 +25,21 @@ static const real_ops ops_avx2 = {
     .product_tile = product_tile_avx2,
 };
 
+static double int8_peak_avx2(int64_t rounds) {
+  enum { SUMS = 8 };
+  __m256i sum[SUMS], x = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+  for (int i = 0; i < SUMS; i++) sum[i] = _mm256_setzero_si256();
+  for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < SUMS; i++) {
+      __asm__ volatile("" : "+x"(x)); // each is computed
+      sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(x, x), ones));
+      __asm__ volatile("" : "+x"(sum[i]));
+    }
+  }
+  return 2.0 * SUMS * 32 * (double)rounds;
+}
+
 const cpu_row cpu_row_avx2 = {
     .name = "avx2",
     .usable = usable_avx2,
@@ -35,4 +50,5 @@ const cpu_row cpu_row_avx2 = {
     .product_q8k = product_q8k_avx2,
     .split_q8k = split_q8k_generic,
     .add_outliers = add_outliers_generic,
+    .int8_peak = int8_peak_avx2,
 };

@@ -39,6 +39,20 @@ static const exact_ops exact_ops_avx512 = {
     .attend = exact_attend,
 };
 
+static double int8_peak_vnni(int64_t rounds) {
+  enum { SUMS = 12 }; // more than two units times the latency
+  __m512i sum[SUMS], x = _mm512_set1_epi8(1);
+  for (int i = 0; i < SUMS; i++) sum[i] = _mm512_setzero_si512();
+  for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < SUMS; i++) {
+      sum[i] = _mm512_dpbusd_epi32(sum[i], x, x);
+      __asm__ volatile("" : "+v"(sum[i])); // each is computed
+    }
+  }
+  return 2.0 * SUMS * 64 * (double)rounds;
+}
+
 const cpu_row cpu_row_avx512_vnni = {
     .name = "avx512_vnni",
     .usable = usable_avx512_vnni,
@@ -49,4 +63,5 @@ const cpu_row cpu_row_avx512_vnni = {
     .product_q8k = product_q8k_avx512,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
+    .int8_peak = int8_peak_vnni,
 };

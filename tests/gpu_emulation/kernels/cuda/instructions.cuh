@@ -82,3 +82,26 @@ static inline void ldmatrix_x4(uint32_t out[4], const int8_t *at) {
       },
       &mine, ~0u);
 }
+
+// ---- hand-over between the blocks of a resident grid ----
+
+static inline float load_relaxed(const float *at) {
+  return *(const volatile float *)at;
+}
+static inline float4 load_relaxed_4(const float *at) {
+  if ((uintptr_t)at % 16) emulation::stop("a load of 16 bytes is not aligned to them");
+  return make_float4(load_relaxed(at), load_relaxed(at + 1), load_relaxed(at + 2), load_relaxed(at + 3));
+}
+static inline void store_relaxed(float *at, float x) {
+  *(volatile float *)at = x;
+}
+static inline unsigned load_acquire(const unsigned *at) {
+  return *(const volatile unsigned *)at;
+}
+static inline void add_release(unsigned *at, unsigned more) {
+  *(volatile unsigned *)at = *at + more;
+}
+static inline void spin(unsigned *turns) {
+  if (++*turns == 1u << 16) emulation::stop("a thread waits for a number that never comes");
+  emulation::pause();
+}

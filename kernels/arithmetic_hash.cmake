@@ -1,0 +1,22 @@
+# cmake -DOUT=HEADER -DROOT=TREE -DCOMMON=LIST -DCUDA=LIST -P arithmetic_hash.cmake
+# Writes a header with the hashes of build_hash.h. A LIST is a file with a path, relative to ROOT, a line; without lines its
+# hash is 0. The order of the lines, names and contents enter; where the tree lies does not.
+function(hash_of list out)
+  file(STRINGS ${list} paths)
+  set(all "")
+  foreach(path ${paths})
+    file(SHA256 ${ROOT}/${path} hash)
+    string(APPEND all "${path} ${hash}\n")
+  endforeach()
+  if(all STREQUAL "")
+    set(${out} 0 PARENT_SCOPE)
+    return()
+  endif()
+  string(SHA256 hash "${all}")
+  string(SUBSTRING ${hash} 0 16 hash)
+  set(${out} "0x${hash}" PARENT_SCOPE)
+endfunction()
+hash_of(${COMMON} common)
+hash_of(${CUDA} cuda)
+file(WRITE ${OUT}.new "#pragma once\n#define MOE_HASH_COMMON ${common}ull\n#define MOE_HASH_CUDA   ${cuda}ull\n")
+configure_file(${OUT}.new ${OUT} COPYONLY)

@@ -1,0 +1,52 @@
+#include "kernels/cpu/team_choice.h"
+#include <string.h>
+
+enum {
+  TURNS = 3,         // of each candidate; the first of all is not counted, for it meets cold weights
+  FEWEST_OPEN = 8,   // threads, below which all of them are always used
+  SMALLEST_TEAM = 4, // that is tried
+};
+
+void team_choice_init(team_choice *c, int threads, bool open) {
+  static const int EIGHTHS[TEAM_CANDIDATES] = {8, 6, 4, 3, 2};
+  *c = (team_choice){.chosen = open && threads >= FEWEST_OPEN ? 0 : threads};
+  for (int i = 0; i < TEAM_CANDIDATES; i++)
+    if (threads * EIGHTHS[i] / 8 >= SMALLEST_TEAM || !i) c->candidate[c->count++] = threads * EIGHTHS[i] / 8;
+}
+
+static int fastest(const team_choice *c) {
+  int best = 0;
+  for (int i = 1; i < c->count; i++)
+    if (c->best[i] < c->best[best]) best = i;
+  return c->candidate[best];
+}
+
+// The batch that has just ended.
+static void note_batch(team_choice *c) {
+  if (c->turns > 0 && (c->best[c->at] == 0 || c->seconds < c->best[c->at])) c->best[c->at] = c->seconds;
+  c->at = c->turns++ % c->count;
+  if (c->turns > TURNS * c->count) c->chosen = fastest(c);
+}
+
+void team_choice_batch(team_choice *c, int64_t tokens) {
+  if (c->chosen) return;
+  if (tokens == c->tokens && c->seconds > 0) note_batch(c);
+  if (tokens != c->tokens) { // another kind of batch: from the start
+    memset(c->best, 0, sizeof c->best);
+    c->at = c->turns = 0;
+    c->tokens = tokens;
+  }
+  c->seconds = 0;
+}
+
+void team_choice_add(team_choice *c, double seconds) {
+  c->seconds += seconds;
+}
+
+int team_choice_threads(const team_choice *c) {
+  return c->chosen ? c->chosen : c->candidate[c->at];
+}
+
+bool team_choice_is_open(const team_choice *c) {
+  return !c->chosen;
+}

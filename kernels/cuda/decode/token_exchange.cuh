@@ -1,0 +1,102 @@
+// token_exchange: how thread blocks that run at once pass numbers on, and how weights reach shared memory.
+//
+// Numbers: every place is written once a token, and until then holds NOT_WRITTEN, which no number has: who
+// reads it waits for something else to stand there. So a number and the news of it are one transfer. Places
+// are cleared a token later: there are two sets, and a token clears the other one while it uses its own. A
+// layer's places of one kind:
+//
+//   stream   [hidden]  x before the layer (of layer 0 it comes from the launch before)
+//   qkv      [q, k, v rows]
+//   att      [n_heads * head_dim]  attention's output
+//   middle   [hidden]  x after attention
+//   logits   [n_experts]
+//   hidden   [top_k][width]  silu(gate) * up
+//   counters [n_kv_heads * slices]  chunks of attention that are there, less one
+//
+// Weights: each warp has two places, and one mbarrier each. What it reads next is asked for as soon as its
+// place is free.
+//
+// Invariant: everyone who waits is waited for by nobody whom it waits for: phases follow each other in one
+// order in every thread block.
+#pragma once
+#include "kernels/cuda/decode/token.cuh"
+#include "kernels/cuda/instructions_hopper.cuh"
+
+static constexpr uint32_t NOT_WRITTEN = 0xffffffffu; // a NaN; the ones that arithmetic makes have other bits
+
+__device__ __forceinline__ bool is_written(float x) {
+  return __float_as_uint(x) != NOT_WRITTEN;
+}
+
+__device__ __forceinline__ float passable(float x) {
+  return is_written(x) ? x : __uint_as_float(0x7fffffffu);
+}
+
+__device__ __forceinline__ void pass_on(float *to, float x) {
+  store_relaxed(to, passable(x));
+}
+
+__device__ __forceinline__ float wait_one(const float *at) {
+  unsigned turns = 0;
+  float x = load_relaxed(at);
+  while (!is_written(x)) {
+    spin(&turns);
+    x = load_relaxed(at);
+  }
+  return x;
+}
+
+__device__ __forceinline__ bool are_written(const float4 &v) {
+  return is_written(v.x) && is_written(v.y) && is_written(v.z) && is_written(v.w);
+}
+
+// Lane l's eight numbers from 8 l on. One lane watches: where all do, they are in the way of the numbers.
+__device__ __forceinline__ void wait_block(float v[8], const float *from) {
+  const float *at = from + 8 * (threadIdx.x % WARP);
+  unsigned turns = 0;
+  if (threadIdx.x % WARP == WARP - 1) wait_one(at + 7);
+  __syncwarp();
+  float4 a = load_relaxed_4(at), b = load_relaxed_4(at + 4);
+  while (!are_written(a) || !are_written(b)) {
+    spin(&turns);
+    a = load_relaxed_4(at);
+    b = load_relaxed_4(at + 4);
+  }
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+  v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
+// Lane l's numbers l + 32 i.
+template <int N> __device__ __forceinline__ void wait_strided(float (&x)[N], const float *from) {
+  const float *at = from + threadIdx.x % WARP;
+  unsigned turns = 0;
+  for (bool are_there = false; !are_there;) {
+    are_there = true;
+#pragma unroll
+    for (int i = 0; i < N; i++) x[i] = load_relaxed(at + WARP * i);
+#pragma unroll
+    for (int i = 0; i < N; i++) are_there = are_there && is_written(x[i]);
+    if (!are_there) spin(&turns);
+  }
+}
+
+// ---- weights ----
+
+// A place in shared memory for rows of weights, and whether they are there.
+struct weights_place {
+  uint8_t *at;
+  uint64_t *landed;
+  uint32_t parity;
+
+  // By one lane, once every lane has read what lies there.
+  __device__ __forceinline__ void expect(uint32_t bytes) const { mbarrier_arrive_expect(landed, (int)bytes); }
+  __device__ __forceinline__ void copy(uint32_t offset, const uint8_t *from, uint32_t bytes) const {
+    copy_bulk(at + offset, from, (int)bytes, landed);
+  }
+  // By every lane that reads.
+  __device__ __forceinline__ void wait() {
+    unsigned turns = 0;
+    while (!mbarrier_try_wait(landed, parity)) spin(&turns);
+    parity ^= 1;
+  }
+};

@@ -1,0 +1,19 @@
+// token_kernel: what token_plan.cu and token.cu agree on.
+#pragma once
+#include "kernels/cuda/decode/token.cuh"
+
+// Bytes that the plan sets aside; token.cu asserts that they are enough.
+static constexpr int TOKEN_SMALL_BYTES = 2560, TOKEN_SCRATCH_BYTES = 9216, TOKEN_FOLDED_BYTES = 136;
+
+struct token_args {
+  token_plan p;
+  token_work w;
+  const token_layer *layers;
+  float *sets[2];
+  unsigned *epoch;
+  float scale; // 1 / sqrt(head_dim)
+};
+
+typedef void token_kernel(token_args);
+
+token_kernel *token_kernel_for(const token_plan *p); // NULL: there is none

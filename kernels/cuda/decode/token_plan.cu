@@ -1,0 +1,122 @@
+// token_plan: how a model's layers are cut over the thread blocks of token.cu, and whether they fit at all.
+//
+// Independent of: the arithmetic. Invariant: a plan that is made is one that the kernel holds; every limit of
+// the kernel is tested here.
+#include "base/memory.h"
+#include "kernels/cuda/decode/token_plan.cuh"
+#include "kernels/product_form.h"
+#include <stdlib.h>
+
+// ---- types ----
+
+static bool is_q8k(const dev_matrix &m) {
+  return product_form(PATH_Q8K, m.type) == ACTIVATION_Q8K;
+}
+
+static bool layer_fits(const dev_layer &w) {
+  return is_q8k(w.q) && is_q8k(w.k) && is_q8k(w.v) && is_q8k(w.o) && is_q8k(w.gate) &&
+         w.gate.type == w.up.type && is_q8k(w.down) && w.router.type == TYPE_F32;
+}
+
+// Rows of Q4_K alone, but for v and down, which may be of Q6_K too.
+static bool has_few_types(const dev_layer &w) {
+  const dev_matrix *one[] = {&w.q, &w.k, &w.o, &w.gate}, *two[] = {&w.v, &w.down};
+  bool few = true;
+  for (const dev_matrix *m : one) few = few && m->type == TYPE_Q4_K;
+  for (const dev_matrix *m : two) few = few && (m->type == TYPE_Q4_K || m->type == TYPE_Q6_K);
+  return few;
+}
+
+// ---- the plan ----
+
+static void size_places(token_plan *p, const dev_layer &w) {
+  const dev_matrix *qkv[] = {&w.q, &w.k, &w.v};
+  for (const dev_matrix *m : qkv)
+    p->place_a = larger(p->place_a, tile_rows_of(p->hidden_blocks) * (int)m->row_bytes);
+  p->place_a = larger(p->place_a, 2 * p->warp_pairs * (int)w.gate.row_bytes);
+  p->place_b = larger(p->place_b, p->o_rows * (int)w.o.row_bytes);
+  p->place_b = larger(p->place_b, p->warp_tiles * tile_rows_of(p->width_blocks) * (int)w.down.row_bytes);
+}
+
+size_t token_set_floats(const token_plan *p) {
+  return (size_t)p->n_layers * (size_t)p->layer_words;
+}
+
+void token_plan_size(token_plan *out, const model_shape *s) {
+  *out = plan_shape((int)s->hidden, (int)s->expert_width, (int)s->n_heads, (int)s->n_kv_heads,
+                    (int)s->head_dim, (int)s->n_experts, (int)s->top_k);
+  out->n_layers = (int)s->n_layers;
+}
+
+static bool shape_fits(const token_plan *p, int64_t context) {
+  int64_t groups = (context + EXACT_GROUP - 1) / EXACT_GROUP;
+  return p->n_experts <= TOKEN_EXPERTS && p->top_k <= TOKEN_TOP_K && p->hidden % QK_K == 0 &&
+         p->qkv_rows[0] % QK_K == 0 && p->width % QK_K == 0 && p->n_heads % p->n_kv_heads == 0 &&
+         groups * TOKEN_FOLDED_BYTES <= TOKEN_SCRATCH_BYTES;
+}
+
+// An empty kernel, of a build for older GPUs, needs few registers.
+static bool is_built(token_kernel *kernel) {
+  cudaFuncAttributes of = {};
+  return kernel && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 &&
+         cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.numRegs > 60;
+}
+
+bool token_plan_make(token_plan *out, const model_shape *s, const dev_weights *w, int64_t context) {
+  token_plan_size(out, s);
+  if (!shape_fits(out, context)) return false;
+  out->few_types = true;
+  for (int64_t l = 0; l < s->n_layers; l++) {
+    if (!layer_fits(w->layers[l])) return false;
+    out->few_types = out->few_types && has_few_types(w->layers[l]);
+  }
+  out->blocks = plan_blocks(*out, device_multiprocessors());
+  if (!plan_rows(out)) return false;
+  for (int64_t l = 0; l < s->n_layers; l++) size_places(out, w->layers[l]);
+  plan_shared(out);
+  return (size_t)out->shared_bytes <= device_shared_bytes() && is_built(token_kernel_for(out));
+}
+
+// ---- an arm's state ----
+
+static token_layer layer_of(const dev_layer &w) {
+  token_layer y = {};
+  const dev_matrix *of[TOKEN_MATRICES] = {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down};
+  for (int i = 0; i < TOKEN_MATRICES; i++) {
+    y.data[i] = of[i]->data;
+    y.type[i] = (uint8_t)of[i]->type;
+  }
+  y.router = (const float *)w.router.data;
+  y.attn_norm = w.attn_norm;
+  y.ffn_norm = w.ffn_norm;
+  y.q_norm = w.q_norm;
+  y.k_norm = w.k_norm;
+  y.q_balance = w.q_balance;
+  y.k_balance = w.k_balance;
+  return y;
+}
+
+status token_state_fill(token_state *t, const dev_weights *w) {
+  size_t n = (size_t)t->plan.n_layers, bytes = token_set_floats(&t->plan) * sizeof(float);
+  token_layer *layers;
+  TRY(TAKE(&layers, n, "the layers' table"));
+  for (size_t l = 0; l < n; l++) layers[l] = layer_of(w->layers[l]);
+  cudaError_t error = cudaMemcpy(t->layers, layers, n * sizeof *layers, cudaMemcpyHostToDevice);
+  free(layers);
+  CUDA_TRY(error);
+  for (float *set : t->sets) CUDA_TRY(cudaMemset(set, 0xff, bytes)); // NOT_WRITTEN
+  return 0;
+}
+
+status token_launch(const token_state *t, const token_work *work, cudaStream_t stream) {
+  token_args a = {};
+  a.p = t->plan;
+  a.w = *work;
+  a.layers = t->layers;
+  a.sets[0] = t->sets[0];
+  a.sets[1] = t->sets[1];
+  a.epoch = t->epoch;
+  a.scale = (float)(1.0 / __builtin_sqrt((double)t->plan.head_dim));
+  return launch_resident(token_kernel_for(&t->plan), t->plan.blocks, TOKEN_THREADS,
+                         (size_t)t->plan.shared_bytes, stream, a);
+}

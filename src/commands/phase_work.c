@@ -1,0 +1,92 @@
+#include "src/commands/phase_work.h"
+#include "kernels/product_form.h"
+#include <string.h>
+
+static uint64_t matrix_bytes(const matrix *m) {
+  return (uint64_t)m->rows * type_row_bytes(type_find((uint32_t)m->type), (size_t)m->cols);
+}
+
+uint64_t phase_work_bytes(const phase_work *w) {
+  uint64_t sum = 0;
+  for (int p = 0; p < PHASE_COUNT; p++) sum += w->bytes[p];
+  return sum;
+}
+
+// A matrix once, and its product with the activations of n tokens.
+static void add_matrix(phase_work *w, phase_kind phase, path_kind path, const matrix *m, int64_t n,
+                       bool reads) {
+  if (reads) w->bytes[phase] += matrix_bytes(m);
+  if (product_form(path, m->type) == ACTIVATION_Q8K)
+    w->int8_operations[phase] += 2.0 * (double)m->rows * (double)m->cols * (double)n;
+}
+
+// Of a head's key or value in the cache.
+static uint64_t vector_bytes(const phase_counter *c, const arm *a) {
+  uint64_t head_dim = (uint64_t)c->m->weights.shape.head_dim;
+  switch (arm_path(a)->attention) {
+  case ATTENTION_REALS:
+    return head_dim * arm_path(a)->real_bytes;
+  case ATTENTION_RUN_KV:
+    return head_dim * (c->kv_f16 ? 2 : 4);
+  case ATTENTION_EXACT:
+    return head_dim * 2 + sizeof(float); // two limbs a number, and the unit
+  }
+  __builtin_unreachable();
+}
+
+// Keys and values up to each token's position.
+static void add_attention(phase_work *w, const phase_counter *c, const arm *a, const token_batch *batch) {
+  enum { INT8_PRODUCTS = 3 + 4 }; // of limbs: for scores and for values (docs/paths.md)
+  const model_shape *s = &c->m->weights.shape;
+  uint64_t positions = 0;
+  for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
+  w->bytes[PHASE_ATTEND] += positions * (uint64_t)(2 * s->n_kv_heads) * vector_bytes(c, a);
+  if (arm_path(a)->attention == ATTENTION_EXACT)
+    w->int8_operations[PHASE_ATTEND] +=
+        2.0 * INT8_PRODUCTS * (double)positions * (double)(s->n_heads * s->head_dim);
+}
+
+static void add_layer(phase_work *w, const phase_counter *c, const arm *a, const layer_weights *l,
+                      const token_batch *batch) {
+  const model_shape *s = &c->m->weights.shape;
+  path_kind path = arm_path(a)->kind;
+  const matrix *qkv[3] = {&l->q, &l->k, &l->v};
+  w->bytes[PHASE_ATTN_NORM] += (uint64_t)s->hidden * sizeof(float);
+  for (int i = 0; i < 3; i++) add_matrix(w, PHASE_QKV, path, qkv[i], batch->n, true);
+  w->bytes[PHASE_HEADS] += 2 * (uint64_t)s->head_dim * sizeof(float);
+  add_attention(w, c, a, batch);
+  add_matrix(w, PHASE_O, path, &l->o, batch->n, true);
+  w->bytes[PHASE_FFN_NORM] += (uint64_t)s->hidden * sizeof(float);
+  add_matrix(w, PHASE_ROUTER, path, &l->router, batch->n, true);
+}
+
+void phase_work_add_shared(phase_work *w, const phase_counter *c, const arm *a, const token_batch *batch) {
+  const model_weights *m = &c->m->weights;
+  uint64_t row = matrix_bytes(&m->embedding) / (uint64_t)m->shape.vocabulary;
+  if (!c->m->tied) w->bytes[PHASE_EMBED] += (uint64_t)batch->n * row; // else the head reads all of it
+  for (int64_t l = 0; l < m->shape.n_layers; l++) add_layer(w, c, a, &m->layers[l], batch);
+}
+
+void phase_work_add_experts(phase_work *w, const phase_counter *c, const arm *a, int64_t layer,
+                            const token_batch *batch) {
+  const layer_weights *l = &c->m->weights.layers[layer];
+  const model_shape *s = &c->m->weights.shape;
+  path_kind path = arm_expert_path(a)->kind;
+  memset(c->chosen, 0, (size_t)s->n_experts);
+  for (int64_t t = 0; t < batch->n; t++)
+    for (int64_t k = 0; k < s->top_k; k++) {
+      expert_global x = arm_experts(a, t)[k];
+      if (!expert_is_owned(c->experts->local[x.id])) continue;
+      bool reads = !c->chosen[x.id];
+      add_matrix(w, PHASE_GATE_UP, path, &l->gate, 1, reads);
+      add_matrix(w, PHASE_GATE_UP, path, &l->up, 1, reads);
+      add_matrix(w, PHASE_DOWN, path, &l->down, 1, reads);
+      c->chosen[x.id] = 1;
+    }
+}
+
+void phase_work_add_heads(phase_work *w, const phase_counter *c, const arm *a, int64_t n_rows) {
+  const model_weights *m = &c->m->weights;
+  w->bytes[PHASE_HEAD_NORM] += (uint64_t)m->shape.hidden * sizeof(float);
+  add_matrix(w, PHASE_HEAD, arm_path(a)->kind, &m->output, n_rows, true);
+}

@@ -41,6 +41,8 @@ typedef struct {
 
 const path_info *path_get(path_kind kind);
 const path_info *path_find(const char *name, size_t length); // NULL: no such path
+// Whether the path's products with weights of this type are of bytes (rounded activations), not of reals.
+bool product_is_of_bytes(path_kind path, weight_type type);
 
 // ---- the model as a backend sees it: views, owned by the caller, alive until backend close ----
 
@@ -209,7 +211,7 @@ typedef struct {
                         // and of the state there is only what these need: n_sequences and context are
                         // not used
   int threads;
-  bool fits_team;  // batches of few tokens may run on fewer threads, where that is faster
+  bool fits_team;  // batches may run on fewer threads, where that is faster
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
 
@@ -336,8 +338,8 @@ typedef struct {
   status (*phases_watch)(backend *, phase_times *to);
   // What the hardware could do at most, measured here or known; NaN: not known.
   status (*peaks)(backend *, backend_peaks *out);
-  // The threads that compute batches of one or a few tokens. NULL: it has no threads.
-  int (*decode_threads)(const backend *);
+  // The threads that compute batches of so many tokens. NULL: it has no threads.
+  int (*threads)(const backend *, int64_t tokens);
 
   // ---- optional, all or none: for backends whose state lies on a device ----
 
@@ -365,7 +367,10 @@ struct backend {
 const char *backend_name(backend_kind kind);       // "cpu"
 bool backend_needs_device(backend_kind kind);      // of that kind, built in or not; false: the host's cores
 const backend_ops *backend_get(backend_kind kind); // NULL: not built in
-const backend_ops *const *backend_table(void);     // NULL-terminated, preferred first
+// Good where the path has a product for each matrix of the model (product_form.h). The error names the
+// tensor, its type, the path and the backend, which may lack more.
+status path_check_products(const model_weights *weights, path_kind path, backend_kind where);
+const backend_ops *const *backend_table(void); // NULL-terminated, preferred first
 
 // ---- arms ----
 

@@ -14,6 +14,10 @@ activation_form path_rounded_form(path_kind path) {
   return ACTIVATION_NONE;
 }
 
+bool product_is_of_bytes(path_kind path, weight_type type) {
+  return product_form(path, type) == ACTIVATION_Q8K;
+}
+
 bool path_splits_outliers(path_kind path) {
   switch (path) {
   case PATH_F64:
@@ -112,4 +116,9 @@ status product_forms_check(const backend_params *p, const char *name, bool (*com
     TRY(check_layer(&c, l, OF_EXPERTS));
   }
   return 0;
+}
+
+status path_check_products(const model_weights *weights, path_kind path, backend_kind where) {
+  const backend_params all = {.weights = weights, .shared = path, .experts = path, .computes_shared = true};
+  return product_forms_check(&all, backend_name(where), NULL);
 }

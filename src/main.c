@@ -1,5 +1,6 @@
 // main: the table of commands, and the way from a command line to one of them.
 #include "base/temporary.h"
+#include "dist/launched.h"
 #include "src/commands/bench.h"
 #include "src/commands/bisect.h"
 #include "src/commands/command.h"
@@ -67,11 +68,12 @@ static const command commands[] = {
     [COMMAND_INSPECT] =
         {
             .needs = NEEDS_MODEL,
-            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD,
+            .keys = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD | KEYS_FORMAT,
             .run_job = inspect_run,
             .summary = "what the model file holds, and what each rank of this job would hold",
-            .help =
-                "  Reads no weights but the few with which experts.placement = \"balanced\" is measured.\n",
+            .help = "  Reads no weights but the few with which experts.placement = \"balanced\" is measured. "
+                    "A file\n"
+                    "  that a run would refuse is shown as far as it can be read, with every reason.\n",
         },
     [COMMAND_SYNTH] =
         {
@@ -219,13 +221,16 @@ static int tell_deadline(const command_line *l) {
   return result ? result : fflush(stdout) ? 1 : 0;
 }
 
+// One of a launcher's processes does it, so that it is done and printed once.
 static int run_alone(const command_line *l) {
+  if (launched_rank()) return 0;
   status result = commands[l->command].run_alone(l->n_args, l->args);
   if (result) errors_print(NULL);
   return result;
 }
 
 static int run(const command_line *l, int argc, char **argv) {
+  if ((l->help || l->version) && launched_rank()) return 0;
   if (l->help) command_print_help(stdout, commands, l);
   if (l->version) command_print_version(stdout);
   if (l->help || l->version) return fflush(stdout) ? 1 : 0;

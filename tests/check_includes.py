@@ -62,7 +62,7 @@ LIBRARIES = [
 ]
 ONCE = [r"mpi\.h", r"nccl\.h", r"toml.*"]  # in one source of the tree at most
 # Who may take a fault's text; judge.c makes it a line of a verdict: what the reader refuses in a report.
-FAULT_PRINTERS = r"src/commands/errors\.c|base/status\.[ch]|src/contract/judge\.c"
+FAULT_PRINTERS = r"src/commands/errors\.c|base/status\.[ch]|base/message_list\.c|src/contract/judge\.c"
 
 
 def includes(text):

@@ -20,10 +20,17 @@ static void note_alone(cpu_backend *b, phase_kind phase) {
 }
 
 void step_start(cpu_backend *b, int64_t tokens) {
-  b->n_threads = tokens <= FEW_TOKENS ? team_choice_threads(&b->choice) : team_threads(b->team);
-  b->is_counted = tokens <= FEW_TOKENS && team_choice_is_open(&b->choice);
-  b->is_timed = b->phases || b->is_counted;
+  team_choice *c = tokens <= FEW_TOKENS ? &b->few : &b->many;
+  b->n_threads = team_choice_threads(c);
+  b->choice = team_choice_is_open(c) ? c : NULL;
+  b->is_timed = b->phases || b->choice;
   if (b->is_timed) b->phase_start = b->step_start = clock_seconds();
+}
+
+void layer_start(cpu_backend *b, int64_t layer, int64_t tokens) {
+  const layer_weights *w = b->params.weights->layers;
+  if (tokens <= FEW_TOKENS || !team_choice_is_open(&b->many)) return;
+  team_choice_turn(&b->many, tokens, w[layer].v.type == w[0].v.type && w[layer].down.type == w[0].down.type);
 }
 
 void phase_alone(cpu_backend *b, phase_kind phase) {
@@ -34,7 +41,7 @@ void step_run(cpu_backend *b, void (*f)(void *context), void *context, phase_kin
   team_run(b->team, b->n_threads, f, context);
   if (!b->is_timed) return;
   double now = clock_seconds();
-  if (b->is_counted) team_choice_add(&b->choice, now - b->step_start);
+  if (b->choice) team_choice_add(b->choice, now - b->step_start);
   if (!b->phases) return;
   add(b, last, now - b->phase_start);
   for (int i = 0; i < b->n_threads; i++) add_waiting(b, i, last, now - b->waits[i].arrived);

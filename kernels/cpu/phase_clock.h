@@ -11,6 +11,8 @@ typedef void alone_function(cpu_backend *b, void *what);
 
 // The caller is thread 0, outside of a run. `tokens` of the batch choose the team's size, b->n_threads.
 void step_start(cpu_backend *b, int64_t tokens);
+// Before the first step of a layer: layers of a large batch take turns in finding the team's size.
+void layer_start(cpu_backend *b, int64_t layer, int64_t tokens);
 void phase_alone(cpu_backend *b, phase_kind phase); // ends what the caller did by itself
 void step_run(cpu_backend *b, void (*f)(void *context), void *context, phase_kind last); // team_run
 

@@ -124,6 +124,11 @@ typedef struct {
   void (*split_q8k)(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n);
   // out[t][i] += the sum of the outliers' terms, after product_q8k of such rows
   void (*add_outliers)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
+  // product_q8k and add_outliers of rows of a type that is unpacked (types.h)
+  void (*product_unpacked)(float *const *out, const matrix *rows, const block_q8_K *const *x,
+                           int64_t n_tokens);
+  void (*add_outliers_unpacked)(float *const *out, const matrix *rows, const block_q8_K *const *x,
+                                int64_t n_tokens);
   // `rounds` of the row's products of bytes in registers alone, as many at once as keep its units busy;
   // returns the operations. For bench.phases. NULL: the row has no instruction for them.
   double (*int8_peak)(int64_t rounds);

@@ -91,9 +91,10 @@ typedef struct {
   probe_watch watch;
 
   team *team;
-  team_choice choice;
+  team_choice few, many;                       // for batches of few tokens, and for larger ones
   int n_threads;                               // of the step that runs
-  bool is_timed, is_counted;                   // for bench.phases or the choice of a team; for the latter
+  team_choice *choice;                         // of the step, where it is timed for one
+  bool is_timed;                               // for bench.phases or the choice of a team; for the latter
   phase_times *phases;                         // NULL: nobody watches
   double step_start, phase_start, all_arrived; // clocks
   thread_waits *waits;                         // [threads]

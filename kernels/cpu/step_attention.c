@@ -280,6 +280,7 @@ static void run_attention(void *context) {
 
 status cpu_attention(backend *base, int64_t layer, const token_batch *rows) {
   cpu_backend *b = (cpu_backend *)base;
+  layer_start(b, layer, rows->n);
   step_start(b, rows->n);
   attention_part p = part_of(b, layer, rows, 0, rows->n);
   norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, 0, rows->n, WITH_REMAINDER);
@@ -289,6 +290,7 @@ status cpu_attention(backend *base, int64_t layer, const token_batch *rows) {
 
 status cpu_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
   cpu_backend *b = (cpu_backend *)base;
+  layer_start(b, layer, rows->n);
   step_start(b, count);
   attention_part p = part_of(b, layer, rows, first, count);
   norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, first, count, WITH_REMAINDER);

@@ -33,7 +33,7 @@ static void run_embed(void *context) {
 
 static status cpu_embed(backend *base, const token_batch *rows) {
   cpu_backend *b = (cpu_backend *)base;
-  if (rows->n <= FEW_TOKENS) team_choice_batch(&b->choice, rows->n);
+  if (rows->n <= FEW_TOKENS) team_choice_turn(&b->few, rows->n, true);
   step_start(b, rows->n);
   if (rows->n <= FEW_TOKENS) {
     embed_rows(b, rows, (team_range){0, rows->n});
@@ -76,7 +76,8 @@ static void run_head(void *context) {
 static status cpu_head(backend *base, const token_batch *rows, const int64_t *row, int64_t count) {
   cpu_backend *b = (cpu_backend *)base;
   head_part p = {.b = b, .row = row, .count = count};
-  step_start(b, rows->n <= FEW_TOKENS ? count : FEW_TOKENS + 1); // a prompt's last row is no decoded token
+  step_start(b, rows->n);
+  if (rows->n > FEW_TOKENS) b->choice = NULL; // it belongs to no layer
   product_list_add(&p.logits,
                    product_shared(b, b->logits.rows, &b->params.weights->output, &b->head_in, 0, count));
   if (count <= FEW_TOKENS) {
@@ -118,7 +119,7 @@ static void run_digest(void *context) {
 // The rows of a batch of few tokens are the caller's alone.
 static void digest_rows(digest_part *p) {
   cpu_backend *b = p->b;
-  team_run(b->team, p->count <= FEW_TOKENS ? 1 : team_threads(b->team), run_digest, p);
+  team_run(b->team, p->count <= FEW_TOKENS ? 1 : team_choice_threads(&b->many), run_digest, p);
 }
 
 static status cpu_logits_digest(backend *base, const token_batch *rows, const int64_t *row, int64_t count,
@@ -194,8 +195,9 @@ static status cpu_digest(backend *base, int64_t layer, const token_batch *rows, 
   return 0;
 }
 
-static int cpu_decode_threads(const backend *base) {
-  return team_choice_threads(&((const cpu_backend *)base)->choice);
+static int cpu_threads(const backend *base, int64_t tokens) {
+  const cpu_backend *b = (const cpu_backend *)base;
+  return team_choice_threads(tokens <= FEW_TOKENS ? &b->few : &b->many);
 }
 
 const backend_ops cpu_backend_ops = {
@@ -235,5 +237,5 @@ const backend_ops cpu_backend_ops = {
     .digest = cpu_digest,
     .phases_watch = cpu_phases_watch,
     .peaks = cpu_peaks,
-    .decode_threads = cpu_decode_threads,
+    .threads = cpu_threads,
 };

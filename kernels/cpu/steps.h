@@ -169,6 +169,23 @@ status cpu_attention(backend *base, int64_t layer, const token_batch *rows);
 status cpu_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
 status cpu_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
 
+// ---- step_route.c ----
+
+typedef struct {
+  cpu_backend *b;
+  const layer_weights *w;
+  int64_t layer, first, count;
+  product_list logits;
+  alone_function *then; // of thread 0 when the choice is made; NULL: nothing
+  void *what;
+} route_part;
+
+route_part route_of(cpu_backend *b, int64_t layer, int64_t first, int64_t count);
+// By all threads of a run: norm and logits, the choice, and what probes see of it.
+void logits_phase(route_part *p);
+void choose_phase(route_part *p);
+void show_routing(route_part *p);
+
 // ---- step_moe.c ----
 
 status cpu_moe(backend *base, int64_t layer, const token_batch *rows);

@@ -10,15 +10,17 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
-#include <unistd.h>
+
+long syscall(long number, ...); // of <unistd.h>: kernels do not include the headers of files
 
 enum {
   FANOUT = 4,         // of the tree: 64 threads are three levels
   LINE = 64,          // bytes
-  SPINS = 20000,      // pauses before a thread sleeps, some 0.5 to 1 ms: longer than what lies between steps
+  SPINS = 300000,     // pauses before a thread sleeps, some 5 to 10 ms: to wake it costs 0.1 ms and more in a
+                      // virtual machine, and a prompt's phases often have threads wait for one
   SPINS_SHARED = 200, // the same where threads outnumber cores: who is waited for may need this one
-  SPINS_ALONE = 2000, // after these a thread lets others run on its core from time to time
-  SPINS_A_YIELD = 64,
+  SPINS_ALONE = 4000, // after these a thread lets others run on its core from time to time
+  SPINS_A_YIELD = 2000,
 };
 
 typedef struct { // a word that one thread waits for and another sets

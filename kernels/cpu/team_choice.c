@@ -7,10 +7,10 @@ enum {
   SMALLEST_TEAM = 4, // that is tried
 };
 
-void team_choice_init(team_choice *c, int threads, bool open) {
+void team_choice_init(team_choice *c, int threads, bool open, int n_candidates) {
   static const int EIGHTHS[TEAM_CANDIDATES] = {8, 6, 4, 3, 2};
   *c = (team_choice){.chosen = open && threads >= FEWEST_OPEN ? 0 : threads};
-  for (int i = 0; i < TEAM_CANDIDATES; i++)
+  for (int i = 0; i < n_candidates; i++)
     if (threads * EIGHTHS[i] / 8 >= SMALLEST_TEAM || !i) c->candidate[c->count++] = threads * EIGHTHS[i] / 8;
 }
 
@@ -21,21 +21,22 @@ static int fastest(const team_choice *c) {
   return c->candidate[best];
 }
 
-// The batch that has just ended.
-static void note_batch(team_choice *c) {
+// The turn that has just ended.
+static void note_turn(team_choice *c) {
   if (c->turns > 0 && (c->best[c->at] == 0 || c->seconds < c->best[c->at])) c->best[c->at] = c->seconds;
   c->at = c->turns++ % c->count;
   if (c->turns > TURNS * c->count) c->chosen = fastest(c);
 }
 
-void team_choice_batch(team_choice *c, int64_t tokens) {
+void team_choice_turn(team_choice *c, int64_t tokens, bool counts) {
   if (c->chosen) return;
-  if (tokens == c->tokens && c->seconds > 0) note_batch(c);
-  if (tokens != c->tokens) { // another kind of batch: from the start
+  if (tokens == c->tokens && c->counts && c->seconds > 0) note_turn(c);
+  if (tokens != c->tokens) { // other batches: from the start
     memset(c->best, 0, sizeof c->best);
     c->at = c->turns = 0;
     c->tokens = tokens;
   }
+  c->counts = counts;
   c->seconds = 0;
 }
 

@@ -80,17 +80,11 @@ __device__ __forceinline__ void named_barrier_sync() { // of so many of the thre
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
 }
 
-// Two floats, or a word, here and not earlier: where the compiler would hold them in registers that are
+// Two floats, here and not earlier: where the compiler would hold them in registers that are
 // wanted.
 __device__ __forceinline__ float2 load_shared_late(const float *at) {
   float2 out;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(out.x), "=f"(out.y) : "r"(shared_address(at)));
-  return out;
-}
-
-__device__ __forceinline__ uint32_t load_shared_word_late(const void *at) {
-  uint32_t out;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(out) : "r"(shared_address(at)));
   return out;
 }
 

@@ -34,8 +34,7 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
                       shared_product(b->k + first * kv_width, &w->k, &normed, n),
                       shared_product(b->v + first * kv_width, &w->v, &normed, n)},
                      {0},
-                     3,
-                     false};
+                     3};
   TRY(multiply(b, b->shared, &qkv));
   return phase_mark(b, PHASE_QKV);
 }

@@ -156,14 +156,6 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   return p;
 }
 
-// The product of gate and up ends with silu(gate) * up: not where their own numbers are wanted.
-static bool fuses_swiglu(const cuda_backend *b, const product_set *set) {
-  const uint32_t own = 1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP;
-  return !((b->watch.wanted | b->watch.imposed) & own) && !path_splits_outliers(b->experts->kind) &&
-         takes_q8k(b->experts, &set->p[0].w) && b->shape.expert_width % QK_K == 0 &&
-         product_q8k_fuses_swiglu(set);
-}
-
 static decode_experts one_token(cuda_backend *b, int64_t layer) {
   decode_experts e = {};
   e.normed = b->normed;
@@ -196,9 +188,7 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   product_set in = {{slot_product(b, b->gate.x, &w->gate, &b->normed, n_slots, (int)s->top_k),
                      slot_product(b, b->up, &w->up, &b->normed, n_slots, (int)s->top_k)},
                     {0},
-                    2,
-                    false};
-  in.swiglu = fuses_swiglu(b, &in);
+                    2};
   TRY(multiply(b, b->experts, &in));
   TRY(phase_mark(b, PHASE_GATE_UP));
   TRY(impose_slots(b, PROBE_FFN_MOE_GATE, b->gate.x, nullptr, n_slots));
@@ -208,8 +198,7 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   bool given = probe_is_imposed(&b->watch, PROBE_FFN_MOE_SWIGLU);
   bool floats =
       !takes_q8k(b->experts, &w->down) || given || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
-  TRY(swiglu_launch(b->gate, in.swiglu ? nullptr : b->up, b->member, n_slots, b->gate.qs != nullptr, floats,
-                    b->stream));
+  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, floats, b->stream));
   TRY(impose_slots(b, PROBE_FFN_MOE_SWIGLU, b->gate.x, nullptr, n_slots));
   if (given && b->gate.qs) TRY(round_launch(b->gate, n_slots, b->stream));
   TRY(phase_mark(b, PHASE_SWIGLU));
@@ -247,7 +236,7 @@ status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, 
     TRY(decode_down_launch(&e, w, &b->shape, b->weights, &b->batch, b->stream));
     return phase_mark(b, PHASE_DOWN);
   }
-  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1, false};
+  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
   down.p[0].place = place;
   TRY(multiply(b, b->experts, &down));
   TRY(phase_mark(b, PHASE_DOWN));

@@ -40,7 +40,7 @@ status multiply(cuda_backend *b, const path_info *path, product_set *set) {
   for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
   if (all_q8k) return multiply_q8k(b, path, set);
   for (int i = 0; i < set->count; i++) {
-    product_set one = {{set->p[i]}, {0}, 1, false};
+    product_set one = {{set->p[i]}, {0}, 1};
     TRY(takes_q8k(path, &one.p[0].w) ? multiply_q8k(b, path, &one)
                                      : product_f32_launch(&one.p[0], b->stream));
   }
@@ -81,7 +81,7 @@ product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, in
 
 status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
                       bool adds) {
-  product_set set = {{shared_product(out, m, in, n)}, {0}, 1, false};
+  product_set set = {{shared_product(out, m, in, n)}, {0}, 1};
   set.p[0].adds = adds;
   return multiply(b, b->shared, &set);
 }

@@ -159,8 +159,8 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 
 // ---- experts' activations ----
 
-// A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds; up NULL: gate
-// is so already. A piece's loads do not wait for whether its slot is owned.
+// A warp a piece of 256 of a slot's row: gate = silu(gate) * up, rounded where the path rounds. A piece's
+// loads do not wait for whether its slot is owned.
 template <bool ROUND, bool SPLIT>
 __global__ void __launch_bounds__(BLOCK)
     swiglu_pieces(dev_inputs gate, const float *up, const int *member, int n_pieces, bool floats) {
@@ -172,14 +172,14 @@ __global__ void __launch_bounds__(BLOCK)
   int start = ROUND ? 2 * lane : lane, next = ROUND ? 1 : WARP;
   float4 *to = (float4 *)(gate.x + (size_t)piece * QK_K) + start;
   const float4 *from = (const float4 *)(up + (size_t)piece * QK_K) + start;
-  float4 g0 = to[0], g1 = to[next], u0 = {}, u1 = {};
-  if (up) u0 = from[0], u1 = from[next];
+  float4 g0 = to[0], g1 = to[next], u0 = from[0], u1 = from[next];
   if (member[piece / per_row] < 0) return;
-  float v[8] = {g0.x, g0.y, g0.z, g0.w, g1.x, g1.y, g1.z, g1.w};
-  const float u[8] = {u0.x, u0.y, u0.z, u0.w, u1.x, u1.y, u1.z, u1.w};
+  const float g[8] = {g0.x, g0.y, g0.z, g0.w, g1.x, g1.y, g1.z, g1.w},
+              u[8] = {u0.x, u0.y, u0.z, u0.w, u1.x, u1.y, u1.z, u1.w};
+  float v[8];
 #pragma unroll
-  for (int i = 0; i < 8; i++) v[i] = up ? num_silu_f32(v[i]) * u[i] : v[i];
-  if (floats && up) {
+  for (int i = 0; i < 8; i++) v[i] = num_silu_f32(g[i]) * u[i];
+  if (floats) {
     to[0] = make_float4(v[0], v[1], v[2], v[3]);
     to[next] = make_float4(v[4], v[5], v[6], v[7]);
   }

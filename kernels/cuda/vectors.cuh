@@ -9,7 +9,7 @@ status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, c
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
                    bool floats, cudaStream_t stream);
 status round_launch(dev_inputs io, int n, cudaStream_t stream);
-// gate = silu(gate) * up, or with up NULL as it is: rounded, and as floats where they are read
+// gate = silu(gate) * up: rounded, and as floats where they are read
 status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n, bool round, bool floats,
                      cudaStream_t stream);
 // Caches keys and values of the whole batch; RoPE of the queries of n tokens from `first` on. keys: where the

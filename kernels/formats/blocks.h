@@ -2,15 +2,16 @@
 //
 // Owns: the list of weight types and the byte layout of each one's blocks.
 // Independent of: who computes with them.
-// Source of the formats: ggml's ggml-common.h (block_q4_K, block_q5_K, block_q6_K, block_q8_0, block_q8_K).
-// Invariant: a dequantised weight is one float, fixed by the format; each path computes with that weight.
+// Source of the formats: ggml's ggml-common.h (block_q4_K, block_q5_K, block_q6_K, block_q8_0, block_q8_K,
+// ...). Invariant: a dequantised weight is one float, fixed by the format; each path computes with that
+// weight.
 #pragma once
 #include "kernels/formats/numerics_base.h"
 #include <assert.h>
 #include <stdint.h>
 #include <stddef.h>
 
-enum { QK_K = 256, Q4K_SCALE_BYTES = 12, QK8_0 = 32 };
+enum { QK_K = 256, Q4K_SCALE_BYTES = 12, QK8_0 = 32, QK_32 = 32 };
 
 // The types of weights, a line each: ROW(name, number, block, elements, on_q8k).
 //   name      TYPE_name is its member of weight_type
@@ -18,8 +19,9 @@ enum { QK_K = 256, Q4K_SCALE_BYTES = 12, QK8_0 = 32 };
 //   block     block_<block> is a block in memory, dequantize_<block> (each_row/dequantize.h) its weights,
 //             is_finite_<block> (types.c) whether all of them are finite
 //   elements  weights to a block
-//   on_q8k    what its products on the path q8k read: Q8K, rounded activations; REAL, the path's reals;
-//             NONE: there are none
+//   on_q8k    what its products on the path q8k read: Q8K, rounded activations; UNPACKED, the same, with a
+//             block's weights as integers, unpack_<block> (cpu/isa/each_row/unpacked.h), on the cpu alone;
+//             REAL, the path's reals; NONE: there are none
 //
 // A new type starts as a line with NONE and its two functions: that runs on f64 and f32 of the cpu, and is
 // refused by name elsewhere (kernels/product_form.h). With REAL or Q8K the compiler names every switch that
@@ -31,7 +33,16 @@ enum { QK_K = 256, Q4K_SCALE_BYTES = 12, QK8_0 = 32 };
   ROW(Q8_0, 8, q8_0, QK8_0, REAL)                                                                            \
   ROW(Q4_K, 12, q4_K, QK_K, Q8K)                                                                             \
   ROW(Q5_K, 13, q5_K, QK_K, Q8K)                                                                             \
-  ROW(Q6_K, 14, q6_K, QK_K, Q8K)
+  ROW(Q6_K, 14, q6_K, QK_K, Q8K)                                                                             \
+  ROW(Q2_K, 10, q2_K, QK_K, UNPACKED)                                                                        \
+  ROW(Q3_K, 11, q3_K, QK_K, UNPACKED)                                                                        \
+  ROW(IQ4_XS, 23, iq4_xs, QK_K, UNPACKED)                                                                    \
+  ROW(IQ4_NL, 20, iq4_nl, QK_32, NONE)                                                                       \
+  ROW(Q4_0, 2, q4_0, QK_32, NONE)                                                                            \
+  ROW(Q4_1, 3, q4_1, QK_32, NONE)                                                                            \
+  ROW(Q5_0, 6, q5_0, QK_32, NONE)                                                                            \
+  ROW(Q5_1, 7, q5_1, QK_32, NONE)                                                                            \
+  ROW(MXFP4, 39, mxfp4, QK_32, NONE)
 
 #define WEIGHT_TYPE_MEMBER(name, number, block, elements, on_q8k) TYPE_##name = number,
 typedef enum { WEIGHT_TYPES(WEIGHT_TYPE_MEMBER) } weight_type;
@@ -46,8 +57,10 @@ typedef enum { WEIGHT_TYPES(WEIGHT_TYPE_MEMBER) } weight_type;
 #define CASE_OF_TYPE(name)                                           case TYPE_##name:
 #define CASE_WITHOUT_Q8K_NONE                                        CASE_OF_TYPE
 #define CASE_WITHOUT_Q8K_REAL                                        CASE_OF_TYPE
+#define CASE_WITHOUT_Q8K_UNPACKED                                    CASE_OF_TYPE // its products are elsewhere
 #define CASE_WITHOUT_Q8K_Q8K(name)
-#define CASE_DEQUANTISED_ONLY_NONE CASE_OF_TYPE
+#define CASE_DEQUANTISED_ONLY_NONE     CASE_OF_TYPE
+#define CASE_DEQUANTISED_ONLY_UNPACKED CASE_OF_TYPE // as far as kernels of a type each are concerned
 #define CASE_DEQUANTISED_ONLY_REAL(name)
 #define CASE_DEQUANTISED_ONLY_Q8K(name)
 
@@ -57,6 +70,7 @@ typedef enum {
   ACTIVATION_REAL, // the path's reals
   ACTIVATION_Q8K,  // block_q8_K
 } activation_form;
+#define ACTIVATION_UNPACKED ACTIVATION_Q8K
 
 // ---- blocks of weights ----
 
@@ -87,6 +101,66 @@ typedef struct { // w = d * scale[j] * (q - 32), 16 sub-blocks j of 16
   int8_t scales[QK_K / 16];
   uint16_t d;
 } block_q6_K;
+
+typedef struct {             // w = d * scale[j] * q - dmin * min[j], 16 sub-blocks j of 16
+  uint8_t scales[QK_K / 16]; // low nibble the scale, high the minimum
+  uint8_t qs[QK_K / 4];      // 32 bytes a half of 128: bit pair g of byte l is element 32 g + l of the half
+  uint16_t d, dmin;
+} block_q2_K;
+
+typedef struct {           // w = d * (scale[j] - 32) * (q - 4), 16 sub-blocks j of 16
+  uint8_t hmask[QK_K / 8]; // bit g of byte l: third bit of element 32 g + l
+  uint8_t qs[QK_K / 4];    // the lower two, as in Q2_K
+  uint8_t scales[12];      // 6 bits each: 8 bytes of low nibbles, then 4 bytes of bit pairs
+  uint16_t d;
+} block_q3_K;
+
+typedef struct { // w = d * (scale[j] - 32) * iq4_values[q], 8 sub-blocks j of 32
+  uint16_t d;
+  uint16_t scales_h;           // bit pair j: the upper two of scale j
+  uint8_t scales_l[QK_K / 64]; // nibble j: the lower four
+  uint8_t qs[QK_K / 2];        // 16 bytes a sub-block: low nibbles its first half, high the second
+} block_iq4_xs;
+
+// Of 32: low nibbles of the 16 bytes the first half, high nibbles the second.
+typedef struct { // w = d * iq4_values[q]
+  uint16_t d;
+  uint8_t qs[QK_32 / 2];
+} block_iq4_nl;
+
+typedef struct { // w = d * (q - 8)
+  uint16_t d;
+  uint8_t qs[QK_32 / 2];
+} block_q4_0;
+
+typedef struct { // w = d * q + m
+  uint16_t d, m;
+  uint8_t qs[QK_32 / 2];
+} block_q4_1;
+
+typedef struct { // w = d * (q - 16)
+  uint16_t d;
+  uint8_t qh[QK_32 / 8]; // bit i: fifth bit of element i
+  uint8_t qs[QK_32 / 2];
+} block_q5_0;
+
+typedef struct { // w = d * q + m
+  uint16_t d, m;
+  uint8_t qh[QK_32 / 8];
+  uint8_t qs[QK_32 / 2];
+} block_q5_1;
+
+typedef struct { // w = 2^(e - 128) * fp4_values[q]: E8M0 and E2M1 of the OCP microscaling formats
+  uint8_t e;
+  uint8_t qs[QK_32 / 2];
+} block_mxfp4;
+
+static_assert(sizeof(block_q2_K) == 84, "Q2_K is 84 bytes");
+static_assert(sizeof(block_q3_K) == 110, "Q3_K is 110 bytes");
+static_assert(sizeof(block_iq4_xs) == 136, "IQ4_XS is 136 bytes");
+static_assert(sizeof(block_iq4_nl) == 18 && sizeof(block_q4_0) == 18, "IQ4_NL and Q4_0 are 18 bytes");
+static_assert(sizeof(block_q4_1) == 20 && sizeof(block_q5_0) == 22, "Q4_1 is 20 bytes, Q5_0 is 22");
+static_assert(sizeof(block_q5_1) == 24 && sizeof(block_mxfp4) == 17, "Q5_1 is 24 bytes, MXFP4 is 17");
 
 // ---- a block of rounded activations ----
 

@@ -3,8 +3,9 @@
 #include <stdbool.h>
 #include <stdio.h>
 
+enum { UNPACKED_NONE, UNPACKED_REAL = 0, UNPACKED_Q8K = 0, UNPACKED_UNPACKED = 1 };
 #define TYPE_INFO(name, number, block, elements, on_q8k)                                                     \
-  {TYPE_##name, #name, elements, sizeof(block_##block), ACTIVATION_##on_q8k},
+  {TYPE_##name, #name, elements, sizeof(block_##block), ACTIVATION_##on_q8k, UNPACKED_##on_q8k},
 static const type_info types[] = {WEIGHT_TYPES(TYPE_INFO)};
 #undef TYPE_INFO
 
@@ -76,6 +77,43 @@ static bool is_finite_q5_K(const block_q5_K *block) {
 
 static bool is_finite_q6_K(const block_q6_K *block) {
   return is_finite_f16(&block->d);
+}
+
+static bool is_finite_q2_K(const block_q2_K *block) {
+  return is_finite_f16(&block->d) && is_finite_f16(&block->dmin);
+}
+
+static bool is_finite_q3_K(const block_q3_K *block) {
+  return is_finite_f16(&block->d);
+}
+
+static bool is_finite_iq4_xs(const block_iq4_xs *block) {
+  return is_finite_f16(&block->d);
+}
+
+static bool is_finite_iq4_nl(const block_iq4_nl *block) {
+  return is_finite_f16(&block->d);
+}
+
+static bool is_finite_q4_0(const block_q4_0 *block) {
+  return is_finite_f16(&block->d);
+}
+
+static bool is_finite_q4_1(const block_q4_1 *block) {
+  return is_finite_f16(&block->d) && is_finite_f16(&block->m);
+}
+
+static bool is_finite_q5_0(const block_q5_0 *block) {
+  return is_finite_f16(&block->d);
+}
+
+static bool is_finite_q5_1(const block_q5_1 *block) {
+  return is_finite_f16(&block->d) && is_finite_f16(&block->m);
+}
+
+// The largest quant is 12, and 2^(253 - 128) * 12 does not fit f32; 255 is E8M0's NaN.
+static bool is_finite_mxfp4(const block_mxfp4 *block) {
+  return block->e <= 252;
 }
 
 int64_t row_first_not_finite(weight_type type, const void *row, size_t n) {

@@ -3,6 +3,7 @@
 // Owns: the tables. Independent of: files, instruction sets.
 #pragma once
 #include "kernels/formats/blocks.h"
+#include <stdbool.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -13,6 +14,7 @@ typedef struct { // a line of WEIGHT_TYPES
   const char *name;
   size_t elements, bytes; // `elements` weights to a block of `bytes`
   activation_form on_q8k; // what its products on the path q8k read
+  bool unpacked;          // they read its weights as unpacked integers, on the cpu backend
 } type_info;
 
 const type_info *type_find(uint32_t ggml_type); // NULL: not one that the program computes with

@@ -350,7 +350,7 @@ static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
   for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t));
   TRY(job_agree(b->j, time_passes(b, a, t, row), "the timed runs"));
   TRY(job_check_digest(b->j, a));
-  row->threads = t->decode ? arm_decode_threads(a) : arm_threads(a);
+  row->threads = arm_threads(a, t->decode ? t->batch : b->j->max_batch);
   TRY(measure_exchange(b, a, t, row));
   TRY(gather_rates(b, t, row));
   TRY(gather_bytes(b, a, t, t->decode ? phase_work_bytes(&work) : 0, row));
@@ -387,6 +387,7 @@ static void describe(bench *b) {
   const job *j = b->j;
   bench_report *r = &b->report;
   r->model = j->m->name;
+  r->warnings = &j->warnings;
   r->types = j->m->types;
   r->cpu = topology_cpu(j->place);
   r->ranks = comm_size(j->c);

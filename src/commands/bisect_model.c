@@ -49,7 +49,8 @@ static status open_other(bisection *x) {
   if (!path[0]) return 0;
   TRY(model_open(&x->other, path));
   TRY(check_shape(x->j->m, x->other));
-  return model_check_weights(x->other, x->j->experts.local, topology_threads(x->j->place), &shared, &owned);
+  return model_check_weights(x->other, x->j->experts.local, topology_threads(x->j->place), &shared, &owned,
+                             NULL);
 }
 
 static status agree_other(bisection *x) {
@@ -179,6 +180,7 @@ static bisect_side report_of(const side *s, const arm *a, uint64_t digest) {
 static status report_found(const bisection *x) {
   const char *dir = x->j->cfg->output.dir;
   bisect_model m = {
+      .warnings = &x->j->warnings,
       .a = report_of(&x->a, x->arm_a, x->found.digest_a),
       .b = report_of(&x->b, x->arm_b, x->found.digest_b),
       .n_tokens = x->j->n_tokens,

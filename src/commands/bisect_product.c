@@ -71,7 +71,7 @@ done:
 
 status bisect_product_run(job *j) {
   product_weights weights;
-  bisect_product p = {.model = gguf_path(j->m->file), .weights = &weights};
+  bisect_product p = {.model = gguf_path(j->m->file), .warnings = &j->warnings, .weights = &weights};
   bool reports = job_is_reporting(j), writes = reports && j->cfg->output.dir[0];
   float *x = NULL;
   status result;

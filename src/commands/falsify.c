@@ -72,7 +72,7 @@ static status finish(falsification *f) {
   if (!job_is_reporting(f->j)) return 0;
   falsify_print_verdicts(stdout, f->results, f->n);
   if (fflush(stdout)) return FAIL("standard output: the verdicts could not be written: %m");
-  return dir[0] ? falsify_write(dir, path, f->results, f->n) : 0;
+  return dir[0] ? falsify_write(dir, path, &f->j->warnings, f->results, f->n) : 0;
 }
 
 status falsify_command_run(job *j) {

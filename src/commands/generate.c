@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "src/run/sampler.h"
+#include "src/run/stops.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,8 +12,9 @@ typedef struct {                // one decoding run
   int32_t *token;               // [n] the next input token of each sequence
   int32_t *sequence, *position; // [n] of the step's batch
   int32_t *written;             // [n] sampled in the last step, in the order of its batch
-  bool *ended;                  // [n] wrote an end token
-  double *logits;               // [vocabulary]
+  bool *ended;                  // [n] stopped
+  stops *stops;
+  double *logits; // [vocabulary]
   sampler *s;
 } decoding;
 
@@ -24,6 +26,7 @@ static void decoding_close(decoding *d) {
   free(d->ended);
   free(d->logits);
   sampler_close(d->s);
+  stops_close(d->stops);
 }
 
 static status decoding_open(decoding *d, const job *j) {
@@ -35,19 +38,20 @@ static status decoding_open(decoding *d, const job *j) {
   TRY(TAKE(&d->written, (size_t)d->n, "decoding"));
   TRY(TAKE(&d->ended, (size_t)d->n, "decoding"));
   TRY(TAKE(&d->logits, (size_t)j->m->weights.shape.vocabulary, "decoding"));
+  TRY(stops_open(&d->stops, c, j->ends, j->tokenizer, d->n));
   sampler_settings s = {c->run.temperature, c->run.top_k, c->run.top_p, c->run.seed};
   return sampler_open(&d->s, &s, j->m->weights.shape.vocabulary);
 }
 
 // Appends d->written, of the n sequences in d->sequence. Shared ranks have sampled it, expert ranks receive
 // it.
-static status append_tokens(const job *j, arm *a, decoding *d, int64_t n, report_text *texts) {
+static status append_tokens(arm *a, decoding *d, int64_t n, report_text *texts) {
   TRY(arm_broadcast(a, d->written, (size_t)n * sizeof *d->written, "the tokens written"));
   for (int64_t i = 0; i < n; i++) {
     int32_t s = d->sequence[i], token = d->written[i];
     texts[s].tokens[texts[s].n_tokens++] = token;
     d->token[s] = token;
-    d->ended[s] = j->tokenizer && tokenizer_is_end(j->tokenizer, token);
+    TRY(stops_see(&d->ended[s], d->stops, s, token));
   }
   return 0;
 }
@@ -64,7 +68,7 @@ static token_batch next_batch(const decoding *d, const job *j, int64_t step, int
   return (token_batch){n, packed, d->sequence, d->position};
 }
 
-static status decode_step(job *j, arm *a, decoding *d, const token_batch *batch, report_text *texts) {
+static status decode_step(arm *a, decoding *d, const token_batch *batch, report_text *texts) {
   TRY(arm_forward(a, batch));
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
@@ -74,7 +78,7 @@ static status decode_step(job *j, arm *a, decoding *d, const token_batch *batch,
       TRY(sampler_next(d->s, d->logits, batch->position[first + i], &d->written[first + i]));
     }
   }
-  return append_tokens(j, a, d, batch->n, texts);
+  return append_tokens(a, d, batch->n, texts);
 }
 
 // The first token of each sequence, from the logits `last` of its prompt.
@@ -85,7 +89,7 @@ static status decode_first(const job *j, arm *a, decoding *d, const double *last
       TRY(sampler_next(d->s, last + s * j->m->weights.shape.vocabulary, j->sequences[s].n - 1,
                        &d->written[s]));
   }
-  return append_tokens(j, a, d, d->n, texts);
+  return append_tokens(a, d, d->n, texts);
 }
 
 // ---- what is kept: of each sequence its number of tokens and these, and the digest of all logits so far
@@ -180,7 +184,8 @@ static status resume_texts(job *j, arm *a, decoding *d, const run_state_arm *kep
   for (int64_t s = 0; s < d->n; s++) {
     TRY(compute_written(j, a, s, &texts[s]));
     d->token[s] = texts[s].tokens[texts[s].n_tokens - 1];
-    d->ended[s] = j->tokenizer && tokenizer_is_end(j->tokenizer, d->token[s]);
+    for (size_t i = 0; i < texts[s].n_tokens; i++)
+      TRY(stops_see(&d->ended[s], d->stops, s, texts[s].tokens[i]));
   }
   return check_resumed(j, a, kept->word[0]);
 }
@@ -209,7 +214,7 @@ static status decode_all(job *j, arm *a, decoding *d, const double *last, const 
   for (int64_t step = most_tokens(texts, d->n) - 1; step + 1 < limit && !result; step++) {
     token_batch batch = next_batch(d, j, step, packed);
     if (!batch.n) break;
-    result = decode_step(j, a, d, &batch, texts);
+    result = decode_step(a, d, &batch, texts);
     if (result) status_within("decoded token %lld", (long long)step + 2);
     *decoded += batch.n;
     if (!result && kept) result = keep_step(kept->state, kept->index, a, texts, d->n);
@@ -230,11 +235,13 @@ static status open_texts(const job *j, report_arm *out) {
   return 0;
 }
 
-static status finish_texts(const job *j, const arm *a, report_arm *out) {
+static status finish_texts(const job *j, const arm *a, const decoding *d, report_arm *out) {
   for (size_t s = 0; s < out->n_texts; s++) {
     report_text *t = &out->texts[s];
     size_t length;
     t->digest = arm_sequence_digest(a, s);
+    TRY(TAKE(&t->stopped_by, strlen(stops_reason(d->stops, (int64_t)s)) + 1, "the written texts"));
+    strcpy(t->stopped_by, stops_reason(d->stops, (int64_t)s));
     if (j->tokenizer) TRY(tokenizer_decode(j->tokenizer, t->tokens, t->n_tokens, &t->text, &length));
   }
   return 0;
@@ -249,7 +256,7 @@ status generate_continue(job *j, arm *a, const double *last, const generate_kept
   TRY_DONE(result, open_texts(j, out));
   TRY_DONE(result, decode_all(j, a, &d, last, kept, out->texts, &decoded));
   if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(a) - before);
-  TRY_DONE(result, finish_texts(j, a, out));
+  TRY_DONE(result, finish_texts(j, a, &d, out));
   TRY_DONE(result, arm_audit_coverage(a, &out->audit)); // of the prompt and what was written
   if (kept)
     result = job_agree(j, keep_tokens(kept->state, kept->index, a, out->texts, d.n), "the kept state");

@@ -275,7 +275,25 @@ static status run_other_modes(parity *p) {
   return 0;
 }
 
+// Each arm once, by the first pair that it is in.
+static status warn_of_flat_logits(parity *p) {
+  bool told[CONFIG_MAX_ARMS] = {false};
+  for (size_t i = 0; i < p->n_pairs; i++)
+    for (int side = 0; side < 2; side++) {
+      const pair_statistics *s = &p->r.pairs[i];
+      size_t a = side ? s->b : s->a;
+      int64_t flat = side ? s->flat_b : s->flat_a;
+      if (told[a] || !flat) continue;
+      told[a] = true;
+      TRY(message_list_add(&p->j->warnings,
+                           "%s: all logits are equal at %lld of %lld positions: no agreement",
+                           p->r.arms[a].name, (long long)flat, (long long)p->j->n_tokens));
+    }
+  return job_warn(p->j);
+}
+
 static status finish_reporting(parity *p) {
+  TRY(warn_of_flat_logits(p));
   for (size_t i = 0; i < p->n_pairs && p->accounts; i++)
     TRY(account_samples_reduce(&p->accounts[i], &p->r.accounts[i]));
   if (p->r.has_routes) TRY(route_files_write(&p->routes, p->j->cfg));

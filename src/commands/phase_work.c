@@ -1,5 +1,4 @@
 #include "src/commands/phase_work.h"
-#include "kernels/product_form.h"
 #include <string.h>
 
 static uint64_t matrix_bytes(const matrix *m) {
@@ -16,7 +15,7 @@ uint64_t phase_work_bytes(const phase_work *w) {
 static void add_matrix(phase_work *w, phase_kind phase, path_kind path, const matrix *m, int64_t n,
                        bool reads) {
   if (reads) w->bytes[phase] += matrix_bytes(m);
-  if (product_form(path, m->type) == ACTIVATION_Q8K)
+  if (product_is_of_bytes(path, m->type))
     w->int8_operations[phase] += 2.0 * (double)m->rows * (double)m->cols * (double)n;
 }
 

@@ -108,13 +108,14 @@ static const option *find_option(const char *arg) {
 static status take_option(synth_options *o, const char *arg, const char *value) {
   const option *k = find_option(arg);
   if (k) return take_integer(o, k, value);
-  if (!strcmp(arg, "--types")) return take_mix(o, value);
+  if (!strcmp(arg, "--types") || !strcmp(arg, "--mix")) return take_mix(o, value);
   if (!strcmp(arg, "--out")) o->out = value;
   return 0; // --shape: taken before all others
 }
 
 static bool takes_value(const char *arg) {
-  return find_option(arg) || !strcmp(arg, "--types") || !strcmp(arg, "--out") || !strcmp(arg, "--shape");
+  return find_option(arg) || !strcmp(arg, "--types") || !strcmp(arg, "--mix") || !strcmp(arg, "--out") ||
+         !strcmp(arg, "--shape");
 }
 
 static status check_whole(const synth_options *o) {
@@ -184,8 +185,9 @@ status synth_options_parse(synth_options *out, int n_args, char **args) {
 void synth_options_print(FILE *out) {
   fprintf(out, "  --shape NAME      the shape to start from:");
   for (int i = 0; i < N_SHAPES; i++) fprintf(out, " %s", shapes[i].name);
-  fprintf(out,
-          "\n  --out FILE        the file to write; FILE.partial until it is whole\n  --types MIX      ");
+  fprintf(
+      out,
+      "\n  --out FILE        the file to write; FILE.partial until it is whole\n  --mix MIX, --types MIX  ");
   for (int i = 0; synth_mix_at(i); i++) fprintf(out, " %s", synth_mix_at(i)->name);
   fprintf(out, "; default %s\n  --tied            the embedding is the output matrix too\n",
           synth_mix_at(0)->name);

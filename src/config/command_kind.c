@@ -35,6 +35,27 @@ bool command_cuts_windows(command_kind kind) {
   __builtin_unreachable();
 }
 
+bool command_writes_text(command_kind kind) {
+  switch (kind) {
+  case COMMAND_PARITY:
+  case COMMAND_GENERATE:
+    return true;
+  case COMMAND_PERPLEXITY:
+  case COMMAND_TRACE:
+  case COMMAND_BENCH:
+  case COMMAND_INSPECT:
+  case COMMAND_SYNTH:
+  case COMMAND_COMPARE:
+  case COMMAND_VERIFY:
+  case COMMAND_BISECT:
+  case COMMAND_FALSIFY:
+  case COMMAND_SCREEN:
+  case COMMAND_TOPOLOGY:
+    return false;
+  }
+  __builtin_unreachable();
+}
+
 bool command_find(command_kind *out, const char *name) {
   for (int i = 0; i < COMMAND_COUNT; i++)
     if (!strcmp(NAMES[i], name)) {

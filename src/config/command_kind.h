@@ -23,4 +23,6 @@ enum { COMMAND_COUNT = COMMAND_TOPOLOGY + 1 };
 const char *command_name(command_kind kind);
 // True: the command cuts its input into windows of run.context; its digests cover the scored positions alone.
 bool command_cuts_windows(command_kind kind);
+// True: its arms continue the input by run.generate tokens.
+bool command_writes_text(command_kind kind);
 bool command_find(command_kind *out, const char *name); // false: there is none of that name

@@ -101,18 +101,39 @@ static status parse(command_line *l, int argc, char **argv, bool (*takes_args)(c
   return 0;
 }
 
+// --option=VALUE as two arguments, for every command: split[0 .. *n - 1], at most twice as many.
+static status split_options(command_line *l, int *n, int argc, char **argv) {
+  TRY(TAKE(&l->split, 2 * (size_t)argc + 1, "the arguments"));
+  for (int i = 0; i < argc; i++) {
+    const char *equals = i && argv[i][0] == '-' && argv[i][1] == '-' ? strchr(argv[i], '=') : NULL;
+    l->split[(*n)++] = argv[i];
+    if (!equals) continue;
+    TRY(memory_grow((void **)&l->names, &l->names_room, l->n_names, sizeof *l->names, "the arguments"));
+    char *name = strndup(argv[i], (size_t)(equals - argv[i]));
+    if (!name) return FAIL("cannot allocate the arguments: out of memory");
+    l->names[l->n_names++] = name;
+    l->split[*n - 1] = name;
+    l->split[(*n)++] = argv[i] + (equals - argv[i]) + 1;
+  }
+  return 0;
+}
+
 status command_line_parse(command_line *out, int argc, char **argv, bool (*takes_args)(command_kind)) {
   *out = (command_line){.command = COMMAND_PARITY};
-  TRY(TAKE(&out->sets, (size_t)argc + 2, "the arguments"));
-  status result = parse(out, argc, argv, takes_args);
+  int n = 0;
+  TRY(TAKE(&out->sets, 2 * (size_t)argc + 2, "the arguments"));
+  status result = split_options(out, &n, argc, argv);
+  if (!result) result = parse(out, n, out->split, takes_args);
   if (!result) set_deadline(out);
   if (result) command_line_close(out);
   return result;
 }
 
 void command_line_close(command_line *l) {
+  for (size_t i = 0; i < l->n_names; i++) free(l->names[i]);
+  free(l->names);
+  free(l->split);
   free(l->sets);
   free(l->deadline_set);
-  l->sets = NULL;
-  l->deadline_set = NULL;
+  *l = (command_line){.command = l->command};
 }

@@ -21,6 +21,9 @@ typedef struct { // views of argv, but for `sets` and `deadline_set`
   char **args;         // [n_args] after the name of a command that reads them itself
   int n_args;
   bool help, version;
+  char **split; // the arguments, --option=VALUE as two; `args` lies in it
+  char **names; // of options that were split
+  size_t n_names, names_room;
   char *deadline_set; // "comm.deadline=SECONDS"; NULL: none
 } command_line;
 

@@ -5,6 +5,7 @@
 #include "src/config/config.h"
 #include "base/memory.h"
 #include "base/read_file.h"
+#include "src/config/config_set.h"
 #include "src/config/config_value.h"
 #include "src/config/edit_distance.h"
 #include <errno.h>
@@ -81,6 +82,9 @@ static const value_key KEYS[] = {
      "tokens the sampler chooses from; 0: all"},
     {"run.top_p", KEYS_WRITE, REAL(run.top_p), "number above 0, at most 1", DBL_TRUE_MIN, 1, "1",
      "probability the sampler chooses from"},
+    {"run.stop", KEYS_WRITE, AT(run.stop), value_read_stop, value_write_stop, "list of token ids and strings",
+     0, 0, "[]", "what ends a sequence besides the model's end tokens"},
+    {"run.ignore_eos", KEYS_WRITE, FLAG(run.ignore_eos), "false", "the model's end tokens end nothing"},
     {"run.rows", KEYS_ARMS, AT(run.rows), value_read_text, value_write_text, "string", 0, 0, "\"auto\"",
      "ISA row of the cpu backend, by name"},
     {"run.bind", KEYS_RANKS, FLAG(run.bind), "true", "bind threads to cores"},
@@ -200,6 +204,8 @@ static const value_key KEYS[] = {
      "\"\"", "table of known answers; \"\": configs/known-answers.toml, as built in"},
     {"output.dir", KEYS_OUTPUT, AT(output.dir), value_read_text_or_empty, value_write_text, "string", 0, 0,
      "\"\"", "folder of the report (--out); \"\": no files"},
+    {"output.format", KEYS_FORMAT, AT(output.format), value_read_output, value_write_output,
+     "\"text\" or \"json\"", 0, 0, "\"text\"", "how inspect prints"},
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
     {"output.routes", KEYS_LOGITS, FLAG(output.routes), "false",
      "parity: write routes.<arm>.npy and route_weights.<arm>.npy as well"},
@@ -300,34 +306,12 @@ static status apply_file(config *c, const char *path) {
   return result;
 }
 
-// Text that is not TOML is a string, unless it starts like a string, an array or a table, or is digits alone:
-// then it is a typing error, or an integer beyond TOML's range.
-static bool is_bare(const char *text) {
-  while (*text == ' ' || *text == '\t') text++;
-  return !*text || (!strchr("\"'[{", *text) && text[strspn(text, "+-_0123456789")]);
-}
-
-// Reads VALUE as the document `v = VALUE`, which must then hold that one value and nothing else.
 static status apply_value(config *c, const value_key *k, const char *text, const value_origin *from) {
-  config_toml *document = NULL;
-  toml_error error = {.text = "more than one value"};
-  char *line = NULL;
-  status result;
-  TRY(TAKE(&line, strlen(text) + 8, "--set"));
-  size_t length = (size_t)sprintf(line, "v = %s\n", text);
-  toml_value v = {.kind = TOML_STRING, .line = 1, .text = text, .length = strlen(text)};
-  bool parsed = config_toml_parse(&document, &error, line, length);
-  if (parsed && config_toml_count(document) == 1 && !strcmp(config_toml_key(document, 0), "v"))
-    config_toml_value(&v, document, 0);
-  else if (parsed || !is_bare(text)) {
-    char place[VALUE_PLACE_BYTES];
-    value_place(place, from, 1);
-    TRY_DONE(result, REFUSE("%s: %s: expected one TOML value: %s", place, k->name, error.text));
-  }
-  result = read_key(c, k, &v, from);
-done:
+  config_toml *document;
+  toml_value v;
+  status result = config_set_parse(&v, &document, text, k->name, from);
+  if (!result) result = read_key(c, k, &v, from);
   config_toml_close(document);
-  free(line);
   return result;
 }
 
@@ -422,6 +406,7 @@ void config_close(config *c) {
   free(c->file);
   free(c->model.path);
   free(c->run.rows);
+  value_clear_stop(&c->run.stop);
   free(c->ranks.arm.arm);
   free(c->ranks.shared_ranks.id);
   free(c->experts.rank_of_expert);

@@ -42,7 +42,8 @@ typedef enum { // keys that are used together, as bits: which commands read them
   KEYS_RESUME = 1 << 16, // what is kept of a run that is ended
   KEYS_SCREEN = 1 << 17,
   KEYS_KNOWN = 1 << 18,
-  KEYS_ALL = (1 << 19) - 1,
+  KEYS_FORMAT = 1 << 19, // how inspect prints
+  KEYS_ALL = (1 << 20) - 1,
 } key_groups;
 
 // Prints the keys of these groups with types, defaults and help, each section under a heading.

@@ -50,8 +50,7 @@ static status read_mode(unsigned *modes, const value_key *k, const toml_value *v
 
 status value_read_modes(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   unsigned modes = 0;
-  if (v->kind != TOML_ARRAY) TRY(read_mode(&modes, k, v, from));
-  for (size_t i = 0; v->kind == TOML_ARRAY && i < v->count; i++) {
+  for (size_t i = 0; i < config_toml_elements(v); i++) {
     toml_value element;
     config_toml_element(&element, v, i);
     TRY(read_mode(&modes, k, &element, from));

@@ -187,5 +187,8 @@ void config_toml_value(toml_value *out, const config_toml *t, size_t i) {
 }
 
 void config_toml_element(toml_value *out, const toml_value *array, size_t i) {
-  view(out, *static_cast<const toml::node *>(array->node)->as_array()->get(i));
+  if (array->kind == TOML_ARRAY)
+    view(out, *static_cast<const toml::node *>(array->node)->as_array()->get(i));
+  else
+    *out = *array;
 }

@@ -56,6 +56,10 @@ size_t config_toml_count(const config_toml *t);
 const char *config_toml_key(const config_toml *t, size_t i);
 void config_toml_value(toml_value *out, const config_toml *t, size_t i);
 void config_toml_element(toml_value *out, const toml_value *array, size_t i);
+// A single value where a list is wanted is a list of one, itself.
+static inline size_t config_toml_elements(const toml_value *v) {
+  return v->kind == TOML_ARRAY ? v->count : 1;
+}
 
 #ifdef __cplusplus
 }

@@ -29,8 +29,7 @@ static status read_probe(uint32_t *points, const value_key *k, const toml_value 
 
 status value_read_probes(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   uint32_t points = 0;
-  if (v->kind != TOML_ARRAY) return value_refuse(k, v, from, k->type);
-  for (size_t i = 0; i < v->count; i++) {
+  for (size_t i = 0; i < config_toml_elements(v); i++) {
     toml_value element;
     config_toml_element(&element, v, i);
     TRY(read_probe(&points, k, &element, from));
@@ -55,8 +54,7 @@ status value_read_layers(void *field, const value_key *k, const toml_value *v, c
   struct config_trace *trace = field;
   int32_t *layers = NULL;
   size_t n = 0;
-  if (v->kind != TOML_ARRAY) return value_refuse(k, v, from, k->type);
-  if (v->count) TRY(value_read_ids(&layers, &n, k, v, from));
+  if (config_toml_elements(v)) TRY(value_read_ids(&layers, &n, k, v, from));
   free(trace->layers);
   trace->layers = layers;
   trace->n_layers = n;

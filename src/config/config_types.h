@@ -14,6 +14,7 @@ typedef enum { KV_CHOICE_F16, KV_CHOICE_F32, KV_CHOICE_SAME } kv_choice; // SAME
 typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLACEMENT_LIST } placement_kind;
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
+typedef enum { OUTPUT_TEXT, OUTPUT_JSON } output_format;
 
 enum { CONFIG_MAX_ARMS = 16, CONFIG_MAX_SIZES = 16, CONFIG_MAX_BOUNDS = 64 };
 
@@ -74,13 +75,20 @@ typedef struct {
     int64_t threads; // run.threads: a rank's threads; 0 (default): cores the rank may use / ranks on the host
     uint64_t seed;   // run.seed: of the sampler, below 2^63; default 0
     int64_t chunk;   // run.chunk: tokens of a prompt computed at once; 0 (default): by backend (job.h)
-    double temperature; // run.temperature: 0 (default) is greedy
-    int64_t top_k;      // run.top_k: 0 (default) is all
-    double top_p;       // run.top_p: in (0, 1]; default 1
-    char *rows;         // run.rows: ISA row of the cpu backend, "auto" (default) or a row's name
-    bool bind;          // run.bind: bind threads to cores; default true
-    bool resume;        // run.resume: go on with the state in output.dir; default false
-    double keep;        // run.keep: seconds between writings of that state; default 10
+    double temperature;  // run.temperature: 0 (default) is greedy
+    int64_t top_k;       // run.top_k: 0 (default) is all
+    double top_p;        // run.top_p: in (0, 1]; default 1
+    char *rows;          // run.rows: ISA row of the cpu backend, "auto" (default) or a row's name
+    bool bind;           // run.bind: bind threads to cores; default true
+    struct config_stop { // run.stop: what ends a sequence besides the model's end tokens; default none
+      int32_t *ids;
+      size_t n_ids;
+      char **texts; // UTF-8
+      size_t n_texts;
+    } stop;
+    bool ignore_eos; // run.ignore_eos: the model's end tokens end nothing; default false
+    bool resume;     // run.resume: go on with the state in output.dir; default false
+    double keep;     // run.keep: seconds between writings of that state; default 10
   } run;
 
   struct {
@@ -178,8 +186,9 @@ typedef struct {
   } known;
 
   struct {
-    char *dir;   // output.dir, --out: where the report goes; "" (default): nowhere
-    bool logits; // output.logits: write logits.<arm>.npy; default false
-    bool routes; // output.routes: write routes.<arm>.npy and route_weights.<arm>.npy; default false
+    output_format format; // output.format: "text" (default) or "json": how inspect prints
+    char *dir;            // output.dir, --out: where the report goes; "" (default): nowhere
+    bool logits;          // output.logits: write logits.<arm>.npy; default false
+    bool routes;          // output.routes: write routes.<arm>.npy and route_weights.<arm>.npy; default false
   } output;
 } config;

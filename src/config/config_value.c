@@ -100,9 +100,8 @@ void value_write_flag(FILE *out, const void *field) {
   fputs(*(const bool *)field ? "true" : "false", out);
 }
 
-// A new NUL-terminated copy of a string value in *out.
-static status copy_string(char **out, const value_key *k, const toml_value *v, const value_origin *from,
-                          bool may_be_empty) {
+status value_copy_string(char **out, const value_key *k, const toml_value *v, const value_origin *from,
+                         bool may_be_empty) {
   *out = NULL;
   if (v->kind != TOML_STRING || (!may_be_empty && !v->length))
     return value_refuse(k, v, from, may_be_empty ? "string" : "string that is not empty");
@@ -125,7 +124,7 @@ static status copy_string(char **out, const value_key *k, const toml_value *v, c
 static status replace_string(char **field, const value_key *k, const toml_value *v, const value_origin *from,
                              bool may_be_empty) {
   char *text;
-  TRY(copy_string(&text, k, v, from, may_be_empty));
+  TRY(value_copy_string(&text, k, v, from, may_be_empty));
   free(*field);
   *field = text;
   return 0;
@@ -140,7 +139,7 @@ status value_read_text_or_empty(void *field, const value_key *k, const toml_valu
   return replace_string(field, k, v, from, true);
 }
 
-static void write_string(FILE *out, const char *text) {
+void value_write_string(FILE *out, const char *text) {
   fputc('"', out);
   for (const char *c = text ? text : ""; *c; c++) {
     unsigned char u = (unsigned char)*c;
@@ -155,7 +154,7 @@ static void write_string(FILE *out, const char *text) {
 }
 
 void value_write_text(FILE *out, const void *field) {
-  write_string(out, *(char *const *)field);
+  value_write_string(out, *(char *const *)field);
 }
 
 // The index of a string value in a list of choices, or -1.
@@ -169,7 +168,6 @@ static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
 static const char *const PLACEMENTS[] = {[PLACEMENT_CONTIGUOUS] = "contiguous",
                                          [PLACEMENT_STRIDED] = "strided",
                                          [PLACEMENT_BALANCED] = "balanced"};
-static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
@@ -182,7 +180,7 @@ status value_read_transport(void *field, const value_key *k, const toml_value *v
 }
 
 void value_write_transport(FILE *out, const void *field) {
-  write_string(out, transport_kind_name(*(const transport_kind *)field));
+  value_write_string(out, transport_kind_name(*(const transport_kind *)field));
 }
 
 status value_read_kv(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
@@ -193,24 +191,13 @@ status value_read_kv(void *field, const value_key *k, const toml_value *v, const
 }
 
 void value_write_kv(FILE *out, const void *field) {
-  write_string(out, KV_TYPES[*(const kv_type *)field]);
-}
-
-status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
-  int choice = find_choice(v, FORMATS, COUNT(FORMATS));
-  if (choice < 0) return value_refuse(k, v, from, k->type);
-  *(bench_format *)field = (bench_format)choice;
-  return 0;
-}
-
-void value_write_format(FILE *out, const void *field) {
-  write_string(out, FORMATS[*(const bench_format *)field]);
+  value_write_string(out, KV_TYPES[*(const kv_type *)field]);
 }
 
 status value_read_sizes(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   size_list found = {.count = 0};
-  if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_SIZES) return value_refuse(k, v, from, k->type);
-  for (; found.count < v->count; found.count++) {
+  if (config_toml_elements(v) > CONFIG_MAX_SIZES) return value_refuse(k, v, from, k->type);
+  for (; found.count < config_toml_elements(v); found.count++) {
     toml_value element;
     config_toml_element(&element, v, found.count);
     if (element.kind != TOML_INTEGER || element.integer < (int64_t)k->low ||
@@ -234,8 +221,7 @@ void value_write_sizes(FILE *out, const void *field) {
 }
 
 static status check_filled(const value_key *k, const toml_value *v, const value_origin *from) {
-  if (v->kind != TOML_ARRAY || !v->count) return value_refuse(k, v, from, k->type);
-  return 0;
+  return config_toml_elements(v) ? 0 : value_refuse(k, v, from, k->type);
 }
 
 // A list of int32 from 0 up, in fresh memory.
@@ -244,8 +230,9 @@ status value_read_ids(int32_t **out, size_t *count, const value_key *k, const to
   int32_t *ids;
   *out = NULL;
   TRY(check_filled(k, list, from));
-  TRY(TAKE(&ids, list->count, k->name));
-  for (size_t i = 0; i < list->count; i++) {
+  size_t n = config_toml_elements(list);
+  TRY(TAKE(&ids, n, k->name));
+  for (size_t i = 0; i < n; i++) {
     toml_value v;
     config_toml_element(&v, list, i);
     if (v.kind != TOML_INTEGER || v.integer < 0 || v.integer > INT32_MAX) {
@@ -257,7 +244,7 @@ status value_read_ids(int32_t **out, size_t *count, const value_key *k, const to
     ids[i] = (int32_t)v.integer;
   }
   *out = ids;
-  *count = list->count;
+  *count = n;
   return 0;
 }
 
@@ -311,9 +298,9 @@ static status read_arm(arm_choice *out, const value_key *k, const toml_value *v,
 static status read_arm_list(arm_list *list, const value_key *k, const toml_value *v, const value_origin *from,
                             unsigned takes, bool distinct) {
   arm_list found = {.count = 0};
-  if (v->kind != TOML_ARRAY || v->count > CONFIG_MAX_ARMS || (distinct && !v->count))
-    return value_refuse(k, v, from, k->type);
-  for (; found.count < v->count; found.count++) {
+  size_t n = config_toml_elements(v);
+  if (n > CONFIG_MAX_ARMS || (distinct && !n)) return value_refuse(k, v, from, k->type);
+  for (; found.count < n; found.count++) {
     toml_value element;
     arm_choice *arm = &found.arm[found.count];
     config_toml_element(&element, v, found.count);
@@ -359,7 +346,7 @@ status value_read_arm_or_empty(void *field, const value_key *k, const toml_value
 
 void value_write_arm(FILE *out, const void *field) {
   const arm_choice *arm = field;
-  write_string(out, arm->name);
+  value_write_string(out, arm->name);
 }
 
 status value_read_placement(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
@@ -381,7 +368,7 @@ void value_write_placement(FILE *out, const void *field) {
   if (experts->placement == PLACEMENT_LIST)
     value_write_ids(out, experts->rank_of_expert, experts->n_experts);
   else
-    write_string(out, PLACEMENTS[experts->placement]);
+    value_write_string(out, PLACEMENTS[experts->placement]);
 }
 
 // The four inputs share one field: each reader makes its value whole, then puts it in the old one's place.
@@ -411,11 +398,11 @@ status value_read_prompts(void *field, const value_key *k, const toml_value *v, 
   struct config_input fresh = {.kind = INPUT_PROMPTS};
   status result;
   TRY(check_filled(k, v, from));
-  TRY(TAKE(&fresh.prompts, v->count, k->name));
-  for (; fresh.n_prompts < v->count; fresh.n_prompts++) {
+  TRY(TAKE(&fresh.prompts, config_toml_elements(v), k->name));
+  for (; fresh.n_prompts < config_toml_elements(v); fresh.n_prompts++) {
     toml_value element;
     config_toml_element(&element, v, fresh.n_prompts);
-    TRY_DONE(result, copy_string(&fresh.prompts[fresh.n_prompts], k, &element, from, false));
+    TRY_DONE(result, value_copy_string(&fresh.prompts[fresh.n_prompts], k, &element, from, false));
   }
   value_clear_input(field);
   *input = fresh;
@@ -428,7 +415,7 @@ done:
 status value_read_prompt(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   struct config_input *input = field;
   char *text, **prompts;
-  TRY(copy_string(&text, k, v, from, false));
+  TRY(value_copy_string(&text, k, v, from, false));
   if (TAKE(&prompts, 1, k->name)) {
     free(text);
     return STATUS_FAILED;
@@ -444,7 +431,7 @@ status value_read_prompt(void *field, const value_key *k, const toml_value *v, c
 status value_read_input_file(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
   struct config_input *input = field;
   char *text;
-  TRY(copy_string(&text, k, v, from, false));
+  TRY(value_copy_string(&text, k, v, from, false));
   value_clear_input(field);
   input->kind = INPUT_FILE;
   input->file = text;
@@ -458,7 +445,7 @@ void value_write_tokens(FILE *out, const void *field) {
 
 void value_write_prompt(FILE *out, const void *field) {
   const struct config_input *input = field;
-  write_string(out, input->prompts[0]);
+  value_write_string(out, input->prompts[0]);
 }
 
 void value_write_prompts(FILE *out, const void *field) {
@@ -466,12 +453,12 @@ void value_write_prompts(FILE *out, const void *field) {
   fputc('[', out);
   for (size_t i = 0; i < input->n_prompts; i++) {
     fputs(i ? ", " : "", out);
-    write_string(out, input->prompts[i]);
+    value_write_string(out, input->prompts[i]);
   }
   fputc(']', out);
 }
 
 void value_write_input_file(FILE *out, const void *field) {
   const struct config_input *input = field;
-  write_string(out, input->file);
+  value_write_string(out, input->file);
 }

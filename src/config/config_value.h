@@ -46,6 +46,11 @@ void value_write_ids(FILE *out, const int32_t *ids, size_t count);
 status value_refuse_probe(const value_key *k, const toml_value *v, const value_origin *from,
                           const char *name);
 
+// A new NUL-terminated copy of a string value in *out.
+status value_copy_string(char **out, const value_key *k, const toml_value *v, const value_origin *from,
+                         bool may_be_empty);
+void value_write_string(FILE *out, const char *text); // as TOML; NULL: ""
+
 status value_read_integer(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_real(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_flag(void *field, const value_key *k, const toml_value *v, const value_origin *from);
@@ -86,6 +91,8 @@ status value_refuse_probe(const value_key *k, const toml_value *v, const value_o
 status value_read_activations(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_kv_choice(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_format(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_output(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_stop(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 
 void value_write_integer(FILE *out, const void *field);
 void value_write_real(FILE *out, const void *field);
@@ -109,5 +116,8 @@ void value_write_bounds(FILE *out, const void *field);
 void value_write_layers(FILE *out, const void *field);
 void value_write_kv_choice(FILE *out, const void *field);
 void value_write_format(FILE *out, const void *field);
+void value_write_output(FILE *out, const void *field);
+void value_write_stop(FILE *out, const void *field);
 
+void value_clear_stop(void *field);  // releases what a config_stop owns and empties it
 void value_clear_input(void *field); // releases what a config_input owns and makes it INPUT_NONE

@@ -28,7 +28,7 @@ typedef struct {
 // ---- texts ----
 
 static status read_corpus(derivation *d) {
-  const job *j = d->j;
+  job *j = d->j;
   const char *path = j->cfg->derive.file;
   char *text;
   size_t length;
@@ -40,6 +40,7 @@ static status read_corpus(derivation *d) {
       for (int64_t i = 0; i < j->sequences[s].n; i++) d->corpus[at++] = j->sequences[s].tokens[i];
     return 0;
   }
+  TRY(job_need_tokenizer(j));
   if (!j->tokenizer) return REFUSE("derive.file: this model has no tokenizer for a text");
   TRY(read_file(&text, &length, path, "derive.file", TEXT_LIMIT, READ_REGULAR));
   status result = tokenizer_encode(j->tokenizer, text, length, &d->corpus, &d->n_corpus);

@@ -130,7 +130,7 @@ static const char *refusal_on_backend(const product_operation *o, const product_
   if (!find_path(&path, o)) return "no path computes this, so no backend does";
   if (!backend_get(where)->has_path(path)) return "the backend lacks the path";
   bool rounds = path == PATH_Q8K || path == PATH_Q8K_SPLIT;
-  if (rounds && type_find(in->weights.type)->on_q8k != ACTIVATION_Q8K)
+  if (rounds && !quants_has_type(in->weights.type))
     return "the path does not round before a product with this type of weights";
   return NULL;
 }

@@ -2,7 +2,8 @@
 #include "kernels/formats/half.h"
 
 bool quants_has_type(weight_type type) {
-  return type_find(type)->on_q8k == ACTIVATION_Q8K;
+  const type_info *info = type_find(type);
+  return info->on_q8k == ACTIVATION_Q8K && !info->unpacked;
 }
 
 static void unpack_with_minimums(quants *out, uint16_t d, uint16_t dmin, const uint8_t *scales,

@@ -115,6 +115,12 @@ static double margin_of(const double *x, size_t n) {
   return n > 1 ? x[first] - second : (double)NAN;
 }
 
+static bool is_flat(const double *x, size_t n) {
+  for (size_t i = 1; i < n; i++)
+    if (x[i] != x[0]) return false;
+  return n > 1;
+}
+
 void metrics_logits(logit_metrics *out, const double *a, const double *b, size_t n, int64_t target) {
   *out = (logit_metrics){.kl = NAN, .margin = NAN, .nll_a = NAN, .nll_b = NAN, .delta_p = NAN};
   metrics_row(&out->row, a, b, n);
@@ -122,7 +128,9 @@ void metrics_logits(logit_metrics *out, const double *a, const double *b, size_t
   size_t top_a = argmax(a, n), top_b = argmax(b, n);
   double lse_a = log_sum_exp(a, a[top_a], n), lse_b = log_sum_exp(b, b[top_b], n);
   out->kl = divergence_kl(a, lse_a, b, lse_b, n);
-  out->top1_agrees = top_a == top_b;
+  out->flat_a = is_flat(a, n);
+  out->flat_b = is_flat(b, n);
+  out->top1_agrees = top_a == top_b && !out->flat_a && !out->flat_b;
   out->margin = margin_of(b, n);
   if (target < 0 || (uint64_t)target >= n) return;
   out->nll_a = lse_a - a[target];

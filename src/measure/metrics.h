@@ -21,7 +21,8 @@ typedef struct {        // a against b over n numbers; b is the reference
 typedef struct { // one position's logits, a against b
   metrics row;
   double kl;           // sum softmax(b) * (log softmax(b) - log softmax(a)), nats; never below 0
-  bool top1_agrees;    // argmax, lower index on a tie; false when not finite
+  bool flat_a, flat_b; // all logits are the same number: there is no first token
+  bool top1_agrees;    // argmax, lower index on a tie; false when not finite, or where one of the two is flat
   double margin;       // b's first logit minus its second; NaN with one logit
   double nll_a, nll_b; // -log softmax(.)[target]; NaN when there is no target
   double delta_p;      // softmax(a)[target] - softmax(b)[target]; NaN when there is no target

@@ -93,6 +93,8 @@ static void reduce_targets(const pair_samples *s, pair_statistics *out) {
   int64_t agrees = 0, targets = 0;
   for (int64_t i = 0; i < s->n_positions; i++) {
     agrees += s->logits[i].top1_agrees;
+    out->flat_a += s->logits[i].flat_a;
+    out->flat_b += s->logits[i].flat_b;
     if (!s->has_target[i]) continue;
     targets++;
     sum_a += s->logits[i].nll_a;
@@ -129,6 +131,7 @@ status pair_samples_reduce(const pair_samples *s, pair_statistics *out) {
   const logit_metrics *p = s->logits;
   int64_t n = s->n_positions;
   out->finite = true;
+  out->flat_a = out->flat_b = 0;
   TRY(spread_of(&out->rel_l2, &p->row.rel_l2, sizeof *p, n));
   TRY(spread_of(&out->one_minus_cos, &p->row.one_minus_cos, sizeof *p, n));
   TRY(spread_of(&out->max_abs, &p->row.max_abs, sizeof *p, n));

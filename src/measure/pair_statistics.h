@@ -35,6 +35,7 @@ typedef struct {
   distribution kl_spread;   // over positions
   distribution delta_p;     // change of the right token's probability, over positions with a next token
   distribution nll_delta;   // nll of a minus that of b, over the same: the mean is log(ppl a / ppl b)
+  int64_t flat_a, flat_b;   // positions at which all logits of a, of b are equal: no agreement
   double perplexity_delta;  // perplexity of a minus that of b; NaN: no position has a next token
   layer_statistics *layers; // [n_layers]
   probe_statistics *probes; // [n_layers][n_probes], in the order of the forward pass; NULL: none

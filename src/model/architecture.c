@@ -53,6 +53,37 @@ const tensor_row *architecture_tensor_find(int64_t *layer, const architecture *a
   return NULL;
 }
 
+void tensor_row_fused_name(char out[TENSOR_NAME_BYTES], const tensor_row *row, int64_t layer) {
+  snprintf(out, TENSOR_NAME_BYTES, "blk.%lld.%s.weight", (long long)layer, row->fused);
+}
+
+static bool same_fused(const tensor_row *a, const tensor_row *b) {
+  return a->fused && b->fused && !strcmp(a->fused, b->fused);
+}
+
+int64_t architecture_fused_rows(const architecture *a, const model_shape *s, const tensor_row *row) {
+  int64_t rows = 0;
+  for (const tensor_row *t = a->tensors; t < row; t++)
+    if (same_fused(t, row)) rows += tensor_row_dim(t, 1, s);
+  return rows;
+}
+
+bool architecture_fused_find(int64_t *layer, int64_t *rows, const architecture *a, const model_shape *s,
+                             const char *name) {
+  long long number = -1;
+  if (sscanf(name, "blk.%lld.", &number) != 1 || number < 0 || number >= s->n_layers) return false;
+  *layer = number;
+  *rows = 0;
+  for (size_t i = 0; i < a->n_tensors; i++) { // the last part knows the rows of all before
+    char wanted[TENSOR_NAME_BYTES];
+    if (!a->tensors[i].fused) continue;
+    tensor_row_fused_name(wanted, &a->tensors[i], *layer);
+    if (!strcmp(wanted, name))
+      *rows = architecture_fused_rows(a, s, &a->tensors[i]) + tensor_row_dim(&a->tensors[i], 1, s);
+  }
+  return *rows > 0;
+}
+
 const tensor_row *architecture_tensor(const architecture *a, tensor_id id) {
   for (size_t i = 0; i < a->n_tensors; i++)
     if (a->tensors[i].id == id) return &a->tensors[i];
@@ -89,10 +120,15 @@ int tensor_row_dims(const tensor_row *row) {
 
 // ---- settings ----
 
+static bool is_of(const setting_row *row, const char *name) {
+  size_t n = strlen(row->name);
+  return row->name[n - 1] == '.' ? !strncmp(row->name, name, n) : !strcmp(row->name, name);
+}
+
 const setting_row *architecture_setting(bool *ours, const architecture *a, const char *key) {
   size_t prefix = strlen(a->name);
   *ours = !strncmp(key, a->name, prefix) && key[prefix] == '.';
   for (size_t i = 0; *ours && i < a->n_settings; i++)
-    if (!strcmp(key + prefix + 1, a->settings[i].name)) return &a->settings[i];
+    if (is_of(&a->settings[i], key + prefix + 1)) return &a->settings[i];
   return NULL;
 }

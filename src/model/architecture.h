@@ -58,6 +58,9 @@ typedef struct {
   // a vector, else a matrix, of a stack the first expert's.
   size_t to;
   bool tied; // may be missing: then the embedding serves here too
+  // May be part of a tensor of this name instead ("attn_qkv"): its rows follow those of the rows of the table
+  // before that name the same; NULL: it stands alone.
+  const char *fused;
 } tensor_row;
 
 // ---- settings: the metadata keys under the architecture's name ----
@@ -69,24 +72,31 @@ typedef struct {     // what the settings of a file become
 } model_settings;
 
 typedef enum {
-  SETTING_SIZE,      // an integer from low to high, into an int64_t
-  SETTING_REAL,      // a float between low and high, neither included, into a double
-  SETTING_ONLY,      // must have the value `only`: any other needs arithmetic that is not implemented, and is
-                     // refused
-  SETTING_ONLY_TEXT, // the same for a text
+  SETTING_SIZE, // an integer from low to high, into an int64_t; an array gives it to each layer: all the same
+  SETTING_REAL, // a float between low and high, neither included, into a double
+  SETTING_ONLY, // one of the numbers in `only`, which mean the same; of an array each. Any other needs
+                // arithmetic that is not implemented, and is refused
+  SETTING_ONLY_TEXT, // the same for texts
   SETTING_UNUSED,    // changes nothing that is computed, whatever its value
 } setting_kind;
 
+enum { SETTING_VALUES = 3 };
+
 typedef struct {
-  const char *name; // behind "qwen3moe."
+  const char *name; // behind "qwen3moe."; "ssm.": of every key of that family that has no row before
   setting_kind kind;
   size_t to; // its place in model_settings
   double low, high;
   // Gives its value where the key is missing; NULL: then the file is refused.
   int64_t (*fallback)(const model_settings *);
-  double only;
-  const char *only_text;
-  bool written;    // into new files, by src/synth: an f32 for SETTING_REAL, else a u32
+  double only[SETTING_VALUES]; // n_only numbers, first what it says, then what readers take for "not set"
+  int n_only;
+  double (*also)(const model_settings *); // one more number of these, that follows from others; NULL: none
+  // The number that a writer puts for "not set" where it has put 0 for the key unset_by; NULL: there is none.
+  const char *unset_by;
+  double unset;
+  const char *only_text[SETTING_VALUES]; // up to the first NULL
+  bool written;                          // into new files, by src/synth: an f32 for SETTING_REAL, else a u32
   const char *why; // where the rule comes from; `inspect` shows it for what is not obeyed
 } setting_row;
 
@@ -113,11 +123,19 @@ const tensor_row *architecture_tensor_find(int64_t *layer, const architecture *a
                                            const char *name);
 const tensor_row *architecture_tensor(const architecture *a, tensor_id id); // NULL: the architecture has none
 
+// A tensor of a layer that holds several of the table, by its name in a file. *rows: of all its parts.
+bool architecture_fused_find(int64_t *layer, int64_t *rows, const architecture *a, const model_shape *s,
+                             const char *name);
+// Rows of a fused tensor before those of `row`.
+int64_t architecture_fused_rows(const architecture *a, const model_shape *s, const tensor_row *row);
+// The name of the fused tensor of that layer.
+void tensor_row_fused_name(char out[TENSOR_NAME_BYTES], const tensor_row *row, int64_t layer);
+
 void tensor_row_name(char out[TENSOR_NAME_BYTES], const tensor_row *row, int64_t layer);
 int tensor_row_dims(const tensor_row *row); // how many it has
 // Dimension d; 1 where it has no such one.
 int64_t tensor_row_dim(const tensor_row *row, int d, const model_shape *s);
 
-// The row of a whole key ("qwen3moe.block_count"); NULL: none. *ours: it stands under the architecture's
-// name.
+// The row of a whole key ("qwen3moe.block_count"), its own or that of its family; NULL: none. *ours: it
+// stands under the architecture's name.
 const setting_row *architecture_setting(bool *ours, const architecture *a, const char *key);

@@ -23,6 +23,7 @@ struct gguf {
   size_t n_tensors;
   name_table tensor_names;
   uint64_t header_hash;
+  message_list *refusals; // as of its files; NULL once it is open
 };
 
 // ---- the set of files ----
@@ -92,10 +93,12 @@ done:
 
 // Opens the file and its siblings; what was opened is in g->files also after an error.
 static status open_files(gguf *g) {
-  gguf_file first = {0};
+  gguf_file first = {.refusals = g->refusals};
   split_place place;
-  status result = gguf_file_open(&first, g->path);
-  if (!result) result = split_read(&place, &first);
+  status result = gguf_file_open(&first, g->path), place_known = 0;
+  if (!result) place_known = split_read(&place, &first);
+  if (place_known) place = (split_place){.count = 1};
+  if (!result) result = message_list_take_error(g->refusals, place_known);
   if (!result) result = TAKE(&g->files, place.count, "files");
   if (result) {
     gguf_file_close(&first);
@@ -103,8 +106,12 @@ static status open_files(gguf *g) {
   }
   g->n_files = (size_t)place.count;
   g->files[place.no] = first;
-  for (size_t i = 0; i < g->n_files; i++)
-    if (i != place.no) TRY(split_open_sibling(&g->files[i], &g->files[place.no], &place, i));
+  for (size_t i = 0; i < g->n_files; i++) {
+    g->files[i].refusals = g->refusals;
+    if (i != place.no)
+      TRY(message_list_take_error(g->refusals,
+                                  split_open_sibling(&g->files[i], &g->files[place.no], &place, i)));
+  }
   return 0;
 }
 
@@ -129,14 +136,14 @@ static status gather_tensors(gguf *g) {
     for (size_t k = 0; k < file->n_tensors; k++) {
       const gguf_tensor *t = &file->tensors[k];
       if (!name_table_add(&there, &g->tensor_names, t->name, strlen(t->name), g->n_tensors))
-        return FAIL("%s: tensor \"%s\" appears twice, also in %s", file->path, t->name,
-                    g->tensors[there].file);
+        TRY(message_list_take_error(g->refusals, FAIL("%s: tensor \"%s\" appears twice, also in %s",
+                                                      file->path, t->name, g->tensors[there].file)));
       g->tensors[g->n_tensors++] = *t;
     }
     free(file->tensors);
     file->tensors = NULL;
   }
-  return check_tensor_total(g);
+  return message_list_take_error(g->refusals, check_tensor_total(g));
 }
 
 // Each hash is the seed of the next, so that the order of the files counts too.
@@ -144,6 +151,7 @@ static uint64_t hash_headers(const gguf *g) {
   uint64_t hash = 0;
   for (size_t i = 0; i < g->n_files; i++) {
     uint64_t bytes = g->files[i].bytes;
+    if (!g->files[i].map) continue; // only where it was opened to be shown
     hash = XXH3_64bits_withSeed(g->files[i].map, g->files[i].header_bytes, hash);
     hash = XXH3_64bits_withSeed(&bytes, sizeof bytes, hash);
   }
@@ -151,15 +159,22 @@ static uint64_t hash_headers(const gguf *g) {
 }
 
 status gguf_open(gguf **out, const char *path) {
+  return gguf_open_to_show(out, path, NULL);
+}
+
+status gguf_open_to_show(gguf **out, const char *path, message_list *refusals) {
   gguf *g;
   status result;
   *out = NULL;
   TRY(TAKE(&g, 1, "model file"));
+  g->refusals = refusals;
   TRY_DONE(result, TAKE(&g->path, strlen(path) + 1, "path"));
   strcpy(g->path, path);
   TRY_DONE(result, open_files(g));
   TRY_DONE(result, gather_tensors(g));
   g->header_hash = hash_headers(g);
+  g->refusals = NULL;
+  for (size_t i = 0; i < g->n_files; i++) g->files[i].refusals = NULL;
   *out = g;
   return 0;
 done:
@@ -199,7 +214,7 @@ size_t gguf_file_bytes(const gguf *g, size_t file) {
 
 const char *gguf_changed_file(const gguf *g) {
   for (size_t i = 0; i < g->n_files; i++)
-    if (gguf_file_changed(&g->files[i])) return g->files[i].path;
+    if (g->files[i].map && gguf_file_changed(&g->files[i])) return g->files[i].path;
   return NULL;
 }
 
@@ -225,6 +240,11 @@ static status require_key(const gguf_key **out, const gguf *g, const char *name)
 
 bool gguf_key_exists(const gguf *g, const char *key) {
   return gguf_file_key(g->files, key) != NULL;
+}
+
+bool gguf_key_is_array(const gguf *g, const char *key) {
+  const gguf_key *found = gguf_file_key(g->files, key);
+  return found && found->type == VALUE_ARRAY;
 }
 
 status gguf_key_u64(const gguf *g, const char *key, uint64_t *out) {
@@ -265,6 +285,16 @@ status gguf_key_array_i32(const gguf *g, const char *key, int32_t **out, size_t 
   *count = 0;
   TRY(require_key(&found, g, key));
   return gguf_value_i32s(out, count, found);
+}
+
+bool gguf_key_number(const gguf *g, const char *key, size_t i, double *out) {
+  const gguf_key *found = gguf_file_key(g->files, key);
+  return found && gguf_value_number(out, found, i);
+}
+
+size_t gguf_key_elements(const gguf *g, const char *key) {
+  const gguf_key *found = gguf_file_key(g->files, key);
+  return found ? (size_t)found->count : 0;
 }
 
 size_t gguf_key_count(const gguf *g) {

@@ -138,14 +138,14 @@ static status refuse_type(const gguf_reader *r, uint32_t type) {
 }
 
 // All but what needs the end of the table: name, data, and the offset is still relative to the data section.
-static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r) {
-  uint32_t type;
+static status read_tensor(gguf_tensor *t, gguf_string *name, gguf_reader *r, message_list *refusals) {
   TRY(gguf_read_name(name, r, "tensor", TENSOR_NAME_LIMIT));
   TRY(read_dims(t, r));
-  TRY(gguf_read_u32(&type, r, "type"));
-  t->type = type_find(type);
-  if (!t->type) return refuse_type(r, type);
-  TRY(size_tensor(t, r));
+  TRY(gguf_read_u32(&t->type_number, r, "type"));
+  t->type = type_find(t->type_number);
+  status usable = t->type ? size_tensor(t, r) : refuse_type(r, t->type_number);
+  if (usable) t->type = NULL;
+  TRY(message_list_take_error(refusals, usable));
   return gguf_read_u64(&t->offset, r, "offset");
 }
 
@@ -155,7 +155,7 @@ static status read_tensors(gguf_file *file, gguf_string **names, gguf_reader *r,
     TRY(memory_grow((void **)&file->tensors, &capacity, i, sizeof *file->tensors, "tensors"));
     TRY(memory_grow((void **)names, &name_capacity, i, sizeof **names, "tensor names"));
     snprintf(r->where, sizeof r->where, "tensor %zu of %zu", i + 1, count);
-    TRY(read_tensor(&file->tensors[i], &(*names)[i], r));
+    TRY(read_tensor(&file->tensors[i], &(*names)[i], r, file->refusals));
     file->tensors[i].file = file->path;
     file->n_tensors = i + 1;
   }
@@ -181,8 +181,8 @@ static status file_name_all(gguf_file *file, const gguf_string *tensor_names) {
   for (size_t i = 0; i < file->n_keys; i++) {
     file->keys[i].name = name_store(&at, file->keys[i].raw_name);
     if (!name_table_add(&there, &file->key_names, file->keys[i].name, file->keys[i].raw_name.length, i))
-      return FAIL("%s: key \"%s\" appears twice, as key %zu and key %zu", file->path, file->keys[i].name,
-                  there + 1, i + 1);
+      TRY(message_list_take_error(file->refusals, FAIL("%s: key \"%s\" appears twice, as key %zu and key %zu",
+                                                       file->path, file->keys[i].name, there + 1, i + 1)));
   }
   return 0;
 }
@@ -195,24 +195,27 @@ static status file_alignment(uint64_t *out, const gguf_file *file) {
   return 0;
 }
 
+static status place_tensor(gguf_tensor *t, const gguf_file *file, uint64_t data, uint64_t alignment) {
+  uint64_t end;
+  if (t->offset % alignment)
+    return FAIL("%s: tensor \"%s\": expected an offset that is a multiple of %llu, found %llu", file->path,
+                t->name, (unsigned long long)alignment, (unsigned long long)t->offset);
+  bool fits = !__builtin_add_overflow(t->offset, data, &t->offset) &&
+              !__builtin_add_overflow(t->offset, t->bytes, &end);
+  if (!fits) return FAIL("%s: tensor \"%s\": its offset overflows", file->path, t->name);
+  if (end > file->bytes)
+    return FAIL("%s: file is %zu bytes, tensor \"%s\" needs %llu (%zu bytes from byte %llu)", file->path,
+                file->bytes, t->name, (unsigned long long)end, t->bytes, (unsigned long long)t->offset);
+  t->data = file->map + t->offset;
+  return 0;
+}
+
 static status file_place_tensors(gguf_file *file) {
   uint64_t alignment;
   TRY(file_alignment(&alignment, file));
   uint64_t data = (file->header_bytes + alignment - 1) / alignment * alignment;
-  for (size_t i = 0; i < file->n_tensors; i++) {
-    gguf_tensor *t = &file->tensors[i];
-    uint64_t end;
-    if (t->offset % alignment)
-      return FAIL("%s: tensor \"%s\": expected an offset that is a multiple of %llu, found %llu", file->path,
-                  t->name, (unsigned long long)alignment, (unsigned long long)t->offset);
-    bool fits = !__builtin_add_overflow(t->offset, data, &t->offset) &&
-                !__builtin_add_overflow(t->offset, t->bytes, &end);
-    if (!fits) return FAIL("%s: tensor \"%s\": its offset overflows", file->path, t->name);
-    if (end > file->bytes)
-      return FAIL("%s: file is %zu bytes, tensor \"%s\" needs %llu (%zu bytes from byte %llu)", file->path,
-                  file->bytes, t->name, (unsigned long long)end, t->bytes, (unsigned long long)t->offset);
-    t->data = file->map + t->offset;
-  }
+  for (size_t i = 0; i < file->n_tensors; i++)
+    TRY(message_list_take_error(file->refusals, place_tensor(&file->tensors[i], file, data, alignment)));
   return 0;
 }
 
@@ -251,8 +254,8 @@ static status file_read(gguf_file *file, gguf_string **tensor_names) {
   TRY(read_tensors(file, tensor_names, &r, n_tensors));
   file->header_bytes = (size_t)(r.at - r.map);
   TRY(file_name_all(file, *tensor_names));
-  TRY(file_place_tensors(file));
-  return file_refuse_overlaps(file);
+  TRY(message_list_take_error(file->refusals, file_place_tensors(file)));
+  return message_list_take_error(file->refusals, file_refuse_overlaps(file));
 }
 
 void gguf_file_close(gguf_file *file) {

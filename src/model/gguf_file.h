@@ -6,6 +6,7 @@
 // size of the file, whatever its counts say.
 #pragma once
 #include "base/name_table.h"
+#include "base/message_list.h"
 #include "src/model/gguf_value.h"
 #include <time.h>
 
@@ -22,9 +23,12 @@ typedef struct {
   gguf_tensor *tensors; // taken over by the set once all its files are open
   size_t n_tensors;
   char *names; // every key's and tensor's name, NUL-terminated
+  message_list
+      *refusals; // takes the errors after which the rest can still be shown; NULL: each ends the opening
 } gguf_file;
 
-// FILE is zeroed before; after an error too, gguf_file_close releases what there is.
+// FILE is zeroed before but for `refusals`; after an error too, gguf_file_close releases what there is. With
+// `refusals` a tensor may have no type that is known, no bytes and no data.
 status gguf_file_open(gguf_file *file, const char *path);
 void gguf_file_close(gguf_file *file);
 bool gguf_file_changed(const gguf_file *file); // since it was mapped

@@ -162,6 +162,20 @@ status gguf_value_i32s(int32_t **out, size_t *count, const gguf_key *key) {
   return 0;
 }
 
+bool gguf_value_number(double *out, const gguf_key *key, size_t i) {
+  bool negative;
+  uint64_t bits;
+  if (i >= key->count || key->element == VALUE_STRING) return false;
+  const uint8_t *value = key->value + i * value_types[key->element].bytes;
+  if (key->element == VALUE_BOOL)
+    *out = *value;
+  else if (value_integer(&bits, &negative, key->element, value))
+    *out = negative ? (double)(int64_t)bits : (double)bits;
+  else
+    *out = value_float(key->element, value);
+  return true;
+}
+
 // What a terminal can show: valid UTF-8 without control characters as it is, every other byte as \xNN.
 static void describe_string(char *out, size_t size, gguf_string text) {
   size_t used = (size_t)snprintf(out, size, "\"");

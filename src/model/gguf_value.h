@@ -42,4 +42,6 @@ status gguf_value_bool(bool *out, const gguf_key *key);
 status gguf_value_string(gguf_string *out, const gguf_key *key);
 status gguf_value_strings(gguf_string **out, size_t *count, const gguf_key *key);
 status gguf_value_i32s(int32_t **out, size_t *count, const gguf_key *key);
+// Element i of it, or of an array, as a double; false: beyond its end, or no number.
+bool gguf_value_number(double *out, const gguf_key *key, size_t i);
 void gguf_value_describe(char *out, size_t size, const gguf_key *key);

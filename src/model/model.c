@@ -2,12 +2,13 @@
 #include "base/memory.h"
 #include "src/model/settings.h"
 #include "src/model/type_counts.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static status read_settings(model *m) {
+static status read_settings(model *m, message_list *refusals) {
   model_settings s;
-  TRY(settings_read(&m->architecture, &s, m->file));
+  TRY(settings_read(&m->architecture, &s, m->file, &m->warnings, refusals));
   m->weights.shape = s.shape;
   m->context_length = s.context_length;
   return 0;
@@ -51,19 +52,78 @@ static void *place_of(model *m, const tensor_row *row, int64_t layer) {
   return (char *)(row->per_layer ? (void *)&m->weights.layers[layer] : (void *)&m->weights) + row->to;
 }
 
-static status bind_tensor(model *m, size_t *bound, const tensor_row *row, int64_t layer) {
+// Tensors of the layer (of no layer: -1) that the architecture does not have, as "; there is a, b"; "": none.
+static const char *others_there(char *out, size_t size, const model *m, int64_t layer) {
+  int64_t found, rows;
+  char prefix[32] = "";
+  *out = 0;
+  if (layer >= 0) snprintf(prefix, sizeof prefix, "blk.%lld.", (long long)layer);
+  for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
+    const gguf_tensor *t = gguf_tensor_at(m->file, i);
+    size_t used = strlen(out);
+    if (layer >= 0 ? strncmp(t->name, prefix, strlen(prefix)) != 0 : strncmp(t->name, "blk.", 4) == 0)
+      continue;
+    if (architecture_tensor_find(&found, m->architecture, m->weights.shape.n_layers, t->name)) continue;
+    if (architecture_fused_find(&found, &rows, m->architecture, &m->weights.shape, t->name)) continue;
+    int more = snprintf(out + used, size - used, "%s%s", used ? ", " : "; there is ", t->name);
+    if (more < 0 || (size_t)more >= size - used) { // no part of a name
+      out[used] = 0;
+      break;
+    }
+  }
+  return out;
+}
+
+static status refuse_missing(const model *m, const char *name, int64_t layer) {
+  char others[256];
+  return FAIL("%s: tensor %s is missing%s", gguf_path(m->file), name,
+              others_there(others, sizeof others, m, layer));
+}
+
+// The rows of a tensor that holds several: *t stays NULL where the layer has none such.
+static status bind_fused(const gguf_tensor **t, matrix *to, const model *m, const tensor_row *row,
+                         int64_t layer) {
   char name[TENSOR_NAME_BYTES];
-  tensor_row_name(name, row, layer);
-  const gguf_tensor *t = gguf_tensor_find(m->file, name);
+  int64_t rows;
+  const model_shape *s = &m->weights.shape;
+  *t = NULL;
+  if (!row->fused) return 0;
+  tensor_row_fused_name(name, row, layer);
+  const gguf_tensor *whole = gguf_tensor_find(m->file, name);
+  if (!whole || !whole->type) return 0;
+  architecture_fused_find(&layer, &rows, m->architecture, s, name);
+  if (whole->dim[0] != tensor_row_dim(row, 0, s) || whole->dim[1] != rows || whole->n_dims > 2)
+    return FAIL("%s: tensor %s: expected shape [%lld, %lld], found [%lld, %lld, %lld, %lld]", whole->file,
+                name, (long long)tensor_row_dim(row, 0, s), (long long)rows, (long long)whole->dim[0],
+                (long long)whole->dim[1], (long long)whole->dim[2], (long long)whole->dim[3]);
+  size_t before = (size_t)architecture_fused_rows(m->architecture, s, row);
+  size_t row_bytes = type_row_bytes(whole->type, (size_t)whole->dim[0]);
+  *t = whole;
+  *to = (matrix){(const char *)whole->data + before * row_bytes, whole->type->type, tensor_row_dim(row, 1, s),
+                 whole->dim[0]};
+  return 0;
+}
+
+static status bind_missing(model *m, const tensor_row *row, const char *name, int64_t layer) {
   void *to = place_of(m, row, layer);
-  if (!t && row->tied) {
+  const gguf_tensor *whole;
+  if (row->tied) {
     m->tied = true;
     *(matrix *)to = m->weights.embedding;
     return 0;
   }
-  if (!t) return FAIL("%s: tensor %s is missing", gguf_path(m->file), name);
+  TRY(bind_fused(&whole, to, m, row, layer));
+  return whole ? 0 : refuse_missing(m, name, layer);
+}
+
+static status bind_tensor(model *m, const tensor_row *row, int64_t layer) {
+  char name[TENSOR_NAME_BYTES];
+  tensor_row_name(name, row, layer);
+  const gguf_tensor *t = gguf_tensor_find(m->file, name);
+  void *to = place_of(m, row, layer);
+  if (!t) return bind_missing(m, row, name, layer);
   TRY(check_shape(t, row, &m->weights.shape));
-  ++*bound;
+  if (!t->type || !t->data) return 0; // was refused
   switch (row->kind) {
   case TENSOR_VECTOR:
     return bind_vector(to, t);
@@ -76,29 +136,36 @@ static status bind_tensor(model *m, size_t *bound, const tensor_row *row, int64_
   return FAIL("%s: tensor %s: no rule for it", t->file, name);
 }
 
-// Fails, naming the first tensor that the architecture does not have.
-static status refuse_unknown(const model *m) {
-  int64_t layer, n_layers = m->weights.shape.n_layers;
-  for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
-    const gguf_tensor *t = gguf_tensor_at(m->file, i);
-    if (!architecture_tensor_find(&layer, m->architecture, n_layers, t->name))
-      return FAIL(
-          "%s: tensor %s does not belong to a %s of %lld layers; ignoring it would compute another model",
-          t->file, t->name, m->architecture->title, (long long)n_layers);
+static status refuse_unknown(const model *m, const gguf_tensor *t) {
+  int64_t layer, rows;
+  const model_shape *s = &m->weights.shape;
+  if (architecture_tensor_find(&layer, m->architecture, s->n_layers, t->name)) return 0;
+  if (!architecture_fused_find(&layer, &rows, m->architecture, s, t->name))
+    return FAIL(
+        "%s: tensor %s does not belong to a %s of %lld layers; ignoring it would compute another model",
+        t->file, t->name, m->architecture->title, (long long)s->n_layers);
+  for (size_t i = 0; i < m->architecture->n_tensors; i++) {
+    char part[TENSOR_NAME_BYTES];
+    tensor_row_name(part, &m->architecture->tensors[i], layer);
+    if (m->architecture->tensors[i].fused && gguf_tensor_find(m->file, part))
+      return FAIL("%s: tensors %s and %s: expected one of them, found the same weights twice", t->file,
+                  t->name, part);
   }
   return 0;
 }
 
-static status bind_tensors(model *m) {
+static status bind_tensors(model *m, message_list *refusals) {
   int64_t layer, n_layers = m->weights.shape.n_layers;
-  size_t bound = 0, count = architecture_tensor_count(m->architecture, n_layers);
+  size_t count = architecture_tensor_count(m->architecture, n_layers);
   TRY(read_vocabulary(m));
   TRY(TAKE(&m->weights.layers, (size_t)n_layers, "the layers' table"));
   for (size_t i = 0; i < count; i++) {
     const tensor_row *row = architecture_tensor_at(&layer, m->architecture, n_layers, i);
-    TRY(bind_tensor(m, &bound, row, layer));
+    TRY(message_list_take_error(refusals, bind_tensor(m, row, layer)));
   }
-  return bound == gguf_tensor_count(m->file) ? 0 : refuse_unknown(m);
+  for (size_t i = 0; i < gguf_tensor_count(m->file); i++)
+    TRY(message_list_take_error(refusals, refuse_unknown(m, gguf_tensor_at(m->file, i))));
+  return 0;
 }
 
 bool model_is_expert_stack(const model *m, const gguf_tensor *t) {
@@ -112,7 +179,8 @@ static void count_bytes(model *m) {
   type_counts types = {.n = 0};
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
     const gguf_tensor *t = gguf_tensor_at(m->file, i);
-    if (model_is_expert_stack(m, t))
+    if (!t->type) continue; // was refused
+    if (m->weights.shape.n_experts && model_is_expert_stack(m, t))
       m->expert_bytes += t->bytes / (uint64_t)m->weights.shape.n_experts;
     else
       m->shared_bytes += t->bytes;
@@ -138,20 +206,37 @@ static status read_name(model *m) {
   return 0;
 }
 
-status model_open(model **out, const char *path) {
+// Settings, then tensors, for which the settings give the sizes.
+static status read_all(model *m, message_list *refusals) {
+  size_t before = refusals ? refusals->count : 0;
+  TRY(message_list_take_error(refusals, read_settings(m, refusals)));
+  TRY(read_name(m));
+  bool sized = m->architecture && (!refusals || refusals->count == before);
+  if (sized) TRY(message_list_take_error(refusals, bind_tensors(m, refusals)));
+  if (m->architecture) count_bytes(m);
+  return 0;
+}
+
+static status open_model(model **out, const char *path, message_list *refusals) {
   *out = NULL;
   model *m;
   TRY(memory_take((void **)&m, 1, sizeof *m, "the model"));
   status result;
-  TRY_DONE(result, gguf_open(&m->file, path));
-  TRY_DONE(result, read_settings(m));
-  TRY_DONE(result, read_name(m));
-  TRY_DONE(result, bind_tensors(m));
-  count_bytes(m);
+  TRY_DONE(result, refusals ? gguf_open_to_show(&m->file, path, refusals) : gguf_open(&m->file, path));
+  TRY_DONE(result, read_all(m, refusals));
+  m->whole = !refusals || !refusals->count;
   *out = m;
 done:
   if (result) model_close(m);
   return result;
+}
+
+status model_open(model **out, const char *path) {
+  return open_model(out, path, NULL);
+}
+
+status model_open_to_show(model **out, const char *path, message_list *refusals) {
+  return open_model(out, path, refusals);
 }
 
 static void free_vectors(model *m, bool per_layer, int64_t layer) {
@@ -165,6 +250,7 @@ void model_close(model *m) {
   if (!m) return;
   for (int64_t i = 0; m->weights.layers && i < m->weights.shape.n_layers; i++) free_vectors(m, true, i);
   if (m->architecture) free_vectors(m, false, -1);
+  message_list_close(&m->warnings);
   free(m->weights.layers);
   free(m->name);
   gguf_close(m->file);

@@ -19,10 +19,15 @@ typedef struct {
   uint64_t expert_bytes;  // of one expert, over all layers
   uint64_t shared_bytes;  // of all tensors that are not experts
   char types[160];        // "Q4_K 12, Q6_K 3, F32 19"
+  message_list warnings;  // what a report should repeat of this file: unknown settings, tensors of zeros
+  bool whole;             // false, where it was opened to be shown: it has no weights, and sizes may be 0
 } model;
 
 // Opens and checks everything but the weights' values. After an error nothing stays open.
 status model_open(model **out, const char *path);
+// The same to look into the file: everything for which model_open refuses it is added to `refusals`, as long
+// as keys and tensors can still be listed. Then `whole` is false, and `architecture` NULL if it is unknown.
+status model_open_to_show(model **out, const char *path, message_list *refusals);
 void model_close(model *m); // takes NULL
 
 bool model_is_expert_stack(const model *m, const gguf_tensor *t);
@@ -30,8 +35,15 @@ bool model_is_expert_stack(const model *m, const gguf_tensor *t);
 // Bytes of the owned experts (owned[n_experts], expert_is_owned), over all layers.
 uint64_t model_experts_bytes(const model *m, const expert_local *owned);
 
+typedef struct { // zeros where a trained model has weights: slices that are nothing else, and whole pages
+  uint64_t bytes, first; // the lowest place, in its file
+} zero_bytes;
+
 // Local. Reads the shared tensors and the owned experts once: a number or scale that is not finite is an
-// error, and hashes are summed. The sums do not depend on threads; those of the experts add up over ranks to
-// that of the file.
+// error, hashes are summed, and zeros[tensor] is filled (NULL: zeros are not looked for). The sums do not
+// depend on threads; those of the experts add up over ranks to that of the file.
 status model_check_weights(const model *m, const expert_local *owned, int threads, uint64_t *shared_hash,
-                           uint64_t *experts_hash);
+                           uint64_t *experts_hash, zero_bytes *zeros);
+
+// Local. Adds a warning for each tensor with zeros; zeros[tensors] of all ranks together.
+status model_warn_of_zeros(model *m, const zero_bytes *zeros);

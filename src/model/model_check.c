@@ -1,11 +1,14 @@
-// Reads each weight once, checks that it is finite and hashes it.
+// Reads each weight once, checks that it is finite, hashes it and counts zeros.
 #include "src/model/model.h"
 #include "kernels/formats/numerics.h"
+#include <string.h>
 #include <xxhash.h>
 
 enum {
   SLICE_BYTES = 4 << 20
 }; // of a shared tensor, hashed at once; a constant, as the fingerprint depends on it
+
+enum { PAGE_BYTES = 4096 }; // a hole in a file is of whole pages
 
 typedef struct { // a tensor, cut into slices of `each` rows
   const gguf_tensor *tensor;
@@ -41,8 +44,50 @@ static status check_slice(uint64_t *hash, const slices *s, size_t index) {
   return 0;
 }
 
+static bool is_zero(const char *data, size_t bytes) {
+  return !bytes || (!data[0] && !memcmp(data, data + 1, bytes - 1));
+}
+
+// Whole: the slice is nothing else. Else whole pages of the file, between its ends.
+static zero_bytes count_zeros(const slices *s, size_t index) {
+  size_t first = index * s->each, count = s->rows - first < s->each ? s->rows - first : s->each;
+  size_t bytes = count * s->row_bytes, start = s->tensor->offset + first * s->row_bytes;
+  const char *data = (const char *)s->tensor->data + first * s->row_bytes;
+  zero_bytes zeros = {.bytes = 0};
+  if (is_zero(data, bytes)) return (zero_bytes){bytes, start};
+  for (size_t at = (PAGE_BYTES - start % PAGE_BYTES) % PAGE_BYTES; at + PAGE_BYTES <= bytes;
+       at += PAGE_BYTES) {
+    if (!is_zero(data + at, PAGE_BYTES)) continue;
+    if (!zeros.bytes) zeros.first = start + at;
+    zeros.bytes += PAGE_BYTES;
+  }
+  return zeros;
+}
+
+static void add_zeros(zero_bytes *to, zero_bytes more) {
+  if (!more.bytes) return;
+  if (!to->bytes || more.first < to->first) to->first = more.first;
+  to->bytes += more.bytes;
+}
+
+status model_warn_of_zeros(model *m, const zero_bytes *zeros) {
+  for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
+    const gguf_tensor *t = gguf_tensor_at(m->file, i);
+    if (zeros[i].bytes == t->bytes)
+      TRY(message_list_add(&m->warnings, "%s: tensor %s is all zeros: no trained model has that", t->file,
+                           t->name));
+    else if (zeros[i].bytes)
+      TRY(message_list_add(
+          &m->warnings,
+          "%s: tensor %s has %llu bytes of zeros in whole pages, the first at byte %llu: was the "
+          "file copied whole?",
+          t->file, t->name, (unsigned long long)zeros[i].bytes, (unsigned long long)zeros[i].first));
+  }
+  return 0;
+}
+
 status model_check_weights(const model *m, const expert_local *owned, int threads, uint64_t *shared_hash,
-                           uint64_t *experts_hash) {
+                           uint64_t *experts_hash, zero_bytes *zeros) {
   uint64_t shared = 0, experts = 0;
   status result = 0;
   for (size_t i = 0; i < gguf_tensor_count(m->file) && !result; i++) {
@@ -53,6 +98,10 @@ status model_check_weights(const model *m, const expert_local *owned, int thread
       uint64_t hash = 0;
       if (s.experts && !expert_is_owned(owned[k])) continue;
       result |= check_slice(&hash, &s, (size_t)k);
+      if (!zeros) continue;
+      zero_bytes found = count_zeros(&s, (size_t)k);
+#pragma omp critical(zeros)
+      add_zeros(&zeros[i], found);
       if (s.experts)
         experts += hash;
       else

@@ -2,7 +2,7 @@
 //
 // Independent of: how it was measured. Invariant: the phases and `rest` sum up to the seconds of the pass.
 #pragma once
-#include "kernels/phases.h"
+#include "kernels/backend.h"
 #include <stdio.h>
 
 typedef struct { // of one pass of a test on the reporting rank

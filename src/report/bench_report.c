@@ -169,6 +169,12 @@ static void print_json(const bench_report *r, FILE *out) {
           "  \"model_bytes\": %" PRIu64 ",\n  \"fingerprint\": \"%016" PRIx64
           "\",\n  \"ranks\": %d,\n  \"threads\": %d,\n  \"hosts\": %d,\n",
           r->model_bytes, r->fingerprint, r->ranks, r->threads, r->hosts);
+  fputs("  \"warnings\": [", out);
+  for (size_t i = 0; r->warnings && i < r->warnings->count; i++) {
+    fputs(i ? ", " : "", out);
+    print_text(out, r->warnings->text[i]);
+  }
+  fputs("],\n", out);
   fprintf(out, "  \"bandwidth_bytes_per_s\": %.9g,\n  \"rows\": [\n", r->bandwidth);
   for (size_t i = 0; i < r->n_rows; i++) {
     print_json_row(r, &r->rows[i], out);

@@ -3,7 +3,7 @@
 // Independent of: how it was measured. Invariant: the three forms hold the same rows; a digest is
 // hexadecimal.
 #pragma once
-#include "base/status.h"
+#include "base/message_list.h"
 #include "src/config/config_types.h"
 #include "src/report/bench_phases.h"
 #include <stdio.h>
@@ -27,6 +27,7 @@ typedef struct {
   const char *model, *types, *cpu;
   uint64_t model_bytes, fingerprint; // of the model's file
   int ranks, threads, hosts;         // threads of a rank
+  const message_list *warnings;      // of the job; NULL: none
   double bandwidth;                  // bytes/s that all ranks read at once
   bench_row *rows;
   size_t n_rows;

@@ -85,11 +85,12 @@ static void put_product(branch root, const bisect_product *p) {
   put_walks(o, p->found);
 }
 
-static branch start(const char *path, bool *bad) {
+static branch start(const char *path, const message_list *warnings, bool *bad) {
   branch root = {json_object(), bad};
   put_integer(root, "schema", BISECT_SCHEMA);
   put_text(root, "command", "bisect");
   put_text(root, "model", path);
+  put_messages(root, "warnings", warnings);
   return root;
 }
 
@@ -166,7 +167,7 @@ static void put_model(branch root, const bisect_model *m) {
 
 status bisect_write_model(const char *dir, const bisect_model *m) {
   bool bad = false;
-  branch root = start(m->a.model, &bad);
+  branch root = start(m->a.model, m->warnings, &bad);
   put_model(root, m);
   return json_tree_write(dir, FILE_NAME, root);
 }
@@ -200,7 +201,7 @@ status bisect_write_product(const char *dir, const bisect_product *p) {
   bool bad = false;
   TRY(report_file_retract_name(dir, FILE_NAME)); // it never stands beside arrays of another run
   TRY(write_outputs(dir, p));
-  branch root = start(p->model, &bad);
+  branch root = start(p->model, p->warnings, &bad);
   put_product(root, p);
   return json_tree_write(dir, FILE_NAME, root);
 }

@@ -5,12 +5,14 @@
 #include "src/lab/model_bisection.h"
 #include "src/lab/product_bisection.h"
 #include "src/lab/product_case.h"
+#include "base/message_list.h"
 #include <stdio.h>
 
 enum { BISECT_SCHEMA = 1 };
 
-typedef struct {     // one product
-  const char *model; // path of the file
+typedef struct {                // one product
+  const char *model;            // path of the file
+  const message_list *warnings; // of the job
   const product_weights *weights;
   const char *activations; // "uniform" or a probe
   const char *arm;         // in which they were captured; NULL: they were drawn
@@ -27,6 +29,7 @@ typedef struct {
 
 typedef struct {
   bisect_side a, b;
+  const message_list *warnings; // of the job
   int64_t n_tokens;
   const model_bisection *found;
 } bisect_model;

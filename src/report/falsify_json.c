@@ -54,12 +54,14 @@ static void put_experiment(branch list, const experiment_result *r) {
   if (r->expert_error) put_map(o, r);
 }
 
-status falsify_write(const char *dir, const char *model, const experiment_result *results, size_t n) {
+status falsify_write(const char *dir, const char *model, const message_list *warnings,
+                     const experiment_result *results, size_t n) {
   bool bad = false;
   branch root = {json_object(), &bad};
   put_integer(root, "schema", FALSIFY_SCHEMA);
   put_text(root, "command", "falsify");
   put_text(root, "model", model);
+  put_messages(root, "warnings", warnings);
   branch list = put_array(root, "experiments");
   for (size_t i = 0; i < n; i++) put_experiment(list, &results[i]);
   return json_tree_write(dir, "falsify.json", root);

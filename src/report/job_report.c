@@ -103,6 +103,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->chunk = j->chunk;
   r->context = j->context;
   r->input = j->input;
+  r->warnings = &j->warnings;
   r->reference = j->reference ? gguf_path(j->reference->file) : NULL;
   r->reference_fingerprint = job_reference_fingerprint(j);
   r->skip = command_cuts_windows(j->command) ? j->cfg->perplexity.skip : -1;
@@ -137,6 +138,7 @@ static void close_arm(report_arm *a) {
   for (size_t t = 0; t < a->n_texts; t++) {
     free(a->texts[t].tokens);
     free(a->texts[t].text);
+    free(a->texts[t].stopped_by);
   }
   free(a->texts);
   arm_checks_close(&a->checks);

@@ -2,7 +2,7 @@
 //
 // Invariant: where memory runs out, or a text is no UTF-8 even so, `*bad` is set and the rest does nothing.
 #pragma once
-#include "base/status.h"
+#include "base/message_list.h"
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -55,6 +55,11 @@ json_t *json_tree_repair(const char *text);
 static inline void put_text(branch to, const char *key, const char *text) {
   json_t *valid = json_string(text ? text : "");
   put(to, key, valid ? valid : json_tree_repair(text));
+}
+
+static inline void put_messages(branch to, const char *key, const message_list *list) {
+  branch array = put_array(to, key);
+  for (size_t i = 0; list && i < list->count; i++) put_text(array, NULL, list->text[i]);
 }
 
 // Takes the tree, also after an error. DIR/name appears when it is whole and synced, and closes with a

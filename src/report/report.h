@@ -5,7 +5,7 @@
 // Independent of: how the numbers were computed. Local: only the reporting rank calls it.
 // Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
-#include "base/status.h"
+#include "base/message_list.h"
 #include "src/config/command_kind.h"
 #include "src/config/parity_mode.h"
 #include "src/measure/account.h"
@@ -26,8 +26,9 @@ typedef struct { // how an arm continued a sequence
   int64_t sequence;
   int32_t *tokens;
   size_t n_tokens;
-  char *text;      // UTF-8, invalid bytes replaced; NULL without a tokenizer
-  uint64_t digest; // of the logits of prompt and generated tokens: that of the same tokens as one prompt
+  char *text;       // UTF-8, invalid bytes replaced; NULL without a tokenizer
+  uint64_t digest;  // of the logits of prompt and generated tokens: that of the same tokens as one prompt
+  char *stopped_by; // "run.generate", "end token 4093 <|im_end|>", "run.stop 17", "run.stop \"text\""
 } report_text;
 
 typedef struct {
@@ -113,6 +114,7 @@ typedef struct {
   uint64_t input; // hash of the tokens of all sequences
   const char *reference; // path of parity.reference; NULL: every arm has the same model
   uint64_t reference_fingerprint;
+  const message_list *warnings; // what may make the run's figures meaningless; NULL: none
   report_rank *ranks;
   size_t n_ranks;
   report_arm *arms;

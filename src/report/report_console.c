@@ -117,6 +117,14 @@ static void print_caches(const report *r, FILE *out) {
   fprintf(out, " cache\n");
 }
 
+static void print_warnings(const report *r, FILE *out) {
+  for (size_t i = 0; r->warnings && i < r->warnings->count; i++) {
+    fprintf(out, i ? "  warning " : "\n  warning ");
+    report_print_line(out, r->warnings->text[i], 400, false);
+    fputc('\n', out);
+  }
+}
+
 static void print_head(const report *r, FILE *out) {
   int64_t tokens = r->n_arms ? r->arms[0].tokens : 0;
   fprintf(out, "moe_run %s  ", command_name(r->command));
@@ -147,6 +155,7 @@ static void print_head(const report *r, FILE *out) {
   fputc('\n', out);
   print_ranks(r, out);
   print_devices(r, out);
+  print_warnings(r, out);
 }
 
 // ---- arms ----
@@ -190,8 +199,10 @@ static void print_texts(const report *r, FILE *out) {
   for (size_t i = 0; i < r->n_arms; i++)
     for (size_t t = 0; t < r->arms[i].n_texts; t++) {
       const report_text *text = &r->arms[i].texts[t];
-      fprintf(out, "\n%s wrote %zu tokens after sequence %" PRId64 " (digest %016" PRIx64 "):\n",
-              r->arms[i].name, text->n_tokens, text->sequence, text->digest);
+      fprintf(out, "\n%s wrote %zu tokens after sequence %" PRId64 ", stopped by ", r->arms[i].name,
+              text->n_tokens, text->sequence);
+      report_print_line(out, or_none(text->stopped_by), 40, false);
+      fprintf(out, " (digest %016" PRIx64 "):\n", text->digest);
       if (text->text)
         print_text(out, text->text, strlen(text->text));
       else

@@ -105,6 +105,7 @@ static void put_texts(branch arm, const report_arm *a) {
       put_text(o, "text", t->text);
     else
       put(o, "text", json_null());
+    put_text(o, "stopped_by", t->stopped_by);
     put_digest(o, "digest", t->digest);
   }
 }
@@ -189,6 +190,7 @@ status report_json(json_t **out, const report *r) {
   put_text(root, "command", command_name(r->command));
   report_json_model(root, r);
   put_surroundings(root, r);
+  put_messages(root, "warnings", r->warnings);
   put_ranks(root, r);
   branch arms = put_array(root, "arms");
   for (size_t i = 0; i < r->n_arms; i++) put_arm(arms, r, &r->arms[i]);

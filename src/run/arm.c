@@ -1,31 +1,15 @@
 #include "src/run/arm.h"
+#include "src/run/arm_struct.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "src/run/batch_fit.h"
+#include "src/run/digest_sums.h"
 #include "src/run/forward.h"
 #include "src/run/probe_given.h"
 #include "src/run/probe_rows.h"
 #include "src/run/routing_room.h"
 #include <stdlib.h>
 #include <string.h>
-
-struct arm {
-  arm_params params;
-  forward_state forward;
-  transport *transport;
-  int64_t vocabulary, n_layers;
-  bool keeps_logits;
-  const void *logits;     // of the last arm_head that copied them to the host
-  uint64_t *logit_digest; // [n_sequences]
-  uint64_t *layer_digest; // [n_layers][n_sequences], of batches whose every row this rank computed
-  uint64_t *part_digest;  // [n_layers][n_sequences], of this rank's rows of token-sharded batches
-  double seconds;
-  double exchange_seconds_before;
-  probe_rows probes;
-  uint32_t probes_wanted;
-  probe_given given;   // of the next layer
-  int64_t n_head_rows; // of the last arm_head
-};
 
 // ---- open and close ----
 
@@ -81,9 +65,7 @@ static status open_arrays(arm *a) {
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
   TRY(routing_open(&a->forward.route, n, slots));
   TRY(routing_open(&a->forward.given, n, slots));
-  TRY(TAKE(&a->logit_digest, (size_t)p->n_sequences, "digests"));
-  TRY(TAKE(&a->layer_digest, (size_t)(a->n_layers * p->n_sequences), "digests"));
-  return TAKE(&a->part_digest, (size_t)(a->n_layers * p->n_sequences), "digests");
+  return digest_sums_open(&a->digests, a->n_layers, p->n_sequences);
 }
 
 // Local; arm_open has all ranks agree on the outcome.
@@ -147,9 +129,7 @@ void arm_close(arm *a) {
   routing_close(&a->forward.given);
   probe_rows_close(&a->probes);
   probe_given_close(&a->given);
-  free(a->logit_digest);
-  free(a->layer_digest);
-  free(a->part_digest);
+  digest_sums_close(&a->digests);
   free(a);
 }
 
@@ -212,7 +192,7 @@ status arm_embed(arm *a, const token_batch *batch) {
 static status digest_layer(arm *a, int64_t layer) {
   backend *b = a->forward.compute;
   const batch_plan *batch = &a->forward.batch;
-  uint64_t *sums = batch->way == BATCH_TOKEN_SHARDED ? a->part_digest : a->layer_digest;
+  uint64_t *sums = batch->way == BATCH_TOKEN_SHARDED ? a->digests.parts : a->digests.layers;
   return b->ops->digest(b, layer, &batch->rows, batch->owned.first, batch->owned.count,
                         sums + layer * a->params.n_sequences);
 }
@@ -278,7 +258,7 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   TRY(forward_head(&a->forward, row, count));
   if (a->keeps_logits) TRY(b->ops->logits_read(b, count, &a->logits));
   a->seconds += clock_seconds() - start;
-  TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->logit_digest));
+  TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->digests.logits));
   return a->keeps_logits ? arm_finish(a) : 0;
 }
 
@@ -420,105 +400,4 @@ status arm_probe_take(arm *a, probe_point point, const double **out) {
   bool of_head = probe_get(point)->scope == PROBE_OF_HEAD;
   return probe_rows_take(&a->probes, point, &order, of_head ? a->n_head_rows : f->batch.rows.n, f->top_k,
                          out);
-}
-
-// ---- clocks and digests ----
-
-status arm_add_parts(arm *a) {
-  int size = comm_size(a->params.c);
-  size_t n = (size_t)(a->n_layers * a->params.n_sequences);
-  uint64_t *all;
-  if (a->forward.shards.n_shared == 1) return 0; // no batch was token-sharded
-  TRY(TAKE(&all, (size_t)size * n, "the sum of digests"));
-  status result =
-      comm_allgather(a->params.c, all, a->part_digest, n * sizeof *all, "the sum of layers' digests");
-  for (size_t i = 0; i < (size_t)size * n && !result; i++) a->layer_digest[i % n] += all[i];
-  if (!result) memset(a->part_digest, 0, n * sizeof *a->part_digest);
-  free(all);
-  return result;
-}
-
-void arm_reset(arm *a) {
-  memset(a->logit_digest, 0, (size_t)a->params.n_sequences * sizeof *a->logit_digest);
-  memset(a->layer_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->layer_digest);
-  memset(a->part_digest, 0, (size_t)(a->n_layers * a->params.n_sequences) * sizeof *a->part_digest);
-  a->seconds = 0;
-  a->exchange_seconds_before = exchange_seconds(a->forward.ranks);
-}
-
-double arm_exchange_seconds(const arm *a) {
-  return exchange_seconds(a->forward.ranks) - a->exchange_seconds_before;
-}
-
-double arm_seconds(const arm *a) {
-  return a->seconds;
-}
-
-static uint64_t sum_of(const uint64_t *x, int64_t n) {
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < n; i++) sum += x[i];
-  return sum;
-}
-
-uint64_t arm_digest(const arm *a) {
-  return sum_of(a->logit_digest, a->params.n_sequences);
-}
-
-uint64_t arm_layer_digest(const arm *a, int64_t layer) {
-  return sum_of(a->layer_digest + layer * a->params.n_sequences, a->params.n_sequences);
-}
-
-size_t arm_digest_count(const arm *a) {
-  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
-}
-
-void arm_digests_read(const arm *a, uint64_t *out) {
-  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *out;
-  memcpy(out, a->logit_digest, n * bytes);
-  memcpy(out + n, a->layer_digest, (size_t)a->n_layers * n * bytes);
-}
-
-void arm_digests_write(arm *a, const uint64_t *in) {
-  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *in;
-  memcpy(a->logit_digest, in, n * bytes);
-  memcpy(a->layer_digest, in + n, (size_t)a->n_layers * n * bytes);
-}
-
-uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
-  return a->logit_digest[sequence];
-}
-
-bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {
-  return exchange_is_fixed(a->forward.ranks, n_tokens);
-}
-
-status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
-  const forward_state *f = &a->forward;
-  return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
-                                (size_t)f->hidden * f->path->real_bytes);
-}
-
-// ---- the budget of a token ----
-
-status arm_phases_watch(arm *a, phase_times *to) {
-  backend *b = a->forward.compute;
-  if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
-  return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
-                     backend_name(b->ops->kind), a->params.name)
-            : 0;
-}
-
-status arm_peaks(arm *a, backend_peaks *out) {
-  backend *b = a->forward.compute;
-  *out = (backend_peaks){__builtin_nan(""), __builtin_nan("")};
-  return b->ops->peaks ? b->ops->peaks(b, out) : 0;
-}
-
-int arm_decode_threads(const arm *a) {
-  backend *b = a->forward.compute;
-  return b->ops->decode_threads ? b->ops->decode_threads(b) : 0;
-}
-
-int arm_threads(const arm *a) {
-  return is_on_device(a) ? 0 : topology_threads(a->params.place);
 }

@@ -28,7 +28,7 @@ typedef struct {
   int reporting;               // the reporting rank: probes are gathered there; a shared rank
   int64_t n_sequences, context, max_batch; // KV caches, positions in each, tokens in the largest batch
   bool batch_may_shrink; // max_batch is halved until every rank's device has memory for it: arm_max_batch
-  bool fits_team;        // run.threads leaves it to the backend how many threads decode
+  bool fits_team;        // run.threads leaves it to the backend how many threads compute
   bool kv_f16;
   const audit_params *audit; // read at open; NULL: no other rank's outputs are recomputed
 } arm_params;
@@ -152,6 +152,5 @@ status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens);
 // Local. From here on the steps add what their phases take to `to`, whole after arm_finish; NULL: no more. An
 // error where the backend does not report its phases.
 status arm_phases_watch(arm *a, phase_times *to);
-status arm_peaks(arm *a, backend_peaks *out); // NaN where the backend does not know
-int arm_decode_threads(const arm *a);         // of batches of a few tokens; 0: a device computes
-int arm_threads(const arm *a);                // of other batches; 0: a device computes
+status arm_peaks(arm *a, backend_peaks *out);  // NaN where the backend does not know
+int arm_threads(const arm *a, int64_t tokens); // that compute batches of so many tokens; 0: a device does

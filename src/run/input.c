@@ -2,10 +2,11 @@
 #include "base/memory.h"
 #include "base/read_file.h"
 #include "kernels/formats/numerics.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { TEXT_LIMIT = 1 << 30 }; // bytes of input.file
+enum { TEXT_LIMIT = 1 << 30, KEY_BYTES = 120 }; // bytes of input.file; of a key and what it names, in errors
 
 typedef struct {
   const model *m;
@@ -17,9 +18,9 @@ typedef struct {
 // ---- sequences ----
 
 // Takes over `tokens`.
-static status add_sequence(input *in, int32_t *tokens, size_t n) {
+static status add_sequence(input *in, const char *key, int32_t *tokens, size_t n) {
   in->sequences[in->n++] = (token_sequence){tokens, (int64_t)n};
-  return n ? 0 : REFUSE("the input has no tokens");
+  return n ? 0 : REFUSE("%s: the input has no tokens", key);
 }
 
 static status add_text(input *in, const char *key, const char *text, size_t length) {
@@ -28,15 +29,17 @@ static status add_text(input *in, const char *key, const char *text, size_t leng
   if (!in->tokenizer)
     return REFUSE("%s: %s is text, but this model has no tokenizer; give input.tokens",
                   gguf_path(in->m->file), key);
-  TRY(tokenizer_encode(in->tokenizer, text, length, &ids, &n));
-  return add_sequence(in, ids, n);
+  status result = tokenizer_encode(in->tokenizer, text, length, &ids, &n);
+  if (result) status_within("%s", key);
+  return result ? result : add_sequence(in, key, ids, n);
 }
 
 static status add_file(input *in, const char *path) {
-  char *text;
+  char *text, key[KEY_BYTES];
   size_t length;
+  snprintf(key, sizeof key, "input.file %s", path);
   TRY(read_file(&text, &length, path, "input.file", TEXT_LIMIT, READ_REGULAR));
-  status result = add_text(in, "input.file", text, length);
+  status result = add_text(in, key, text, length);
   free(text);
   return result;
 }
@@ -45,11 +48,15 @@ static status add_tokens(input *in, const int32_t *tokens, size_t n) {
   int32_t *copy;
   TRY(TAKE(&copy, n, "the input"));
   if (n) memcpy(copy, tokens, n * sizeof *copy);
-  return add_sequence(in, copy, n);
+  return add_sequence(in, "input.tokens", copy, n);
 }
 
 static status add_prompts(input *in, const char *key, char *const *prompts, size_t n) {
-  for (size_t i = 0; i < n; i++) TRY(add_text(in, key, prompts[i], strlen(prompts[i])));
+  for (size_t i = 0; i < n; i++) {
+    char which[KEY_BYTES];
+    snprintf(which, sizeof which, n > 1 ? "%s, sequence %zu" : "%s", key, i);
+    TRY(add_text(in, which, prompts[i], strlen(prompts[i])));
+  }
   return n ? 0 : REFUSE("%s: expected at least one prompt", key);
 }
 
@@ -97,10 +104,12 @@ void input_close(token_sequence *sequences, int64_t n) {
 }
 
 input_size input_measure(const token_sequence *sequences, int64_t n) {
-  input_size size = {0, 0};
+  input_size size = {0, 0, 0};
   for (int64_t s = 0; s < n; s++) {
     size.total += sequences[s].n;
-    size.longest = sequences[s].n > size.longest ? sequences[s].n : size.longest;
+    if (sequences[s].n <= size.longest) continue;
+    size.longest = sequences[s].n;
+    size.which = s;
   }
   return size;
 }

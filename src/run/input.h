@@ -9,6 +9,7 @@
 
 typedef struct { // lengths, in tokens
   int64_t total, longest;
+  int64_t which; // the longest sequence, the first on a tie
 } input_size;
 
 // (*out)[*n] sequences, each with at least one token, every id in the model's vocabulary. t NULL: the model

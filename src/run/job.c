@@ -6,6 +6,7 @@
 #include "src/run/agreement.h"
 #include "src/run/input.h"
 #include "src/run/rank_speed.h"
+#include "src/run/stops.h"
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,12 +44,49 @@ static status compare_input(job *j) {
 
 static status open_model(job *j) {
   if (!j->cfg->model.path || !j->cfg->model.path[0]) return REFUSE("no model: set model.path");
-  TRY(model_open(&j->m, j->cfg->model.path));
+  if (j->command == COMMAND_INSPECT) return model_open_to_show(&j->m, j->cfg->model.path, &j->refusals);
+  return model_open(&j->m, j->cfg->model.path);
+}
+
+status job_need_tokenizer(job *j) {
+  if (j->tokenizer) return 0;
   TRY(tokenizer_open(&j->tokenizer, j->m->file));
-  if (j->tokenizer && (int64_t)tokenizer_vocabulary(j->tokenizer) > j->m->weights.shape.vocabulary)
+  if (j->tokenizer && j->m->whole &&
+      (int64_t)tokenizer_vocabulary(j->tokenizer) > j->m->weights.shape.vocabulary)
     return FAIL("%s: key tokenizer.ggml.tokens: expected at most the embedding's %lld tokens, found %zu",
                 gguf_path(j->m->file), (long long)j->m->weights.shape.vocabulary,
                 tokenizer_vocabulary(j->tokenizer));
+  return 0;
+}
+
+status job_open_ends(job *j) {
+  if (!j->ends) TRY(end_tokens_open(&j->ends, j->m->file));
+  message_list why = {.count = 0};
+  status result = message_list_take_error(&why, job_need_tokenizer(j));
+  if (!result && why.count) result = message_list_add(&j->warnings, "text is left out: %s", why.text[0]);
+  message_list_close(&why);
+  return result ? result : job_warn(j);
+}
+
+// ---- warnings ----
+
+static status take_warnings(job *j, model *m) {
+  for (size_t i = 0; i < m->warnings.count; i++)
+    TRY(message_list_add(&j->warnings, "%s", m->warnings.text[i]));
+  message_list_close(&m->warnings);
+  return 0;
+}
+
+status job_warn(job *j) {
+  TRY(take_warnings(j, j->m));
+  if (j->reference) TRY(take_warnings(j, j->reference));
+  for (; j->n_told < j->warnings.count; j->n_told++) {
+    char line[1024]; // it quotes a file, which anyone may have written
+    snprintf(line, sizeof line, "%s", j->warnings.text[j->n_told]);
+    for (char *c = line; *c; c++)
+      if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+    if (job_is_reporting(j)) fprintf(stderr, "warning: %s\n", line);
+  }
   return 0;
 }
 
@@ -75,10 +113,37 @@ static status open_reference(job *j) {
                        gguf_path(j->m->file), path);
 }
 
-static status check_weights(job *j, const model *m, uint64_t *fingerprint) {
+// Every rank counts in the shared tensors and in the experts that it owns; an expert has one owner.
+static status gather_zeros(job *j, model *m, const zero_bytes *mine) {
+  size_t n = gguf_tensor_count(m->file);
+  zero_bytes *all, *sum;
+  TRY(TAKE(&all, n * (size_t)comm_size(j->c), "zeros in tensors"));
+  status result = TAKE(&sum, n, "zeros in tensors");
+  if (!result)
+    result = comm_allgather(j->c, all, mine, n * sizeof *mine, "the gathering of zeros in tensors");
+  for (size_t i = 0; i < n && !result; i++) {
+    bool experts = model_is_expert_stack(m, gguf_tensor_at(m->file, i));
+    for (int r = 0; r < (experts ? comm_size(j->c) : 1); r++) {
+      zero_bytes found = all[(size_t)r * n + i];
+      if (found.bytes && (!sum[i].bytes || found.first < sum[i].first)) sum[i].first = found.first;
+      sum[i].bytes += found.bytes;
+    }
+  }
+  if (!result) result = model_warn_of_zeros(m, sum);
+  free(all);
+  free(sum);
+  return result;
+}
+
+static status check_weights(job *j, model *m, uint64_t *fingerprint) {
   uint64_t shared, owned, *all;
-  status mine = model_check_weights(m, j->experts.local, topology_threads(j->place), &shared, &owned);
-  TRY(job_agree(j, mine, "the check of the weights"));
+  zero_bytes *zeros;
+  TRY(TAKE(&zeros, gguf_tensor_count(m->file), "zeros in tensors"));
+  status mine = model_check_weights(m, j->experts.local, topology_threads(j->place), &shared, &owned, zeros);
+  mine = job_agree(j, mine, "the check of the weights");
+  if (!mine) mine = gather_zeros(j, m, zeros);
+  free(zeros);
+  TRY(mine);
   TRY(comm_equal(j->c, &shared, sizeof shared, "the model's shared tensors"));
   TRY(TAKE(&all, (size_t)comm_size(j->c), "the fingerprint"));
   status result = comm_allgather(j->c, all, &owned, sizeof owned, "the sum of the fingerprint");
@@ -90,7 +155,8 @@ static status check_weights(job *j, const model *m, uint64_t *fingerprint) {
 
 status job_check_weights(job *j) {
   TRY(check_weights(j, j->m, &j->fingerprint));
-  return j->reference ? check_weights(j, j->reference, &j->reference_fingerprint) : 0;
+  if (j->reference) TRY(check_weights(j, j->reference, &j->reference_fingerprint));
+  return job_agree(j, job_warn(j), "the warnings");
 }
 
 uint64_t job_reference_fingerprint(const job *j) {
@@ -229,19 +295,23 @@ static status check_threads(const job *j) {
 
 // ---- input ----
 
-static status check_context(const job *j, int64_t longest, int64_t needed) {
+static status check_context(const job *j, const input_size *size, int64_t needed) {
+  char which[64] = "the input's";
+  if (j->n_sequences > 1)
+    snprintf(which, sizeof which, "sequence %lld of the input:", (long long)size->which);
+  int64_t longest = size->longest;
   int64_t given = j->cfg->run.context, most = j->m->context_length, generate = j->cfg->run.generate;
   if (given > most)
     return REFUSE("run.context = %lld: expected at most the model's context of %lld (%s)", (long long)given,
                   (long long)most, gguf_path(j->m->file));
   if (j->context > most)
-    return REFUSE("%s: the input's %lld tokens and run.generate = %lld need %lld positions, but the model's "
+    return REFUSE("%s: %s %lld tokens and run.generate = %lld need %lld positions, but the model's "
                   "context is %lld; the command perplexity cuts a text into windows",
-                  gguf_path(j->m->file), (long long)longest, (long long)generate, (long long)j->context,
-                  (long long)most);
+                  gguf_path(j->m->file), which, (long long)longest, (long long)generate,
+                  (long long)j->context, (long long)most);
   if (needed > j->context)
-    return REFUSE("run.context = %lld: the input's %lld tokens and run.generate = %lld need %lld positions",
-                  (long long)j->context, (long long)longest, (long long)generate, (long long)needed);
+    return REFUSE("run.context = %lld: %s %lld tokens and run.generate = %lld need %lld positions",
+                  (long long)j->context, which, (long long)longest, (long long)generate, (long long)needed);
   return 0;
 }
 
@@ -254,13 +324,31 @@ static status choose_context(job *j) {
   int64_t needed = windows ? least(size.longest, WINDOW) : size.longest + c->run.generate;
   j->n_tokens = size.total;
   j->context = c->run.context ? c->run.context : needed;
-  TRY(check_context(j, size.longest, windows ? 0 : needed));
+  TRY(check_context(j, &size, windows ? 0 : needed));
   int64_t most = least(j->n_tokens, j->chunk);
   j->max_batch = most > j->n_sequences ? most : j->n_sequences; // decoding takes all sequences at once
   return 0;
 }
 
+static bool input_is_text(const job *j) {
+  switch (j->cfg->input.kind) {
+  case INPUT_NONE:
+  case INPUT_TOKENS:
+    return false;
+  case INPUT_PROMPT:
+  case INPUT_PROMPTS:
+  case INPUT_FILE:
+    return true;
+  }
+  __builtin_unreachable();
+}
+
 static status open_input(job *j) {
+  if (input_is_text(j)) TRY(job_need_tokenizer(j));
+  if (command_writes_text(j->command) && j->cfg->run.generate) {
+    TRY(job_open_ends(j));
+    TRY(stops_check(j->cfg, j->tokenizer, j->m->weights.shape.vocabulary));
+  }
   TRY(input_open(&j->sequences, &j->n_sequences, j->cfg, j->m, j->tokenizer));
   return choose_context(j);
 }
@@ -292,10 +380,12 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   TRY(job_agree(j, check_threads(j), "the threads"));
   TRY(job_agree(j, check_audit(j), "ranks.audit"));
   topology_bind_threads(j->place);
+  if (!j->m->whole) return 0;
   TRY(open_roles(j));
   j->chunk = choose_chunk(j);
   if (command != COMMAND_SCREEN) TRY(agreement_of_kernels(j)); // which names what differs itself
   TRY(open_placement(j));
+  TRY(job_agree(j, job_warn(j), "the warnings"));
   return needs_input ? job_read_input(j) : 0;
 }
 
@@ -304,6 +394,9 @@ void job_close(job *j) {
   placement_close(&j->experts);
   rank_roles_close(&j->roles);
   tokenizer_close(j->tokenizer);
+  end_tokens_close(j->ends);
+  message_list_close(&j->warnings);
+  message_list_close(&j->refusals);
   model_close(j->m);
   model_close(j->reference);
   topology_close(j->place);
@@ -364,6 +457,16 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   free((path_kind *)audited.experts_path);
   if (!result && arm_max_batch(*out) < j->max_batch) j->chunk = j->max_batch = arm_max_batch(*out);
   return result;
+}
+
+status job_check_products(const job *j, message_list *refusals) {
+  for (size_t i = 0; i < j->cfg->run.arms.count; i++) {
+    const arm_choice *choice = &j->cfg->run.arms.arm[i];
+    if (choice->kind != ARM_PLAIN) continue; // its parts depend on the ranks
+    TRY(message_list_take_error(refusals,
+                                path_check_products(&j->m->weights, choice->path, choice->backend)));
+  }
+  return 0;
 }
 
 static const char *changed_file(const job *j) {

@@ -9,6 +9,7 @@
 #include "src/run/arm.h"
 #include "src/run/batcher.h"
 #include "src/run/rank_roles.h"
+#include "src/text/end_tokens.h"
 #include "src/text/tokenizer.h"
 
 typedef struct {
@@ -18,7 +19,11 @@ typedef struct {
   topology *place;
   device_id device; // of this rank, whatever its arm; index -1: no arm needs one, or there is none
   model *m;
-  tokenizer *tokenizer; // NULL: the file has none
+  tokenizer *tokenizer;  // NULL: no text is read or written, or the file has none that can be read
+  end_tokens *ends;      // of the model; NULL until job_open_ends
+  message_list warnings; // what every report repeats; the reporting rank has printed them
+  size_t n_told;         // of them
+  message_list refusals; // of inspect: why a run would refuse the model
   placement experts;
   rank_roles roles;     // in the mixed arm
   uint64_t fingerprint; // of the model: header and weights; 0 until job_check_weights
@@ -32,13 +37,23 @@ typedef struct {
   int64_t max_batch; // tokens; both fall to what fits once an arm is opened, where run.chunk is 0
 } job;
 
-// Collective. job_close releases what there is, after an error too. With needs_input false there are no
-// sequences, and the command sets context and max_batch itself.
+// Collective. job_close releases what there is, after an error too. For inspect a model that a run would
+// refuse is opened to be shown; where it is not whole there are no roles and no placement. With needs_input
+// false there are no sequences, and the command sets context and max_batch itself.
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input);
 void job_close(job *j);
 // Collective. What job_open does with needs_input: reads the input, chooses context and batch, checks the
 // output folder and all weights. For a command that needs an input only sometimes.
 status job_read_input(job *j);
+
+// Local. Opens the tokenizer, for a command that reads or writes text; job_open does where the input is text.
+// *out NULL: the file has none. One that cannot be read is an error.
+status job_need_tokenizer(job *j);
+// Local. For a command that continues a text: the end tokens, and the tokenizer if there is one; one that
+// cannot be read is a warning, and then text is left out.
+status job_open_ends(job *j);
+// Local. Moves the model's warnings to the job's, and prints those that are new on the reporting rank.
+status job_warn(job *j);
 
 // Collective: an error on any rank becomes an error on all.
 status job_agree(job *j, status mine, const char *what);
@@ -61,6 +76,9 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out);
 
 // Local. Of the model of the arm that the others are measured against.
 uint64_t job_reference_fingerprint(const job *j);
+
+// Local. Adds to `refusals` what arms of run.arms would refuse because their path lacks a product.
+status job_check_products(const job *j, message_list *refusals);
 
 // Local, after an error. A model file that changed during the run causes errors of many kinds, so the change
 // replaces them as the reported error.

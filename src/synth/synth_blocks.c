@@ -1,6 +1,7 @@
 #include "src/synth/synth_blocks.h"
 #include "kernels/formats/half.h"
 #include "kernels/formats/numerics.h"
+#include "src/synth/synth_few_bits.h"
 #include <stdbool.h>
 #include <string.h>
 
@@ -194,8 +195,9 @@ static void set_element(void *row, weight_type type, int64_t i, double wanted) {
   case TYPE_Q6_K:
     set_q6_k(block, at, wanted);
     return;
-    CASES_DEQUANTISED_ONLY // no mix has them
-        return;
+    CASES_DEQUANTISED_ONLY
+    synth_set_few_bits(block, type, at, wanted);
+    return;
   }
 }
 
@@ -223,7 +225,9 @@ static void fill_block(void *block, weight_type type, uint64_t key, double std) 
   case TYPE_F32: // of one element: fill_floats has filled the row
   case TYPE_F16:
   case TYPE_BF16:
+    return;
     CASES_DEQUANTISED_ONLY
+    synth_fill_few_bits(block, type, key, std);
     return;
   }
 }

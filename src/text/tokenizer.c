@@ -134,9 +134,3 @@ status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t count, ch
 size_t tokenizer_vocabulary(const tokenizer *t) {
   return t->tokens.count;
 }
-
-bool tokenizer_is_end(const tokenizer *t, int32_t id) {
-  for (int i = 0; i < END_KEYS; i++)
-    if (t->tokens.end[i] >= 0 && t->tokens.end[i] == id) return true;
-  return false;
-}

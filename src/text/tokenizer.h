@@ -19,5 +19,4 @@ status tokenizer_encode(const tokenizer *t, const char *text, size_t length, int
 // vocabulary is an error.
 status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t count, char **text, size_t *length);
 
-size_t tokenizer_vocabulary(const tokenizer *t);       // number of token ids
-bool tokenizer_is_end(const tokenizer *t, int32_t id); // the file's eos, eot or eom token
+size_t tokenizer_vocabulary(const tokenizer *t); // number of token ids

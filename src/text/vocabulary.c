@@ -15,8 +15,8 @@ enum { ALPHABET_END = 324, SHOWN_BYTES = 48 };
 // The numbers are those of the GGUF key.
 enum { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE };
 
-static const char *const end_keys[END_KEYS] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
-                                               "tokenizer.ggml.eom_token_id"};
+static const char *const end_keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"};
 
 // ---- the byte alphabet ----
 
@@ -253,16 +253,16 @@ static status load_special(vocabulary *v, const loader *l) {
   return 0;
 }
 
-static status load_end(vocabulary *v, const gguf *g) {
-  for (int i = 0; i < END_KEYS; i++) {
-    uint64_t id;
-    v->end[i] = -1;
+// Which tokens these are, end_tokens.c says; 2^32 - 1 and -1 are what writers put for none.
+static status check_end(const vocabulary *v, const gguf *g) {
+  for (size_t i = 0; i < sizeof end_keys / sizeof *end_keys; i++) {
+    double id;
     if (!gguf_key_exists(g, end_keys[i])) continue;
-    TRY(gguf_key_u64(g, end_keys[i], &id));
-    if (id >= v->count)
-      return FAIL("%s: key \"%s\": expected an id below %zu, found %llu", v->path, end_keys[i], v->count,
-                  (unsigned long long)id);
-    v->end[i] = (int64_t)id;
+    if (!gguf_key_number(g, end_keys[i], 0, &id))
+      return FAIL("%s: key \"%s\": expected an id, found no number", v->path, end_keys[i]);
+    if (id == UINT32_MAX || id == -1) continue;
+    if (!(id >= 0 && id < (double)v->count))
+      return FAIL("%s: key \"%s\": expected an id below %zu, found %.0f", v->path, end_keys[i], v->count, id);
   }
   return 0;
 }
@@ -283,7 +283,7 @@ static status load(vocabulary *v, const gguf *g, loader *l) {
   load_single_bytes(v, l);
   TRY(load_merges(v, l));
   TRY(load_special(v, l));
-  return load_end(v, g);
+  return check_end(v, g);
 }
 
 status vocabulary_open(vocabulary *out, const gguf *g) {

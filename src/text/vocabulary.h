@@ -11,7 +11,7 @@
 
 #define VOCABULARY_KEY_TOKENS "tokenizer.ggml.tokens"
 
-enum { BYTES = 256, END_KEYS = 3 };
+enum { BYTES = 256 };
 
 typedef struct {
   char *path; // of the GGUF, for errors
@@ -21,7 +21,6 @@ typedef struct {
   int32_t byte_id[BYTES]; // the token of a single byte, or -1
   bpe *merges;
   special_tokens *special;
-  int64_t end[END_KEYS]; // -1: the file has no such key
 } vocabulary;
 
 status vocabulary_exists(bool *out, const gguf *g);     // false: the file has no tokenizer

@@ -45,7 +45,7 @@ static void check_rounding(uint32_t bits) { // the nearest half: neither neighbo
 
 FUZZ_TARGET(blocks) {
   fuzz_input in = {data, size};
-  const type_info *type = type_find((uint32_t)fuzz_take(&in, 1) % 32);
+  const type_info *type = type_find((uint32_t)fuzz_take(&in, 1) % 64);
   if (type) check_row(type, in.at, in.left);
   check_half((uint16_t)fuzz_take(&in, 2));
   check_rounding((uint32_t)fuzz_take(&in, 4));

@@ -84,7 +84,7 @@ static void read_model(const char *path) {
   model *m;
   uint64_t shared, experts;
   if (!model_open(&m, path)) {
-    model_check_weights(m, owned, 1, &shared, &experts);
+    model_check_weights(m, owned, 1, &shared, &experts, NULL);
     REQUIRE(model_experts_bytes(m, owned) == m->expert_bytes * (uint64_t)m->weights.shape.n_experts);
     model_close(m);
   } else

@@ -202,7 +202,7 @@ static void check_model(const char *path, bool untouched) {
   status result = model_open(&m, path);
   REQUIRE((result != 0) == (m == NULL) && (!untouched || m) && (result != 0) == (*status_text() != 0));
   if (!m) return;
-  result = model_check_weights(m, owned, 1, &shared, &experts);
+  result = model_check_weights(m, owned, 1, &shared, &experts, NULL);
   REQUIRE(!untouched || !result);
   uint64_t bytes = 0;
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) bytes += gguf_tensor_at(m->file, i)->bytes;

@@ -20,6 +20,11 @@ MAGIC = np.float32(12582912)
 Q8K_BYTES = 292
 K_QUANTS = {"q4_K": 144, "q5_K": 176, "q6_K": 210}  # bytes of a block
 ROWS, BLOCKS = 8, 3  # of each type: rows of three blocks
+# Types of few bits: bytes and elements of a block, where its f16 scales lie.
+FEW_BITS = {"q2_K": (84, 256, (80, 82)), "q3_K": (110, 256, (108,)), "iq4_xs": (136, 256, (0,)),
+            "iq4_nl": (18, 32, (0,)), "q4_0": (18, 32, (0,)), "q4_1": (20, 32, (0, 2)), "q5_0": (22, 32, (0,)),
+            "q5_1": (24, 32, (0, 2)), "mxfp4": (17, 32, ())}
+WITH_DOTS = ("q2_K", "q3_K", "iq4_xs")
 
 
 # ---- the two roundings ----
@@ -175,6 +180,39 @@ def make(ggml):
         weights = raw.reshape(ROWS, -1)
         files[name + ".dots.f32"] = np.array([[ggml.dot(name, w, a) for a in rows] for w in weights], np.float32)
     write(files | quantisers(ggml))
+    write(few_bits(ggml))
+
+
+def few_bits(ggml):
+    """Dequantised by ggml's own Python (package gguf), which contracts nothing; held against the library where a weight
+    is one product."""
+    import gguf
+    files, rows = {}, np.fromfile(os.path.join(FOLDER, "q8_K.blocks"), np.uint8).reshape(-1, Q8K_BYTES)
+    rows = rows[:ROWS * BLOCKS].reshape(ROWS, -1)
+    for name, (size, elements, scales) in FEW_BITS.items():
+        rng = np.random.default_rng([SEED, 2, size, len(name)])
+        raw = rng.integers(0, 256, (ROWS * BLOCKS, size), np.uint8)
+        for at in scales:
+            raw[:, at:at + 2] = rng.uniform(1e-4, 1e-2, (len(raw), 1)).astype("<f2").view(np.uint8)
+        if scales:
+            raw[1::7, scales[0] + 1] ^= 0x80  # a negative scale
+            raw[2, scales[0]:scales[0] + 2] = [1, 0]  # the smallest subnormal
+        else:
+            raw[:, 0] = rng.integers(100, 140, len(raw))
+            raw[:4, 0] = [0, 1, 2, 254]  # subnormal scales, and the largest
+        kind = gguf.GGMLQuantizationType[name.upper()]
+        found = gguf.quants.dequantize(raw, kind).astype(np.float32)
+        if len(scales) < 2:
+            out = np.zeros((len(raw), elements), np.float32)
+            getattr(ggml.base, "dequantize_row_" + name)(ctypes.c_void_p(raw.ctypes.data), ctypes.c_void_p(out.ctypes.data),
+                                                         ctypes.c_int64(out.size))
+            if not np.array_equal(out.view(np.uint32), found.view(np.uint32)):
+                raise SystemExit(f"{name}: ggml's Python and its library differ")
+        files |= {name + ".blocks": raw, name + ".f32": found}
+        if name in WITH_DOTS:
+            files[name + ".dots.f32"] = np.array([[ggml.dot(name, w, a) for a in rows] for w in raw.reshape(ROWS, -1)],
+                                                 np.float32)
+    return files
 
 
 def quantisers(ggml):
@@ -207,12 +245,15 @@ def main():
     parser.add_argument("--library", help="folder of libggml-base.so and libggml-cpu.so; default: llama_cpp/lib")
     parser.add_argument("--measure", action="store_true", help="only count what contraction would change")
     parser.add_argument("--quantisers", action="store_true", help="only the quantised weights; needs libggml-base.so alone")
+    parser.add_argument("--few-bits", action="store_true", help="only the types of few bits; needs the package gguf as well")
     args = parser.parse_args()
     if args.measure:
         return measure()
     if not args.library:
         args.library = os.path.join(os.path.dirname(importlib.util.find_spec("llama_cpp").origin), "lib")
     ggml = Ggml(args.library)
+    if args.few_bits:
+        return write(few_bits(ggml))
     if not args.quantisers:
         return make(ggml)
     refuse_contraction(ggml)

@@ -18,6 +18,8 @@ static const cpu_row amx_model = {
     .product_q8k = product_q8k_amx, // for few tokens too, which the row leaves to another
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
+    .product_unpacked = product_unpacked_generic,
+    .add_outliers_unpacked = add_outliers_unpacked,
 };
 
 const cpu_row *const *cpu_row_table(void) {

@@ -58,6 +58,30 @@ class Layout:
             self.at += self.SIZES[type_]
 
 
+def take_apart(data):
+    """([bytes of each key], [[name, dims, type, bytes of its data]]) of a whole file, to be changed and written again."""
+    places = Layout(data)
+    keys = [bytes(data[p["start"]:p["end"]]) for p in places.keys.values()]
+    tensors, ends = [], sorted([p["data"] for p in places.tensors.values()] + [len(data)])
+    for name, p in places.tensors.items():
+        count, = struct.unpack_from("<I", data, p["n_dims"])
+        dims = struct.unpack_from(f"<{count}Q", data, p["dims"])
+        type_, = struct.unpack_from("<I", data, p["type"])
+        tensors.append([name, list(dims), type_, bytes(data[p["data"]:next(e for e in ends if e > p["data"])])])
+    return keys, tensors
+
+
+def put_together(keys, tensors):
+    """The file of them; the data of a tensor may be followed by padding."""
+    table, body = b"", b""
+    for name, dims, type_, data in tensors:
+        text = name.encode()
+        table += struct.pack("<Q", len(text)) + text + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type_, len(body))
+        body += data + b"\0" * (-len(data) % 32)
+    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(keys) + table
+    return header + b"\0" * (-len(header) % 32) + body
+
+
 def scales_times(data, name, n_bytes, factor):
     """Of a Q4_K tensor of that many bytes: every block's scale and minimum (f16) times the factor, rounded to f16."""
     at = Layout(data).tensors[name]["data"]

@@ -35,9 +35,9 @@ int __real_main(int argc, char **argv);
 int __wrap_main(int argc, char **argv);
 
 status __real_model_check_weights(const model *m, const expert_local *owned, int threads,
-                                  uint64_t *shared_hash, uint64_t *experts_hash);
+                                  uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros);
 status __wrap_model_check_weights(const model *m, const expert_local *owned, int threads,
-                                  uint64_t *shared_hash, uint64_t *experts_hash);
+                                  uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros);
 status __real_forward_layer(forward_state *f, int64_t layer);
 status __wrap_forward_layer(forward_state *f, int64_t layer);
 int __real_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *statuses);
@@ -97,9 +97,9 @@ static status at_phase(const char *name) {
 // ---- the phases ----
 
 status __wrap_model_check_weights(const model *m, const expert_local *owned, int threads,
-                                  uint64_t *shared_hash, uint64_t *experts_hash) {
+                                  uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros) {
   TRY(at_phase("load"));
-  return __real_model_check_weights(m, owned, threads, shared_hash, experts_hash);
+  return __real_model_check_weights(m, owned, threads, shared_hash, experts_hash, zeros);
 }
 
 status __wrap_forward_layer(forward_state *f, int64_t layer) {

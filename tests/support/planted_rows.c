@@ -549,15 +549,19 @@ static void plant(cpu_row *row, real_ops *ops, exact_ops *exact) {
   for (int i = 0; i < N_PLANTED; i++) {
     ops[i] = i == EXP_LAST_BIT ? ops_last_bit : ops_f32;
     exact[i] = exact_ops_generic;
-    row[i] = (cpu_row){.name = names[i],
-                       .usable = always_usable,
-                       .f32 = &ops[i],
-                       .f64 = &ops_f64,
-                       .exact = &exact[i],
-                       .quantize_q8k = quantize_q8k_generic,
-                       .product_q8k = product_q8k_generic,
-                       .split_q8k = split_q8k_generic,
-                       .add_outliers = add_outliers_generic};
+    row[i] = (cpu_row){
+        .name = names[i],
+        .usable = always_usable,
+        .f32 = &ops[i],
+        .f64 = &ops_f64,
+        .exact = &exact[i],
+        .quantize_q8k = quantize_q8k_generic,
+        .product_q8k = product_q8k_generic,
+        .split_q8k = split_q8k_generic,
+        .add_outliers = add_outliers_generic,
+        .product_unpacked = product_unpacked_generic,
+        .add_outliers_unpacked = add_outliers_unpacked,
+    };
   }
   row[BLOCK_ORDER].product_q8k = product_swapped_blocks;
   ops[SLOT_ORDER].combine = combine_swapped_slots;

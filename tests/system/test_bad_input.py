@@ -142,7 +142,7 @@ FILES = {
     "a dimension of 2^63": (tensor(GATE, "dims", "Q", 1 << 63, 8), "ffn_gate_exps"),
     "rows of no whole block": (tensor(GATE, "dims", "Q", 128), "ffn_gate_exps"),
     "swapped dimensions": (tensor(ROUTER, "dims", "", struct.pack("<2Q", 3, 256)), "ffn_gate_inp"),
-    "a type that is not computed with": (tensor(GATE, "type", "I", 2), "Q4_0"),
+    "a type that is not computed with": (tensor(GATE, "type", "I", 19), "IQ1_S"),
     "an unknown type": (tensor(GATE, "type", "I", 9999), "type 9999"),
     "an offset beyond the file": (tensor(GATE, "offset", "Q", len(DATA) // 32 * 32), "ffn_gate_exps"),
     "an offset that overflows": (tensor(GATE, "offset", "Q", (1 << 64) - 32), "ffn_gate_exps"),
@@ -152,10 +152,16 @@ FILES = {
     "an infinite minimum of an expert": (tensor(GATE, "data", "", INFINITY, 2), "ffn_gate_exps"),
     "a NaN in the router": (tensor(ROUTER, "data", "f", float("nan"), 40), "ffn_gate_inp"),
     "an infinity in a norm": (tensor("output_norm.weight", "data", "f", float("inf"), 4), "output_norm"),
+    "a window": (with_key(A + "attention.sliding_window", U32, "I", 4096), "sliding_window.*found 4096"),
+    "positions that are scaled": (with_key(A + "rope.scale_linear", F32, "f", 4.0), "scale_linear.*only 1.*found 4"),
     "a token twice": (put(PLACES.keys["tokenizer.ggml.tokens"]["first"], "", struct.pack("<Q", 1) + b'"'), "tokens"),
     "an end token that is none": (key("tokenizer.ggml.eos_token_id", "I", 1 << 20), "eos_token_id"),
     "another tokenizer": (key("tokenizer.ggml.pre", "", struct.pack("<Q", 5) + b"qwen9"), "tokenizer.ggml.pre"),
 }
+
+
+# Faults that only text shows.
+OF_TEXT = {"a token twice", "an end token that is none", "another tokenizer"}
 
 
 def forked(work, items):
@@ -221,7 +227,8 @@ class BadInput(unittest.TestCase):
             path = moe.fresh(".gguf")
             with open(path, "wb") as file:
                 file.write(edit(bytearray(DATA)))
-            return path, self.attempt({"model.path": path}, ranks)
+            text = {"input.tokens": None, "input.prompt": "a"} if name in OF_TEXT else {}
+            return path, self.attempt({"model.path": path} | text, ranks)
 
         cases = on_three_and_some_on_one(FILES.items())
         for ((name, (_, pattern)), ranks), (path, outcome) in zip(cases, forked(one, cases)):

@@ -5,7 +5,7 @@ import test_screen
 
 
 class EmulatedGpu(test_screen.EmulatedGpu):
-    SETS = dict(screen__tokens=20, screen__seconds=2, screen__arms=["q8k@auto", "f32@auto"])
+    SETS = dict(screen__tokens=6, screen__seconds=0.5, screen__arms=["q8k@auto", "f32@auto"])
     CLEAN_RUNS = 10
 
 

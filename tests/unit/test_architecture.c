@@ -51,6 +51,22 @@ static void test_names_of_no_tensor(void **state) {
     assert_null(architecture_tensor_find(&layer, &qwen3moe, LAYERS, names[i]));
 }
 
+static void test_fused(void **state) {
+  (void)state;
+  int64_t layer, rows;
+  assert_true(architecture_fused_find(&layer, &rows, &qwen3moe, &shape, "blk.7.attn_qkv.weight"));
+  assert_int_equal(layer, 7);
+  assert_int_equal(rows, 4096 + 2 * 512);
+  const char *none[] = {"blk.48.attn_qkv.weight", "attn_qkv.weight", "blk.0.attn_qkv.bias",
+                        "blk.0.attn_q.weight"};
+  for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+    assert_false(architecture_fused_find(&layer, &rows, &qwen3moe, &shape, none[i]));
+  assert_int_equal(architecture_fused_rows(&qwen3moe, &shape, architecture_tensor(&qwen3moe, TENSOR_ATTN_Q)),
+                   0);
+  assert_int_equal(architecture_fused_rows(&qwen3moe, &shape, architecture_tensor(&qwen3moe, TENSOR_ATTN_V)),
+                   4096 + 512);
+}
+
 static void expect_shape(tensor_id id, int n, int64_t a, int64_t b, int64_t c) {
   const tensor_row *row = architecture_tensor(&qwen3moe, id);
   assert_non_null(row);
@@ -100,11 +116,17 @@ static void test_settings(void **state) {
     bool obeyed = row->kind == SETTING_SIZE || row->kind == SETTING_REAL;
     assert_true(obeyed || row->why); // what is ignored or refused has its reason
     assert_true(!row->written || row->to < sizeof(model_settings));
-    assert_true(row->kind != SETTING_ONLY_TEXT || row->only_text);
+    assert_true(row->kind != SETTING_ONLY_TEXT || row->only_text[0]);
+    assert_true(row->kind != SETTING_ONLY || (row->n_only >= 1 && row->n_only <= SETTING_VALUES));
+    if (row->unset_by) assert_int_equal(row->kind, SETTING_ONLY);
     assert_true(!obeyed || row->low < row->high);
   }
-  assert_null(architecture_setting(&ours, &qwen3moe, "qwen3moe.rope.scale_linear"));
+  assert_null(architecture_setting(&ours, &qwen3moe, "qwen3moe.rope.scale_cubic"));
   assert_true(ours);
+  assert_string_equal(architecture_setting(&ours, &qwen3moe, "qwen3moe.ssm.inner_size")->name, "ssm.");
+  assert_string_equal(architecture_setting(&ours, &qwen3moe, "qwen3moe.kda.gate_lower_bound")->name,
+                      "kda.gate_lower_bound");
+  assert_null(architecture_setting(&ours, &qwen3moe, "qwen3moe.ssmx"));
   assert_null(architecture_setting(&ours, &qwen3moe, "qwen3moex.block_count"));
   assert_false(ours);
   assert_null(architecture_setting(&ours, &qwen3moe, "block_count"));
@@ -116,6 +138,7 @@ int main(void) {
       cmocka_unit_test(test_tensors_by_number_and_name),
       cmocka_unit_test(test_names_of_no_tensor),
       cmocka_unit_test(test_shapes),
+      cmocka_unit_test(test_fused),
       cmocka_unit_test(test_places),
       cmocka_unit_test(test_settings),
   };

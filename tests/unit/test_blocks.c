@@ -246,18 +246,27 @@ static const struct {
   weight_type type;
   const char *name;
   size_t elements, bytes;
-  int is_k_quant;
+  activation_form on_q8k;
   uint64_t golden;
   size_t scale_at[2]; // bytes of a block where its finite numbers lie
   int scales;
 } formats[] = {
-    {TYPE_F32, "F32", 1, 4, 0, 0, {0, 0}, 1},
-    {TYPE_F16, "F16", 1, 2, 0, 0, {0, 0}, 1},
-    {TYPE_BF16, "BF16", 1, 2, 0, 0, {0, 0}, 1},
-    {TYPE_Q8_0, "Q8_0", 32, 34, 0, 0x119525a3b32f8ea5, {0, 0}, 1},
-    {TYPE_Q4_K, "Q4_K", 256, 144, 1, 0xe6b7d5414dcbe4ef, {0, 2}, 2},
-    {TYPE_Q5_K, "Q5_K", 256, 176, 1, 0x19ebe9dd09a4b135, {0, 2}, 2},
-    {TYPE_Q6_K, "Q6_K", 256, 210, 1, 0x09f84032d5ec40cd, {208, 208}, 1},
+    {TYPE_F32, "F32", 1, 4, ACTIVATION_REAL, 0, {0, 0}, 1},
+    {TYPE_F16, "F16", 1, 2, ACTIVATION_REAL, 0, {0, 0}, 1},
+    {TYPE_BF16, "BF16", 1, 2, ACTIVATION_REAL, 0, {0, 0}, 1},
+    {TYPE_Q8_0, "Q8_0", 32, 34, ACTIVATION_REAL, 0x119525a3b32f8ea5, {0, 0}, 1},
+    {TYPE_Q4_K, "Q4_K", 256, 144, ACTIVATION_Q8K, 0xe6b7d5414dcbe4ef, {0, 2}, 2},
+    {TYPE_Q5_K, "Q5_K", 256, 176, ACTIVATION_Q8K, 0x19ebe9dd09a4b135, {0, 2}, 2},
+    {TYPE_Q6_K, "Q6_K", 256, 210, ACTIVATION_Q8K, 0x09f84032d5ec40cd, {208, 208}, 1},
+    {TYPE_Q2_K, "Q2_K", 256, 84, ACTIVATION_Q8K, 0x4d0fdff630168167, {80, 82}, 2},
+    {TYPE_Q3_K, "Q3_K", 256, 110, ACTIVATION_Q8K, 0xd1a3b1c1136e98eb, {108, 108}, 1},
+    {TYPE_IQ4_XS, "IQ4_XS", 256, 136, ACTIVATION_Q8K, 0xc471423df1437367, {0, 0}, 1},
+    {TYPE_IQ4_NL, "IQ4_NL", 32, 18, ACTIVATION_NONE, 0xb6a79a0b51ccd1d5, {0, 0}, 1},
+    {TYPE_Q4_0, "Q4_0", 32, 18, ACTIVATION_NONE, 0x74ee0dc1b8a5e813, {0, 0}, 1},
+    {TYPE_Q4_1, "Q4_1", 32, 20, ACTIVATION_NONE, 0x3009fb56ed10a6c6, {0, 2}, 2},
+    {TYPE_Q5_0, "Q5_0", 32, 22, ACTIVATION_NONE, 0xd12e15f6e1d612a7, {0, 0}, 1},
+    {TYPE_Q5_1, "Q5_1", 32, 24, ACTIVATION_NONE, 0xfa1fdb76689e324, {0, 2}, 2},
+    {TYPE_MXFP4, "MXFP4", 32, 17, ACTIVATION_NONE, 0xfc9d80073b8be446, {0, 0}, 0},
 };
 enum { FORMATS = sizeof formats / sizeof *formats, GOLDEN_BLOCKS = 64 };
 
@@ -299,7 +308,12 @@ static void finds_the_first_block_that_is_not_finite(void **state) {
     for (size_t i = 0; i < ROW * bytes; i++) raw[i] = (uint8_t)random_u32();
     for (int b = 0; b < ROW; b++)
       for (int s = 0; s < formats[f].scales; s++) raw[b * bytes + formats[f].scale_at[s] + high] &= 0xbf;
+    for (int b = 0; b < ROW && type == TYPE_MXFP4; b++) raw[b * bytes] = (uint8_t)(raw[b * bytes] % 253);
     assert_int_equal(row_first_not_finite(type, raw, n), -1);
+    if (type == TYPE_MXFP4) {
+      raw[7 * bytes] = (uint8_t)(253 + random_u32() % 3);
+      assert_int_equal(row_first_not_finite(type, raw, n), 7);
+    }
     for (int b = 0; b < ROW; b++)
       for (int s = 0; s < formats[f].scales; s++) {
         memcpy(kept, raw, sizeof raw);
@@ -325,7 +339,7 @@ static void knows_its_types_and_names_all(void **state) {
     assert_string_equal(type_name_any(formats[f].type), formats[f].name);
     assert_int_equal(info->elements, formats[f].elements);
     assert_int_equal(info->bytes, formats[f].bytes);
-    assert_int_equal(info->on_q8k, formats[f].is_k_quant ? ACTIVATION_Q8K : ACTIVATION_REAL);
+    assert_int_equal(info->on_q8k, formats[f].on_q8k);
     assert_int_equal(type_row_bytes(info, 768), 768 / formats[f].elements * formats[f].bytes);
   }
   assert_string_equal(type_name_any(10), "Q2_K");

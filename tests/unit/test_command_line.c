@@ -87,6 +87,30 @@ static void own_arguments_are_passed_on(void **state) {
   command_line_close(&l);
 }
 
+static void an_option_may_hold_its_value(void **state) {
+  (void)state;
+  command_line l;
+  accepted(PARSE(&l, "--config=f=1.toml", "bench", "--set=run.stop=\"a=b\"", "--out=", "--set", "x=--y=2"));
+  assert_string_equal(l.file, "f=1.toml");
+  assert_string_equal(l.out, "");
+  assert_int_equal(l.n_sets, 2);
+  assert_string_equal(l.sets[0], "run.stop=\"a=b\"");
+  assert_string_equal(l.sets[1], "x=--y=2");
+  command_line_close(&l);
+  accepted(PARSE(&l, "compare", "a=1", "b", "--out=d")); // as its own parser wants it
+  assert_int_equal(l.n_args, 4);
+  assert_string_equal(l.args[0], "a=1");
+  assert_string_equal(l.args[2], "--out");
+  assert_string_equal(l.args[3], "d");
+  command_line_close(&l);
+  accepted(PARSE(&l, "synth", "--seed=3", "--shape=tiny"));
+  assert_string_equal(l.args[1], "3");
+  assert_string_equal(l.args[2], "--shape");
+  command_line_close(&l);
+  refused(PARSE(&l, "--sett=a=1"), "unknown argument \"--sett\"");
+  refused(PARSE(&l, "--config=a", "--config=b"), "--config b: expected one config, found a before");
+}
+
 static void what_is_wrong_is_refused(void **state) {
   (void)state;
   command_line l;
@@ -155,10 +179,10 @@ static void names_that_are_none(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(a_job_is_described),          cmocka_unit_test(a_deadline_stands_under_every_set),
-      cmocka_unit_test(own_arguments_are_passed_on), cmocka_unit_test(what_is_wrong_is_refused),
-      cmocka_unit_test(every_command_has_its_name),  cmocka_unit_test(an_arm_is_parsed_once),
-      cmocka_unit_test(names_that_are_none),
+      cmocka_unit_test(a_job_is_described),           cmocka_unit_test(a_deadline_stands_under_every_set),
+      cmocka_unit_test(own_arguments_are_passed_on),  cmocka_unit_test(what_is_wrong_is_refused),
+      cmocka_unit_test(every_command_has_its_name),   cmocka_unit_test(an_arm_is_parsed_once),
+      cmocka_unit_test(an_option_may_hold_its_value), cmocka_unit_test(names_that_are_none),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

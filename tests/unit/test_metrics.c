@@ -133,7 +133,11 @@ static void test_logits_closed_forms(void **state) {
   close_to(l.nll_a, log(4), 1e-15);
   close_to(l.nll_b, log(4), 1e-15);
   close_to(l.margin, log(2), 1e-15);
-  assert_true(l.top1_agrees); // a tie goes to the lower index
+  assert_true(l.flat_a && !l.flat_b && !l.top1_agrees); // no first token, so nothing agrees
+  metrics_logits(&l, (double[]){1, 1, 0, 0}, tilted, 4, 1);
+  assert_true(!l.flat_a && l.top1_agrees); // a tie goes to the lower index
+  metrics_logits(&l, even, even, 4, 1);
+  assert_true(l.flat_a && l.flat_b && !l.top1_agrees && l.kl == 0);
   metrics_logits(&l, tilted, even, 4, 0);
   close_to(l.kl, log(4) - 1.75 * log(2) + 0 * l.kl, 1e-13);
   assert_true(l.margin == 0);

@@ -57,8 +57,30 @@ static int six_bits(const uint8_t *s, int j, bool minimum) {
   return low + 16 * high;
 }
 
+static const int iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+static parts few_bits_parts(weight_type type, const void *block, int i) {
+  const block_q2_K *two = block;
+  const block_q3_K *three = block;
+  const block_iq4_xs *four = block;
+  int j = i / 16, half = i / 128, group = i % 128 / 32, l = i % 32;
+  if (type == TYPE_Q2_K)
+    return (parts){half_to_f32(two->d), half_to_f32(two->dmin), two->scales[j] % 16, two->scales[j] / 16,
+                   two->qs[half * 32 + l] >> 2 * group & 3};
+  if (type == TYPE_Q3_K) {
+    int low = j < 8 ? three->scales[j] % 16 : three->scales[j - 8] / 16;
+    int scale = low + 16 * (three->scales[8 + j % 4] >> j / 4 * 2 & 3) - 32;
+    int q = (three->qs[half * 32 + l] >> 2 * group & 3) + 4 * (three->hmask[l] >> (half * 4 + group) & 1) - 4;
+    return (parts){half_to_f32(three->d), 0, scale, 0, q};
+  }
+  int sub = i / 32, byte = four->qs[sub * 16 + l % 16];
+  int low = four->scales_l[sub / 2] >> sub % 2 * 4 & 15, high = four->scales_h >> 2 * sub & 3;
+  return (parts){half_to_f32(four->d), 0, low + 16 * high - 32, 0, iq4[l < 16 ? byte % 16 : byte / 16]};
+}
+
 static parts k_quant_parts(weight_type type, const void *block, int i) {
   int j = i / 32, l = i % 32;
+  if (type_find(type)->unpacked) return few_bits_parts(type, block, i);
   if (type == TYPE_Q6_K) {
     const block_q6_K *b = block;
     int half = i / 128, group = i / 32 % 4;
@@ -77,7 +99,26 @@ static parts k_quant_parts(weight_type type, const void *block, int i) {
 }
 
 static bool is_k_quant(weight_type type) {
-  return type == TYPE_Q4_K || type == TYPE_Q5_K || type == TYPE_Q6_K;
+  return type_find(type)->on_q8k == ACTIVATION_Q8K;
+}
+
+static bool has_minimums(weight_type type) {
+  return type == TYPE_Q4_K || type == TYPE_Q5_K || type == TYPE_Q2_K;
+}
+
+// Of the types of 32: low nibbles first, then high ones.
+static float weight_of_32(weight_type type, const void *block, int i) {
+  static const int fp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  const block_q4_1 *with_m = block;
+  const uint8_t *bytes = block, *qs = bytes + type_find(type)->bytes - 16, *qh = qs - 4;
+  int low = i < 16 ? qs[i] % 16 : qs[i - 16] / 16, five = low + 16 * (qh[i / 8] >> i % 8 & 1);
+  float d = half_to_f32(with_m->d), m = half_to_f32(with_m->m);
+  if (type == TYPE_Q4_0) return d * (float)(low - 8);
+  if (type == TYPE_Q4_1) return d * (float)low + m;
+  if (type == TYPE_Q5_0) return d * (float)(five - 16);
+  if (type == TYPE_Q5_1) return d * (float)five + m;
+  if (type == TYPE_IQ4_NL) return d * (float)iq4[low];
+  return (float)ldexp((double)fp4[low], bytes[0] - 128);
 }
 
 static float weight_at(const matrix *m, int64_t row, int64_t column) {
@@ -92,9 +133,10 @@ static float weight_at(const matrix *m, int64_t row, int64_t column) {
     const block_q8_0 *block = (const void *)data;
     return half_to_f32(block->d) * (float)block->qs[i];
   }
+  if (type->elements == QK_32) return weight_of_32(m->type, data, i);
   parts p = k_quant_parts(m->type, data, i);
   float step = p.d * (float)p.scale, base = p.dmin * (float)p.min;
-  return m->type == TYPE_Q6_K ? step * (float)p.q : step * (float)p.q - base;
+  return has_minimums(m->type) ? step * (float)p.q - base : step * (float)p.q;
 }
 
 // ---- literal paths ----
@@ -117,8 +159,8 @@ static float literal_q8k(const matrix *m, int64_t row, const block_q8_K *x, int 
     }
     assert_true(llabs(isum) <= INT32_MAX && llabs(msum) <= INT32_MAX);
     float sum = partial_from < QK_K ? partial : (float)isum;
-    y = m->type == TYPE_Q6_K ? fmaf(x->d, p.d * sum, y)
-                             : fmaf(x->d, fmaf(p.d, sum, -(p.dmin * (float)msum)), y);
+    y = has_minimums(m->type) ? fmaf(x->d, fmaf(p.d, sum, -(p.dmin * (float)msum)), y)
+                              : fmaf(x->d, p.d * sum, y);
   }
   return y;
 }
@@ -196,6 +238,15 @@ static void random_weights(product *p) {
       *(uint16_t *)(void *)block = (uint16_t)(num_bits_f32((float)random_normal()) >> 16);
     if (p->m.type == TYPE_Q8_0) ((block_q8_0 *)(void *)block)->d = random_scale();
     if (p->m.type == TYPE_Q6_K) ((block_q6_K *)(void *)block)->d = random_scale();
+    if (p->m.type == TYPE_Q3_K) ((block_q3_K *)(void *)block)->d = random_scale();
+    if (p->m.type == TYPE_MXFP4) *block = (char)(100 + random_below(40));
+    if (type->elements == QK_32 && p->m.type != TYPE_MXFP4) ((block_q4_0 *)(void *)block)->d = random_scale();
+    if (p->m.type == TYPE_Q4_1 || p->m.type == TYPE_Q5_1) ((block_q4_1 *)(void *)block)->m = random_scale();
+    if (p->m.type == TYPE_IQ4_XS) ((block_iq4_xs *)(void *)block)->d = random_scale();
+    if (p->m.type == TYPE_Q2_K) {
+      ((block_q2_K *)(void *)block)->d = random_scale();
+      ((block_q2_K *)(void *)block)->dmin = random_scale();
+    }
     if (p->m.type == TYPE_Q4_K || p->m.type == TYPE_Q5_K) {
       ((block_q4_K *)(void *)block)->d = random_scale();
       ((block_q4_K *)(void *)block)->dmin = random_scale();
@@ -227,7 +278,8 @@ static void run_product(product *p, const cpu_row *row, bool q8k) {
   float *scratch;
   assert_int_equal(TAKE(&scratch, (size_t)p->m.cols, "scratch"), 0);
   if (q8k)
-    row->product_q8k((float *const *)(void *)out, &p->m, blocks, p->n_tokens);
+    (type_find(p->m.type)->unpacked ? row->product_unpacked : row->product_q8k)((float *const *)(void *)out,
+                                                                                &p->m, blocks, p->n_tokens);
   else
     (p->real == sizeof(double) ? row->f64 : row->f32)->product(out, &p->m, x, p->n_tokens, scratch);
   free(scratch);
@@ -279,7 +331,8 @@ static void same_f64(double found, double wanted, const cpu_row *row, const prod
 
 // ---- q8k ----
 
-static const weight_type k_quants[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K};
+static const weight_type k_quants[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_Q2_K, TYPE_Q3_K, TYPE_IQ4_XS};
+enum { N_K_QUANTS = sizeof k_quants / sizeof *k_quants };
 static const int64_t row_counts[] = {1, 2, 3, 31, 32, 33, 67};
 enum { N_ROW_COUNTS = sizeof row_counts / sizeof *row_counts };
 
@@ -295,7 +348,7 @@ static void check_q8k(product *p, const cpu_row *row, norm *close) {
 
 static void q8k_products(void **state) {
   (void)state;
-  for (int k = 0; k < 3; k++)
+  for (int k = 0; k < N_K_QUANTS; k++)
     for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
       if (!(*row)->usable()) continue;
       norm close = {0};
@@ -350,7 +403,7 @@ static void extreme_weights(product *p, int kind) {
 static void q8k_extremes(void **state) {
   (void)state;
   int beyond = 0, caught = 0;
-  for (int k = 0; k < 3; k++)
+  for (int k = 0; k < N_K_QUANTS; k++)
     for (int kind = 0; kind < 12; kind++)
       for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
         if (!(*row)->usable()) continue;
@@ -373,8 +426,9 @@ static void q8k_extremes(void **state) {
 
 // ---- floats ----
 
-static const weight_type all_types[] = {TYPE_F32,  TYPE_F16,  TYPE_BF16, TYPE_Q8_0,
-                                        TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K};
+static const weight_type all_types[] = {TYPE_F32,  TYPE_F16,  TYPE_BF16, TYPE_Q8_0,   TYPE_Q4_K,   TYPE_Q5_K,
+                                        TYPE_Q6_K, TYPE_Q2_K, TYPE_Q3_K, TYPE_IQ4_XS, TYPE_IQ4_NL, TYPE_Q4_0,
+                                        TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1, TYPE_MXFP4};
 enum { N_TYPES = sizeof all_types / sizeof *all_types };
 
 static int64_t random_columns(weight_type type) {

@@ -211,8 +211,8 @@ static void fill(sample *s, size_t n_layers) {
                                   i % 2,          small_random(), i};
   static int32_t ids[] = {5, 6, 7};
   static char text[] = "Once \x1b[2Jupon \xc3\xa9\n";
-  s->texts[0] = (report_text){0, ids, 3, text, 0x123};
-  s->texts[1] = (report_text){1, ids, 2, NULL, 0x456};
+  s->texts[0] = (report_text){0, ids, 3, text, 0x123, (char *)"run.generate"};
+  s->texts[1] = (report_text){1, ids, 2, NULL, 0x456, (char *)"end token 7 <|im_end|>"};
   s->arms[2].texts = s->texts;
   s->arms[2].n_texts = 2;
   s->arms[2].decode_tokens_per_s = 12.5;

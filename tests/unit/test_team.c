@@ -105,7 +105,7 @@ static void test_shares(void **state) {
 static int settle(team_choice *c, int fast, int64_t tokens) {
   int batches = 0;
   while (team_choice_is_open(c) && batches < 100) {
-    team_choice_batch(c, tokens);
+    team_choice_turn(c, tokens, true);
     int n = team_choice_threads(c), off = n > fast ? n - fast : fast - n;
     if (!team_choice_is_open(c)) break;
     team_choice_add(c, 1 + off);
@@ -120,7 +120,7 @@ static void test_choice(void **state) {
   (void)state;
   for (int i = 0; i < 5; i++) {
     team_choice c;
-    team_choice_init(&c, 64, true);
+    team_choice_init(&c, 64, true, TEAM_CANDIDATES);
     int batches = settle(&c, FAST[i], 1);
     assert_true(batches < 32); // within bench's own warm-up
     assert_int_equal(team_choice_threads(&c), FAST[i]);
@@ -130,31 +130,51 @@ static void test_choice(void **state) {
 static void test_choice_starts_again(void **state) {
   team_choice c;
   (void)state;
-  team_choice_init(&c, 16, true);
+  team_choice_init(&c, 16, true, TEAM_CANDIDATES);
   for (int i = 0; i < 6; i++) { // another number of tokens: nothing of it counts
-    team_choice_batch(&c, 2);
+    team_choice_turn(&c, 2, true);
     team_choice_add(&c, team_choice_threads(&c) == 16 ? 0.001 : 1);
   }
   settle(&c, 8, 1);
   assert_int_equal(team_choice_threads(&c), 8);
 }
 
+// Layers of other types are not compared: the faster ones would win for the team that has them.
+static void test_turns_that_do_not_count(void **state) {
+  team_choice c;
+  (void)state;
+  team_choice_init(&c, 16, true, TEAM_CANDIDATES_MANY);
+  for (int i = 0; i < 60 && team_choice_is_open(&c); i++) {
+    bool counts = i % 3 == 0;
+    team_choice_turn(&c, 512, counts);
+    team_choice_add(&c, counts                         ? (team_choice_threads(&c) == 12 ? 1 : 2)
+                        : team_choice_threads(&c) == 8 ? 0.1
+                                                       : 9);
+  }
+  assert_false(team_choice_is_open(&c));
+  assert_int_equal(team_choice_threads(&c), 12);
+}
+
 static void test_no_choice(void **state) {
   team_choice c;
   (void)state;
-  team_choice_init(&c, 64, false); // run.threads is given
+  team_choice_init(&c, 64, false, TEAM_CANDIDATES); // run.threads is given
   assert_false(team_choice_is_open(&c));
   assert_int_equal(team_choice_threads(&c), 64);
-  team_choice_init(&c, 2, true); // too few to spare one
+  team_choice_init(&c, 2, true, TEAM_CANDIDATES); // too few to spare one
   assert_false(team_choice_is_open(&c));
   assert_int_equal(team_choice_threads(&c), 2);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_runs),         cmocka_unit_test(test_sleepers),
-      cmocka_unit_test(test_close_unused), cmocka_unit_test(test_shares),
-      cmocka_unit_test(test_choice),       cmocka_unit_test(test_choice_starts_again),
+      cmocka_unit_test(test_runs),
+      cmocka_unit_test(test_sleepers),
+      cmocka_unit_test(test_close_unused),
+      cmocka_unit_test(test_shares),
+      cmocka_unit_test(test_choice),
+      cmocka_unit_test(test_choice_starts_again),
+      cmocka_unit_test(test_turns_that_do_not_count),
       cmocka_unit_test(test_no_choice),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -251,9 +251,6 @@ static void test_small(void **state) {
   check_text(t, "e\xCC\x81", "195 169 ");           // NFC
   check_text(t, "<|end|>\xCC\xB8", "260 204 184 "); // a special token takes no mark
   assert_int_equal(tokenizer_vocabulary(t), 264);
-  assert_true(tokenizer_is_end(t, 260));
-  assert_false(tokenizer_is_end(t, 261));
-  assert_false(tokenizer_is_end(t, -1));
   tokenizer_close(t);
   tokenizer_close(NULL);
 }

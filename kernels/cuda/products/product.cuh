@@ -60,15 +60,12 @@ struct product_set {
   product p[3];
   int first_block[3]; // thread block of each
   int count;
-  bool swiglu; // two, gate and up: p[0].out = silu(gate) * up; only where product_q8k_fuses_swiglu
 };
 
 // product_f32.cu
 status product_f32_launch(const product *p, cudaStream_t stream);
 // product_q8k.cu: any K-quant type; the items, members and inputs of a set are the same
 status product_q8k_launch(product_set *set, cudaStream_t stream);
-// Whether product_q8k_launch takes the set, gate and up, with `swiglu`.
-bool product_q8k_fuses_swiglu(const product_set *set);
 // product_outliers.cu: adds the outliers' terms to the products that product_q8k_launch has put to `out`.
 // With `products` these lie there, [n_items][rows], and out = out + (product and terms).
 status product_outliers_launch(product_set *set, const float *products, cudaStream_t stream);

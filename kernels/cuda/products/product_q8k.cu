@@ -337,15 +337,9 @@ static status many_of_type(product_set *set, cudaStream_t stream) {
   return FAIL("CUDA: the type %s has no product with Q8_K", type_find(type)->name);
 }
 
-bool product_q8k_fuses_swiglu(const product_set *set) {
-  return set->count == 2 && set->p[0].first && set->p[0].w.type == set->p[1].w.type &&
-         product_q8k_wgmma_serves(set);
-}
-
 status product_q8k_launch(product_set *set, cudaStream_t stream) {
   const product *p = &set->p[0];
   if (p->n_items <= 0) return 0;
-  if (set->swiglu) return product_q8k_wgmma_launch(set, stream);
   bool each_alone = p->member && !p->first;
   if (each_alone || (!p->first && p->n_items <= 4)) return few(set, stream);
   for (int i = 0; i < set->count;) { // neighbours of one type together

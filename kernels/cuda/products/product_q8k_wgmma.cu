@@ -5,9 +5,11 @@
 // copies blocks of 256 ahead into shared memory; two multiply, each 64 rows that it unpacks in registers
 // (wgmma_rows.cuh), so a weight is unpacked once for 128 items and while the tensor cores work. One's float
 // step, after each block, runs beside the other's products. Making the two alternate on the tensor cores,
-// so that it always does, changed nothing: 304 and 303 us, gate and up of 2,048 tokens, one H100. Spilling
-// does: a build in which ptxas put 68 bytes on the stack took 378, so look at that (-Xptxas -v) after a
-// change.
+// so that it always does, changed nothing: 304 and 303 us, gate and up of 2,048 tokens, one H100. Nor is it
+// worth while to have each warpgroup's own float step beside its next block's products, the high operand's
+// first and then the low one's into the same sums: every row is unpacked twice and the tensor cores drain
+// twice a block, and a prompt of 2,048 tokens fell from 35,500 to 28,200 tokens/s. Spilling does: a build in
+// which ptxas put 68 bytes on the stack took 378, so look at that (-Xptxas -v) after a change.
 #include "kernels/cuda/products/product_q8k_wgmma.cuh"
 
 #ifdef __CUDACC__
@@ -62,43 +64,35 @@ template <int STAGES> struct ring {
 
 // ---- the loaders ----
 
-struct tile_rows {           // of a matrix, or of two: then 8 of one and the same 8 of the other by turns
-  const uint8_t *even, *odd; // odd NULL: of one
-  uint32_t row_bytes;
-  int row0, last;
-
-  __device__ __forceinline__ const uint8_t *at(int r) const { // a ragged tile repeats its last row
-    int row = row0 + (odd ? r / 16 * 8 + r % 8 : r);
-    return (odd && r & 8 ? odd : even) + (uint64_t)(uint32_t)min(row, last) * row_bytes;
-  }
-};
-
 // Starts the copy of block b of the tile's rows, 16 bytes at a time, those of a row by neighbours. (A bulk
-// copy of a row by each thread is slower: a warp starts its lanes' one after the other.)
+// copy of a row by each thread is slower: a warp starts its lanes' one after the other.) A ragged tile
+// repeats its last row.
 template <weight_type TYPE>
-__device__ __forceinline__ void copy_rows(uint8_t (*to)[wgmma_shape<TYPE>::BYTES], const tile_rows &rows,
-                                          int n_blocks, int b, int t) {
+__device__ __forceinline__ void copy_rows(uint8_t (*to)[wgmma_shape<TYPE>::BYTES], const uint8_t *rows,
+                                          uint32_t row_bytes, int row0, int last, int n_blocks, int b,
+                                          int t) {
   constexpr bool q6 = TYPE == TYPE_Q6_K;
   constexpr int head = q6 ? 0 : TYPE == TYPE_Q4_K ? 16 : 48;
+  auto row = [=](int r) { return rows + (uint64_t)(uint32_t)min(row0 + r, last) * row_bytes; };
   uint32_t block = (uint32_t)b * (q6 ? 128 : TYPE == TYPE_Q4_K ? sizeof(block_q4_K) : sizeof(block_q5_K));
   uint32_t quants = block + head + t % 8 * 16;
 #pragma unroll 4
   for (int k = 0; k < 8; k++) {
     int r = t / 8 + k * (GROUP / 8);
-    copy_async_16(&to[r][head + t % 8 * 16], rows.at(r) + quants);
+    copy_async_16(&to[r][head + t % 8 * 16], row(r) + quants);
   }
   if constexpr (q6) { // planes (planes_q6k.cuh)
     uint32_t high = n_blocks * 128 + b * 64 + t % 4 * 16;
 #pragma unroll 2
     for (int k = 0; k < 4; k++) {
       int r = t / 4 + k * (GROUP / 4);
-      copy_async_16(&to[r][Q6_HIGH + t % 4 * 16], rows.at(r) + high);
+      copy_async_16(&to[r][Q6_HIGH + t % 4 * 16], row(r) + high);
     }
-    copy_async_16(&to[t][Q6_SCALES], rows.at(t) + n_blocks * 192 + b * 16);
-    copy_async_4(&to[t][Q6_D], rows.at(t) + n_blocks * 208 + b / 2 * 4); // and its neighbour's
+    copy_async_16(&to[t][Q6_SCALES], row(t) + n_blocks * 192 + b * 16);
+    copy_async_4(&to[t][Q6_D], row(t) + n_blocks * 208 + b / 2 * 4); // and its neighbour's
   } else {
 #pragma unroll
-    for (int i = 0; i < head; i += 16) copy_async_16(&to[t][i], rows.at(t) + block + i);
+    for (int i = 0; i < head; i += 16) copy_async_16(&to[t][i], row(t) + block + i);
   }
 }
 
@@ -151,14 +145,6 @@ __device__ __forceinline__ int item_of(const tile_walk &walk, const product &p, 
   return p.order ? p.order[at] : at;
 }
 
-__device__ __forceinline__ tile_rows rows_of(const product_set &set, const product &p, int member,
-                                             int row_tile) {
-  const product &other = set.p[1];
-  return {p.w.data + (size_t)member * p.w.member_bytes,
-          set.swiglu ? other.w.data + (size_t)member * other.w.member_bytes : nullptr,
-          (uint32_t)p.w.row_bytes, row_tile * (set.swiglu ? ROWS / 2 : ROWS), p.w.rows - 1};
-}
-
 template <weight_type TYPE>
 __device__ __forceinline__ void load_tiles_of(wgmma_memory<TYPE> *m, const product_set &set, int row_tiles,
                                               int wide, int n_blocks) {
@@ -173,11 +159,12 @@ __device__ __forceinline__ void load_tiles_of(wgmma_memory<TYPE> *m, const produ
     int which = 0;
     while (which + 1 < set.count && walk.row_tile >= set.first_block[which + 1]) which++;
     const product &p = set.p[which];
-    int width = width_of(walk.count());
-    tile_rows rows = rows_of(set, p, walk.member, walk.row_tile - set.first_block[which]);
-    publish_tile(&m->work[number], m->item, p, which, rows.row0, walk.count(), item_t, t);
+    int row0 = (walk.row_tile - set.first_block[which]) * ROWS, width = width_of(walk.count());
+    publish_tile(&m->work[number], m->item, p, which, row0, walk.count(), item_t, t);
     number = number + 1 == wgmma_memory<TYPE>::WORKS ? 0 : number + 1;
-    uint32_t first_block = m->item[t % 8][t / 8];
+    const uint8_t *rows = p.w.data + (size_t)walk.member * p.w.member_bytes;
+    uint32_t first_block = m->item[t % 8][t / 8], row_bytes = (uint32_t)p.w.row_bytes;
+    int last = p.w.rows - 1;
     walk.next(any);
     item_t = item_of(walk, any, t); // in flight while this tile is loaded
 #pragma unroll 1
@@ -189,7 +176,7 @@ __device__ __forceinline__ void load_tiles_of(wgmma_memory<TYPE> *m, const produ
         sums[1] = ((const int4 *)(any.in.bsums + block * 16))[1];
       }
       mbarrier_wait(&m->empty[at.stage], at.parity ^ 1);
-      copy_rows<TYPE>(m->weights[at.stage], rows, n_blocks, b, t);
+      copy_rows<TYPE>(m->weights[at.stage], rows, row_bytes, row0, last, n_blocks, b, t);
       copy_items(m->items[at.stage], m->item, any.in.qs, width, b, t);
       copy_async_4(&m->dx[at.stage][t], any.in.d + block);
       mbarrier_arrive_after_copies(&m->full[at.stage]);
@@ -206,50 +193,52 @@ __device__ __forceinline__ void load_tiles_of(wgmma_memory<TYPE> *m, const produ
 
 // ---- the multipliers ----
 
-struct block_rows { // the lane's two rows of a block
-  const uint8_t *row0, *row1;
-};
-
-// A warp's 16 rows by WIDE items of one block: sums = the high operand's products, or += the low one's.
-// beside(s), of eight steps, is done while the tensor cores work.
-template <weight_type TYPE, int WIDE, bool HIGH, typename Beside>
-__device__ __forceinline__ void multiply_operand(int (&sums)[WIDE / 2], const block_rows &w, uint64_t items,
-                                                 Beside beside) {
-  uint32_t a[2][4]; // of the last two steps
-  wgmma_rows<TYPE, HIGH> rows;
-  rows.start(w.row0, w.row1, threadIdx.x % 4);
+// A warp's 16 rows by WIDE items of one block: integer products into low and high.
+template <weight_type TYPE, int WIDE>
+__device__ __forceinline__ void multiply_block(int (&low)[WIDE / 2], int (&high)[WIDE / 2],
+                                               const uint8_t *row0, const uint8_t *row1, uint64_t items,
+                                               int part) {
+  uint32_t a_low[2][4], a_high[2][4]; // of the last two steps
+  wgmma_rows<TYPE> rows;
+  rows.start(row0, row1, part);
 #pragma unroll
   for (int s = 0; s < 8; s++) {
     uint64_t in = items + (uint64_t)(s / 4 * (ITEMS * 128 / 16) + s % 4 * 2);
-    wgmma_wait_group<1>(); // registers of two steps ago are free again
-    rows.take(s, a[s % 2]);
+    wgmma_wait_group<3>(); // registers of two steps ago are free again
+    rows.low(s, a_low[s % 2]);
     wgmma_fence();
-    wgmma_k32<WIDE, HIGH && wgmma_shape<TYPE>::HIGH_IS_SIGNED>(sums, a[s % 2], in, !HIGH || s > 0);
+    wgmma_k32<WIDE, false>(low, a_low[s % 2], in, s > 0);
     wgmma_commit_group();
-    beside(s);
+    wgmma_wait_group<3>();
+    rows.high(s, a_high[s % 2]);
+    wgmma_fence();
+    wgmma_k32<WIDE, wgmma_shape<TYPE>::HIGH_IS_SIGNED>(high, a_high[s % 2], in, s > 0);
+    wgmma_commit_group();
   }
+  wgmma_wait_group<0>();
+  wgmma_fence_operand(low);
+  wgmma_fence_operand(high);
 }
 
-// The float step of docs/paths.md for block b, of items 8 first .. 8 end - 1.
+// The float step of docs/paths.md for the block.
 template <weight_type TYPE, int WIDE>
-__device__ __forceinline__ void add_items(float (&y)[WIDE / 8][4], const float (&isum)[WIDE / 2],
-                                          const wgmma_mins<TYPE> &mins, const block_rows &rows, int b,
-                                          const uint16_t (*sums)[16], const float *dx, int first, int end) {
+__device__ __forceinline__ void add_block(float (&y)[WIDE / 8][4], const int (&low)[WIDE / 2],
+                                          const int (&high)[WIDE / 2], const wgmma_scales<TYPE> &w,
+                                          const uint16_t (*sums)[16], const float *dx) {
   int lane = threadIdx.x % WARP, part = lane % 4;
-  wgmma_scales<TYPE> w;
-  if (first < end) w.load(rows.row0, rows.row1, b);
 #pragma unroll
-  for (int n = first; n < end; n++) {
+  for (int n = 0; n < WIDE / 8; n++) {
     float msum[4] = {};
     if constexpr (TYPE != TYPE_Q6_K) {
-      uint2 x = *(const uint2 *)&sums[n * 8 + lane / 4][part * 4];
-      mma_k16_f16(msum, mins.min, x.x, x.y);
+      uint2 b = *(const uint2 *)&sums[n * 8 + lane / 4][part * 4];
+      mma_k16_f16(msum, w.min, b.x, b.y);
     }
     float2 x = *(const float2 *)&dx[n * 8 + part * 2];
 #pragma unroll
-    for (int c = 0; c < 4; c++)
-      y[n][c] =
-          add_term<TYPE>(y[n][c], c & 1 ? x.y : x.x, w.d[c / 2], isum[n * 4 + c], w.dmin[c / 2], msum[c]);
+    for (int c = 0; c < 4; c++) {
+      float isum = (float)(low[n * 4 + c] + high[n * 4 + c] * wgmma_shape<TYPE>::SPLIT);
+      y[n][c] = add_term<TYPE>(y[n][c], c & 1 ? x.y : x.x, w.d[c / 2], isum, w.dmin[c / 2], msum[c]);
+    }
   }
 }
 
@@ -272,23 +261,7 @@ __device__ __forceinline__ void store_tile(const float (&y)[WIDE / 8][4], const 
   }
 }
 
-// The same where `row` and `row` + 8 of the tile are a row of gate and that of up: silu(gate) * up.
-template <int WIDE>
-__device__ __forceinline__ void store_swiglu(const float (&y)[WIDE / 8][4], const tile_work *work, float *out,
-                                             int row, int rows) {
-  int part = threadIdx.x % 4, count = work->count;
-#pragma unroll
-  for (int n = 0; n < WIDE / 8; n++) {
-    longlong2 place = *(const longlong2 *)&work->out[n * 8 + part * 2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      float v = num_silu_f32(y[n][i]) * y[n][2 + i];
-      if (n * 8 + part * 2 + i < count && row < rows) out[(i ? place.y : place.x) + row] = v;
-    }
-  }
-}
-
-// As store_tile, added to what is there: the loads of four columns of 8 do not wait for stores.
+// The same, added to what is there: the loads of four columns of 8 do not wait for stores.
 template <int WIDE>
 __device__ __forceinline__ void add_tile(const float (&y)[WIDE / 8][4], const tile_work *work, float *out,
                                          int row, int rows) {
@@ -309,64 +282,26 @@ __device__ __forceinline__ void add_tile(const float (&y)[WIDE / 8][4], const ti
   }
 }
 
-// A block's isum. The high operand's products go first, and beside them done what is `beside` them: the float
-// step of the block before. Then the sums are multiplied by SPLIT and take in the low operand's products, so
-// that there is one set of them and registers are left for the block before; between() stands there.
-template <weight_type TYPE, int WIDE, typename Beside, typename Between>
-__device__ __forceinline__ void multiply_block(float (&isum)[WIDE / 2], const block_rows &rows,
-                                               uint64_t items, Beside beside, Between between) {
-  int sums[WIDE / 2];
-  fence_proxy_async();
-  multiply_operand<TYPE, WIDE, true>(sums, rows, items, beside);
-  between();
-  wgmma_wait_group<0>();
-  wgmma_fence_operand(sums);
-#pragma unroll
-  for (int i = 0; i < WIDE / 2; i++) sums[i] = (int)((uint32_t)sums[i] * wgmma_shape<TYPE>::SPLIT);
-  wgmma_fence_operand(sums);
-  multiply_operand<TYPE, WIDE, false>(sums, rows, items, [](int) {});
-  wgmma_wait_group<0>();
-  wgmma_fence_operand(sums);
-#pragma unroll
-  for (int i = 0; i < WIDE / 2; i++) isum[i] = (float)sums[i];
-}
-
 template <weight_type TYPE, int WIDE>
 __device__ __forceinline__ void multiply_tile(wgmma_memory<TYPE> *m, const tile_work *work,
                                               const product_set &set, ring<wgmma_memory<TYPE>::STAGES> &at,
                                               int n_blocks) {
   int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4;
   float y[WIDE / 8][4] = {};
-  float isum[WIDE / 2];
-  wgmma_mins<TYPE> mins;
-  auto rows_at = [&](int stage) { return block_rows{m->weights[stage][row], m->weights[stage][row + 8]}; };
-  auto float_step = [&](int b, int first, int end) { // of block b, in isum; its stage is `at`
-    add_items<TYPE, WIDE>(y, isum, mins, rows_at(at.stage), b, m->sums[TYPE == TYPE_Q6_K ? 0 : at.stage],
-                          m->dx[at.stage], first, end);
-  };
-  auto release = [&] {
-    mbarrier_arrive_of_warp(&m->empty[at.stage]);
-    at.next();
-  };
-  multiply_block<TYPE, WIDE>(
-      isum, rows_at(at.stage), wgmma_descriptor(m->items[at.stage]), [](int) {}, [] {});
 #pragma unroll 1
-  for (int b = 1; b < n_blocks; b++) {
-    auto ahead = at;
-    ahead.next();
-    mins.load(rows_at(at.stage).row0, rows_at(at.stage).row1, lane % 4);
-    mbarrier_wait(&m->full[ahead.stage], ahead.parity);
-    multiply_block<TYPE, WIDE>(
-        isum, rows_at(ahead.stage), wgmma_descriptor(m->items[ahead.stage]),
-        [&](int s) { float_step(b - 1, s * WIDE / 64, (s + 1) * WIDE / 64); }, release);
+  for (int b = 0; b < n_blocks; b++, at.next()) {
+    int low[WIDE / 2], high[WIDE / 2];
+    if (b) mbarrier_wait(&m->full[at.stage], at.parity); // the first one the caller has waited for
+    fence_proxy_async();
+    const uint8_t *row0 = m->weights[at.stage][row], *row1 = m->weights[at.stage][row + 8];
+    multiply_block<TYPE, WIDE>(low, high, row0, row1, wgmma_descriptor(m->items[at.stage]), lane % 4);
+    wgmma_scales<TYPE> w;
+    w.load(row0, row1, b, lane % 4);
+    add_block<TYPE, WIDE>(y, low, high, w, m->sums[TYPE == TYPE_Q6_K ? 0 : at.stage], m->dx[at.stage]);
+    mbarrier_arrive_of_warp(&m->empty[at.stage]);
   }
-  mins.load(rows_at(at.stage).row0, rows_at(at.stage).row1, lane % 4);
-  float_step(n_blocks - 1, 0, WIDE / 8);
-  release();
   const product &p = set.p[work->which];
-  if (set.swiglu)
-    store_swiglu<WIDE>(y, work, p.out, work->row0 + row / 16 * 8 + row % 8, p.w.rows);
-  else if (p.adds)
+  if (p.adds)
     add_tile<WIDE>(y, work, p.out, work->row0 + row, p.w.rows);
   else
     store_tile<WIDE>(y, work, p.out, work->row0 + row, p.w.rows);
@@ -460,11 +395,10 @@ template <weight_type TYPE> static status launch_wgmma(product_set *set, cudaStr
         cudaFuncSetAttribute(product_q8k_wgmma<TYPE>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     ready = true;
   }
-  for (int i = 0; i < (set->swiglu ? 1 : set->count); i++) {
+  for (int i = 0; i < set->count; i++) {
     set->first_block[i] = row_tiles;
-    row_tiles += ceil_div(set->p[i].w.rows, set->swiglu ? ROWS / 2 : ROWS);
+    row_tiles += ceil_div(set->p[i].w.rows, ROWS);
   }
-  if (set->swiglu) set->first_block[1] = row_tiles; // no tile is of the second alone
   int all = device_multiprocessors(), wide = tile_width(&set->p[0], row_tiles, all);
   int most = (int)tile_count(&set->p[0], wide) * row_tiles;
   return launch(product_q8k_wgmma<TYPE>, dim3((unsigned)(most < all ? most : all)), THREADS, (size_t)bytes,

@@ -31,12 +31,11 @@ __device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) { // i: a cons
   return __byte_perm(word, 0, 0x4440u + (uint32_t)i);
 }
 
-// One operand of the two rows' block, the low one or, with HIGH, the other: `take` gives rows' elements 32 s
-// .. 32 s + 31; s ascends from 0. The words of the next steps are loaded when the last of these are used, so
-// that no step waits for them.
-template <weight_type TYPE, bool HIGH> struct wgmma_rows {
+// The two rows' block. `low`, then `high` give rows' elements 32 s .. 32 s + 31; s ascends from 0. The words
+// of the next steps are loaded when the last of these are used, so that no step waits for them.
+template <weight_type TYPE> struct wgmma_rows {
   const uint8_t *row[2]; // at the lane's first word
-  uint32_t scale[2][2], words[4], fifth[4];
+  uint32_t scale_low[2][2], scale_high[2][2], words[4], fifth[4], quants[4];
 
   __device__ __forceinline__ void start(const uint8_t *row0, const uint8_t *row1, int part) {
     row[0] = row0 + (TYPE == TYPE_Q4_K ? 16 : 48) + 4 * part;
@@ -46,7 +45,10 @@ template <weight_type TYPE, bool HIGH> struct wgmma_rows {
       uint4 head = *(const uint4 *)(r ? row1 : row0);
       scales_and_mins s = block_scales_and_mins(head.y, head.z, head.w);
 #pragma unroll
-      for (int i = 0; i < 2; i++) scale[r][i] = (HIGH ? s.scale[i] >> 3 : s.scale[i]) & 0x07070707u;
+      for (int i = 0; i < 2; i++) {
+        scale_low[r][i] = s.scale[i] & 0x07070707u;
+        scale_high[r][i] = s.scale[i] >> 3 & 0x07070707u;
+      }
       if constexpr (TYPE == TYPE_Q5_K) {
         fifth[r] = word_at(row[r] - 32);
         fifth[2 + r] = word_at(row[r] - 16);
@@ -60,22 +62,27 @@ template <weight_type TYPE, bool HIGH> struct wgmma_rows {
     for (int i = 0; i < 4; i++) words[i] = word_at(row[i % 2] + 16 * s + i / 2 * 16);
   }
 
-  __device__ __forceinline__ void take(int s, uint32_t (&out)[4]) {
+  __device__ __forceinline__ void low(int s, uint32_t (&out)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      uint32_t quants = words[i] >> s % 2 * 4 & 0x0f0f0f0fu;
+      quants[i] = words[i] >> s % 2 * 4 & 0x0f0f0f0fu;
       if constexpr (TYPE == TYPE_Q5_K)
-        quants |= (s < 4 ? fifth[i] << (4 - s) : fifth[i] >> (s - 4)) & 0x10101010u;
-      out[i] = quants * byte_of(scale[i % 2][s / 4], s % 4);
+        quants[i] |= (s < 4 ? fifth[i] << (4 - s) : fifth[i] >> (s - 4)) & 0x10101010u;
+      out[i] = quants[i] * byte_of(scale_low[i % 2][s / 4], s % 4);
     }
     if (s % 2 == 1 && s < 7) load(s + 1);
   }
+
+  __device__ __forceinline__ void high(int s, uint32_t (&out)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) out[i] = quants[i] * byte_of(scale_high[i % 2][s / 4], s % 4);
+  }
 };
 
-template <bool HIGH> struct wgmma_rows<TYPE_Q6_K, HIGH> {
+template <> struct wgmma_rows<TYPE_Q6_K> {
   const uint8_t *row[2];
   int lane_part;
-  uint32_t words[8], top[4], scales[2][2]; // of half a block
+  uint32_t words[8], top[4], scales[2][2], upper[4]; // of half a block; of the step
 
   __device__ __forceinline__ void start(const uint8_t *row0, const uint8_t *row1, int part) {
     row[0] = row0;
@@ -100,7 +107,7 @@ template <bool HIGH> struct wgmma_rows<TYPE_Q6_K, HIGH> {
     }
   }
 
-  __device__ __forceinline__ void take(int s, uint32_t (&out)[4]) {
+  __device__ __forceinline__ void low(int s, uint32_t (&out)[4]) {
     int run = s % 4;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -112,46 +119,43 @@ template <bool HIGH> struct wgmma_rows<TYPE_Q6_K, HIGH> {
       uint32_t bias = (uint32_t)(32768 - 32 * scale) * 0x00010001u;
       uint32_t even = __byte_perm(q, 0, 0x4240) * (uint32_t)scale + bias,
                odd = __byte_perm(q, 0, 0x4341) * (uint32_t)scale + bias;
-      out[i] = HIGH ? __byte_perm(even, odd, 0x7351) ^ 0x80808080u : __byte_perm(even, odd, 0x6240);
+      out[i] = __byte_perm(even, odd, 0x6240);
+      upper[i] = __byte_perm(even, odd, 0x7351) ^ 0x80808080u;
     }
     if (s == 3) load(1);
   }
+
+  __device__ __forceinline__ void high(int, uint32_t (&out)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) out[i] = upper[i];
+  }
 };
 
-// The two rows' minimums of a block, twice each as f16, beside the sums of 16 activations: mma_k16_f16 adds
-// integers below 2^24, so it is exact.
-template <weight_type TYPE> struct wgmma_mins {
+// What the float step needs of the two rows: scales, and the minimums twice each as f16, beside the sums
+// of 16 activations: mma_k16_f16 adds integers below 2^24, so it is exact.
+template <weight_type TYPE> struct wgmma_scales {
+  float d[2], dmin[2];
   uint32_t min[4];
 
-  __device__ __forceinline__ void load(const uint8_t *row0, const uint8_t *row1, int part) {
-    if constexpr (TYPE != TYPE_Q6_K) {
+  __device__ __forceinline__ void load(const uint8_t *row0, const uint8_t *row1, int b, int part) {
 #pragma unroll
-      for (int r = 0; r < 2; r++) {
-        uint4 head = *(const uint4 *)(r ? row1 : row0);
+    for (int r = 0; r < 2; r++) {
+      const uint8_t *row = r ? row1 : row0;
+      if constexpr (TYPE == TYPE_Q6_K) {
+        d[r] = half_bits_to_f32(*(const uint16_t *)(row + Q6_D + b % 2 * 2));
+      } else {
+        uint4 head = *(const uint4 *)row;
         scales_and_mins s = block_scales_and_mins(head.y, head.z, head.w);
+        d[r] = half_bits_to_f32((uint16_t)(head.x & 0xffffu));
+        dmin[r] = half_bits_to_f32((uint16_t)(head.x >> 16));
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           uint32_t twice =
               __byte_perm(s.min[i], 0, 0x4040u | (uint32_t)part << 8 | (uint32_t)part) | 0x64006400u;
-          __half2 of = __hsub2(*(__half2 *)&twice, __floats2half2_rn(1024.0f, 1024.0f)); // of 1024 + min
-          min[2 * i + r] = *(uint32_t *)&of;
+          __half2 min = __hsub2(*(__half2 *)&twice, __floats2half2_rn(1024.0f, 1024.0f)); // of 1024 + min
+          this->min[2 * i + r] = *(uint32_t *)&min;
         }
       }
-    }
-  }
-};
-
-// Their scales of block b, loaded where they are used: registers are short.
-template <weight_type TYPE> struct wgmma_scales {
-  float d[2], dmin[2];
-
-  __device__ __forceinline__ void load(const uint8_t *row0, const uint8_t *row1, int b) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const uint8_t *row = r ? row1 : row0;
-      uint32_t word = load_shared_word_late(row + (TYPE == TYPE_Q6_K ? Q6_D : 0));
-      d[r] = half_bits_to_f32((uint16_t)(TYPE == TYPE_Q6_K && b % 2 ? word >> 16 : word));
-      dmin[r] = half_bits_to_f32((uint16_t)(word >> 16));
     }
   }
 };

@@ -11,7 +11,6 @@ enum {
   TILE_TOKENS = 16,
   TILE_COLS = 64,           // of a block, a step
   STEPS = QK_K / TILE_COLS, // products of tiles to a block
-  AMX_TOKENS = 4, // fewer are for avx512_vnni's kernel: a tile of tokens costs the same however full
   AMX_ROWS = 2 * PANEL_ROWS,
   SHIFT_UNSIGNED = 3, // Q4_K, Q5_K: three bits of the scale times a quant of 4 or 5, at most 217
   SHIFT_SIGNED = 7,   // Q6_K: scale * (quant - 32), -4064 .. 4096, as 7 bits and the rest

@@ -50,5 +50,7 @@ const cpu_row cpu_row_avx2 = {
     .product_q8k = product_q8k_avx2,
     .split_q8k = split_q8k_generic,
     .add_outliers = add_outliers_generic,
+    .product_unpacked = product_unpacked_generic,
+    .add_outliers_unpacked = add_outliers_unpacked,
     .int8_peak = int8_peak_avx2,
 };

@@ -177,7 +177,8 @@ static inline __attribute__((always_inline)) void weights_of_row(weight_sink *si
 
 // Whether weights_of_row has the matrix's rows; else the plain product of each_row/ computes with them.
 static inline bool in_lanes(const matrix *m) {
-  return m->cols % LANES == 0 && type_find(m->type)->on_q8k != ACTIVATION_NONE;
+  const type_info *type = type_find(m->type);
+  return m->cols % LANES == 0 && type->on_q8k != ACTIVATION_NONE && !type->unpacked;
 }
 
 static void tile_row(float *tile, weight_type type, const void *row, int64_t cols) {

@@ -63,5 +63,7 @@ const cpu_row cpu_row_avx512_vnni = {
     .product_q8k = product_q8k_avx512,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
+    .product_unpacked = product_unpacked_generic,
+    .add_outliers_unpacked = add_outliers_unpacked,
     .int8_peak = int8_peak_vnni,
 };

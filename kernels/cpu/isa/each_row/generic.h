@@ -153,4 +153,5 @@ static inline void product_q8k_generic(float *const *out, const matrix *rows, co
   __builtin_trap(); // the arm was refused
 }
 
+#include "kernels/cpu/isa/each_row/unpacked.h"
 #include "kernels/cpu/isa/each_row/outliers.h"

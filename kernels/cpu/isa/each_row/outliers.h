@@ -189,3 +189,20 @@ static inline void add_outliers_generic(float *const *out, const matrix *rows, c
                                         int64_t n_tokens) {
   add_outliers_with(weight_column_generic, out, rows, x, n_tokens);
 }
+
+// Of a type of unpacked.h, a whole block for each weight: few are asked for, and most are cached.
+static inline void weight_column_unpacked(float w[ROW_TILE], weight_type type, const char *rows,
+                                          size_t row_bytes, int64_t n, int64_t at) {
+  float block[QK_K];
+  rows += (size_t)(at / QK_K) * type_find(type)->bytes;
+  for (int64_t r = 0; r < ROW_TILE; r++) w[r] = 0;
+  for (int64_t r = 0; r < n; r++) {
+    dequantize(block, type, rows + (size_t)r * row_bytes, QK_K);
+    w[r] = block[at % QK_K];
+  }
+}
+
+static inline void add_outliers_unpacked(float *const *out, const matrix *rows, const block_q8_K *const *x,
+                                         int64_t n_tokens) {
+  add_outliers_with(weight_column_unpacked, out, rows, x, n_tokens);
+}

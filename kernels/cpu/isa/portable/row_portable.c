@@ -14,4 +14,6 @@ const cpu_row cpu_row_portable = {
     .product_q8k = product_q8k_generic,
     .split_q8k = split_q8k_generic,
     .add_outliers = add_outliers_generic,
+    .product_unpacked = product_unpacked_generic,
+    .add_outliers_unpacked = add_outliers_unpacked,
 };

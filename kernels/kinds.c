@@ -9,7 +9,7 @@ static const path_info paths[PATH_COUNT] = {
     {PATH_F64, "f64", 1, 0x6636340000000001u, 8, ATTENTION_REALS},
     {PATH_F32, "f32", 1, 0x6633320000000001u, 4, ATTENTION_RUN_KV},
     {PATH_Q8K, "q8k", 2, 0x71386b0000000002u, 4, ATTENTION_EXACT},
-    {PATH_Q8K_SPLIT, "q8k_split", 1, 0x71386b7300000001u, 4, ATTENTION_EXACT},
+    {PATH_Q8K_SPLIT, "q8k_split", 2, 0x71386b7300000002u, 4, ATTENTION_EXACT},
 };
 
 const path_info *path_get(path_kind kind) {

@@ -30,6 +30,18 @@ bool path_splits_outliers(path_kind path) {
   return false;
 }
 
+bool path_keeps_remainder(path_kind path) {
+  switch (path) {
+  case PATH_F64:
+  case PATH_F32:
+  case PATH_Q8K:
+    return false;
+  case PATH_Q8K_SPLIT:
+    return true;
+  }
+  return false;
+}
+
 activation_form product_form(path_kind path, weight_type type) {
   switch (path) {
   case PATH_F64:

@@ -20,6 +20,10 @@ activation_form path_rounded_form(path_kind path);
 // product.
 bool path_splits_outliers(path_kind path);
 
+// Whether what stands before the router, the products q, k, v and o, reads on this path also what the
+// rounding of its activations left over, rounded again.
+bool path_keeps_remainder(path_kind path);
+
 // Good where the paths of p have a product for each matrix that the rank multiplies with. The error names the
 // tensor, its type, the path and the backend. computes: what the backend has products of; NULL: of all types.
 status product_forms_check(const backend_params *p, const char *backend, bool (*computes)(weight_type type));

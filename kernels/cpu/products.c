@@ -39,15 +39,34 @@ tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
   return (tile_range){first, rest < tile ? rest : tile};
 }
 
-// `rows` times up to TOKEN_TILE tokens from t on.
-static void times_rounded(const cpu_backend *b, const product *p, const matrix *rows, float *const *out,
+static void times_rounded(const cpu_backend *b, const matrix *rows, float *const *out,
                           const block_q8_K *const *x, int64_t n) {
-  bool unpacked = type_find(rows->type)->unpacked;
-  (unpacked ? b->row->product_unpacked : b->row->product_q8k)(out, rows, x, n);
-  if (path_splits_outliers(p->kernels->path->kind))
-    (unpacked ? b->row->add_outliers_unpacked : b->row->add_outliers)(out, rows, x, n);
+  (type_find(rows->type)->unpacked ? b->row->product_unpacked : b->row->product_q8k)(out, rows, x, n);
 }
 
+// out += `rows` times the remainders of up to TOKEN_TILE tokens from t on, each product whole first.
+static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
+                          int64_t n) {
+  float *room = (float *)cpu_thread_scratch(b), *at[TOKEN_TILE];
+  for (int64_t i = 0; i < n; i++) at[i] = room + i * ROW_TILE;
+  if (n == 1 && p->kernels->ops->vector_q8k && !type_find(rows->type)->unpacked)
+    p->kernels->ops->vector_q8k(room, rows, p->remainder[t], NULL);
+  else
+    times_rounded(b, rows, at, p->remainder + t, n);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t r = 0; r < rows->rows; r++) out[i][r] = out[i][r] + at[i][r];
+}
+
+// What the path adds to a product with rounded activations: first the remainder's, then the outliers' terms.
+static void add_parts(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
+                      int64_t n) {
+  bool unpacked = type_find(rows->type)->unpacked;
+  if (p->remainder) add_remainder(b, p, rows, out, t, n);
+  if (path_splits_outliers(p->kernels->path->kind))
+    (unpacked ? b->row->add_outliers_unpacked : b->row->add_outliers)(out, rows, p->q8k + t, n);
+}
+
+// `rows` times up to TOKEN_TILE tokens from t on.
 static void times_tokens(cpu_backend *b, const product *p, activation_form form, const matrix *rows,
                          void *const *out, int64_t t, int64_t n) {
   const real_ops *ops = p->kernels->ops;
@@ -57,7 +76,8 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
                                                            (float *)cpu_thread_scratch(b));
     break;
   case ACTIVATION_Q8K:
-    times_rounded(b, p, rows, (float *const *)out, p->q8k + t, n);
+    times_rounded(b, rows, (float *const *)out, p->q8k + t, n);
+    add_parts(b, p, rows, (float *const *)out, t, n);
     break;
   case ACTIVATION_NONE:
     __builtin_trap(); // the arm was refused
@@ -72,7 +92,7 @@ void product_tile(cpu_backend *b, const product *p, int64_t index, const void *a
   if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && !type_find(p->m->type)->unpacked) {
     float *out = (float *)p->out[0] + at.first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
-    if (path_splits_outliers(p->kernels->path->kind)) b->row->add_outliers(&out, &rows, p->q8k, 1);
+    add_parts(b, p, &rows, &out, 0, 1);
     return;
   }
   for (int64_t t = 0; t < p->n; t += TOKEN_TILE) {

@@ -32,6 +32,7 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
   void *const *out;
   void *const *reals;
   const block_q8_K *const *q8k;
+  const block_q8_K *const *remainder; // what the rounding to q8k left over, or NULL: it is not added
   int64_t n;
   int64_t tile; // rows of a task, at most ROW_TILE
 } product;

@@ -119,8 +119,9 @@ typedef struct {
   void (*quantize_q8k)(block_q8_K *out, const float *x, int64_t n);
   // As product, of K-quant rows with rounded activations.
   void (*product_q8k)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
-  // quantize_q8k of what is left without the outliers, which follow: out is of split_row_bytes
-  void (*split_q8k)(block_q8_K *out, const float *x, int64_t n);
+  // quantize_q8k of what is left without the outliers, which follow: out is of split_row_bytes. remainder:
+  // NULL, or where quantize_q8k of what that rounding left over goes
+  void (*split_q8k)(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n);
   // out[t][i] += the sum of the outliers' terms, after product_q8k of such rows
   void (*add_outliers)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
   // product_q8k and add_outliers of rows of a type that is unpacked (types.h)

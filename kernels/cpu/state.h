@@ -15,8 +15,9 @@ typedef struct { // activations of one kind for up to max_batch (or max slots) r
   char *q8k;     // rows of width / QK_K blocks, on q8k_split with their outliers; only on a path that rounds,
                  // and where width is a multiple of QK_K
   int64_t width;
+  char *remainder;  // rows of width / QK_K blocks: what that rounding left over; NULL: no product reads it
   void **real_rows; // pointers to the rows
-  const block_q8_K **q8k_rows;
+  const block_q8_K **q8k_rows, **remainder_rows;
 } activations;
 
 typedef struct { // what a product of the shared path fills

@@ -126,7 +126,7 @@ static void attend_heads(cpu_backend *b, int64_t layer, const token_batch *batch
 static void attended_rows(cpu_backend *b, int64_t first, team_range part) {
   for (int64_t t = first + part.first; t < first + part.end; t++) {
     impose_row(b, PROBE_KQV_OUT, t, b->attended.real_rows[t], b->shared.ops->bytes);
-    quantize(b, &b->shared, &b->attended, t);
+    quantize(b, &b->shared, &b->attended, t, WITH_REMAINDER);
   }
 }
 
@@ -159,10 +159,10 @@ static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *
   p.pieces = b->shared.path->attention == ATTENTION_EXACT ? exact_pieces(b, batch, p.n_spans) : 1;
   p.heads_in_tasks = heads_fit_tasks(&p);
   p.attend = task_queue_of(exact_tasks(b, p.n_spans, p.pieces), false);
-  product_list_add(&p.qkv, product_shared(b, b->q.rows, &w->q, &b->normed, first, count));
-  product_list_add(&p.qkv, product_shared(b, b->k.rows, &w->k, &b->normed, first, count));
-  product_list_add(&p.qkv, product_shared(b, b->v.rows, &w->v, &b->normed, first, count));
-  product_list_add(&p.output, product_shared(b, b->projected.rows, &w->o, &b->attended, first, count));
+  product_list_add(&p.qkv, product_precise(b, b->q.rows, &w->q, &b->normed, first, count));
+  product_list_add(&p.qkv, product_precise(b, b->k.rows, &w->k, &b->normed, first, count));
+  product_list_add(&p.qkv, product_precise(b, b->v.rows, &w->v, &b->normed, first, count));
+  product_list_add(&p.output, product_precise(b, b->projected.rows, &w->o, &b->attended, first, count));
   return p;
 }
 
@@ -239,7 +239,7 @@ static void output_phase(attention_part *p) {
 
 static void project_phases(attention_part *p) {
   cpu_backend *b = p->b;
-  norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, p->first, p->count);
+  norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, p->first, p->count, WITH_REMAINDER);
   show_phase(b, PROBE_ATTN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
              b->shared.ops->bytes);
   product_list_run(b, &p->qkv);
@@ -283,7 +283,7 @@ status cpu_attention(backend *base, int64_t layer, const token_batch *rows) {
   layer_start(b, layer, rows->n);
   step_start(b, rows->n);
   attention_part p = part_of(b, layer, rows, 0, rows->n);
-  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, 0, rows->n);
+  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, 0, rows->n, WITH_REMAINDER);
   step_run(b, run_attention, &p, PHASE_O);
   return 0;
 }
@@ -293,7 +293,7 @@ status cpu_project(backend *base, int64_t layer, const token_batch *rows, int64_
   layer_start(b, layer, rows->n);
   step_start(b, count);
   attention_part p = part_of(b, layer, rows, first, count);
-  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, first, count);
+  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, first, count, WITH_REMAINDER);
   step_run(b, run_project, &p, PHASE_QKV);
   return 0;
 }

@@ -12,47 +12,61 @@
 // m times rows first .. first + n - 1 of a
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
                                      const activations *a, int64_t first, int64_t n) {
-  return (product){&b->shared,
-                   m,
-                   out + first,
-                   a->real_rows + first,
-                   a->q8k_rows + first,
-                   n,
-                   tile_rows_of(b, &b->shared, m, 1, n)};
+  return (product){&b->shared,          m,    out + first, a->real_rows + first,
+                   a->q8k_rows + first, NULL, n,           tile_rows_of(b, &b->shared, m, 1, n)};
 }
 
-// Row `row` of a in the form that the path's products read.
-static inline void quantize(const cpu_backend *b, const path_kernels *s, activations *a, int64_t row) {
+// The same of q, k, v and o, which read the remainders where the path keeps them.
+static inline product product_precise(const cpu_backend *b, void *const *out, const matrix *m,
+                                      const activations *a, int64_t first, int64_t n) {
+  product p = product_shared(b, out, m, a, first, n);
+  if (a->remainder) p.remainder = a->remainder_rows + first;
+  return p;
+}
+
+typedef enum { WITHOUT_REMAINDER, WITH_REMAINDER } rounding;
+
+// Row `row` of a in the form that the path's products read. WITH_REMAINDER: also of q, k, v and o.
+static inline void quantize(const cpu_backend *b, const path_kernels *s, activations *a, int64_t row,
+                            rounding how) {
+  block_q8_K *out = (block_q8_K *)a->q8k_rows[row];
+  const float *x = (const float *)a->real_rows[row];
   if (path_rounded_form(s->path->kind) != ACTIVATION_Q8K || !a->q8k) return;
-  (path_splits_outliers(s->path->kind) ? b->row->split_q8k : b->row->quantize_q8k)(
-      (block_q8_K *)a->q8k_rows[row], (const float *)a->real_rows[row], a->width);
+  if (!path_splits_outliers(s->path->kind)) {
+    b->row->quantize_q8k(out, x, a->width);
+    return;
+  }
+  bool keeps = how == WITH_REMAINDER && a->remainder;
+  b->row->split_q8k(out, keeps ? (block_q8_K *)a->remainder_rows[row] : NULL, x, a->width);
 }
 
 // out[to] = rms_norm(x[from]) * weight, rounded where the path rounds
-static inline void norm_row(cpu_backend *b, activations *out, int64_t to, int64_t from, const float *weight) {
+static inline void norm_row(cpu_backend *b, activations *out, int64_t to, int64_t from, const float *weight,
+                            rounding how) {
   const model_shape *s = &b->shape;
   b->shared.ops->rms_norm(out->real_rows[to], row_at(b, b->x, from, s->hidden), weight, s->hidden,
                           s->rms_epsilon);
-  quantize(b, &b->shared, out, to);
+  quantize(b, &b->shared, out, to, how);
 }
 
 // normed = rms_norm(x) * weight of rows first + part.first ..
-static inline void norm_rows(cpu_backend *b, const float *weight, int64_t first, team_range part) {
-  for (int64_t t = first + part.first; t < first + part.end; t++) norm_row(b, &b->normed, t, t, weight);
+static inline void norm_rows(cpu_backend *b, const float *weight, int64_t first, team_range part,
+                             rounding how) {
+  for (int64_t t = first + part.first; t < first + part.end; t++) norm_row(b, &b->normed, t, t, weight, how);
 }
 
 // The same by the caller alone, before the run, where tokens are few; the phase of the run is then empty.
 static inline void norm_alone(cpu_backend *b, phase_kind phase, const float *weight, int64_t first,
-                              int64_t count) {
+                              int64_t count, rounding how) {
   if (count > FEW_TOKENS) return;
-  norm_rows(b, weight, first, (team_range){0, count});
+  norm_rows(b, weight, first, (team_range){0, count}, how);
   phase_alone(b, phase);
 }
 
 static inline void norm_phase(cpu_backend *b, phase_kind phase, const float *weight, int64_t first,
-                              int64_t count) {
+                              int64_t count, rounding how) {
   if (count <= FEW_TOKENS) return;
-  norm_rows(b, weight, first, team_share(b->team, count));
+  norm_rows(b, weight, first, team_share(b->team, count), how);
   phase_end(b, phase);
 }
 

@@ -53,6 +53,15 @@ static status take_normed(cuda_backend *b, bool rounded, bool splits) {
   return take_linked(b, &out->sums32, rows * width / 16);
 }
 
+static status take_remainder(cuda_backend *b, dev_remainder *out, size_t rows, int64_t width,
+                             const char *what) {
+  if (!path_keeps_remainder(b->shared->kind) || width % QK_K) return 0;
+  TRY(take(b, &out->qs, rows * (size_t)width, what));
+  TRY(take(b, &out->d, rows * (size_t)width / QK_K, what));
+  TRY(take(b, &out->bsums, rows * (size_t)width / 16, what));
+  return take(b, &out->sums32, rows * (size_t)width / 16, what);
+}
+
 void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
@@ -176,6 +185,8 @@ static status open_attention(cuda_backend *b) {
   TRY(take_linked(b, &b->k, n * kv_width));
   TRY(take_linked(b, &b->v, n * kv_width));
   TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, splits, PART_WORK));
+  TRY(take_remainder(b, &b->attended_remainder, n, s->n_heads * s->head_dim, PART_WORK));
+  TRY(take_remainder(b, &b->normed_remainder, n, s->hidden, PART_WORK));
   if (splits) TRY(take(b, &b->projected, n * (size_t)s->hidden, PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);

@@ -66,6 +66,7 @@ struct cuda_backend {
   float *x;      // residual stream
   dev_inputs normed, attended, gate, head_in;
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
+  dev_remainder normed_remainder, attended_remainder; // of normed and attended; only where shared keeps it
   float *projected; // [max_batch][hidden] o(attention) before it is added; only where shared splits outliers
   kv_cache cache;   // these two: where attention is computed in reals
   attention_work work; //

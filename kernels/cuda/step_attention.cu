@@ -27,7 +27,7 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
     TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream));
     return phase_mark(b, PHASE_QKV);
   }
-  dev_inputs normed = rows_from(b->normed, first);
+  dev_inputs normed = rows_from(precise(b->normed, b->normed_remainder), first);
   TRY(norm_launch(rounded_for(normed, b->shared), x, w->attn_norm, n, epsilon, rounds(b), reads_floats(b, w),
                   b->stream));
   TRY(phase_mark(b, PHASE_ATTN_NORM));
@@ -124,7 +124,7 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
   int n = (int)count;
   TRY(mark_exchange(b));
   TRY(attend_heads(b, layer, (int)first, n, one));
-  dev_inputs attended = rows_from(b->attended, first);
+  dev_inputs attended = rows_from(precise(b->attended, b->attended_remainder), first);
   if (attended.qs && !one) TRY(round_launch(attended, n, b->stream));
   TRY(phase_mark(b, PHASE_ATTEND));
   float *x = b->x + first * b->shape.hidden;

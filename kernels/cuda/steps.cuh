@@ -1,5 +1,5 @@
 // steps: the cuda backend's steps, shared by the files that hold them: step_attention.cu, step_moe.cu,
-// steps.cu.
+// step_products.cu, steps.cu.
 //
 // The whole forward pass runs on the device: token ids go in, logits (or their digest) come out. Steps are
 // enqueued on one stream and return; `finish` and every read wait. The same phases in the same order
@@ -48,7 +48,7 @@ static inline status mark_exchange(cuda_backend *b) {
   return b->params.n_ranks > 1 ? phase_mark(b, PHASE_EXCHANGE) : 0;
 }
 
-// ---- products: steps.cu ----
+// ---- products: step_products.cu ----
 
 bool takes_q8k(const path_info *path, const dev_matrix *m);
 status multiply(cuda_backend *b, const path_info *path, product_set *set);
@@ -57,6 +57,11 @@ product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, in
 status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
                       bool adds);
 dev_inputs rows_from(dev_inputs in, int64_t first); // rows first .. of inputs
+// The same rows as q, k, v and o read them: with the remainder of their rounding, where the path keeps it.
+static inline dev_inputs precise(dev_inputs in, dev_remainder remainder) {
+  in.remainder = remainder;
+  return in;
+}
 // The same rows, to be rounded as the path has it: where it does not split, no outliers are taken out.
 dev_inputs rounded_for(dev_inputs in, const path_info *path);
 dev_batch batch_from(const dev_batch &b, int first, int n);

@@ -5,7 +5,7 @@
 
 status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, cudaStream_t stream);
 // out = rms_norm(x) * weight: rounded to Q8_K when `round`, as floats when `floats`. Rounding takes out
-// outliers where there is a place for them (dev_inputs).
+// outliers, and keeps what is left over, where there is a place for them (dev_inputs).
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
                    bool floats, cudaStream_t stream);
 status round_launch(dev_inputs io, int n, cudaStream_t stream);

@@ -1,5 +1,6 @@
 #include "src/commands/bisect_model.h"
 #include "src/report/bisect_report.h"
+#include "src/report/job_report.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -74,6 +75,25 @@ static void choose_sides(bisection *x) {
   x->a = (side){c->bisect.a, x->j->m, c->run.kv, c->run.rows};
   x->b = (side){c->bisect.b, x->other ? x->other : x->j->m, kv_of(c->bisect.kv_b, c->run.kv),
                 c->bisect.rows_b[0] ? c->bisect.rows_b : c->run.rows};
+}
+
+static bool reads_kv(const arm *a) {
+  switch (arm_path(a)->attention) {
+  case ATTENTION_RUN_KV:
+    return true;
+  case ATTENTION_REALS:
+  case ATTENTION_EXACT:
+    break;
+  }
+  return false;
+}
+
+static status check_cache(const bisection *x) {
+  if (x->j->cfg->bisect.kv_b == KV_CHOICE_SAME || reads_kv(x->arm_b)) return 0;
+  return REFUSE(
+      "bisect.kv_b = \"%s\": expected an arm whose cache is of the type that run.kv says (f32), found "
+      "bisect.b = \"%s\"",
+      x->b.kv == KV_F16 ? "f16" : "f32", x->b.choice.name);
 }
 
 // The job and the arm keep references, so that `room` and `cfg` live as long as the arm.
@@ -152,12 +172,12 @@ static bisect_side report_of(const side *s, const arm *a, uint64_t digest) {
       .arm = s->choice.name,
       .digest = digest,
       .model = gguf_path(s->m->file),
-      .kv = s->kv == KV_F16 ? "f16" : "f32",
+      .kv = report_cache_name(arm_path(a), s->kv == KV_F16 ? "f16" : "f32"),
       .row = arm_row(a),
   };
 }
 
-static status report(const bisection *x) {
+static status report_found(const bisection *x) {
   const char *dir = x->j->cfg->output.dir;
   bisect_model m = {
       .warnings = &x->j->warnings,
@@ -177,7 +197,7 @@ static status bisect_sides(bisection *x) {
   TRY(model_bisection_start(&x->found, &x->kept, x->h, j, x->arm_a, x->arm_b, j->cfg->bisect.budget));
   if (!x->found.a_b.same_bits) TRY(try_settings(x));
   TRY(model_bisection_search(&x->found, x->kept, x->h));
-  return job_agree(j, job_is_reporting(j) ? report(x) : 0, "the report of a bisection");
+  return job_agree(j, job_is_reporting(j) ? report_found(x) : 0, "the report of a bisection");
 }
 
 status bisect_model_run(job *j) {
@@ -191,6 +211,7 @@ status bisect_model_run(job *j) {
   choose_sides(&x);
   TRY_DONE(result, open_side(&room_a, &cfg_a, j, &x.a, &x.arm_a));
   TRY_DONE(result, open_side(&room_b, &cfg_b, j, &x.b, &x.arm_b));
+  TRY_DONE(result, job_agree(j, check_cache(&x), "bisect.kv_b"));
   result = bisect_sides(&x);
 done:
   hybrid_close(x.h);

@@ -5,11 +5,35 @@
 #include <string.h>
 
 static const char *const MODES[] = {
-    [MODE_FREE] = "free", [MODE_FORCED] = "forced", [MODE_TEACHER] = "teacher"};
+    [MODE_FREE] = "free", [MODE_FORCED] = "forced", [MODE_TEACHER] = "teacher", [MODE_LOCAL] = "local"};
 _Static_assert(sizeof MODES / sizeof *MODES == MODE_COUNT, "a name for each mode");
 
 const char *parity_mode_name(parity_mode mode) {
   return MODES[mode];
+}
+
+bool parity_mode_imposes_stream(parity_mode mode) {
+  switch (mode) {
+  case MODE_FREE:
+  case MODE_FORCED:
+    return false;
+  case MODE_TEACHER:
+  case MODE_LOCAL:
+    return true;
+  }
+  __builtin_unreachable();
+}
+
+bool parity_mode_imposes_routing(parity_mode mode) {
+  switch (mode) {
+  case MODE_FREE:
+  case MODE_TEACHER:
+    return false;
+  case MODE_FORCED:
+  case MODE_LOCAL:
+    return true;
+  }
+  __builtin_unreachable();
 }
 
 // ---- parity.mode ----

@@ -96,7 +96,7 @@ static status check_divergence(const contract *c, const contract_divergence *d) 
 static status check_mode(const contract *c, const char *key, const char *name) {
   for (int m = 0; m < MODE_COUNT; m++)
     if (!strcmp(parity_mode_name((parity_mode)m), name)) return 0;
-  return REFUSE("%s: %s: expected free, teacher or forced, found \"%.40s\"", c->file, key, name);
+  return REFUSE("%s: %s: expected free, forced, teacher or local, found \"%.40s\"", c->file, key, name);
 }
 
 static status check_scope(const contract *c) {

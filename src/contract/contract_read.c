@@ -173,36 +173,44 @@ static bool split(char name[NAME_BYTES], const char **key, const char *whole, co
   return true;
 }
 
-static status add_gate(contract_gate **out, contract *c, const char *name, int line) {
-  for (size_t i = 0; i < c->n_gates; i++)
-    if (!strcmp(c->gates[i].name, name)) {
-      *out = &c->gates[i];
-      return 0;
-    }
-  contract_gate *more = realloc(c->gates, (c->n_gates + 1) * sizeof *more);
-  if (!more) return FAIL("cannot allocate a contract's gates");
-  c->gates = more;
-  more[c->n_gates] = (contract_gate){.line = line, .at_most = (double)NAN, .at_least = (double)NAN};
-  *out = &more[c->n_gates++];
-  TRY(TAKE(&(*out)->name, strlen(name) + 1, "a gate's name"));
-  strcpy((*out)->name, name);
+_Static_assert(offsetof(contract_gate, name) == 0 && offsetof(contract_divergence, name) == 0,
+               "what has a name starts with it");
+
+// *index: where the list's member of that name is; a new one, at its end, is a copy of `fresh` with the name.
+static status find_named(size_t *index, void **list, size_t *n, const void *fresh, size_t size,
+                         const char *name) {
+  char *at, *copy;
+  for (*index = 0, at = *list; *index < *n; ++*index, at += size)
+    if (!strcmp(*(char **)(void *)at, name)) return 0;
+  char *more = realloc(*list, (*n + 1) * size);
+  if (!more) return FAIL("cannot allocate the parts of a contract");
+  *list = more;
+  TRY(TAKE(&copy, strlen(name) + 1, "a name in a contract"));
+  strcpy(copy, name);
+  memcpy(more + *n * size, fresh, size);
+  memcpy(more + *n * size, &copy, sizeof copy);
+  ++*n;
   return 0;
 }
 
+static status add_gate(contract_gate **out, contract *c, const char *name, int line) {
+  const contract_gate fresh = {.line = line, .at_most = (double)NAN, .at_least = (double)NAN};
+  void *list = c->gates;
+  size_t i;
+  status result = find_named(&i, &list, &c->n_gates, &fresh, sizeof fresh, name);
+  c->gates = list;
+  *out = result ? NULL : &c->gates[i];
+  return result;
+}
+
 static status add_divergence(contract_divergence **out, contract *c, const char *name, int line) {
-  for (size_t i = 0; i < c->n_divergences; i++)
-    if (!strcmp(c->divergences[i].name, name)) {
-      *out = &c->divergences[i];
-      return 0;
-    }
-  contract_divergence *more = realloc(c->divergences, (c->n_divergences + 1) * sizeof *more);
-  if (!more) return FAIL("cannot allocate a contract's divergences");
-  c->divergences = more;
-  more[c->n_divergences] = (contract_divergence){.line = line};
-  *out = &more[c->n_divergences++];
-  TRY(TAKE(&(*out)->name, strlen(name) + 1, "a divergence's name"));
-  strcpy((*out)->name, name);
-  return 0;
+  const contract_divergence fresh = {.line = line};
+  void *list = c->divergences;
+  size_t i;
+  status result = find_named(&i, &list, &c->n_divergences, &fresh, sizeof fresh, name);
+  c->divergences = list;
+  *out = result ? NULL : &c->divergences[i];
+  return result;
 }
 
 static status read_digest_key(contract *c, const char *whole, const char *name, const char *key,

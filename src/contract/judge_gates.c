@@ -1,10 +1,13 @@
 // The gates: a figure of the report for each place that a gate names, against its bound.
 #include "src/contract/judging.h"
 
-// "teacher: " before a place in that mode.
+// What stands before a place in the gate's mode.
 static const char *mode_of(const contract_gate *g) {
-  if (!g->mode || !strcmp(g->mode, "free")) return "";
-  return !strcmp(g->mode, "teacher") ? "teacher: " : "forced: ";
+  static const char *const BEFORE[MODE_COUNT] = {
+      [MODE_FREE] = "", [MODE_FORCED] = "forced: ", [MODE_TEACHER] = "teacher: ", [MODE_LOCAL] = "local: "};
+  int m = 0; // contract_check has refused other names
+  while (g->mode && m < MODE_COUNT - 1 && strcmp(g->mode, parity_mode_name((parity_mode)m))) m++;
+  return BEFORE[m];
 }
 
 static void add_figure(verdict *v, const contract_gate *g, const char *where, double x) {

@@ -15,6 +15,7 @@ int64_t activation_block(activation_rounding rounding) {
     return 1;
   case ACTIVATIONS_Q8_K:
   case ACTIVATIONS_Q8_K_ABSMAX:
+  case ACTIVATIONS_Q8_K_SPLIT:
     return QK_K;
   case ACTIVATIONS_Q8_1:
     return QK8_1;
@@ -27,6 +28,7 @@ status rounded_row_open(rounded_row *r, int64_t n) {
   TRY(TAKE(&r->value, (size_t)n, "rounded activations"));
   TRY(TAKE(&r->q, (size_t)n, "rounded activations"));
   TRY(TAKE(&r->d, (size_t)n, "rounded activations"));
+  TRY(TAKE(&r->outlier, (size_t)n, "rounded activations"));
   return TAKE(&r->sum, (size_t)n, "rounded activations");
 }
 
@@ -34,6 +36,7 @@ void rounded_row_close(rounded_row *r) {
   free(r->value);
   free(r->q);
   free(r->d);
+  free(r->outlier);
   free(r->sum);
 }
 
@@ -53,6 +56,28 @@ static float round_q8k(int8_t *q, const float *x) {
   float inverse = num_q8k_inverse_scale(extreme);
   for (int i = 0; i < QK_K; i++) q[i] = (int8_t)num_q8k_round(inverse, x[i]);
   return 1.0f / inverse;
+}
+
+// The magnitude of rank MOST_OUTLIERS + 1.
+static float ordinary_magnitude(const float *x) {
+  float top[MOST_OUTLIERS + 1] = {0}; // descending
+  for (int i = 0; i < QK_K; i++) {
+    int at = MOST_OUTLIERS;
+    if (!(fabsf(x[i]) > top[at])) continue;
+    for (; at > 0 && fabsf(x[i]) > top[at - 1]; at--) top[at] = top[at - 1];
+    top[at] = fabsf(x[i]);
+  }
+  return top[MOST_OUTLIERS];
+}
+
+// docs/paths.md's outliers, and Q8_K of the rest. Returns the scale.
+static float round_split(int8_t *q, float *outlier, const float *x) {
+  float rest[QK_K], limit = num_outlier_limit(ordinary_magnitude(x));
+  for (int i = 0; i < QK_K; i++) {
+    outlier[i] = fabsf(x[i]) > limit ? x[i] : 0;
+    rest[i] = fabsf(x[i]) > limit ? 0 : x[i];
+  }
+  return round_q8k(q, rest);
 }
 
 // d = max|x| / 127 and round(x / d), half away from zero: the known case's, and that of a Q8_1 block.
@@ -84,12 +109,17 @@ static void round_block(rounded_row *r, activation_rounding rounding, int64_t bl
   case ACTIVATIONS_Q8_K_ABSMAX:
     r->d[block] = round_absmax(r->q + block * QK_K, x, QK_K);
     break;
+  case ACTIVATIONS_Q8_K_SPLIT:
+    r->d[block] = round_split(r->q + block * QK_K, r->outlier + block * QK_K, x);
+    break;
   case ACTIVATIONS_Q8_1:
     round_q8_1(r, block, x);
     break;
   }
   int64_t n = activation_block(rounding);
   for (int64_t i = block * n; i < (block + 1) * n; i++) r->value[i] = r->d[block] * (float)r->q[i];
+  for (int64_t i = block * n; i < (block + 1) * n && rounding == ACTIVATIONS_Q8_K_SPLIT; i++)
+    if (r->outlier[i] != 0) r->value[i] = r->outlier[i];
 }
 
 void round_row(rounded_row *r, activation_rounding rounding, const float *x) {

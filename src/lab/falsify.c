@@ -21,21 +21,22 @@ static const method_row METHODS[FALSIFY_COUNT] = {
     {falsify_reduction_order,
      false,
      {"rows", "cols", "weights_seed", "activations_seed", "draws"},
-     "One Q6_K product of uniform floats: the dequantised weights times f32 activations, summed in one "
-     "ascending chain, in 32 lanes and a tree (a warp, the path f32), and pairwise. rel is max |a - b| "
-     "/ max |a| with a the ascending chain and b the lanes."},
+     "One Q6_K product of uniform floats: the dequantised weights times f32 activations, summed in halves "
+     "of halves (a), in 32 lanes and a tree (b: a warp, the path f32), and in one ascending chain. rel is "
+     "max |a - b| / max |a|."},
     {falsify_distributions,
      false,
      {"rows", "cols", "weights_seed", "activations_seed", "draws"},
      "As 1 with activations of four kinds: uniform; log-normal, sign(u1) * 0.1 * exp(4 u2), u2 in "
-     "[-0.5, 0.5]; uniform with 5 % times 5; uniform with 5 % times 100. Then the same with Q4_K "
-     "weights, and for both types the path q8k (activations rounded to Q8_K) against the truth in "
-     "doubles."},
+     "[-0.5, 0.5]; uniform with 5 % times 5; uniform with 5 % times 100. The figure is max_rel, max |a - b| "
+     "/ max(|a|, |b|, 1e-30). Then the same with Q4_K weights, and for both types the path q8k (activations "
+     "rounded to Q8_K) against the truth in doubles."},
     {falsify_chain,
      false,
      {"size", "steps", "weights_seed", "seed_step", "activations_seed", "draws"},
-     "A vector goes through N square matrices, made unit length after each, once in every sum order "
-     "and once rounded to Q8_K before each product, and is compared after N steps. A draw has "
+     "A vector goes through N square matrices, made unit length after each, once in each of the two sum "
+     "orders "
+     "of 1 and once rounded to Q8_K before each product, and is compared after N steps. A draw has "
      "activations of its own, and starts at another one of the matrices."},
     {falsify_real_q6k,
      false,
@@ -75,7 +76,7 @@ static const method_row METHODS[FALSIFY_COUNT] = {
     {falsify_experts,
      true,
      {"tokens", "tokens_seed"},
-     "Each layer of every arm starts from the truth's stream and takes the truth's routing (teacher "
+     "Each layer of every arm starts from the truth's stream and takes the truth's routing (parity's local "
      "mode). The error of an expert is the rel_l2 of its outputs over all tokens that chose it, of a "
      "layer that of what the layer adds to the stream. Tokens: the input's, then ids drawn from the "
      "seed."},

@@ -11,7 +11,7 @@ static const weight_type TYPES[N_TYPES] = {TYPE_Q6_K, TYPE_Q4_K};
 static const char *const TYPE_NAMES[N_TYPES] = {"q6k", "q4k"};
 static const char *const ENDS[CHAIN_FIGURES] = {"max_rel", "one_minus_cos", "q8k_rel_l2",
                                                 "q8k_one_minus_cos"};
-typedef enum { CHAIN_ASCENDING, CHAIN_LANES, CHAIN_Q8K, CHAIN_TRUTH } chain_kind;
+typedef enum { CHAIN_PAIRWISE, CHAIN_LANES, CHAIN_Q8K, CHAIN_TRUTH } chain_kind;
 
 typedef struct {
   int64_t size, longest;
@@ -68,7 +68,7 @@ static void normalise(double *x, int64_t n, bool in_doubles) {
 // doubles from step to step: product_compute takes floats, so its x is split into two, whose products it
 // adds.
 static status take_step(double *x, int64_t n, chain_kind kind, const matrix *m, float *f, double *room) {
-  static const product_operation *const OF[CHAINS] = {&OF_ASCENDING, &OF_LANES, &OF_Q8K, &OF_TRUTH};
+  static const product_operation *const OF[CHAINS] = {&OF_PAIRWISE, &OF_LANES, &OF_Q8K, &OF_TRUTH};
   const product_input in = {*m, f, n, "auto", 1};
   int64_t count = n * m->cols, parts = kind == CHAIN_TRUTH ? 2 : 1;
   double *sum = room, *y = room + count;
@@ -88,7 +88,7 @@ static status take_step(double *x, int64_t n, chain_kind kind, const matrix *m, 
 
 static void measure(double out[CHAIN_FIGURES], const double *const x[CHAINS], int64_t n) {
   metrics orders, rounding;
-  metrics_row(&orders, x[CHAIN_LANES], x[CHAIN_ASCENDING], (size_t)n);
+  metrics_row(&orders, x[CHAIN_LANES], x[CHAIN_PAIRWISE], (size_t)n);
   metrics_row(&rounding, x[CHAIN_Q8K], x[CHAIN_TRUTH], (size_t)n);
   out[0] = orders.max_rel;
   out[1] = orders.one_minus_cos;

@@ -1,4 +1,5 @@
-// Experiment 9: the local error of every layer and expert, in teacher mode.
+// Experiment 9: the local error of every layer and expert, from the truth's stream, with its routing (mode
+// local).
 #include "base/memory.h"
 #include "src/lab/falsify_pass.h"
 #include <math.h>
@@ -12,17 +13,16 @@ typedef struct { // of sums over tokens: ||a - b||^2 and ||b||^2
 typedef struct {
   pass p;
   int64_t n_layers, n_experts, top_k, hidden;
+  // all that follows on the reporting rank alone
   double *before, *after,
-      *mine;     // streams [max_batch][hidden]: the truth's before and after a layer, an arm's
-  double *down;  // the truth's outputs of slots [max_batch * top_k][hidden]; reporting rank
-  routing given; // the truth's
+      *mine; // streams [max_batch][hidden]: the truth's before and after a layer, an arm's
   // of each arm
   square_sums *expert[CONFIG_MAX_ARMS]; // [n_layers][n_experts]
   square_sums *layer[CONFIG_MAX_ARMS];  // [n_layers]
   int64_t *hits;                        // [n_layers][n_experts]
-} teacher;
+} local_errors;
 
-static status teacher_open(teacher *t, bool reports) {
+static status local_open(local_errors *t) {
   const model_shape *s = &t->p.j.m->weights.shape;
   size_t rows = (size_t)t->p.j.max_batch, map = (size_t)(s->n_layers * s->n_experts);
   t->n_layers = s->n_layers;
@@ -32,9 +32,7 @@ static status teacher_open(teacher *t, bool reports) {
   TRY(TAKE(&t->before, rows * (size_t)s->hidden, "a layer's rows"));
   TRY(TAKE(&t->after, rows * (size_t)s->hidden, "a layer's rows"));
   TRY(TAKE(&t->mine, rows * (size_t)s->hidden, "a layer's rows"));
-  TRY(TAKE(&t->given.expert, rows * (size_t)s->top_k, "the truth's routing"));
   TRY(TAKE(&t->hits, map, "the map of experts"));
-  if (reports) TRY(TAKE(&t->down, rows * (size_t)(s->top_k * s->hidden), "the experts' outputs"));
   for (size_t a = 0; a < t->p.n_arms; a++) {
     TRY(TAKE(&t->expert[a], map, "the map of experts"));
     TRY(TAKE(&t->layer[a], (size_t)s->n_layers, "the map of layers"));
@@ -42,7 +40,7 @@ static status teacher_open(teacher *t, bool reports) {
   return 0;
 }
 
-static void teacher_close(teacher *t) {
+static void local_close(local_errors *t) {
   for (size_t a = 0; a < t->p.n_arms; a++) {
     free(t->expert[a]);
     free(t->layer[a]);
@@ -50,8 +48,6 @@ static void teacher_close(teacher *t) {
   free(t->before);
   free(t->after);
   free(t->mine);
-  free(t->down);
-  free(t->given.expert);
   free(t->hits);
   pass_close(&t->p);
 }
@@ -66,45 +62,48 @@ static void add_squares(square_sums *s, const double *a, const double *b, const 
 
 // ---- a layer ----
 
-static status truth_layer(teacher *t, int64_t layer, const token_batch *batch) {
-  arm *a = t->p.arm[t->p.truth];
-  const double *down;
-  TRY(arm_stream_read(a, t->before));
-  TRY(arm_layer(a, layer));
-  TRY(arm_stream_read(a, t->after));
-  TRY(arm_probe_take(a, PROBE_FFN_MOE_DOWN, &down));
-  for (int64_t i = 0; i < batch->n; i++)
-    memcpy(t->given.expert + i * t->top_k, arm_experts(a, i), (size_t)t->top_k * sizeof *t->given.expert);
-  if (!down) return 0;
-  memcpy(t->down, down, (size_t)(batch->n * t->top_k * t->hidden) * sizeof *down);
-  for (int64_t i = 0; i < batch->n * t->top_k; i++) t->hits[layer * t->n_experts + t->given.expert[i].id]++;
-  return 0;
+// Where the truth has the expert of an arm's slot, which takes the same experts in an order of its own.
+static int64_t slot_of(const expert_global *of_truth, expert_global e, int64_t top_k) {
+  int64_t s = 0;
+  while (s < top_k - 1 && of_truth[s].id != e.id) s++;
+  return s;
 }
 
-static status other_layer(teacher *t, size_t index, int64_t layer, const token_batch *batch) {
-  arm *a = t->p.arm[index];
-  const double *down;
-  TRY(arm_stream_write(a, t->before));
-  TRY(arm_impose_routing(a, ROUTING_EXPERTS, &t->given));
-  TRY(arm_layer(a, layer));
-  TRY(arm_probe_take(a, PROBE_FFN_MOE_DOWN, &down));
-  if (!down) return 0;
-  TRY(arm_stream_read(a, t->mine));
-  for (int64_t i = 0; i < batch->n; i++)
-    add_squares(&t->layer[index][layer], t->mine + i * t->hidden, t->after + i * t->hidden,
-                t->before + i * t->hidden, t->hidden);
-  for (int64_t i = 0; i < batch->n * t->top_k; i++)
-    add_squares(&t->expert[index][layer * t->n_experts + t->given.expert[i].id], down + i * t->hidden,
-                t->down + i * t->hidden, NULL, t->hidden);
-  return 0;
+static void add_token(local_errors *t, size_t index, int64_t layer, int64_t token, const double *down,
+                      const double *of_truth) {
+  const expert_global *mine = arm_experts(t->p.arm[index], token),
+                      *given = arm_experts(t->p.arm[t->p.truth], token);
+  size_t stream = (size_t)(token * t->hidden);
+  add_squares(&t->layer[index][layer], t->mine + stream, t->after + stream, t->before + stream, t->hidden);
+  for (int64_t s = 0; s < t->top_k; s++) {
+    int64_t own = token * t->top_k + s, other = token * t->top_k + slot_of(given, mine[s], t->top_k);
+    add_squares(&t->expert[index][layer * t->n_experts + mine[s].id], down + own * t->hidden,
+                of_truth + other * t->hidden, NULL, t->hidden);
+  }
 }
 
-static status run_batch(teacher *t, const token_batch *batch) {
-  for (size_t a = 0; a < t->p.n_arms; a++) TRY(arm_embed(t->p.arm[a], batch));
-  for (int64_t layer = 0; layer < t->n_layers; layer++) {
-    TRY(truth_layer(t, layer, batch));
-    for (size_t a = 0; a < t->p.n_arms; a++)
-      if (a != t->p.truth) TRY(other_layer(t, a, layer, batch));
+static status read_truth(void *context, const token_batch *batch, int64_t first) {
+  local_errors *t = context;
+  (void)batch, (void)first;
+  return job_is_reporting(&t->p.j) ? arm_stream_read(t->p.arm[t->p.truth], t->after) : 0;
+}
+
+static status see_layer(void *context, int64_t layer, const token_batch *batch, int64_t first) {
+  local_errors *t = context;
+  const double *down[CONFIG_MAX_ARMS];
+  double *before = t->after;
+  for (size_t a = 0; a < t->p.n_arms; a++) TRY(arm_probe_take(t->p.arm[a], PROBE_FFN_MOE_DOWN, &down[a]));
+  if (!job_is_reporting(&t->p.j)) return 0;
+  t->after = t->before;
+  t->before = before;
+  TRY(read_truth(t, batch, first));
+  for (int64_t i = 0; i < batch->n; i++)
+    for (int64_t s = 0; s < t->top_k; s++)
+      t->hits[layer * t->n_experts + arm_experts(t->p.arm[t->p.truth], i)[s].id]++;
+  for (size_t a = 0; a < t->p.n_arms; a++) {
+    if (a == t->p.truth) continue;
+    TRY(arm_stream_read(t->p.arm[a], t->mine));
+    for (int64_t i = 0; i < batch->n; i++) add_token(t, a, layer, i, down[a], down[t->p.truth]);
   }
   return 0;
 }
@@ -130,7 +129,7 @@ static int64_t worst_of(const square_sums *s, int64_t n) {
   return worst;
 }
 
-static status add_arm(const teacher *t, experiment_result *out, size_t a) {
+static status add_arm(const local_errors *t, experiment_result *out, size_t a) {
   const char *prefix = t->p.prefix[a];
   int64_t map = t->n_layers * t->n_experts, worst = worst_of(t->expert[a], map);
   double *values;
@@ -161,7 +160,7 @@ static status add_arm(const teacher *t, experiment_result *out, size_t a) {
 }
 
 // The map of the arm with the largest error in all.
-static status add_map(const teacher *t, experiment_result *out) {
+static status add_map(const local_errors *t, experiment_result *out) {
   int64_t map = t->n_layers * t->n_experts, n_hit = 0;
   size_t shown = t->p.n_arms;
   double most = -1;
@@ -186,7 +185,7 @@ static status add_map(const teacher *t, experiment_result *out) {
   return 0;
 }
 
-static status add_figures(const teacher *t, experiment_result *out) {
+static status add_figures(const local_errors *t, experiment_result *out) {
   TRY(add_map(t, out));
   for (size_t a = 0; a < t->p.n_arms; a++)
     if (pass_is_measured(&t->p, a)) TRY(add_arm(t, out, a));
@@ -194,15 +193,15 @@ static status add_figures(const teacher *t, experiment_result *out) {
 }
 
 status falsify_experts(falsify_lab *lab, experiment_result *out) {
-  teacher t = {.n_layers = 0};
-  token_batch batch;
+  local_errors t = {.n_layers = 0};
+  const step_observer observer = {&t, read_truth, see_layer, NULL};
   bool reports = job_is_reporting(lab->j);
   status result;
   TRY_DONE(result, pass_open(&t.p, lab, out, 1u << PROBE_FFN_MOE_DOWN, false));
-  TRY_DONE(result, job_agree(lab->j, teacher_open(&t, reports), "the map of experts"));
-  while (pass_next(&t.p, &batch)) TRY_DONE(result, run_batch(&t, &batch));
+  TRY_DONE(result, job_agree(lab->j, reports ? local_open(&t) : 0, "the map of experts"));
+  TRY_DONE(result, pass_run(&t.p, MODE_LOCAL, &observer));
   result = job_agree(lab->j, reports ? add_figures(&t, out) : 0, "the map of experts");
 done:
-  teacher_close(&t);
+  local_close(&t);
   return result;
 }

@@ -23,6 +23,9 @@ status falsify_routing(falsify_lab *lab, experiment_result *out);         // 10;
 
 // ---- shared by the methods ----
 
+// The pair of sum orders whose figures stand beside the known case's Q6_K kernels in 1 to 3: OF_PAIRWISE
+// (products rounded, halves of halves), OF_LANES. Theirs are not known; docs/falsify.md says how this pair
+// was found.
 extern const product_operation OF_TRUTH, OF_ASCENDING, OF_LANES, OF_PAIRWISE, OF_Q8K, OF_Q8K_ABSMAX;
 
 int falsify_threads(const falsify_lab *lab);

@@ -202,10 +202,11 @@ static void survey_row(survey *s, int place, const double *row, int64_t width) {
   }
 }
 
-static status survey_layer(survey *s, int64_t layer, const token_batch *batch) {
+static status survey_layer(void *context, int64_t layer, const token_batch *batch, int64_t first) {
+  survey *s = context;
   const model_shape *shape = &s->p.j.m->weights.shape;
   arm *a = s->p.arm[s->p.truth];
-  TRY(arm_layer(a, layer));
+  (void)layer, (void)first;
   for (int i = 0; i < N_PLACES; i++) {
     const double *rows;
     int64_t width = probe_width(PLACES[i].point, shape);
@@ -248,16 +249,12 @@ static void survey_close(survey *s) {
 static status survey_model(falsify_lab *lab, experiment_result *out) {
   survey s = {.ratio = experiment_real(out->settings, "ratio")};
   uint32_t points = 0;
-  token_batch batch;
+  const step_observer observer = {&s, NULL, survey_layer, NULL};
   status result;
   for (int i = 0; i < N_PLACES; i++) points |= 1u << PLACES[i].point;
   TRY_DONE(result, pass_open(&s.p, lab, out, points, true));
   TRY_DONE(result, job_agree(lab->j, survey_open(&s), "the survey of activations"));
-  while (pass_next(&s.p, &batch)) {
-    TRY_DONE(result, arm_embed(s.p.arm[s.p.truth], &batch));
-    for (int64_t layer = 0; layer < s.p.j.m->weights.shape.n_layers; layer++)
-      TRY_DONE(result, survey_layer(&s, layer, &batch));
-  }
+  TRY_DONE(result, pass_run(&s.p, MODE_FREE, &observer));
   if (job_is_reporting(lab->j)) add_survey(&s, out);
 done:
   survey_close(&s);

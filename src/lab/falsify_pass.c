@@ -69,7 +69,7 @@ static void name_arms(pass *p) {
 status pass_open(pass *p, falsify_lab *lab, experiment_result *out, uint32_t points, bool only_truth) {
   const arm_list *arms = &lab->j->cfg->run.arms;
   int64_t wanted = lab->tokens ? lab->tokens : experiment_integer(out->settings, "tokens");
-  *p = (pass){.j = *lab->j, .n_arms = arms->count};
+  *p = (pass){.j = *lab->j, .n_arms = arms->count, .only_truth = only_truth};
   TRY(job_agree(lab->j, find_truth(p, out->settings->id), "the arms of an experiment"));
   TRY(job_agree(lab->j, take_tokens(p, out, wanted), "the tokens of an experiment"));
   name_arms(p);
@@ -77,23 +77,28 @@ status pass_open(pass *p, falsify_lab *lab, experiment_result *out, uint32_t poi
     if (only_truth && a != p->truth) continue;
     TRY(job_open_arm(&p->j, &arms->arm[a], &p->arm[a]));
     TRY(job_agree(lab->j, arm_probes_open(p->arm[a], points), "the probes of an experiment"));
-    arm_watch_layers(p->arm[a], true);
     arm_keep_logits(p->arm[a], false);
     TRY(job_agree(lab->j, arm_probes_want(p->arm[a], points), "the probes of an experiment"));
   }
-  return job_agree(lab->j, batcher_open(&p->batches, p->j.sequences, p->j.n_sequences, p->j.chunk),
-                   "the batches of an experiment");
+  return 0;
 }
 
 void pass_close(pass *p) {
   for (size_t a = 0; a < p->n_arms; a++) arm_close(p->arm[a]);
-  batcher_close(&p->batches);
   for (int64_t i = 0; i < p->n_added; i++) free(p->added[p->j.n_sequences - 1 - i].tokens);
   free(p->added);
 }
 
-bool pass_next(pass *p, token_batch *batch) {
-  return batcher_next(&p->batches, batch);
+status pass_run(pass *p, parity_mode mode, const step_observer *observer) {
+  const arms_in_step all = {.j = &p->j,
+                            .arms = p->only_truth ? &p->arm[p->truth] : p->arm,
+                            .n_arms = p->only_truth ? 1 : p->n_arms,
+                            .reference = p->only_truth ? 0 : p->truth,
+                            .mode = mode,
+                            .observer = *observer,
+                            .without_logits = true,
+                            .what = "falsify"};
+  return arms_in_step_run(&all);
 }
 
 bool pass_is_measured(const pass *p, size_t a) {

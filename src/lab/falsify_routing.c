@@ -46,10 +46,11 @@ static void decide(flips *f, size_t a, const double *mine, const double *truth) 
   b->predicted += flip_chance(truth, f->chosen[0], f->n_experts, margin, s / sqrt(2));
 }
 
-static status take_layer(flips *f, int64_t layer, const token_batch *batch) {
+static status take_layer(void *context, int64_t layer, const token_batch *batch, int64_t first) {
+  flips *f = context;
   const double *logits;
   size_t width = (size_t)f->n_experts;
-  for (size_t a = 0; a < f->p.n_arms; a++) TRY(arm_layer(f->p.arm[a], layer));
+  (void)layer, (void)first;
   TRY(arm_probe_take(f->p.arm[f->p.truth], PROBE_FFN_MOE_LOGITS, &logits));
   if (logits) memcpy(f->truth, logits, (size_t)batch->n * width * sizeof *logits);
   for (size_t a = 0; a < f->p.n_arms; a++) {
@@ -58,12 +59,6 @@ static status take_layer(flips *f, int64_t layer, const token_batch *batch) {
     for (int64_t t = 0; t < batch->n && logits; t++)
       decide(f, a, logits + (size_t)t * width, f->truth + (size_t)t * width);
   }
-  return 0;
-}
-
-static status run_batch(flips *f, const token_batch *batch) {
-  for (size_t a = 0; a < f->p.n_arms; a++) TRY(arm_embed(f->p.arm[a], batch));
-  for (int64_t layer = 0; layer < f->p.j.m->weights.shape.n_layers; layer++) TRY(take_layer(f, layer, batch));
   return 0;
 }
 
@@ -113,11 +108,11 @@ static void flips_close(flips *f) {
 
 status falsify_routing(falsify_lab *lab, experiment_result *out) {
   flips f = {.n_experts = 0};
-  token_batch batch;
+  const step_observer observer = {&f, NULL, take_layer, NULL};
   status result;
   TRY_DONE(result, pass_open(&f.p, lab, out, 1u << PROBE_FFN_MOE_LOGITS, false));
   TRY_DONE(result, job_agree(lab->j, flips_open(&f, out->settings), "the bins of flips"));
-  while (pass_next(&f.p, &batch)) TRY_DONE(result, run_batch(&f, &batch));
+  TRY_DONE(result, pass_run(&f.p, MODE_FREE, &observer));
   for (size_t a = 0; a < f.p.n_arms && job_is_reporting(lab->j); a++)
     if (pass_is_measured(&f.p, a)) add_arm(&f, out, a);
 done:

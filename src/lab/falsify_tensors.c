@@ -27,16 +27,16 @@ static status add_over_largest(experiment_result *out, const slab *s, const doub
 }
 
 static status compare_orders(experiment_result *out, const slab *s) {
-  double *ascending = NULL, *lanes = NULL, l2 = 0;
+  double *pairwise = NULL, *lanes = NULL, l2 = 0;
   status result;
-  TRY_DONE(result, slab_compute(&ascending, s, &OF_ASCENDING));
+  TRY_DONE(result, slab_compute(&pairwise, s, &OF_PAIRWISE));
   TRY_DONE(result, slab_compute(&lanes, s, &OF_LANES));
-  TRY_DONE(result, add_over_largest(out, s, ascending, lanes));
-  TRY_DONE(result, slab_add_pair(out, s, "orders", lanes, ascending));
-  for (int64_t i = 0; i < s->weights.rows; i++) l2 += ascending[i] * ascending[i];
+  TRY_DONE(result, add_over_largest(out, s, pairwise, lanes));
+  TRY_DONE(result, slab_add_pair(out, s, "orders", lanes, pairwise));
+  for (int64_t i = 0; i < s->weights.rows; i++) l2 += pairwise[i] * pairwise[i];
   experiment_add(out, sqrt(l2), "l2");
 done:
-  free(ascending);
+  free(pairwise);
   free(lanes);
   return result;
 }
@@ -53,7 +53,7 @@ static status compare_all(experiment_result *out, const slab *s, const gguf *g) 
     metrics m;
     const product_input in = {{t->data, TYPE_Q6_K, s->weights.rows, s->weights.cols}, s->x, 1, s->row, 1};
     TRY(product_compute(a, &in, &OF_LANES));
-    TRY(product_compute(b, &in, &OF_ASCENDING));
+    TRY(product_compute(b, &in, &OF_PAIRWISE));
     metrics_row(&m, a, b, (size_t)s->weights.rows);
     worst = fmax(worst, m.rel_l2);
     n++;

@@ -57,7 +57,7 @@ status pair_figures_open(pair_figures *out, job *j, arm *const *arms, size_t n_a
                         .n_pairs = n_pairs,
                         .reference = arms_reference(&j->cfg->run.arms),
                         .mode = mode,
-                        .imposes = imposes || mode == MODE_FORCED,
+                        .imposes = imposes || parity_mode_imposes_routing(mode),
                         .pair = pair,
                         .wanted = j->cfg->parity.probes,
                         .accounts = accounts};
@@ -142,12 +142,21 @@ static void account_rows(pair_figures *f, int64_t step, const token_batch *batch
   for (size_t i = 0; i < f->n_pairs && f->accounts; i++)
     for (int64_t t = 0; t < batch->n; t++) {
       const double *a = f->stream[f->pair[i].a] + t * s->hidden, *b = f->stream[f->pair[i].b] + t * s->hidden;
-      if (f->mode == MODE_TEACHER)
+      const double *truth = f->stream[f->reference] + t * s->hidden;
+      switch (f->mode) {
+      case MODE_TEACHER:
         account_samples_local(&f->accounts[i], step, first + t, t, a, b,
                               step && f->samples[i].layer[(step - 1) * f->j->n_tokens + first + t].flips > 0);
-      else if (is_last)
-        account_samples_run(&f->accounts[i], f->mode == MODE_FORCED ? ACCOUNT_FORCED : ACCOUNT_FREE,
-                            first + t, a, b, f->stream[f->reference] + t * s->hidden);
+        break;
+      case MODE_FREE:
+        if (is_last) account_samples_run(&f->accounts[i], ACCOUNT_FREE, first + t, a, b, truth);
+        break;
+      case MODE_FORCED:
+        if (is_last) account_samples_run(&f->accounts[i], ACCOUNT_FORCED, first + t, a, b, truth);
+        break;
+      case MODE_LOCAL: // the account's local errors have the arm's own routing
+        break;
+      }
     }
 }
 

@@ -19,8 +19,11 @@ static const char *const AXES[PRODUCT_AXES] = {
 };
 
 static const char *const ACTIVATIONS[] = {
-    [ACTIVATIONS_F32] = "f32",   [ACTIVATIONS_F16] = "f16",
-    [ACTIVATIONS_Q8_K] = "Q8_K", [ACTIVATIONS_Q8_K_ABSMAX] = "Q8_K by absmax",
+    [ACTIVATIONS_F32] = "f32",
+    [ACTIVATIONS_F16] = "f16",
+    [ACTIVATIONS_Q8_K] = "Q8_K",
+    [ACTIVATIONS_Q8_K_ABSMAX] = "Q8_K by absmax",
+    [ACTIVATIONS_Q8_K_SPLIT] = "Q8_K without outliers",
     [ACTIVATIONS_Q8_1] = "Q8_1",
 };
 static const char *const WEIGHTS[] = {[WEIGHTS_F32] = "as stored", [WEIGHTS_F16] = "rounded to f16"};
@@ -59,6 +62,10 @@ static const product_row TABLE[] = {
     {"q8k@cpu", "the path q8k: integers, activations in Q8_K as ggml rounds them",
      OPERATION(Q8_K, F32, INTEGER, ASCENDING, CPU)},
     {"q8k@cuda", "the same on a GPU", OPERATION(Q8_K, F32, INTEGER, ASCENDING, CUDA)},
+    {"q8k_split@cpu",
+     "the path q8k_split, as experts take it: outliers of the activations in floats, the rest as q8k",
+     OPERATION(Q8_K_SPLIT, F32, INTEGER, ASCENDING, CPU)},
+    {"q8k_split@cuda", "the same on a GPU", OPERATION(Q8_K_SPLIT, F32, INTEGER, ASCENDING, CUDA)},
     {"q8k_absmax", "integers, activations rounded as in the known case: max|x| / 127, half away from zero",
      OPERATION(Q8_K_ABSMAX, F32, INTEGER, ASCENDING, HERE)},
     {"q8_1", "integers, activations in Q8_1 as ggml's CUDA products take them",
@@ -92,6 +99,7 @@ static bool find_path(path_kind *out, const product_operation *o) {
       {PATH_F64, OPERATION(F32, F32, DOUBLE, LANES, HERE)},
       {PATH_F32, OPERATION(F32, F32, FLOAT, LANES, HERE)},
       {PATH_Q8K, OPERATION(Q8_K, F32, INTEGER, ASCENDING, HERE)},
+      {PATH_Q8K_SPLIT, OPERATION(Q8_K_SPLIT, F32, INTEGER, ASCENDING, HERE)},
   };
   for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
     *out = paths[i].path;
@@ -121,8 +129,9 @@ static const char *refusal_on_backend(const product_operation *o, const product_
   if (absence) return absence;
   if (!find_path(&path, o)) return "no path computes this, so no backend does";
   if (!backend_get(where)->has_path(path)) return "the backend lacks the path";
-  if (path == PATH_Q8K && !quants_has_type(in->weights.type))
-    return "the path q8k does not round before a product with this type of weights";
+  bool rounds = path == PATH_Q8K || path == PATH_Q8K_SPLIT;
+  if (rounds && !quants_has_type(in->weights.type))
+    return "the path does not round before a product with this type of weights";
   return NULL;
 }
 
@@ -147,6 +156,7 @@ typedef struct {
 
 static float sum_pairwise(const float *a, const float *b, int64_t n) {
   if (n == 1) return a[0] * b[0];
+  if (n == 2) return a[0] * b[0] + a[1] * b[1];
   return sum_pairwise(a, b, n / 2) + sum_pairwise(a + n / 2, b + n / 2, n - n / 2);
 }
 
@@ -280,12 +290,27 @@ static float dot_q8_1(const product_room *r, const quants *q, int64_t blocks) {
   return sum_floats(&r->sum, r->ones, r->terms, blocks);
 }
 
-static double dot_integers(const product_room *r, const quants *q) {
+// As the path q8k_split, which adds the sum of the outliers' terms, with the weights as floats.
+static float dot_split(const product_room *r, const unpacked *row, int64_t blocks) {
+  float sum = dot_q8k(r, row->q, blocks), z = 0;
+  bool any = false;
+  for (int64_t i = 0; i < blocks * QK_K; i++) {
+    if (r->x.outlier[i] == 0) continue;
+    z = num_fma_f32(row->w[i], r->x.outlier[i], z);
+    any = true;
+  }
+  return any ? sum + z : sum;
+}
+
+static double dot_integers(const product_room *r, const unpacked *row) {
   int64_t blocks = r->in->weights.cols / QK_K;
+  const quants *q = row->q;
   switch ((activation_rounding)r->o->at[AXIS_ACTIVATIONS]) {
   case ACTIVATIONS_Q8_K:
   case ACTIVATIONS_Q8_K_ABSMAX:
     return (double)dot_q8k(r, q, blocks);
+  case ACTIVATIONS_Q8_K_SPLIT:
+    return (double)dot_split(r, row, blocks);
   case ACTIVATIONS_Q8_1:
     return (double)dot_q8_1(r, q, blocks);
   case ACTIVATIONS_F32:
@@ -317,7 +342,7 @@ static double dot(const product_room *r, const unpacked *row) {
     return (double)(float)((double)sum_floats(&r->sum, row->w, r->x.value, cols) +
                            correct_minimums(r, row->q));
   case INNER_INTEGER:
-    return dot_integers(r, row->q);
+    return dot_integers(r, row);
   case INNER_DOUBLE:
     return sum_doubles(&r->sum, row->w, r->x.value, cols) + correct_minimums(r, row->q);
   }

@@ -25,6 +25,7 @@ typedef enum {
   ACTIVATIONS_F16,  // each rounded to f16
   ACTIVATIONS_Q8_K, // ggml's: blocks of 256, scale -127 / the element of largest magnitude, ties to even
   ACTIVATIONS_Q8_K_ABSMAX, // the known case's: blocks of 256, d = max|x| / 127, half away from zero
+  ACTIVATIONS_Q8_K_SPLIT,  // q8k_split's: its outliers as they are, the rest in Q8_K
   ACTIVATIONS_Q8_1, // ggml CUDA's: blocks of 32, f16 scale, f16 sum of the unrounded numbers for minimums
 } activation_rounding;
 

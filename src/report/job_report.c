@@ -119,7 +119,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   return report_ranks(j, r);
 }
 
-static const char *cache_name(const path_info *path, const char *kv) {
+const char *report_cache_name(const path_info *path, const char *kv) {
   switch (path->attention) {
   case ATTENTION_REALS:
     return path->name;
@@ -213,7 +213,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
   out->is_truth = arm_is_truth(choice);
   out->path = arm_path(a)->name;
   out->path_version = arm_path(a)->version;
-  out->cache = cache_name(arm_path(a), r->kv);
+  out->cache = report_cache_name(arm_path(a), r->kv);
   out->digest = arm_digest(a);
   out->tokens = tokens;
   out->prefill_tokens_per_s = arm_seconds(a) > 0 ? (double)tokens / arm_seconds(a) : 0;

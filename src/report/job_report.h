@@ -20,3 +20,6 @@ status job_report_accounts(report *r);
 // Collective; fails on every rank or on none. The reporting rank writes the report to output.dir, where it is
 // set, and prints it.
 status job_report_finish(job *j, report *r);
+
+// What an arm of the path keeps its keys and values in: "f64", "limbs", or `kv`, the job's run.kv.
+const char *report_cache_name(const path_info *path, const char *kv);

@@ -138,6 +138,8 @@ static const char *title_of(parity_mode mode) {
     return "Forced: each arm takes the truth's experts";
   case MODE_TEACHER:
     return "Teacher-forced: each layer starts from the truth's stream";
+  case MODE_LOCAL:
+    return "Local: each layer from the truth's stream and experts";
   }
   __builtin_unreachable();
 }

@@ -130,6 +130,19 @@ static void put_checks(branch arm, const arm_checks *c) {
   }
 }
 
+branch report_json_arm(branch list, const report *r, const report_arm *a) {
+  branch o = put_object(list, NULL);
+  put_text(o, "name", a->name);
+  put_text(o, "path", a->path);
+  put_integer(o, "path_version", a->path_version);
+  put_text(o, "cache", a->cache);
+  put_digest(o, "expert_paths", a->expert_paths);
+  put_digest(o, "digest", a->digest);
+  branch layers = put_array(o, "layer_digests");
+  for (size_t i = 0; i < r->n_layers && a->layer_digests; i++) put_digest(layers, NULL, a->layer_digests[i]);
+  return o;
+}
+
 // Left out where there was none.
 static void put_audit(branch arm, const audit_coverage *c) {
   if (!(c->share > 0)) return;
@@ -144,17 +157,8 @@ static void put_audit(branch arm, const audit_coverage *c) {
   put_real(o, "bad_rank_missed", report_bad_rank_missed(c));
   put_real(o, "seconds", c->seconds);
 }
-
 static void put_arm(branch list, const report *r, const report_arm *a) {
-  branch o = put_object(list, NULL);
-  put_text(o, "name", a->name);
-  put_text(o, "path", a->path);
-  put_integer(o, "path_version", a->path_version);
-  put_text(o, "cache", a->cache);
-  put_digest(o, "expert_paths", a->expert_paths);
-  put_digest(o, "digest", a->digest);
-  branch layers = put_array(o, "layer_digests");
-  for (size_t i = 0; i < r->n_layers && a->layer_digests; i++) put_digest(layers, NULL, a->layer_digests[i]);
+  branch o = report_json_arm(list, r, a);
   put_integer(o, "ranks", (int64_t)r->n_ranks);
   put_integer(o, "threads", r->n_ranks ? r->ranks[0].threads : 0);
   put_integer(o, "tokens", a->tokens);

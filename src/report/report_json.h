@@ -1,4 +1,5 @@
-// report_json: the report as a JSON tree. For report_write alone; docs/report.schema.json is its shape.
+// report_json: the report as a JSON tree, and the parts of it that other files share; docs/report.schema.json
+// is its shape.
 #pragma once
 #include "src/report/report.h"
 #include "src/report/json_tree.h"
@@ -7,3 +8,6 @@
 status report_json(json_t **out, const report *r);
 void report_json_model(branch root, const report *r); // its key "model"
 void report_json_pairs(branch root, const report *r); // "pairs", "modes", "accounts"
+// What an arm's run was, and its bits; returned for what else there is to say of it. Any command that lists
+// arms.
+branch report_json_arm(branch list, const report *r, const report_arm *a);

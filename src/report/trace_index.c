@@ -62,16 +62,7 @@ static void put_files(branch arm, const trace_arm *a) {
 }
 
 static void put_arm(branch list, const report *r, const report_arm *a, const trace_arm *files) {
-  branch o = put_object(list, NULL);
-  put_text(o, "name", a->name);
-  put_text(o, "path", a->path);
-  put_integer(o, "path_version", a->path_version);
-  put_text(o, "cache", a->cache);
-  put_digest(o, "expert_paths", a->expert_paths);
-  put_digest(o, "digest", a->digest);
-  branch layers = put_array(o, "layer_digests");
-  for (size_t i = 0; i < r->n_layers; i++) put_digest(layers, NULL, a->layer_digests[i]);
-  put_files(o, files);
+  put_files(report_json_arm(list, r, a), files);
 }
 
 static status make_tree(json_t **out, const trace_files *t, const report *r, const token_batch *tokens) {

@@ -7,8 +7,8 @@
 typedef struct {
   const arms_in_step *s;
   int64_t hidden, top_k, n_layers;
-  double *stream;       // [max_batch][hidden] of the reference; MODE_TEACHER
-  expert_global *given; // [max_batch][top_k] of the reference; MODE_FORCED
+  double *stream;       // [max_batch][hidden] of the reference, where the mode imposes it
+  expert_global *given; // [max_batch][top_k] of the reference, where the mode imposes it
   int64_t first;        // the batch's first token
 } pass;
 
@@ -22,8 +22,8 @@ static status pass_open(pass *p, const arms_in_step *s) {
   const model_shape *shape = &s->j->m->weights.shape;
   size_t n = (size_t)s->j->max_batch;
   *p = (pass){.s = s, .hidden = shape->hidden, .top_k = shape->top_k, .n_layers = shape->n_layers};
-  if (s->mode == MODE_TEACHER) TRY(TAKE(&p->stream, n * (size_t)p->hidden, "the truth's stream"));
-  if (s->mode == MODE_FORCED) TRY(TAKE(&p->given, n * (size_t)p->top_k, "the truth's routing"));
+  if (parity_mode_imposes_stream(s->mode)) TRY(TAKE(&p->stream, n * (size_t)p->hidden, "the truth's stream"));
+  if (parity_mode_imposes_routing(s->mode)) TRY(TAKE(&p->given, n * (size_t)p->top_k, "the truth's routing"));
   return 0;
 }
 
@@ -62,17 +62,17 @@ static status impose_stream(pass *p, const token_batch *batch) {
 
 static status impose_routing(pass *p, size_t a, int64_t layer) {
   if (p->s->imposed) return arm_impose_choice(p->s->arms[a], routes_at(p->s->imposed, layer, p->first));
-  if (p->s->mode != MODE_FORCED || a == p->s->reference) return 0;
+  if (!p->given || a == p->s->reference) return 0;
   return arm_impose_choice(p->s->arms[a], p->given);
 }
 
 // The reference first: the others may need its routing.
 static status compute_layer(pass *p, int64_t layer, const token_batch *batch) {
   const arms_in_step *s = p->s;
-  if (s->mode == MODE_TEACHER) TRY(impose_stream(p, batch));
+  if (p->stream) TRY(impose_stream(p, batch));
   TRY(impose_routing(p, s->reference, layer));
   TRY(arm_layer(s->arms[s->reference], layer));
-  if (s->mode == MODE_FORCED) TRY(take_routing(p, batch));
+  if (p->given) TRY(take_routing(p, batch));
   for (size_t a = 0; a < s->n_arms; a++) {
     if (a == s->reference) continue;
     TRY(impose_routing(p, a, layer));
@@ -96,7 +96,8 @@ static status compute_batch(pass *p, const token_batch *batch) {
   for (size_t a = 0; a < s->n_arms; a++) TRY(arm_embed(s->arms[a], batch));
   if (s->observer.embedded) TRY(s->observer.embedded(s->observer.context, batch, p->first));
   for (int64_t layer = 0; layer < p->n_layers; layer++) TRY(compute_layer(p, layer, batch));
-  if (s->mode == MODE_TEACHER) TRY(impose_stream(p, batch));
+  if (s->without_logits) return 0;
+  if (p->stream) TRY(impose_stream(p, batch));
   return compute_logits(p, batch);
 }
 
@@ -104,7 +105,8 @@ static status compute_batch(pass *p, const token_batch *batch) {
 
 static status compute_all(pass *p) {
   const job *j = p->s->j;
-  const char *what = p->s->mode == MODE_FREE ? "parity" : parity_mode_name(p->s->mode);
+  const char *of_mode = p->s->mode == MODE_FREE ? "parity" : parity_mode_name(p->s->mode);
+  const char *what = p->s->what ? p->s->what : of_mode;
   progress shown = progress_start(job_is_reporting(j), what, "tokens", j->n_tokens);
   batcher batches;
   token_batch batch;

@@ -1,5 +1,5 @@
 // arms_in_step: several arms over the job's input, all taking a step before any takes the next, in one of
-// three modes.
+// four modes.
 //
 //   MODE_FREE     each arm goes its own way
 //   MODE_TEACHER  the embedding's output, and every layer's input, is replaced by the reference arm's
@@ -8,6 +8,7 @@
 //                 values, it has computed itself from that stream, so they too carry local error only
 //   MODE_FORCED   each layer takes the experts that the reference arm chose in this layer for this token
 //                 (arm_impose_choice): where the arm chooses the same ones, nothing changes
+//   MODE_LOCAL    both: what each layer's arithmetic does, whatever the router would have made of it
 //
 // Independent of: what is measured; an observer sees every step.
 // Invariant: what an observer sees depends on model, tokens, arms and mode alone: not on ranks, token shards
@@ -34,6 +35,8 @@ typedef struct {
   size_t reference; // whose stream or routing is imposed
   parity_mode mode;
   const routes *imposed; // experts that every arm takes, in every mode; NULL: none
+  bool without_logits;   // the heads are not computed, and the observer's `logits` is not called
+  const char *what;      // that is under way, for the progress line; NULL: parity, or the mode
   step_observer observer;
 } arms_in_step;
 

@@ -144,6 +144,16 @@ def dot_q8k(w, x, rounding):
     return total
 
 
+def dot_split(w, weights, x):
+    """q8k_split's, without a remainder: outliers as they are, the rest as q8k."""
+    blocks = x.reshape(-1, 256)
+    is_out = (np.abs(blocks) > F32(4) * np.sort(np.abs(blocks), 1)[:, -9][:, None]).reshape(-1)
+    y, z = dot_q8k(w, np.where(is_out, F32(0), x), round_q8k), np.zeros(len(weights), F32)
+    for i in np.flatnonzero(is_out):
+        z = fma(weights[:, i], np.broadcast_to(x[i], z.shape), z)
+    return y + z if is_out.any() else y
+
+
 def dot_q8_1(w, x):
     total = np.zeros(len(w.q), F32)
     for b in range(w.q.shape[1]):
@@ -182,7 +192,7 @@ def read_operations(type_, raw, rows, activations):
     dequantise = next(t[3] for t in reference.TYPES.values() if t[0] == type_)
     weights, w = dequantise(raw).reshape(rows, -1), Quants(type_, raw, rows)
     each = {"f64": lambda x: weights.astype(float) @ x.astype(float), "q8k@cpu": lambda x: dot_q8k(w, x, round_q8k),
-            "q8k_absmax": lambda x: dot_q8k(w, x, round_absmax), "q8_1": lambda x: dot_q8_1(w, x),
+            "q8k_split@cpu": lambda x: dot_split(w, weights, x), "q8k_absmax": lambda x: dot_q8k(w, x, round_absmax), "q8_1": lambda x: dot_q8_1(w, x),
             "f16": lambda x: dot_ascending(f16(weights), f16(x)), "dequantise": lambda x: dot_ascending(weights, x),
             "f32@cpu": lambda x: dot_lanes(weights, x)}
     return {name: np.stack([dot(x) for x in activations]) for name, dot in each.items()}
@@ -210,6 +220,20 @@ class Product(unittest.TestCase):
                     else:
                         np.testing.assert_array_equal(given, expected.astype(float))
         self.assertEqual(seen, {"Q4_K", "Q5_K", "Q6_K"})
+
+    def test_outliers(self):
+        """What is drawn has none: activations of a model that has."""
+        path, name = moe.model(SEED, **SHAPE | {"types": "Q4_K", "outliers": 2}), "blk.0.attn_q.weight"
+        found = bisect(model__path=path, bisect__tensor=name, bisect__rows=24, bisect__activations="attn_norm",
+                       input__tokens=TOKENS[:6])
+        number, _, raw = reference.Gguf(path).tensors[name]
+        x, size = found.load("activations"), reference.TYPES[number][2]
+        blocks = np.array(raw[:24 * x.shape[1] // 256 * size]).reshape(-1, size)
+        expected = read_operations("Q4_K", blocks, 24, x)
+        np.testing.assert_array_equal(found.load("q8k_split@cpu"), expected["q8k_split@cpu"].astype(float))
+        off = {n: found.pair(n, "f64")["rel_l2"]["shown"] for n in ("q8k@cpu", "q8k_split@cpu")}
+        self.assertGreater(off["q8k@cpu"], 5 * off["q8k_split@cpu"], off)
+        self.assertEqual(found.separating("q8k_split@cpu"), {"activation rounding"})
 
     def test_known_case(self):
         """006 and 007: the first 4608 bytes cut as 16 x 512."""
@@ -370,6 +394,12 @@ class Whole(unittest.TestCase):
         self.assertIsNone(found.whole["a_to_b"]["kl"])
         self.assertTrue(found.whole["sentence"].startswith(f"a and b differ by {part}:"), found.whole["sentence"])
         self.assertTrue(found.part(part)["to_b"]["same_bits"])
+
+    def test_cache_type_of_integers(self):
+        outcome = moe.attempt({"model.path": self.path, "input.tokens": TOKENS, "bisect.a": "f32@cpu", "bisect.b": "q8k@cpu",
+                               "bisect.kv_b": "f32"}, command="bisect", alone=True)
+        self.assertEqual(outcome.code, 2, outcome.err)
+        self.assertIn("expected an arm whose cache is of the type that run.kv says", outcome.err)
 
     def test_cache_type(self):
         found = self.named("attention of all layers", ["one setting, the cache type"], bisect__kv_b="f32")

@@ -14,7 +14,7 @@ SEED = moe.random_seed()
 SHAPE = dict(layers=4, experts=8, top_k=3, outliers=2)
 MODEL = moe.model(SEED, **SHAPE)
 EMULATED = os.path.join(os.path.dirname(moe.PROGRAM), "moe_run_emulated")
-MODES = ["free", "teacher", "forced"]
+MODES = ["free", "teacher", "forced", "local"]
 PROBES = ["kqv_out", "ffn_inp", "ffn_moe_swiglu", "ffn_moe_down", "ffn_moe_out"]
 MEASURED = ("pairs", "modes", "accounts")
 
@@ -54,18 +54,20 @@ def layer_of(model, layer, x, imposed=None):
 
 
 class Numpy:
-    """Truth and q8k in NumPy: the streams of each layer, free, forced and from the truth's input."""
+    """Truth and q8k in NumPy: the streams of each layer, free, forced, from the truth's input, and with its experts too."""
 
     def __init__(self, tokens):
         true, rounded = reference.Model(MODEL), PathModel(MODEL)
         x = [true.gguf.rows("token_embd.weight", np.asarray(tokens)).astype(np.float64)] * 3
-        self.true, self.forced, self.local, self.chosen, self.flips = [], [], [], [], []
+        self.true, self.forced, self.teacher, self.local, self.chosen, self.flips = [], [], [], [], [], []
         self.models = true, rounded
         for layer in range(true.layers):
-            local, own = layer_of(rounded, layer, x[0])
+            teacher, own = layer_of(rounded, layer, x[0])
+            before = x[0]
             stream, chosen = layer_of(true, layer, x[0])
             x = [stream, layer_of(rounded, layer, x[1], chosen)[0], x[2]]
-            for name, value in zip(("true", "forced", "local", "chosen"), (x[0], x[1], local, chosen)):
+            local = layer_of(rounded, layer, before, chosen)[0]
+            for name, value in zip(("true", "forced", "teacher", "local", "chosen"), (x[0], x[1], teacher, local, chosen)):
                 getattr(self, name).append(value)
             self.flips.append([len(set(o) - set(c)) for o, c in zip(own.tolist(), chosen.tolist())])
 
@@ -95,7 +97,7 @@ class Against(unittest.TestCase):
         print("q8k against NumPy:", {mode: f"{error:.0e}" for mode, error in cls.worst.items()}, flush=True)
 
     def test_each_layer(self):
-        for mode, streams in (("teacher", self.numpy.local), ("forced", self.numpy.forced)):
+        for mode, streams in (("teacher", self.numpy.teacher), ("forced", self.numpy.forced), ("local", self.numpy.local)):
             pair = self.report["modes"][mode]["pairs"][0]
             for layer, stream in enumerate(streams):
                 expected = float(np.median(moe.rel_l2(stream, self.numpy.true[layer])))
@@ -111,7 +113,7 @@ class Against(unittest.TestCase):
     def test_local_energies(self):
         account = self.report["accounts"][0]
         norm = (self.numpy.true[-1] ** 2).sum(1)
-        for layer, stream in enumerate(self.numpy.local):
+        for layer, stream in enumerate(self.numpy.teacher):
             energy = ((stream - self.numpy.true[layer]) ** 2).sum(1) / norm
             energy[np.array(self.numpy.flips[layer]) > 0] = 0
             self.near(account["layers"][layer]["local"], float(energy.mean()), "teacher", f"energy of layer {layer}")
@@ -142,8 +144,9 @@ class Against(unittest.TestCase):
             self.assertGreaterEqual(float(row["rel_l2_worst"]), error * (1 - 1e-12))
         for pair in [self.report["pairs"][0]] + [m["pairs"][0] for m in self.report["modes"].values()]:
             self.assertEqual(sum(e["hits"] for e in pair["experts"]), true.size)
-        forced = self.report["modes"]["forced"]["pairs"][0]
-        self.assertEqual(sum(e["matched"] for e in forced["experts"]), true.size)
+        for mode in ("forced", "local"):
+            pair = self.report["modes"][mode]["pairs"][0]
+            self.assertEqual(sum(e["matched"] for e in pair["experts"]), true.size)
 
     def test_flips_are_those_of_the_routes(self):
         own, true = routes(self.outcome, "q8k@cpu"), routes(self.outcome)

@@ -39,7 +39,15 @@ def split_q8k(x):
     return np.where(is_out, block, round_q8k(np.where(is_out, np.float32(0), block))).reshape(x.shape)
 
 
+def split_twice(x):
+    """As q, k, v and o of q8k_split have it: what the rounding left over is rounded too, and added."""
+    once = split_q8k(x)
+    return once + round_q8k(x - once)
+
+
 ROUNDED = {"q8k": round_q8k, "q8k_split": split_q8k}
+TWICE = {"q8k": round_q8k, "q8k_split": split_twice}
+BEFORE_ROUTER = ("attn_q", "attn_k", "attn_v", "attn_output")
 
 
 class Rounding:
@@ -116,7 +124,8 @@ class PathModel(reference.Model):
         own = self.shared if index is None or not self.path_of_expert else self.path_of_expert[index]
         matrix = super().weight(name, index)
         is_k_quant = self.gguf.tensors[name + ".weight"][0] in K_QUANTS
-        return Rounding(matrix, ROUNDED[own]) if own in ROUNDED and is_k_quant else matrix
+        rounded = TWICE if name.split(".")[-1] in BEFORE_ROUTER else ROUNDED
+        return Rounding(matrix, rounded[own]) if own in rounded and is_k_quant else matrix
 
     def balance(self, blk):
         """What the queries' channels are multiplied by, and the keys' divided."""

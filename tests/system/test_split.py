@@ -176,6 +176,9 @@ class Planted(unittest.TestCase):
     def test_left_out(self):
         self.planted("planted_outlier_left_out", True)
 
+    def test_remainder(self):
+        self.planted("planted_outlier_remainder", True)
+
     def test_the_limit_is_met_by_no_random_number(self):
         """An element just at the limit: only who compares blocks can tell (test_outliers)."""
         self.planted("planted_outlier_limit", False)

@@ -394,7 +394,8 @@ static void test_trace(void **state) {
 static void test_parity(void **state) {
   (void)state;
   config c;
-  REFUSES(NULL, "parity.mode=teachers", "parity.mode", "\"free\", \"teacher\", \"forced\"", "\"teachers\"");
+  REFUSES(NULL, "parity.mode=teachers", "parity.mode", "\"free\", \"teacher\", \"forced\", \"local\"",
+          "\"teachers\"");
   REFUSES(NULL, "parity.mode=[]", "parity.mode", "an array of 0");
   REFUSES(NULL, "parity.mode=[\"free\", \"free\"]", "each mode once");
   REFUSES(NULL, "parity.mode=[\"forced\", 1]", "the integer 1");
@@ -415,7 +416,7 @@ static void test_parity(void **state) {
   assert_int_equal(c.parity.modes, 1u << MODE_FREE | 1u << MODE_FORCED);
   assert_true(c.parity.bounds.count == 1 && c.parity.bounds.bound[0].bound == 3);
   config_close(&c);
-  accepts(&c, "parity.mode = [\"forced\", \"teacher\"]\n", "parity.bound=[[\"l_out-0\", 0]]");
+  accepts(&c, "parity.mode = [\"forced\", \"local\", \"teacher\"]\n", "parity.bound=[[\"l_out-0\", 0]]");
   assert_int_equal(c.parity.modes, (1u << MODE_COUNT) - 1);
   assert_true(c.parity.bounds.bound[0].layer == 0 && c.parity.bounds.bound[0].bound == 0);
   config_close(&c);

@@ -112,7 +112,8 @@ static void test_refusals(void **state) {
           "expected path@backend");
   refuses(HEAD "[gates.g]\nmetric = \"kl\"\nat_most = 1\nat = \"logits\"\n",
           "expected a pair of arms, or an arm");
-  refuses(HEAD "[scope]\nmodes = [\"freely\"]\n" GATE "at_least = 0.9\n", "expected free, teacher or forced");
+  refuses(HEAD "[scope]\nmodes = [\"freely\"]\n" GATE "at_least = 0.9\n",
+          "expected free, forced, teacher or local");
   refuses(HEAD "[scope]\nmodes = [\"free\"]\n" GATE "at_least = 0.9\nmode = \"forced\"\n",
           "contradicts itself");
   refuses(HEAD "[scope]\narms = [\"q8k@cpu\"]\n" GATE "at_least = 0.9\n",

@@ -1,0 +1,91 @@
+// step_products: the products of the steps: which launches make one on a path, and the inputs of part of a
+// batch.
+//
+// Independent of: how a kernel computes a product (products/), the order of the steps.
+#include "kernels/cuda/steps.cuh"
+
+bool takes_q8k(const path_info *path, const dev_matrix *m) {
+  return product_form(path->kind, m->type) == ACTIVATION_Q8K;
+}
+
+// Adds the products with what the rounding of their inputs left over.
+static status add_remainder(cuda_backend *b, product_set *set) {
+  for (int i = 0; i < set->count; i++) {
+    dev_inputs *in = &set->p[i].in;
+    const dev_remainder r = in->remainder;
+    in->qs = r.qs;
+    in->d = r.d;
+    in->bsums = r.bsums;
+    in->sums32 = r.sums32;
+    set->p[i].adds = true;
+  }
+  return product_q8k_launch(set, b->stream);
+}
+
+// A product with a remainder and outliers is whole before it is added to anything, so it takes a place of its
+// own first.
+static status multiply_q8k(cuda_backend *b, const path_info *path, product_set *set) {
+  if (!path_splits_outliers(path->kind)) return product_q8k_launch(set, b->stream);
+  product_set whole = *set;
+  bool adds = set->p[0].adds; // of a set of one
+  if (adds) whole.p[0].out = b->projected;
+  whole.p[0].adds = false;
+  TRY(product_q8k_launch(&whole, b->stream));
+  if (whole.p[0].in.remainder.qs) TRY(add_remainder(b, &whole)); // a set reads one input
+  return product_outliers_launch(set, adds ? b->projected : nullptr, b->stream);
+}
+
+status multiply(cuda_backend *b, const path_info *path, product_set *set) {
+  bool all_q8k = true;
+  for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
+  if (all_q8k) return multiply_q8k(b, path, set);
+  for (int i = 0; i < set->count; i++) {
+    product_set one = {{set->p[i]}, {0}, 1};
+    TRY(takes_q8k(path, &one.p[0].w) ? multiply_q8k(b, path, &one)
+                                     : product_f32_launch(&one.p[0], b->stream));
+  }
+  return 0;
+}
+
+dev_inputs rows_from(dev_inputs in, int64_t first) {
+  size_t elements = (size_t)first * (size_t)in.width;
+  in.x += elements;
+  if (in.outliers) in.outliers += elements / QK_K;
+  if (!in.qs) return in;
+  in.qs += elements;
+  in.d += elements / QK_K;
+  in.bsums += elements / 16;
+  in.sums32 += elements / 16;
+  if (!in.remainder.qs) return in;
+  in.remainder.qs += elements;
+  in.remainder.d += elements / QK_K;
+  in.remainder.bsums += elements / 16;
+  in.remainder.sums32 += elements / 16;
+  return in;
+}
+
+dev_inputs rounded_for(dev_inputs in, const path_info *path) {
+  if (!path_splits_outliers(path->kind)) in.outliers = nullptr;
+  return in;
+}
+
+product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, int n) {
+  product p = {};
+  p.w = *m;
+  p.in = *in;
+  p.n_items = n;
+  p.input_divisor = 1;
+  p.out = out;
+  return p;
+}
+
+status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
+                      bool adds) {
+  product_set set = {{shared_product(out, m, in, n)}, {0}, 1};
+  set.p[0].adds = adds;
+  return multiply(b, b->shared, &set);
+}
+
+dev_batch batch_from(const dev_batch &b, int first, int n) {
+  return dev_batch{b.token + first, b.sequence + first, b.position + first, n};
+}

@@ -9,8 +9,11 @@
 
 // ---- types ----
 
+// The types whose rows token_rows.cuh knows; of another that reads Q8_K the model keeps the launches of
+// decode.cuh.
 static bool is_q8k(const dev_matrix &m) {
-  return product_form(PATH_Q8K, m.type) == ACTIVATION_Q8K;
+  bool known = m.type == TYPE_Q4_K || m.type == TYPE_Q5_K || m.type == TYPE_Q6_K;
+  return known && product_form(PATH_Q8K, m.type) == ACTIVATION_Q8K;
 }
 
 static bool layer_fits(const dev_layer &w) {

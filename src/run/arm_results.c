@@ -43,22 +43,6 @@ void arm_digests_write(arm *a, const uint64_t *in) {
   digest_sums_write(&a->digests, in);
 }
 
-size_t arm_digest_count(const arm *a) {
-  return (size_t)((a->n_layers + 1) * a->params.n_sequences);
-}
-
-void arm_digests_read(const arm *a, uint64_t *out) {
-  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *out;
-  memcpy(out, a->logit_digest, n * bytes);
-  memcpy(out + n, a->layer_digest, (size_t)a->n_layers * n * bytes);
-}
-
-void arm_digests_write(arm *a, const uint64_t *in) {
-  size_t n = (size_t)a->params.n_sequences, bytes = sizeof *in;
-  memcpy(a->logit_digest, in, n * bytes);
-  memcpy(a->layer_digest, in + n, (size_t)a->n_layers * n * bytes);
-}
-
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
   return a->digests.logits[sequence];
 }

@@ -118,6 +118,9 @@ def main():
             files[file] = text.replace(before, after)
         else:
             print(f"{file}: the place of the fault {name} is gone: {before}", file=sys.stderr)
+    for old in to.rglob("*.*"):  # of a list that was longer: it would stand before the source
+        if old.is_file() and str(old.relative_to(to)) not in (*files, "planted.h"):
+            old.unlink()
     for file, text in files.items():
         write(to / file, re.sub(r"^(#pragma once|#include )", r'#include "planted.h"\n\1', text, count=1, flags=re.MULTILINE))
     print(";".join(file for file in files if file.endswith(".cu")), end="")

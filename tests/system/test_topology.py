@@ -61,7 +61,8 @@ class DryRun(unittest.TestCase):
         self.assertEqual((code, err), (0, ""))
         self.assertRegex(out.splitlines()[0], r"^mpirun .*-np 4 .*--map-by node \S*moe_run --config a\\ b\.toml")
         self.assertRegex(out, r"(?s)node: one.*rank: 0.*rank: 2.*node: two.*rank: 1.*rank: 3")
-        code, _, err = said([os.path.join(LAUNCH, "run"), "--dry-run", "-np", "5", "--hostfile", hosts, "--"])
+        code, _, err = said([os.path.join(LAUNCH, "run"), "--dry-run", "-np", "5", "--hostfile", hosts, "--"],
+                            OMPI_MCA_rmaps_base_oversubscribe="0")
         self.assertNotEqual(code, 0)
         self.assertIn("slots", err)
 

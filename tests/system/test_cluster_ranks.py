@@ -118,7 +118,7 @@ class Audit(unittest.TestCase):
 
 
 class Resume(unittest.TestCase):
-    SETS = keys(run__generate=2500, run__keep=0)
+    SETS = keys(run__generate=5000, run__keep=0.05)
 
     def kept(self, folder):
         try:
@@ -149,7 +149,7 @@ class Resume(unittest.TestCase):
     def test_generate(self):
         whole = moe.run(self.SETS, 2, command="generate")
         for number, ranks in ((signal.SIGUSR1, 2), (signal.SIGKILL, 1)):
-            outcome = self.ended("generate", self.SETS, ranks, number, lambda kept: kept and kept[0] > 300)
+            outcome = self.ended("generate", self.SETS, ranks, number, lambda kept: kept and kept[0] > 100)
             if number == signal.SIGUSR1:
                 self.assertRegex(outcome.err, r"signal \d+ ended the run; what was done is kept in .*--resume goes on")
             self.refusals(outcome.folder)
@@ -178,7 +178,7 @@ class Resume(unittest.TestCase):
         pathlib.Path(folder, "state.json").write_text(state)
 
     def test_perplexity(self):
-        tokens = [n * n % 300 for n in range(6000)]
+        tokens = [n * n % 300 for n in range(24000)]
         sets = keys(input__tokens=tokens, run__context=40, run__keep=0, run__generate=0)
         whole = moe.run(sets, 2, command="perplexity")
         outcome = self.ended("perplexity", sets, 2, signal.SIGUSR1, lambda kept: kept and kept[0] > 10)

@@ -188,7 +188,8 @@ void synth_options_print(FILE *out) {
   fprintf(out, "\n  --out FILE        the file to write; FILE.partial until it is whole\n  --mix MIX, "
                "--types MIX:\n                   ");
   for (int i = 0; synth_mix_at(i); i++) fprintf(out, " %s", synth_mix_at(i)->name);
-  fprintf(out, "; default %s\n  --tied            the embedding is the output matrix too\n",
+  fprintf(out,
+          ";\n                    default %s\n  --tied            the embedding is the output matrix too\n",
           synth_mix_at(0)->name);
   for (int i = 0; i < N_OPTIONS; i++) fprintf(out, "  %-14s N  %s\n", options[i].name, options[i].help);
 }

@@ -101,7 +101,16 @@ class Hosts:
         must("ip", "link", "set", self.link(host), "down")
 
     def join(self, host):
+        """Until the others reach it again: a bridge and its neighbours take a moment to notice."""
         must("ip", "link", "set", self.link(host), "up")
+        other = self.names[0] if host != self.names[0] else self.names[-1]
+        limit = time.monotonic() + 20
+        while time.monotonic() < limit:  # nobody listens there, so a host that answers refuses
+            done = call("ip", "netns", "exec", self.space(other), "timeout", "1", "bash", "-c",
+                        f"exec 3<>/dev/tcp/{self.address(host)}/9")
+            if "refused" in done.stderr:
+                return
+            time.sleep(0.1)
 
     def block(self, host):
         """A firewall that drops what comes in for MPI's messages."""

@@ -109,16 +109,16 @@ static bool has_minimums(weight_type type) {
 // Of the types of 32: low nibbles first, then high ones.
 static float weight_of_32(weight_type type, const void *block, int i) {
   static const int fp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-  const block_q4_1 *with_m = block;
   const uint8_t *bytes = block, *qs = bytes + type_find(type)->bytes - 16, *qh = qs - 4;
-  int low = i < 16 ? qs[i] % 16 : qs[i - 16] / 16, five = low + 16 * (qh[i / 8] >> i % 8 & 1);
-  float d = half_to_f32(with_m->d), m = half_to_f32(with_m->m);
+  int low = i < 16 ? qs[i] % 16 : qs[i - 16] / 16;
+  if (type == TYPE_MXFP4) return (float)ldexp((double)fp4[low], bytes[0] - 128);
+  float d = half_to_f32(((const block_q4_0 *)block)->d);
   if (type == TYPE_Q4_0) return d * (float)(low - 8);
-  if (type == TYPE_Q4_1) return d * (float)low + m;
-  if (type == TYPE_Q5_0) return d * (float)(five - 16);
-  if (type == TYPE_Q5_1) return d * (float)five + m;
   if (type == TYPE_IQ4_NL) return d * (float)iq4[low];
-  return (float)ldexp((double)fp4[low], bytes[0] - 128);
+  float m = half_to_f32(((const block_q4_1 *)block)->m);
+  if (type == TYPE_Q4_1) return d * (float)low + m;
+  int five = low + 16 * (qh[i / 8] >> i % 8 & 1);
+  return type == TYPE_Q5_0 ? d * (float)(five - 16) : d * (float)five + m;
 }
 
 static float weight_at(const matrix *m, int64_t row, int64_t column) {

@@ -21,8 +21,7 @@
 #include <string.h>
 
 static constexpr int WARPS = TOKEN_WARPS, THREADS = TOKEN_THREADS;
-static constexpr int ROUTER_WARP = 8,
-                     COMBINE_WARP = 9; // the first ones round, or wait for the stream, meanwhile
+enum { ROUTER_WARP = 8, COMBINE_WARP = 9 }; // the first ones round, or wait for the stream, meanwhile
 
 struct token_small { // shared memory of a thread block
   uint64_t landed_a[WARPS], landed_b[WARPS], landed_router;

@@ -38,7 +38,7 @@ class Cluster(unittest.TestCase):
             HOSTS.join(host)
             HOSTS.mounts(host, "")
 
-    def nothing_left(self, since=None, seconds=20):
+    def nothing_left(self, since=None, seconds=90):
         waited = HOSTS.wait_until_empty(seconds)
         self.assertIsNotNone(waited, f"left: {HOSTS.left()}")
         return time.monotonic() - since if since else waited

@@ -36,7 +36,7 @@ class Start(unittest.TestCase):
         for config, waits in (([], "still waiting for other ranks of this job in MPI_Init.*btl_tcp_if_include"),
                               (["--config", silent], "still reading .*the configuration")):
             line = [moe.PROGRAM, "--deadline", "3", "generate", *config, *moe.words(sets=keys())[1:]]
-            outcome = together((1, ["sleep", "40"]), (1, line))
+            outcome = together((1, ["sleep", "100"]), (1, line))
             self.assertEqual(outcome.code, 1)
             self.assertLess(outcome.seconds, 90)
             self.assertEqual(len(outcome.faults()), 1, outcome.err)

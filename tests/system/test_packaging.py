@@ -40,6 +40,15 @@ class Files(unittest.TestCase):
             digest = DIGEST.search(f.read()).group(1)
         self.assertIn(f'value="{digest}"', read("reframe", "moe_run_check.py"))
 
+    def test_a_shell_reads_the_lists_of_packages(self):
+        """Every row is a package, a command and its use: an apostrophe in one would end the list."""
+        done = said(["sh", "-c", f". {os.path.join(moe.SOURCE, 'launch', 'packages')}; "
+                     "printf %s \"$build_packages$test_packages$cluster_packages\""])
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        rows = [line for line in done.stdout.splitlines() if line]
+        self.assertEqual([line for line in rows if line.count("|") != 2], [])
+        self.assertGreater(len(rows), 15)
+
     def test_packages_of_the_image_are_those_of_the_build(self):
         """launch/packages is what is tried on every machine."""
         with open(os.path.join(moe.SOURCE, "launch", "packages"), encoding="utf-8") as f:

@@ -1,4 +1,5 @@
 #include "dist/comm.h"
+#include "dist/launched.h"
 #include "base/clock.h"
 #include "base/limit.h"
 #include "base/memory.h"
@@ -44,14 +45,6 @@ static const char where_to_look[] =
     "(btl_tcp_port_min_v4); docs/running.md, \"Several machines\"";
 
 static char own_name[MPI_MAX_PROCESSOR_NAME + 32]; // "rank 3 (host)"
-
-// The rank as the launcher numbers it, while MPI does not tell it yet; -1: no launcher that is known.
-static int launched_rank(void) {
-  static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-    if (getenv(names[i])) return atoi(getenv(names[i]));
-  return -1;
-}
 
 static double turn_seconds(int rank) {
   return 2 * (rank < 3 ? rank < 0 ? 0 : rank : 3);

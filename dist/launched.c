@@ -14,5 +14,5 @@ int launched_rank(void) {
     const char *value = getenv(variables[i]);
     if (value) return atoi(value);
   }
-  return 0;
+  return -1;
 }

@@ -1,5 +1,6 @@
-// launched: which of a launcher's processes this is, for commands that start no MPI.
+// launched: which of a launcher's processes this is, while MPI does not tell it, or for commands that start
+// none.
 #pragma once
 
-// Local, without MPI: the rank that mpirun or srun says this process has; 0 where it was started alone.
+// Local, without MPI: the rank that mpirun or srun says this process has; -1: no launcher that is known.
 int launched_rank(void);

@@ -240,10 +240,6 @@ bool topology_device_is_far(const topology *t) {
   return t->device_is_far;
 }
 
-bool topology_is_bound(const topology *t) {
-  return t->bound;
-}
-
 int topology_hosts(const topology *t) {
   return t->hosts;
 }

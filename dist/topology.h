@@ -22,7 +22,6 @@ int topology_host_cores(const topology *t);     // physical cores of this host
 int topology_device_node(const topology *t);    // NUMA node of this rank's device; -1: unknown, or none
 const char *topology_nodes(const topology *t);  // "0-1": NUMA nodes of the cores that this rank may use
 bool topology_device_is_far(const topology *t); // its device's node is known, and none of those
-bool topology_is_bound(const topology *t);      // each thread has a core of its own
 int topology_hosts(const topology *t);          // hosts of the job
 
 // Binds each OpenMP thread of a team of topology_threads to its core, when binding is on.

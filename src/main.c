@@ -223,14 +223,14 @@ static int tell_deadline(const command_line *l) {
 
 // One of a launcher's processes does it, so that it is done and printed once.
 static int run_alone(const command_line *l) {
-  if (launched_rank()) return 0;
+  if (launched_rank() > 0) return 0;
   status result = commands[l->command].run_alone(l->n_args, l->args);
   if (result) errors_print(NULL);
   return result;
 }
 
 static int run(const command_line *l, int argc, char **argv) {
-  if ((l->help || l->version) && launched_rank()) return 0;
+  if ((l->help || l->version) && launched_rank() > 0) return 0;
   if (l->help) command_print_help(stdout, commands, l);
   if (l->version) command_print_version(stdout);
   if (l->help || l->version) return fflush(stdout) ? 1 : 0;

@@ -74,7 +74,6 @@ static void see(overview *o) {
   network_interfaces(m->interfaces, sizeof m->interfaces);
   m->host_cores = topology_host_cores(o->place);
   m->threads = topology_threads(o->place);
-  m->bound = topology_is_bound(o->place);
   m->is_far = topology_device_is_far(o->place);
   m->device_node = topology_device_node(o->place);
   m->build = build.common;

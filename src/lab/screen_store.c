@@ -90,12 +90,6 @@ void screen_store_show(void *store, probe_point point, int64_t layer, int64_t ro
     memcpy(s->kept + at, numbers, bytes);
 }
 
-int64_t screen_store_first(const screen_store *s) {
-  for (int64_t i = 0; i < s->n_tensors; i++)
-    if (s->differ[i].rows) return i;
-  return -1;
-}
-
 void screen_store_name(char *out, size_t size, int64_t tensor) {
   const probe_info *info = probe_get((probe_point)(tensor % ALL_PROBES));
   if (info->scope == PROBE_OF_LAYER)

@@ -30,8 +30,6 @@ void screen_store_start(screen_store *s, bool compares);
 void screen_store_show(void *store, probe_point point, int64_t layer, int64_t row, const void *numbers,
                        size_t real_bytes);
 
-// The first tensor of the last run that differs from the kept one; -1: none.
-int64_t screen_store_first(const screen_store *s);
 // "ffn_moe_gate-3" of a tensor's number; "result_output"
 void screen_store_name(char *out, size_t size, int64_t tensor);
 // Bits in which two arrays of `bytes` differ.

@@ -289,10 +289,8 @@ static status ask(run_state *s, question *all, bool *due) {
   double now = clock_seconds();
   question mine = {asked_by, now - s->asked, now - s->written};
   TRY(comm_allgather(s->j->c, all, &mine, sizeof mine, "whether the run goes on"));
-  for (int r = 0; r < comm_size(s->j->c); r++) {
-    *due = *due || all[r].signal;
-    if (all[r].signal && !asked_by) asked_by = all[r].signal;
-  }
+  for (int r = 0; r < comm_size(s->j->c) && !s->ends_by; r++) s->ends_by = all[r].signal;
+  *due = s->ends_by != 0;
   *due = *due || all[s->j->roles.reporting].since_written >= s->j->cfg->run.keep;
   s->interval = next_interval(s, all);
   s->asked = now;
@@ -328,12 +326,12 @@ status run_state_write(run_state *s) {
   if (!s->is_kept) return 0;
   TRY(job_agree(j, job_is_reporting(j) ? write_file(s) : 0, "writing the state"));
   s->written = clock_seconds();
-  if (!asked_by) return 0;
+  if (!s->ends_by) return 0;
   return job_agree(
       j,
       FAIL("signal %d ended the run; what was done is kept in %s/%s: the same command with --resume "
            "goes on",
-           (int)asked_by, j->cfg->output.dir, file_name),
+           s->ends_by, j->cfg->output.dir, file_name),
       "the end by a signal");
 }
 

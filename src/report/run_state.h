@@ -19,6 +19,7 @@ typedef struct {
   run_state_arm arm[CONFIG_MAX_ARMS]; // by its place in run.arms
   double written;                     // clock_seconds of the last writing
   double asked;                       // and of the last agreement of the ranks
+  int ends_by;                        // the signal that ranks have agreed to end by; 0: none
   int64_t steps, interval;            // since that agreement, and until the next
 } run_state;
 

@@ -11,7 +11,7 @@
 typedef struct { // of one rank, gathered
   char host[96], cores[96], nodes[64], cpu[128], rows[96], interfaces[512];
   int32_t host_cores, threads, devices; // of the host; of the rank; that it can see
-  bool bound, is_far;                   // a core for each thread; its GPU is on another socket
+  bool is_far;                          // its GPU is on another socket
   device_id device;                     // index -1: none
   int32_t device_node;                  // -1: not known
   uint64_t build, build_cuda;           // hashes of the sources; 0: not built in

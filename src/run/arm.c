@@ -81,7 +81,8 @@ static status open_parts(arm *a) {
   a->forward.takes_device = transport_takes_device(a->transport);
   a->forward.all_on_device = transport_all_on_device(a->transport);
   a->may_have_peers =
-      p->peers && exchange_is_fixed(a->forward.ranks, 1) && peer_links_apply(p->c, p->local.backend);
+      p->peers && !p->audit && exchange_is_fixed(a->forward.ranks, 1) &&
+      peer_links_apply(p->c, p->local.backend); // an audit needs the slots where the host sees them
   TRY(open_backend(a));
   if (p->audit) TRY(audit_open(&a->forward.audit, p->audit));
   return open_arrays(a);

@@ -48,7 +48,7 @@ uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
 }
 
 bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {
-  return exchange_is_fixed(a->forward.ranks, n_tokens) && !a->forward.has_peers;
+  return exchange_is_fixed(a->forward.ranks, n_tokens) && !a->forward.has_peers && !a->forward.audit;
 }
 
 status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {

@@ -32,7 +32,6 @@ static void good(machine *m) {
     snprintf(k->interfaces, sizeof k->interfaces, "eth0 10.0.0.%d", r / 2 + 1);
     k->host_cores = 8;
     k->threads = 4;
-    k->bound = true;
     k->device.index = r % 2;
     k->device.uuid[0] = (uint8_t)r;
     snprintf(k->device.pci, sizeof k->device.pci, "0000:%02x:00.0", r);

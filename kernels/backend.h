@@ -275,9 +275,9 @@ typedef struct {
 
   // A layer is two whole steps:
   //   attention   needs x; gives x += o(attention(norm(x))) and keeps keys and values
-  //   moe         needs x; gives x += the chosen experts' outputs, in slot order; where the host does not
-  //   read
-  //               the routing, for a rank that owns every expert, or with peers, which take the step together
+  //   moe         needs x; gives x += the chosen experts' outputs, in slot order. Where the host does not
+  //               read the routing: for a rank that owns every expert, or with peers, which take the step
+  //               together
   status (*attention)(backend *, int64_t layer, const token_batch *rows);
   status (*moe)(backend *, int64_t layer, const token_batch *rows);
 

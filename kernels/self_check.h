@@ -1,9 +1,10 @@
-// self_check: a small fixed computation over every kernel that a path needs for a model's weight types, on
+// self_check: a small fixed computation over every step that a path needs for a model's weight types, on
 // one backend and its row. By the law its digest is the same on every machine.
 //
 // Owns: a model of the given one's weight types and heads, but of few layers, rows and tokens, whose weights
 // are drawn.
 // Independent of: the model's file and its numbers, ranks.
+// It runs no captured graph, so not the one launch of all layers of a token; the known answers do.
 // Invariant: the digest follows from the path, the part, the shape and the types alone.
 #pragma once
 #include "kernels/backend.h"

@@ -226,8 +226,9 @@ status cpu_open(backend **out, const backend_params *params) {
   b->row = row;
   b->shared = kernels_of(row, params->shared);
   b->experts = kernels_of(row, params->experts);
-  team_choice_init(&b->few, params->threads, params->fits_team, TEAM_CANDIDATES);
-  team_choice_init(&b->many, params->threads, params->fits_team, TEAM_CANDIDATES_MANY);
+  bool chooses = params->fits_team && params->computes_shared; // a turn starts where a layer's attention does
+  team_choice_init(&b->few, params->threads, chooses, TEAM_CANDIDATES);
+  team_choice_init(&b->many, params->threads, chooses, TEAM_CANDIDATES_MANY);
   if (open_team(b) || cpu_open_fields(b)) {
     cpu_close(&b->base);
     return 1;

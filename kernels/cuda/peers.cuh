@@ -6,12 +6,10 @@
 // copied, never added. Every wait ends: past its limit it sets `failed`, which the host reads.
 //
 // Two ways to know that rows have come:
-//   epochs    a rank tells the others, in order, that its stream has come to its e-th meeting (peer_meeting).
-//   What
-//             it enqueued before has been stored then.
-//   sentinel  a word of the inbox is NOT_WRITTEN until its value comes, and again once it has been read.
-//   Values
-//             lie in two sets by the parity of the epoch, so that a peer that is ahead writes the other one.
+//   epochs    a rank tells the others, in order, that its stream has come to its e-th meeting
+//             (peer_meeting). What it enqueued before has been stored then.
+//   sentinel  a word of the inbox is NOT_WRITTEN until its value comes, and again once it has been read. Two
+//             sets, by the parity of the epoch, so that a peer that is ahead writes the other one.
 #pragma once
 #include "kernels/cuda/device.cuh"
 

@@ -113,7 +113,6 @@ static status keep_tokens(run_state *s, size_t index, arm *a, const report_text 
 
 static status keep_step(run_state *s, size_t index, arm *a, const report_text *texts, int64_t n_texts) {
   bool due;
-  if (!s) return 0;
   TRY(run_state_step(s, &due));
   if (!due) return 0;
   TRY(job_agree(s->j, keep_tokens(s, index, a, texts, n_texts), "the kept state"));
@@ -140,16 +139,21 @@ static status take_tokens(const job *j, const run_state_arm *kept, report_text *
   return *found && (at != kept->n_numbers || kept->n_words != 1) ? refuse_lists() : 0;
 }
 
+static status open_written(const job *j, int64_t s, const report_text *text, token_sequence *whole,
+                           batcher *batches) {
+  TRY(TAKE(&whole->tokens, (size_t)whole->n, "the sequence"));
+  memcpy(whole->tokens, j->sequences[s].tokens, (size_t)j->sequences[s].n * sizeof *whole->tokens);
+  memcpy(whole->tokens + j->sequences[s].n, text->tokens, (text->n_tokens - 1) * sizeof *whole->tokens);
+  return batcher_open(batches, whole, 1, j->chunk < j->max_batch ? j->chunk : j->max_batch);
+}
+
 // Computes, of sequence s, the positions of the tokens written so far but for the last, which is the next
 // input.
 static status compute_written(job *j, arm *a, int64_t s, const report_text *text) {
   token_sequence whole = {.n = j->sequences[s].n + (int64_t)text->n_tokens - 1};
   batcher batches = {.chunk = 0};
   token_batch batch;
-  TRY(TAKE(&whole.tokens, (size_t)whole.n, "the sequence"));
-  memcpy(whole.tokens, j->sequences[s].tokens, (size_t)j->sequences[s].n * sizeof *whole.tokens);
-  memcpy(whole.tokens + j->sequences[s].n, text->tokens, (text->n_tokens - 1) * sizeof *whole.tokens);
-  status result = batcher_open(&batches, &whole, 1, j->chunk < j->max_batch ? j->chunk : j->max_batch);
+  status result = job_agree(j, open_written(j, s, text, &whole, &batches), "the tokens that are kept");
   batches.number = s;
   batches.position = j->sequences[s].n;
   while (!result && batcher_next(&batches, &batch)) {

@@ -98,14 +98,15 @@ status model_check_weights(const model *m, const expert_local *owned, int thread
       uint64_t hash = 0;
       if (s.experts && !expert_is_owned(owned[k])) continue;
       result |= check_slice(&hash, &s, (size_t)k);
-      if (!zeros) continue;
-      zero_bytes found = count_zeros(&s, (size_t)k);
-#pragma omp critical(zeros)
-      add_zeros(&zeros[i], found);
       if (s.experts)
         experts += hash;
       else
         shared += hash;
+      zero_bytes found = {0};
+      if (zeros) found = count_zeros(&s, (size_t)k);
+      if (!found.bytes) continue;
+#pragma omp critical(zeros)
+      add_zeros(&zeros[i], found);
     }
   }
   *shared_hash = shared;

@@ -41,7 +41,8 @@ static const char *shown_value(char out[SHOWN_BYTES + 1], const gguf *g, const c
 static status read_size_of_layers(uint64_t *out, const gguf *g, const char *key) {
   double first, other;
   size_t n = gguf_key_elements(g, key);
-  if (!n || !gguf_key_number(g, key, 0, &first) || first < 0 || first != (double)(uint64_t)first)
+  if (!n || !gguf_key_number(g, key, 0, &first) || !(first >= 0 && first < 0x1p63) ||
+      first != (double)(uint64_t)first)
     return gguf_key_u64(g, key, out); // which says what it is
   for (size_t i = 1; i < n; i++)
     if (gguf_key_number(g, key, i, &other) && other != first)

@@ -34,7 +34,8 @@ static void catch_signals(void) {
 
 static const char *const keys[] = {"run.arms",        "run.kv",          "run.context",  "run.seed",
                                    "run.generate",    "run.temperature", "run.top_k",    "run.top_p",
-                                   "perplexity.skip", "ranks.arm",       "ranks.shared", "parity.reference"};
+                                   "perplexity.skip", "ranks.arm",       "ranks.shared", "run.stop",
+                                   "run.ignore_eos"};
 enum { N_KEYS = sizeof keys / sizeof *keys };
 
 // The value of `key` in a canonical text of the configuration; NULL: it has none. `text` is cut there.

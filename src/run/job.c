@@ -116,9 +116,10 @@ static status open_reference(job *j) {
 // Every rank counts in the shared tensors and in the experts that it owns; an expert has one owner.
 static status gather_zeros(job *j, model *m, const zero_bytes *mine) {
   size_t n = gguf_tensor_count(m->file);
-  zero_bytes *all, *sum;
-  TRY(TAKE(&all, n * (size_t)comm_size(j->c), "zeros in tensors"));
-  status result = TAKE(&sum, n, "zeros in tensors");
+  zero_bytes *all = NULL, *sum = NULL;
+  status result = TAKE(&all, n * (size_t)comm_size(j->c), "zeros in tensors");
+  if (!result) result = TAKE(&sum, n, "zeros in tensors");
+  result = job_agree(j, result, "zeros in tensors");
   if (!result)
     result = comm_allgather(j->c, all, mine, n * sizeof *mine, "the gathering of zeros in tensors");
   for (size_t i = 0; i < n && !result; i++) {
@@ -137,9 +138,10 @@ static status gather_zeros(job *j, model *m, const zero_bytes *mine) {
 
 static status check_weights(job *j, model *m, uint64_t *fingerprint) {
   uint64_t shared, owned, *all;
-  zero_bytes *zeros;
-  TRY(TAKE(&zeros, gguf_tensor_count(m->file), "zeros in tensors"));
-  status mine = model_check_weights(m, j->experts.local, topology_threads(j->place), &shared, &owned, zeros);
+  zero_bytes *zeros = NULL;
+  status mine = TAKE(&zeros, gguf_tensor_count(m->file), "zeros in tensors");
+  if (!mine)
+    mine = model_check_weights(m, j->experts.local, topology_threads(j->place), &shared, &owned, zeros);
   mine = job_agree(j, mine, "the check of the weights");
   if (!mine) mine = gather_zeros(j, m, zeros);
   free(zeros);

@@ -5,14 +5,12 @@
 //
 // Exits with 1 where the two do not compute the same numbers but for rounding.
 //
-//   decode      one token times 2 x 768 rows of each of 8 experts, 2048 wide: the terms of a row's blocks are
-//   summed
-//               by a tree over lanes in place of ascending
-//   prompt      gate and up of 2,048 tokens, 128 experts: a block's two terms are added one by one, each with
-//   its
-//               factors multiplied first
+//   decode      one token times 2 x 768 rows of each of 8 experts, 2048 wide: the terms of a row's blocks
+//               are summed by a tree over lanes in place of ascending
+//   prompt      gate and up of 2,048 tokens, 128 experts: a block's two terms are added one by one, each
+//               with its factors multiplied first
 //   attention   one query's heads in each of 2,048 tokens at depth 16,384: no groups of chunks, one running
-//   sum
+//               sum
 #include "kernels/cuda/exact/attend.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/instructions_hopper.cuh"
@@ -130,7 +128,7 @@ static dev_inputs draw_inputs(size_t n) {
 
 static cudaStream_t stream;
 
-template <typename Launch> static float seconds_of(Launch launch) {
+template <typename Launch> static float microseconds_of(Launch launch) {
   cudaEvent_t begin, end;
   float milliseconds;
   CHECK(cudaEventCreate(&begin));
@@ -174,7 +172,7 @@ static void time_both(const char *what, int repeats, int each, Real real, Free f
   std::vector<float> of_real, of_free, ratio;
   for (int i = 0; i < repeats + 2; i++) {
     auto many = [&](auto launch) {
-      return seconds_of([&] {
+      return microseconds_of([&] {
                for (int k = 0; k < each; k++) GOOD(launch());
                return 0;
              }) /

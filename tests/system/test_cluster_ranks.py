@@ -164,7 +164,8 @@ class Resume(unittest.TestCase):
         state = pathlib.Path(folder, "state.json").read_text()
         other = moe.model(SEED + 9, **SHAPE)
         for sets, names in (({"run.seed": 4, "run.temperature": 1}, r"run\.seed = 0.*found 4"), ({"model.path": other}, "another model"),
-                            ({"input.tokens": [1, 2, 4]}, "another input"), ({"run.arms": ["f32@cpu"]}, r"run\.arms")):
+                            ({"input.tokens": [1, 2, 4]}, "another input"), ({"run.arms": ["f32@cpu"]}, r"run\.arms"),
+                            ({"run.stop": [7]}, r"run\.stop"), ({"run.ignore_eos": True}, r"run\.ignore_eos")):
             outcome = moe.attempt(self.SETS | {"run.resume": True} | sets, 1, command="generate", out=folder, alone=True)
             self.assertEqual(outcome.code, 2, outcome.err)
             self.assertRegex(outcome.err, names)

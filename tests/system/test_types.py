@@ -4,11 +4,13 @@ path or backend lacks is refused by name.
 
 Independent of: how a type is computed (tests/unit/test_products.c) and what its bytes mean (test_golden.c).
 """
+import os
 import re
 import unittest
 
 import moe
 
+EMULATED = os.path.join(os.path.dirname(moe.PROGRAM), "moe_run_emulated")
 SHAPE = "--shape tiny --layers 2 --vocab 256 --seed 5 --outliers 2".split()
 TOKENS = list(range(3, 40))
 ROUNDED = ("q2_k", "q3_k_m", "iq4_xs")  # q8k has integer products of them
@@ -23,9 +25,9 @@ def model(mix):
     return path
 
 
-def attempt(path, ranks=1, **sets):
+def attempt(path, ranks=1, program=None, **sets):
     keys = {"model.path": path, "input.tokens": TOKENS, "run.threads": 1} | {k.replace("__", "."): v for k, v in sets.items()}
-    return moe.attempt(keys, ranks, out=moe.fresh(), alone=ranks == 1)
+    return moe.attempt(keys, ranks, out=moe.fresh(), alone=ranks == 1, program=program)
 
 
 def digests(*args, **sets):
@@ -55,10 +57,12 @@ class Types(unittest.TestCase):
             self.assertRegex(refused.err, rf'tensor "[\w.]+": the backend cpu has no product of the type {NAMES.get(mix, mix.upper())} on')
 
     def test_a_backend_that_lacks_them(self):
-        if "backend cuda" not in moe.attempt(command="--version", alone=True).out:
-            self.skipTest("no backend cuda")
-        refused = attempt(model("q3_k_m"), run__arms=["q8k@cuda"])
-        self.assertRegex(refused.err, "Q3_K|GPU|device")
+        if not os.access(EMULATED, os.X_OK):
+            self.skipTest("no emulated GPU")
+        for path in ("q8k", "f32"):
+            refused = attempt(model("q3_k_m"), program=EMULATED, run__arms=[f"{path}@cuda"])
+            self.assertNotEqual(refused.code, 0)
+            self.assertRegex(refused.err, r"the backend cuda has no product of the type Q[23]_K")
 
 
 if __name__ == "__main__":

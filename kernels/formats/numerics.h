@@ -45,14 +45,10 @@ NUM_FN double num_tree_f64(double lane[LANES]) {
 
 // ---- exp and silu ----
 
-// e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; the polynomial's coefficients are a Chebyshev fit
-// of (e^r - 1 - r) / r^2, computed for this program. Overflows to infinity, underflows through subnormals to
-// 0; NaN stays.
-NUM_FN float num_exp_f32(float x) {
+// e^x for x in [-104, 89]: 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2; the polynomial's coefficients
+// are a Chebyshev fit of (e^r - 1 - r) / r^2, computed for this program. No branch.
+NUM_FN float num_exp_in_range_f32(float x) {
   const float round_magic = 12582912.0f; // 1.5 * 2^23: adding it rounds to an integer, ties to even
-  if (x != x) return x;
-  if (x > 88.72284f) return num_from_bits_f32(0x7f800000u);
-  if (x < -103.97208f) return 0.0f; // below half of the smallest subnormal
   float n = num_fma_f32(x, 0x1.715476p+0f, round_magic) - round_magic;
   float r = num_fma_f32(n, -0x1.62e430p-1f, x); // ln 2 in two floats; the fma keeps n * ln 2 exact
   r = num_fma_f32(n, 0x1.05c610p-29f, r);
@@ -65,6 +61,14 @@ NUM_FN float num_exp_f32(float x) {
   int32_t i = (int32_t)n, first = i >> 1, second = i - first; // two factors: 2^i alone may not be a float
   return p * num_from_bits_f32((uint32_t)(first + 127) << 23) *
          num_from_bits_f32((uint32_t)(second + 127) << 23);
+}
+
+// Overflows to infinity, underflows through subnormals to 0; NaN stays.
+NUM_FN float num_exp_f32(float x) {
+  if (x != x) return x;
+  if (x > 88.72284f) return num_from_bits_f32(0x7f800000u);
+  if (x < -103.97208f) return 0.0f; // below half of the smallest subnormal
+  return num_exp_in_range_f32(x);
 }
 
 NUM_FN double num_exp_f64(double x) {

@@ -188,20 +188,7 @@ __device__ __forceinline__ float tile_product(weight_type type, const Row &row, 
 
 // num_exp_f32 without branches, to the bit.
 __device__ __forceinline__ float exp_straight(float x) {
-  const float round_magic = 12582912.0f;
-  float c = fminf(fmaxf(x, -104.0f), 89.0f);
-  float n = num_fma_f32(c, 0x1.715476p+0f, round_magic) - round_magic;
-  float r = num_fma_f32(n, -0x1.62e430p-1f, c);
-  r = num_fma_f32(n, 0x1.05c610p-29f, r);
-  float p = 0x1.6d431ap-10f;
-  p = num_fma_f32(p, r, 0x1.120b66p-7f);
-  p = num_fma_f32(p, r, 0x1.5554eap-5f);
-  p = num_fma_f32(p, r, 0x1.5554dcp-3f);
-  p = num_fma_f32(p, r, 0.5f);
-  p = num_fma_f32(p, r * r, r) + 1.0f;
-  int i = (int)n, first = i >> 1, second = i - first;
-  float y =
-      p * __uint_as_float((uint32_t)(first + 127) << 23) * __uint_as_float((uint32_t)(second + 127) << 23);
+  float y = num_exp_in_range_f32(fminf(fmaxf(x, -104.0f), 89.0f));
   y = x > 88.72284f ? __uint_as_float(0x7f800000u) : x < -103.97208f ? 0.0f : y;
   return x != x ? x : y;
 }

@@ -41,6 +41,9 @@ typedef struct {
 
 const path_info *path_get(path_kind kind);
 const path_info *path_find(const char *name, size_t length); // NULL: no such path
+bool path_reads_kv(const path_info *path);                   // whether run.kv says how its cache is kept
+// Of a head's key or value in its cache.
+uint64_t path_cache_bytes(const path_info *path, int64_t head_dim, bool kv_f16);
 // Whether the path's products with weights of this type are of bytes (rounded activations), not of reals.
 bool product_is_of_bytes(path_kind path, weight_type type);
 

@@ -16,6 +16,29 @@ const path_info *path_get(path_kind kind) {
   return &paths[kind];
 }
 
+bool path_reads_kv(const path_info *path) {
+  switch (path->attention) {
+  case ATTENTION_RUN_KV:
+    return true;
+  case ATTENTION_REALS:
+  case ATTENTION_EXACT:
+    return false;
+  }
+  __builtin_unreachable();
+}
+
+uint64_t path_cache_bytes(const path_info *path, int64_t head_dim, bool kv_f16) {
+  switch (path->attention) {
+  case ATTENTION_REALS:
+    return (uint64_t)head_dim * path->real_bytes;
+  case ATTENTION_RUN_KV:
+    return (uint64_t)head_dim * (kv_f16 ? 2 : 4);
+  case ATTENTION_EXACT:
+    return (uint64_t)head_dim * 2 + sizeof(float); // two limbs a number, and the unit
+  }
+  __builtin_unreachable();
+}
+
 const path_info *path_find(const char *name, size_t length) {
   for (int i = 0; i < PATH_COUNT; i++)
     if (strlen(paths[i].name) == length && !memcmp(paths[i].name, name, length)) return &paths[i];

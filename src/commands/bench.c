@@ -2,12 +2,12 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "base/whole_file.h"
-#include "kernels/formats/numerics.h"
 #include "src/commands/known.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/commands/phase_work.h"
 #include "src/report/bench_report.h"
 #include "src/report/report.h"
+#include "src/run/input.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,13 +80,6 @@ static status choose_context(bench *b) {
   return 0;
 }
 
-// Token t of sequence s: the same for every arm, rank and cut; no constant, so that experts are used as in a
-// text.
-static int32_t token_at(const job *j, int64_t s, int64_t t) {
-  uint64_t place = num_mix64(j->cfg->run.seed + 0x9e3779b97f4a7c15u) + ((uint64_t)s << 32) + (uint64_t)t;
-  return (int32_t)(num_mix64(place) % (uint64_t)j->m->weights.shape.vocabulary);
-}
-
 static status make_sequences(bench *b) {
   job *j = b->j;
   int64_t n = largest(&j->cfg->bench.batch);
@@ -95,7 +88,8 @@ static status make_sequences(bench *b) {
     token_sequence *s = &j->sequences[j->n_sequences];
     s->n = j->context;
     TRY(TAKE(&s->tokens, (size_t)j->context, "the sequences"));
-    for (int64_t t = 0; t < j->context; t++) s->tokens[t] = token_at(j, j->n_sequences, t);
+    for (int64_t t = 0; t < j->context; t++)
+      s->tokens[t] = input_drawn(j->cfg->run.seed, j->m->weights.shape.vocabulary, j->n_sequences, t);
   }
   return 0;
 }
@@ -286,7 +280,7 @@ static status measure_exchange(const bench *b, arm *a, const test *t, bench_row 
   int64_t all = t->tokens * t->batch, n = t->decode ? t->batch : least(all, b->j->max_batch);
   double each;
   row->exchange_seconds = comm_size(b->j->c) == 1 ? __builtin_nan("") : arm_exchange_seconds(a);
-  if (!strcmp(arm_peers(a), "linked")) row->exchange_seconds = __builtin_nan(""); // inside kernels
+  if (arm_has_peers(a)) row->exchange_seconds = __builtin_nan(""); // inside kernels
   row->exchange_is_alone = arm_exchange_is_captured(a, n);
   if (!row->exchange_is_alone) return 0;
   TRY(arm_measure_exchange(a, &each, n));

@@ -77,19 +77,8 @@ static void choose_sides(bisection *x) {
                 c->bisect.rows_b[0] ? c->bisect.rows_b : c->run.rows};
 }
 
-static bool reads_kv(const arm *a) {
-  switch (arm_path(a)->attention) {
-  case ATTENTION_RUN_KV:
-    return true;
-  case ATTENTION_REALS:
-  case ATTENTION_EXACT:
-    break;
-  }
-  return false;
-}
-
 static status check_cache(const bisection *x) {
-  if (x->j->cfg->bisect.kv_b == KV_CHOICE_SAME || reads_kv(x->arm_b)) return 0;
+  if (x->j->cfg->bisect.kv_b == KV_CHOICE_SAME || path_reads_kv(arm_path(x->arm_b))) return 0;
   return REFUSE(
       "bisect.kv_b = \"%s\": expected an arm whose cache is of the type that run.kv says (f32), found "
       "bisect.b = \"%s\"",

@@ -9,20 +9,6 @@ static status gather(job *j, rank_holding *all) {
   return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' holdings");
 }
 
-// Of a head's key or value in the cache of an arm of this path.
-static uint64_t vector_bytes(const job *j, const path_info *path) {
-  uint64_t n = (uint64_t)j->m->weights.shape.head_dim;
-  switch (path->attention) {
-  case ATTENTION_REALS:
-    return n * path->real_bytes;
-  case ATTENTION_RUN_KV:
-    return n * (j->cfg->run.kv == KV_F16 ? 2 : 4);
-  case ATTENTION_EXACT:
-    return n * 2 + sizeof(float);
-  }
-  __builtin_unreachable();
-}
-
 static double mib(uint64_t bytes) {
   return (double)bytes / (1024.0 * 1024.0);
 }
@@ -43,7 +29,8 @@ static void print_memory(const job *j, const rank_holding *all) {
   for (size_t i = 0; i < j->cfg->run.arms.count; i++) {
     const arm_choice *a = &j->cfg->run.arms.arm[i];
     if (a->kind != ARM_PLAIN) continue;
-    uint64_t each = 2 * (uint64_t)(s->n_layers * s->n_kv_heads) * vector_bytes(j, path_get(a->path));
+    uint64_t each = 2 * (uint64_t)(s->n_layers * s->n_kv_heads) *
+                    path_cache_bytes(path_get(a->path), s->head_dim, j->cfg->run.kv == KV_F16);
     printf("memory   %s: %.1f KiB of keys and values for each position of a sequence, on every shared rank\n",
            a->name, (double)each / 1024);
   }

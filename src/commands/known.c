@@ -14,7 +14,7 @@ status known_check_table(const config *c) {
 static const path_info *plain_path(const job *j, const arm_choice *a) {
   if (a->kind != ARM_PLAIN) return NULL;
   const path_info *path = path_get(a->path);
-  return path->attention == ATTENTION_RUN_KV && j->cfg->run.kv != KV_F16 ? NULL : path;
+  return path_reads_kv(path) && j->cfg->run.kv != KV_F16 ? NULL : path;
 }
 
 static status finish(job *j, const known_answers *k, FILE *out, status mine) {

@@ -19,27 +19,14 @@ static void add_matrix(phase_work *w, phase_kind phase, path_kind path, const ma
     w->int8_operations[phase] += 2.0 * (double)m->rows * (double)m->cols * (double)n;
 }
 
-// Of a head's key or value in the cache.
-static uint64_t vector_bytes(const phase_counter *c, const arm *a) {
-  uint64_t head_dim = (uint64_t)c->m->weights.shape.head_dim;
-  switch (arm_path(a)->attention) {
-  case ATTENTION_REALS:
-    return head_dim * arm_path(a)->real_bytes;
-  case ATTENTION_RUN_KV:
-    return head_dim * (c->kv_f16 ? 2 : 4);
-  case ATTENTION_EXACT:
-    return head_dim * 2 + sizeof(float); // two limbs a number, and the unit
-  }
-  __builtin_unreachable();
-}
-
 // Keys and values up to each token's position.
 static void add_attention(phase_work *w, const phase_counter *c, const arm *a, const token_batch *batch) {
   enum { INT8_PRODUCTS = 3 + 4 }; // of limbs: for scores and for values (docs/paths.md)
   const model_shape *s = &c->m->weights.shape;
   uint64_t positions = 0;
   for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
-  w->bytes[PHASE_ATTEND] += positions * (uint64_t)(2 * s->n_kv_heads) * vector_bytes(c, a);
+  w->bytes[PHASE_ATTEND] +=
+      positions * (uint64_t)(2 * s->n_kv_heads) * path_cache_bytes(arm_path(a), s->head_dim, c->kv_f16);
   if (arm_path(a)->attention == ATTENTION_EXACT)
     w->int8_operations[PHASE_ATTEND] +=
         2.0 * INT8_PRODUCTS * (double)positions * (double)(s->n_heads * s->head_dim);

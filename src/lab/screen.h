@@ -63,6 +63,3 @@ typedef struct {
 // Collective. Needs the weights of all experts on every rank; job_check_weights was called.
 status screen_run(job *j, screen_result *out);
 void screen_close(screen_result *r);
-
-// Token t of the sequence: bench's first one (docs/bench.md) with run.seed = 0.
-int32_t screen_token(int64_t vocabulary, int64_t t);

@@ -174,6 +174,10 @@ const transport *arm_transport(const arm *a) {
   return a->transport;
 }
 
+bool arm_has_peers(const arm *a) {
+  return a->forward.has_peers;
+}
+
 const char *arm_peers(const arm *a) {
   return a->peers;
 }

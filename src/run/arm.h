@@ -47,6 +47,7 @@ const path_info *arm_expert_path(const arm *a); // of this rank's experts
 const backend_ops *arm_backend(const arm *a);   // for its name and kind; only the arm calls its steps
 const char *arm_row(const arm *a);              // ISA row or device in use
 const transport *arm_transport(const arm *a);
+bool arm_has_peers(const arm *a);    // the ranks' GPUs store into each other's memory
 const char *arm_peers(const arm *a); // "linked", or why GPUs do not reach each other's memory, or "": no GPUs
 uint64_t arm_state_bytes(const arm *a); // KV caches and work space of this rank
 bool arm_computes_shared(const arm *a); // this rank is a shared rank

@@ -103,6 +103,11 @@ void input_close(token_sequence *sequences, int64_t n) {
   free(sequences);
 }
 
+int32_t input_drawn(uint64_t seed, int64_t vocabulary, int64_t s, int64_t t) {
+  uint64_t place = num_mix64(seed + 0x9e3779b97f4a7c15u) + ((uint64_t)s << 32) + (uint64_t)t;
+  return (int32_t)(num_mix64(place) % (uint64_t)vocabulary);
+}
+
 input_size input_measure(const token_sequence *sequences, int64_t n) {
   input_size size = {0, 0, 0};
   for (int64_t s = 0; s < n; s++) {

@@ -17,5 +17,9 @@ typedef struct { // lengths, in tokens
 status input_open(token_sequence **out, int64_t *n, const config *c, const model *m, const tokenizer *t);
 void input_close(token_sequence *sequences, int64_t n);
 
+// Token t of sequence s where tokens are drawn, not read (bench, screen): the same for every arm, rank and
+// cut; no constant, so that experts are used as in a text.
+int32_t input_drawn(uint64_t seed, int64_t vocabulary, int64_t s, int64_t t);
+
 input_size input_measure(const token_sequence *sequences, int64_t n);
 uint64_t input_hash(const token_sequence *sequences, int64_t n); // of all tokens and of where sequences end

@@ -120,7 +120,7 @@ static const command commands[] = {
             .keys = KEYS_MODEL | KEYS_RANKS,
             .run_config = topology_run,
             .summary = "what each rank sees: cores, GPU, links, network; and what makes a run slow or wrong",
-            .help = "  Opens no model, and warns of what a run would refuse. docs/running.md\n",
+            .help = "  Opens no model, and warns of what a run would refuse. docs/centres.md\n",
         },
     [COMMAND_COMPARE] =
         {

@@ -229,6 +229,12 @@ static void down_combine_task(cpu_backend *b, const void *what, int64_t task, in
 
 enum { POINTS_OF_SLOTS = 1u << PROBE_FFN_MOE_DOWN | 1u << PROBE_FFN_MOE_OUT };
 
+// Whether a task of down also sums its rows over the slots: of few tokens, where nobody wants to see the
+// slots.
+static bool combines_in_tasks(const cpu_backend *b, int64_t tokens) {
+  return tokens <= FEW_TOKENS && !b->narrow && !needs_points(b, POINTS_OF_SLOTS);
+}
+
 static void list_down(expert_part *p) {
   cpu_backend *b = p->b;
   const model_shape *s = &b->shape;
@@ -238,7 +244,7 @@ static void list_down(expert_part *p) {
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
                                : row_at(b, b->slot_rows, slot_row(p->places, b->slots[i]), s->hidden);
   p->down = (expert_product){&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows};
-  p->combines_in_tasks = p->is_whole && few && !b->narrow && !needs_points(b, POINTS_OF_SLOTS);
+  p->combines_in_tasks = p->is_whole && combines_in_tasks(b, p->rows->n);
   int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
   p->down_tile = tile_rows_of(b, &b->experts, &w->down, copies, p->rows->n);
   p->down_tasks = task_queue_of(copies * matrix_tiles(&w->down, p->down_tile), few);
@@ -381,6 +387,6 @@ status cpu_moe(backend *base, int64_t layer, const token_batch *rows) {
   p.route.what = &p;
   p.experts.inputs_are_normed = b->experts.path == b->shared.path;
   norm_alone(b, PHASE_FFN_NORM, p.route.w->ffn_norm, 0, rows->n, WITHOUT_REMAINDER);
-  step_run(b, run_moe, &p, rows->n <= FEW_TOKENS && !b->narrow ? PHASE_DOWN : PHASE_COMBINE);
+  step_run(b, run_moe, &p, combines_in_tasks(b, rows->n) ? PHASE_DOWN : PHASE_COMBINE);
   return 0;
 }

@@ -35,7 +35,7 @@ static void print_memory(const job *j, const rank_holding *all) {
            a->name, (double)each / 1024);
   }
   printf("memory   and work space for a batch; a run's report has each rank's whole (state bytes). "
-         "docs/running.md says "
+         "docs/centres.md says "
          "what --mem covers\n");
 }
 

@@ -2,12 +2,11 @@
 // cache, in integers (q8k) and in floats with an f16 cache (f32; q8k before version 2), one after the other
 // in pairs, so that other work on the machine meets both alike. Prints the least of several pairs. Not a
 // test.
-#include "base/memory.h"
 #include "kernels/cpu/row.h"
+#include "tests/support/timing.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { POSITIONS = 16384 + 512, PAIRS = 15 };
 
@@ -20,18 +19,6 @@ typedef struct {
   float *q, *out;
   void *scratch;
 } timing;
-
-static double thread_seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void *room(size_t bytes) {
-  void *p;
-  if (memory_take(&p, bytes, 1, "a timing")) exit(1);
-  return p;
-}
 
 static float random_number(void) { // of variance 1
   float sum = 0;

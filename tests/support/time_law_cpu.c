@@ -2,13 +2,12 @@
 // products that decode and prompts spend most in, and for attention, beside the same work whose float sums
 // have no order at all (law_free.c; attention: chunks that are not folded). Pairs, one after the other, so
 // that other work on the machine meets both alike. Prints the least of several pairs. Not a test.
-#include "base/memory.h"
 #include "kernels/formats/types.h"
 #include "tests/support/law_kernels.h"
+#include "tests/support/timing.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { PAIRS = 40, MOST_TOKENS = 32, HEAD_DIM = 128, HEADS = 8, KEYS = 4096 };
 
@@ -27,18 +26,6 @@ static const law_case CASES[] = {
     {"gate, up, 32 tokens", TYPE_Q4_K, 768, 2048, 32},
     {"down, Q6_K, 32 tokens", TYPE_Q6_K, 2048, 768, 32},
 };
-
-static double thread_seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void *room(size_t bytes) {
-  void *p;
-  if (memory_take(&p, bytes, 1, "a timing")) exit(1);
-  return p;
-}
 
 // Numbers below 2, so that no sum overflows.
 static void fill_weights(char *data, const matrix *m) {

@@ -134,6 +134,9 @@ status agreement_of_kernels(job *j) {
     what[i] = text[i];
   }
   for (size_t i = 0; i < j->cfg->run.arms.count; i++) check_arm(&k, &j->cfg->run.arms.arm[i]);
+  const arm_choice *sides[] = {&j->cfg->bisect.a, &j->cfg->bisect.b};
+  for (int i = 0; i < 2 && j->command == COMMAND_BISECT; i++)
+    if (sides[i]->kind != ARM_NONE) check_arm(&k, sides[i]);
   return compare_all(j->c, k.table, CHECK_PARTS * PATH_COUNT, what,
                      "by the law it is the same everywhere, so a build or a machine computes something else");
 }

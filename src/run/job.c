@@ -250,8 +250,8 @@ static int64_t chunk_of_backend(const arm_choice *a) {
   return ops ? ops->prompt_chunk : INT64_MAX; // an arm that is not there is refused later, by name
 }
 
-// run.chunk = 0: what every backend that computes in an arm of run.arms is content with. The ranks' arms are
-// known to all, so it is the same everywhere.
+// run.chunk = 0: what every backend that computes in an arm of run.arms, or in a side of bisect, is content
+// with. The ranks' arms are known to all, so it is the same everywhere.
 static int64_t choose_chunk(const job *j) {
   const arm_list *arms = &j->cfg->run.arms;
   int64_t chunk = INT64_MAX;
@@ -262,6 +262,8 @@ static int64_t choose_chunk(const job *j) {
     chunk = least(chunk, chunk_of_backend(&j->roles.shared_arm));
     for (int r = 0; r < j->roles.n_ranks; r++) chunk = least(chunk, chunk_of_backend(&j->roles.arm[r]));
   }
+  if (j->command == COMMAND_BISECT)
+    chunk = least(chunk, least(chunk_of_backend(&j->cfg->bisect.a), chunk_of_backend(&j->cfg->bisect.b)));
   return chunk < INT64_MAX ? chunk : backend_get(BACKEND_CPU)->prompt_chunk;
 }
 

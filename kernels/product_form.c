@@ -15,7 +15,7 @@ activation_form path_rounded_form(path_kind path) {
 }
 
 bool product_is_of_bytes(path_kind path, weight_type type) {
-  return product_form(path, type) == ACTIVATION_Q8K;
+  return product_form(path, type) != ACTIVATION_REAL;
 }
 
 bool path_splits_outliers(path_kind path) {
@@ -52,6 +52,17 @@ activation_form product_form(path_kind path, weight_type type) {
     return type_find(type)->on_q8k;
   }
   return ACTIVATION_NONE;
+}
+
+bool model_reads(const model_weights *weights, activation_form form) {
+  if (type_find(weights->output.type)->on_q8k == form) return true;
+  for (int64_t l = 0; l < weights->shape.n_layers; l++) {
+    const layer_weights *w = &weights->layers[l];
+    const matrix *all[] = {&w->q, &w->k, &w->v, &w->o, &w->router, &w->gate, &w->up, &w->down};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+      if (type_find(all[i]->type)->on_q8k == form) return true;
+  }
+  return false;
 }
 
 typedef struct {

@@ -12,7 +12,10 @@ extern "C" {
 // The form in which the product of weights of `type` on the path reads its activations.
 activation_form product_form(path_kind path, weight_type type);
 
-// The form to which the path rounds activations, for the products that read it; ACTIVATION_REAL: it does not
+// Whether a product with some weight of the model reads this form on a path that rounds.
+bool model_reads(const model_weights *weights, activation_form form);
+
+// The form to which the path rounds activations for products with K-quants; ACTIVATION_REAL: it does not
 // round.
 activation_form path_rounded_form(path_kind path);
 

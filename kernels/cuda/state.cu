@@ -305,8 +305,8 @@ status cuda_take_shown(cuda_backend *b) {
 static void set_params(cuda_backend *b, const backend_params *params) {
   b->params = *params;
   b->shape = params->weights->shape;
-  b->shared = path_get(params->shared);
-  b->experts = path_get(params->experts);
+  b->shared = path_for(params->shared, params->weights);
+  b->experts = path_for(params->experts, params->weights);
   for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += expert_is_owned(params->local[e]);
   b->alone = b->n_local == b->shape.n_experts;
 }

@@ -38,7 +38,7 @@ __device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row,
     uint16_t d = *(const uint16_t *)q6k_d(row, n, b);
     return half_bits_to_f32(d) * (float)scale * (float)((low | high << 4) - 32);
   }
-    CASES_DEQUANTISED_ONLY // the arm was refused
+    CASES_OF_FEW_BITS // the arm was refused
         break;
   }
   return 0;

@@ -44,7 +44,7 @@ static device_layout layout_of(weight_type type) {
     return BLOCKS;
   case TYPE_Q6_K:
     return PLANES;
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     break;
   }
   return NOT_HELD;

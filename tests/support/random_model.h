@@ -54,7 +54,7 @@ static float block_scale(weight_type type, float deviation) {
   case TYPE_F32:
   case TYPE_F16:
   case TYPE_BF16:
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     break;
   }
   return deviation * 1.7f;

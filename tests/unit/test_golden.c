@@ -155,7 +155,7 @@ static double dots_error(const cpu_row *row, int kind) {
     out[t] = found[t];
   }
   const matrix rows = {weights, kinds[kind].type, DOT_ROWS, DOT_COLUMNS};
-  (type_find(rows.type)->unpacked ? row->product_unpacked : row->product_q8k)(out, &rows, x, DOT_ROWS);
+  (type_find(rows.type)->few_bits ? row->product_unpacked : row->product_q8k)(out, &rows, x, DOT_ROWS);
   double error = 0, size = 0;
   for (int r = 0; r < DOT_ROWS; r++)
     for (int t = 0; t < DOT_ROWS; t++) {

@@ -317,7 +317,7 @@ status product_f32_tiles_launch(const product *p, cudaStream_t stream) {
     return tiles_of_type<TYPE_Q5_K>(p, stream);
   case TYPE_Q6_K:
     return tiles_of_type<TYPE_Q6_K>(p, stream);
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     break;
   }
   return FAIL("CUDA: the type %s has no product", type_find(p->w.type)->name);

@@ -64,6 +64,14 @@ typedef enum { WEIGHT_TYPES(WEIGHT_TYPE_MEMBER) } weight_type;
 #define CASE_WITHOUT_Q8K_Q8_0                                   CASE_OF_TYPE
 #define CASE_WITHOUT_Q8K_Q8_1                                   CASE_OF_TYPE
 #define CASE_WITHOUT_Q8K_Q8K(name)
+#define CASES_OF_32                                         WEIGHT_TYPES(CASE_OF_32) // in blocks of 32
+#define CASE_OF_32(name, number, block, elements, on_q8k) CASE_OF_32_##on_q8k(name)
+#define CASE_OF_32_BYTES                                    CASE_OF_TYPE
+#define CASE_OF_32_Q8_0                                     CASE_OF_TYPE
+#define CASE_OF_32_Q8_1                                     CASE_OF_TYPE
+#define CASE_OF_32_REAL(name)
+#define CASE_OF_32_Q8K(name)
+#define CASE_OF_32_UNPACKED(name)
 #define CASE_OF_FEW_BITS_UNPACKED CASE_OF_TYPE
 #define CASE_OF_FEW_BITS_Q8_0     CASE_OF_TYPE
 #define CASE_OF_FEW_BITS_Q8_1     CASE_OF_TYPE

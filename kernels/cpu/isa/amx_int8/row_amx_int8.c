@@ -70,7 +70,7 @@ const cpu_row cpu_row_amx_int8 = {
     .add_outliers = add_outliers_avx512,
     .product_unpacked = product_q8k_avx512,
     .round_q8_0 = round_q8_0_generic,
-    .product_q8_0 = product_q8_0_generic,
+    .product_q8_0 = product_q8_0_avx512,
     .add_outliers_few_bits = add_outliers_few_bits,
     .int8_peak = int8_peak_amx,
 };

@@ -401,10 +401,7 @@ struct backend {
 const char *backend_name(backend_kind kind);       // "cpu"
 bool backend_needs_device(backend_kind kind);      // of that kind, built in or not; false: the host's cores
 const backend_ops *backend_get(backend_kind kind); // NULL: not built in
-// Good where the path has a product for each matrix of the model (product_form.h). The error names the
-// tensor, its type, the path and the backend, which may lack more.
-status path_check_products(const model_weights *weights, path_kind path, backend_kind where);
-const backend_ops *const *backend_table(void); // NULL-terminated, preferred first
+const backend_ops *const *backend_table(void);     // NULL-terminated, preferred first
 
 // ---- arms ----
 

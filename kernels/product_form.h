@@ -1,5 +1,4 @@
-// product_form: what a path's product with a type of weights reads, and which model an arm refuses because it
-// lacks a product.
+// product_form: what a path's product with a type of weights reads.
 //
 // Owns: the one answer to "rounded or not", for every backend. Independent of: how a product is computed.
 #pragma once
@@ -26,10 +25,6 @@ bool path_splits_outliers(path_kind path);
 // Whether what stands before the router, the products q, k, v and o, reads on this path also what the
 // rounding of its activations left over, rounded again.
 bool path_keeps_remainder(path_kind path);
-
-// Good where the paths of p have a product for each matrix that the rank multiplies with. The error names the
-// tensor, its type, the path and the backend. computes: what the backend has products of; NULL: of all types.
-status product_forms_check(const backend_params *p, const char *backend, bool (*computes)(weight_type type));
 
 #ifdef __cplusplus
 }

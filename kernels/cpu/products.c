@@ -39,18 +39,12 @@ tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
   return (tile_range){first, rest < tile ? rest : tile};
 }
 
-// Whether the type has, on every ISA row, kernels of its own that read Q8_K.
-static bool has_q8k_kernels(weight_type type) {
-  const type_info *info = type_find(type);
-  return info->on_q8k == ACTIVATION_Q8K && !info->few_bits;
-}
-
 static void times_rounded(const cpu_backend *b, const matrix *rows, float *const *out,
                           const block_q8_K *const *x, int64_t n) {
   if (type_find(rows->type)->on_q8k == ACTIVATION_Q8_0)
     b->row->product_q8_0(out, rows, x, n);
   else
-    (has_q8k_kernels(rows->type) ? b->row->product_q8k : b->row->product_unpacked)(out, rows, x, n);
+    (type_has_q8k_kernels(rows->type) ? b->row->product_q8k : b->row->product_unpacked)(out, rows, x, n);
 }
 
 // out += `rows` times the remainders of up to TOKEN_TILE tokens from t on, each product whole first.
@@ -58,7 +52,7 @@ static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, 
                           int64_t n) {
   float *room = (float *)cpu_thread_scratch(b), *at[TOKEN_TILE];
   for (int64_t i = 0; i < n; i++) at[i] = room + i * ROW_TILE;
-  if (n == 1 && p->kernels->ops->vector_q8k && has_q8k_kernels(rows->type))
+  if (n == 1 && p->kernels->ops->vector_q8k && type_has_q8k_kernels(rows->type))
     p->kernels->ops->vector_q8k(room, rows, p->remainder[t], NULL);
   else
     times_rounded(b, rows, at, p->remainder + t, n);
@@ -69,9 +63,9 @@ static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, 
 // What the path adds to a product with rounded activations: first the remainder's, then the outliers' terms.
 static void add_parts(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
                       int64_t n) {
-  bool few = !has_q8k_kernels(rows->type);
+  bool few = !type_has_q8k_kernels(rows->type);
   if (p->remainder) add_remainder(b, p, rows, out, t, n);
-  if (path_splits_outliers(p->kernels->path->kind))
+  if (path_splits_outliers(p->kernels->path->kind) && rows->cols % QK_K == 0)
     (few ? b->row->add_outliers_few_bits : b->row->add_outliers)(out, rows, p->q8k + t, n);
 }
 
@@ -89,8 +83,6 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
     times_rounded(b, rows, (float *const *)out, p->q8k + t, n);
     add_parts(b, p, rows, (float *const *)out, t, n);
     break;
-  case ACTIVATION_NONE:
-    __builtin_trap(); // the arm was refused
   }
 }
 
@@ -99,7 +91,7 @@ void product_tile(cpu_backend *b, const product *p, int64_t index, const void *a
   tile_range at = tile_at(p->m, p->tile, index);
   matrix rows = matrix_rows(p->m, at.first, at.count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
-  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && has_q8k_kernels(p->m->type)) {
+  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && type_has_q8k_kernels(p->m->type)) {
     float *out = (float *)p->out[0] + at.first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
     add_parts(b, p, &rows, &out, 0, 1);

@@ -107,10 +107,8 @@ typedef struct {
   outlier of[]; // ascending; room for MOST_OUTLIERS a block
 } row_outliers;
 
-// From the pointer on; the last block of 256 may be part of one.
-static inline size_t split_row_bytes(int64_t cols) {
-  return (size_t)(cols / QK_K) * sizeof(block_q8_K) +
-         (size_t)((cols + QK_K - 1) / QK_K) * MOST_OUTLIERS * sizeof(outlier) + sizeof(row_outliers);
+static inline size_t split_row_bytes(int64_t n_blocks) {
+  return (size_t)n_blocks * (sizeof(block_q8_K) + MOST_OUTLIERS * sizeof(outlier)) + sizeof(row_outliers);
 }
 
 static inline const row_outliers *outliers_of(const block_q8_K *row, int64_t n_blocks) {

@@ -16,7 +16,7 @@ status cpu_take(cpu_backend *b, void *pointer, size_t count, size_t size, const 
 static status rounded_open(cpu_backend *b, char **out, const block_q8_K **row, int64_t rows, int64_t width,
                            bool splits, const char *what) {
   size_t before = b->reads_q8_0 ? (size_t)(width / QK_32) * sizeof(block_q8_32) : 0;
-  size_t after = splits ? split_row_bytes(width) : (size_t)(width / QK_K) * sizeof(block_q8_K);
+  size_t after = splits ? split_row_bytes(width / QK_K) : (size_t)(width / QK_K) * sizeof(block_q8_K);
   TRY(cpu_take(b, out, (size_t)rows, before + after, what));
   for (int64_t r = 0; r < rows; r++)
     row[r] = (const block_q8_K *)(const void *)(*out + (size_t)r * (before + after) + before);
@@ -40,7 +40,7 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
 
 // For activations that q, k, v or o reads, on a path that keeps the remainder.
 static status remainder_open(cpu_backend *b, activations *a, int64_t rows, const char *what) {
-  if (!path_keeps_remainder(b->shared.path->kind) || !a->q8k) return 0;
+  if (!path_keeps_remainder(b->shared.path->kind) || !a->q8k || a->width % QK_K) return 0;
   TRY(cpu_take(b, &a->remainder_rows, (size_t)rows, sizeof *a->remainder_rows, what));
   return rounded_open(b, &a->remainder, a->remainder_rows, rows, a->width, false, what);
 }
@@ -219,7 +219,6 @@ status cpu_open(backend **out, const backend_params *params) {
   if (!row)
     return REFUSE("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",
                   params->row, cpu_rows());
-  TRY(product_forms_check(params, "cpu", NULL));
   cpu_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cpu backend"));
   b->base.ops = &cpu_backend_ops;

@@ -31,7 +31,7 @@ static inline void quantize(const cpu_backend *b, const path_kernels *s, activat
                             rounding how) {
   block_q8_K *out = (block_q8_K *)a->q8k_rows[row], *left = NULL;
   const float *x = (const float *)a->real_rows[row];
-  bool splits = path_splits_outliers(s->path->kind);
+  bool splits = path_splits_outliers(s->path->kind) && a->width % QK_K == 0;
   if (!a->q8k) return;
   if (how == WITH_REMAINDER && a->remainder) left = (block_q8_K *)a->remainder_rows[row];
   if (b->reads_q8_0 && a->width % QK_32 == 0)

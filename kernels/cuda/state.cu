@@ -412,7 +412,6 @@ status cuda_open(backend **out, const backend_params *params) {
   if (!cuda_has_path(params->shared) || !cuda_has_path(params->experts))
     return FAIL("backend cuda: it does not compute the path %s",
                 path_get(cuda_has_path(params->shared) ? params->experts : params->shared)->name);
-  TRY(product_forms_check(params, "cuda", weights_computes));
   TRY(use_device(&device, params));
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));

@@ -64,11 +64,11 @@ typedef enum { WEIGHT_TYPES(WEIGHT_TYPE_MEMBER) } weight_type;
 #define CASE_WITHOUT_Q8K_Q8_0                                   CASE_OF_TYPE
 #define CASE_WITHOUT_Q8K_Q8_1                                   CASE_OF_TYPE
 #define CASE_WITHOUT_Q8K_Q8K(name)
-#define CASES_OF_32                                         WEIGHT_TYPES(CASE_OF_32) // in blocks of 32
+#define CASES_OF_32                                       WEIGHT_TYPES(CASE_OF_32) // in blocks of 32
 #define CASE_OF_32(name, number, block, elements, on_q8k) CASE_OF_32_##on_q8k(name)
-#define CASE_OF_32_BYTES                                    CASE_OF_TYPE
-#define CASE_OF_32_Q8_0                                     CASE_OF_TYPE
-#define CASE_OF_32_Q8_1                                     CASE_OF_TYPE
+#define CASE_OF_32_BYTES                                  CASE_OF_TYPE
+#define CASE_OF_32_Q8_0                                   CASE_OF_TYPE
+#define CASE_OF_32_Q8_1                                   CASE_OF_TYPE
 #define CASE_OF_32_REAL(name)
 #define CASE_OF_32_Q8K(name)
 #define CASE_OF_32_UNPACKED(name)
@@ -81,7 +81,6 @@ typedef enum { WEIGHT_TYPES(WEIGHT_TYPE_MEMBER) } weight_type;
 
 // The forms in which a product reads its activations; types.h describes them.
 typedef enum {
-  ACTIVATION_NONE, // there is no such product
   ACTIVATION_REAL, // the path's reals
   ACTIVATION_Q8K,  // block_q8_K
   ACTIVATION_Q8_0, // block_q8_32

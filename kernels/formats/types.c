@@ -36,6 +36,11 @@ const type_info *type_find(uint32_t ggml_type) {
   return NULL;
 }
 
+bool type_has_q8k_kernels(weight_type type) {
+  const type_info *info = type_find(type);
+  return info->on_q8k == ACTIVATION_Q8K && !info->few_bits;
+}
+
 const char *type_name_any(uint32_t ggml_type) {
   static _Thread_local char unknown[24];
   if (ggml_type < sizeof names / sizeof *names) return names[ggml_type];

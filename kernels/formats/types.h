@@ -21,6 +21,9 @@ const type_info *type_find(uint32_t ggml_type); // NULL: not one that the progra
 // A name also for types that are refused; "type 77" style for unknown ones.
 const char *type_name_any(uint32_t ggml_type);
 
+// Whether it has, on every ISA row and on CUDA, kernels of its own for its products with Q8_K.
+bool type_has_q8k_kernels(weight_type type);
+
 // Bytes of a row of n elements; n is a multiple of type->elements.
 static inline size_t type_row_bytes(const type_info *type, size_t n) {
   return n / type->elements * type->bytes;

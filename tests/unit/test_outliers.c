@@ -159,8 +159,8 @@ static void check_split(const cpu_row *row) {
     float x[3 * QK_K], rest[3 * QK_K];
     block_q8_K wanted[3], left[3], found_left[3];
     static literal_outliers o;
-    char *found = room(split_row_bytes(3 * QK_K));
-    memset(found, 0x55, split_row_bytes(3 * QK_K));
+    char *found = room(split_row_bytes(3));
+    memset(found, 0x55, split_row_bytes(3));
     for (int b = 0; b < 3; b++) random_block(x + b * QK_K, (round + b * 3) % KINDS);
     literal_split(&o, rest, x, 3 * QK_K);
     cpu_row_find("portable")->quantize_q8k(wanted, rest, 3 * QK_K);
@@ -209,7 +209,7 @@ static void product_open(product_case *c, const cpu_row *row, weight_type type, 
       if (kind > 1) plant(c->x[t] + b, random_below(4), 60);
       if (kind < 3) c->x[t][b + 17] = 146.68f, c->x[t][b + 200] = (float)(t % 3 * -40);
     }
-    char *to = room(split_row_bytes(cols));
+    char *to = room(split_row_bytes(cols / QK_K));
     row->split_q8k((block_q8_K *)(void *)to, NULL, c->x[t], cols);
     c->rounded[t] = (const block_q8_K *)(const void *)to;
   }
@@ -276,7 +276,7 @@ static void errors_of(double error[WAYS], const cpu_row *row, weight_type type, 
   matrix m = random_matrix(type, ROWS, COLS);
   float *x = room(COLS * sizeof *x), out[WAYS][ROWS], *to[WAYS] = {out[0], out[1], out[2]};
   block_q8_K left[4];
-  char *plain = room(split_row_bytes(4 * QK_K)), *rounded = room(split_row_bytes(4 * QK_K));
+  char *plain = room(split_row_bytes(4)), *rounded = room(split_row_bytes(4));
   for (int round = 0; round < 20; round++) {
     for (int i = 0; i < COLS; i++) x[i] = (float)random_normal();
     for (int b = 0; b < COLS; b += QK_K) plant(x + b, planted, 146.68f);

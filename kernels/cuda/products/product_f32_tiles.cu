@@ -284,7 +284,8 @@ static size_t bytes_of(const product *p) {
 
 bool product_f32_tiles_fits(const product *p) {
   bool each_alone = p->member && !p->first;
-  return has_blocks(p) && !each_alone && bytes_of(p) <= device_shared_bytes();
+  return has_blocks(p) && !type_find(p->w.type)->few_bits && !each_alone &&
+         bytes_of(p) <= device_shared_bytes();
 }
 
 template <weight_type TYPE> static status tiles_of_type(const product *p, cudaStream_t stream) {

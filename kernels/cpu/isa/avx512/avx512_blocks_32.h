@@ -1,15 +1,15 @@
-// avx512_blocks_32: products of rows in blocks of 32 with activations rounded to Q8_0 or Q8_1, 32 rows and up to 6
-// tokens at a time.
+// avx512_blocks_32: products of rows in blocks of 32 with activations rounded to Q8_0 or Q8_1, 32 rows and up
+// to 6 tokens at a time.
 //
-// Owns: how each type's quants are unpacked, a row to a lane, and the order of the work. Invariant: a lane is one
-// row, whose floats are added in the order of docs/paths.md; a panel holds the integers of the blocks.
+// Owns: how each type's quants are unpacked, a row to a lane, and the order of the work. Invariant: a lane is
+// one row, whose floats are added in the order of docs/paths.md; a panel holds the integers of the blocks.
 #pragma once
 #include "kernels/cpu/isa/avx512/avx512_panel.h"
 #include "kernels/cpu/isa/each_row/generic.h"
 
 enum { TOKENS_32 = 6, AHEAD_32 = 1024 }; // bytes of a row that are prefetched beyond the block
 
-typedef struct { // of 16 rows
+typedef struct {                       // of 16 rows
   uint8_t q[QK_32 / 4][PANEL_ROWS][4]; // quants plus the type's offset, so that they are unsigned
   float d[PANEL_ROWS], m[PANEL_ROWS];
 } __attribute__((aligned(64))) panel_32;
@@ -44,8 +44,7 @@ static inline void panel_nibbles(panel_32 *p, const char *const *row, size_t off
 
 static inline void panel_values(panel_32 *p, const char *const *row, size_t offset, __m512i values) {
   panel_nibbles(p, row, offset, NULL);
-  for (int k = 0; k < QK_32 / 4; k++)
-    store_32(p, k, _mm512_shuffle_epi8(values, _mm512_load_si512(p->q[k])));
+  for (int k = 0; k < QK_32 / 4; k++) store_32(p, k, _mm512_shuffle_epi8(values, _mm512_load_si512(p->q[k])));
 }
 
 // Bits 4 k .. 4 k + 3 of 32, each as 16 in a byte of its own.
@@ -124,8 +123,7 @@ static inline __attribute__((always_inline)) void panel_32_times(float (*sum)[RO
                                                                  const int n) {
   __m512i isum[2][TOKENS_32];
 #pragma GCC unroll 6
-  for (int t = 0; t < n; t++)
-    isum[0][t] = isum[1][t] = _mm512_set1_epi32(-offset * x[t][b].sum);
+  for (int t = 0; t < n; t++) isum[0][t] = isum[1][t] = _mm512_set1_epi32(-offset * x[t][b].sum);
 #pragma GCC unroll 8
   for (int i = 0; i < QK_32 / 4; i++) {
     __m512i first = _mm512_load_si512(p[0].q[i]), second = _mm512_load_si512(p[1].q[i]);
@@ -152,8 +150,7 @@ static inline __attribute__((always_inline)) void panel_32_times(float (*sum)[RO
 static void block_32_times(float (*sum)[ROW_TILE], const panel_32 *p, const block_q8_32 *const *x, int64_t b,
                            int offset, bool with_m, int64_t n) {
   int64_t t = 0;
-  for (; t + TOKENS_32 <= n; t += TOKENS_32)
-    panel_32_times(sum + t, p, x + t, b, offset, with_m, TOKENS_32);
+  for (; t + TOKENS_32 <= n; t += TOKENS_32) panel_32_times(sum + t, p, x + t, b, offset, with_m, TOKENS_32);
   for (; t + 2 <= n; t += 2) panel_32_times(sum + t, p, x + t, b, offset, with_m, 2);
   if (t < n) panel_32_times(sum + t, p, x + t, b, offset, with_m, 1);
 }

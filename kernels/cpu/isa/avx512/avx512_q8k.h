@@ -13,8 +13,8 @@ enum {
 };
 static_assert((int)PAIR_ROWS == (int)ROW_TILE, "a tile of rows is a pair of panels");
 
-// What is taken off a block's sum: d * isum - dmin * msum of sums of minimums, or of an offset that the quants have,
-// a power of two.
+// What is taken off a block's sum: d * isum - dmin * msum of sums of minimums, or of an offset that the
+// quants have, a power of two.
 typedef struct {
   int n_sub;       // sub-blocks
   bool with_mins;  //

@@ -32,7 +32,6 @@ static inline void round_32(block_q8_32 *out, const float *x) {
   out->s = half_to_f32(f32_to_half((float)sum * scale));
 }
 
-// Of one block of 256, of which the row has n elements.
 static inline void round_part(block_q8_32 *out, block_q8_32 *remainder, const float *x, int64_t n) {
   for (int64_t i = 0; i < n; i += QK_32, out++) {
     float left[QK_32];
@@ -45,19 +44,16 @@ static inline void round_part(block_q8_32 *out, block_q8_32 *remainder, const fl
 
 static inline void round_q8_0_generic(block_q8_32 *out, block_q8_32 *remainder, row_outliers *outliers,
                                       const float *x, int64_t n) {
-  if (outliers) outliers->count = 0;
+  if (!outliers) {
+    round_part(out, remainder, x, n);
+    return;
+  }
+  outliers->count = 0;
   for (int64_t at = 0; at < n; at += QK_K) {
-    int64_t count = n - at < QK_K ? n - at : QK_K;
-    float whole[QK_K] = {0}, rest[QK_K];
-    const float *from = x + at;
-    if (outliers) {
-      memcpy(whole, from, (size_t)count * sizeof *whole); // the row's last block is filled up with zeros
-      if (has_outliers_generic(whole)) {
-        take_outliers_generic(outliers, rest, whole, at);
-        from = rest;
-      }
-    }
-    round_part(out + at / QK_32, remainder ? remainder + at / QK_32 : NULL, from, count);
+    float rest[QK_K];
+    bool splits = has_outliers_generic(x + at);
+    if (splits) take_outliers_generic(outliers, rest, x + at, at);
+    round_part(out + at / QK_32, remainder ? remainder + at / QK_32 : NULL, splits ? rest : x + at, QK_K);
   }
 }
 

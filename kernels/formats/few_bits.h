@@ -159,6 +159,25 @@ NUM_FN int quant_mxfp4(const block_mxfp4 *b, int i) {
   return fp4_value(nibble(b->qs, i));
 }
 
+// Whether the type says Q8_1: its products also read the activations' sum.
+NUM_FN int type_has_m(weight_type type) {
+#define HAS_M_REAL(name)
+#define HAS_M_Q8K(name)
+#define HAS_M_UNPACKED(name)
+#define HAS_M_BYTES(name)
+#define HAS_M_Q8_0(name)
+#define HAS_M_Q8_1(name)                             || type == TYPE_##name
+#define HAS_M(name, number, block, elements, on_q8k) HAS_M_##on_q8k(name)
+  return 0 WEIGHT_TYPES(HAS_M);
+#undef HAS_M
+#undef HAS_M_Q8_1
+#undef HAS_M_Q8_0
+#undef HAS_M_BYTES
+#undef HAS_M_UNPACKED
+#undef HAS_M_Q8K
+#undef HAS_M_REAL
+}
+
 // ---- a weight of either kind ----
 
 NUM_FN float weight_of_parts(block_factors f, weight_parts p) {

@@ -1,17 +1,19 @@
 // product_few_bits: weights of few bits (formats/few_bits.h) times rounded activations, a kernel for all
 // types of a kind: those in blocks of 256 times Q8_K, those in blocks of 32 times Q8_0 or Q8_1. A warp has a
-// row for ITEMS items: each of its lanes unpacks its weights of a block once, multiplies them with every
-// item's, and the sums of integers over the warp are exact in any order.
+// row for ITEMS items. Each lane unpacks 32 weights and multiplies them with every item's; then lane i takes
+// the float steps of item i, block after block.
 //
 // Owns: the rounding to Q8_0 and Q8_1, which nothing but these products reads: a thread block rounds its
-// items' rows itself. Invariant: the float steps are those of docs/paths.md.
+// items' rows itself. Invariant: the float steps are those of docs/paths.md; the integers are exact in any
+// order.
 #include "kernels/cuda/products/block_q8k.cuh"
 #include "kernels/cuda/products/product.cuh"
 #include "kernels/formats/few_bits.h"
 
 static constexpr int WARPS = 8, THREADS = WARPS * WARP, ROWS = 4 /* a warp */;
+static constexpr int PIECE = QK_32, PIECES = QK_K / PIECE; // weights of a lane; pieces of a block of 256
 
-// The item's places in the tile: those beyond its end repeat the first, and are not stored.
+// The tile's items: those beyond its end repeat the first, and are not stored.
 template <int ITEMS> struct tile_items { int item[ITEMS], input[ITEMS]; };
 
 template <int ITEMS>
@@ -26,76 +28,121 @@ __device__ __forceinline__ tile_items<ITEMS> items_of(const product &p, const it
   return r;
 }
 
-template <int ITEMS>
-__device__ __forceinline__ void store(const product &p, const item_tile &tile, const tile_items<ITEMS> &at,
-                                      int row, const float y[ITEMS]) {
-  int lane = threadIdx.x % WARP;
+// Of one of an array in registers, which have no index.
+template <int ITEMS> __device__ __forceinline__ int pick(const int (&of)[ITEMS], int which) {
+  int found = of[0];
 #pragma unroll
-  for (int i = 0; i < ITEMS; i++) {
-    if (lane != i || i >= tile.count) continue;
-    float *out = p.out + output_of(p, at.item[i]) + row;
-    *out = p.adds ? *out + y[i] : y[i];
-  }
+  for (int k = 1; k < ITEMS; k++) found = k == which ? of[k] : found;
+  return found;
 }
 
-__device__ __forceinline__ int first_row() {
-  return (int)(blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
+template <int ITEMS> struct warp_sums { // in shared memory: of each lane's piece, and a word that parts banks
+  int isum[ITEMS][WARP + 1], msum[ITEMS][WARP + 1];
+  float d[WARP], second[WARP];
+};
+
+struct lane_piece {
+  int w[PIECE]; // scale * q, or q
+  int min[2];   // of its halves
+  block_factors f;
+};
+
+__device__ __forceinline__ int dot_piece(const lane_piece &w, const int8_t *x) {
+  int sum = 0;
+#pragma unroll
+  for (int k = 0; k < PIECE; k++) sum += w.w[k] * x[k];
+  return sum;
+}
+
+template <int ITEMS>
+__device__ __forceinline__ void store(const product &p, const item_tile &tile, const tile_items<ITEMS> &at,
+                                      int row, float y) {
+  int lane = threadIdx.x % WARP;
+  if (lane >= ITEMS || lane >= tile.count) return;
+  float *out = p.out + output_of(p, pick(at.item, lane)) + row;
+  *out = p.adds ? *out + y : y;
+}
+
+// The products of the warp's rows. piece(row, k): the lane's piece k of a row, into the warp's sums; chain(y,
+// k, n): y of the lane's item after the float steps of n pieces from k on.
+template <int ITEMS, typename Piece, typename Chain>
+__device__ __forceinline__ void all_rows(const product &p, const item_tile &tile, const tile_items<ITEMS> &at,
+                                         Piece piece, Chain chain) {
+  int lane = threadIdx.x % WARP, n = p.w.cols / PIECE,
+      first = (int)(blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
+  for (int row = first, end = min(first + ROWS, p.w.rows); row < end; row++) {
+    const uint8_t *weights = p.w.data + (size_t)tile.member * p.w.member_bytes + (size_t)row * p.w.row_bytes;
+    float y = 0;
+    for (int start = 0; start < n; start += WARP) {
+      if (start + lane < n) piece(weights, start + lane);
+      __syncwarp();
+      if (lane < ITEMS) y = chain(y, start, min(WARP, n - start));
+      __syncwarp();
+    }
+    store<ITEMS>(p, tile, at, row, y);
+  }
 }
 
 // ---- blocks of 256 ----
 
-struct lane_weights { // eight neighbours of a block, with their scale
-  int w[8], min;
-  block_factors f;
-};
-
-__device__ __forceinline__ lane_weights weights_of(weight_type type, const uint8_t *row, int b, int lane) {
-  lane_weights r = {};
-#define LANE_WEIGHTS_REAL(name, block)
-#define LANE_WEIGHTS_Q8K(name, block)
-#define LANE_WEIGHTS_BYTES(name, block)
-#define LANE_WEIGHTS_Q8_0(name, block)
-#define LANE_WEIGHTS_Q8_1(name, block)
-#define LANE_WEIGHTS_UNPACKED(name, block)                                                                   \
+__device__ __forceinline__ lane_piece scaled_piece(weight_type type, const uint8_t *row, int piece) {
+  lane_piece r = {};
+  int b = piece / PIECES, from = piece % PIECES * PIECE;
+#define SCALED_REAL(name, block)
+#define SCALED_Q8K(name, block)
+#define SCALED_BYTES(name, block)
+#define SCALED_Q8_0(name, block)
+#define SCALED_Q8_1(name, block)
+#define SCALED_UNPACKED(name, block)                                                                         \
   case TYPE_##name: {                                                                                        \
     const block_##block *at = (const block_##block *)row + b;                                                \
     r.f = factors_##block(at);                                                                               \
-    for (int k = 0; k < 8; k++) {                                                                            \
-      weight_parts part = parts_##block(at, 8 * lane + k);                                                   \
+    for (int k = 0; k < PIECE; k++) {                                                                        \
+      weight_parts part = parts_##block(at, from + k);                                                       \
       r.w[k] = part.scale * part.q;                                                                          \
-      r.min = part.min;                                                                                      \
+      r.min[k / 16] = part.min;                                                                              \
     }                                                                                                        \
     break;                                                                                                   \
   }
-#define LANE_WEIGHTS(name, number, block, elements, on_q8k) LANE_WEIGHTS_##on_q8k(name, block)
-  switch ((int)type) { WEIGHT_TYPES(LANE_WEIGHTS) }
+#define SCALED(name, number, block, elements, on_q8k) SCALED_##on_q8k(name, block)
+  switch ((int)type) { WEIGHT_TYPES(SCALED) }
   return r;
 }
 
 template <int ITEMS> __global__ void __launch_bounds__(THREADS) product_unpacked(product p) {
+  extern __shared__ __align__(16) uint8_t shared[];
   wait_for_inputs();
   item_tile tile = tile_of(p, ITEMS);
   if (tile.count <= 0) return;
   tile_items<ITEMS> at = items_of<ITEMS>(p, tile);
-  int lane = threadIdx.x % WARP, n_blocks = p.w.cols / QK_K;
-  for (int row = first_row(), end = min(row + ROWS, p.w.rows); row < end; row++) {
-    const uint8_t *weights = p.w.data + (size_t)tile.member * p.w.member_bytes + (size_t)row * p.w.row_bytes;
-    float y[ITEMS] = {};
-    for (int b = 0; b < n_blocks; b++) {
-      lane_weights w = weights_of(p.w.type, weights, b, lane);
+  int lane = threadIdx.x % WARP, n_blocks = p.w.cols / QK_K, mine = pick(at.input, lane < ITEMS ? lane : 0);
+  warp_sums<ITEMS> *sums = (warp_sums<ITEMS> *)shared + threadIdx.x / WARP;
+  all_rows<ITEMS>(
+      p, tile, at,
+      [&](const uint8_t *row, int piece) {
+        lane_piece w = scaled_piece(p.w.type, row, piece);
+        sums->d[lane] = w.f.d;
+        sums->second[lane] = w.f.second;
 #pragma unroll
-      for (int i = 0; i < ITEMS; i++) {
-        size_t block = (size_t)at.input[i] * n_blocks + b;
-        const int8_t *q = p.in.qs + block * QK_K + 8 * lane;
-        int isum = 0, msum = lane % 2 ? 0 : w.min * p.in.bsums[block * 16 + lane / 2];
-#pragma unroll
-        for (int k = 0; k < 8; k++) isum += w.w[k] * q[k];
-        y[i] =
-            num_fma_f32(p.in.d[block], block_value(w.f.d, w.f.second, warp_sum(isum), warp_sum(msum)), y[i]);
-      }
-    }
-    store<ITEMS>(p, tile, at, row, y);
-  }
+        for (int i = 0; i < ITEMS; i++) {
+          size_t input = (size_t)at.input[i] * p.w.cols;
+          const int16_t *bsums = p.in.bsums + input / 16 + 2 * piece;
+          sums->isum[i][lane] = dot_piece(w, p.in.qs + input + piece * PIECE);
+          sums->msum[i][lane] = w.min[0] * bsums[0] + w.min[1] * bsums[1];
+        }
+      },
+      [&](float y, int start, int n) {
+        for (int k = 0; k < n; k += PIECES) {
+          int isum = 0, msum = 0;
+          for (int j = k; j < k + PIECES; j++) {
+            isum += sums->isum[lane][j];
+            msum += sums->msum[lane][j];
+          }
+          float dx = p.in.d[(size_t)mine * n_blocks + (start + k) / PIECES];
+          y = num_fma_f32(dx, block_value(sums->d[k], sums->second[k], isum, msum), y);
+        }
+        return y;
+      });
 }
 
 // ---- blocks of 32 ----
@@ -148,9 +195,7 @@ __device__ __forceinline__ void round_items(uint8_t *shared, const product &p, c
                                             rounded_part part) {
   int lane = threadIdx.x % WARP, n_blocks = p.w.cols / QK_32;
   for (int task = threadIdx.x / WARP; task < ITEMS * n_blocks; task += WARPS) {
-    int i = task / n_blocks, b = task % n_blocks, element = b * QK_32 + lane, input = 0;
-#pragma unroll
-    for (int k = 0; k < ITEMS; k++) input = k == i ? at.input[k] : input; // registers have no index
+    int i = task / n_blocks, b = task % n_blocks, element = b * QK_32 + lane, input = pick(at.input, i);
     float x = part == OF_ALL ? p.in.x[(size_t)input * p.w.cols + element] : rest_at(p, input, element);
     rounded_block r = round_32(x);
     if (part == OF_REMAINDER) r = round_32(num_fma_f32(-r.d, (float)r.q, x));
@@ -162,30 +207,22 @@ __device__ __forceinline__ void round_items(uint8_t *shared, const product &p, c
   }
 }
 
-struct lane_quant { // one weight of a block
-  int q;
-  block_factors f;
-  bool has_m;
-};
-
-__device__ __forceinline__ lane_quant quant_of(weight_type type, const uint8_t *row, int b, int lane) {
-  lane_quant r = {};
-#define LANE_QUANT_REAL(name, block)
-#define LANE_QUANT_Q8K(name, block)
-#define LANE_QUANT_UNPACKED(name, block)
-#define LANE_QUANT(name, block, m)                                                                           \
+__device__ __forceinline__ lane_piece plain_piece(weight_type type, const uint8_t *row, int b) {
+  lane_piece r = {};
+#define PLAIN_REAL(name, block)
+#define PLAIN_Q8K(name, block)
+#define PLAIN_UNPACKED(name, block)
+#define PLAIN_BYTES(name, block)                                                                             \
   case TYPE_##name: {                                                                                        \
     const block_##block *at = (const block_##block *)row + b;                                                \
     r.f = factors_##block(at);                                                                               \
-    r.q = quant_##block(at, lane);                                                                           \
-    r.has_m = m;                                                                                             \
+    for (int k = 0; k < PIECE; k++) r.w[k] = quant_##block(at, k);                                           \
     break;                                                                                                   \
   }
-#define LANE_QUANT_BYTES(name, block)                      LANE_QUANT(name, block, false)
-#define LANE_QUANT_Q8_0(name, block)                       LANE_QUANT(name, block, false)
-#define LANE_QUANT_Q8_1(name, block)                       LANE_QUANT(name, block, true)
-#define LANE_QUANTS(name, number, block, elements, on_q8k) LANE_QUANT_##on_q8k(name, block)
-  switch ((int)type) { WEIGHT_TYPES(LANE_QUANTS) }
+#define PLAIN_Q8_0                                           PLAIN_BYTES
+#define PLAIN_Q8_1                                           PLAIN_BYTES
+#define PLAIN_OF_KIND(name, number, block, elements, on_q8k) PLAIN_##on_q8k(name, block)
+  switch ((int)type) { WEIGHT_TYPES(PLAIN_OF_KIND) }
   return r;
 }
 
@@ -195,24 +232,30 @@ template <int ITEMS> __global__ void __launch_bounds__(THREADS) product_of_32(pr
   item_tile tile = tile_of(p, ITEMS);
   if (tile.count <= 0) return;
   tile_items<ITEMS> at = items_of<ITEMS>(p, tile);
-  round_items<ITEMS>(shared, p, at, part);
+  warp_sums<ITEMS> *sums = (warp_sums<ITEMS> *)shared + threadIdx.x / WARP;
+  uint8_t *rounded = shared + WARPS * sizeof *sums;
+  round_items<ITEMS>(rounded, p, at, part);
   __syncthreads();
-  int lane = threadIdx.x % WARP, n_blocks = p.w.cols / QK_32;
-  for (int row = first_row(), end = min(row + ROWS, p.w.rows); row < end; row++) {
-    const uint8_t *weights = p.w.data + (size_t)tile.member * p.w.member_bytes + (size_t)row * p.w.row_bytes;
-    float y[ITEMS] = {};
-    for (int b = 0; b < n_blocks; b++) {
-      lane_quant w = quant_of(p.w.type, weights, b, lane);
+  int lane = threadIdx.x % WARP;
+  item_memory mine = memory_of(rounded, lane < ITEMS ? lane : 0, p.w.cols);
+  bool has_m = type_has_m(p.w.type);
+  all_rows<ITEMS>(
+      p, tile, at,
+      [&](const uint8_t *row, int piece) {
+        lane_piece w = plain_piece(p.w.type, row, piece);
+        sums->d[lane] = w.f.d;
+        sums->second[lane] = w.f.second;
 #pragma unroll
-      for (int i = 0; i < ITEMS; i++) {
-        item_memory x = memory_of(shared, i, p.w.cols);
-        int isum = warp_sum(w.q * x.q[b * QK_32 + lane]);
-        if (w.has_m) y[i] = num_fma_f32(w.f.second, x.s[b], y[i]);
-        y[i] = num_fma_f32(w.f.d * x.d[b], (float)isum, y[i]);
-      }
-    }
-    store<ITEMS>(p, tile, at, row, y);
-  }
+        for (int i = 0; i < ITEMS; i++)
+          sums->isum[i][lane] = dot_piece(w, memory_of(rounded, i, p.w.cols).q + piece * PIECE);
+      },
+      [&](float y, int start, int n) {
+        for (int k = 0; k < n; k++) {
+          if (has_m) y = num_fma_f32(sums->second[k], mine.s[start + k], y);
+          y = num_fma_f32(sums->d[k] * mine.d[start + k], (float)sums->isum[lane][k], y);
+        }
+        return y;
+      });
 }
 
 // ---- launches ----
@@ -227,16 +270,21 @@ static dim3 grid_of(const product *p, int items) {
   return dim3((unsigned)ceil_div(p->w.rows, WARPS * ROWS), tile_count(p, items));
 }
 
+template <int ITEMS> static size_t bytes_of_sums() {
+  return WARPS * sizeof(warp_sums<ITEMS>);
+}
+
 status product_unpacked_launch(const product *p, cudaStream_t stream) {
-  if (one_each(p)) return launch(product_unpacked<1>, grid_of(p, 1), THREADS, 0, stream, *p);
-  return launch(product_unpacked<MANY>, grid_of(p, MANY), THREADS, 0, stream, *p);
+  if (one_each(p)) return launch(product_unpacked<1>, grid_of(p, 1), THREADS, bytes_of_sums<1>(), stream, *p);
+  return launch(product_unpacked<MANY>, grid_of(p, MANY), THREADS, bytes_of_sums<MANY>(), stream, *p);
 }
 
 static status of_part(const product *p, rounded_part part, cudaStream_t stream) {
-  size_t each = bytes_of_item(p->w.cols);
-  if (one_each(p) || MANY * each > device_shared_bytes())
-    return launch_shared(product_of_32<1>, grid_of(p, 1), THREADS, each, stream, *p, part);
-  return launch_shared(product_of_32<MANY>, grid_of(p, MANY), THREADS, MANY * each, stream, *p, part);
+  size_t each = bytes_of_item(p->w.cols), many = bytes_of_sums<MANY>() + MANY * each;
+  if (one_each(p) || many > device_shared_bytes())
+    return launch_shared(product_of_32<1>, grid_of(p, 1), THREADS, bytes_of_sums<1>() + each, stream, *p,
+                         part);
+  return launch_shared(product_of_32<MANY>, grid_of(p, MANY), THREADS, many, stream, *p, part);
 }
 
 status product_q8_0_launch(const product *p, bool splits, cudaStream_t stream) {

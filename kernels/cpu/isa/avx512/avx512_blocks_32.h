@@ -162,7 +162,7 @@ static void product_32_rows(float *const *out, int64_t first, int64_t n_rows, co
   const type_info *type = type_find(m->type);
   size_t row_bytes = type_row_bytes(type, (size_t)m->cols);
   const char *row[ROW_TILE]; // those beyond the matrix repeat the last
-  bool with_m = has_m(m->type);
+  bool with_m = type_has_m(m->type);
   for (int64_t r = 0; r < ROW_TILE; r++)
     row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
   memset(sum, 0, (size_t)n * sizeof *sum);

@@ -64,27 +64,6 @@ typedef struct {
   int8_t q[QK_32];
 } quants_32;
 
-static inline bool has_m(weight_type type) {
-#define HAS_M_REAL(name)
-#define HAS_M_Q8K(name)
-#define HAS_M_UNPACKED(name)
-#define HAS_M_BYTES(name)
-#define HAS_M_Q8_0(name)
-#define HAS_M_Q8_1(name)                                                                                     \
-  case TYPE_##name:                                                                                          \
-    return true;
-#define HAS_M(name, number, block, elements, on_q8k) HAS_M_##on_q8k(name)
-  switch ((int)type) { WEIGHT_TYPES(HAS_M) }
-  return false;
-#undef HAS_M
-#undef HAS_M_Q8_1
-#undef HAS_M_Q8_0
-#undef HAS_M_BYTES
-#undef HAS_M_UNPACKED
-#undef HAS_M_Q8K
-#undef HAS_M_REAL
-}
-
 static inline void quants_of_block(quants_32 *out, weight_type type, const void *block) {
 #define QUANTS_REAL(name, b)
 #define QUANTS_Q8K(name, b)
@@ -120,7 +99,7 @@ static inline void product_q8_0_generic(float *const *out, const matrix *rows, c
                                         int64_t n_tokens) {
   const type_info *type = type_find(rows->type);
   size_t row_bytes = type_row_bytes(type, (size_t)rows->cols);
-  bool with_m = has_m(rows->type);
+  bool with_m = type_has_m(rows->type);
   quants_32 w;
   for (int64_t first = 0; first < n_tokens; first += TOKEN_TILE) {
     int64_t n = n_tokens - first < TOKEN_TILE ? n_tokens - first : TOKEN_TILE;

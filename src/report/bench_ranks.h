@@ -4,7 +4,7 @@
 // Independent of: how it was measured.
 #pragma once
 #include "base/status.h"
-#include "kernels/phases.h"
+#include "kernels/backend.h"
 #include <stdbool.h>
 #include <stdio.h>
 

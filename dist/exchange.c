@@ -1,5 +1,6 @@
 #include "dist/exchange.h"
 #include "base/memory.h"
+#include "dist/timeline.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,11 +162,29 @@ static void lay_out(exchange *x, const row_range *range, size_t row_bytes) {
     x->part[i] = (comm_part){(size_t)range[i].first * row_bytes, (size_t)range[i].count * row_bytes};
 }
 
+// What this rank sends of x->part.
+static uint64_t bytes_sent(const exchange *x) {
+  int rank = comm_rank(x->c), size = comm_size(x->c);
+  uint64_t bytes = 0;
+  for (int to = 0; to < size; to++) bytes += to == rank ? 0 : x->part[rank * size + to].bytes;
+  return bytes;
+}
+
 static status transfer(exchange *x, void *rows, void *stream, int64_t layer) {
   exchange_name what;
-  int rank = comm_rank(x->c), size = comm_size(x->c);
-  for (int to = 0; to < size; to++) x->sent += to == rank ? 0 : x->part[rank * size + to].bytes;
-  return transport_transfer(x->t, rows, stream, x->part, name_of(what, layer));
+  uint64_t bytes = bytes_sent(x);
+  x->sent += bytes;
+  span_start(SPAN_EXCHANGE, layer);
+  status result = transport_transfer(x->t, rows, stream, x->part, name_of(what, layer));
+  span_end((int64_t)bytes);
+  return result;
+}
+
+static status transfer_host(exchange *x, void *rows, int64_t layer, const char *what) {
+  span_start(SPAN_EXCHANGE, layer);
+  status result = comm_exchange(x->c, (char *)rows, x->part, what);
+  span_end((int64_t)bytes_sent(x));
+  return result;
 }
 
 status exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
@@ -178,7 +197,7 @@ status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const r
                               int64_t layer) {
   exchange_name what;
   lay_out(x, range, row_bytes);
-  return comm_exchange(x->c, (char *)rows, x->part, name_of(what, layer));
+  return transfer_host(x, rows, layer, name_of(what, layer));
 }
 
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
@@ -200,7 +219,7 @@ status exchange_broadcast(exchange *x, void *data, size_t bytes, const char *wha
   while (!x->holds[SHARED_RANKS][root]) root++;
   for (int i = 0; i < size * size; i++)
     x->part[i] = (comm_part){0, i / size == root && x->holds[EXPERT_RANKS][i % size] ? bytes : 0};
-  return comm_exchange(x->c, (char *)data, x->part, what);
+  return transfer_host(x, data, SPAN_NO_LAYER, what);
 }
 
 status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes) {

@@ -8,12 +8,14 @@ FEW = 0.015  # phases with a smaller share of the time are one bar
 def finding(found):
     """The best rate of each kind."""
     bench = found.bench
-    said = []
+    said, last = [], None
     for kind, words in (("pp", "reads {rate} tokens of a prompt a second"), ("tg", "decodes {rate} tokens a second")):
         rows = [row for row in bench["rows"] if row["kind"] == kind]
         if rows:
             best = max(rows, key=lambda row: row["tokens_per_s"]["median"])
-            said.append(f"{best['arm']} {words.format(rate=rounded(best['tokens_per_s']['median'], 4))} ({best['test']})")
+            name = "" if best["arm"] == last else best["arm"] + " "
+            said.append(f"{name}{words.format(rate=rounded(best['tokens_per_s']['median'], 4))} ({best['test'].replace(' x', ' x')})")
+            last = best["arm"]
     where = f"on {count(bench['ranks'], 'rank')} of {count(bench['threads'], 'thread')}"
     return f"{listed(said)}, {where}", []
 

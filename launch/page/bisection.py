@@ -3,14 +3,15 @@ import numpy
 
 from page import plots
 from page.document import (Section, bar, block, code, count, definitions, details, error, figure, figures, html, join, mark, note, paragraph, percent, rounded,
-                           table)
+                           table, wrapped)
 
 STEPS = ["embedding", "q, k, v", "attention", "o", "router", "gate and up", "SwiGLU", "down", "head"]
 SHOWN = 24  # parts in the table; the others are folded away
 
 
 def _sentence(text):
-    return text[:1].upper() + text[1:]
+    """With a capital, unless it starts with a name."""
+    return text if any(sign in text.split(" ")[0] for sign in "@_0123456789") else text[:1].upper() + text[1:]
 
 
 def finding(found):
@@ -50,7 +51,7 @@ def _product(product):
                  (0,), "Operations that were computed, and where each stands on five axes")
     absent = [operation for operation in product["operations"] if operation["absent"] is not None]
     left = details(f"{count(len(absent), 'operation')} that this build cannot compute",
-                   table(["operation", "why"], [[operation["name"], operation["absent"]] for operation in absent])) if absent else ""
+                   table(["operation", "why"], [[operation["name"], wrapped(operation["absent"])] for operation in absent])) if absent else ""
     pairs = details("Every pair in figures", table(["pair", "max_rel", "rel_l2", "1 − cos", "rel_l2: median", "99 %"],
                     [[f"{pair['a']} − {pair['b']}", *(error(pair[key]["shown"]) for key in ("max_rel", "rel_l2", "one_minus_cos")),
                       error(pair["rel_l2"]["quantiles"][4]), error(pair["rel_l2"]["quantiles"][7])] for pair in product["pairs"]], range(1, 6)))
@@ -152,7 +153,7 @@ def _bits(part):
 
 
 def _parts(parts, caption):
-    rows = [[html(f'<span class="long">{join([part["name"]])}</span>'), percent(part["gone"], 3), bar(max(part["gone"], 0), "s1"), percent(part["appears"], 3),
+    rows = [[wrapped(part["name"]), percent(part["gone"], 3), bar(max(part["gone"], 0), "s1"), percent(part["appears"], 3),
              error(part["to_b"]["kl"]), error(part["to_b"]["rel_l2"]), f"{part['to_b']['flips']:,}", _bits(part)] for part in parts]
     return table(["part as in b", "gone", "", "appears", "KL to b", "rel_l2 to b", "flips", ""], rows, (1, 3, 4, 5, 6), caption)
 

@@ -4,7 +4,7 @@ import collections
 import numpy
 
 from page import plots
-from page.document import Section, bar, count, definitions, details, error, figure, join, mark, note, paragraph, percent, rounded, table, tiles
+from page.document import Section, bar, count, definitions, details, error, figure, join, mark, note, paragraph, percent, rounded, table, wrapped
 
 SIGNS = {"at_most": "≤", "at_least": "≥"}
 
@@ -103,8 +103,8 @@ def _rows(checks, caption):
                        bar(_room(check["used"]), "good" if check["holds"] else "bad", _room(1))]
         else:
             figures = ["", "", "", "", ""]
-        about = join(part for part in (check["where"], check["reason"]) if part) if not check["reason"] else f"{check['where']}: {check['reason']}"
-        rows.append([mark(check["holds"]), check["name"], join(["", about]), *figures])
+        about = f"{check['where']}: {check['reason']}" if check["reason"] else check["where"]
+        rows.append([mark(check["holds"]), check["name"], wrapped(about), *figures])
     return table(["", "check", "where", "figure", "bound", "margin", "used", "of the bound"], rows, (3, 4, 5, 6), caption,
                  ["" if check["holds"] else "failed" for check in checks])
 

@@ -9,6 +9,7 @@ import os
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 # Nothing is loaded and no script runs, whatever a report says: a browser that finds either on the page refuses it.
+SPACE = "\u00a0"  # that does not break a line
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -58,10 +59,10 @@ def percent(share, digits=2):
     if share is None:
         return "–"
     if share == 0 or abs(share) >= 0.995:
-        return f"{100 * share:,.0f} %".replace("-", "−")
+        return f"{100 * share:,.0f}{SPACE}%".replace("-", "−")
     if abs(share) < 1e-5:  # 0.0000023 % is no text
-        return f"{100 * share:.0e} %".replace("e-0", "e-")
-    return rounded(100 * share, digits) + " %"
+        return f"{100 * share:.0e}{SPACE}%".replace("e-0", "e-")
+    return rounded(100 * share, digits) + SPACE + "%"
 
 
 def count(value, one, many=None):
@@ -110,6 +111,11 @@ def bar(share, kind="", bound=None):
     return html(f'<span class="bar {kind}{over}"><b style="width:{100 * min(max(share, 0), 1):.2f}%"></b>{line}</span>')
 
 
+def wrapped(value):
+    """Of a table's cell: text that may take several lines; others do not."""
+    return html(f'<span class="long">{text(value)}</span>')
+
+
 def table(head, rows, numbers=(), caption=None, kinds=None):
     """head: titles of columns; rows: lists of cells; numbers: columns set to the right; kinds: a class for each row."""
     def cell(tag, column, value):
@@ -119,10 +125,10 @@ def table(head, rows, numbers=(), caption=None, kinds=None):
     lines = ["".join(cell("td", i, value) for i, value in enumerate(row)) for row in rows]
     body = "".join(f'<tr class="{kind}">{line}</tr>' if kind else f"<tr>{line}</tr>" for line, kind in zip(lines, kinds))
     titles = "".join(cell("th", i, title) for i, title in enumerate(head))
-    title = f"<caption>{text(caption)}</caption>" if caption else ""
+    title = f'<p class="caption">{text(caption)}</p>' if caption else ""
     label = escaping.escape(str(caption or "table"), quote=True)
-    return html(f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
-                f"<table>{title}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>")
+    return html(f'{title}<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
+                f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def definitions(pairs):

@@ -68,11 +68,16 @@ def _for_a_page(drawn, size, label):
 # ---- axes ----
 
 def logarithmic(axis):
-    """Powers of ten in text, without TeX."""
+    """Powers of ten in text, without TeX; where there are none or one, a few values between."""
+    low, high = axis.get_view_interval()
+    if low > 0 and high / low < 6:
+        axis.set_major_locator(matplotlib.ticker.FixedLocator([low * (high / low) ** share for share in (0.1, 0.5, 0.9)]))
+        axis.set_major_formatter(lambda value, place: f"{value:.1e}".replace("e-0", "e-"))
+        axis.set_minor_locator(matplotlib.ticker.NullLocator())
+        return
     axis.set_major_locator(matplotlib.ticker.LogLocator(base=10, numticks=7))
     axis.set_major_formatter(lambda value, place: superscript(round(math.log10(value))) if value > 0 else "")
     axis.set_minor_locator(matplotlib.ticker.LogLocator(base=10, subs=range(2, 10), numticks=50))
-    low, high = axis.get_view_interval()
     few = low > 0 and math.log10(high / low) < 1.2
     axis.set_minor_formatter((lambda value, place: plain(value)) if few else matplotlib.ticker.NullFormatter())
 
@@ -80,8 +85,8 @@ def logarithmic(axis):
 def plain(value):
     """2·10⁻³ between powers of ten."""
     exponent = math.floor(math.log10(value) + 1e-9)
-    digit = round(value / 10 ** exponent)
-    return f"{digit}·{superscript(exponent)}" if digit in (2, 5) else ""
+    digit = value / 10 ** exponent
+    return f"{digit:.0f}·{superscript(exponent)}" if min(abs(digit - 2), abs(digit - 5)) < 1e-6 else ""
 
 
 def whole_numbers(axis, most=8):

@@ -8,7 +8,7 @@ import matplotlib.ticker
 
 from page import plots, study_time
 from page.document import (Section, bar, block, code, count, definitions, details, error, figure, figures, html, join, listed, mark, note, paragraph, percent,
-                           rounded, size, table)
+                           rounded, size, table, wrapped)
 
 SHORT = 0.85  # a point that reaches less of its bound is said to fall short: docs of launch/scaling
 AXES = {"ranks": "ranks", "ranks_per_host": "ranks a host", "threads": "threads a rank", "batch": "sequences", "prompt": "prompt, tokens",
@@ -186,7 +186,7 @@ def _points(study):
     failed = [point for point in study["points"] if point["status"] != "ok"]
     if failed:
         parts.append(table(["", "", "series", "arm", "test", "ranks", "threads", "why"],
-                           [[mark(False), point["id"], point["series"], point["arm"], point["test"], point["ranks"], point["threads"], point["reason"]] for point in failed],
+                           [[mark(False, "failed"), point["id"], point["series"], point["arm"], point["test"], point["ranks"], point["threads"], wrapped(point["reason"])] for point in failed],
                            (1, 5, 6), "Points that could not run", ["failed"] * len(failed)))
     samples = [[point["id"], point["test"], point["ranks"], " ".join(rounded(value, 4) for value in point["seconds"]["runs"]),
                 " ".join(str(rank) for rank in point["seconds"]["slowest_rank"]), code(point["digest"])] for point in done]
@@ -206,7 +206,7 @@ def _extrap(study):
     rows = []
     for one in study["extrap"]:
         fitted = one["status"] == "fitted"
-        rows.append([one["series"], one["curve"], code(one["model"]) if fitted else one["reason"] or one["status"], ", ".join(f"{value:,}" for value in one["values"]),
+        rows.append([one["series"], one["curve"], wrapped(code(one["model"]) if fitted else one["reason"] or one["status"]), ", ".join(f"{value:,}" for value in one["values"]),
                      one["held_out"], rounded(one["measured"], 4), rounded(one["predicted"], 4), percent(one["miss"], 3) if fitted else "–"])
     return [note("A model of the time, fitted by Extra-P to all values but the largest, and by how much it misses that one."),
             table(["series", "curve", "model", "values", "held out", "measured", "predicted", "missed by"], rows, (4, 5, 6, 7))] if rows else []
@@ -224,4 +224,4 @@ def _machine(study):
 def _commands(study):
     own = [point for point in study["points"] if point.get("command")]
     return [block("\n".join(study["commands"]) + "\n", "commands")] + \
-        ([details("The command of each point", table(["", "test", "command"], [[point["id"], point["test"], code(point["command"])] for point in own], (0,)))] if own else [])
+        ([details("The command of each point", table(["", "test", "command"], [[point["id"], point["test"], wrapped(code(point["command"]))] for point in own], (0,)))] if own else [])

@@ -2,10 +2,9 @@
 import numpy
 
 from page import plots
-from page.document import Section, bar, details, figure, figures, html, join, note, percent, rounded, table
+from page.document import Section, bar, details, figure, figures, html, join, note, percent, rounded, table, wrapped
 
 PARTS = ["shared", "experts", "exchange", "waiting", "rest"]
-NAMES = {"shared": "attention, router, head", "experts": "experts", "exchange": "exchange", "waiting": "waiting", "rest": "rest"}
 
 
 def sections(study):
@@ -37,7 +36,7 @@ def _split(study, done):
         return []
     inside = any(point["split"]["exchange_is_inside"] for point in done if point["split"])
     unknown = any(not point["split"]["waiting_is_known"] for point in done if point["split"])
-    about = ["One pass with clocks at every phase, which can be slower than a timed run: shares, not rates."]
+    about = ["Shared: attention, router and head, which are not divided over ranks by expert. One pass with clocks at every phase, which can be slower than a timed run: shares, not rates."]
     if inside:
         about.append("Where GPUs store into each other's memory inside the experts' kernels, exchange and waiting are in experts.")
     if unknown:
@@ -51,7 +50,7 @@ def _stack(axes, at, values):
     for style, part in enumerate(PARTS):
         widths = numpy.array([value or 0 for value in values[part]])
         if widths.any():
-            plots.bars(axes, before, widths, at, style, NAMES[part])
+            plots.bars(axes, before, widths, at, style, part)
         before = before + widths
 
 
@@ -65,7 +64,7 @@ def _draw_split(figure_, points, over):
     axes.set_ylabel(over.replace("_", " "))
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("% of the pass")
-    plots.legend(axes)
+    plots.legend(axes, ncol=3)
 
 
 def _draw_groups(figure_, point):
@@ -76,14 +75,14 @@ def _draw_groups(figure_, point):
     for style, part in enumerate(PARTS[:-1]):
         heights = numpy.array([1e3 * (group["ranks"][split["slowest_rank"]].get(part) or 0) for group in groups])
         if heights.any():
-            axes.bar(at, heights, 0.75, before, color=plots.SERIES[style], edgecolor=plots.PAPER, linewidth=0.8, hatch=plots.HATCHES[style], label=NAMES[part])
+            axes.bar(at, heights, 0.75, before, color=plots.SERIES[style], edgecolor=plots.PAPER, linewidth=0.8, hatch=plots.HATCHES[style], label=part)
         before = before + heights
     every = max(1, len(groups) // 8)
     axes.set_xticks(at[::every], [f"{group['first']}–{group['last']}" if group["last"] > group["first"] else f"{group['first']}" for group in groups[::every]])
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("layers")
     axes.set_ylabel("ms")
-    plots.legend(axes)
+    plots.legend(axes, ncol=3)
 
 
 def _phases(point):
@@ -99,7 +98,7 @@ def _losses(done):
     for point in short:
         losses = ", ".join(f"{loss['what']} {percent(loss['share'])}" for loss in point["losses"] if loss["share"] and loss["share"] >= 0.005)
         rows.append([point["id"], f"{point['arm']}, {point['test']}, {point['ranks']} × {point['threads']}", percent(point["bound"]["reached"], 3),
-                     html(f'<span class="long">{join([point["says"]])}</span>'), html(f'<span class="long">{join([losses])}</span>')])
+                     wrapped(point["says"]), wrapped(losses)])
     return [table(["", "point", "of the bound", "in words", "of its time"], rows, (0, 2), "What took the time above the bound, largest first")] if rows else []
 
 

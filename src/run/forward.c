@@ -7,19 +7,23 @@ static bool backend_on_device(const forward_state *f) {
   return backend_is_on_device(f->compute->ops);
 }
 
-static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
-  bool at_peers = f->has_peers && !f->is_watched && !f->is_probed && !f->audit;
+static batch_way choose_way(const forward_state *f, int64_t n_tokens, bool watched) {
+  bool at_peers = f->has_peers && !watched && !f->is_probed && !f->audit;
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
   if (token_shards_apply(&f->shards, n_tokens))
     return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
-  if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched || f->audit) return BATCH_REPLICATED;
+  if (!exchange_is_fixed(f->ranks, n_tokens) || watched || f->audit) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
+}
+
+batch_way forward_way(const forward_state *f, int64_t n_tokens) {
+  return choose_way(f, n_tokens, false);
 }
 
 void forward_start(forward_state *f, const token_batch *batch) {
   token_shards_cut(&f->shards, batch);
   f->batch = (batch_plan){
-      .way = choose_way(f, batch->n),
+      .way = choose_way(f, batch->n, f->is_watched),
       .rows = *token_shards_rows(&f->shards, batch),
       .owned = token_shards_owned(&f->shards, batch->n),
   };
@@ -159,7 +163,7 @@ static status routing_arrived(forward_state *f, int64_t layer) {
 
 // ---- rows that cross ranks ----
 
-static size_t row_bytes(const forward_state *f, row_kind kind) {
+size_t forward_row_bytes(const forward_state *f, row_kind kind) {
   switch (kind) {
   case ROWS_EXPERTS:
     return (size_t)f->top_k * sizeof *f->route.expert;
@@ -190,7 +194,7 @@ static bool gathers_experts_on_device(const forward_state *f) {
 static status transfer(forward_state *f, row_kind kind, const row_range *range, int64_t layer) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
-  size_t bytes = row_bytes(f, kind);
+  size_t bytes = forward_row_bytes(f, kind);
   if (transfers_from_device(f))
     return exchange_transfer(f->ranks, step->rows_device(b, kind), step->stream(b), bytes, range, layer);
   row_range sent = exchange_sent_rows(f->ranks, range);
@@ -246,7 +250,7 @@ static status send_routing(forward_state *f, int64_t layer) {
   if (!exchange_count(f->ranks, EXPERT_RANKS)) return 0;
   exchange_split(f->ranks, f->rows_of_rank, f->batch.rows.n);
   const row_range *range = exchange_gather(f->ranks, f->rows_of_rank, EXPERT_RANKS);
-  TRY(exchange_transfer_host(f->ranks, f->route.expert, row_bytes(f, ROWS_EXPERTS), range, layer));
+  TRY(exchange_transfer_host(f->ranks, f->route.expert, forward_row_bytes(f, ROWS_EXPERTS), range, layer));
   TRY(transfer(f, ROWS_NORMED, range, layer));
   return f->is_shared ? 0 : routing_write(f, layer);
 }
@@ -281,7 +285,7 @@ static status audit_slots(forward_state *f, int64_t layer, const slot_places *pl
 static status transfer_fixed_slots(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   return exchange_transfer_fixed(f->ranks, b->ops->rows_device(b, ROWS_SLOTS), b->ops->stream(b),
-                                 f->batch.rows.n * f->top_k, row_bytes(f, ROWS_SLOTS), layer);
+                                 f->batch.rows.n * f->top_k, forward_row_bytes(f, ROWS_SLOTS), layer);
 }
 
 // All-gathers rows of several kinds of a token-sharded batch between devices that store into each other's

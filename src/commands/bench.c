@@ -443,6 +443,7 @@ static void describe(bench *b) {
   bench_report *r = &b->report;
   r->model = j->m->name;
   r->warnings = &j->warnings;
+  r->timeline = timeline_describe(j->timeline);
   r->types = j->m->types;
   r->cpu = topology_cpu(j->place);
   r->ranks = comm_size(j->c);

@@ -191,6 +191,11 @@ static void print_json(const bench_report *r, FILE *out) {
     print_text(out, r->warnings->text[i]);
   }
   fputs("],\n", out);
+  if (r->timeline.profilers)
+    fprintf(out,
+            "  \"timeline\": {\"largest_skew_seconds\": %.9g, \"skew_bound_seconds\": %.9g, \"profilers\": "
+            "\"%s\"},\n",
+            r->timeline.largest_skew, r->timeline.largest_bound, r->timeline.profilers);
   fprintf(out, "  \"bandwidth_bytes_per_s\": %.9g,\n  \"rows\": [\n", r->bandwidth);
   for (size_t i = 0; i < r->n_rows; i++) {
     print_json_row(r, &r->rows[i], out);

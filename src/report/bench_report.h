@@ -5,6 +5,7 @@
 #pragma once
 #include "base/message_list.h"
 #include "src/config/config_types.h"
+#include "dist/timeline.h"
 #include "src/report/bench_phases.h"
 #include "src/report/bench_ranks.h"
 #include <stdio.h>
@@ -31,6 +32,7 @@ typedef struct {
   uint64_t model_bytes, fingerprint; // of the model's file
   int ranks, threads, hosts;         // threads of a rank
   const message_list *warnings;      // of the job; NULL: none
+  timeline_figures timeline;         // profilers NULL: none is kept
   double bandwidth;                  // bytes/s that all ranks read at once
   bench_row *rows;
   size_t n_rows;

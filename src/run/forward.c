@@ -1,4 +1,5 @@
 #include "src/run/forward.h"
+#include "dist/timeline.h"
 
 // ---- how a batch runs ----
 
@@ -36,49 +37,56 @@ bool forward_is_on_device(const forward_state *f) {
 
 // ---- the steps: those of kernels/backend.h, each named in its error ----
 
-static status in_step(status result, int64_t layer, const char *step) {
+static status end_step(status result, int64_t layer, const char *step) {
+  span_end(SPAN_NO_AMOUNT);
   if (result) status_within("layer %lld, %s", (long long)layer, step);
   return result;
 }
 
+// A call to the backend as a span of the timeline.
+#define IN_STEP(kind, call, layer, step) (span_start(kind, layer), end_step(call, layer, step))
+
 static status attention(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->attention(b, layer, &f->batch.rows), layer, "attention");
+  return IN_STEP(SPAN_ATTENTION, b->ops->attention(b, layer, &f->batch.rows), layer, "attention");
 }
 
 static status moe(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->moe(b, layer, &f->batch.rows), layer, "router and experts");
+  return IN_STEP(SPAN_MOE, b->ops->moe(b, layer, &f->batch.rows), layer, "router and experts");
 }
 
 static status project(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->project(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+  return IN_STEP(SPAN_PROJECT, b->ops->project(b, layer, &f->batch.rows, owned.first, owned.count), layer,
                  "queries, keys and values");
 }
 
 static status attend(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->attend(b, layer, &f->batch.rows, owned.first, owned.count), layer, "attention");
+  return IN_STEP(SPAN_ATTEND, b->ops->attend(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+                 "attention");
 }
 
 static status experts_up(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->experts_up(b, layer, &f->batch.rows), layer, "experts, gate and up");
+  return IN_STEP(SPAN_EXPERTS_UP, b->ops->experts_up(b, layer, &f->batch.rows), layer,
+                 "experts, gate and up");
 }
 
 static status experts_down(forward_state *f, int64_t layer, const slot_places *places) {
   backend *b = f->compute;
-  return in_step(b->ops->experts_down(b, layer, &f->batch.rows, places), layer, "experts, down");
+  return IN_STEP(SPAN_EXPERTS_DOWN, b->ops->experts_down(b, layer, &f->batch.rows, places), layer,
+                 "experts, down");
 }
 
 static status combine(forward_state *f, int64_t layer, const slot_places *places) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->combine(b, layer, &f->batch.rows, owned.first, owned.count, places), layer,
-                 "combine");
+  return IN_STEP(SPAN_COMBINE, b->ops->combine(b, layer, &f->batch.rows, owned.first, owned.count, places),
+                 layer, "combine");
 }
 
 // ---- the routing ----
@@ -92,12 +100,13 @@ static unsigned parts_for_host(const forward_state *f) {
 
 static status routing_fetch(forward_state *f, int64_t layer, row_range rows, unsigned parts) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_fetch(b, rows.first, rows.count, parts), layer, "routing to the host");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_fetch(b, rows.first, rows.count, parts), layer,
+                 "routing to the host");
 }
 
 static status routing_wait(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_wait(b, &f->route), layer, "routing to the host");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_wait(b, &f->route), layer, "routing to the host");
 }
 
 static bool has_expert(const expert_global *experts, int64_t k, int32_t id) {
@@ -132,23 +141,24 @@ static status merge_imposed(forward_state *f, int64_t layer) {
 static status route(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  TRY(in_step(b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
+  TRY(IN_STEP(SPAN_ROUTE,
+              b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
               "route"));
   if (!f->imposed) return 0;
   if (f->imposes_set) TRY(merge_imposed(f, layer));
-  return in_step(b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given), layer,
-                 "the imposed routing");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given),
+                 layer, "the imposed routing");
 }
 
 static status routing_write(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_write(b, 0, f->batch.rows.n, ROUTING_EXPERTS, &f->route), layer,
-                 "routing from other ranks");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_write(b, 0, f->batch.rows.n, ROUTING_EXPERTS, &f->route),
+                 layer, "routing from other ranks");
 }
 
 static status routing_arrived(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_arrived(b, &f->batch.rows), layer, "routing from other ranks");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_arrived(b, &f->batch.rows), layer, "routing from other ranks");
 }
 
 // ---- rows that cross ranks ----
@@ -188,13 +198,14 @@ static status transfer(forward_state *f, row_kind kind, const row_range *range, 
   if (transfers_from_device(f))
     return exchange_transfer(f->ranks, step->rows_device(b, kind), step->stream(b), bytes, range, layer);
   row_range sent = exchange_sent_rows(f->ranks, range);
-  TRY(in_step(step->rows_read(b, kind, sent.first, sent.count), layer, "rows to the host"));
+  TRY(IN_STEP(SPAN_ROWS_READ, step->rows_read(b, kind, sent.first, sent.count), layer, "rows to the host"));
   TRY(exchange_transfer(f->ranks, step->rows_host(b, kind), NULL, bytes, range, layer));
   int size = exchange_size(f->ranks), rank = exchange_rank(f->ranks);
   for (int from = 0; from < size; from++) {
     const row_range *in = &range[from * size + rank];
     if (from != rank && in->count)
-      TRY(in_step(step->rows_write(b, kind, in->first, in->count), layer, "rows from the host"));
+      TRY(IN_STEP(SPAN_ROWS_WRITE, step->rows_write(b, kind, in->first, in->count), layer,
+                  "rows from the host"));
   }
   return 0;
 }
@@ -281,7 +292,8 @@ static status transfer_fixed_slots(forward_state *f, int64_t layer) {
 // memory.
 static status gather_at_peers(forward_state *f, const row_kind *kinds, int count, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer, "exchange");
+  return IN_STEP(SPAN_PEERS, b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer,
+                 "exchange");
 }
 
 // ---- a layer, in each of the six ways ----
@@ -379,7 +391,7 @@ static status layer_sharded_at_peers(forward_state *f, int64_t layer) {
   return layer == f->n_layers - 1 ? gather_at_peers(f, residual, 1, layer) : 0;
 }
 
-status forward_layer(forward_state *f, int64_t layer) {
+static status run_layer(forward_state *f, int64_t layer) {
   switch (f->batch.way) {
   case BATCH_ALONE:
     return layer_alone(f, layer);
@@ -397,6 +409,13 @@ status forward_layer(forward_state *f, int64_t layer) {
   return FAIL("a batch runs in an unknown way");
 }
 
+status forward_layer(forward_state *f, int64_t layer) {
+  span_start(SPAN_LAYER, layer);
+  status result = run_layer(f, layer);
+  span_end(SPAN_NO_AMOUNT);
+  return result;
+}
+
 // ---- before and after the layers ----
 
 // Before a rank stores into the others' memory: none is still computing the batch before. One token's slots
@@ -410,15 +429,19 @@ static status meet_peers(forward_state *f) {
 
 status forward_embed(forward_state *f) {
   backend *b = f->compute;
+  span_start(SPAN_EMBED, SPAN_NO_LAYER);
   status result = f->is_shared ? b->ops->embed(b, &f->batch.rows) : 0;
   if (!result) result = meet_peers(f);
+  span_end(SPAN_NO_AMOUNT);
   if (result) status_within("embedding");
   return result;
 }
 
 status forward_head(forward_state *f, const int64_t *row, int64_t count) {
   backend *b = f->compute;
+  span_start(SPAN_HEAD, SPAN_NO_LAYER);
   status result = f->is_shared ? b->ops->head(b, &f->batch.rows, row, count) : 0;
+  span_end(count);
   if (result) status_within("head");
   return result;
 }

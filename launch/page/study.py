@@ -116,107 +116,43 @@ def sections(found):
 
 def _points(study):
     done = measured(study["points"])
-    rows = []
-    for point in done:
-        seconds, bound = point["seconds"], point["bound"]
-        rows.append(
-            [
-                point["id"],
-                point["series"],
-                point["arm"],
-                point["test"],
-                point["ranks"],
-                point["threads"],
-                point["n"],
-                rounded(seconds["median"], 4),
-                f"{rounded(seconds['min'], 4)} to {rounded(seconds['max'], 4)}",
-                rounded(point["tokens_per_s"]["median"], 5),
-                rounded(point["speedup"], 3),
-                percent(point["efficiency"], 3),
-                rounded(bound["speedup"], 3) if bound else "–",
-                (
-                    join(
-                        [
-                            percent(bound["reached"], 3),
-                            " ",
-                            bar(bound["reached"] * 0.75, "good" if bound["reached"] >= SHORT else "bad", 0.75),
-                        ]
-                    )
-                    if bound
-                    else "–"
-                ),
-            ]
-        )
-    head = [
-        "",
-        "series",
-        "arm",
-        "test",
-        "ranks",
-        "threads",
-        "n",
-        "seconds",
-        "of n runs",
-        "tok/s",
-        "speed-up",
-        "efficiency",
-        "bound",
-        "of the bound",
-    ]
-    parts = (
-        [
-            table(
-                head,
-                rows,
-                (0, 4, 5, 6, 7, 8, 9, 10, 11, 12),
-                "Every point that ran; seconds are those of the slowest rank, median of n",
-            )
-        ]
-        if rows
-        else []
-    )
     failed = [point for point in study["points"] if point["status"] != "ok"]
-    if failed:
-        parts.append(
-            table(
-                ["", "", "series", "arm", "test", "ranks", "threads", "why"],
-                [
-                    [
-                        mark(False, "failed"),
-                        point["id"],
-                        point["series"],
-                        point["arm"],
-                        point["test"],
-                        point["ranks"],
-                        point["threads"],
-                        wrapped(point["reason"]),
-                    ]
-                    for point in failed
-                ],
-                (1, 5, 6),
-                "Points that could not run",
-                ["failed"] * len(failed),
-            )
-        )
-    samples = [
-        [
-            point["id"],
-            point["test"],
-            point["ranks"],
-            " ".join(rounded(value, 4) for value in point["seconds"]["runs"]),
-            " ".join(str(rank) for rank in point["seconds"]["slowest_rank"]),
-            code(point["digest"]),
-        ]
-        for point in done
-    ]
-    if samples:
-        parts.append(
-            details(
-                "Every sample and digest",
-                table(["", "test", "ranks", "seconds of each run", "slowest rank of each", "digest"], samples, (0, 2)),
-            )
-        )
-    return parts
+    return [_measured(done), _failed(failed), _samples(done)]
+
+
+def _measured(points):
+    head = ["", "series", "arm", "test", "ranks", "threads", "n", "seconds", "of n runs", "tok/s", "speed-up", "efficiency"]
+    rows = []
+    for point in points:
+        seconds, bound = point["seconds"], point["bound"]
+        row = [point[key] for key in ("id", "series", "arm", "test", "ranks", "threads", "n")]
+        row += [rounded(seconds["median"], 4), f"{rounded(seconds['min'], 4)} to {rounded(seconds['max'], 4)}"]
+        row += [rounded(point["tokens_per_s"]["median"], 5), rounded(point["speedup"], 3), percent(point["efficiency"], 3)]
+        rows.append(row + ([rounded(bound["speedup"], 3), _reached(bound["reached"])] if bound else ["–", "–"]))
+    caption = "Every point that ran; seconds are those of the slowest rank, median of n"
+    return table([*head, "bound", "of the bound"], rows, (0, *range(4, 13)), caption) if rows else ""
+
+
+def _reached(share):
+    return join([percent(share, 3), " ", bar(0.75 * share, "good" if share >= SHORT else "bad", 0.75)])
+
+
+def _failed(points):
+    keys = ("id", "series", "arm", "test", "ranks", "threads")
+    rows = [[mark(False, "failed"), *(point[key] for key in keys), wrapped(point["reason"])] for point in points]
+    head = ["", "", "series", "arm", "test", "ranks", "threads", "why"]
+    return table(head, rows, (1, 5, 6), "Points that could not run", ["failed"] * len(rows)) if rows else ""
+
+
+def _samples(points):
+    rows = []
+    for point in points:
+        seconds = point["seconds"]
+        samples = " ".join(rounded(value, 4) for value in seconds["runs"])
+        slowest = " ".join(str(rank) for rank in seconds["slowest_rank"])
+        rows.append([point["id"], point["test"], point["ranks"], samples, slowest, code(point["digest"])])
+    head = ["", "test", "ranks", "seconds of each run", "slowest rank of each", "digest"]
+    return details("Every sample and digest", table(head, rows, (0, 2))) if rows else ""
 
 
 def _digests(study):

@@ -23,7 +23,7 @@ from page.document import (
     warning,
     wrapped,
 )
-from page.study_curves import curves, measured, points_of
+from page.study_curves import RESOURCES, curves, measured, points_of
 
 SHORT = 0.85  # a point that reaches less of its bound is said to fall short: docs of launch/scaling
 
@@ -50,7 +50,7 @@ def _gain(study):
         if series["scaling"] == "strong"
         for curve in series["curves"]
         for point in measured(points_of(study, curve))
-        if point["speedup"] is not None and series["over"] in ("ranks", "ranks_per_host", "threads")
+        if point["speedup"] is not None and series["over"] in RESOURCES
     ]
     done = measured(study["points"])
     if not done:
@@ -128,13 +128,16 @@ def _measured(points):
         row = [point[key] for key in ("id", "series", "arm", "test", "ranks", "threads", "n")]
         row += [rounded(seconds["median"], 4), f"{rounded(seconds['min'], 4)} to {rounded(seconds['max'], 4)}"]
         row += [rounded(point["tokens_per_s"]["median"], 5), rounded(point["speedup"], 3), percent(point["efficiency"], 3)]
-        rows.append(row + ([rounded(bound["speedup"], 3), _reached(bound["reached"])] if bound else ["–", "–"]))
-    caption = "Every point that ran; seconds are those of the slowest rank, median of n"
-    return table([*head, "bound", "of the bound"], rows, (0, *range(4, 13)), caption) if rows else ""
+        row += (
+            [rounded(bound["speedup"], 3), _reached(bound["reached"])] if bound else ["–", "base" if point["says"] else "–"]
+        )
+        rows.append(row + [percent(point["memory"]["share"], 3) if point["memory"] else "–"])
+    caption = "Every point that ran; seconds are those of the slowest rank; of memory: the share of the bandwidth that decode reads"
+    return table([*head, "bound", "of the bound", "of memory"], rows, (0, *range(4, 13), 14), caption) if rows else ""
 
 
 def _reached(share):
-    return join([percent(share, 3), " ", bar(0.75 * share, "good" if share >= SHORT else "bad", 0.75)])
+    return join([percent(share, 3), " ", bar(0.75 * share, "small good" if share >= SHORT else "small bad", 0.75)])
 
 
 def _failed(points):

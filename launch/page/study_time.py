@@ -3,6 +3,7 @@
 import numpy
 
 from page import plots
+from page.study_curves import AXES, place
 from page.document import Section, bar, details, figure, figures, note, percent, rounded, table, wrapped
 
 PARTS = ["shared", "experts", "exchange", "waiting", "rest"]
@@ -24,7 +25,7 @@ def _curves(study, done):
         for curve in series["curves"]:
             points = [point for point in done if point["id"] in curve["points"] and point["split"]]
             if points:
-                yield series, curve, sorted(points, key=lambda point: point["at"])
+                yield series, curve, points
 
 
 def _split(study, done):
@@ -47,7 +48,7 @@ def _split(study, done):
             groups.append(
                 figure(
                     plots.svg(lambda f: _draw_groups(f, last), plots.COLUMN, f"{title}: time of groups of layers"),
-                    f"{title}, at {last['at']:,}",
+                    f"{title}, at {place(last)}",
                     "Groups of layers, the slowest rank.",
                 )
             )
@@ -93,10 +94,10 @@ def _draw_split(figure_, points, over):
             for part in PARTS
         },
     )
-    axes.set_yticks(range(len(points)), [f"{point['at']:,}" for point in points])
+    axes.set_yticks(range(len(points)), [place(point) for point in points])
     axes.set_ylim(len(points) - 0.4, -0.6)
     axes.set_xlim(0, 100)
-    axes.set_ylabel(over.replace("_", " "))
+    axes.set_ylabel(AXES[over].split(",")[0] if over != "arms" else "")
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("% of the pass")
     plots.legend(axes, ncol=3)
@@ -157,35 +158,40 @@ def _phases(point):
 
 
 def _losses(done):
-    short = [point for point in done if point["bound"] and point["says"]]
-    rows = []
-    for point in short:
-        losses = ", ".join(
-            f"{loss['what']} {percent(loss['share'])}"
-            for loss in point["losses"]
-            if loss["share"] and loss["share"] >= 0.005
+    bounded = [point for point in done if point["bound"]]
+    if not bounded:
+        return []
+    names = [f"{point['id']}: {point['test']}, {point['ranks']} × {point['threads']}" for point in bounded]
+    causes = dict.fromkeys(loss["what"] for point in bounded for loss in point["losses"] if (loss["share"] or 0) >= 0.005)
+    height = 74 + 17 * (len(causes) + 1) + 24 * len(bounded)
+    drawing = [
+        plots.svg(
+            lambda f: _draw_losses(f, bounded, names, list(causes)), (width, height), "The bound and what took the rest"
         )
-        rows.append(
-            [
-                point["id"],
-                f"{point['arm']}, {point['test']}, {point['ranks']} × {point['threads']}",
-                percent(point["bound"]["reached"], 3),
-                wrapped(point["says"]),
-                wrapped(losses),
-            ]
-        )
-    return (
-        [
-            table(
-                ["", "point", "of the bound", "in words", "of its time"],
-                rows,
-                (0, 2),
-                "What took the time above the bound, largest first",
-            )
-        ]
-        if rows
-        else []
-    )
+        for width in (400, 860)
+    ]
+    rows = [[name, percent(point["bound"]["reached"], 3), wrapped(point["says"])] for point, name in zip(bounded, names)]
+    return [
+        figure(drawing, "Of a point's time", "The bound, and what took the rest, by cause; gains are left out.", wide=True),
+        table(["point, ranks × threads", "of the bound", "in words"], rows, (1,)),
+    ]
+
+
+def _draw_losses(figure_, points, names, causes):
+    axes, at = figure_.add_subplot(), range(len(points))
+    before = numpy.array([100 * min(point["bound"]["reached"] or 0, 1) for point in points])
+    axes.barh(at, before, 0.62, color=plots.RULE, label="the bound")
+    for style, cause in enumerate(causes):
+        shares = [next((loss["share"] or 0 for loss in point["losses"] if loss["what"] == cause), 0) for point in points]
+        widths = numpy.array([100 * max(share, 0) for share in shares])
+        plots.bars(axes, before, widths, at, style % len(plots.SERIES), cause)
+        before = before + widths
+    axes.axvline(100, color=plots.INK, linewidth=0.8)
+    axes.set_yticks(at, names)
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("% of the time")
+    plots.legend(axes, ncol=1)
 
 
 def _exchange(done):
@@ -221,23 +227,21 @@ def _exchange(done):
         "MB received",
         "ms",
         "GB/s",
-        "bus GB/s",
+        "busbw",
         "link, same size",
         "link, large",
-        "of the link",
+        "of same size",
     ]
-    return (
-        [
-            note(
-                "Bytes that ranks received over the time in the exchange; bus GB/s as nccl-tests defines busbw for an"
-                " all-gather, (n − 1) / n of it. The link's rate is measured with messages of the same size and with large"
-                " ones. Time in the exchange has the wait for the slowest rank in it where that is not known."
-            ),
-            table(head, rows, (0, 2, 4, 5, 6, 7, 8, 9, 10)),
-        ]
-        if rows
-        else []
-    )
+    if not rows:
+        return []
+    return [
+        note(
+            "GB/s: bytes that all ranks sent over the seconds in the exchange; busbw, as nccl-tests defines it for an"
+            " all-gather: bytes of the rank that receives most over the same. The link's rate is that of an all-gather"
+            " alone, of as many bytes as a layer transfers and of large ones (docs/scaling.md)."
+        ),
+        table(head, rows, (0, 2, 4, 5, 6, 7, 8, 9, 10)),
+    ]
 
 
 def _load(done):
@@ -261,28 +265,13 @@ def _load(done):
                 rounded(load["busiest_share"], 3),
             ]
         )
-    return (
-        [
-            note(
-                "Slots of each rank's experts, from the routing of the run itself. A layer ends with its busiest rank, so"
-                " what bounds a run is the sum over layers of the busiest rank's share."
-            ),
-            table(
-                [
-                    "",
-                    "test",
-                    "ranks",
-                    "least",
-                    "mean",
-                    "most",
-                    "most over mean",
-                    "evenness",
-                    "busiest rank's share, layer by layer",
-                ],
-                rows,
-                (0, 2, 3, 4, 5, 6, 8),
-            ),
-        ]
-        if rows
-        else []
-    )
+    if not rows:
+        return []
+    head = ["", "test", "ranks", "least", "mean", "most", "most over mean", "mean over most", "busiest share"]
+    return [
+        note(
+            "Slots of each rank's experts in a run, from its own routing. A layer ends with its busiest rank: the busiest share"
+            " is the sum over layers and batches of the most that a rank had, over all; even would be 1 over the ranks."
+        ),
+        table(head, rows, (0, 2, 3, 4, 5, 6, 8)),
+    ]

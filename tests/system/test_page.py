@@ -10,6 +10,7 @@ import unittest
 
 import moe
 import pages
+import study_example
 
 
 class Page(html.parser.HTMLParser):
@@ -185,7 +186,7 @@ class Parts(unittest.TestCase):
         self.assertIn(f"--set bisect.tensor={whole['tensor']}", found.text)
 
     def test_a_study(self):
-        found, study = page(pages.study()), pages.study_tree()
+        found, study = page(pages.study()), study_example.study()
         self.assertEqual(
             found.sections,
             [
@@ -207,7 +208,7 @@ class Parts(unittest.TestCase):
         self.assertIn("17 ranks for 16 experts", found.text)
         for point in study["points"][:3]:
             self.assertIn(f"{100 * point['bound']['reached']:.0f} % of the bound", found.text)
-        other = pages.study_tree(("0123456789abcdef", "0123456789abcdee", "0123456789abcdef"))
+        other = study_example.study(("0123456789abcdef", "0123456789abcdee", "0123456789abcdef"))
         self.assertIn("different digests: q8k pp64", page(pages.folder_of("study", other)).headline)
 
     def test_a_bench(self):

@@ -2,7 +2,7 @@
 #include <string.h>
 
 enum {
-  TURNS = 3,         // of each candidate; the first of all is not counted, for it meets cold weights
+  TURNS = 4,         // of each candidate; the first of each is not counted, for it meets cold weights
   FEWEST_OPEN = 8,   // threads, below which all of them are always used
   SMALLEST_TEAM = 4, // that is tried
 };
@@ -17,22 +17,23 @@ void team_choice_init(team_choice *c, int threads, bool open, int n_candidates) 
 static int fastest(const team_choice *c) {
   int best = 0;
   for (int i = 1; i < c->count; i++)
-    if (c->best[i] < c->best[best]) best = i;
+    if (c->sum[i] < c->sum[best]) best = i;
   return c->candidate[best];
 }
 
 // The turn that has just ended.
 static void note_turn(team_choice *c) {
-  if (c->turns > 0 && (c->best[c->at] == 0 || c->seconds < c->best[c->at])) c->best[c->at] = c->seconds;
-  c->at = c->turns++ % c->count;
-  if (c->turns > TURNS * c->count) c->chosen = fastest(c);
+  if (c->turns >= c->count) c->sum[c->at] += c->seconds;
+  c->turns++;
+  c->at = c->turns % c->count;
+  if (c->turns == TURNS * c->count) c->chosen = fastest(c);
 }
 
 void team_choice_turn(team_choice *c, int64_t tokens, bool counts) {
   if (c->chosen) return;
   if (tokens == c->tokens && c->counts && c->seconds > 0) note_turn(c);
   if (tokens != c->tokens) { // other batches: from the start
-    memset(c->best, 0, sizeof c->best);
+    memset(c->sum, 0, sizeof c->sum);
     c->at = c->turns = 0;
     c->tokens = tokens;
   }

@@ -2,9 +2,10 @@
 // decoded token, barriers grow with threads, and a virtual machine may not have all the cores that it shows.
 //
 // Where run.threads leaves it open, the first turns run on all threads, three quarters, half, and of few
-// tokens three eighths and a quarter of them, one after the other, each more than once; then the one with the
-// fastest turn stays. A turn is a batch of few tokens, or a layer of a larger one. It is the work itself that
-// is timed, so nothing is spent on it, and no bit depends on it.
+// tokens three eighths and a quarter of them, one after the other, each more than once; then the one whose
+// turns took least together stays: of all the cores of a virtual machine some may stand still for
+// milliseconds, and a fastest turn would not show it. A turn is a batch of few tokens, or a layer of a larger
+// one. It is the work itself that is timed, so nothing is spent on it, and no bit depends on it.
 //
 // Owns: the choice. Independent of: what a turn computes.
 #pragma once
@@ -15,12 +16,12 @@ enum { TEAM_CANDIDATES = 5, TEAM_CANDIDATES_MANY = 3 }; // for few tokens, and f
 
 typedef struct {
   int candidate[TEAM_CANDIDATES], count;
-  double best[TEAM_CANDIDATES]; // seconds of a candidate's fastest turn; 0: none yet
-  int at, turns;                // the candidate whose turn it is, and turns so far
-  int64_t tokens;               // of the turns that are compared
-  bool counts;                  // this turn is compared
-  double seconds;               // of the steps of this turn
-  int chosen;                   // 0: still open
+  double sum[TEAM_CANDIDATES]; // seconds of a candidate's turns that count
+  int at, turns;               // the candidate whose turn it is, and turns so far
+  int64_t tokens;              // of the turns that are compared
+  bool counts;                 // this turn is compared
+  double seconds;              // of the steps of this turn
+  int chosen;                  // 0: still open
 } team_choice;
 
 void team_choice_init(team_choice *c, int threads, bool open, int n_candidates);

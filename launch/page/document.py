@@ -10,6 +10,7 @@ import os
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 # Nothing is loaded and no script runs, whatever a report says: a browser that finds either on the page refuses it.
+MANY = 10  # columns that are set smaller on paper
 SPACE = "\u00a0"  # that does not break a line
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -138,9 +139,10 @@ def table(head, rows, numbers=(), caption=None, kinds=None):
     titles = "".join(cell("th", i, title) for i, title in enumerate(head))
     title = f'<p class="caption">{text(caption)}</p>' if caption else ""
     label = escaping.escape(str(caption or "table"), quote=True)
+    kind = ' class="many"' if len(head) > MANY else ""
     return html(
         f'{title}<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
-        f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{kind}><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -1,7 +1,7 @@
 #include "src/run/job.h"
 #include "base/memory.h"
 #include "base/whole_file.h"
-#include "dist/network.h"
+#include "dist/launched.h"
 #include "src/run/agreement.h"
 #include "src/run/input.h"
 #include "src/run/rank_speed.h"
@@ -333,7 +333,7 @@ status job_read_input(job *j) {
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
-  TRY(job_agree(j, network_check_launcher(c), "the launcher"));
+  TRY(job_agree(j, launched_check(c), "the launcher"));
   TRY(agreement_of_builds(c));
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));

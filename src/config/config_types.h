@@ -13,6 +13,8 @@ typedef enum { KV_F16, KV_F32 } kv_type;
 typedef enum { KV_CHOICE_F16, KV_CHOICE_F32, KV_CHOICE_SAME } kv_choice; // SAME: as run.kv
 typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLACEMENT_LIST } placement_kind;
 
+typedef enum { ATTENTION_AUTO, ATTENTION_REPLICATED, ATTENTION_SHARDED } attention_placement;
+
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
 typedef enum { OUTPUT_TEXT, OUTPUT_JSON } output_format;
 
@@ -99,6 +101,10 @@ typedef struct {
     double audit;      // ranks.audit: share of other ranks' slots that are recomputed; 0 (default): none
     rank_list shared_ranks; // ranks.shared_ranks; empty: the ranks on the backend of ranks.shared
   } ranks;
+
+  struct {
+    attention_placement placement; // attention.placement: "auto" (default), "replicated" or "sharded"
+  } attention;
 
   struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced" or a list
     placement_kind placement;

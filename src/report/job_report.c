@@ -210,6 +210,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
   }
   if (*arm_peers(a)) snprintf(r->peers, sizeof r->peers, "%s", arm_peers(a));
   if (!backend_is_on_device(arm_backend(a))) r->build.row = arm_row(a); // else it stays "none"
+  arm_attention(a, out->attention, sizeof out->attention);
   out->name = choice->name;
   out->is_truth = arm_is_truth(choice);
   out->path = arm_path(a)->name;

@@ -171,6 +171,7 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
   put_real(o, "prefill_tokens_per_s", a->prefill_tokens_per_s);
   put_real(o, "decode_tokens_per_s", a->decode_tokens_per_s);
   put_text(o, "transport", a->transport);
+  put_text(o, "attention", a->attention);
   put_real(o, "exchange_seconds", a->exchange_seconds);
   put_audit(o, &a->audit);
   put_real(o, "perplexity", a->perplexity);

@@ -443,6 +443,7 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .c = j->c,
       .place = j->place,
       .transport = j->cfg->comm.transport,
+      .attention = j->cfg->attention.placement,
       .peers = j->cfg->comm.peers,
       .device = &j->device,
       .row = j->cfg->run.rows,

@@ -233,6 +233,9 @@ static status fill_caches(bench *b, arm *a, const test *t) {
   return arm_finish(a);
 }
 
+// Batches after which it is chosen how attention is computed (attention.placement), before the clock runs.
+enum { CHOOSING = 32 };
+
 // ---- a test ----
 
 typedef struct { // of a rank, gathered by all
@@ -341,7 +344,9 @@ static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
   phase_work work = {0};
   int64_t counted = t->decode || row->phases;
   TRY(fill_caches(b, a, t));
-  if (t->decode && arm_attention_is_open(a, t->batch)) TRY(pass(b, a, t)); // chosen before it is timed
+  for (int64_t done = 0; t->decode && arm_attention_is_open(a, t->batch) && done < CHOOSING;
+       done += t->tokens)
+    TRY(pass(b, a, t));
   if (counted) TRY(counted_pass(b, a, t, &work));
   for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t));
   TRY(job_agree(b->j, time_passes(b, a, t, row), "the timed runs"));

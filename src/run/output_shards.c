@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TURNS = 8 }; // half of them each way
+// Before they are timed batches run replicated: the cpu backend finds the size of its team over the first 16
+// of few tokens (kernels/cpu/team_choice.h), and the first ones of any size read cold memory.
+enum { SETTLING_FEW = 16, SETTLING = 2, TURNS = 8 }; // half of the turns each way
 // What sharded must gain: a difference of less is noise, and replicated needs no other rank.
 static const double LEAST_GAIN = 0.03;
 
@@ -42,6 +44,12 @@ static int size_of(int64_t n) {
   return i;
 }
 
+// Of a batch that is timed: 1 sharded, 0 replicated; below 0: it is not timed yet.
+static int way_of(const output_shards *s, output_kind kind, int64_t n) {
+  int settling = size_of(n) < 2 ? SETTLING_FEW : SETTLING, turns = s->size[kind][size_of(n)].turns;
+  return turns < settling ? -1 : (turns - settling) % 2;
+}
+
 bool output_shards_are_timed(const output_shards *s, output_kind kind, int64_t n) {
   return s->possible && s->asked == ATTENTION_AUTO && !s->size[kind][size_of(n)].decided;
 }
@@ -51,7 +59,7 @@ bool output_shards_apply(const output_shards *s, output_kind kind, int64_t n) {
   if (!s->possible) return false;
   switch (s->asked) {
   case ATTENTION_AUTO:
-    return size->decided ? size->sharded : size->turns % 2;
+    return size->decided ? size->sharded : way_of(s, kind, n) > 0;
   case ATTENTION_SHARDED:
     return true;
   case ATTENTION_REPLICATED:
@@ -76,10 +84,13 @@ static status decide(output_shards *s, output_size *size) {
 
 status output_shards_note(output_shards *s, output_kind kind, int64_t n, double seconds) {
   output_size *size = &s->size[kind][size_of(n)];
-  int way = size->turns % 2;
-  if (size->turns < 2 || seconds < size->least[way]) size->least[way] = seconds;
+  int way = way_of(s, kind, n);
+  size->turns++;
+  if (way < 0) return 0;
+  if (!(size->least[way] > 0 && size->least[way] < seconds)) size->least[way] = seconds;
   size->tokens = n;
-  return ++size->turns == TURNS ? decide(s, size) : 0;
+  size->timed++;
+  return size->timed == TURNS ? decide(s, size) : 0;
 }
 
 // ---- the reason ----
@@ -99,7 +110,7 @@ static void tell_measured(const output_shards *s, char *out, size_t bytes) {
     for (int i = 0; i < OUTPUT_SIZES; i++)
       if (s->size[kind][i].decided)
         used += tell_size(&s->size[kind][i], used ? "; " : "", WHAT[kind], out + used, bytes - used);
-  if (!used) snprintf(out, bytes, "both ways by turns: fewer than %d batches of one size", TURNS);
+  if (!used) snprintf(out, bytes, "both ways by turns: too few batches of one size to choose");
 }
 
 void output_shards_tell(const output_shards *s, char *out, size_t bytes) {

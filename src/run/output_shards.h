@@ -12,7 +12,8 @@
 enum { OUTPUT_SIZES = 6 }; // batches of 1, 2 to 4, 5 to 16, 17 to 64, 65 to 256, more
 
 typedef struct {   // batches of a size
-  int turns;       // timed so far
+  int turns;       // so far
+  int timed;       // of these
   double least[2]; // seconds of this rank, replicated and sharded
   int64_t tokens;  // of the last one
   bool decided, sharded;

@@ -104,8 +104,11 @@ static const value_key KEYS[] = {
     {"ranks.audit", KEYS_RANKS, REAL(ranks.audit), "number from 0 to 1", 0, 1, "0",
      "share of other ranks' experts' outputs that ranks recompute from the file; 0: none"},
     {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
-     "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
-     "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},
+     "\"contiguous\", \"strided\", \"balanced\", \"counted\" or a list of rank numbers", 0, 0,
+     "\"contiguous\"",
+     "which rank owns which expert; balanced: by speed; counted: by experts.counts; a list: the owners"},
+    {"experts.counts", KEYS_RANKS, AT(experts.counts), value_read_text_or_empty, value_write_text, "string",
+     0, 0, "\"\"", "counted: a file as output.routes writes it, of a text like those that will be computed"},
     {"attention.placement", KEYS_RANKS, AT(attention.placement), value_read_attention, value_write_attention,
      "\"auto\", \"replicated\" or \"sharded\"", 0, 0, "\"auto\"",
      "small batches: each rank all of attention and head, or a part; auto: what was quicker"},
@@ -417,6 +420,7 @@ void config_close(config *c) {
   free(c->ranks.arm.arm);
   free(c->ranks.shared_ranks.id);
   free(c->experts.rank_of_expert);
+  free(c->experts.counts);
   free(c->trace.layers);
   free(c->bisect.tensor);
   free(c->bisect.activations);

@@ -113,6 +113,7 @@ typedef struct {
   char peers[256];            // arm_peers of the last arm that has an answer
   timeline_figures timeline;  // profilers NULL: none is kept
   const char *placement;
+  double counted_load; // of "counted": the busiest rank's over the mean's in the counted text; 0: another
   const char *kv;
   int64_t chunk, context;
   int64_t skip;   // of perplexity: positions at a window's head that are not scored; -1: half of each window

@@ -77,6 +77,29 @@ class OutputShards(unittest.TestCase):
         self.assertEqual(layer.count(0), 3 * WRITTEN)
         self.assertEqual(layer.count(KBLOCKS["layers"]), WRITTEN)
 
+    def test_counted_placement(self):
+        """Experts placed by the routes that a run chose: the same bits, and a busiest rank nearer to the mean."""
+        keys = {"model.path": self.blocks, "run.arms": ["q8k@cpu"], "input.tokens": [(37 * t) % 1000 for t in range(60)]}
+        routes = moe.run(keys | {"output.routes": True}, 1)
+        path = os.path.join(routes.folder, "routes.npy")
+        chosen = moe.np.load(path)
+        for ranks in (2, 3):
+            counted = moe.run(keys | {"experts.placement": "counted", "experts.counts": path, "attention.placement": "sharded"},
+                              ranks).report()
+            self.assertEqual(counted["arms"][0]["digest"], routes.report()["arms"][0]["digest"])
+            self.assertEqual(counted["run"]["placement"], "counted")
+            self.assertEqual([r["experts"] for r in counted["ranks"]], [8 // ranks + (r < 8 % ranks) for r in range(ranks)])
+            counts = moe.np.stack([moe.np.bincount(layer.ravel(), minlength=8) for layer in chosen])
+            contiguous = moe.np.array_split(moe.np.arange(8), ranks)
+            busiest = sum(max(layer[own].sum() for own in contiguous) for layer in counts)
+            self.assertLessEqual(1, counted["run"]["counted_load"])
+            self.assertLessEqual(counted["run"]["counted_load"], busiest * ranks / counts.sum())
+        for sets, said in (({"experts.placement": "counted"}, "experts.counts"),
+                           ({"experts.placement": "counted", "experts.counts": moe.fresh(".npy")}, ".npy")):
+            refused = moe.attempt(keys | sets, 2)
+            self.assertNotEqual(refused.code, 0)
+            self.assertIn(said, refused.err)
+
     def test_who_cannot(self):
         """A rank that computes only experts has no part of attention."""
         mixed = {"run.arms": ["ranks", "q8k@cpu"], "ranks.arm": ["q8k@cpu"], "ranks.shared_ranks": [0]}

@@ -425,4 +425,12 @@ extern "C" const backend_ops cuda_backend_ops = {
     .peers_try = cuda_peers_try,
     .peers_leave = cuda_peers_leave,
     .peers_gather = cuda_peers_gather,
+    .heads_part = nullptr, // outputs are not divided: batches are replicated, or token-sharded
+    .output_part = nullptr,
+    .output_add = nullptr,
+    .head_part = nullptr,
+    .logits_part_digest = nullptr,
+    .logits_join = nullptr,
+    .parts_host = nullptr,
+    .part_width = nullptr,
 };

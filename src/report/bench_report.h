@@ -7,6 +7,7 @@
 #include "src/config/config_types.h"
 #include "dist/timeline.h"
 #include "src/report/bench_phases.h"
+#include "src/report/bench_ranks.h"
 #include <stdio.h>
 
 typedef struct {
@@ -16,6 +17,7 @@ typedef struct {
   int64_t tokens, depth, batch; // of each sequence; before them; sequences
   size_t n;                     // timed runs
   double *rate;                 // [n] tokens/s of all sequences, in the order of the runs
+  double *rank_seconds;         // [ranks][n] in the steps, of each rank
   double bytes_per_token;       // read from memory by all ranks, decode only; NaN otherwise
   uint64_t digest;              // of the logits of each run
   double exchange_seconds;      // in exchanges, of the last run; NaN: one rank
@@ -23,6 +25,7 @@ typedef struct {
   char attention[256];          // which batches had attention and head divided among the ranks, and why
   int threads;                  // of a rank that computed it; 0: a device did
   bench_phases *phases;         // NULL: not asked for
+  bench_ranks *ranks;           // likewise
 } bench_row;
 
 typedef struct {

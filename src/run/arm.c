@@ -220,9 +220,16 @@ void arm_attention(const arm *a, char *out, size_t bytes) {
   output_shards_tell(&a->forward.outputs, out, bytes);
 }
 
+void arm_hold_attention(arm *a, bool hold) {
+  a->forward.outputs.held = hold;
+}
+
 bool arm_attention_is_open(const arm *a, int64_t n) {
   const output_shards *o = &a->forward.outputs;
-  return output_shards_are_timed(o, OUTPUTS_OF_LAYERS, n) || output_shards_are_timed(o, OUTPUTS_OF_HEAD, n);
+  int64_t rows = n < LOGIT_ROWS ? n : LOGIT_ROWS;
+  bool layers =
+      !token_shards_apply(&a->forward.shards, n) && output_shards_are_timed(o, OUTPUTS_OF_LAYERS, n);
+  return layers || output_shards_are_timed(o, OUTPUTS_OF_HEAD, rows);
 }
 
 output_range arm_outputs(const arm *a, output_kind kind, int64_t n, int64_t total, int64_t unit) {

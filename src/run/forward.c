@@ -8,21 +8,25 @@ static bool backend_on_device(const forward_state *f) {
   return backend_is_on_device(f->compute->ops);
 }
 
-static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
-  bool at_peers = f->has_peers && !f->is_watched && !f->is_probed && !f->audit;
+static batch_way choose_way(const forward_state *f, int64_t n_tokens, bool watched) {
+  bool at_peers = f->has_peers && !watched && !f->is_probed && !f->audit;
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
   if (token_shards_apply(&f->shards, n_tokens))
     return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
   if (!f->is_probed && output_shards_apply(&f->outputs, OUTPUTS_OF_LAYERS, n_tokens))
     return BATCH_OUTPUT_SHARDED;
-  if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched || f->audit) return BATCH_REPLICATED;
+  if (!exchange_is_fixed(f->ranks, n_tokens) || watched || f->audit) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
+}
+
+batch_way forward_way(const forward_state *f, int64_t n_tokens) {
+  return choose_way(f, n_tokens, false);
 }
 
 void forward_start(forward_state *f, const token_batch *batch) {
   token_shards_cut(&f->shards, batch);
   f->batch = (batch_plan){
-      .way = choose_way(f, batch->n),
+      .way = choose_way(f, batch->n, f->is_watched),
       .rows = *token_shards_rows(&f->shards, batch),
       .owned = token_shards_owned(&f->shards, batch->n),
   };
@@ -172,7 +176,7 @@ static status routing_arrived(forward_state *f, int64_t layer) {
 
 // ---- rows that cross ranks ----
 
-static size_t row_bytes(const forward_state *f, row_kind kind) {
+size_t forward_row_bytes(const forward_state *f, row_kind kind) {
   switch (kind) {
   case ROWS_EXPERTS:
     return (size_t)f->top_k * sizeof *f->route.expert;
@@ -203,7 +207,7 @@ static bool gathers_experts_on_device(const forward_state *f) {
 static status transfer(forward_state *f, row_kind kind, const row_range *range, int64_t layer) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
-  size_t bytes = row_bytes(f, kind);
+  size_t bytes = forward_row_bytes(f, kind);
   if (transfers_from_device(f))
     return exchange_transfer(f->ranks, step->rows_device(b, kind), step->stream(b), bytes, range, layer);
   row_range sent = exchange_sent_rows(f->ranks, range);
@@ -259,7 +263,7 @@ static status send_routing(forward_state *f, int64_t layer) {
   if (!exchange_count(f->ranks, EXPERT_RANKS)) return 0;
   exchange_split(f->ranks, f->rows_of_rank, f->batch.rows.n);
   const row_range *range = exchange_gather(f->ranks, f->rows_of_rank, EXPERT_RANKS);
-  TRY(exchange_transfer_host(f->ranks, f->route.expert, row_bytes(f, ROWS_EXPERTS), range, layer));
+  TRY(exchange_transfer_host(f->ranks, f->route.expert, forward_row_bytes(f, ROWS_EXPERTS), range, layer));
   TRY(transfer(f, ROWS_NORMED, range, layer));
   return f->is_shared ? 0 : routing_write(f, layer);
 }
@@ -294,7 +298,7 @@ static status audit_slots(forward_state *f, int64_t layer, const slot_places *pl
 static status transfer_fixed_slots(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   return exchange_transfer_fixed(f->ranks, b->ops->rows_device(b, ROWS_SLOTS), b->ops->stream(b),
-                                 f->batch.rows.n * f->top_k, row_bytes(f, ROWS_SLOTS), layer);
+                                 f->batch.rows.n * f->top_k, forward_row_bytes(f, ROWS_SLOTS), layer);
 }
 
 // All-gathers rows of several kinds of a token-sharded batch between devices that store into each other's
@@ -307,15 +311,32 @@ static status gather_at_peers(forward_state *f, const row_kind *kinds, int count
 
 // ---- outputs that ranks divide ----
 
-// All-gathers the parts of n rows' outputs, `total` of them in units that stay together.
-static status gather_parts(forward_state *f, part_kind kind, int64_t n, int64_t total, int64_t unit,
-                           int64_t layer) {
+const row_range *forward_parts(forward_state *f, part_kind kind, int64_t n, size_t *row_bytes) {
   backend *b = f->compute;
+  int64_t total = 0, unit = OUTPUT_UNIT;
+  switch (kind) {
+  case PARTS_HEADS:
+    total = f->n_kv_heads;
+    unit = 1;
+    break;
+  case PARTS_OUTPUT:
+    total = f->hidden;
+    break;
+  case PARTS_LOGITS:
+    total = f->vocabulary;
+    break;
+  }
   int size = exchange_size(f->ranks);
-  size_t bytes = (size_t)b->ops->part_width(b, kind) * f->path->real_bytes;
   for (int r = 0; r < size; r++) f->rows_of_rank[r] = n * output_range_of(total, unit, r, size).count;
-  return exchange_transfer(f->ranks, b->ops->parts_host(b, kind), NULL, bytes,
-                           exchange_gather(f->ranks, f->rows_of_rank, ALL_RANKS), layer);
+  *row_bytes = (size_t)b->ops->part_width(b, kind) * f->path->real_bytes;
+  return exchange_gather(f->ranks, f->rows_of_rank, ALL_RANKS);
+}
+
+static status gather_parts(forward_state *f, part_kind kind, int64_t n, int64_t layer) {
+  size_t bytes;
+  const row_range *range = forward_parts(f, kind, n, &bytes);
+  return exchange_transfer(f->ranks, f->compute->ops->parts_host(f->compute, kind), NULL, bytes, range,
+                           layer);
 }
 
 // x += o(attention), each rank its heads, then its rows of o.
@@ -323,9 +344,9 @@ static status attention_in_parts(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   const token_batch *rows = &f->batch.rows;
   TRY(IN_STEP(SPAN_ATTENTION, b->ops->heads_part(b, layer, rows), layer, "attention"));
-  TRY(gather_parts(f, PARTS_HEADS, rows->n, f->n_kv_heads, 1, layer));
+  TRY(gather_parts(f, PARTS_HEADS, rows->n, layer));
   TRY(IN_STEP(SPAN_ATTENTION, b->ops->output_part(b, layer, rows), layer, "output of attention"));
-  TRY(gather_parts(f, PARTS_OUTPUT, rows->n, f->hidden, OUTPUT_UNIT, layer));
+  TRY(gather_parts(f, PARTS_OUTPUT, rows->n, layer));
   return IN_STEP(SPAN_ATTENTION, b->ops->output_add(b, rows), layer, "output of attention");
 }
 
@@ -502,7 +523,7 @@ static status head_in_parts(forward_state *f, const int64_t *row, int64_t count,
   status result = b->ops->head_part(b, &f->batch.rows, row, count);
   span_end(count);
   if (result || !joins) return result;
-  TRY(gather_parts(f, PARTS_LOGITS, count, f->vocabulary, OUTPUT_UNIT, f->n_layers));
+  TRY(gather_parts(f, PARTS_LOGITS, count, f->n_layers));
   return b->ops->logits_join(b, count);
 }
 

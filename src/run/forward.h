@@ -73,6 +73,9 @@ typedef struct {
 // Local, the same on every rank. Chooses how the batch runs. The batch is kept by reference until the next
 // start.
 void forward_start(forward_state *f, const token_batch *batch);
+// Local. How a batch of n tokens runs that is not watched.
+batch_way forward_way(const forward_state *f, int64_t n_tokens);
+size_t forward_row_bytes(const forward_state *f, row_kind kind); // as transports send it
 // Local. True: the batch's layers run on the device without the host, so they can be captured in a graph.
 bool forward_is_on_device(const forward_state *f);
 
@@ -84,4 +87,7 @@ status forward_layer(forward_state *f, int64_t layer); // collective
 status forward_head(forward_state *f, const int64_t *row, int64_t count);
 // Collective, where forward_head_is_sharded. This rank's part of them; with `joins` all of them afterwards.
 status forward_head_part(forward_state *f, const int64_t *row, int64_t count, bool joins);
+// Local. What an all-gather of the parts of n rows transfers, in elements of *row_bytes; valid until the next
+// exchange_gather.
+const row_range *forward_parts(forward_state *f, part_kind kind, int64_t n, size_t *row_bytes);
 bool forward_head_is_sharded(const forward_state *f, int64_t count); // local, the same on every rank

@@ -51,7 +51,7 @@ static int way_of(const output_shards *s, output_kind kind, int64_t n) {
 }
 
 bool output_shards_are_timed(const output_shards *s, output_kind kind, int64_t n) {
-  return s->possible && s->asked == ATTENTION_AUTO && !s->size[kind][size_of(n)].decided;
+  return s->possible && !s->held && s->asked == ATTENTION_AUTO && !s->size[kind][size_of(n)].decided;
 }
 
 bool output_shards_apply(const output_shards *s, output_kind kind, int64_t n) {
@@ -59,7 +59,7 @@ bool output_shards_apply(const output_shards *s, output_kind kind, int64_t n) {
   if (!s->possible) return false;
   switch (s->asked) {
   case ATTENTION_AUTO:
-    return size->decided ? size->sharded : way_of(s, kind, n) > 0;
+    return size->decided ? size->sharded : !s->held && way_of(s, kind, n) > 0;
   case ATTENTION_SHARDED:
     return true;
   case ATTENTION_REPLICATED:

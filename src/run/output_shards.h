@@ -26,6 +26,7 @@ typedef struct {
   attention_placement asked;
   comm *c;
   bool possible;
+  bool held;        // what is not decided yet stays replicated and is not timed
   char why_not[96]; // where it is not possible
   output_size size[OUTPUT_KINDS][OUTPUT_SIZES];
 } output_shards;

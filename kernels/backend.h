@@ -200,8 +200,9 @@ typedef enum {   // rows that cross ranks, of `shared`'s reals but for the exper
   ROWS_SLOTS,   // the slots' outputs [n * top_k][hidden]
 } row_kind;
 
-typedef struct {   // names a rank's memory to the other ranks of its host
-  uint64_t layout; // ranks whose layouts differ cannot be peers
+typedef struct {     // names a rank's memory to the other ranks of its host
+  uint64_t layout;   // ranks whose layouts differ cannot be peers
+  bool offers_fused; // one token's layers in one launch; taken where all ranks offer it
   uint8_t bytes[64];
 } peer_handle;
 enum { MOST_PEERS = 8 }; // ranks whose devices store into each other's memory

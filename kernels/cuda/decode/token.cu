@@ -11,6 +11,10 @@
 //   gate_up   choice; its rows of a slot's gate and up         hidden
 //   down      its rows of the stream of all slots' down; sum   stream
 //
+// Where several GPUs have the experts, each runs all phases but the other GPUs' slots, whose rows of down
+// each block exchanges with the block of its number there (token_peers.cuh); gate and up of a GPU's own slots
+// go over all its blocks.
+//
 // Every thread block norms and rounds, and chooses the experts, for itself: that is faster than to wait for
 // one that does. What bounds a layer is latency, so a phase's loads that depend on nothing come before its
 // wait.
@@ -18,6 +22,7 @@
 // Invariant: the bits of decode.cuh's launches, which docs/paths.md defines.
 #include "kernels/cuda/decode/token_attention.cuh"
 #include "kernels/cuda/decode/token_choice.cuh"
+#include "kernels/cuda/decode/token_peers.cuh"
 #include <string.h>
 
 static constexpr int WARPS = TOKEN_WARPS, THREADS = TOKEN_THREADS;
@@ -30,6 +35,7 @@ struct token_small { // shared memory of a thread block
   float stream[TOKEN_ROWS]; // the block's own rows
   float g[TOKEN_TOP_K], weight[TOKEN_TOP_K];
   int member[TOKEN_TOP_K];
+  slot_share share; // linked: the block's
   float inverse;
 };
 static_assert(sizeof(token_small) <= TOKEN_SMALL_BYTES && sizeof(token_layer) % 4 == 0);
@@ -49,7 +55,9 @@ template <int DIM, typename Shape> struct token_block {
   uint8_t *memory;
   token_small *small;
   weights_place place_a, place_b, place_router;
-  float *set; // this token's numbers of this layer
+  float *set;       // this token's numbers of this layer
+  unsigned epoch;   // tokens so far
+  uint32_t meeting; // linked: of the ranks, before this token's first store to them
   int warp, lane, c, l, position;
   int local[TOKEN_EXPERTS / WARP]; // warp 0: members of the lane's experts
 
@@ -62,6 +70,9 @@ template <int DIM, typename Shape> struct token_block {
   }
 
   __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
+  __device__ __forceinline__ bool is_linked() const { // some experts are other ranks'
+    return Shape::FIXED ? Shape::LINKED : a.peers.n > 0;
+  }
   __device__ __forceinline__ token_attention<DIM, Shape> attention() const {
     return {a, layer(l), memory + plan().at_x, set, l, position};
   }
@@ -140,11 +151,18 @@ template <int DIM, typename Shape> struct token_block {
     int slot, first, count;
   };
 
+  __device__ __forceinline__ bool is_local(int slot) const { // else it comes from a peer
+    return !is_linked() || small->member[slot] >= 0;
+  }
+
   __device__ __forceinline__ pairs_of_warp gate_up_pairs() const {
-    int slot = c / plan().slot_blocks, from = c % plan().slot_blocks * plan().block_pairs,
-        mine = warp * plan().warp_pairs;
-    int count = min(min(plan().warp_pairs, plan().block_pairs - mine), plan().width - from - mine);
-    return {slot, from + mine, slot < plan().top_k ? max(0, count) : 0};
+    slot_share s = is_linked()
+                       ? small->share
+                       : slot_share{c / plan().slot_blocks, c % plan().slot_blocks * plan().block_pairs,
+                                    plan().block_pairs, plan().warp_pairs};
+    int mine = warp * s.warp_pairs;
+    int count = min(min(s.warp_pairs, s.block_pairs - mine), plan().width - s.first - mine);
+    return {s.slot, s.first + mine, s.slot < plan().top_k ? max(0, count) : 0};
   }
 
   __device__ __forceinline__ void ask_gate_up() const {
@@ -165,7 +183,8 @@ template <int DIM, typename Shape> struct token_block {
   __device__ __forceinline__ tile_of_down down_tile(int k) const {
     int rows = tile_rows_of(width_blocks()), i = warp * plan().warp_tiles + k,
         first = i % plan().down_tiles * rows;
-    bool is_there = k < plan().warp_tiles && i < plan().top_k * plan().down_tiles;
+    bool is_there =
+        k < plan().warp_tiles && i < plan().top_k * plan().down_tiles && is_local(i / plan().down_tiles);
     return {i / plan().down_tiles, first, is_there ? max(0, min(rows, own_rows() - first)) : 0};
   }
 
@@ -264,6 +283,8 @@ template <int DIM, typename Shape> struct token_block {
   __device__ __forceinline__ void clear(float *other) const {
     for (int i = c * THREADS + threadIdx.x; i < plan().layer_words; i += (int)gridDim.x * THREADS)
       other[i] = __uint_as_float(NOT_WRITTEN);
+    for (int slot = warp; slot < plan().top_k && is_linked(); slot += WARPS)
+      clear_slot(slots_from_peers(), slot, c * plan().rows, own_rows());
   }
 
   __device__ __forceinline__ void output() {
@@ -310,6 +331,10 @@ template <int DIM, typename Shape> struct token_block {
     const token_layer &y = layer(l);
     if (warp == 0)
       choose_slots(small->member, small->g, set + plan().at_logits, plan().n_experts, plan().top_k, local);
+    if (warp == 0 && is_linked()) {
+      __syncwarp();
+      small->share = share_of_block(small->member, plan().top_k, plan().width);
+    }
     __syncthreads();
     ask_gate_up();
     ask_down();
@@ -351,9 +376,11 @@ template <int DIM, typename Shape> struct token_block {
     };
     for (int i = warp; i < plan().top_k * n; i += WARPS) {
       float v[8];
+      if (!is_local(i / n)) continue;
       wait_block(v, set + plan().at_hidden + i * QK_K);
       round_into(slot_row(i / n), i % n, v);
     }
+    if (is_linked() && l == 0 && warp == WARPS - 1) await_peers(a.peers, meeting);
     __syncthreads();
     weight_type type = (weight_type)y.type[TOKEN_DOWN];
     uint32_t bytes = token_row_bytes(type, n);
@@ -368,12 +395,28 @@ template <int DIM, typename Shape> struct token_block {
       float found = tile_product<SOME>(
           type, [&](int i) { return at + (uint32_t)min(i, t.count - 1) * bytes; }, slot_row(t.slot));
       int row = rows == 8 ? lane / 4 : lane;
-      if (row < t.count && lane == tile_lane(n, row)) small->y[t.slot][t.first + row] = found;
+      if (row < t.count && lane == tile_lane(n, row)) keep(t.slot, t.first + row, found);
     }
     if (next < a.p.n_layers) ask_o(next);
+    // after the warp's own rows, which the peers wait for
+    for (int slot = warp; slot < plan().top_k && is_linked(); slot += WARPS)
+      if (!is_local(slot))
+        take_slot(small->y[slot], a.peers, slots_from_peers(), slot, c * plan().rows, own_rows());
     __syncthreads();
     if (warp == COMBINE_WARP) combine(next);
     if (warp > COMBINE_WARP) attention().prefetch(next, COMBINE_WARP + 1);
+  }
+
+  __device__ __forceinline__ token_slots slots_from_peers() const {
+    return slots_of_layer(a.inbox, epoch, l, plan().top_k, plan().hidden);
+  }
+
+  // An own row of a slot, for this block's sum and for those of the peers.
+  __device__ __forceinline__ void keep(int slot, int row, float found) const {
+    small->y[slot][row] = found;
+    if (is_linked())
+      send_value(a.peers, slots_from_peers().now + (size_t)slot * plan().hidden + c * plan().rows + row,
+                 found);
   }
 
   __device__ __forceinline__ void combine(int next) const {
@@ -419,6 +462,12 @@ template <int DIM, typename Shape> struct token_block {
       local[i] = warp == 0 && e < plan().n_experts ? a.w.local_of_expert[e] : 0;
     }
     position = a.w.batch.position[0];
+    epoch = *a.epoch;
+    if (is_linked()) meeting = *a.peers.epoch + 1;
+    if (is_linked() && c == 0 && warp == 2) { // all that was enqueued before has ended
+      __threadfence_system();
+      tell_peers(a.peers, meeting);
+    }
     __syncthreads();
     ask_qkv(0);
     ask_o(0);
@@ -427,7 +476,6 @@ template <int DIM, typename Shape> struct token_block {
 
   __device__ __forceinline__ void run() {
     start();
-    unsigned epoch = *a.epoch;
     float *other = a.sets[(epoch + 1) % 2];
     set = a.sets[epoch % 2];
 #pragma unroll 1
@@ -446,6 +494,7 @@ template <int DIM, typename Shape> struct token_block {
     }
     // everyone has read it: all blocks have passed numbers on since
     if (c == 0 && threadIdx.x == 0) *a.epoch = epoch + 1;
+    if (c == 0 && threadIdx.x == 0 && is_linked()) *a.peers.epoch = meeting;
   }
 };
 
@@ -465,8 +514,9 @@ static bool is_plan(const token_plan *p, token_plan fixed) {
   return memcmp(p, &fixed, sizeof fixed) == 0;
 }
 
-token_kernel *token_kernel_for(const token_plan *p) {
-  if (is_plan(p, qwen3_30b_shape::plan())) return token_layers<128, qwen3_30b_shape>;
+token_kernel *token_kernel_for(const token_plan *p, bool linked) {
+  if (is_plan(p, qwen3_30b_shape<false>::plan()))
+    return linked ? token_layers<128, qwen3_30b_shape<true>> : token_layers<128, qwen3_30b_shape<false>>;
   return p->head_dim == 128  ? token_layers<128, any_shape>
          : p->head_dim == 64 ? token_layers<64, any_shape>
                              : nullptr;

@@ -6,6 +6,7 @@
 // pass numbers on.
 #pragma once
 #include "kernels/cuda/exact/exact.cuh"
+#include "kernels/cuda/peers.cuh"
 #include "kernels/cuda/weights.cuh"
 
 enum token_matrix { TOKEN_Q, TOKEN_K, TOKEN_V, TOKEN_O, TOKEN_GATE, TOKEN_UP, TOKEN_DOWN, TOKEN_MATRICES };
@@ -48,6 +49,7 @@ struct token_state { // of an arm; device memory is the arm's
   token_layer *layers;
   float *sets[2]; // [n_layers][plan.layer_words] each
   unsigned *epoch;
+  uint32_t *inbox[2]; // window, with peers: [n_layers][top_k][hidden] each (token_peers.cuh)
 };
 
 struct token_work { // of a token
@@ -71,4 +73,6 @@ void token_plan_size(token_plan *out, const model_shape *s);
 size_t token_set_floats(const token_plan *p);
 // Fills the state's memory, which is allocated.
 status token_state_fill(token_state *t, const dev_weights *w);
-status token_launch(const token_state *t, const token_work *work, cudaStream_t stream);
+// peers.n not 0: this rank has only some of the experts; each rank launches the same tokens.
+status token_launch(const token_state *t, const token_work *work, const peer_links &peers,
+                    cudaStream_t stream);

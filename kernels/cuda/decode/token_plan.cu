@@ -77,7 +77,8 @@ bool token_plan_make(token_plan *out, const model_shape *s, const dev_weights *w
   if (!plan_rows(out)) return false;
   for (int64_t l = 0; l < s->n_layers; l++) size_places(out, w->layers[l]);
   plan_shared(out);
-  return (size_t)out->shared_bytes <= device_shared_bytes() && is_built(token_kernel_for(out));
+  return (size_t)out->shared_bytes <= device_shared_bytes() && is_built(token_kernel_for(out, false)) &&
+         is_built(token_kernel_for(out, true));
 }
 
 // ---- an arm's state ----
@@ -111,7 +112,8 @@ status token_state_fill(token_state *t, const dev_weights *w) {
   return 0;
 }
 
-status token_launch(const token_state *t, const token_work *work, cudaStream_t stream) {
+status token_launch(const token_state *t, const token_work *work, const peer_links &peers,
+                    cudaStream_t stream) {
   token_args a = {};
   a.p = t->plan;
   a.w = *work;
@@ -119,7 +121,10 @@ status token_launch(const token_state *t, const token_work *work, cudaStream_t s
   a.sets[0] = t->sets[0];
   a.sets[1] = t->sets[1];
   a.epoch = t->epoch;
+  a.peers = peers;
+  a.inbox[0] = t->inbox[0];
+  a.inbox[1] = t->inbox[1];
   a.scale = (float)(1.0 / __builtin_sqrt((double)t->plan.head_dim));
-  return launch_resident(token_kernel_for(&t->plan), t->plan.blocks, TOKEN_THREADS,
+  return launch_resident(token_kernel_for(&t->plan, peers.n > 0), t->plan.blocks, TOKEN_THREADS,
                          (size_t)t->plan.shared_bytes, stream, a);
 }

@@ -41,7 +41,8 @@ struct token_plan {
   int place_a, place_b; // bytes
   int at_router, at_x, at_input, at_rounded, at_attended, at_small, shared_bytes;
   // numbers that thread blocks pass on, of a layer, in words: token_exchange.cuh
-  int at_stream, at_qkv, at_att, at_middle, at_logits, at_hidden, at_counters, layer_words;
+  int at_stream, at_qkv, at_att, at_middle, at_logits, at_hidden, at_counters, at_guess, at_guessed,
+      layer_words;
 };
 
 struct token_state { // of an arm; device memory is the arm's
@@ -49,6 +50,7 @@ struct token_state { // of an arm; device memory is the arm's
   token_layer *layers;
   float *sets[2]; // [n_layers][plan.layer_words] each
   unsigned *epoch;
+  uint32_t pace;      // token_weights.cuh
   uint32_t *inbox[2]; // window, with peers: [n_layers][top_k][hidden] each (token_peers.cuh)
 };
 

@@ -14,6 +14,8 @@ struct token_args {
   peer_links peers;   // n not 0: slots of other ranks' experts come from them
   uint32_t *inbox[2]; // then: token_peers.cuh
   float scale;        // 1 / sqrt(head_dim)
+  uint32_t pace; // cycles between two rows of weights that a thread block asks for: token_weights.cuh; 0:
+                 // nothing is guessed
 };
 
 typedef void token_kernel(token_args);

@@ -33,21 +33,3 @@ __device__ __forceinline__ void clear_slot(const token_slots &s, int slot, int f
   int lane = threadIdx.x % WARP;
   if (lane < count) s.other[(size_t)slot * s.hidden + first + lane] = NOT_WRITTEN;
 }
-
-// ---- gate and up of this rank's slots, over all thread blocks ----
-
-struct slot_share { // of a thread block
-  int slot;         // top_k: none
-  int first, block_pairs, warp_pairs;
-};
-
-// By one warp. What a block takes is no more than where all slots are local (plan_rows), so it has room.
-__device__ __forceinline__ slot_share share_of_block(const int *member, int top_k, int width) {
-  int lane = threadIdx.x % WARP, c = blockIdx.x, blocks = gridDim.x;
-  uint32_t local = __ballot_sync(~0u, lane < top_k && member[lane % TOKEN_TOP_K] >= 0);
-  int n = __popc(local), each = n ? blocks / n : blocks, which = c / each;
-  if (which >= n) return {top_k, 0, 0, 0};
-  for (int i = 0; i < which; i++) local &= local - 1;
-  int pairs = parts_of(width, each);
-  return {__ffs((int)local) - 1, (c - which * each) * pairs, pairs, parts_of(pairs, TOKEN_WARPS)};
-}

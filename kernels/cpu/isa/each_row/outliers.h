@@ -193,7 +193,7 @@ static inline void add_outliers_generic(float *const *out, const matrix *rows, c
 // Of a type of unpacked.h, a whole block for each weight: few are asked for, and most are cached.
 static inline void weight_column_unpacked(float w[ROW_TILE], weight_type type, const char *rows,
                                           size_t row_bytes, int64_t n, int64_t at) {
-  float block[QK_K];
+  float block[QK_K] = {0}; // (a compiler does not see that dequantize fills it)
   rows += (size_t)(at / QK_K) * type_find(type)->bytes;
   for (int64_t r = 0; r < ROW_TILE; r++) w[r] = 0;
   for (int64_t r = 0; r < n; r++) {

@@ -383,6 +383,7 @@ typedef struct {
   // Collective. All-gathers rows of up to three kinds, tokens_of_rank[n_ranks] of each rank: they have
   // arrived for what is enqueued afterwards.
   status (*peers_gather)(backend *, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
+  size_t (*peers_row_bytes)(backend *, row_kind); // local; of a row as peers_gather sends it
 } backend_ops;
 
 static inline bool backend_is_on_device(const backend_ops *ops) {

@@ -145,6 +145,15 @@ static int spans_of(cuda_backend *b, peer_span *out, row_kind kind, int64_t firs
   return n;
 }
 
+size_t cuda_peers_row_bytes(backend *base, row_kind kind) {
+  peer_span spans[PEER_SPANS];
+  size_t bytes = 0;
+  bool before = self(base)->rounded_gathered;
+  for (int i = spans_of(self(base), spans, kind, 0, 1); i-- > 0;) bytes += spans[i].bytes;
+  self(base)->rounded_gathered = before;
+  return bytes;
+}
+
 status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const int64_t *tokens_of_rank) {
   cuda_backend *b = self(base);
   peer_span spans[PEER_SPANS];

@@ -425,4 +425,5 @@ extern "C" const backend_ops cuda_backend_ops = {
     .peers_try = cuda_peers_try,
     .peers_leave = cuda_peers_leave,
     .peers_gather = cuda_peers_gather,
+    .peers_row_bytes = cuda_peers_row_bytes,
 };

@@ -60,6 +60,7 @@ void command_print_version(FILE *out) {
   for (const backend_ops *const *b = backend_table(); *b; b++)
     fprintf(out, "backend %s, rows that run here: %s\n", backend_name((*b)->kind), (*b)->rows());
   fprintf(out, "transports %s\n", transport_list());
+  fprintf(out, "profilers told of ranges %s\n", timeline_profilers());
   for (int p = 0; p < PATH_COUNT; p++)
     fprintf(out, "path %s, version %d\n", path_get((path_kind)p)->name, path_get((path_kind)p)->version);
 }

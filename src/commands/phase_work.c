@@ -1,7 +1,7 @@
 #include "src/commands/phase_work.h"
 #include <string.h>
 
-static uint64_t matrix_bytes(const matrix *m) {
+uint64_t matrix_bytes(const matrix *m) {
   return (uint64_t)m->rows * type_row_bytes(type_find((uint32_t)m->type), (size_t)m->cols);
 }
 

@@ -210,6 +210,8 @@ static const value_key KEYS[] = {
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
     {"output.routes", KEYS_LOGITS, FLAG(output.routes), "false",
      "parity: write routes.<arm>.npy and route_weights.<arm>.npy as well"},
+    {"output.timeline", KEYS_OUTPUT, FLAG(output.timeline), "false",
+     "write timeline.json, what every rank did when, for Perfetto; and ranges for Nsight"},
 };
 enum { N_KEYS = sizeof KEYS / sizeof KEYS[0] };
 

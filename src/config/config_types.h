@@ -191,5 +191,6 @@ typedef struct {
     char *dir;            // output.dir, --out: where the report goes; "" (default): nowhere
     bool logits;          // output.logits: write logits.<arm>.npy; default false
     bool routes;          // output.routes: write routes.<arm>.npy and route_weights.<arm>.npy; default false
+    bool timeline;        // output.timeline: write timeline.json; default false
   } output;
 } config;

@@ -107,6 +107,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->reference = j->reference ? gguf_path(j->reference->file) : NULL;
   r->reference_fingerprint = job_reference_fingerprint(j);
   r->skip = command_cuts_windows(j->command) ? j->cfg->perplexity.skip : -1;
+  r->timeline = timeline_describe(j->timeline);
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
   r->placement = placement_name(j->cfg->experts.placement);
   char *text;

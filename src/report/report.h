@@ -6,6 +6,7 @@
 // Invariant: every number that it prints is in `report`, and every digest is hexadecimal, 16 digits.
 #pragma once
 #include "base/message_list.h"
+#include "dist/timeline.h"
 #include "src/config/command_kind.h"
 #include "src/config/parity_mode.h"
 #include "src/measure/account.h"
@@ -108,6 +109,7 @@ typedef struct {
   const char *transport;
   char transport_reason[256]; // "": none is needed
   char peers[256];            // arm_peers of the last arm that has an answer
+  timeline_figures timeline;  // profilers NULL: none is kept
   const char *placement;
   const char *kv;
   int64_t chunk, context;

@@ -157,6 +157,9 @@ static void print_head(const report *r, FILE *out) {
                          : ", GPUs not linked: ",
             r->peers);
   }
+  if (r->timeline.profilers)
+    fprintf(out, "  clocks  of ranks up to %.3g s apart, to %.2g s; timeline.json, ranges to %s\n",
+            r->timeline.largest_skew, r->timeline.largest_bound, r->timeline.profilers);
   fprintf(out, "  on      ");
   report_print_line(out, or_none(r->machine.cpu), 96, false);
   fputc('\n', out);

@@ -54,6 +54,12 @@ static void put_surroundings(branch root, const report *r) {
   put_integer(run, "chunk", r->chunk);
   put_integer(run, "context", r->context);
   put_integer(run, "sequences", (int64_t)r->n_sequences);
+  if (r->timeline.profilers) { // left out where there is none
+    branch o = put_object(run, "timeline");
+    put_real(o, "largest_skew_seconds", r->timeline.largest_skew);
+    put_real(o, "skew_bound_seconds", r->timeline.largest_bound);
+    put_text(o, "profilers", r->timeline.profilers);
+  }
   if (r->skip < 0)
     put(run, "skip", json_null());
   else

@@ -2,6 +2,7 @@
 #include "src/run/arm_struct.h"
 #include "base/clock.h"
 #include "base/memory.h"
+#include "dist/timeline.h"
 #include "src/run/batch_fit.h"
 #include "src/run/digest_sums.h"
 #include "src/run/forward.h"
@@ -205,6 +206,7 @@ static uint32_t points_of(const arm *a, probe_scope scope) {
 
 status arm_embed(arm *a, const token_batch *batch) {
   double start = clock_seconds();
+  timeline_label(a->params.name);
   probe_rows_clear(&a->probes, points_of(a, PROBE_OF_BATCH));
   forward_start(&a->forward, batch);
   status result = forward_embed(&a->forward);
@@ -216,8 +218,19 @@ static status digest_layer(arm *a, int64_t layer) {
   backend *b = a->forward.compute;
   const batch_plan *batch = &a->forward.batch;
   uint64_t *sums = batch_is_sharded(batch->way) ? a->digests.parts : a->digests.layers;
-  return b->ops->digest(b, layer, &batch->rows, batch->owned.first, batch->owned.count,
-                        sums + layer * a->params.n_sequences);
+  span_start(SPAN_DIGEST, layer);
+  status result = b->ops->digest(b, layer, &batch->rows, batch->owned.first, batch->owned.count,
+                                 sums + layer * a->params.n_sequences);
+  span_end(SPAN_NO_AMOUNT);
+  return result;
+}
+
+static status digest_logits(arm *a, const int64_t *row, int64_t count) {
+  backend *b = a->forward.compute;
+  span_start(SPAN_DIGEST, SPAN_NO_LAYER);
+  status result = b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->digests.logits);
+  span_end(SPAN_NO_AMOUNT);
+  return result;
 }
 
 // The backend shows and takes what is wanted and given now.
@@ -230,6 +243,7 @@ static status watch_probes(arm *a) {
 
 status arm_layer(arm *a, int64_t layer) {
   double start = clock_seconds();
+  timeline_label(a->params.name);
   probe_rows_clear(&a->probes, points_of(a, PROBE_OF_LAYER));
   status result = forward_layer(&a->forward, layer);
   a->forward.imposed = ROUTING_NOTHING;
@@ -247,7 +261,9 @@ status arm_finish(arm *a) {
   backend *b = a->forward.compute;
   if (!is_on_device(a)) return 0;
   double start = clock_seconds();
+  span_start(SPAN_WAIT_DEVICE, SPAN_NO_LAYER);
   status result = b->ops->finish(b);
+  span_end(SPAN_NO_AMOUNT);
   if (result) status_within("the end of a batch");
   a->seconds += clock_seconds() - start;
   return result;
@@ -260,7 +276,7 @@ static status run_steps(void *context, const token_batch *batch) {
   return 0;
 }
 
-status arm_forward(arm *a, const token_batch *batch) {
+static status run_batch(arm *a, const token_batch *batch) {
   backend *b = a->forward.compute;
   forward_start(&a->forward, batch);
   if (!forward_is_on_device(&a->forward) || a->probes_wanted) return run_steps(a, batch);
@@ -270,9 +286,18 @@ status arm_forward(arm *a, const token_batch *batch) {
   return 0;
 }
 
+status arm_forward(arm *a, const token_batch *batch) {
+  timeline_label(a->params.name);
+  span_start(SPAN_BATCH, SPAN_NO_LAYER);
+  status result = run_batch(a, batch);
+  span_end(batch->n);
+  return result;
+}
+
 status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) {
   backend *b = a->forward.compute;
   int64_t row[LOGIT_ROWS];
+  timeline_label(a->params.name);
   a->n_head_rows = count;
   probe_rows_clear(&a->probes, points_of(a, PROBE_OF_HEAD));
   if (!a->forward.is_shared) return 0;
@@ -281,7 +306,7 @@ status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) 
   TRY(forward_head(&a->forward, row, count));
   if (a->keeps_logits) TRY(b->ops->logits_read(b, count, &a->logits));
   a->seconds += clock_seconds() - start;
-  TRY(b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->digests.logits));
+  TRY(digest_logits(a, row, count));
   return a->keeps_logits ? arm_finish(a) : 0;
 }
 

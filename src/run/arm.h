@@ -149,8 +149,16 @@ void arm_digests_write(arm *a, const uint64_t *in);
 // True: the exchange of a batch of n tokens is captured with the other steps, so arm_exchange_seconds lacks
 // it.
 bool arm_exchange_is_captured(const arm *a, int64_t n_tokens);
-// Collective. *seconds: of one layer's exchange, run alone (exchange_measure_fixed).
+// Collective. *seconds: of one layer's exchange at fixed places, run alone.
 status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens);
+// Collective. *seconds: of an all-gather of `bytes` per rank by the arm's transport, run alone.
+status arm_measure_link(arm *a, double *seconds, size_t bytes);
+// Local, on shared ranks, after an arm_layer that was watched. Adds the bytes that each rank would have sent
+// and received in it, had it not been watched: sent, received [ranks].
+void arm_count_exchange(arm *a, int64_t layer, uint64_t *sent, uint64_t *received);
+// Local. Of the last batch: tokens whose shared steps are computed by the rank that computes most of them.
+int64_t arm_most_owned(const arm *a);
+uint64_t arm_exchange_bytes(const arm *a); // sent by this rank since arm_open (exchange_bytes_sent)
 
 // Local. From here on the steps add what their phases take to `to`, whole after arm_finish; NULL: no more. An
 // error where the backend does not report its phases.

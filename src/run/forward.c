@@ -1,4 +1,5 @@
 #include "src/run/forward.h"
+#include "dist/timeline.h"
 
 // ---- how a batch runs ----
 
@@ -6,19 +7,23 @@ static bool backend_on_device(const forward_state *f) {
   return backend_is_on_device(f->compute->ops);
 }
 
-static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
-  bool at_peers = f->has_peers && !f->is_watched && !f->is_probed && !f->audit;
+static batch_way choose_way(const forward_state *f, int64_t n_tokens, bool watched) {
+  bool at_peers = f->has_peers && !watched && !f->is_probed && !f->audit;
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
   if (token_shards_apply(&f->shards, n_tokens))
     return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
-  if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched || f->audit) return BATCH_REPLICATED;
+  if (!exchange_is_fixed(f->ranks, n_tokens) || watched || f->audit) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
+}
+
+batch_way forward_way(const forward_state *f, int64_t n_tokens) {
+  return choose_way(f, n_tokens, false);
 }
 
 void forward_start(forward_state *f, const token_batch *batch) {
   token_shards_cut(&f->shards, batch);
   f->batch = (batch_plan){
-      .way = choose_way(f, batch->n),
+      .way = choose_way(f, batch->n, f->is_watched),
       .rows = *token_shards_rows(&f->shards, batch),
       .owned = token_shards_owned(&f->shards, batch->n),
   };
@@ -32,49 +37,56 @@ bool forward_is_on_device(const forward_state *f) {
 
 // ---- the steps: those of kernels/backend.h, each named in its error ----
 
-static status in_step(status result, int64_t layer, const char *step) {
+static status end_step(status result, int64_t layer, const char *step) {
+  span_end(SPAN_NO_AMOUNT);
   if (result) status_within("layer %lld, %s", (long long)layer, step);
   return result;
 }
 
+// A call to the backend as a span of the timeline.
+#define IN_STEP(kind, call, layer, step) (span_start(kind, layer), end_step(call, layer, step))
+
 static status attention(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->attention(b, layer, &f->batch.rows), layer, "attention");
+  return IN_STEP(SPAN_ATTENTION, b->ops->attention(b, layer, &f->batch.rows), layer, "attention");
 }
 
 static status moe(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->moe(b, layer, &f->batch.rows), layer, "router and experts");
+  return IN_STEP(SPAN_MOE, b->ops->moe(b, layer, &f->batch.rows), layer, "router and experts");
 }
 
 static status project(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->project(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+  return IN_STEP(SPAN_PROJECT, b->ops->project(b, layer, &f->batch.rows, owned.first, owned.count), layer,
                  "queries, keys and values");
 }
 
 static status attend(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->attend(b, layer, &f->batch.rows, owned.first, owned.count), layer, "attention");
+  return IN_STEP(SPAN_ATTEND, b->ops->attend(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+                 "attention");
 }
 
 static status experts_up(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->experts_up(b, layer, &f->batch.rows), layer, "experts, gate and up");
+  return IN_STEP(SPAN_EXPERTS_UP, b->ops->experts_up(b, layer, &f->batch.rows), layer,
+                 "experts, gate and up");
 }
 
 static status experts_down(forward_state *f, int64_t layer, const slot_places *places) {
   backend *b = f->compute;
-  return in_step(b->ops->experts_down(b, layer, &f->batch.rows, places), layer, "experts, down");
+  return IN_STEP(SPAN_EXPERTS_DOWN, b->ops->experts_down(b, layer, &f->batch.rows, places), layer,
+                 "experts, down");
 }
 
 static status combine(forward_state *f, int64_t layer, const slot_places *places) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->combine(b, layer, &f->batch.rows, owned.first, owned.count, places), layer,
-                 "combine");
+  return IN_STEP(SPAN_COMBINE, b->ops->combine(b, layer, &f->batch.rows, owned.first, owned.count, places),
+                 layer, "combine");
 }
 
 // ---- the routing ----
@@ -88,12 +100,13 @@ static unsigned parts_for_host(const forward_state *f) {
 
 static status routing_fetch(forward_state *f, int64_t layer, row_range rows, unsigned parts) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_fetch(b, rows.first, rows.count, parts), layer, "routing to the host");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_fetch(b, rows.first, rows.count, parts), layer,
+                 "routing to the host");
 }
 
 static status routing_wait(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_wait(b, &f->route), layer, "routing to the host");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_wait(b, &f->route), layer, "routing to the host");
 }
 
 static bool has_expert(const expert_global *experts, int64_t k, int32_t id) {
@@ -128,28 +141,29 @@ static status merge_imposed(forward_state *f, int64_t layer) {
 static status route(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  TRY(in_step(b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
+  TRY(IN_STEP(SPAN_ROUTE,
+              b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
               "route"));
   if (!f->imposed) return 0;
   if (f->imposes_set) TRY(merge_imposed(f, layer));
-  return in_step(b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given), layer,
-                 "the imposed routing");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given),
+                 layer, "the imposed routing");
 }
 
 static status routing_write(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_write(b, 0, f->batch.rows.n, ROUTING_EXPERTS, &f->route), layer,
-                 "routing from other ranks");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_write(b, 0, f->batch.rows.n, ROUTING_EXPERTS, &f->route),
+                 layer, "routing from other ranks");
 }
 
 static status routing_arrived(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_arrived(b, &f->batch.rows), layer, "routing from other ranks");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_arrived(b, &f->batch.rows), layer, "routing from other ranks");
 }
 
 // ---- rows that cross ranks ----
 
-static size_t row_bytes(const forward_state *f, row_kind kind) {
+size_t forward_row_bytes(const forward_state *f, row_kind kind) {
   switch (kind) {
   case ROWS_EXPERTS:
     return (size_t)f->top_k * sizeof *f->route.expert;
@@ -180,17 +194,18 @@ static bool gathers_experts_on_device(const forward_state *f) {
 static status transfer(forward_state *f, row_kind kind, const row_range *range, int64_t layer) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
-  size_t bytes = row_bytes(f, kind);
+  size_t bytes = forward_row_bytes(f, kind);
   if (transfers_from_device(f))
     return exchange_transfer(f->ranks, step->rows_device(b, kind), step->stream(b), bytes, range, layer);
   row_range sent = exchange_sent_rows(f->ranks, range);
-  TRY(in_step(step->rows_read(b, kind, sent.first, sent.count), layer, "rows to the host"));
+  TRY(IN_STEP(SPAN_ROWS_READ, step->rows_read(b, kind, sent.first, sent.count), layer, "rows to the host"));
   TRY(exchange_transfer(f->ranks, step->rows_host(b, kind), NULL, bytes, range, layer));
   int size = exchange_size(f->ranks), rank = exchange_rank(f->ranks);
   for (int from = 0; from < size; from++) {
     const row_range *in = &range[from * size + rank];
     if (from != rank && in->count)
-      TRY(in_step(step->rows_write(b, kind, in->first, in->count), layer, "rows from the host"));
+      TRY(IN_STEP(SPAN_ROWS_WRITE, step->rows_write(b, kind, in->first, in->count), layer,
+                  "rows from the host"));
   }
   return 0;
 }
@@ -235,7 +250,7 @@ static status send_routing(forward_state *f, int64_t layer) {
   if (!exchange_count(f->ranks, EXPERT_RANKS)) return 0;
   exchange_split(f->ranks, f->rows_of_rank, f->batch.rows.n);
   const row_range *range = exchange_gather(f->ranks, f->rows_of_rank, EXPERT_RANKS);
-  TRY(exchange_transfer_host(f->ranks, f->route.expert, row_bytes(f, ROWS_EXPERTS), range, layer));
+  TRY(exchange_transfer_host(f->ranks, f->route.expert, forward_row_bytes(f, ROWS_EXPERTS), range, layer));
   TRY(transfer(f, ROWS_NORMED, range, layer));
   return f->is_shared ? 0 : routing_write(f, layer);
 }
@@ -270,14 +285,15 @@ static status audit_slots(forward_state *f, int64_t layer, const slot_places *pl
 static status transfer_fixed_slots(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   return exchange_transfer_fixed(f->ranks, b->ops->rows_device(b, ROWS_SLOTS), b->ops->stream(b),
-                                 f->batch.rows.n * f->top_k, row_bytes(f, ROWS_SLOTS), layer);
+                                 f->batch.rows.n * f->top_k, forward_row_bytes(f, ROWS_SLOTS), layer);
 }
 
 // All-gathers rows of several kinds of a token-sharded batch between devices that store into each other's
 // memory.
 static status gather_at_peers(forward_state *f, const row_kind *kinds, int count, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer, "exchange");
+  return IN_STEP(SPAN_PEERS, b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer,
+                 "exchange");
 }
 
 // ---- a layer, in each of the six ways ----
@@ -375,7 +391,7 @@ static status layer_sharded_at_peers(forward_state *f, int64_t layer) {
   return layer == f->n_layers - 1 ? gather_at_peers(f, residual, 1, layer) : 0;
 }
 
-status forward_layer(forward_state *f, int64_t layer) {
+static status run_layer(forward_state *f, int64_t layer) {
   switch (f->batch.way) {
   case BATCH_ALONE:
     return layer_alone(f, layer);
@@ -393,6 +409,13 @@ status forward_layer(forward_state *f, int64_t layer) {
   return FAIL("a batch runs in an unknown way");
 }
 
+status forward_layer(forward_state *f, int64_t layer) {
+  span_start(SPAN_LAYER, layer);
+  status result = run_layer(f, layer);
+  span_end(SPAN_NO_AMOUNT);
+  return result;
+}
+
 // ---- before and after the layers ----
 
 // Before a rank stores into the others' memory: none is still computing the batch before. One token's slots
@@ -406,15 +429,19 @@ static status meet_peers(forward_state *f) {
 
 status forward_embed(forward_state *f) {
   backend *b = f->compute;
+  span_start(SPAN_EMBED, SPAN_NO_LAYER);
   status result = f->is_shared ? b->ops->embed(b, &f->batch.rows) : 0;
   if (!result) result = meet_peers(f);
+  span_end(SPAN_NO_AMOUNT);
   if (result) status_within("embedding");
   return result;
 }
 
 status forward_head(forward_state *f, const int64_t *row, int64_t count) {
   backend *b = f->compute;
+  span_start(SPAN_HEAD, SPAN_NO_LAYER);
   status result = f->is_shared ? b->ops->head(b, &f->batch.rows, row, count) : 0;
+  span_end(count);
   if (result) status_within("head");
   return result;
 }

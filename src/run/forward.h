@@ -69,6 +69,9 @@ typedef struct {
 // Local, the same on every rank. Chooses how the batch runs. The batch is kept by reference until the next
 // start.
 void forward_start(forward_state *f, const token_batch *batch);
+// Local. How a batch of n tokens runs that is not watched.
+batch_way forward_way(const forward_state *f, int64_t n_tokens);
+size_t forward_row_bytes(const forward_state *f, row_kind kind); // as transports send it
 // Local. True: the batch's layers run on the device without the host, so they can be captured in a graph.
 bool forward_is_on_device(const forward_state *f);
 

@@ -1,12 +1,12 @@
 #include "src/run/job.h"
 #include "base/memory.h"
 #include "base/whole_file.h"
-#include "dist/network.h"
-#include "kernels/formats/numerics.h"
+#include "dist/launched.h"
 #include "src/run/agreement.h"
 #include "src/run/input.h"
 #include "src/run/rank_speed.h"
 #include "src/run/stops.h"
+#include "src/run/weight_check.h"
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -113,51 +113,11 @@ static status open_reference(job *j) {
                        gguf_path(j->m->file), path);
 }
 
-// Every rank counts in the shared tensors and in the experts that it owns; an expert has one owner.
-static status gather_zeros(job *j, model *m, const zero_bytes *mine) {
-  size_t n = gguf_tensor_count(m->file);
-  zero_bytes *all = NULL, *sum = NULL;
-  status result = TAKE(&all, n * (size_t)comm_size(j->c), "zeros in tensors");
-  if (!result) result = TAKE(&sum, n, "zeros in tensors");
-  result = job_agree(j, result, "zeros in tensors");
-  if (!result)
-    result = comm_allgather(j->c, all, mine, n * sizeof *mine, "the gathering of zeros in tensors");
-  for (size_t i = 0; i < n && !result; i++) {
-    bool experts = model_is_expert_stack(m, gguf_tensor_at(m->file, i));
-    for (int r = 0; r < (experts ? comm_size(j->c) : 1); r++) {
-      zero_bytes found = all[(size_t)r * n + i];
-      if (found.bytes && (!sum[i].bytes || found.first < sum[i].first)) sum[i].first = found.first;
-      sum[i].bytes += found.bytes;
-    }
-  }
-  if (!result) result = model_warn_of_zeros(m, sum);
-  free(all);
-  free(sum);
-  return result;
-}
-
-static status check_weights(job *j, model *m, uint64_t *fingerprint) {
-  uint64_t shared, owned, *all;
-  zero_bytes *zeros = NULL;
-  status mine = TAKE(&zeros, gguf_tensor_count(m->file), "zeros in tensors");
-  if (!mine)
-    mine = model_check_weights(m, j->experts.local, topology_threads(j->place), &shared, &owned, zeros);
-  mine = job_agree(j, mine, "the check of the weights");
-  if (!mine) mine = gather_zeros(j, m, zeros);
-  free(zeros);
-  TRY(mine);
-  TRY(comm_equal(j->c, &shared, sizeof shared, "the model's shared tensors"));
-  TRY(TAKE(&all, (size_t)comm_size(j->c), "the fingerprint"));
-  status result = comm_allgather(j->c, all, &owned, sizeof owned, "the sum of the fingerprint");
-  *fingerprint = num_mix64(gguf_header_hash(m->file)) + shared;
-  for (int r = 0; r < comm_size(j->c); r++) *fingerprint += all[r];
-  free(all);
-  return result;
-}
-
 status job_check_weights(job *j) {
-  TRY(check_weights(j, j->m, &j->fingerprint));
-  if (j->reference) TRY(check_weights(j, j->reference, &j->reference_fingerprint));
+  int threads = topology_threads(j->place);
+  TRY(weight_check(&j->fingerprint, j->c, j->m, j->experts.local, threads));
+  if (j->reference)
+    TRY(weight_check(&j->reference_fingerprint, j->c, j->reference, j->experts.local, threads));
   return job_agree(j, job_warn(j), "the warnings");
 }
 
@@ -373,7 +333,7 @@ status job_read_input(job *j) {
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
-  TRY(job_agree(j, network_check_launcher(c), "the launcher"));
+  TRY(job_agree(j, launched_check(c), "the launcher"));
   TRY(agreement_of_builds(c));
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import sys
 import unittest
 
 import moe
@@ -150,6 +151,17 @@ class Bytes(unittest.TestCase):
             else:
                 share = row["bytes_per_token"] * row["tokens_per_s"]["median"] / whole["bandwidth_bytes_per_s"]
                 self.assertLess(abs(row["share_of_bandwidth"] / share - 1), 1e-6)
+
+    def test_what_reads_it_is_small_on_a_host_of_many_ranks(self):
+        ranks, memory = 8, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        line = moe.words(command="bench", sets={"model.path": model(), "run.arms": ["q8k@cpu"], "run.threads": 1,
+                                                "bench.prompt": [], "bench.generate": [1], "bench.repeats": 1})
+        # of a process that waits for these ranks alone, the most memory that one of them had
+        text = "import resource, subprocess, sys\nsubprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n" \
+               "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+        outcome = moe.finish(moe.start([sys.executable, "-c", text, *moe.under_mpirun([(ranks, line)])]))
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertLess(int(outcome.out), min(memory / 16, 2**32) / ranks + 200e6)
 
 
 PHASES = ["embed", "attn_norm", "q, k, v", "RoPE, cache", "attention", "o", "ffn_norm", "router", "top-k", "gate, up", "swiglu",

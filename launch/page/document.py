@@ -3,12 +3,14 @@
 Owns: every tag, and the escaping of what comes from files: text goes through text() or code(), and html() marks what is
 HTML already. Independent of: what a run, a study or a contract is.
 """
+
 import html as escaping
 import math
 import os
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 # Nothing is loaded and no script runs, whatever a report says: a browser that finds either on the page refuses it.
+MANY = 10  # columns that are set smaller on paper
 SPACE = "\u00a0"  # that does not break a line
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -38,11 +40,14 @@ def listed(names):
 
 # ---- numbers ----
 
+
 def error(value):
     """As the console has it: 1.55e-02."""
     if value is None:
         return "–"
-    return "0" if value == 0 else f"{value:.2e}".replace("-", "−", value < 0)
+    if value == 0:
+        return "0"
+    return "−" * bool(value < 0) + f"{abs(value):.2e}"
 
 
 def rounded(value, digits=3):
@@ -70,7 +75,7 @@ def count(value, one, many=None):
     return f"{value:,} {one if value == 1 else many or one + 's'}"
 
 
-def size(number):
+def byte_size(number):
     """Of bytes."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
@@ -88,6 +93,7 @@ def superscript(exponent):
 
 # ---- pieces ----
 
+
 def paragraph(*parts):
     return html(f"<p>{join(parts, ' ')}</p>")
 
@@ -95,6 +101,10 @@ def paragraph(*parts):
 def note(*parts):
     """Smaller: how something is defined."""
     return html(f'<p class="note">{join(parts, " ")}</p>')
+
+
+def warning(words):
+    return html(f'<p class="warning">{text(words)}</p>')
 
 
 def mark(holds, words=None):
@@ -118,21 +128,28 @@ def wrapped(value):
 
 def table(head, rows, numbers=(), caption=None, kinds=None):
     """head: titles of columns; rows: lists of cells; numbers: columns set to the right; kinds: a class for each row."""
+
     def cell(tag, column, value):
         right = ' class="n"' if column in numbers else ""
         return f"<{tag}{right}>{text(value)}</{tag}>"
+
     kinds = kinds or [""] * len(rows)
     lines = ["".join(cell("td", i, value) for i, value in enumerate(row)) for row in rows]
     body = "".join(f'<tr class="{kind}">{line}</tr>' if kind else f"<tr>{line}</tr>" for line, kind in zip(lines, kinds))
     titles = "".join(cell("th", i, title) for i, title in enumerate(head))
     title = f'<p class="caption">{text(caption)}</p>' if caption else ""
     label = escaping.escape(str(caption or "table"), quote=True)
-    return html(f'{title}<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
-                f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>")
+    kind = ' class="many"' if len(head) > MANY else ""
+    return html(
+        f'{title}<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
+        f"<table{kind}><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def definitions(pairs):
-    rows = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs if value not in ("", None))
+    rows = "".join(
+        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs if value not in ("", None)
+    )
     return html(f'<dl class="facts">{rows}</dl>')
 
 
@@ -152,7 +169,10 @@ def figure(drawings, title, caption="", wide=False):
         drawings = [drawings]
     names = ["only"] if len(drawings) == 1 else ["narrow", "wide"]
     body = "".join(f'<div class="drawing {name}">{drawing}</div>' for name, drawing in zip(names, drawings))
-    return html(f'<figure class="plot{" full" if wide else ""}"><figcaption><b>{text(title)}</b> {text(caption)}</figcaption>{body}</figure>')
+    return html(
+        f'<figure class="plot{" full" if wide else ""}"><figcaption><b>{text(title)}</b>'
+        f" {text(caption)}</figcaption>{body}</figure>"
+    )
 
 
 def figures(*parts):
@@ -161,14 +181,8 @@ def figures(*parts):
     return html(f'<div class="figures">{join(parts)}</div>') if parts else html("")
 
 
-def tiles(facts):
-    """facts: (figure, what it is, more about it)"""
-    cells = "".join(f"<div><b>{text(figure)}</b><span>{text(what)}</span><small>{text(more)}</small></div>"
-                    for figure, what, more in facts)
-    return html(f'<div class="tiles">{cells}</div>')
-
-
 # ---- the document ----
+
 
 class Section:
     """name: of the link to it; parts: HTML. Without parts there is no section, and no link."""
@@ -183,13 +197,17 @@ def document(title, eyebrow, headline, deck, sections):
     with open(os.path.join(HERE, "style.css"), encoding="utf-8") as file:
         style = file.read()
     links = "".join(f'<li><a href="#{part.name}">{text(part.title)}</a></li>' for part in sections)
-    body = "".join(f'<section id="{part.name}"><h2>{text(part.title)}</h2>{join(part.parts)}</section>' for part in sections)
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta name="color-scheme" content="light dark">\n<title>{text(title)}</title>\n'
-            f'<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
-            f'<header><p class="eyebrow">{text(eyebrow)}</p><h1>{text(headline)}</h1>{deck}</header>\n'
-            f'<nav aria-label="Sections"><ol>{links}</ol></nav>\n<main>\n{body}\n</main>\n'
-            f'<footer><p>Made by <code>launch/report</code> of moe_run. docs/metrics.md defines the numbers, docs/report.md '
-            f'this page.</p></footer>\n</body>\n</html>\n')
+    body = "".join(
+        f'<section id="{part.name}"><h2>{text(part.title)}</h2>{join(part.parts)}</section>' for part in sections
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{text(title)}</title>\n'
+        f'<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
+        f'<header><p class="eyebrow">{text(eyebrow)}</p><h1>{text(headline)}</h1>{deck}</header>\n'
+        f'<nav aria-label="Sections"><ol>{links}</ol></nav>\n<main>\n{body}\n</main>\n'
+        "<footer><p>Made by <code>launch/report</code> of moe_run. docs/metrics.md defines the numbers, docs/report.md "
+        "this page.</p></footer>\n</body>\n</html>\n"
+    )

@@ -2,6 +2,7 @@
 
 Owns: their names and versions. Independent of: what the page shows of them. A file that is not there is None; one that is
 cut short, of another version or no JSON is refused by name."""
+
 import csv
 import dataclasses
 import glob
@@ -12,8 +13,14 @@ import tomllib
 import numpy
 
 # name, the key of its version, the version that this page reads, the key that a whole file ends with
-JSON_FILES = [("report", "schema", 4, "complete"), ("verify", None, None, "complete"), ("bisect", "schema", 1, None),
-              ("bench", "bench_version", 1, None), ("falsify", "schema", 1, None), ("study", "study_version", 1, None)]
+JSON_FILES = [
+    ("report", "schema", 4, "complete"),
+    ("verify", None, None, "complete"),
+    ("bisect", "schema", 1, None),
+    ("bench", "bench_version", 1, None),
+    ("falsify", "schema", 1, None),
+    ("study", "study_version", 1, None),
+]
 
 
 class Refused(Exception):
@@ -29,9 +36,9 @@ class Found:
     bench: dict = None
     falsify: dict = None
     study: dict = None
-    tokens: list = dataclasses.field(default_factory=list)   # rows of tokens.csv
+    tokens: list = dataclasses.field(default_factory=list)  # rows of tokens.csv
     experts: list = dataclasses.field(default_factory=list)  # rows of experts.csv
-    routes: dict = dataclasses.field(default_factory=dict)   # arm -> [layers, tokens, top_k]
+    routes: dict = dataclasses.field(default_factory=dict)  # arm -> [layers, tokens, top_k]
 
 
 def read(folder):
@@ -43,7 +50,7 @@ def read(folder):
     if found.report:
         found.tokens, found.experts = _csv(folder, "tokens.csv"), _csv(folder, "experts.csv")
         for path in glob.glob(os.path.join(glob.escape(folder), "routes.*@*.npy")):
-            found.routes[os.path.basename(path)[len("routes."):-len(".npy")]] = _array(path)
+            found.routes[os.path.basename(path)[len("routes.") : -len(".npy")]] = _array(path)
     return found
 
 

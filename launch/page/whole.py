@@ -1,19 +1,29 @@
 """The page of a folder: which parts there are, in which order, and the sentence that it opens with."""
+
 import os
 
-from page import bench, bisection, contract, experiments, machine, parity, router, study
-from page.document import Section, document, html, join, text
+from page import account, bench, bisection, contract, experiments, layers, machine, parity, plots, router, study
+from page.document import document, html, join
 from page.files import Refused
 
 # file, its finding, its sections. The first that is there gives the headline, the others a sentence below it.
-PARTS = [("study", study.finding, [study.sections]), ("verify", contract.finding, [contract.sections]),
-         ("bisect", bisection.finding, [bisection.sections]),
-         ("report", parity.finding, [parity.sections, router.sections, machine.sections]),
-         ("falsify", experiments.finding, [experiments.sections]), ("bench", bench.finding, [bench.sections])]
+PARTS = [
+    ("study", study.finding, [study.sections]),
+    ("verify", contract.finding, [contract.sections]),
+    ("bisect", bisection.finding, [bisection.sections]),
+    (
+        "report",
+        parity.finding,
+        [parity.sections, layers.sections, account.sections, layers.closer, router.sections, machine.sections],
+    ),
+    ("falsify", experiments.finding, [experiments.sections]),
+    ("bench", bench.finding, [bench.sections]),
+]
 
 
 def page(found):
     headlines, deck, sections = [], [], []
+    plots.restart()
     for name, finding, makers in PARTS:
         if not getattr(found, name):
             continue
@@ -33,9 +43,19 @@ def _eyebrow(found):
     """What was run, on which model, where."""
     if found.report:
         report = found.report
-        parts = ["moe_run " + report["command"], report["model"]["name"], f"{len(report['ranks'])} ranks" if len(report["ranks"]) > 1 else "1 rank", report["machine"]["cpu"]]
+        parts = [
+            "moe_run " + report["command"],
+            report["model"]["name"],
+            f"{len(report['ranks'])} ranks" if len(report["ranks"]) > 1 else "1 rank",
+            report["machine"]["cpu"],
+        ]
     elif found.study:
-        parts = ["scaling study", found.study["title"] or found.study["name"], found.study["model"]["name"], found.study["machine"]["cpu"]]
+        parts = [
+            "scaling study",
+            found.study["title"] or found.study["name"],
+            found.study["model"]["name"],
+            found.study["machine"]["cpu"],
+        ]
     elif found.verify:
         parts = ["moe_run verify", found.verify["contract"]["file"]]
     elif found.bisect:

@@ -70,7 +70,7 @@ def bounds(points, keys):
         if point["status"] != "ok":
             continue
         base = bases[(key, point["arm"])]
-        if base is point:
+        if (base["ranks"], base["resources"]) == (point["ranks"], point["resources"]):
             point["says"] = "the base of its work's bounds"
             continue
         point["bound"] = bound.bound_of(point, base)

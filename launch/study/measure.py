@@ -47,13 +47,13 @@ def reason_of(err, code):
 
 
 class Runs:
-    """The jobs that have been run, by id."""
+    """The jobs that have been run, by id. program None: what is kept is taken, whichever program made it, and nothing runs."""
 
-    def __init__(self, folder, program, limit=None, say=lambda text: None):
+    def __init__(self, folder, program=None, limit=None, say=lambda text: None):
         self.folder = pathlib.Path(folder) / "points"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.program, self.limit, self.say = program, limit, say
-        self.program_hash = hash_of(program)
+        self.identity = {"sha256": hash_of(program), "version": version(program)} if program else None
         self.child, self.fresh = None, 0
 
     def file(self, job):
@@ -65,7 +65,7 @@ class Runs:
             kept = json.loads(self.file(job).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return kept if kept["program"] == self.program_hash else None
+        return kept if self.identity in (None, kept["program"]) else None
 
     def forget_failures(self):
         for file in self.folder.glob("*.json"):
@@ -75,7 +75,7 @@ class Runs:
     def keep(self, job, result):
         part = self.file(job).with_suffix(".part")
         with open(part, "w", encoding="utf-8") as file:
-            json.dump({"program": self.program_hash, "job": dataclasses.asdict(job), **result}, file)
+            json.dump({"program": self.identity, "job": dataclasses.asdict(job), **result}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, self.file(job))
@@ -131,6 +131,8 @@ class Runs:
     def measure(self, job):
         """Everything about a job is known afterwards."""
         result = self.found(job)
+        if result is None and not self.program:
+            return
         if result is None:
             self.say(f"{job.arm}, {job.ranks} ranks, {', '.join(test.name() for test in job.tests)}")
             result = self.run(job)
@@ -158,7 +160,7 @@ def find_program(given):
     """moe_run's path: that given, else the one that launch/run takes."""
     if given:
         return given
-    for built in (HERE.parents[1] / "bin" / "moe_run", HERE.parent / "build" / "moe_run"):
+    for built in (HERE.parent / "build" / "moe_run", HERE.parents[2] / "bin" / "moe_run"):
         if os.access(built, os.X_OK):
             return str(built)
     found = shutil.which("moe_run")
@@ -168,8 +170,7 @@ def find_program(given):
 
 
 def hash_of(program):
-    with open(program, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(pathlib.Path(program).read_bytes()).hexdigest()
 
 
 def version(program):

@@ -1,8 +1,9 @@
-"""A headless Chromium through the DevTools protocol over a pipe: opens a file, measures it at a width, tells what it complained of.
+"""A headless Chromium through the DevTools protocol over a pipe: opens a file at a width, and tells what it complained of.
 
 Owns: the browser's process and its temporary profile. Independent of: what is on a page. Every wait is for an answer; a browser
 that ends, or says nothing for LIMIT seconds, is an error that says so.
 """
+
 import base64
 import json
 import os
@@ -10,7 +11,6 @@ import select
 import shutil
 import subprocess
 import tempfile
-import time
 
 NAMES = ["chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome"]
 LIMIT = 600  # seconds; only a machine that stands still needs as many
@@ -30,11 +30,28 @@ class Browser:
         self.folder = tempfile.mkdtemp(prefix="moe_browser_")
         read, self.to = os.pipe()
         self.answers, write = os.pipe()
-        line = [path, "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-                "--disable-background-networking", "--hide-scrollbars", f"--user-data-dir={self.folder}", "about:blank"]
+        line = [
+            path,
+            "--headless",
+            "--remote-debugging-pipe",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--hide-scrollbars",
+            f"--user-data-dir={self.folder}",
+            "about:blank",
+        ]
         # DevTools reads commands from descriptor 3 and answers on 4: a shell puts the pipes there.
-        self.process = subprocess.Popen(["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *line], pass_fds=(read, write), stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *line],
+            pass_fds=(read, write),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(read)
         os.close(write)
         self.left, self.count, self.session, self.events = b"", 0, None, []
@@ -74,7 +91,9 @@ class Browser:
 
     def call(self, method, **parameters):
         self.count += 1
-        message = {"id": self.count, "method": method, "params": parameters} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": self.count, "method": method, "params": parameters} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.to, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()
@@ -93,7 +112,11 @@ class Browser:
     def open(self, path, width=1280, height=900, dark=False, media=""):
         """Loads a file as a window of that width shows it."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            media=media,
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.events.clear()
         self.call("Page.navigate", url="file://" + os.path.abspath(path))
         self.wait_for("Page.loadEventFired")

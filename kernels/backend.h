@@ -224,8 +224,9 @@ typedef enum { // the parts that ranks have of a step's outputs, of `shared`'s r
   PARTS_LOGITS, // rows of the head
 } part_kind;
 
-typedef struct {   // names a rank's memory to the other ranks of its host
-  uint64_t layout; // ranks whose layouts differ cannot be peers
+typedef struct {     // names a rank's memory to the other ranks of its host
+  uint64_t layout;   // ranks whose layouts differ cannot be peers
+  bool offers_fused; // one token's layers in one launch; taken where all ranks offer it
   uint8_t bytes[64];
 } peer_handle;
 enum { MOST_PEERS = 8 }; // ranks whose devices store into each other's memory

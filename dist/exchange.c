@@ -1,5 +1,7 @@
 #include "dist/exchange.h"
+#include "base/clock.h"
 #include "base/memory.h"
+#include "dist/timeline.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,8 @@ struct exchange {
   row_range *gather, *slots; // [size][size] of the last exchange_gather and exchange_place_slots
   comm_part *part;           // [size][size]
   uint64_t sent;
+  double host_seconds; // of exchange_transfer_host
+  seconds_log *log;    // NULL: nobody asks
 };
 
 static status open_sets(exchange *x, const bool *shared) {
@@ -161,11 +165,34 @@ static void lay_out(exchange *x, const row_range *range, size_t row_bytes) {
     x->part[i] = (comm_part){(size_t)range[i].first * row_bytes, (size_t)range[i].count * row_bytes};
 }
 
+// What this rank sends of x->part.
+static uint64_t bytes_sent(const exchange *x) {
+  int rank = comm_rank(x->c), size = comm_size(x->c);
+  uint64_t bytes = 0;
+  for (int to = 0; to < size; to++) bytes += to == rank ? 0 : x->part[rank * size + to].bytes;
+  return bytes;
+}
+
 static status transfer(exchange *x, void *rows, void *stream, int64_t layer) {
   exchange_name what;
-  int rank = comm_rank(x->c), size = comm_size(x->c);
-  for (int to = 0; to < size; to++) x->sent += to == rank ? 0 : x->part[rank * size + to].bytes;
-  return transport_transfer(x->t, rows, stream, x->part, name_of(what, layer));
+  uint64_t bytes = bytes_sent(x);
+  double start = clock_seconds();
+  x->sent += bytes;
+  span_start(SPAN_EXCHANGE, layer);
+  status result = transport_transfer(x->t, rows, stream, x->part, name_of(what, layer));
+  span_end((int64_t)bytes);
+  if (!stream) seconds_log_add(x->log, clock_seconds() - start); // on a device it has not ended
+  return result;
+}
+
+// *seconds: of it on this rank.
+static status transfer_host(exchange *x, double *seconds, void *rows, int64_t layer, const char *what) {
+  double start = clock_seconds();
+  span_start(SPAN_EXCHANGE, layer);
+  status result = comm_exchange(x->c, (char *)rows, x->part, what);
+  span_end((int64_t)bytes_sent(x));
+  *seconds = clock_seconds() - start;
+  return result;
 }
 
 status exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes, const row_range *range,
@@ -178,7 +205,12 @@ status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const r
                               int64_t layer) {
   exchange_name what;
   lay_out(x, range, row_bytes);
-  return comm_exchange(x->c, (char *)rows, x->part, name_of(what, layer));
+  x->sent += bytes_sent(x);
+  double seconds;
+  status result = transfer_host(x, &seconds, rows, layer, name_of(what, layer));
+  x->host_seconds += seconds;
+  seconds_log_add(x->log, seconds);
+  return result;
 }
 
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens) {
@@ -200,15 +232,20 @@ status exchange_broadcast(exchange *x, void *data, size_t bytes, const char *wha
   while (!x->holds[SHARED_RANKS][root]) root++;
   for (int i = 0; i < size * size; i++)
     x->part[i] = (comm_part){0, i / size == root && x->holds[EXPERT_RANKS][i % size] ? bytes : 0};
-  return comm_exchange(x->c, (char *)data, x->part, what);
+  double seconds;
+  return transfer_host(x, &seconds, data, SPAN_NO_LAYER, what);
 }
 
-status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes) {
-  return transport_measure(x->t, seconds, (size_t)n_slots * row_bytes);
+status exchange_measure(exchange *x, double *seconds, size_t bytes) {
+  return transport_measure(x->t, seconds, bytes);
+}
+
+void exchange_log(exchange *x, seconds_log *log) {
+  x->log = log;
 }
 
 double exchange_seconds(const exchange *x) {
-  return transport_seconds(x->t);
+  return transport_seconds(x->t) + x->host_seconds;
 }
 
 uint64_t exchange_bytes_sent(const exchange *x) {

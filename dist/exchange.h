@@ -8,6 +8,7 @@
 // Rows are ordered by the rank that computed them and, within one rank, by the rank that receives them: what
 // one rank sends to another is one range of rows, at the same offset on both sides.
 #pragma once
+#include "base/seconds_log.h"
 #include "dist/transport.h"
 
 typedef struct exchange exchange;
@@ -76,8 +77,12 @@ bool exchange_is_fixed(const exchange *x, int64_t n_tokens);
 status exchange_transfer_fixed(exchange *x, void *rows, void *stream, int64_t n_slots, size_t row_bytes,
                                int64_t layer);
 
-// Collective. Seconds of such an exchange alone (transport_measure).
-status exchange_measure_fixed(exchange *x, double *seconds, int64_t n_slots, size_t row_bytes);
+// Collective. Seconds of an all-gather of `bytes` per rank alone (transport_measure).
+status exchange_measure(exchange *x, double *seconds, size_t bytes);
 
-double exchange_seconds(const exchange *x);      // local; as transport_seconds
-uint64_t exchange_bytes_sent(const exchange *x); // by this rank, through the transport
+// Local. Of all transfers so far: as transport_seconds, and those of exchange_transfer_host; what this rank
+// sent, but for what a captured graph sends again.
+double exchange_seconds(const exchange *x);
+uint64_t exchange_bytes_sent(const exchange *x);
+// Local. From here on each transfer of rows in host memory adds its seconds to `log`; NULL: no more.
+void exchange_log(exchange *x, seconds_log *log);

@@ -4,7 +4,6 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 void network_interfaces(char *out, size_t size) {
@@ -22,27 +21,4 @@ void network_interfaces(char *out, size_t size) {
     if (strlen(out) + strlen(one) < size) strcat(out, one);
   }
   freeifaddrs(list);
-}
-
-int network_launcher_tasks(const char **variable) {
-  static const char *const NAMES[] = {"SLURM_STEP_NUM_TASKS", "PMI_SIZE"};
-  *variable = "";
-  if (getenv("OMPI_COMM_WORLD_SIZE")) return 0; // mpirun's own; Slurm's then counts mpirun's daemons
-  for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
-    const char *text = getenv(NAMES[i]);
-    if (!text || atoi(text) < 1) continue;
-    *variable = NAMES[i];
-    return atoi(text);
-  }
-  return 0;
-}
-
-status network_check_launcher(const comm *c) {
-  const char *variable;
-  int tasks = network_launcher_tasks(&variable);
-  if (comm_size(c) > 1 || tasks <= 1) return 0;
-  return REFUSE(
-      "%s = %d, but MPI knows one rank: the tasks have not found each other, and each would run the "
-      "whole job; start them with srun --mpi=pmix, or with mpirun (launch/run)",
-      variable, tasks);
 }

@@ -34,6 +34,6 @@ status transport_transfer(transport *t, void *rows, void *stream, const comm_par
 status transport_watch(transport *t, double waited);
 
 double transport_seconds(const transport *t); // in exchanges, waiting included; not those in a graph
-// Collective. Seconds of one all-gather of `bytes` per rank from device to device, launched in a graph with
-// nothing else to do; NaN where rows are not sent from devices.
+// Collective. Seconds of one all-gather of `bytes` per rank with nothing else to do, from device to device
+// launched in a graph, or over MPI between buffers in host memory; NaN on one rank.
 status transport_measure(transport *t, double *seconds, size_t bytes);

@@ -18,7 +18,8 @@ typedef struct {
   // a stream that is being captured the exchange becomes part of the graph.
   status (*transfer)(void *state, char *rows, void *stream, const comm_part *part, const char *what);
   double (*seconds)(void *state); // in exchanges that have ended, waiting included; not those in a graph
-  // Collective; NULL: not measured. Of one all-gather of `bytes` per rank in a graph with nothing else to do.
+  // Collective; NULL: nothing is sent. Of one all-gather of `bytes` per rank with nothing else to do: from
+  // device to device in a graph, or between buffers in host memory.
   status (*measure)(void *state, double *seconds, size_t bytes);
 
   // Local; NULL where an exchange has ended when `transfer` returns.

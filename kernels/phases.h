@@ -5,6 +5,7 @@
 // Invariant: every moment of a step is in one phase. What a backend fuses with a neighbour is in the phase
 // that reads most; the other then has a count of 0.
 #pragma once
+#include "base/seconds_log.h"
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -51,6 +52,7 @@ typedef struct {
 
 typedef struct {
   phase_time of[PHASE_COUNT];
+  seconds_log *exchanges; // also each time of PHASE_EXCHANGE, in order; NULL: nobody asks
 } phase_times;
 
 // What the hardware under a backend could do at most; NaN: not known, and then no share of it is given.

@@ -17,6 +17,7 @@
 #include "src/commands/topology.h"
 #include "src/commands/trace.h"
 #include "src/commands/verify.h"
+#include "src/report/timeline_write.h"
 #include <string.h>
 
 enum { KEYS_RUN = KEYS_MODEL | KEYS_ARMS | KEYS_RANKS | KEYS_FORWARD | KEYS_OUTPUT };
@@ -151,8 +152,14 @@ static status run_job(const command_line *l, const config *cfg, comm *c) {
   if (row->needs == NEEDS_CONFIG) return row->run_config(cfg, c);
   errors_name_mapped_file(c, cfg->model.path);
   status result = job_open(&j, l->command, cfg, c, row->needs == NEEDS_INPUT);
+  if (!result && row->keys & KEYS_OUTPUT) result = timeline_start(&j);
   if (!result) result = row->run_job(&j);
+  if (!result || result == STATUS_DIFFERS) {
+    status written = timeline_write(&j);
+    if (written) result = written;
+  }
   if (result) job_explain_error(&j);
+  timeline_close(j.timeline);
   job_close(&j);
   return result;
 }

@@ -1,8 +1,7 @@
 #include "kernels/cpu/team_choice.h"
-#include <string.h>
+#include <stdlib.h>
 
 enum {
-  TURNS = 3,         // of each candidate; the first of all is not counted, for it meets cold weights
   FEWEST_OPEN = 8,   // threads, below which all of them are always used
   SMALLEST_TEAM = 4, // that is tried
 };
@@ -14,25 +13,33 @@ void team_choice_init(team_choice *c, int threads, bool open, int n_candidates) 
     if (threads * EIGHTHS[i] / 8 >= SMALLEST_TEAM || !i) c->candidate[c->count++] = threads * EIGHTHS[i] / 8;
 }
 
-static int fastest(const team_choice *c) {
+static int by_size(const void *a, const void *b) {
+  const double *x = (const double *)a, *y = (const double *)b;
+  return (*x > *y) - (*x < *y);
+}
+
+static int fastest(team_choice *c) {
   int best = 0;
-  for (int i = 1; i < c->count; i++)
-    if (c->best[i] < c->best[best]) best = i;
+  for (int i = 0; i < c->count; i++) {
+    qsort(c->spent[i], TEAM_TURNS, sizeof *c->spent[i], by_size);
+    if (c->spent[i][TEAM_TURNS / 2] < c->spent[best][TEAM_TURNS / 2]) best = i;
+  }
   return c->candidate[best];
 }
 
 // The turn that has just ended.
 static void note_turn(team_choice *c) {
-  if (c->turns > 0 && (c->best[c->at] == 0 || c->seconds < c->best[c->at])) c->best[c->at] = c->seconds;
-  c->at = c->turns++ % c->count;
-  if (c->turns > TURNS * c->count) c->chosen = fastest(c);
+  int round = c->turns / c->count;
+  if (round) c->spent[c->at][round - 1] = c->seconds;
+  c->turns++;
+  c->at = c->turns % c->count;
+  if (c->turns == (TEAM_TURNS + 1) * c->count) c->chosen = fastest(c);
 }
 
 void team_choice_turn(team_choice *c, int64_t tokens, bool counts) {
   if (c->chosen) return;
   if (tokens == c->tokens && c->counts && c->seconds > 0) note_turn(c);
   if (tokens != c->tokens) { // other batches: from the start
-    memset(c->best, 0, sizeof c->best);
     c->at = c->turns = 0;
     c->tokens = tokens;
   }

@@ -1,26 +1,33 @@
 // team_choice: how many threads compute. Beyond some number more are slower: the memory's bandwidth bounds a
 // decoded token, barriers grow with threads, and a virtual machine may not have all the cores that it shows.
 //
-// Where run.threads leaves it open, the first turns run on all threads, three quarters, half, and of few
-// tokens three eighths and a quarter of them, one after the other, each more than once; then the one with the
-// fastest turn stays. A turn is a batch of few tokens, or a layer of a larger one. It is the work itself that
-// is timed, so nothing is spent on it, and no bit depends on it.
+// Where run.threads leaves it open, the first turns run on all threads and on three quarters of them, and of
+// few tokens on half, three eighths and a quarter too, one after the other, each several times; then the one
+// with the least median stays. Of all the cores of a virtual machine some may stand still for milliseconds,
+// which the fastest turn does not show; and one bad turn decides nothing. A turn is a batch of few tokens, or
+// a layer of a larger one. It is the work itself that is timed, so little is spent on it, and no bit depends
+// on it.
 //
 // Owns: the choice. Independent of: what a turn computes.
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { TEAM_CANDIDATES = 5, TEAM_CANDIDATES_MANY = 3 }; // for few tokens, and for many
+enum {
+  TEAM_CANDIDATES = 5, // for few tokens
+  TEAM_CANDIDATES_MANY =
+      2, // and for many, which arithmetic bounds: with half of the threads a turn takes twice as long
+  TEAM_TURNS = 5, // of each candidate that are compared, after a first one that meets cold weights
+};
 
 typedef struct {
   int candidate[TEAM_CANDIDATES], count;
-  double best[TEAM_CANDIDATES]; // seconds of a candidate's fastest turn; 0: none yet
-  int at, turns;                // the candidate whose turn it is, and turns so far
-  int64_t tokens;               // of the turns that are compared
-  bool counts;                  // this turn is compared
-  double seconds;               // of the steps of this turn
-  int chosen;                   // 0: still open
+  double spent[TEAM_CANDIDATES][TEAM_TURNS]; // seconds of a candidate's turns
+  int at, turns;                             // the candidate whose turn it is, and turns so far
+  int64_t tokens;                            // of the turns that are compared
+  bool counts;                               // this turn is compared
+  double seconds;                            // of the steps of this turn
+  int chosen;                                // 0: still open
 } team_choice;
 
 void team_choice_init(team_choice *c, int threads, bool open, int n_candidates);

@@ -30,9 +30,11 @@ status phase_collect(cuda_backend *b) {
     if (e->phase[i] == PHASE_COUNT) continue;
     CUDA_TRY(cudaEventElapsedTime(&milliseconds, e->event[i - 1], e->event[i]));
     phase_time *of = &e->to->of[e->phase[i]];
+    double before = of->seconds;
     of->seconds += (double)milliseconds * 1e-3;
     of->waiting = (double)NAN; // of thread blocks: not known
     of->count++;
+    if (e->phase[i] == PHASE_EXCHANGE) seconds_log_add(e->to->exchanges, of->seconds - before);
   }
   cudaEvent_t last = e->event[e->n - 1];
   e->event[e->n - 1] = e->event[0];
@@ -62,7 +64,7 @@ status cuda_phases_watch(backend *base, phase_times *to) {
   if (to) TRY(open_events(&b->phases));
   b->phases.to = to;
   b->phases.n = 0;
-  return 0;
+  return phase_start(b); // perhaps within a batch: the next mark's time counts from here
 }
 
 // int8 multiplications with their additions that a multiprocessor's tensor cores do in a cycle, two

@@ -41,6 +41,7 @@ status cuda_peers_export(backend *base, peer_handle *out) {
   cuda_backend *b = self(base);
   cudaIpcMemHandle_t handle;
   b->gathers_rounded = experts_read_rounded(b);
+  out->offers_fused = b->has_fused;
   out->layout = peers_window_bytes(b) * 16 + (uint64_t)b->experts->kind * 2 + b->gathers_rounded;
   CUDA_TRY(cudaIpcGetMemHandle(&handle, b->window));
   memcpy(out->bytes, &handle, sizeof handle);
@@ -68,6 +69,7 @@ status cuda_peers_open(backend *base, const peer_handle *all, double seconds) {
       return FAIL("the memory of rank %d's GPU: CUDA: %s", r, cudaGetErrorString(error));
     }
     p->delta[r] = (uint8_t *)b->peer_window[r] - b->window;
+    b->has_fused = b->has_fused && all[r].offers_fused;
   }
   p->n = b->params.n_ranks;
   return 0;
@@ -141,6 +143,15 @@ static int spans_of(cuda_backend *b, peer_span *out, row_kind kind, int64_t firs
     out[i] = {(uint8_t *)r.at + (size_t)first * r.bytes, (size_t)count * r.bytes};
   }
   return n;
+}
+
+size_t cuda_peers_row_bytes(backend *base, row_kind kind) {
+  peer_span spans[PEER_SPANS];
+  size_t bytes = 0;
+  bool before = self(base)->rounded_gathered;
+  for (int i = spans_of(self(base), spans, kind, 0, 1); i-- > 0;) bytes += spans[i].bytes;
+  self(base)->rounded_gathered = before;
+  return bytes;
 }
 
 status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const int64_t *tokens_of_rank) {

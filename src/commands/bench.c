@@ -5,6 +5,8 @@
 #include "src/commands/known.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/commands/phase_work.h"
+#include "src/commands/rank_clocks.h"
+#include "src/commands/rank_work.h"
 #include "src/report/bench_report.h"
 #include "src/report/report.h"
 #include "src/run/input.h"
@@ -26,10 +28,13 @@ typedef struct {
   int64_t *from;                        // [n_sequences] position where a pass starts
   int64_t *filled;                      // [n_sequences] cached positions of the open arm
   double *seconds;                      // [repeats] of this rank
-  double *all_seconds;                  // [ranks][repeats]
   phase_counter counter;
-  phase_work *work;  // of the pass that runs; NULL: not counted
-  int64_t n_batches; // of the pass
+  rank_work ranks;
+  rank_clocks clocks;
+  bool clocked;       // the pass that runs, with clocks
+  phase_work *work;   // of the pass that runs; NULL: not counted
+  int64_t n_batches;  // of the pass
+  bench_link largest; // of the open arm
 } bench;
 
 // ---- the tests to run ----
@@ -103,14 +108,19 @@ static status take_arrays(bench *b) {
   TRY(TAKE(&b->from, (size_t)j->n_sequences, "the sequences"));
   TRY(TAKE(&b->filled, (size_t)j->n_sequences, "the sequences"));
   TRY(TAKE(&b->seconds, repeats, "times"));
-  TRY(TAKE(&b->all_seconds, repeats * (size_t)comm_size(j->c), "times"));
   b->counter = (phase_counter){j->m, &j->experts, j->cfg->run.kv == KV_F16, NULL};
   TRY(TAKE(&b->counter.chosen, (size_t)j->m->weights.shape.n_experts, "chosen experts"));
   TRY(TAKE(&b->report.rows, rows, "the rates"));
   for (size_t i = 0; i < rows; i++) TRY(TAKE(&b->report.rows[i].rate, repeats, "the rates"));
-  for (size_t i = 0; i < rows && j->cfg->bench.phases; i++)
+  for (size_t i = 0; i < rows; i++)
+    TRY(TAKE(&b->report.rows[i].rank_seconds, repeats * (size_t)comm_size(j->c), "times"));
+  if (!j->cfg->bench.phases) return 0;
+  for (size_t i = 0; i < rows; i++) {
     TRY(TAKE(&b->report.rows[i].phases, 1, "the phases"));
-  return 0;
+    TRY(bench_ranks_open(&b->report.rows[i].ranks, comm_size(j->c)));
+  }
+  TRY(rank_work_open(&b->ranks, j->m, &j->experts));
+  return rank_clocks_open(&b->clocks, j->m->weights.shape.n_layers);
 }
 
 static status bench_open(bench *b) {
@@ -126,7 +136,9 @@ static status bench_open(bench *b) {
 static void bench_close(bench *b) {
   for (size_t i = 0; b->report.rows && i < b->n_tests * b->j->cfg->run.arms.count; i++) {
     free(b->report.rows[i].rate);
+    free(b->report.rows[i].rank_seconds);
     free(b->report.rows[i].phases);
+    bench_ranks_close(b->report.rows[i].ranks);
   }
   free(b->report.rows);
   free(b->tests);
@@ -136,25 +148,29 @@ static void bench_close(bench *b) {
   free(b->from);
   free(b->filled);
   free(b->seconds);
-  free(b->all_seconds);
   free(b->counter.chosen);
+  rank_work_close(&b->ranks);
+  rank_clocks_close(&b->clocks);
 }
 
 // ---- what a pass reads ----
 
-static status forward_counted(const bench *b, arm *a, const token_batch *batch) {
+static status forward_counted(bench *b, arm *a, const token_batch *batch) {
   if (arm_computes_shared(a)) phase_work_add_shared(b->work, &b->counter, a, batch);
   arm_watch_layers(a, true);
   status result = arm_embed(a, batch);
   for (int64_t layer = 0; layer < b->j->m->weights.shape.n_layers && !result; layer++) {
     result = arm_layer(a, layer);
-    if (!result) phase_work_add_experts(b->work, &b->counter, a, layer, batch);
+    if (result) break;
+    phase_work_add_experts(b->work, &b->counter, a, layer, batch);
+    rank_work_add_layer(&b->ranks, a, layer, batch);
   }
   arm_watch_layers(a, false);
   return result;
 }
 
-static status forward(const bench *b, arm *a, const token_batch *batch) {
+static status forward(bench *b, arm *a, const token_batch *batch) {
+  if (b->clocked) return rank_clocks_forward(&b->clocks, a, batch);
   return b->work ? forward_counted(b, a, batch) : arm_forward(a, batch);
 }
 
@@ -233,6 +249,9 @@ static status fill_caches(bench *b, arm *a, const test *t) {
   return arm_finish(a);
 }
 
+// Batches after which it is chosen how attention is computed (attention.placement), before the clock runs.
+enum { CHOOSING = 32 };
+
 // ---- a test ----
 
 typedef struct { // of a rank, gathered by all
@@ -262,11 +281,12 @@ static status gather_bytes(const bench *b, const arm *a, const test *t, uint64_t
 // Every step waits for all ranks, so the slowest rank's clock is the job's.
 static status gather_rates(bench *b, const test *t, bench_row *row) {
   comm *c = b->j->c;
-  TRY(comm_allgather(c, b->all_seconds, b->seconds, row->n * sizeof *b->seconds, "the gathering of times"));
+  TRY(comm_allgather(c, row->rank_seconds, b->seconds, row->n * sizeof *b->seconds,
+                     "the gathering of times"));
   for (size_t i = 0; i < row->n; i++) {
     double slowest = 0;
     for (size_t r = 0; r < (size_t)comm_size(c); r++) {
-      double seconds = b->all_seconds[r * row->n + i];
+      double seconds = row->rank_seconds[r * row->n + i];
       slowest = seconds > slowest ? seconds : slowest;
     }
     row->rate[i] = (double)(t->tokens * t->batch) / slowest;
@@ -303,18 +323,58 @@ static status time_passes(bench *b, arm *a, const test *t, bench_row *row) {
 }
 
 // A pass for the counts alone: watching the routing slows a device down.
-static status counted_pass(bench *b, arm *a, const test *t, phase_work *work) {
+static status counted_pass(bench *b, arm *a, const test *t, phase_work *work, bench_row *row) {
   *work = (phase_work){0};
   b->work = work;
+  rank_work_start(&b->ranks, row->ranks);
   status result = pass(b, a, t);
+  rank_work_end(&b->ranks);
   b->work = NULL;
   return result;
 }
 
-static status watched_pass(bench *b, arm *a, const test *t, bench_phases *p) {
-  TRY(arm_phases_watch(a, &p->times));
+// What was counted from the routing is what was sent, where it can be seen.
+static status check_sent(const bench *b, const arm *a, uint64_t sent, const bench_row *row) {
+  uint64_t counted = row->ranks->sent[comm_rank(b->j->c)];
+  if (!arm_computes_shared(a) || arm_has_peers(a) || sent == counted) return 0;
+  return FAIL("%s: the exchange sent %llu bytes, but the routing has %llu", row->arm,
+              (unsigned long long)sent, (unsigned long long)counted);
+}
+
+static status watched_pass(bench *b, arm *a, const test *t, const bench_row *row) {
+  uint64_t before = arm_exchange_bytes(a);
+  TRY(rank_clocks_start(&b->clocks, a));
+  b->clocked = true;
   status result = pass(b, a, t);
-  return result ? result : arm_phases_watch(a, NULL);
+  b->clocked = false;
+  TRY(result);
+  TRY(rank_clocks_end(&b->clocks, a));
+  return check_sent(b, a, arm_exchange_bytes(a) - before, row);
+}
+
+static status measure_link(arm *a, bench_link *out, uint64_t bytes) {
+  *out = (bench_link){bytes, __builtin_nan("")};
+  return bytes ? arm_measure_link(a, &out->seconds, bytes) : 0;
+}
+
+// An all-gather of what a layer of a batch transfers on average, and one of many bytes: LARGE, or less where
+// they would take much memory.
+static status measure_links(bench *b, arm *a, bench_row *row) {
+  static const uint64_t LARGE = (uint64_t)8 << 20, LARGE_OF_ALL = (uint64_t)256 << 20;
+  comm *c = b->j->c;
+  uint64_t size = (uint64_t)comm_size(c), sum = 0, *all;
+  for (uint64_t r = 0; r < size; r++) sum += row->ranks->received[r];
+  if (size == 1) return 0;
+  sum /= size * (size - 1) * (uint64_t)(b->n_batches * b->j->m->weights.shape.n_layers);
+  TRY(TAKE(&all, size, "the exchange's bytes"));
+  status result = comm_allgather(c, all, &sum, sizeof sum, "the exchange's bytes");
+  for (uint64_t r = 0; r < size; r++) sum = all[r] > sum ? all[r] : sum; // an expert rank counts none
+  free(all);
+  TRY(result);
+  if (!b->largest.bytes)
+    TRY(measure_link(a, &b->largest, size * LARGE > LARGE_OF_ALL ? LARGE_OF_ALL / size : LARGE));
+  row->ranks->largest = b->largest;
+  return measure_link(a, &row->ranks->same, sum);
 }
 
 // Another pass, for clocks between the phases may slow it down.
@@ -322,10 +382,11 @@ static status measure_phases(bench *b, arm *a, const test *t, const phase_work *
   bench_phases *p = row->phases;
   phase_time *exchange = &p->times.of[PHASE_EXCHANGE];
   if (!p) return 0;
-  TRY(job_agree(b->j, watched_pass(b, a, t, p), "the pass by phase"));
+  TRY(job_agree(b->j, watched_pass(b, a, t, row), "the pass by phase"));
+  rank_clocks_sum(&b->clocks, &p->times);
   TRY(job_agree(b->j, arm_peaks(a, &p->peaks), "what the hardware can do"));
   if (is_on_cpu(a)) p->peaks.bytes_per_second = b->report.bandwidth / comm_size(b->j->c);
-  p->seconds = arm_seconds(a);
+  p->seconds = b->clocks.seconds;
   p->tokens = t->tokens * t->batch;
   p->batches = b->n_batches;
   p->layers = b->j->m->weights.shape.n_layers;
@@ -334,18 +395,25 @@ static status measure_phases(bench *b, arm *a, const test *t, const phase_work *
     *exchange = (phase_time){arm_exchange_seconds(a), __builtin_nan(""), p->batches * p->layers};
   memcpy(p->bytes, work->bytes, sizeof p->bytes);
   memcpy(p->int8_operations, work->int8_operations, sizeof p->int8_operations);
-  return 0;
+  TRY(rank_clocks_gather(&b->clocks, b->j->c, a, row->ranks));
+  return measure_links(b, a, row);
 }
 
 static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
   phase_work work = {0};
   int64_t counted = t->decode || row->phases;
+  arm_hold_attention(a, false);
   TRY(fill_caches(b, a, t));
-  if (counted) TRY(counted_pass(b, a, t, &work));
+  for (int64_t done = 0; t->decode && arm_attention_is_open(a, t->batch) && done < CHOOSING;
+       done += t->tokens)
+    TRY(pass(b, a, t));
+  arm_hold_attention(a, true); // all passes that follow run in one way
+  if (counted) TRY(counted_pass(b, a, t, &work, row));
   for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t));
   TRY(job_agree(b->j, time_passes(b, a, t, row), "the timed runs"));
   TRY(job_check_digest(b->j, a));
   row->threads = arm_threads(a, t->decode ? t->batch : b->j->max_batch);
+  arm_attention(a, row->attention, sizeof row->attention);
   TRY(measure_exchange(b, a, t, row));
   TRY(gather_rates(b, t, row));
   TRY(gather_bytes(b, a, t, t->decode ? phase_work_bytes(&work) : 0, row));
@@ -358,6 +426,7 @@ static status run_arm(bench *b, const arm_choice *choice) {
   status result = 0;
   progress shown = progress_start(job_is_reporting(b->j), choice->name, "tests", (int64_t)b->n_tests);
   memset(b->filled, 0, (size_t)b->j->n_sequences * sizeof *b->filled);
+  b->largest = (bench_link){0};
   for (size_t i = 0; i < b->n_tests && !result; i++) {
     const test *t = &b->tests[i];
     bench_row *row = &b->report.rows[b->report.n_rows++];
@@ -383,6 +452,7 @@ static void describe(bench *b) {
   bench_report *r = &b->report;
   r->model = j->m->name;
   r->warnings = &j->warnings;
+  r->timeline = timeline_describe(j->timeline);
   r->types = j->m->types;
   r->cpu = topology_cpu(j->place);
   r->ranks = comm_size(j->c);

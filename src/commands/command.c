@@ -68,5 +68,6 @@ void command_print_version(FILE *out) {
   for (const backend_ops *const *b = backend_table(); *b; b++)
     fprintf(out, "backend %s, rows that run here: %s\n", backend_name((*b)->kind), (*b)->rows());
   fprintf(out, "transports %s\n", transport_list());
+  fprintf(out, "profilers told of ranges %s\n", timeline_profilers());
   for (int p = 0; p < PATH_COUNT; p++) print_path(out, (path_kind)p);
 }

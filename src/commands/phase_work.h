@@ -21,6 +21,7 @@ typedef struct {
   uint8_t *chosen; // room: [n_experts]
 } phase_counter;
 
+uint64_t matrix_bytes(const matrix *m);         // as stored
 uint64_t phase_work_bytes(const phase_work *w); // of all phases
 
 // Shared steps of a batch but for the heads: embedding, attention, router.

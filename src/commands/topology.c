@@ -1,5 +1,6 @@
 #include "src/commands/topology.h"
 #include "base/memory.h"
+#include "dist/launched.h"
 #include "dist/network.h"
 #include "dist/topology.h"
 #include "dist/transport.h"
@@ -106,7 +107,7 @@ static status gather(overview *o) {
 
 static status print(const overview *o) {
   const char *variable, *path = o->cfg->model.path;
-  int tasks = network_launcher_tasks(&variable);
+  int tasks = launched_tasks(&variable);
   const topology_report r = {.ranks = o->all,
                              .n_ranks = comm_size(o->c),
                              .links = o->links,

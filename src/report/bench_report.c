@@ -79,10 +79,17 @@ static void print_md(const bench_report *r, FILE *out) {
             row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, exchange,
             row->digest);
   }
+  for (size_t i = 0; i < r->n_rows && r->ranks > 1; i++) {
+    char name[BENCH_TEST];
+    bench_test_name(name, &r->rows[i]);
+    if (strcmp(r->rows[i].attention, "replicated"))
+      fprintf(out, "%s%s, %s: attention %s\n", i ? "" : "\n", r->rows[i].arm, name, r->rows[i].attention);
+  }
   for (size_t i = 0; i < r->n_rows; i++) {
     char name[BENCH_TEST];
     bench_test_name(name, &r->rows[i]);
     if (r->rows[i].phases) bench_phases_md(r->rows[i].phases, r->rows[i].arm, name, out);
+    if (r->rows[i].ranks) bench_ranks_md(r->rows[i].ranks, r->rows[i].arm, name, out);
   }
 }
 
@@ -127,6 +134,15 @@ static void print_text(FILE *out, const char *text) {
   fputc('"', out);
 }
 
+static void print_rank_seconds(const bench_row *row, int ranks, FILE *out) {
+  for (int r = 0; r < ranks; r++) {
+    fputs(r ? ", [" : "[", out);
+    for (size_t i = 0; i < row->n; i++)
+      fprintf(out, "%s%.9g", i ? ", " : "", row->rank_seconds[(size_t)r * row->n + i]);
+    fputc(']', out);
+  }
+}
+
 static void print_json_row(const bench_report *r, const bench_row *row, FILE *out) {
   rates s = rates_of(row);
   char name[BENCH_TEST];
@@ -139,17 +155,25 @@ static void print_json_row(const bench_report *r, const bench_row *row, FILE *ou
       row->arm, row->row_name, name, row->decode ? "tg" : "pp", row->tokens, row->depth, row->batch, row->n,
       s.median, s.least, s.most);
   for (size_t i = 0; i < row->n; i++) fprintf(out, "%s%.9g", i ? ", " : "", row->rate[i]);
-  fputs("]},\n     \"bytes_per_token\": ", out);
+  fputs("]},\n     \"rank_seconds\": [", out);
+  print_rank_seconds(row, r->ranks, out);
+  fputs("],\n     \"bytes_per_token\": ", out);
   print_real(out, row->bytes_per_token, "null");
   fputs(", \"share_of_bandwidth\": ", out);
   print_real(out, share_of_bandwidth(r, row), "null");
   fputs(", \"exchange_seconds\": ", out);
   print_real(out, row->exchange_seconds, "null");
   fprintf(out, ", \"exchange_is_alone\": %s", row->exchange_is_alone ? "true" : "false");
+  fputs(", \"attention\": ", out);
+  print_text(out, row->attention);
   fprintf(out, ", \"threads\": %d, \"digest\": \"%016" PRIx64 "\"", row->threads, row->digest);
   if (row->phases) {
     fputs(",\n     ", out);
     bench_phases_json(row->phases, out);
+  }
+  if (row->ranks) {
+    fputs(",\n     ", out);
+    bench_ranks_json(row->ranks, out);
   }
   fputc('}', out);
 }
@@ -175,6 +199,11 @@ static void print_json(const bench_report *r, FILE *out) {
     print_text(out, r->warnings->text[i]);
   }
   fputs("],\n", out);
+  if (r->timeline.profilers)
+    fprintf(out,
+            "  \"timeline\": {\"largest_skew_seconds\": %.9g, \"skew_bound_seconds\": %.9g, \"profilers\": "
+            "\"%s\"},\n",
+            r->timeline.largest_skew, r->timeline.largest_bound, r->timeline.profilers);
   fprintf(out, "  \"bandwidth_bytes_per_s\": %.9g,\n  \"rows\": [\n", r->bandwidth);
   for (size_t i = 0; i < r->n_rows; i++) {
     print_json_row(r, &r->rows[i], out);

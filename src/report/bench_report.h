@@ -5,7 +5,9 @@
 #pragma once
 #include "base/message_list.h"
 #include "src/config/config_types.h"
+#include "dist/timeline.h"
 #include "src/report/bench_phases.h"
+#include "src/report/bench_ranks.h"
 #include <stdio.h>
 
 typedef struct {
@@ -15,12 +17,15 @@ typedef struct {
   int64_t tokens, depth, batch; // of each sequence; before them; sequences
   size_t n;                     // timed runs
   double *rate;                 // [n] tokens/s of all sequences, in the order of the runs
+  double *rank_seconds;         // [ranks][n] in the steps, of each rank
   double bytes_per_token;       // read from memory by all ranks, decode only; NaN otherwise
   uint64_t digest;              // of the logits of each run
   double exchange_seconds;      // in exchanges, of the last run; NaN: one rank
   bool exchange_is_alone;       // captured in a graph with the other steps, so measured alone
+  char attention[256];          // which batches had attention and head divided among the ranks, and why
   int threads;                  // of a rank that computed it; 0: a device did
   bench_phases *phases;         // NULL: not asked for
+  bench_ranks *ranks;           // likewise
 } bench_row;
 
 typedef struct {
@@ -28,6 +33,7 @@ typedef struct {
   uint64_t model_bytes, fingerprint; // of the model's file
   int ranks, threads, hosts;         // threads of a rank
   const message_list *warnings;      // of the job; NULL: none
+  timeline_figures timeline;         // profilers NULL: none is kept
   double bandwidth;                  // bytes/s that all ranks read at once
   bench_row *rows;
   size_t n_rows;

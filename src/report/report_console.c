@@ -157,6 +157,9 @@ static void print_head(const report *r, FILE *out) {
                          : ", GPUs not linked: ",
             r->peers);
   }
+  if (r->timeline.profilers)
+    fprintf(out, "  clocks  of ranks up to %.3g s apart, to %.2g s; timeline.json, ranges to %s\n",
+            r->timeline.largest_skew, r->timeline.largest_bound, r->timeline.profilers);
   fprintf(out, "  on      ");
   report_print_line(out, or_none(r->machine.cpu), 96, false);
   fputc('\n', out);
@@ -177,6 +180,16 @@ static void print_arms(const report *r, FILE *out) {
     fprintf(out, "  %-*s  v%-3d  %016" PRIx64 "  %10s  %13s  %12s  %10s\n", width, a->name, a->path_version,
             a->digest, optional("%.4f", a->perplexity).text, optional("%.2f", a->prefill_tokens_per_s).text,
             optional("%.2f", a->decode_tokens_per_s).text, optional("%.3f", a->exchange_seconds).text);
+  }
+}
+
+static void print_attention(const report *r, FILE *out) {
+  for (size_t i = 0; i < r->n_arms && r->n_ranks > 1; i++) {
+    const char *text = r->arms[i].attention;
+    if (!*text || !strcmp(text, "replicated")) continue;
+    fprintf(out, "  %s attention: ", r->arms[i].name);
+    report_print_line(out, text, 300, false);
+    fputc('\n', out);
   }
 }
 
@@ -228,6 +241,7 @@ void report_print(const report *r, FILE *out) {
   print_head(r, out);
   report_print_divergences(r, out);
   print_arms(r, out);
+  print_attention(r, out);
   if (command_cuts_windows(r->command)) print_scored(r, out);
   print_audits(r, out);
   print_texts(r, out);

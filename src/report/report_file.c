@@ -36,7 +36,8 @@ static bool is_array(const char *name, const char *head, bool needs_arm) {
 // A file of a report that not every run writes.
 static bool is_optional(const char *name) {
   return is_array(name, "logits", true) || is_array(name, "routes", false) ||
-         is_array(name, "route_weights", false) || !strcmp(name, "modes.csv") || !strcmp(name, "experts.csv");
+         is_array(name, "route_weights", false) || !strcmp(name, "modes.csv") ||
+         !strcmp(name, "experts.csv") || !strcmp(name, "timeline.json");
 }
 
 static bool is_stale(const char *name, const char *const *kept, size_t n_kept) {

@@ -18,16 +18,25 @@ static const double ask_seconds = 1; // between agreements
 
 // ---- signals ----
 
+enum { N_SIGNALS = 2 };
+static const int signals[N_SIGNALS] = {SIGTERM, SIGUSR1};
+static struct sigaction
+    before[N_SIGNALS];                 // what the second one of a kind does: base/temporary.c removes files
 static volatile sig_atomic_t asked_by; // the signal; 0: none
 
 static void on_signal(int number) {
   asked_by = number;
+  for (int i = 0; i < N_SIGNALS; i++)
+    if (signals[i] == number) sigaction(number, &before[i], NULL);
 }
 
 static void catch_signals(void) {
-  struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)(SA_RESETHAND | SA_RESTART)};
-  sigaction(SIGTERM, &action, NULL);
-  sigaction(SIGUSR1, &action, NULL);
+  struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+  for (int i = 0; i < N_SIGNALS; i++) {
+    sigaction(signals[i], NULL, &before[i]);
+    if (before[i].sa_handler != on_signal && before[i].sa_handler != SIG_IGN)
+      sigaction(signals[i], &action, NULL);
+  }
 }
 
 // ---- the settings that decide what is computed ----

@@ -1,6 +1,7 @@
 // arm_results: what an arm has computed and what it took: digests, clocks, the exchange, the budget of a
 // token.
 #include "src/run/arm_struct.h"
+#include "src/run/exchange_count.h"
 
 // ---- clocks and digests ----
 
@@ -53,14 +54,36 @@ bool arm_exchange_is_captured(const arm *a, int64_t n_tokens) {
 
 status arm_measure_exchange(arm *a, double *seconds, int64_t n_tokens) {
   const forward_state *f = &a->forward;
-  return exchange_measure_fixed(f->ranks, seconds, n_tokens * f->top_k,
-                                (size_t)f->hidden * f->path->real_bytes);
+  return exchange_measure(f->ranks, seconds, (size_t)(n_tokens * f->top_k * f->hidden) * f->path->real_bytes);
+}
+
+status arm_measure_link(arm *a, double *seconds, size_t bytes) {
+  return exchange_measure(a->forward.ranks, seconds, bytes);
+}
+
+void arm_count_exchange(arm *a, int64_t layer, uint64_t *sent, uint64_t *received) {
+  exchange_count_layer(&a->forward, layer, sent, received);
+}
+
+int64_t arm_most_owned(const arm *a) {
+  const forward_state *f = &a->forward;
+  int64_t most = 0;
+  if (!batch_is_sharded(f->batch.way)) return f->batch.rows.n;
+  for (int r = 0; r < f->shards.n_ranks; r++)
+    if (f->shards.tokens_of_rank[r] > most) most = f->shards.tokens_of_rank[r];
+  return most;
+}
+
+uint64_t arm_exchange_bytes(const arm *a) {
+  return exchange_bytes_sent(a->forward.ranks);
 }
 
 // ---- the budget of a token ----
 
 status arm_phases_watch(arm *a, phase_times *to) {
   backend *b = a->forward.compute;
+  // a device says itself what passed between its steps, by whatever transport
+  exchange_log(a->forward.ranks, to && !backend_is_on_device(b->ops) ? to->exchanges : NULL);
   if (b->ops->phases_watch) return b->ops->phases_watch(b, to);
   return to ? REFUSE("bench.phases: the backend %s of %s does not report its phases",
                      backend_name(b->ops->kind), a->params.name)

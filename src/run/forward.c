@@ -1,4 +1,6 @@
+// Long because the order of the steps stands in one place.
 #include "src/run/forward.h"
+#include "dist/timeline.h"
 
 // ---- how a batch runs ----
 
@@ -6,19 +8,25 @@ static bool backend_on_device(const forward_state *f) {
   return backend_is_on_device(f->compute->ops);
 }
 
-static batch_way choose_way(const forward_state *f, int64_t n_tokens) {
-  bool at_peers = f->has_peers && !f->is_watched && !f->is_probed && !f->audit;
+static batch_way choose_way(const forward_state *f, int64_t n_tokens, bool watched) {
+  bool at_peers = f->has_peers && !watched && !f->is_probed && !f->audit;
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
   if (token_shards_apply(&f->shards, n_tokens))
     return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
-  if (!exchange_is_fixed(f->ranks, n_tokens) || f->is_watched || f->audit) return BATCH_REPLICATED;
+  if (!f->is_probed && output_shards_apply(&f->outputs, OUTPUTS_OF_LAYERS, n_tokens))
+    return BATCH_OUTPUT_SHARDED;
+  if (!exchange_is_fixed(f->ranks, n_tokens) || watched || f->audit) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
+}
+
+batch_way forward_way(const forward_state *f, int64_t n_tokens) {
+  return choose_way(f, n_tokens, false);
 }
 
 void forward_start(forward_state *f, const token_batch *batch) {
   token_shards_cut(&f->shards, batch);
   f->batch = (batch_plan){
-      .way = choose_way(f, batch->n),
+      .way = choose_way(f, batch->n, f->is_watched),
       .rows = *token_shards_rows(&f->shards, batch),
       .owned = token_shards_owned(&f->shards, batch->n),
   };
@@ -32,49 +40,56 @@ bool forward_is_on_device(const forward_state *f) {
 
 // ---- the steps: those of kernels/backend.h, each named in its error ----
 
-static status in_step(status result, int64_t layer, const char *step) {
+static status end_step(status result, int64_t layer, const char *step) {
+  span_end(SPAN_NO_AMOUNT);
   if (result) status_within("layer %lld, %s", (long long)layer, step);
   return result;
 }
 
+// A call to the backend as a span of the timeline.
+#define IN_STEP(kind, call, layer, step) (span_start(kind, layer), end_step(call, layer, step))
+
 static status attention(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->attention(b, layer, &f->batch.rows), layer, "attention");
+  return IN_STEP(SPAN_ATTENTION, b->ops->attention(b, layer, &f->batch.rows), layer, "attention");
 }
 
 static status moe(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->moe(b, layer, &f->batch.rows), layer, "router and experts");
+  return IN_STEP(SPAN_MOE, b->ops->moe(b, layer, &f->batch.rows), layer, "router and experts");
 }
 
 static status project(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->project(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+  return IN_STEP(SPAN_PROJECT, b->ops->project(b, layer, &f->batch.rows, owned.first, owned.count), layer,
                  "queries, keys and values");
 }
 
 static status attend(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->attend(b, layer, &f->batch.rows, owned.first, owned.count), layer, "attention");
+  return IN_STEP(SPAN_ATTEND, b->ops->attend(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+                 "attention");
 }
 
 static status experts_up(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->experts_up(b, layer, &f->batch.rows), layer, "experts, gate and up");
+  return IN_STEP(SPAN_EXPERTS_UP, b->ops->experts_up(b, layer, &f->batch.rows), layer,
+                 "experts, gate and up");
 }
 
 static status experts_down(forward_state *f, int64_t layer, const slot_places *places) {
   backend *b = f->compute;
-  return in_step(b->ops->experts_down(b, layer, &f->batch.rows, places), layer, "experts, down");
+  return IN_STEP(SPAN_EXPERTS_DOWN, b->ops->experts_down(b, layer, &f->batch.rows, places), layer,
+                 "experts, down");
 }
 
 static status combine(forward_state *f, int64_t layer, const slot_places *places) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  return in_step(b->ops->combine(b, layer, &f->batch.rows, owned.first, owned.count, places), layer,
-                 "combine");
+  return IN_STEP(SPAN_COMBINE, b->ops->combine(b, layer, &f->batch.rows, owned.first, owned.count, places),
+                 layer, "combine");
 }
 
 // ---- the routing ----
@@ -82,18 +97,29 @@ static status combine(forward_state *f, int64_t layer, const slot_places *places
 // The parts that are copied to the host: the experts where it places slots, all where the layer is watched.
 static unsigned parts_for_host(const forward_state *f) {
   if (f->is_watched) return ROUTING_EXPERTS | ROUTING_WEIGHTS | ROUTING_MARGINS;
-  bool places = f->batch.way == BATCH_REPLICATED || f->batch.way == BATCH_TOKEN_SHARDED;
-  return places ? ROUTING_EXPERTS : ROUTING_NOTHING;
+  switch (f->batch.way) {
+  case BATCH_REPLICATED:
+  case BATCH_OUTPUT_SHARDED:
+  case BATCH_TOKEN_SHARDED:
+    return ROUTING_EXPERTS;
+  case BATCH_ALONE:
+  case BATCH_FIXED_PLACES:
+  case BATCH_AT_PEERS:
+  case BATCH_SHARDED_AT_PEERS:
+    break;
+  }
+  return ROUTING_NOTHING;
 }
 
 static status routing_fetch(forward_state *f, int64_t layer, row_range rows, unsigned parts) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_fetch(b, rows.first, rows.count, parts), layer, "routing to the host");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_fetch(b, rows.first, rows.count, parts), layer,
+                 "routing to the host");
 }
 
 static status routing_wait(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_wait(b, &f->route), layer, "routing to the host");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_wait(b, &f->route), layer, "routing to the host");
 }
 
 static bool has_expert(const expert_global *experts, int64_t k, int32_t id) {
@@ -128,28 +154,29 @@ static status merge_imposed(forward_state *f, int64_t layer) {
 static status route(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   row_range owned = f->batch.owned;
-  TRY(in_step(b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
+  TRY(IN_STEP(SPAN_ROUTE,
+              b->ops->route(b, layer, &f->batch.rows, owned.first, owned.count, parts_for_host(f)), layer,
               "route"));
   if (!f->imposed) return 0;
   if (f->imposes_set) TRY(merge_imposed(f, layer));
-  return in_step(b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given), layer,
-                 "the imposed routing");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_write(b, owned.first, owned.count, f->imposed, &f->given),
+                 layer, "the imposed routing");
 }
 
 static status routing_write(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_write(b, 0, f->batch.rows.n, ROUTING_EXPERTS, &f->route), layer,
-                 "routing from other ranks");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_write(b, 0, f->batch.rows.n, ROUTING_EXPERTS, &f->route),
+                 layer, "routing from other ranks");
 }
 
 static status routing_arrived(forward_state *f, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->routing_arrived(b, &f->batch.rows), layer, "routing from other ranks");
+  return IN_STEP(SPAN_ROUTING, b->ops->routing_arrived(b, &f->batch.rows), layer, "routing from other ranks");
 }
 
 // ---- rows that cross ranks ----
 
-static size_t row_bytes(const forward_state *f, row_kind kind) {
+size_t forward_row_bytes(const forward_state *f, row_kind kind) {
   switch (kind) {
   case ROWS_EXPERTS:
     return (size_t)f->top_k * sizeof *f->route.expert;
@@ -180,17 +207,18 @@ static bool gathers_experts_on_device(const forward_state *f) {
 static status transfer(forward_state *f, row_kind kind, const row_range *range, int64_t layer) {
   backend *b = f->compute;
   const backend_ops *step = b->ops;
-  size_t bytes = row_bytes(f, kind);
+  size_t bytes = forward_row_bytes(f, kind);
   if (transfers_from_device(f))
     return exchange_transfer(f->ranks, step->rows_device(b, kind), step->stream(b), bytes, range, layer);
   row_range sent = exchange_sent_rows(f->ranks, range);
-  TRY(in_step(step->rows_read(b, kind, sent.first, sent.count), layer, "rows to the host"));
+  TRY(IN_STEP(SPAN_ROWS_READ, step->rows_read(b, kind, sent.first, sent.count), layer, "rows to the host"));
   TRY(exchange_transfer(f->ranks, step->rows_host(b, kind), NULL, bytes, range, layer));
   int size = exchange_size(f->ranks), rank = exchange_rank(f->ranks);
   for (int from = 0; from < size; from++) {
     const row_range *in = &range[from * size + rank];
     if (from != rank && in->count)
-      TRY(in_step(step->rows_write(b, kind, in->first, in->count), layer, "rows from the host"));
+      TRY(IN_STEP(SPAN_ROWS_WRITE, step->rows_write(b, kind, in->first, in->count), layer,
+                  "rows from the host"));
   }
   return 0;
 }
@@ -235,7 +263,7 @@ static status send_routing(forward_state *f, int64_t layer) {
   if (!exchange_count(f->ranks, EXPERT_RANKS)) return 0;
   exchange_split(f->ranks, f->rows_of_rank, f->batch.rows.n);
   const row_range *range = exchange_gather(f->ranks, f->rows_of_rank, EXPERT_RANKS);
-  TRY(exchange_transfer_host(f->ranks, f->route.expert, row_bytes(f, ROWS_EXPERTS), range, layer));
+  TRY(exchange_transfer_host(f->ranks, f->route.expert, forward_row_bytes(f, ROWS_EXPERTS), range, layer));
   TRY(transfer(f, ROWS_NORMED, range, layer));
   return f->is_shared ? 0 : routing_write(f, layer);
 }
@@ -270,17 +298,59 @@ static status audit_slots(forward_state *f, int64_t layer, const slot_places *pl
 static status transfer_fixed_slots(forward_state *f, int64_t layer) {
   backend *b = f->compute;
   return exchange_transfer_fixed(f->ranks, b->ops->rows_device(b, ROWS_SLOTS), b->ops->stream(b),
-                                 f->batch.rows.n * f->top_k, row_bytes(f, ROWS_SLOTS), layer);
+                                 f->batch.rows.n * f->top_k, forward_row_bytes(f, ROWS_SLOTS), layer);
 }
 
 // All-gathers rows of several kinds of a token-sharded batch between devices that store into each other's
 // memory.
 static status gather_at_peers(forward_state *f, const row_kind *kinds, int count, int64_t layer) {
   backend *b = f->compute;
-  return in_step(b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer, "exchange");
+  return IN_STEP(SPAN_PEERS, b->ops->peers_gather(b, kinds, count, f->shards.tokens_of_rank), layer,
+                 "exchange");
 }
 
-// ---- a layer, in each of the six ways ----
+// ---- outputs that ranks divide ----
+
+const row_range *forward_parts(forward_state *f, part_kind kind, int64_t n, size_t *row_bytes) {
+  backend *b = f->compute;
+  int64_t total = 0, unit = OUTPUT_UNIT;
+  switch (kind) {
+  case PARTS_HEADS:
+    total = f->n_kv_heads;
+    unit = 1;
+    break;
+  case PARTS_OUTPUT:
+    total = f->hidden;
+    break;
+  case PARTS_LOGITS:
+    total = f->vocabulary;
+    break;
+  }
+  int size = exchange_size(f->ranks);
+  for (int r = 0; r < size; r++) f->rows_of_rank[r] = n * output_range_of(total, unit, r, size).count;
+  *row_bytes = (size_t)b->ops->part_width(b, kind) * f->path->real_bytes;
+  return exchange_gather(f->ranks, f->rows_of_rank, ALL_RANKS);
+}
+
+static status gather_parts(forward_state *f, part_kind kind, int64_t n, int64_t layer) {
+  size_t bytes;
+  const row_range *range = forward_parts(f, kind, n, &bytes);
+  return exchange_transfer(f->ranks, f->compute->ops->parts_host(f->compute, kind), NULL, bytes, range,
+                           layer);
+}
+
+// x += o(attention), each rank its heads, then its rows of o.
+static status attention_in_parts(forward_state *f, int64_t layer) {
+  backend *b = f->compute;
+  const token_batch *rows = &f->batch.rows;
+  TRY(IN_STEP(SPAN_ATTENTION, b->ops->heads_part(b, layer, rows), layer, "attention"));
+  TRY(gather_parts(f, PARTS_HEADS, rows->n, layer));
+  TRY(IN_STEP(SPAN_ATTENTION, b->ops->output_part(b, layer, rows), layer, "output of attention"));
+  TRY(gather_parts(f, PARTS_OUTPUT, rows->n, layer));
+  return IN_STEP(SPAN_ATTENTION, b->ops->output_add(b, rows), layer, "output of attention");
+}
+
+// ---- a layer, in each of the seven ways ----
 
 // One rank: nothing crosses ranks.
 static status layer_alone(forward_state *f, int64_t layer) {
@@ -297,10 +367,9 @@ static status layer_alone(forward_state *f, int64_t layer) {
 
 // Each shared rank computes the shared steps of every token, to the same bits. The slots' outputs cross
 // ranks, and before that the routing, to the expert ranks.
-static status layer_replicated(forward_state *f, int64_t layer) {
+static status experts_replicated(forward_state *f, int64_t layer) {
   row_range all = {0, f->batch.rows.n};
   if (f->is_shared) {
-    TRY(attention(f, layer));
     TRY(route(f, layer));
     TRY(routing_fetch(f, layer, all, parts_for_host(f)));
     TRY(experts_up(f, layer)); // a device computes them while the routing is copied to the host
@@ -313,6 +382,18 @@ static status layer_replicated(forward_state *f, int64_t layer) {
   TRY(transfer_slots(f, layer));
   TRY(audit_slots(f, layer, &places));
   return f->is_shared ? combine(f, layer, &places) : 0;
+}
+
+static status layer_replicated(forward_state *f, int64_t layer) {
+  if (f->is_shared) TRY(attention(f, layer));
+  return experts_replicated(f, layer);
+}
+
+// As replicated, but for attention, of which each rank computes a part, so that its weights are read once by
+// all ranks together.
+static status layer_output_sharded(forward_state *f, int64_t layer) {
+  TRY(attention_in_parts(f, layer));
+  return experts_replicated(f, layer);
 }
 
 // Each shared rank computes the shared steps of its share of the tokens. Keys and values are gathered on the
@@ -375,12 +456,14 @@ static status layer_sharded_at_peers(forward_state *f, int64_t layer) {
   return layer == f->n_layers - 1 ? gather_at_peers(f, residual, 1, layer) : 0;
 }
 
-status forward_layer(forward_state *f, int64_t layer) {
+static status run_layer(forward_state *f, int64_t layer) {
   switch (f->batch.way) {
   case BATCH_ALONE:
     return layer_alone(f, layer);
   case BATCH_REPLICATED:
     return layer_replicated(f, layer);
+  case BATCH_OUTPUT_SHARDED:
+    return layer_output_sharded(f, layer);
   case BATCH_TOKEN_SHARDED:
     return layer_token_sharded(f, layer);
   case BATCH_FIXED_PLACES:
@@ -391,6 +474,13 @@ status forward_layer(forward_state *f, int64_t layer) {
     return layer_sharded_at_peers(f, layer);
   }
   return FAIL("a batch runs in an unknown way");
+}
+
+status forward_layer(forward_state *f, int64_t layer) {
+  span_start(SPAN_LAYER, layer);
+  status result = run_layer(f, layer);
+  span_end(SPAN_NO_AMOUNT);
+  return result;
 }
 
 // ---- before and after the layers ----
@@ -406,15 +496,39 @@ static status meet_peers(forward_state *f) {
 
 status forward_embed(forward_state *f) {
   backend *b = f->compute;
+  span_start(SPAN_EMBED, SPAN_NO_LAYER);
   status result = f->is_shared ? b->ops->embed(b, &f->batch.rows) : 0;
   if (!result) result = meet_peers(f);
+  span_end(SPAN_NO_AMOUNT);
   if (result) status_within("embedding");
   return result;
 }
 
 status forward_head(forward_state *f, const int64_t *row, int64_t count) {
   backend *b = f->compute;
+  span_start(SPAN_HEAD, SPAN_NO_LAYER);
   status result = f->is_shared ? b->ops->head(b, &f->batch.rows, row, count) : 0;
+  span_end(count);
+  if (result) status_within("head");
+  return result;
+}
+
+bool forward_head_is_sharded(const forward_state *f, int64_t count) {
+  return !f->is_probed && output_shards_apply(&f->outputs, OUTPUTS_OF_HEAD, count);
+}
+
+static status head_in_parts(forward_state *f, const int64_t *row, int64_t count, bool joins) {
+  backend *b = f->compute;
+  span_start(SPAN_HEAD, SPAN_NO_LAYER);
+  status result = b->ops->head_part(b, &f->batch.rows, row, count);
+  span_end(count);
+  if (result || !joins) return result;
+  TRY(gather_parts(f, PARTS_LOGITS, count, f->n_layers));
+  return b->ops->logits_join(b, count);
+}
+
+status forward_head_part(forward_state *f, const int64_t *row, int64_t count, bool joins) {
+  status result = head_in_parts(f, row, count, joins);
   if (result) status_within("head");
   return result;
 }

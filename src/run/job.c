@@ -1,12 +1,12 @@
 #include "src/run/job.h"
 #include "base/memory.h"
 #include "base/whole_file.h"
-#include "dist/network.h"
-#include "kernels/formats/numerics.h"
+#include "dist/launched.h"
 #include "src/run/agreement.h"
 #include "src/run/input.h"
-#include "src/run/rank_speed.h"
+#include "src/run/job_placement.h"
 #include "src/run/stops.h"
+#include "src/run/weight_check.h"
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -113,51 +113,11 @@ static status open_reference(job *j) {
                        gguf_path(j->m->file), path);
 }
 
-// Every rank counts in the shared tensors and in the experts that it owns; an expert has one owner.
-static status gather_zeros(job *j, model *m, const zero_bytes *mine) {
-  size_t n = gguf_tensor_count(m->file);
-  zero_bytes *all = NULL, *sum = NULL;
-  status result = TAKE(&all, n * (size_t)comm_size(j->c), "zeros in tensors");
-  if (!result) result = TAKE(&sum, n, "zeros in tensors");
-  result = job_agree(j, result, "zeros in tensors");
-  if (!result)
-    result = comm_allgather(j->c, all, mine, n * sizeof *mine, "the gathering of zeros in tensors");
-  for (size_t i = 0; i < n && !result; i++) {
-    bool experts = model_is_expert_stack(m, gguf_tensor_at(m->file, i));
-    for (int r = 0; r < (experts ? comm_size(j->c) : 1); r++) {
-      zero_bytes found = all[(size_t)r * n + i];
-      if (found.bytes && (!sum[i].bytes || found.first < sum[i].first)) sum[i].first = found.first;
-      sum[i].bytes += found.bytes;
-    }
-  }
-  if (!result) result = model_warn_of_zeros(m, sum);
-  free(all);
-  free(sum);
-  return result;
-}
-
-static status check_weights(job *j, model *m, uint64_t *fingerprint) {
-  uint64_t shared, owned, *all;
-  zero_bytes *zeros = NULL;
-  status mine = TAKE(&zeros, gguf_tensor_count(m->file), "zeros in tensors");
-  if (!mine)
-    mine = model_check_weights(m, j->experts.local, topology_threads(j->place), &shared, &owned, zeros);
-  mine = job_agree(j, mine, "the check of the weights");
-  if (!mine) mine = gather_zeros(j, m, zeros);
-  free(zeros);
-  TRY(mine);
-  TRY(comm_equal(j->c, &shared, sizeof shared, "the model's shared tensors"));
-  TRY(TAKE(&all, (size_t)comm_size(j->c), "the fingerprint"));
-  status result = comm_allgather(j->c, all, &owned, sizeof owned, "the sum of the fingerprint");
-  *fingerprint = num_mix64(gguf_header_hash(m->file)) + shared;
-  for (int r = 0; r < comm_size(j->c); r++) *fingerprint += all[r];
-  free(all);
-  return result;
-}
-
 status job_check_weights(job *j) {
-  TRY(check_weights(j, j->m, &j->fingerprint));
-  if (j->reference) TRY(check_weights(j, j->reference, &j->reference_fingerprint));
+  int threads = topology_threads(j->place);
+  TRY(weight_check(&j->fingerprint, j->c, j->m, j->experts.local, threads));
+  if (j->reference)
+    TRY(weight_check(&j->reference_fingerprint, j->c, j->reference, j->experts.local, threads));
   return job_agree(j, job_warn(j), "the warnings");
 }
 
@@ -200,43 +160,6 @@ static status open_roles(job *j) {
 
 const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int rank) {
   return choice->kind == ARM_MIXED ? &j->roles.arm[rank] : choice;
-}
-
-static status measure_local_speed(const job *j, double *speed) {
-  const config *c = j->cfg;
-  double seconds = 0;
-  for (size_t i = 0; i < c->run.arms.count; i++) {
-    arm_spec local;
-    TRY(arm_choice_resolve(&local, job_arm_of_rank(j, &c->run.arms.arm[i], comm_rank(j->c))));
-    TRY(rank_speed_measure(&seconds, j->m, &local, j->place, comm_host_rank(j->c), c->run.rows));
-  }
-  *speed = 1 / seconds;
-  return 0;
-}
-
-// All ranks at the same time, as in the forward pass: those of a host share its memory.
-static status measure_speeds(job *j, double *all) {
-  double mine = 0;
-  TRY(job_agree(j, 0, "the measurement of ranks' speeds"));
-  TRY(job_agree(j, measure_local_speed(j, &mine), "the measurement of ranks' speeds"));
-  return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' speeds");
-}
-
-static status open_placement(job *j) {
-  const config *c = j->cfg;
-  int64_t n_experts = j->m->weights.shape.n_experts;
-  double *speed;
-  TRY(TAKE(&speed, (size_t)comm_size(j->c), "ranks' speeds"));
-  status result = 0;
-  if (c->experts.placement == PLACEMENT_BALANCED) result = measure_speeds(j, speed);
-  if (!result)
-    result =
-        job_agree(j,
-                  placement_open(&j->experts, c->experts.placement, c->experts.rank_of_expert,
-                                 c->experts.n_experts, speed, n_experts, comm_size(j->c), comm_rank(j->c)),
-                  "the placement of experts");
-  free(speed);
-  return result;
 }
 
 // ---- tokens at once ----
@@ -373,7 +296,7 @@ status job_read_input(job *j) {
 status job_open(job *out, command_kind command, const config *cfg, comm *c, bool needs_input) {
   *out = (job){.command = command, .cfg = cfg, .c = c};
   job *j = out;
-  TRY(job_agree(j, network_check_launcher(c), "the launcher"));
+  TRY(job_agree(j, launched_check(c), "the launcher"));
   TRY(agreement_of_builds(c));
   TRY(compare_config(j));
   TRY(job_agree(j, open_model(j), "opening the model"));
@@ -388,7 +311,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   TRY(open_roles(j));
   j->chunk = choose_chunk(j);
   if (command != COMMAND_SCREEN) TRY(agreement_of_kernels(j)); // which names what differs itself
-  TRY(open_placement(j));
+  TRY(job_open_placement(j));
   TRY(job_agree(j, job_warn(j), "the warnings"));
   return needs_input ? job_read_input(j) : 0;
 }
@@ -443,6 +366,7 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .c = j->c,
       .place = j->place,
       .transport = j->cfg->comm.transport,
+      .attention = j->cfg->attention.placement,
       .peers = j->cfg->comm.peers,
       .device = &j->device,
       .row = j->cfg->run.rows,

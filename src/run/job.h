@@ -4,6 +4,7 @@
 // Invariant: after job_open all ranks have the same configuration, the same model and the same tokens; each
 // local phase that can fail is followed by an agreement, so one rank's bad file ends all and hangs none.
 #pragma once
+#include "dist/timeline.h"
 #include "src/config/command_kind.h"
 #include "src/config/config.h"
 #include "src/run/arm.h"
@@ -17,7 +18,8 @@ typedef struct {
   const config *cfg;
   comm *c;
   topology *place;
-  device_id device; // of this rank, whatever its arm; index -1: no arm needs one, or there is none
+  timeline *timeline; // output.timeline, the caller's to close; NULL: none is kept
+  device_id device;   // of this rank, whatever its arm; index -1: no arm needs one, or there is none
   model *m;
   tokenizer *tokenizer;  // NULL: no text is read or written, or the file has none that can be read
   end_tokens *ends;      // of the model; NULL until job_open_ends

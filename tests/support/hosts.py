@@ -120,6 +120,15 @@ class Hosts:
     def unblock(self, host):
         self.inside(host, "iptables", "-F", "INPUT")
 
+    def add(self, host, name, address):
+        """One more interface, which leads nowhere."""
+        self.inside(host, "ip", "link", "add", name, "type", "bridge")
+        self.inside(host, "ip", "addr", "add", address, "dev", name)
+        self.inside(host, "ip", "link", "set", name, "up")
+
+    def remove(self, host, name):
+        call("ip", "netns", "exec", self.space(host), "ip", "link", "del", name)
+
     def processes(self, host):
         """{pid: command line} of all that runs on the host."""
         found = {}

@@ -6,6 +6,8 @@ import functools
 import io
 import json
 import os
+import re
+import sys
 import unittest
 
 import moe
@@ -113,18 +115,21 @@ class Digests(unittest.TestCase):
 
 
 class Bytes(unittest.TestCase):
-    def count(self, batch, depth, n, ranks=1):
-        """Bytes a decoded token: experts chosen by the reference's routing, each once a layer and step."""
+    def count(self, batch, depth, n, ranks=1, divided=False):
+        """Bytes a decoded token: experts chosen by the reference's routing, each once a layer and step; of attention and the
+        head each rank all, or where they are divided a part."""
         m = reference.Model(model())
         size = {name: len(raw) for name, (_, _, raw) in m.gguf.tensors.items()}
         experts = {name: b for name, b in size.items() if "_exps" in name}
         row = size["token_embd.weight"] // SHAPE["vocab"]
         shared = sum(size.values()) - sum(experts.values()) - size["token_embd.weight"]
+        parts = sum(b for name, b in size.items() if re.search(r"attn_(q|k|v|output)\.weight|^output\.weight", name))
+        spared = (ranks - 1) * parts if divided else 0
         chosen = [m.forward(tokens(s, depth + n))["chosen"] for s in range(batch)]
         total = 0
         for p in range(depth, depth + n):
             cache = batch * (p + 1) * 2 * SHAPE["layers"] * SHAPE["kv_heads"] * SHAPE["head_dim"] * 8
-            total += ranks * (shared + batch * row + cache)
+            total += ranks * (shared + batch * row) - spared + (1 if divided else ranks) * cache
             for layer in range(SHAPE["layers"]):
                 distinct = len({int(e) for c in chosen for e in c[layer][p]})
                 each = sum(b for name, b in experts.items() if name.startswith(f"blk.{layer}.")) // SHAPE["experts"]
@@ -132,12 +137,13 @@ class Bytes(unittest.TestCase):
         return total / (n * batch)
 
     def test_they_are_counted_exactly(self):
-        for ranks, batch, depth in ((1, 1, 0), (1, 3, 4), (2, 1, 4)):
-            with self.subTest(ranks=ranks, batch=batch, depth=depth):
+        for ranks, batch, depth, placement in ((1, 1, 0, "auto"), (1, 3, 4, "auto"), (2, 1, 4, "replicated"), (2, 1, 4, "sharded")):
+            with self.subTest(ranks=ranks, batch=batch, depth=depth, placement=placement):
                 # the reference's own path: another could choose another expert
-                found = rows(ranks, bench__batch=[batch], bench__depth=[depth], run__arms=["f64@cpu"])
+                found = rows(ranks, bench__batch=[batch], bench__depth=[depth], run__arms=["f64@cpu"],
+                             attention__placement=placement)
                 row = next(row for row in found.values() if row["kind"] == "tg")
-                expected = self.count(batch, depth, 5, ranks)
+                expected = self.count(batch, depth, 5, ranks, placement == "sharded")
                 self.assertLess(abs(row["bytes_per_token"] / expected - 1), 1e-6)
 
     def test_the_share_of_the_bandwidth(self):
@@ -150,6 +156,17 @@ class Bytes(unittest.TestCase):
             else:
                 share = row["bytes_per_token"] * row["tokens_per_s"]["median"] / whole["bandwidth_bytes_per_s"]
                 self.assertLess(abs(row["share_of_bandwidth"] / share - 1), 1e-6)
+
+    def test_what_reads_it_is_small_on_a_host_of_many_ranks(self):
+        ranks, memory = 8, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        line = moe.words(command="bench", sets={"model.path": model(), "run.arms": ["q8k@cpu"], "run.threads": 1,
+                                                "bench.prompt": [], "bench.generate": [1], "bench.repeats": 1})
+        # of a process that waits for these ranks alone, the most memory that one of them had
+        text = "import resource, subprocess, sys\nsubprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n" \
+               "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+        outcome = moe.finish(moe.start([sys.executable, "-c", text, *moe.under_mpirun([(ranks, line)])]))
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertLess(int(outcome.out), min(memory / 16, 2**32) / ranks + 200e6)
 
 
 PHASES = ["embed", "attn_norm", "q, k, v", "RoPE, cache", "attention", "o", "ffn_norm", "router", "top-k", "gate, up", "swiglu",

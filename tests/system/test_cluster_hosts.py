@@ -127,6 +127,29 @@ class Blocked(Cluster):
         self.nothing_left(since)
 
 
+class Alike(Cluster):
+    def tearDown(self):
+        for host in HOSTS.names:
+            HOSTS.remove(host, "docker0")
+        super().tearDown()
+
+    def test_one_address_on_every_host(self):
+        """MPI may take the bridges of containers, which have one address everywhere, for a way to the others: the job has
+        its digest, or ends by its deadline."""
+        for host in HOSTS.names:
+            HOSTS.add(host, "docker0", "172.17.0.1/16")
+        since, folder = time.monotonic(), moe.fresh()
+        options = ("--mca", "btl_tcp_if_include", "docker0,eth0")
+        outcome = moe.finish(HOSTS.start(4, ["--deadline", "5", *words(out=folder)], options), 60, folder)
+        if outcome.code:
+            self.assertEqual(outcome.code, 1, outcome.err)
+            self.assertRegex(outcome.err, r"btl_tcp_if_include")
+        else:
+            self.assertEqual(outcome.arm(ARM)["digest"], moe.run(keys(), 1, command="generate").arm(ARM)["digest"])
+        print(f"one address on every host: exit code {outcome.code}", flush=True)
+        self.nothing_left(since)
+
+
 class Differing(Cluster):
     """h3 has another file in the place of one, or another command line."""
 

@@ -78,8 +78,9 @@ class Numpy:
 
 
 class Against(unittest.TestCase):
-    """q8k in NumPy has other float sums before each rounding, so single numbers may round differently. Seen: up to 3e-4."""
-    TOLERANCE = 0.02
+    """q8k in NumPy has other float sums before each rounding, so single numbers may round differently: seen up to 2e-3. From
+    layer to layer such errors grow, where no layer starts from the truth's stream: seen up to 2.3e-2."""
+    TOLERANCE = {"teacher": 0.02, "local": 0.02, "forced": 0.05}
 
     @classmethod
     def setUpClass(cls):
@@ -90,7 +91,7 @@ class Against(unittest.TestCase):
 
     def near(self, found, expected, mode, what):
         self.worst[mode] = max(self.worst.get(mode, 0), abs(found / expected - 1))
-        self.assertLess(self.worst[mode], self.TOLERANCE, f"{mode}, {what}: {found}, expected {expected}")
+        self.assertLess(self.worst[mode], self.TOLERANCE[mode], f"{mode}, {what}: {found}, expected {expected}")
 
     @classmethod
     def tearDownClass(cls):

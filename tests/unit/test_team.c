@@ -127,6 +127,20 @@ static void test_choice(void **state) {
   }
 }
 
+// All the cores of a virtual machine may be the fastest, but for turns in which one of them stands still; of
+// the others a single turn may.
+static void test_choice_of_what_stalls(void **state) {
+  team_choice c;
+  (void)state;
+  team_choice_init(&c, 64, true, TEAM_CANDIDATES);
+  for (int i = 0; i < 100 && team_choice_is_open(&c); i++) {
+    team_choice_turn(&c, 1, true);
+    int n = team_choice_threads(&c);
+    team_choice_add(&c, n == 64 ? (i / 5 % 2 ? 30 : 15) : n == 48 ? (i / 5 == 3 ? 99 : 16) : 20);
+  }
+  assert_int_equal(team_choice_threads(&c), 48);
+}
+
 static void test_choice_starts_again(void **state) {
   team_choice c;
   (void)state;
@@ -173,6 +187,7 @@ int main(void) {
       cmocka_unit_test(test_close_unused),
       cmocka_unit_test(test_shares),
       cmocka_unit_test(test_choice),
+      cmocka_unit_test(test_choice_of_what_stalls),
       cmocka_unit_test(test_choice_starts_again),
       cmocka_unit_test(test_turns_that_do_not_count),
       cmocka_unit_test(test_no_choice),

@@ -193,7 +193,7 @@ static inline void add_outliers_generic(float *const *out, const matrix *rows, c
 // Of a type of few bits, a whole block for each weight: few are asked for, and most are cached.
 static inline void weight_column_few_bits(float w[ROW_TILE], weight_type type, const char *rows,
                                           size_t row_bytes, int64_t n, int64_t at) {
-  float block[QK_K];
+  float block[QK_K] = {0}; // (a compiler does not see that dequantize fills it)
   const type_info *t = type_find(type);
   int64_t elements = (int64_t)t->elements;
   rows += (size_t)(at / elements) * t->bytes;

@@ -242,6 +242,15 @@ class Plans(unittest.TestCase):
             self.assertTrue(points)
             self.assertEqual(len({(p.series, p.job.id(), p.test.name()) for p in points}), len(points))
 
+    def test_jobs_that_differ_in_lengths_share_a_process(self):
+        series = '[[series]]\nname = "{}"\narms = ["f32@cpu"]\nprompts = {}\nbatches = {}\n'
+        points = plan.points_of(plan.read(study_file(
+            'name = "x"\n' + series.format("a", "[8, 4]", "[1]") + series.format("b", "[4, 2]", "[1]") + series.format("c", "[4]", "[2]"))))
+        self.assertEqual([(p.series, p.test.tokens, p.test.batch) for p in points],
+                         [("a", 8, 1), ("a", 4, 1), ("b", 4, 1), ("b", 2, 1), ("c", 4, 2)])
+        self.assertEqual([test.name() for test in points[0].job.tests], ["pp8", "pp4", "pp2"])
+        self.assertEqual(len({p.job.id() for p in points}), 2)
+
     def test_weak_scaling_grows_the_work(self):
         text = 'name = "x"\n[[series]]\nname = "a"\nscaling = "weak"\ngrows = "prompts"\nranks = [2, 4, 6]\narms = ["f32@cpu"]\nprompts = [10]\n'
         self.assertEqual([(p.at, p.test.tokens) for p in plan.points_of(plan.read(study_file(text)))], [(2, 10), (4, 20), (6, 30)])

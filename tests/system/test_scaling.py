@@ -88,6 +88,30 @@ def kept(folder):
     return out
 
 
+def runs_still(pid):
+    """Not where nobody has yet asked how it ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as opened:
+            return opened.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def start_and_end(line, folder, runs):
+    """Tells a study to end once so many runs are kept and another is under way; all that it has started ends with it."""
+    process = moe.start(line)
+    end = time.monotonic() + moe.LIMIT
+    while len(kept(folder)) < runs and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    started = moe.children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    outcome, end = moe.finish(process), time.monotonic() + moe.LIMIT
+    while any(map(runs_still, started)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return outcome, list(filter(runs_still, started))
+
+
 def start_and_kill(line, folder, runs):
     """Kills a study and all that it has started once so many runs are kept."""
     process = moe.start(line)
@@ -103,6 +127,7 @@ class Study(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = moe.fresh()
         cls.toml = study_file(HEAD.format(model=json.dumps(model())) + RANKS)
+        cls.ended, cls.left = start_and_end(command(cls.toml, cls.folder), cls.folder, 1)
         start_and_kill(command(cls.toml, cls.folder), cls.folder, 2)
         cls.at_kill = kept(cls.folder)
         cls.written_at_kill = os.path.exists(os.path.join(cls.folder, "study.json"))
@@ -122,6 +147,11 @@ class Study(unittest.TestCase):
         self.assertEqual((again.code, again.out), (0, self.outcome.out))
         self.assertEqual(kept(self.folder), self.runs)
         self.assertEqual(read(self.folder), self.study)
+
+    def test_a_study_that_is_told_to_end_leaves_nothing_running(self):
+        self.assertEqual(self.ended.code, 128 + signal.SIGTERM, self.ended.err)
+        self.assertIn("the same command goes on", self.ended.err)
+        self.assertEqual(self.left, [])
 
     def test_every_point_is_there(self):
         self.assertTrue(self.study["complete"])

@@ -38,11 +38,11 @@ def command_of(job, out, program=None):
 
 
 def reason_of(err, code):
-    """What a run that failed said: moe_run's own lines, else the last line."""
+    """What a run that failed said: moe_run's own lines, else what the launcher said, but for the command that it repeats."""
     lines = [line.strip() for line in err.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"(rank \d+ \(|moe_run)", line)]
-    said = own or [line for line in lines if not re.match(r"[-=]+$", line)][-1:]
-    return " / ".join(dict.fromkeys(said))[:500] or f"ended with {code} and said nothing"
+    said = " / ".join(dict.fromkeys(own)) or " ".join(line for line in lines if not re.match(r"[-=]+$|mpirun .*--set", line))
+    return said[:500] or f"ended with {code} and said nothing"
 
 
 class Ended(BaseException):

@@ -30,6 +30,7 @@ HEAD = """name = "test"
 "model.path" = {model}
 "bench.repeats" = 2
 "run.rows" = "portable"
+"attention.placement" = "replicated"
 """
 RANKS = """[[series]]
 name = "ranks"
@@ -207,7 +208,7 @@ class Study(unittest.TestCase):
             slots = load["slots"]["ranks"]
             self.assertEqual(sum(slots), tokens * TOP_K * LAYERS)
             self.assertLessEqual(max(slots) / sum(slots), load["busiest_share"] + 1e-9 if load["busiest_by"] == "slots" else 1)
-            self.assertEqual(load["token_share"], 1)
+            self.assertEqual((load["token_share"], load["head_share"]), (1, 1))
             if point["ranks"] == 1:
                 self.assertIsNone(point["exchange"])
                 continue

@@ -2,6 +2,7 @@
 """launch/report: what stands on the page of a run, a contract, a bisection, a study and a bench, each beside the file that it is
 from; what was not written leaves no hole; nothing on it is loaded or run; files that are not whole are refused by name."""
 
+import collections
 import html.parser
 import json
 import os
@@ -98,6 +99,7 @@ class Parts(unittest.TestCase):
                 "router",
                 "experts",
                 "load",
+                "timeline",
                 "speed",
                 "ranks",
                 "texts",
@@ -136,6 +138,19 @@ class Parts(unittest.TestCase):
             [int(slots.replace(",", "")) for _, slots in rows],
             [int((owner[routes] == rank).sum()) for rank in range(len(counts))],
         )
+
+    def test_time_of_ranks_is_that_of_the_outermost_events(self):
+        sums = collections.Counter()
+        for event in tree(pages.parity(), "timeline")["traceEvents"]:
+            if "arm" in event.get("args", {}):
+                sums[event["args"]["arm"], event["pid"]] += 1e-6 * event["dur"]
+        rows = re.findall(
+            r'<tr><td>(\w+@cpu)</td><td class="n">(\d)</td><td class="n">([\d.]+)</td>', pages.html(pages.parity())
+        )
+        found = {(arm, int(rank)): float(seconds) for arm, rank, seconds in rows}
+        self.assertEqual(set(found), set(sums))
+        for key, seconds in sums.items():
+            self.assertAlmostEqual(found[key] / seconds, 1, delta=0.01, msg=key)
 
     def test_what_was_not_written_leaves_no_hole(self):
         found = page(pages.plain())

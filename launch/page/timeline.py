@@ -131,13 +131,19 @@ def _overlaps(event, window):
     return event["ts"] < window[1] and event["ts"] + event["dur"] > window[0]
 
 
+def _within(event, window):
+    """(start, length) of what of it lies in the window, from its start."""
+    start, end = max(event["ts"], window[0]), min(event["ts"] + event["dur"], window[1])
+    return start - window[0], end - start
+
+
 def _draw_clock(figure_, events, ranks, window):
     axes = figure_.add_subplot()
     for style, kind in enumerate(CLASSES):
         of_kind = [event for event in events if _kind(event) == kind]
         label = kind
         for place, rank in enumerate(ranks):
-            spans = [(event["ts"] - window[0], event["dur"]) for event in of_kind if event["pid"] == rank]
+            spans = [_within(event, window) for event in of_kind if event["pid"] == rank]
             if spans:
                 axes.broken_barh(
                     spans,

@@ -67,13 +67,18 @@ bool backend_needs_device(backend_kind kind) {
 
 void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
                 size_t n) {
+  digest_row_part(sum, path, layer, token, reals, 0, n);
+}
+
+void digest_row_part(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
+                     int64_t first, size_t n) {
   uint64_t row = num_digest_row(path->tag, layer, token), total = 0;
   if (path->real_bytes == sizeof(double)) {
     const double *x = (const double *)reals;
-    for (size_t i = 0; i < n; i++) total += num_digest_element(row, (int64_t)i, num_bits_f64(x[i]));
+    for (size_t i = 0; i < n; i++) total += num_digest_element(row, first + (int64_t)i, num_bits_f64(x[i]));
   } else {
     const float *x = (const float *)reals;
-    for (size_t i = 0; i < n; i++) total += num_digest_element(row, (int64_t)i, num_bits_f32(x[i]));
+    for (size_t i = 0; i < n; i++) total += num_digest_element(row, first + (int64_t)i, num_bits_f32(x[i]));
   }
   *sum += total;
 }

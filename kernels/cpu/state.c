@@ -93,6 +93,7 @@ void cpu_close(backend *base) {
                     b->spans,       b->scratch};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   exact_close(b);
+  output_parts_close(b);
   team_close(b->team);
   free(b->waits);
   free(b);
@@ -184,6 +185,7 @@ static status cpu_open_fields(cpu_backend *b) {
   const backend_params *p = &b->params;
   if (p->computes_shared) TRY(open_attention(b));
   if (p->computes_shared) TRY(open_router_and_head(b));
+  if (p->parts_tokens) TRY(output_parts_open(b));
   TRY(open_experts(b));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
   bool is_exact = p->computes_shared && b->shared.path->attention == ATTENTION_EXACT;

@@ -25,6 +25,13 @@ typedef struct { // what a product of the shared path fills
   void **rows;   // pointers to the rows
 } outputs;
 
+typedef struct {                          // where ranks divide a step's outputs (backend_params.parts_tokens)
+  output_range kv_heads, outputs, logits; // this rank's
+  char *heads, *output, *vocabulary;      // PARTS_HEADS, PARTS_OUTPUT, PARTS_LOGITS of all ranks
+  void **q, **k, **v;                     // [parts_tokens] this rank's heads of a row
+  void **out;                             // [parts_tokens or max_logit_rows] rows of this rank's part
+} output_parts;
+
 typedef struct { // tokens of one sequence, neighbours in the batch, whose attention is one task a head slice
   int64_t first, n;
 } token_span;
@@ -88,6 +95,7 @@ typedef struct {
   char *scratch;  // [threads][scratch_bytes]
   size_t scratch_bytes;
   activations head_in; // [max_logit_rows][hidden]
+  output_parts parts;
   probe_watch watch;
 
   team *team;

@@ -97,6 +97,12 @@ __device__ __forceinline__ uint64_t clock_nanoseconds() {
   return out;
 }
 
+__device__ __forceinline__ uint32_t clock_cycles() { // of the multiprocessor
+  uint32_t out;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(out));
+  return out;
+}
+
 __device__ __forceinline__ void pause_between_polls() {} // for an emulated GPU, whose threads take turns
 
 // ---- hand-over between the thread blocks of a launch whose blocks all run at once ----

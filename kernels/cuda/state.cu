@@ -259,6 +259,8 @@ static status open_window(cuda_backend *b) {
   if (b->plan) return 0;
   peers_lay_out(b);
   CUDA_TRY(cudaMemset(b->peers.inbox, 0xff, inbox * sizeof *b->peers.inbox)); // NOT_WRITTEN
+  for (uint32_t *set : b->fused.inbox)
+    if (set) CUDA_TRY(cudaMemset(set, 0xff, (size_t)s->n_layers * inbox / 2 * sizeof *set));
   CUDA_TRY(cudaMallocHost((void **)&b->peers.failed, sizeof *b->peers.failed));
   *b->peers.failed = 0;
   return 0;
@@ -269,13 +271,16 @@ static status open_window(cuda_backend *b) {
 static status open_token(cuda_backend *b) {
   token_state *t = &b->fused;
   size_t layers = (size_t)b->shape.n_layers;
-  bool may = b->params.computes_shared && b->alone && b->params.n_ranks == 1 && b->shared->kind == PATH_Q8K &&
-             b->experts->kind == PATH_Q8K;
+  bool has_slots = (b->alone && b->params.n_ranks == 1) || b->params.has_peers;
+  bool may =
+      b->params.computes_shared && has_slots && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K;
   if (!may) return 0;
   if (b->plan)
     token_plan_size(&t->plan, &b->shape);
   else
     b->has_fused = token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
+  for (uint32_t *&set : t->inbox) // also where another rank alone has the kernel: windows are alike
+    if (b->params.has_peers) TRY(take_linked(b, &set, layers * (size_t)(b->shape.top_k * b->shape.hidden)));
   if (!b->plan && !b->has_fused) return 0;
   for (float *&set : t->sets) TRY(take(b, &set, token_set_floats(&t->plan), PART_WORK));
   TRY(take(b, &t->epoch, 1, PART_WORK));

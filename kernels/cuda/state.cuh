@@ -74,7 +74,7 @@ struct cuda_backend {
   exact_work exact;    //
   unsigned *arrived;   // counters of one token's attention
   bool decodes;        // decode_fits, on these paths
-  bool has_fused;      // token_plan_make, where besides no row crosses ranks
+  bool has_fused;      // token_plan_make, of this rank alone or of all that are linked
   token_state fused;   // then
   int *expert, *member, *first, *order, *tiles, *rank_of_expert;
   int64_t *place;

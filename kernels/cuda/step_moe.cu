@@ -355,7 +355,7 @@ static status all_layers(cuda_backend *b) {
   w.n_sequences = (int)b->params.n_sequences;
   w.tag = b->shared->tag;
   w.epsilon = (float)b->shape.rms_epsilon;
-  return token_launch(&b->fused, &w, b->stream);
+  return token_launch(&b->fused, &w, b->peers, b->stream);
 }
 
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {

@@ -41,6 +41,7 @@ status cuda_peers_export(backend *base, peer_handle *out) {
   cuda_backend *b = self(base);
   cudaIpcMemHandle_t handle;
   b->gathers_rounded = experts_read_rounded(b);
+  out->offers_fused = b->has_fused;
   out->layout = peers_window_bytes(b) * 16 + (uint64_t)b->experts->kind * 2 + b->gathers_rounded;
   CUDA_TRY(cudaIpcGetMemHandle(&handle, b->window));
   memcpy(out->bytes, &handle, sizeof handle);
@@ -68,6 +69,7 @@ status cuda_peers_open(backend *base, const peer_handle *all, double seconds) {
       return FAIL("the memory of rank %d's GPU: CUDA: %s", r, cudaGetErrorString(error));
     }
     p->delta[r] = (uint8_t *)b->peer_window[r] - b->window;
+    b->has_fused = b->has_fused && all[r].offers_fused;
   }
   p->n = b->params.n_ranks;
   return 0;

@@ -323,14 +323,14 @@ static status cuda_finish(backend *base) {
 
 // ---- captured graphs: one launch for all the steps of a small batch ----
 
-// One token's steps on a rank that has every expert are known: embed and whole layers, with nothing read in
-// between. Then the layers are one launch.
+// One token's steps on a rank that has every expert, or is linked to those that have the others, are known:
+// embed and whole layers, with nothing read in between. Then the layers are one launch.
 static status capture(cuda_backend *b, const token_batch *batch, status (*steps)(void *, const token_batch *),
                       void *context, captured_graph *out) {
   cudaGraph_t graph = nullptr;
   CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
   b->is_capturing = true;
-  b->fuses = b->has_fused && batch->n == 1 && !is_observed(b);
+  b->fuses = b->has_fused && (b->params.n_ranks == 1 || b->peers.n) && batch->n == 1 && !is_observed(b);
   status result = steps(context, batch);
   b->is_capturing = b->fuses = false;
   cudaError_t error = cudaStreamEndCapture(b->stream, &graph);
@@ -426,4 +426,12 @@ extern "C" const backend_ops cuda_backend_ops = {
     .peers_leave = cuda_peers_leave,
     .peers_gather = cuda_peers_gather,
     .peers_row_bytes = cuda_peers_row_bytes,
+    .heads_part = nullptr, // outputs are not divided: batches are replicated, or token-sharded
+    .output_part = nullptr,
+    .output_add = nullptr,
+    .head_part = nullptr,
+    .logits_part_digest = nullptr,
+    .logits_join = nullptr,
+    .parts_host = nullptr,
+    .part_width = nullptr,
 };

@@ -18,8 +18,8 @@
 //   combine       weighted sum, add; digest  combine                 combine
 //   head          norm; output               norm, products          norm, product_shared  decode_head
 //
-// One token on q8k of a rank that owns every expert, in a captured run on a GPU that holds it: all layers in
-// one launch (decode/token.cu), which the last layer's moe makes.
+// One token on q8k of a rank that owns every expert, or of ranks whose GPUs are linked, in a captured run on
+// GPUs that hold it: all layers in one launch (decode/token.cu), which the last layer's moe makes.
 //
 // Where to find what: the launches of products in products/, of one token in decode/; attention in reals in
 // attention.cu, in integers in exact/;

@@ -109,6 +109,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->skip = command_cuts_windows(j->command) ? j->cfg->perplexity.skip : -1;
   r->timeline = timeline_describe(j->timeline);
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
+  r->counted_load = j->experts.counted_load;
   r->placement = placement_name(j->cfg->experts.placement);
   char *text;
   TRY(config_text(j->cfg, &text));
@@ -210,6 +211,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
   }
   if (*arm_peers(a)) snprintf(r->peers, sizeof r->peers, "%s", arm_peers(a));
   if (!backend_is_on_device(arm_backend(a))) r->build.row = arm_row(a); // else it stays "none"
+  arm_attention(a, out->attention, sizeof out->attention);
   out->name = choice->name;
   out->is_truth = arm_is_truth(choice);
   out->path = arm_path(a)->name;

@@ -151,6 +151,12 @@ static inline unsigned __ballot_sync(unsigned mask, int vote) {
   return mine;
 }
 
+static inline unsigned __reduce_add_sync(unsigned mask, unsigned mine) {
+  unsigned sum = 0;
+  for (int l = 0; l < 32; l++)
+    if (mask >> l & 1) sum += __shfl_sync(mask, mine, l);
+  return sum;
+}
 static inline unsigned __reduce_max_sync(unsigned mask, unsigned mine) {
   emulation::meet_warp(
       [](void **lanes, uint32_t there) {

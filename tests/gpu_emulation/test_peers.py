@@ -18,6 +18,9 @@ SHAPES = {
     # of the kind that one token at a time has kernels of its own for
     "wide": dict(hidden=512, layers=3, experts=6, top_k=3, heads=2, kv_heads=1, head_dim=128, expert_width=256, types="Q4_K_M",
                  vocab=256),
+    # heads that the one launch of all layers does not know
+    "narrow": dict(hidden=256, layers=2, experts=6, top_k=3, heads=8, kv_heads=2, head_dim=32, expert_width=256, types="Q4_K_M",
+                   vocab=256),
     # of no even number anywhere; its experts read floats
     "odd": dict(hidden=160, layers=1, experts=7, top_k=3, heads=5, kv_heads=1, head_dim=50, expert_width=96, types="F16",
                 vocab=256),
@@ -53,9 +56,11 @@ class Law(unittest.TestCase):
             self.assertEqual(found, wanted(name, path, tokens))
 
     def test_one_token(self):
-        """A token's slots come to the inbox; with two ranks one of them often has no slot of a layer to send."""
+        """A token's slots come to the launch of all layers, or to the inbox of a layer's last launch; with two ranks one of
+        them often has no slot of a layer to send."""
         for ranks in (2, 3):
             self.check("wide", "q8k", ranks, 1, 6)
+        self.check("narrow", "q8k", 2, 1, 4)
 
     def test_small_batches(self):
         self.check("wide", "q8k", 3, 5, 12)

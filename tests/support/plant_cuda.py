@@ -81,6 +81,9 @@ FAULTS = [
     # between GPUs: a number is taken before it has come; ranks do not wait for each other; a row lies beside its place
     ("peer_sentinel", CUDA + "peers.cuh", "  wait_for_peer(p, [&] { return (bits = load_relaxed_system(own)) != NOT_WRITTEN; });",
      "  wait_for_peer(p, [&] { return (bits = load_relaxed_system(own)) != NOT_WRITTEN || planted(PEER_SENTINEL); });"),
+    ("peer_sentinel", CUDA + "decode/token_peers.cuh",
+     "  wait_for_peer(p, [&] { return (bits = load_relaxed_system(at)) != NOT_WRITTEN; });",
+     "  wait_for_peer(p, [&] { return (bits = load_relaxed_system(at)) != NOT_WRITTEN || planted(PEER_SENTINEL); });"),
     ("peer_meeting", CUDA + "peers.cu", "  await_peers(p, e);", "  if (!planted(PEER_MEETING)) await_peers(p, e);"),
     ("peer_row", CUDA + "peers.cu", "  offset[slot] = (int64_t)slot * hidden +", "  offset[slot] = (int64_t)(slot + planted(PEER_ROW)) * hidden +"),
 ]

@@ -226,6 +226,32 @@ __device__ __forceinline__ float2 weigh_values(const decode_memory *m, const chu
                      exact_output(exact_output_sum(by_high[1], by_high[3] + by_low[1], by_low[3]), unit));
 }
 
+// The chunk's result of all heads, whose rows start at row0: of the only chunk of n_chunks to output(head,
+// dimension, two numbers), else each relative to its own maximum to `work`, for the fold.
+template <int DIM, int WARPS, typename Output>
+__device__ __forceinline__ void store_chunk(const decode_memory *m, const chunk_limbs<DIM, WARPS> &limbs,
+                                            const exact_work &work, size_t row0, int heads, int chunk,
+                                            int n_chunks, const Output &output) {
+  constexpr int TILES = chunk_limbs<DIM, WARPS>::VALUE_TILES;
+  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = lane / 4;
+  float inverse = n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
+  size_t part = (row0 + head) * n_chunks + chunk;
+#pragma unroll
+  for (int i = 0; i < TILES; i++) {
+    float2 out = weigh_values(m, limbs, i);
+    int d = (warp * TILES + i) * TILE + lane % 4 * 2;
+    if (head >= heads || d >= DIM) continue;
+    if (n_chunks > 1)
+      *(float2 *)(work.out + part * DIM + d) = out;
+    else
+      output(head, d, make_float2(out.x * inverse, out.y * inverse));
+  }
+  if (n_chunks == 1 || warp >= heads || lane) return;
+  part = (row0 + warp) * n_chunks + chunk;
+  work.max[part] = m->max[warp];
+  work.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
+}
+
 // ---- the new token: its queries, key and value ----
 
 // The warp's row, rounded, into shared memory: pieces permuted as for `row`.

@@ -23,28 +23,6 @@ struct decode_args {
 
 // ---- the kernel of chunks ----
 
-// The chunk's result of all heads, each relative to its own maximum; of the only one of a launch the output.
-template <int DIM>
-__device__ __forceinline__ void store_chunk(const decode_memory *m, const decode_args &a,
-                                            const chunk_limbs<DIM, WARPS> &limbs, size_t row0, int heads,
-                                            int chunk) {
-  constexpr int TILES = chunk_limbs<DIM, WARPS>::VALUE_TILES;
-  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = lane / 4;
-  size_t part = (row0 + head) * a.n_chunks + chunk;
-  float inverse = a.n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
-  float *to = a.n_chunks > 1 ? a.work.out + part * DIM : a.out + (row0 + head) * DIM;
-#pragma unroll
-  for (int i = 0; i < TILES; i++) {
-    float2 out = weigh_values(m, limbs, i);
-    int d = (warp * TILES + i) * TILE + lane % 4 * 2;
-    if (head < heads) *(float2 *)(to + d) = make_float2(out.x * inverse, out.y * inverse);
-  }
-  if (a.n_chunks == 1 || warp >= heads || lane) return;
-  part = (row0 + warp) * a.n_chunks + chunk;
-  a.work.max[part] = m->max[warp];
-  a.work.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
-}
-
 // A thread block takes every gridDim.x-th chunk: the keys of its next one are loaded when it has the scores
 // of this one, the values when it has used these.
 template <int DIM>
@@ -105,7 +83,8 @@ __global__ void __launch_bounds__(THREADS, 2) decode_chunks(const __grid_constan
     __syncthreads();
     if (is_query) weigh_keys(m, limbs.value_unit, warp, min(KEYS, position + 1 - chunk * KEYS));
     __syncthreads();
-    store_chunk<DIM>(m, a, limbs, row0, heads, chunk);
+    store_chunk(m, limbs, a.work, row0, heads, chunk, a.n_chunks,
+                [&](int head, int d, float2 out) { *(float2 *)(a.out + (row0 + head) * DIM + d) = out; });
     if (next <= last) limbs.load_values(block(next), cached(next));
   }
 }

@@ -11,6 +11,13 @@
 //   gate_up   choice; its rows of a slot's gate and up         hidden
 //   down      its rows of the stream of all slots' down; sum   stream
 //
+// The experts are guessed while the stream is normed, and the weights of those travel during attention
+// (token_choice.cuh).
+//
+// Where several GPUs have the experts, each runs all phases but the other GPUs' slots, whose rows of down
+// each block exchanges with the block of its number there (token_peers.cuh); gate and up of a GPU's own slots
+// go over all its blocks.
+//
 // Every thread block norms and rounds, and chooses the experts, for itself: that is faster than to wait for
 // one that does. What bounds a layer is latency, so a phase's loads that depend on nothing come before its
 // wait.
@@ -18,10 +25,14 @@
 // Invariant: the bits of decode.cuh's launches, which docs/paths.md defines.
 #include "kernels/cuda/decode/token_attention.cuh"
 #include "kernels/cuda/decode/token_choice.cuh"
+#include "kernels/cuda/decode/token_peers.cuh"
+#include "kernels/cuda/decode/token_weights.cuh"
 #include <string.h>
 
 static constexpr int WARPS = TOKEN_WARPS, THREADS = TOKEN_THREADS;
-enum { ROUTER_WARP = 8, COMBINE_WARP = 9 }; // the first ones round, or wait for the stream, meanwhile
+// The first warps round, or wait for the stream, meanwhile.
+static constexpr int GUESS_WARP = ROUTER_WARP, COMBINE_WARP = 9;
+static_assert(GUESS_WARP == WARPS / 2);
 
 struct token_small { // shared memory of a thread block
   uint64_t landed_a[WARPS], landed_b[WARPS], landed_router;
@@ -29,8 +40,9 @@ struct token_small { // shared memory of a thread block
   float y[TOKEN_TOP_K][TOKEN_ROWS];
   float stream[TOKEN_ROWS]; // the block's own rows
   float g[TOKEN_TOP_K], weight[TOKEN_TOP_K];
-  int member[TOKEN_TOP_K];
-  float inverse;
+  int member[TOKEN_TOP_K], guess[TOKEN_TOP_K];
+  choice_memory choice;
+  float guess_part[WARPS - GUESS_WARP], inverse;
 };
 static_assert(sizeof(token_small) <= TOKEN_SMALL_BYTES && sizeof(token_layer) % 4 == 0);
 
@@ -48,20 +60,29 @@ template <int DIM, typename Shape> struct token_block {
   const token_args &a;
   uint8_t *memory;
   token_small *small;
-  weights_place place_a, place_b, place_router;
-  float *set; // this token's numbers of this layer
+  token_weights<Shape> weights;
+  float *set;       // this token's numbers of this layer
+  unsigned epoch;   // tokens so far
+  uint32_t meeting; // linked: of the ranks, before this token's first store to them
   int warp, lane, c, l, position;
-  int local[TOKEN_EXPERTS / WARP]; // warp 0: members of the lane's experts
+  int member, group;     // of expert 8 warp + lane % 8; the group that guessed it, -1: none
+  int guess;             // the member that the lane's group guessed, -1: none
+  bool guesses, is_mine; // is_mine: whether expert threadIdx.x is this rank's
+  group_slot taken;      // since the choice
 
   __device__ __forceinline__ token_block(const token_args &args, uint8_t *shared)
-      : a(args), memory(shared), small((token_small *)(shared + plan().at_small)), warp(threadIdx.x / WARP),
-        lane(threadIdx.x % WARP), c(blockIdx.x), l(0) {
-    place_a = {memory + warp * (plan().place_a + plan().place_b), &small->landed_a[warp], 0};
-    place_b = {place_a.at + plan().place_a, &small->landed_b[warp], 0};
-    place_router = {memory + plan().at_router, &small->landed_router, 0};
+      : a(args), memory(shared), small((token_small *)(shared + plan().at_small)), weights{args, {}, {}, {}},
+        warp(threadIdx.x / WARP), lane(threadIdx.x % WARP), c(blockIdx.x), l(0) {
+    uint8_t *places = memory + warp * (plan().place_a + plan().place_b);
+    weights.place_a = {places, &small->landed_a[warp], 0};
+    weights.place_b = {places + plan().place_a, &small->landed_b[warp], 0};
+    weights.place_router = {memory + plan().at_router, &small->landed_router, 0};
   }
 
   __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
+  __device__ __forceinline__ bool is_linked() const { // some experts are other ranks'
+    return Shape::FIXED ? Shape::LINKED : a.peers.n > 0;
+  }
   __device__ __forceinline__ token_attention<DIM, Shape> attention() const {
     return {a, layer(l), memory + plan().at_x, set, l, position};
   }
@@ -74,115 +95,9 @@ template <int DIM, typename Shape> struct token_block {
     return shared_row_at<HB>(memory + plan().at_input, hidden_blocks());
   }
   __device__ __forceinline__ const token_layer &layer(int of) const { return small->layer[of % 2]; }
-  __device__ __forceinline__ int own_rows() const { // of the residual stream, from c * rows on
-    return max(0, min(plan().rows, plan().hidden - c * plan().rows));
-  }
-
-  // ---- weights: what is asked for, and where ----
-
-  struct rows_of_warp {
-    int matrix, first, count, out; // out: its place among q, k and v
-  };
-
-  __device__ __forceinline__ rows_of_warp qkv_rows() const {
-    int tile = tile_rows_of(hidden_blocks()), w = warp, out = 0;
-    rows_of_warp r = {TOKEN_Q, 0, 0, 0};
-    for (int i = 0; i < 3; i++) {
-      if (w >= 0 && w < plan().qkv_tiles[i]) {
-        int first = (c * plan().qkv_tiles[i] + w) * tile;
-        r = {TOKEN_Q + i, first, max(0, min(tile, plan().qkv_rows[i] - first)), out + first};
-      }
-      w -= plan().qkv_tiles[i];
-      out += plan().qkv_rows[i];
-    }
-    return r;
-  }
-
-  __device__ __forceinline__ void ask_qkv(int of) const {
-    const token_layer &y = layer(of);
-    rows_of_warp r = qkv_rows();
-    __syncwarp();
-    if (lane || !r.count) return;
-    uint32_t bytes = token_row_bytes((weight_type)y.type[r.matrix], hidden_blocks());
-    place_a.expect((uint32_t)r.count * bytes);
-    place_a.copy(0, y.data[r.matrix] + (size_t)r.first * bytes, (uint32_t)r.count * bytes);
-  }
-
-  __device__ __forceinline__ int o_rows() const { // of the warp, from warp * o_rows on among the block's own
-    return max(0, min(plan().o_rows, own_rows() - warp * plan().o_rows));
-  }
-
-  __device__ __forceinline__ void ask_o(int of) const {
-    const token_layer &y = layer(of);
-    int count = o_rows();
-    __syncwarp();
-    if (lane || !count) return;
-    uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_O], AB ? AB : plan().attended_blocks);
-    place_b.expect((uint32_t)count * bytes);
-    place_b.copy(0, y.data[TOKEN_O] + (size_t)(c * plan().rows + warp * plan().o_rows) * bytes,
-                 (uint32_t)count * bytes);
-  }
-
-  __device__ __forceinline__ int own_experts() const { // of the router, from c * experts on
-    return max(0, min(plan().experts, plan().n_experts - c * plan().experts));
-  }
-
-  __device__ __forceinline__ void ask_router(int of) const {
-    __syncwarp();
-    if (warp != ROUTER_WARP || lane || !own_experts()) return;
-    uint32_t bytes = (uint32_t)(own_experts() * plan().hidden) * (uint32_t)sizeof(float);
-    place_router.expect(bytes);
-    place_router.copy(0, (const uint8_t *)(layer(of).router + (size_t)c * plan().experts * plan().hidden),
-                      bytes);
-  }
-
-  struct pairs_of_warp { // rows of gate and of up
-    int slot, first, count;
-  };
-
-  __device__ __forceinline__ pairs_of_warp gate_up_pairs() const {
-    int slot = c / plan().slot_blocks, from = c % plan().slot_blocks * plan().block_pairs,
-        mine = warp * plan().warp_pairs;
-    int count = min(min(plan().warp_pairs, plan().block_pairs - mine), plan().width - from - mine);
-    return {slot, from + mine, slot < plan().top_k ? max(0, count) : 0};
-  }
-
-  __device__ __forceinline__ void ask_gate_up() const {
-    const token_layer &y = layer(l);
-    pairs_of_warp r = gate_up_pairs();
-    if (lane || !r.count) return;
-    uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_GATE], hidden_blocks());
-    size_t at = ((size_t)small->member[r.slot] * plan().width + r.first) * bytes;
-    place_a.expect(2 * (uint32_t)r.count * bytes);
-    place_a.copy(0, y.data[TOKEN_GATE] + at, (uint32_t)r.count * bytes);
-    place_a.copy((uint32_t)plan().warp_pairs * bytes, y.data[TOKEN_UP] + at, (uint32_t)r.count * bytes);
-  }
-
-  struct tile_of_down {
-    int slot, first, count; // first: among the block's own rows
-  };
-
-  __device__ __forceinline__ tile_of_down down_tile(int k) const {
-    int rows = tile_rows_of(width_blocks()), i = warp * plan().warp_tiles + k,
-        first = i % plan().down_tiles * rows;
-    bool is_there = k < plan().warp_tiles && i < plan().top_k * plan().down_tiles;
-    return {i / plan().down_tiles, first, is_there ? max(0, min(rows, own_rows() - first)) : 0};
-  }
-
-  __device__ __forceinline__ void ask_down() const {
-    const token_layer &y = layer(l);
-    uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_DOWN], width_blocks()), all = 0;
-    if (lane) return;
-    for (int k = 0; k < plan().warp_tiles; k++) all += (uint32_t)down_tile(k).count * bytes;
-    if (!all) return;
-    place_b.expect(all);
-    for (int k = 0; k < plan().warp_tiles; k++) {
-      tile_of_down t = down_tile(k);
-      if (!t.count) continue;
-      size_t row = (size_t)small->member[t.slot] * plan().hidden + c * plan().rows + t.first;
-      place_b.copy((uint32_t)(k * tile_rows_of(width_blocks())) * bytes, y.data[TOKEN_DOWN] + row * bytes,
-                   (uint32_t)t.count * bytes);
-    }
+  __device__ __forceinline__ int own_rows() const { return weights.own_rows(); }
+  __device__ __forceinline__ bool is_local(int slot) const { // else it comes from a peer
+    return !is_linked() || small->member[slot] >= 0;
   }
 
   // ---- norm of a row of the residual stream, and its rounding into input() ----
@@ -201,9 +116,12 @@ template <int DIM, typename Shape> struct token_block {
   }
 
   // arrives: the row is passed on by other blocks. keeps: leaves the normed numbers in stream_row(). The
-  // caller's barrier stands between this and the products.
-  __device__ __forceinline__ void norm(const float *from, bool arrives, const float *weight, bool keeps) {
+  // caller's barrier stands between this and the products. with_guess: the later warps, which have no block
+  // of the row, see to it meanwhile.
+  __device__ __forceinline__ void norm(const float *from, bool arrives, const float *weight, bool keeps,
+                                       bool with_guess) {
     float v[8] = {}, of_norm[8] = {};
+    bool is_guessing = with_guess && warp >= GUESS_WARP;
     int at = warp * QK_K + 8 * lane;
     bool mine = warp < hidden_blocks();
     float *row = stream_row();
@@ -215,13 +133,21 @@ template <int DIM, typename Shape> struct token_block {
         load_8(v, from + at);
       store_8(row + at, v);
     }
+    int part = at - GUESS_WARP * QK_K;
+    if (is_guessing && part < plan().hidden) load_8(of_norm, layer(l).ffn_norm + part);
     __syncthreads();
+    if (is_guessing && weights.own_experts()) guess_part(part, of_norm);
     if (warp == 0) {
       float sum = sum_of_row();
       if (lane == 0) small->inverse = inverse_rms(sum, plan().hidden, a.w.epsilon);
     }
     if (warp == 1 && lane < own_rows()) small->stream[lane] = row[c * plan().rows + lane];
+    if (keeps && guesses && warp) weights.ask_down(layer(l), guess, ~0u, true); // the first has more to do
     __syncthreads();
+    if (with_guess && warp == GUESS_WARP && weights.own_experts()) {
+      float sum = warp_tree(lane < WARPS - GUESS_WARP ? small->guess_part[lane] : 0.0f);
+      if (lane == 0) pass_on(set + plan().at_guess + c, sum);
+    }
     float inverse = small->inverse;
     if (mine) {
       for (int i = 0; i < 8; i++) v[i] = v[i] * inverse * of_norm[i];
@@ -231,29 +157,95 @@ template <int DIM, typename Shape> struct token_block {
     if (mine) round_into(input(), warp, v);
   }
 
-  __device__ __forceinline__ static void load_8(float v[8], const float *from) {
-    float4 x = *(const float4 *)from, y = *(const float4 *)(from + 4);
-    v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
-    v[4] = y.x, v[5] = y.y, v[6] = y.z, v[7] = y.w;
+  // ---- the guess of the experts: token_choice.cuh ----
+
+  // The router's row of the block's expert times a warp's part of the stream, in any order; without the
+  // norm's factor, which is the same for all experts.
+  __device__ __forceinline__ void guess_part(int part, const float (&of_norm)[8]) {
+    float sum = 0;
+    weights.place_router.wait();
+    if (part < plan().hidden) {
+      float x[8], w[8];
+      load_8(x, stream_row() + part);
+      load_8(w, (const float *)weights.place_router.at + part);
+      for (int i = 0; i < 8; i++) sum = num_fma_f32(x[i] * of_norm[i], w[i], sum);
+    }
+    sum = warp_tree(sum);
+    if (lane == 0) small->guess_part[warp - GUESS_WARP] = sum;
   }
-  __device__ __forceinline__ static void store_8(float *to, const float v[8]) {
-    *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
-    *(float4 *)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
+
+  // Blocks that attend get the guess from the last one, which does not: it was there before they had ended.
+  __device__ __forceinline__ void guess_experts() {
+    float *told = set + plan().at_guessed;
+    guess = group = -1;
+    if (!guesses) return;
+    if (attention().has_chunk(c)) {
+      if (lane < plan().top_k) guess = (int)__float_as_uint(wait_one(told + lane)) - 1;
+      __syncwarp();
+#pragma unroll 1
+      for (int k = 0; k < plan().top_k; k++) {
+        int guessed = __shfl_sync(~0u, guess, k);
+        if (member >= 0 && guessed == member) group = k;
+      }
+    } else {
+      float g;
+      if (threadIdx.x < TOKEN_TOP_K) small->guess[threadIdx.x] = -1;
+      int rank = rank_expert(&g, &small->choice, set + plan().at_guess, plan().n_experts, is_mine);
+      if (rank < plan().top_k) group = rank;
+      if (rank < plan().top_k && lane < 8) small->guess[rank] = member;
+      __syncthreads();
+      if (lane < plan().top_k) guess = small->guess[lane];
+      if (c == plan().blocks - 1 && warp == 0 && lane < plan().top_k)
+        pass_on(told + lane, __uint_as_float((uint32_t)(guess + 1)));
+    }
+    __syncwarp();
+    weights.ask_gate_up(layer(l), guess_of_block(), attention().has_chunk(c));
+  }
+
+  __device__ __forceinline__ int guess_of_block() const {
+    return __shfl_sync(~0u, guess, weights.group() % WARP);
+  }
+
+  __device__ __forceinline__ void choose_experts() {
+    choice_memory *m = &small->choice;
+    float g;
+    if (threadIdx.x < TOKEN_TOP_K) m->slot_of_group[threadIdx.x] = plan().top_k;
+    int slot = rank_expert(&g, m, set + plan().at_logits, plan().n_experts, true);
+    if (slot < plan().top_k && lane < 8) {
+      small->member[slot] = member;
+      small->g[slot] = g;
+      m->is_open[slot] = group < 0 && member >= 0;
+      if (group >= 0) m->slot_of_group[group] = slot;
+    }
+    __syncthreads();
+  }
+
+  // Asks for what was not guessed, once what was guessed wrong has come.
+  __device__ __forceinline__ void ask_experts() {
+    uint32_t missed;
+    taken = slot_of_group(&missed, &small->choice, small->member, plan().top_k);
+    int of_group = __shfl_sync(~0u, taken.member, weights.group() % WARP);
+    if (missed >> weights.group() % WARP & 1) {
+      weights.wait_gate_up();
+      weights.ask_gate_up(layer(l), of_group, true);
+    }
+    weights.wait_down();
+    weights.ask_down(layer(l), taken.member, ~missed, false);
   }
 
   // ---- phases ----
 
   __device__ __forceinline__ void qkv() {
     const token_layer &y = layer(l);
-    norm(l ? set + plan().at_stream : a.w.x, l > 0, y.attn_norm, false);
+    norm(l ? set + plan().at_stream : a.w.x, l > 0, y.attn_norm, false, guesses);
     __syncthreads();
-    rows_of_warp r = qkv_rows();
+    auto r = weights.qkv_rows();
     if (r.count) {
       weight_type type = (weight_type)y.type[r.matrix];
       uint32_t bytes = token_row_bytes(type, hidden_blocks());
-      place_a.wait();
+      weights.place_a.wait();
       float found = tile_product<SOME>(
-          type, [&](int i) { return place_a.at + (uint32_t)min(i, r.count - 1) * bytes; }, input());
+          type, [&](int i) { return weights.place_a.at + (uint32_t)min(i, r.count - 1) * bytes; }, input());
       int n = tile_rows_of(hidden_blocks()), row = n == 8 ? lane / 4 : lane;
       if (row < r.count && lane == tile_lane(hidden_blocks(), row))
         pass_on(set + plan().at_qkv + r.out + row, found);
@@ -264,37 +256,42 @@ template <int DIM, typename Shape> struct token_block {
   __device__ __forceinline__ void clear(float *other) const {
     for (int i = c * THREADS + threadIdx.x; i < plan().layer_words; i += (int)gridDim.x * THREADS)
       other[i] = __uint_as_float(NOT_WRITTEN);
+    for (int slot = warp; slot < plan().top_k && is_linked(); slot += WARPS)
+      clear_slot(slots_from_peers(), slot, c * plan().rows, own_rows());
   }
 
   __device__ __forceinline__ void output() {
     const token_layer &y = layer(l);
     shared_row<AB> in = shared_row_at<AB>(memory + plan().at_attended, plan().attended_blocks);
+    int guessed = guess_of_block();
     for (int b = warp; b < in.blocks(); b += WARPS) {
       float v[8];
-      wait_block(v, set + plan().at_att + b * QK_K);
+      wait_block(v, set + plan().at_att + b * QK_K, [&] { weights.ask_in_time(y, guessed); });
       round_into(in, b, v);
     }
     __syncthreads();
-    int count = o_rows();
+    weights.ask_rest(y, guessed);
+    int count = weights.o_rows();
     weight_type type = (weight_type)y.type[TOKEN_O];
     uint32_t bytes = token_row_bytes(type, in.blocks());
-    if (count) place_b.wait();
+    if (count) weights.place_b.wait();
     for (int k = 0; k < count; k++) {
       float found = 0;
       int own = warp * plan().o_rows + k;
-      auto row = [&](int) { return place_b.at + (uint32_t)k * bytes; };
+      auto row = [&](int) { return weights.place_b.at + (uint32_t)k * bytes; };
       found = of_type<MOST>(type, [&](auto t) { return wide_rows<decltype(t)::value, 1>(row, in); });
       if (lane == 0) pass_on(set + plan().at_middle + c * plan().rows + own, small->stream[own] + found);
     }
   }
 
   __device__ __forceinline__ void route(int next) {
-    norm(set + plan().at_middle, true, layer(l).ffn_norm, true);
-    if (warp == ROUTER_WARP && own_experts()) {
+    norm(set + plan().at_middle, true, layer(l).ffn_norm, true, false);
+    if (guesses && warp == 0) weights.ask_down(layer(l), guess, ~0u, true);
+    if (warp == ROUTER_WARP && weights.own_experts()) {
       const float *x = stream_row();
-      place_router.wait();
-      for (int i = 0; i < own_experts(); i++) {
-        const float *row = (const float *)place_router.at + (size_t)i * plan().hidden;
+      if (!guesses) weights.place_router.wait();
+      for (int i = 0; i < weights.own_experts(); i++) {
+        const float *row = (const float *)weights.place_router.at + (size_t)i * plan().hidden;
         float sum = 0;
 #pragma unroll 16
         for (int k = lane; k < (HB ? HB * QK_K : plan().hidden); k += WARP)
@@ -303,33 +300,31 @@ template <int DIM, typename Shape> struct token_block {
         if (lane == 0) pass_on(set + plan().at_logits + c * plan().experts + i, sum);
       }
     }
-    if (next < a.p.n_layers) ask_router(next);
+    if (next < a.p.n_layers) weights.ask_router(layer(next));
   }
 
   __device__ __forceinline__ void gate_up() {
     const token_layer &y = layer(l);
-    if (warp == 0)
-      choose_slots(small->member, small->g, set + plan().at_logits, plan().n_experts, plan().top_k, local);
-    __syncthreads();
-    ask_gate_up();
-    ask_down();
+    choose_experts();
+    ask_experts();
     if (warp == 1 && lane < plan().top_k) {
       float sum = 0;
       for (int slot = 0; slot < plan().top_k; slot++) sum = sum + small->g[slot];
       small->weight[lane] = small->g[lane] / sum;
     }
-    pairs_of_warp r = gate_up_pairs();
-    if (!r.count) return;
+    auto r = weights.pairs();
+    int slot = __shfl_sync(~0u, taken.slot, weights.group() % WARP);
+    if (!weights.has_gate_up) return;
     weight_type type = (weight_type)y.type[TOKEN_GATE];
     uint32_t bytes = token_row_bytes(type, hidden_blocks()), to_up = (uint32_t)plan().warp_pairs * bytes;
-    float *to = set + plan().at_hidden + r.slot * plan().width + r.first;
+    float *to = set + plan().at_hidden + slot * plan().width + r.first;
     bool is_tall = hidden_blocks() < 4;
     int pairs = tile_rows_of(hidden_blocks()) / 2;
-    place_a.wait();
+    weights.wait_gate_up();
 #pragma unroll 1
     for (int i = 0; i < r.count; i += pairs) {
       auto row = [&](int k) {
-        return place_a.at + (k % 2 ? to_up : 0) + (uint32_t)min(i + k / 2, r.count - 1) * bytes;
+        return weights.place_a.at + (k % 2 ? to_up : 0) + (uint32_t)min(i + k / 2, r.count - 1) * bytes;
       };
       float found = 0;
       if (!is_tall && r.count - i == 1)
@@ -351,29 +346,47 @@ template <int DIM, typename Shape> struct token_block {
     };
     for (int i = warp; i < plan().top_k * n; i += WARPS) {
       float v[8];
+      if (!is_local(i / n)) continue;
       wait_block(v, set + plan().at_hidden + i * QK_K);
       round_into(slot_row(i / n), i % n, v);
     }
+    if (is_linked() && l == 0 && warp == WARPS - 1) await_peers(a.peers, meeting);
     __syncthreads();
     weight_type type = (weight_type)y.type[TOKEN_DOWN];
     uint32_t bytes = token_row_bytes(type, n);
-    bool has_rows = false;
-    for (int k = 0; k < plan().warp_tiles; k++) has_rows = has_rows || down_tile(k).count;
-    if (has_rows) place_b.wait();
-    if (next < a.p.n_layers) ask_qkv(next); // not earlier: it would delay what everyone waits for
+    weights.wait_down();
+    if (next < a.p.n_layers)
+      weights.ask_qkv(layer(next)); // not earlier: it would delay what everyone waits for
     for (int k = 0; k < plan().warp_tiles; k++) {
-      tile_of_down t = down_tile(k);
-      if (!t.count) continue;
-      const uint8_t *at = place_b.at + (uint32_t)(k * rows) * bytes;
+      auto t = weights.down_tile(k);
+      int slot = __shfl_sync(~0u, taken.slot, t.group);
+      if (!t.count || slot == plan().top_k) continue;
+      const uint8_t *at = weights.place_b.at + (uint32_t)(k * rows) * bytes;
       float found = tile_product<SOME>(
-          type, [&](int i) { return at + (uint32_t)min(i, t.count - 1) * bytes; }, slot_row(t.slot));
+          type, [&](int i) { return at + (uint32_t)min(i, t.count - 1) * bytes; }, slot_row(slot));
       int row = rows == 8 ? lane / 4 : lane;
-      if (row < t.count && lane == tile_lane(n, row)) small->y[t.slot][t.first + row] = found;
+      if (row < t.count && lane == tile_lane(n, row)) keep(slot, t.first + row, found);
     }
-    if (next < a.p.n_layers) ask_o(next);
+    if (next < a.p.n_layers) weights.ask_o(layer(next));
+    // after the warp's own rows, which the peers wait for
+    for (int slot = warp; slot < plan().top_k && is_linked(); slot += WARPS)
+      if (!is_local(slot))
+        take_slot(small->y[slot], a.peers, slots_from_peers(), slot, c * plan().rows, own_rows());
     __syncthreads();
     if (warp == COMBINE_WARP) combine(next);
     if (warp > COMBINE_WARP) attention().prefetch(next, COMBINE_WARP + 1);
+  }
+
+  __device__ __forceinline__ token_slots slots_from_peers() const {
+    return slots_of_layer(a.inbox, epoch, l, plan().top_k, plan().hidden);
+  }
+
+  // An own row of a slot, for this block's sum and for those of the peers.
+  __device__ __forceinline__ void keep(int slot, int row, float found) const {
+    small->y[slot][row] = found;
+    if (is_linked())
+      send_value(a.peers, slots_from_peers().now + (size_t)slot * plan().hidden + c * plan().rows + row,
+                 found);
   }
 
   __device__ __forceinline__ void combine(int next) const {
@@ -414,26 +427,34 @@ template <int DIM, typename Shape> struct token_block {
       fence_mbarrier_init();
     }
     if (warp == 1) take_layer(0);
-    for (int i = 0; i < TOKEN_EXPERTS / WARP; i++) {
-      int e = TOKEN_EXPERTS / WARP * lane + i;
-      local[i] = warp == 0 && e < plan().n_experts ? a.w.local_of_expert[e] : 0;
-    }
+    int e = threadIdx.x;
+    is_mine = e < plan().n_experts && (!is_linked() || a.w.local_of_expert[e] >= 0);
+    int own = 8 * warp + lane % 8;
+    member = own < plan().n_experts ? a.w.local_of_expert[own] : -1;
     position = a.w.batch.position[0];
+    guesses = a.pace && plan().experts == 1 && plan().hidden_blocks <= WARPS - GUESS_WARP &&
+              !attention().has_chunk(plan().blocks - 1);
+    epoch = *a.epoch;
+    if (is_linked()) meeting = *a.peers.epoch + 1;
+    if (is_linked() && c == 0 && warp == 2) { // all that was enqueued before has ended
+      __threadfence_system();
+      tell_peers(a.peers, meeting);
+    }
     __syncthreads();
-    ask_qkv(0);
-    ask_o(0);
-    ask_router(0);
+    weights.ask_qkv(layer(0));
+    weights.ask_o(layer(0));
+    weights.ask_router(layer(0));
   }
 
   __device__ __forceinline__ void run() {
     start();
-    unsigned epoch = *a.epoch;
     float *other = a.sets[(epoch + 1) % 2];
     set = a.sets[epoch % 2];
 #pragma unroll 1
     for (l = 0; l < a.p.n_layers; l++) {
       qkv();
       attention().attend();
+      guess_experts();
       clear(other);
       if (warp == 1) take_layer(l + 1);
       attention().fold();
@@ -446,6 +467,7 @@ template <int DIM, typename Shape> struct token_block {
     }
     // everyone has read it: all blocks have passed numbers on since
     if (c == 0 && threadIdx.x == 0) *a.epoch = epoch + 1;
+    if (c == 0 && threadIdx.x == 0 && is_linked()) *a.peers.epoch = meeting;
   }
 };
 
@@ -465,8 +487,9 @@ static bool is_plan(const token_plan *p, token_plan fixed) {
   return memcmp(p, &fixed, sizeof fixed) == 0;
 }
 
-token_kernel *token_kernel_for(const token_plan *p) {
-  if (is_plan(p, qwen3_30b_shape::plan())) return token_layers<128, qwen3_30b_shape>;
+token_kernel *token_kernel_for(const token_plan *p, bool linked) {
+  if (is_plan(p, qwen3_30b_shape<false>::plan()))
+    return linked ? token_layers<128, qwen3_30b_shape<true>> : token_layers<128, qwen3_30b_shape<false>>;
   return p->head_dim == 128  ? token_layers<128, any_shape>
          : p->head_dim == 64 ? token_layers<64, any_shape>
                              : nullptr;

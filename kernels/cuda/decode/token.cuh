@@ -6,6 +6,7 @@
 // pass numbers on.
 #pragma once
 #include "kernels/cuda/exact/exact.cuh"
+#include "kernels/cuda/peers.cuh"
 #include "kernels/cuda/weights.cuh"
 
 enum token_matrix { TOKEN_Q, TOKEN_K, TOKEN_V, TOKEN_O, TOKEN_GATE, TOKEN_UP, TOKEN_DOWN, TOKEN_MATRICES };
@@ -40,7 +41,8 @@ struct token_plan {
   int place_a, place_b; // bytes
   int at_router, at_x, at_input, at_rounded, at_attended, at_small, shared_bytes;
   // numbers that thread blocks pass on, of a layer, in words: token_exchange.cuh
-  int at_stream, at_qkv, at_att, at_middle, at_logits, at_hidden, at_counters, layer_words;
+  int at_stream, at_qkv, at_att, at_middle, at_logits, at_hidden, at_counters, at_guess, at_guessed,
+      layer_words;
 };
 
 struct token_state { // of an arm; device memory is the arm's
@@ -48,6 +50,8 @@ struct token_state { // of an arm; device memory is the arm's
   token_layer *layers;
   float *sets[2]; // [n_layers][plan.layer_words] each
   unsigned *epoch;
+  uint32_t pace;      // token_weights.cuh
+  uint32_t *inbox[2]; // window, with peers: [n_layers][top_k][hidden] each (token_peers.cuh)
 };
 
 struct token_work { // of a token
@@ -71,4 +75,6 @@ void token_plan_size(token_plan *out, const model_shape *s);
 size_t token_set_floats(const token_plan *p);
 // Fills the state's memory, which is allocated.
 status token_state_fill(token_state *t, const dev_weights *w);
-status token_launch(const token_state *t, const token_work *work, cudaStream_t stream);
+// peers.n not 0: this rank has only some of the experts; each rank launches the same tokens.
+status token_launch(const token_state *t, const token_work *work, const peer_links &peers,
+                    cudaStream_t stream);

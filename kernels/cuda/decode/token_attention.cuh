@@ -35,11 +35,16 @@ template <int DIM, typename Shape> struct token_attention {
       prefetch_l2(block + at);
   }
 
+  __device__ __forceinline__ bool has_chunk(int block) const {
+    int chunk = block / (plan().n_kv_heads * plan().slices);
+    return chunk < plan().per_slice && chunk <= position / KEYS;
+  }
+
   __device__ __forceinline__ void attend() {
     int slices = plan().slices, which = c % (plan().n_kv_heads * slices),
         chunk = c / (plan().n_kv_heads * slices);
     int last = position / KEYS, each = plan().per_slice;
-    if (chunk >= each || chunk > last) return;
+    if (!has_chunk(c)) return;
     int kv = which / slices, slice = which % slices, group = plan().n_heads / plan().n_kv_heads;
     int first_head = kv * group + slice * HEADS, heads = min(HEADS, group - slice * HEADS);
     bool has_last = (last - chunk) % each == 0, is_query = warp < heads,
@@ -67,7 +72,12 @@ template <int DIM, typename Shape> struct token_attention {
       __syncthreads();
       if (is_query) weigh_keys(m, limbs.value_unit, warp, min(KEYS, position + 1 - chunk * KEYS));
       __syncthreads();
-      store_chunk(m, limbs, first_head, heads, chunk, last + 1);
+      store_chunk(m, limbs, a.w.exact, (size_t)first_head, heads, chunk, last + 1,
+                  [&](int head, int d, float2 out) {
+                    float *to = set + plan().at_att + (first_head + head) * DIM + d;
+                    pass_on(to, out.x);
+                    pass_on(to + 1, out.y);
+                  });
       if (next <= last) limbs.load_values(block(next), cached(next));
       if (last == 0) continue;
       __syncthreads();
@@ -98,32 +108,6 @@ template <int DIM, typename Shape> struct token_attention {
     }
     publish_row<DIM>(m->query[0][warp], m->query[1][warp], rounded, warp);
     if (lane == 0) m->query_unit[warp] = rounded.unit;
-  }
-
-  // A chunk's result of all heads: of the only one attention's output, else for the fold.
-  __device__ __forceinline__ void store_chunk(const decode_memory *m, const chunk_limbs<DIM, WARPS> &limbs,
-                                              int first_head, int heads, int chunk, int n_chunks) const {
-    constexpr int TILES = chunk_limbs<DIM, WARPS>::VALUE_TILES;
-    int head = lane / 4;
-    float inverse = n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
-    size_t part = (size_t)(first_head + head) * n_chunks + chunk;
-#pragma unroll
-    for (int i = 0; i < TILES; i++) {
-      float2 out = weigh_values(m, limbs, i);
-      int d = (warp * TILES + i) * TILE + lane % 4 * 2;
-      if (head >= heads || d >= DIM) continue;
-      if (n_chunks > 1) {
-        *(float2 *)(a.w.exact.out + part * DIM + d) = out;
-        continue;
-      }
-      float *to = set + plan().at_att + (first_head + head) * DIM + d;
-      pass_on(to, out.x * inverse);
-      pass_on(to + 1, out.y * inverse);
-    }
-    if (n_chunks == 1 || warp >= heads || lane) return;
-    part = (size_t)(first_head + warp) * n_chunks + chunk;
-    a.w.exact.max[part] = m->max[warp];
-    a.w.exact.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
   }
 
   __device__ __forceinline__ void fold() {

@@ -12,6 +12,8 @@
 //   logits   [n_experts]
 //   hidden   [top_k][width]  silu(gate) * up
 //   counters [n_kv_heads * slices]  chunks of attention that are there, less one
+//   guess    [n_experts]  the router's logits of x before the layer, but for a factor (token_choice.cuh)
+//   guessed  [top_k]  the experts that follow from them, by their number among this rank's plus one
 //
 // Weights: each warp has two places, and one mbarrier each. What it reads next is asked for as soon as its
 // place is free.
@@ -35,11 +37,18 @@ __device__ __forceinline__ void pass_on(float *to, float x) {
   store_relaxed(to, passable(x));
 }
 
-__device__ __forceinline__ float wait_one(const float *at) {
+struct nothing {
+  __device__ __forceinline__ void operator()() const {}
+};
+
+// meanwhile: what is done in each turn of the wait.
+template <typename Meanwhile = nothing>
+__device__ __forceinline__ float wait_one(const float *at, const Meanwhile &meanwhile = {}) {
   unsigned turns = 0;
   float x = load_relaxed(at);
   while (!is_written(x)) {
     spin(&turns);
+    meanwhile();
     x = load_relaxed(at);
   }
   return x;
@@ -49,11 +58,14 @@ __device__ __forceinline__ bool are_written(const float4 &v) {
   return is_written(v.x) && is_written(v.y) && is_written(v.z) && is_written(v.w);
 }
 
+static constexpr int WATCHING_LANE = WARP - 1;
+
 // Lane l's eight numbers from 8 l on. One lane watches: where all do, they are in the way of the numbers.
-__device__ __forceinline__ void wait_block(float v[8], const float *from) {
+template <typename Meanwhile = nothing>
+__device__ __forceinline__ void wait_block(float v[8], const float *from, const Meanwhile &meanwhile = {}) {
   const float *at = from + 8 * (threadIdx.x % WARP);
   unsigned turns = 0;
-  if (threadIdx.x % WARP == WARP - 1) wait_one(at + 7);
+  if (threadIdx.x % WARP == WATCHING_LANE) wait_one(at + 7, meanwhile);
   __syncwarp();
   float4 a = load_relaxed_4(at), b = load_relaxed_4(at + 4);
   while (!are_written(a) || !are_written(b)) {

@@ -11,9 +11,13 @@ struct token_args {
   const token_layer *layers;
   float *sets[2];
   unsigned *epoch;
-  float scale; // 1 / sqrt(head_dim)
+  peer_links peers;   // n not 0: slots of other ranks' experts come from them
+  uint32_t *inbox[2]; // then: token_peers.cuh
+  float scale;        // 1 / sqrt(head_dim)
+  uint32_t pace; // cycles between two rows of weights that a thread block asks for: token_weights.cuh; 0:
+                 // nothing is guessed
 };
 
 typedef void token_kernel(token_args);
 
-token_kernel *token_kernel_for(const token_plan *p); // NULL: there is none
+token_kernel *token_kernel_for(const token_plan *p, bool linked); // linked: with peers; NULL: there is none

@@ -4,6 +4,7 @@
 // the kernel is tested here.
 #include "base/memory.h"
 #include "kernels/cuda/decode/token_plan.cuh"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/product_form.h"
 #include <stdlib.h>
 
@@ -58,11 +59,8 @@ static bool shape_fits(const token_plan *p, int64_t context) {
          groups * TOKEN_FOLDED_BYTES <= TOKEN_SCRATCH_BYTES;
 }
 
-// An empty kernel, of a build for older GPUs, needs few registers.
 static bool is_built(token_kernel *kernel) {
-  cudaFuncAttributes of = {};
-  return kernel && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 &&
-         cudaFuncGetAttributes(&of, kernel) == cudaSuccess && of.numRegs > 60;
+  return kernel && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && has_code(kernel);
 }
 
 bool token_plan_make(token_plan *out, const model_shape *s, const dev_weights *w, int64_t context) {
@@ -77,10 +75,20 @@ bool token_plan_make(token_plan *out, const model_shape *s, const dev_weights *w
   if (!plan_rows(out)) return false;
   for (int64_t l = 0; l < s->n_layers; l++) size_places(out, w->layers[l]);
   plan_shared(out);
-  return (size_t)out->shared_bytes <= device_shared_bytes() && is_built(token_kernel_for(out));
+  return (size_t)out->shared_bytes <= device_shared_bytes() && is_built(token_kernel_for(out, false)) &&
+         is_built(token_kernel_for(out, true));
 }
 
 // ---- an arm's state ----
+
+// Cycles in which memory brings so many bytes at PACE of its nominal bandwidth; 1 where that is not known.
+static uint32_t pace_of(size_t bytes) {
+  static const double PACE = 0.85;
+  double per_ms = 2.0 * device_attribute(cudaDevAttrMemoryClockRate) *
+                  (device_attribute(cudaDevAttrGlobalMemoryBusWidth) / 8.0);
+  return per_ms > 0 ? (uint32_t)((double)bytes / (PACE * per_ms) * device_attribute(cudaDevAttrClockRate))
+                    : 1;
+}
 
 static token_layer layer_of(const dev_layer &w) {
   token_layer y = {};
@@ -108,10 +116,12 @@ status token_state_fill(token_state *t, const dev_weights *w) {
   free(layers);
   CUDA_TRY(error);
   for (float *set : t->sets) CUDA_TRY(cudaMemset(set, 0xff, bytes)); // NOT_WRITTEN
+  t->pace = pace_of((size_t)t->plan.blocks * w->layers[0].gate.row_bytes);
   return 0;
 }
 
-status token_launch(const token_state *t, const token_work *work, cudaStream_t stream) {
+status token_launch(const token_state *t, const token_work *work, const peer_links &peers,
+                    cudaStream_t stream) {
   token_args a = {};
   a.p = t->plan;
   a.w = *work;
@@ -119,7 +129,11 @@ status token_launch(const token_state *t, const token_work *work, cudaStream_t s
   a.sets[0] = t->sets[0];
   a.sets[1] = t->sets[1];
   a.epoch = t->epoch;
+  a.peers = peers;
+  a.inbox[0] = t->inbox[0];
+  a.inbox[1] = t->inbox[1];
   a.scale = (float)(1.0 / __builtin_sqrt((double)t->plan.head_dim));
-  return launch_resident(token_kernel_for(&t->plan), t->plan.blocks, TOKEN_THREADS,
+  a.pace = t->pace;
+  return launch_resident(token_kernel_for(&t->plan, peers.n > 0), t->plan.blocks, TOKEN_THREADS,
                          (size_t)t->plan.shared_bytes, stream, a);
 }

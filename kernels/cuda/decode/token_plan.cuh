@@ -70,6 +70,8 @@ PLAN_FN void plan_numbers(token_plan *p) {
   p->at_logits = take_words(&at, p->n_experts);
   p->at_hidden = take_words(&at, p->top_k * p->width);
   p->at_counters = take_words(&at, p->n_kv_heads * p->slices);
+  p->at_guess = take_words(&at, p->n_experts);
+  p->at_guessed = take_words(&at, p->top_k);
   p->layer_words = at;
 }
 
@@ -104,13 +106,13 @@ PLAN_FN int plan_blocks(const token_plan &p, int multiprocessors) {
 // ---- the shapes that a kernel is compiled for ----
 
 struct any_shape { // those of no kernel of their own: sizes and types as the plan says
-  static constexpr bool FIXED = false;
+  static constexpr bool FIXED = false, LINKED = false; // LINKED: as the launch says
   PLAN_FN token_plan plan() { return {}; }
 };
 
 // Qwen3-30B-A3B in a Q4_K_M file: down and v are Q4_K or Q6_K, the other matrices Q4_K.
-struct qwen3_30b_shape {
-  static constexpr bool FIXED = true;
+template <bool HAS_PEERS> struct qwen3_30b_shape {
+  static constexpr bool FIXED = true, LINKED = HAS_PEERS;
   PLAN_FN token_plan plan() {
     token_plan p = plan_shape(2048, 768, 32, 4, 128, 128, 8);
     p.blocks = 128;

@@ -12,6 +12,18 @@ static __host__ __device__ constexpr int pad_to(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+// ---- a lane's eight numbers ----
+
+__device__ __forceinline__ void load_8(float v[8], const float *from) {
+  float4 x = *(const float4 *)from, y = *(const float4 *)(from + 4);
+  v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+  v[4] = y.x, v[5] = y.y, v[6] = y.z, v[7] = y.w;
+}
+__device__ __forceinline__ void store_8(float *to, const float v[8]) {
+  *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
+  *(float4 *)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
+}
+
 // ---- a rounded row ----
 
 // Pieces of 16 activations in four planes, piece p of a block in plane p % 4, so that the four runs of a lane

@@ -30,6 +30,10 @@ static inline void store_release_system(uint32_t *at, uint32_t value) {
 static inline uint64_t clock_nanoseconds() {
   return emulation::nanoseconds_now();
 }
+static inline uint32_t clock_cycles() { // an instruction each
+  static thread_local uint32_t now;
+  return ++now;
+}
 static inline void pause_between_polls() {
   emulation::pause();
 }

@@ -3,10 +3,12 @@
 from; what was not written leaves no hole; nothing on it is loaded or run; files that are not whole are refused by name."""
 
 import collections
+import html
 import html.parser
 import json
 import os
 import re
+import shlex
 import unittest
 
 import moe
@@ -200,6 +202,14 @@ class Parts(unittest.TestCase):
             self.assertIn(part["name"], found.text)
         self.assertIn(f"--set bisect.tensor={whole['tensor']}", found.text)
 
+    def test_the_command_of_a_page_gives_its_file_again(self):
+        line = re.search(r'aria-label="command"><code>(.*?)\n</code>', pages.html(pages.product()))[1]
+        words, out = shlex.split(html.unescape(line)), moe.fresh()
+        self.assertEqual(words[0], "moe_run")
+        outcome = moe.finish(moe.start([moe.PROGRAM, *words[1:-1], out], cwd=moe.SOURCE), folder=out)
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertEqual(tree(out, "bisect"), tree(pages.product(), "bisect"))
+
     def test_a_study(self):
         found, study = page(pages.study()), study_example.study()
         self.assertEqual(
@@ -228,7 +238,7 @@ class Parts(unittest.TestCase):
 
     def test_a_bench(self):
         found, bench = page(pages.bench()), tree(pages.bench(), "bench")
-        self.assertEqual(found.sections, ["rates", "phases"])
+        self.assertEqual(found.sections, ["rates", "phases", "repeat-bench"])
         self.assertEqual(found.figures, len(bench["rows"]))
         for row in bench["rows"]:
             self.assertIn(row["digest"], found.text)

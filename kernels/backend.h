@@ -39,7 +39,9 @@ typedef struct {
   attention_form attention;
 } path_info;
 
+// A path's name and nature; its version and tag are those of a model without weights in blocks of 32.
 const path_info *path_get(path_kind kind);
+const path_info *path_newest(path_kind kind);                // as path_get, with the newest version
 const path_info *path_find(const char *name, size_t length); // NULL: no such path
 bool path_reads_kv(const path_info *path);                   // whether run.kv says how its cache is kept
 // Of a head's key or value in its cache.
@@ -74,6 +76,9 @@ typedef struct {
   const float *output_norm; // [hidden]
   layer_weights *layers;    // [n_layers]
 } model_weights;
+
+// The path as it is defined for this model: what a digest of it is tagged with (docs/paths.md, "Versions").
+const path_info *path_for(path_kind kind, const model_weights *weights);
 
 // Two index spaces of experts: over the whole layer, and over the experts that one rank owns. They are
 // distinct types, so that the compiler keeps them apart. Arrays of either travel as int32.
@@ -446,10 +451,7 @@ struct backend {
 const char *backend_name(backend_kind kind);       // "cpu"
 bool backend_needs_device(backend_kind kind);      // of that kind, built in or not; false: the host's cores
 const backend_ops *backend_get(backend_kind kind); // NULL: not built in
-// Good where the path has a product for each matrix of the model (product_form.h). The error names the
-// tensor, its type, the path and the backend, which may lack more.
-status path_check_products(const model_weights *weights, path_kind path, backend_kind where);
-const backend_ops *const *backend_table(void); // NULL-terminated, preferred first
+const backend_ops *const *backend_table(void);     // NULL-terminated, preferred first
 
 // ---- arms ----
 

@@ -2,6 +2,7 @@
 // digest of a row.
 #include "kernels/backend.h"
 #include "kernels/formats/numerics.h"
+#include "kernels/product_form.h"
 #include <string.h>
 
 // The tag's text is mixed into every digest: a new version of a path can never pass for the old one.
@@ -12,8 +13,23 @@ static const path_info paths[PATH_COUNT] = {
     {PATH_Q8K_SPLIT, "q8k_split", 2, 0x71386b7300000002u, 4, ATTENTION_EXACT},
 };
 
+// Of a model that has weights in blocks of 32, where the path defines their products anew. What it does with
+// all others is as above, so their models keep the version above and its digests.
+static const path_info with_blocks_of_32[PATH_COUNT] = {
+    [PATH_Q8K] = {PATH_Q8K, "q8k", 3, 0x71386b0000000003u, 4, ATTENTION_EXACT},
+    [PATH_Q8K_SPLIT] = {PATH_Q8K_SPLIT, "q8k_split", 3, 0x71386b7300000003u, 4, ATTENTION_EXACT},
+};
+
 const path_info *path_get(path_kind kind) {
   return &paths[kind];
+}
+
+const path_info *path_newest(path_kind kind) {
+  return with_blocks_of_32[kind].name ? &with_blocks_of_32[kind] : &paths[kind];
+}
+
+const path_info *path_for(path_kind kind, const model_weights *weights) {
+  return model_reads(weights, ACTIVATION_Q8_0) ? path_newest(kind) : path_get(kind);
 }
 
 bool path_reads_kv(const path_info *path) {

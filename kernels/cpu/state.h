@@ -12,10 +12,9 @@ enum { FEW_TOKENS = 4 };
 
 typedef struct { // activations of one kind for up to max_batch (or max slots) rows
   char *reals;   // rows of the path's real, width long and a little further apart
-  char *q8k;     // rows of width / QK_K blocks, on q8k_split with their outliers; only on a path that rounds,
-                 // and where width is a multiple of QK_K
+  char *q8k;     // rounded rows (row.h); NULL: no product reads them
   int64_t width;
-  char *remainder;  // rows of width / QK_K blocks: what that rounding left over; NULL: no product reads it
+  char *remainder;  // rounded rows of what that rounding left over; NULL: no product reads it
   void **real_rows; // pointers to the rows
   const block_q8_K **q8k_rows, **remainder_rows;
 } activations;
@@ -58,6 +57,7 @@ typedef struct {
   model_shape shape;
   const cpu_row *row;
   path_kernels shared, experts;
+  bool reads_q8k, reads_q8_0; // some weight's product does
   uint64_t bytes;
 
   char *x;               // residual stream [max_batch][hidden]

@@ -29,15 +29,20 @@ typedef enum { WITHOUT_REMAINDER, WITH_REMAINDER } rounding;
 // Row `row` of a in the form that the path's products read. WITH_REMAINDER: also of q, k, v and o.
 static inline void quantize(const cpu_backend *b, const path_kernels *s, activations *a, int64_t row,
                             rounding how) {
-  block_q8_K *out = (block_q8_K *)a->q8k_rows[row];
+  block_q8_K *out = (block_q8_K *)a->q8k_rows[row], *left = NULL;
   const float *x = (const float *)a->real_rows[row];
-  if (path_rounded_form(s->path->kind) != ACTIVATION_Q8K || !a->q8k) return;
-  if (!path_splits_outliers(s->path->kind)) {
+  bool splits = path_splits_outliers(s->path->kind) && a->width % QK_K == 0;
+  if (!a->q8k) return;
+  if (how == WITH_REMAINDER && a->remainder) left = (block_q8_K *)a->remainder_rows[row];
+  if (b->reads_q8_0 && a->width % QK_32 == 0)
+    b->row->round_q8_0((block_q8_32 *)blocks_32_of(out, a->width),
+                       left ? (block_q8_32 *)blocks_32_of(left, a->width) : NULL,
+                       splits ? (row_outliers *)outliers_of(out, a->width / QK_K) : NULL, x, a->width);
+  if (!b->reads_q8k || a->width % QK_K) return;
+  if (splits)
+    b->row->split_q8k(out, left, x, a->width);
+  else
     b->row->quantize_q8k(out, x, a->width);
-    return;
-  }
-  bool keeps = how == WITH_REMAINDER && a->remainder;
-  b->row->split_q8k(out, keeps ? (block_q8_K *)a->remainder_rows[row] : NULL, x, a->width);
 }
 
 // out[to] = rms_norm(x[from]) * weight, rounded where the path rounds

@@ -182,7 +182,8 @@ void job_report_close(report *r) {
 static uint64_t hash_expert_paths(const job *j, const arm_choice *a) {
   uint64_t sum = 0;
   for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++)
-    sum = num_mix64(sum + path_get(job_arm_of_rank(j, a, j->experts.rank_of_expert[e])->path)->tag);
+    sum = num_mix64(sum +
+                    path_for(job_arm_of_rank(j, a, j->experts.rank_of_expert[e])->path, &j->m->weights)->tag);
   return sum;
 }
 

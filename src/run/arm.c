@@ -142,7 +142,7 @@ status arm_open(arm **out, const arm_params *params) {
   a->params = *params;
   a->vocabulary = s->vocabulary;
   a->n_layers = s->n_layers;
-  a->forward.path = params->shared.path;
+  a->forward.path = path_for(params->shared.path->kind, &params->m->weights);
   a->forward.hidden = s->hidden;
   a->forward.kv_width = s->n_kv_heads * s->head_dim;
   a->forward.n_kv_heads = s->n_kv_heads;

@@ -388,16 +388,6 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   return result;
 }
 
-status job_check_products(const job *j, message_list *refusals) {
-  for (size_t i = 0; i < j->cfg->run.arms.count; i++) {
-    const arm_choice *choice = &j->cfg->run.arms.arm[i];
-    if (choice->kind != ARM_PLAIN) continue; // its parts depend on the ranks
-    TRY(message_list_take_error(refusals,
-                                path_check_products(&j->m->weights, choice->path, choice->backend)));
-  }
-  return 0;
-}
-
 static const char *changed_file(const job *j) {
   const char *path = gguf_changed_file(j->m->file);
   return path || !j->reference ? path : gguf_changed_file(j->reference->file);

@@ -39,7 +39,9 @@ typedef struct {
   attention_form attention;
 } path_info;
 
+// A path's name and nature; its version and tag are those of a model without weights in blocks of 32.
 const path_info *path_get(path_kind kind);
+const path_info *path_newest(path_kind kind);                // as path_get, with the newest version
 const path_info *path_find(const char *name, size_t length); // NULL: no such path
 bool path_reads_kv(const path_info *path);                   // whether run.kv says how its cache is kept
 // Of a head's key or value in its cache.
@@ -74,6 +76,9 @@ typedef struct {
   const float *output_norm; // [hidden]
   layer_weights *layers;    // [n_layers]
 } model_weights;
+
+// The path as it is defined for this model: what a digest of it is tagged with (docs/paths.md, "Versions").
+const path_info *path_for(path_kind kind, const model_weights *weights);
 
 // Two index spaces of experts: over the whole layer, and over the experts that one rank owns. They are
 // distinct types, so that the compiler keeps them apart. Arrays of either travel as int32.
@@ -200,6 +205,30 @@ typedef enum {   // rows that cross ranks, of `shared`'s reals but for the exper
   ROWS_SLOTS,   // the slots' outputs [n * top_k][hidden]
 } row_kind;
 
+// Outputs of a shared step that ranks divide: of each matrix's rows, or of key/value heads with their
+// queries.
+typedef struct {
+  int64_t first, count;
+} output_range;
+
+// The part of `total` outputs that is rank `rank`'s: as even as whole units allow.
+static inline output_range output_range_of(int64_t total, int64_t unit, int rank, int n_ranks) {
+  int64_t units = (total + unit - 1) / unit;
+  int64_t first = units * rank / n_ranks * unit, end = units * (rank + 1) / n_ranks * unit;
+  first = first < total ? first : total;
+  end = end < total ? end : total;
+  return (output_range){first, end - first};
+}
+
+enum { OUTPUT_UNIT = 64 }; // rows of a matrix that stay together: a tile of every kernel
+
+typedef enum { // the parts that ranks have of a step's outputs, of `shared`'s reals; rank after rank, of each
+               // [n][its outputs]
+  PARTS_HEADS, // outputs are key/value heads: their queries' attention, then the key and the value as cached
+  PARTS_OUTPUT, // rows of o
+  PARTS_LOGITS, // rows of the head
+} part_kind;
+
 typedef struct {     // names a rank's memory to the other ranks of its host
   uint64_t layout;   // ranks whose layouts differ cannot be peers
   bool offers_fused; // one token's layers in one launch; taken where all ranks offer it
@@ -231,7 +260,8 @@ typedef struct {
   int rank, n_ranks;
   const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
   int64_t fixed_tokens;
-  bool has_peers; // peers_open may follow: what other ranks' devices store into lies together
+  bool has_peers;       // peers_open may follow: what other ranks' devices store into lies together
+  int64_t parts_tokens; // tokens of the largest batch whose outputs ranks divide (heads_part); 0: none
   // Called from time to time while the host waits for the device, with the seconds waited so far. An error
   // from it ends the wait, and then the device may never answer again. NULL: waits have no deadline.
   status (*watch)(void *context, double waited);
@@ -384,6 +414,29 @@ typedef struct {
   // arrived for what is enqueued afterwards.
   status (*peers_gather)(backend *, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
   size_t (*peers_row_bytes)(backend *, row_kind); // local; of a row as peers_gather sends it
+
+  // ---- optional, all or none: shared steps whose outputs the ranks divide (backend_params.parts_tokens)
+  // ----
+  //
+  // Instead of attention: heads_part, an all-gather of PARTS_HEADS, output_part, one of PARTS_OUTPUT, and
+  // output_add. Instead of head: head_part. A rank's part is output_range_of the heads (a unit is one) or
+  // rows (OUTPUT_UNIT); the caches are whole on every rank. No probe is shown.
+
+  // Needs x; gives this rank's PARTS_HEADS.
+  status (*heads_part)(backend *, int64_t layer, const token_batch *rows);
+  // Needs all PARTS_HEADS; caches the others' keys and values; gives this rank's PARTS_OUTPUT.
+  status (*output_part)(backend *, int64_t layer, const token_batch *rows);
+  status (*output_add)(backend *, const token_batch *rows); // needs all PARTS_OUTPUT; x += o(attention)
+  status (*head_part)(backend *, const token_batch *rows, const int64_t *row, int64_t count);
+  // Adds the digest of this rank's PARTS_LOGITS to sums[its sequence].
+  status (*logits_part_digest)(backend *, const token_batch *rows, const int64_t *row, int64_t count,
+                               uint64_t *sums);
+  // Needs all PARTS_LOGITS; gives what logits_read reads.
+  status (*logits_join)(backend *, int64_t count);
+  // Host memory of the parts of all ranks, for the exchange to complete; elements are reals.
+  void *(*parts_host)(backend *, part_kind);
+  // Reals of a part to one of its outputs and a token.
+  int64_t (*part_width)(const backend *, part_kind);
 } backend_ops;
 
 static inline bool backend_is_on_device(const backend_ops *ops) {
@@ -398,10 +451,7 @@ struct backend {
 const char *backend_name(backend_kind kind);       // "cpu"
 bool backend_needs_device(backend_kind kind);      // of that kind, built in or not; false: the host's cores
 const backend_ops *backend_get(backend_kind kind); // NULL: not built in
-// Good where the path has a product for each matrix of the model (product_form.h). The error names the
-// tensor, its type, the path and the backend, which may lack more.
-status path_check_products(const model_weights *weights, path_kind path, backend_kind where);
-const backend_ops *const *backend_table(void); // NULL-terminated, preferred first
+const backend_ops *const *backend_table(void);     // NULL-terminated, preferred first
 
 // ---- arms ----
 
@@ -416,6 +466,9 @@ status arm_spec_get(arm_spec *out, path_kind path, backend_kind where);
 // Adds to *sum the digest of n reals (float or double by real_bytes) as row (layer, token) of a path.
 void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
                 size_t n);
+// The same of a part of the row: its elements first .. first + n - 1.
+void digest_row_part(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
+                     int64_t first, size_t n);
 
 #ifdef __cplusplus
 }

@@ -2,6 +2,7 @@
 // digest of a row.
 #include "kernels/backend.h"
 #include "kernels/formats/numerics.h"
+#include "kernels/product_form.h"
 #include <string.h>
 
 // The tag's text is mixed into every digest: a new version of a path can never pass for the old one.
@@ -12,8 +13,23 @@ static const path_info paths[PATH_COUNT] = {
     {PATH_Q8K_SPLIT, "q8k_split", 2, 0x71386b7300000002u, 4, ATTENTION_EXACT},
 };
 
+// Of a model that has weights in blocks of 32, where the path defines their products anew. What it does with
+// all others is as above, so their models keep the version above and its digests.
+static const path_info with_blocks_of_32[PATH_COUNT] = {
+    [PATH_Q8K] = {PATH_Q8K, "q8k", 3, 0x71386b0000000003u, 4, ATTENTION_EXACT},
+    [PATH_Q8K_SPLIT] = {PATH_Q8K_SPLIT, "q8k_split", 3, 0x71386b7300000003u, 4, ATTENTION_EXACT},
+};
+
 const path_info *path_get(path_kind kind) {
   return &paths[kind];
+}
+
+const path_info *path_newest(path_kind kind) {
+  return with_blocks_of_32[kind].name ? &with_blocks_of_32[kind] : &paths[kind];
+}
+
+const path_info *path_for(path_kind kind, const model_weights *weights) {
+  return model_reads(weights, ACTIVATION_Q8_0) ? path_newest(kind) : path_get(kind);
 }
 
 bool path_reads_kv(const path_info *path) {
@@ -67,13 +83,18 @@ bool backend_needs_device(backend_kind kind) {
 
 void digest_row(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
                 size_t n) {
+  digest_row_part(sum, path, layer, token, reals, 0, n);
+}
+
+void digest_row_part(uint64_t *sum, const path_info *path, int64_t layer, int64_t token, const void *reals,
+                     int64_t first, size_t n) {
   uint64_t row = num_digest_row(path->tag, layer, token), total = 0;
   if (path->real_bytes == sizeof(double)) {
     const double *x = (const double *)reals;
-    for (size_t i = 0; i < n; i++) total += num_digest_element(row, (int64_t)i, num_bits_f64(x[i]));
+    for (size_t i = 0; i < n; i++) total += num_digest_element(row, first + (int64_t)i, num_bits_f64(x[i]));
   } else {
     const float *x = (const float *)reals;
-    for (size_t i = 0; i < n; i++) total += num_digest_element(row, (int64_t)i, num_bits_f32(x[i]));
+    for (size_t i = 0; i < n; i++) total += num_digest_element(row, first + (int64_t)i, num_bits_f32(x[i]));
   }
   *sum += total;
 }

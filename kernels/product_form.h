@@ -1,5 +1,4 @@
-// product_form: what a path's product with a type of weights reads, and which model an arm refuses because it
-// lacks a product.
+// product_form: what a path's product with a type of weights reads.
 //
 // Owns: the one answer to "rounded or not", for every backend. Independent of: how a product is computed.
 #pragma once
@@ -12,7 +11,10 @@ extern "C" {
 // The form in which the product of weights of `type` on the path reads its activations.
 activation_form product_form(path_kind path, weight_type type);
 
-// The form to which the path rounds activations, for the products that read it; ACTIVATION_REAL: it does not
+// Whether a product with some weight of the model reads this form on a path that rounds.
+bool model_reads(const model_weights *weights, activation_form form);
+
+// The form to which the path rounds activations for products with K-quants; ACTIVATION_REAL: it does not
 // round.
 activation_form path_rounded_form(path_kind path);
 
@@ -23,10 +25,6 @@ bool path_splits_outliers(path_kind path);
 // Whether what stands before the router, the products q, k, v and o, reads on this path also what the
 // rounding of its activations left over, rounded again.
 bool path_keeps_remainder(path_kind path);
-
-// Good where the paths of p have a product for each matrix that the rank multiplies with. The error names the
-// tensor, its type, the path and the backend. computes: what the backend has products of; NULL: of all types.
-status product_forms_check(const backend_params *p, const char *backend, bool (*computes)(weight_type type));
 
 #ifdef __cplusplus
 }

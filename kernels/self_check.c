@@ -326,11 +326,12 @@ static status run_on(check *c, const self_check_params *p) {
 
 status self_check_run(uint64_t *digest_out, char *row, size_t row_bytes, const self_check_params *p) {
   small_model m = {.weights = {.layers = NULL}};
-  check c = {.m = &m, .path = path_get(p->path)};
+  check c = {.m = &m};
   pools *blocks = NULL;
   status result;
   TRY_DONE(result, TAKE(&blocks, 1, "the self-check's weights"));
   TRY_DONE(result, draw_model(&m, p->like, blocks));
+  c.path = path_for(p->path, &m.weights);
   TRY_DONE(result, TAKE(&c.layer_sums, (size_t)m.weights.shape.n_layers * SEQUENCES, "the self-check"));
   TRY_DONE(result, run_on(&c, p));
   *digest_out = sum_up(&c);

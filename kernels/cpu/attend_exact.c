@@ -111,29 +111,30 @@ static void piece(cpu_backend *b, const exact_task *t, int64_t index, int64_t pi
 
 typedef struct {
   int64_t layer, n_spans, pieces;
+  slice_range slices;
   const token_batch *batch;
 } attend_part;
 
 static void attend_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const attend_part *p = (const attend_part *)what;
-  int64_t slices = head_slices(&b->shape), at = task / p->pieces, span = at / slices;
+  int64_t at = task / p->pieces, span = at / p->slices.count, slice = p->slices.first + at % p->slices.count;
   (void)after;
   if (p->pieces == 1) { // late spans have most keys: they go first
-    exact_attend_span(b, p->layer, p->batch, &b->spans[p->n_spans - 1 - span], at % slices);
+    exact_attend_span(b, p->layer, p->batch, &b->spans[p->n_spans - 1 - span], slice);
     return;
   }
   exact_task t;
-  task_fill(&t, b, p->layer, p->batch, &b->spans[span], at % slices);
+  task_fill(&t, b, p->layer, p->batch, &b->spans[span], slice);
   piece(b, &t, task % p->pieces, p->pieces);
 }
 
 static void fold_rows(cpu_backend *b, const attend_part *p) {
   enum { ROWS = SPLIT_TOKENS * ATTEND_HEADS }; // of a span's slice
-  int64_t slices = head_slices(&b->shape), head_dim = b->shape.head_dim;
+  int64_t slices = p->slices.count, head_dim = b->shape.head_dim;
   team_range part = team_share(b->team, p->n_spans * slices * ROWS);
   for (int64_t i = part.first; i < part.end; i++) {
     exact_task t;
-    task_fill(&t, b, p->layer, p->batch, &b->spans[i / ROWS / slices], i / ROWS % slices);
+    task_fill(&t, b, p->layer, p->batch, &b->spans[i / ROWS / slices], p->slices.first + i / ROWS % slices);
     int64_t r = i % ROWS, token = r / t.span.heads, head = r % t.span.heads;
     if (token >= t.span.n) continue;
     exact_fold_chunks(b->row->exact, (float *)t.span.out[token] + head * head_dim, &b->exact.parts,
@@ -141,27 +142,22 @@ static void fold_rows(cpu_backend *b, const attend_part *p) {
   }
 }
 
-int64_t exact_pieces(const cpu_backend *b, const token_batch *batch, int64_t n_spans) {
-  int64_t tasks = n_spans * head_slices(&b->shape), wanted = PIECES_A_THREAD * b->n_threads, tokens = 0,
-          most = 0;
+int64_t exact_pieces(const cpu_backend *b, const token_batch *batch, int64_t n_spans, slice_range slices) {
+  int64_t tasks = n_spans * slices.count, wanted = PIECES_A_THREAD * b->n_threads, tokens = 0, most = 0;
   for (int64_t i = 0; i < n_spans; i++) {
     const token_span *s = &b->spans[i];
     tokens += s->n;
     for (int64_t t = s->first; t < s->first + s->n; t++)
       most = chunks_of(batch->position[t] + 1) > most ? chunks_of(batch->position[t] + 1) : most;
   }
-  if (tokens * b->shape.n_heads > b->exact.parts.n || tasks >= wanted) return 1;
+  if (tokens * b->shape.n_heads > b->exact.parts.n || tasks >= wanted || !tasks) return 1;
   int64_t pieces = (wanted + tasks - 1) / tasks, largest = most / PIECE_CHUNKS;
   return pieces < largest ? pieces : largest > 1 ? largest : 1;
 }
 
-int64_t exact_tasks(const cpu_backend *b, int64_t n_spans, int64_t pieces) {
-  return n_spans * head_slices(&b->shape) * pieces;
-}
-
 void exact_attend_run(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans,
-                      int64_t pieces, task_queue *tasks) {
-  const attend_part p = {layer, n_spans, pieces, batch};
+                      slice_range slices, int64_t pieces, task_queue *tasks) {
+  const attend_part p = {layer, n_spans, pieces, slices, batch};
   tasks_run(b, tasks, attend_task, &p);
   if (pieces == 1) return;
   phase_end(b, PHASE_ATTEND);

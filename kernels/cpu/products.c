@@ -27,7 +27,7 @@ int64_t matrix_tiles(const matrix *m, int64_t tile) {
 
 int64_t tile_rows_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t copies,
                      int64_t tokens) {
-  bool rounded = product_form(kernels->path->kind, m->type) == ACTIVATION_Q8K;
+  bool rounded = product_form(kernels->path->kind, m->type) != ACTIVATION_REAL;
   int64_t least = rounded ? LEAST_ROUNDED : LEAST_REAL, rows = ROW_TILE;
   if (tokens > FEW_TOKENS) return rows;
   while (rows > least && copies * matrix_tiles(m, rows) < TASKS_A_THREAD * b->n_threads) rows /= 2;
@@ -41,7 +41,10 @@ tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
 
 static void times_rounded(const cpu_backend *b, const matrix *rows, float *const *out,
                           const block_q8_K *const *x, int64_t n) {
-  (type_find(rows->type)->unpacked ? b->row->product_unpacked : b->row->product_q8k)(out, rows, x, n);
+  if (type_find(rows->type)->on_q8k == ACTIVATION_Q8_0)
+    b->row->product_q8_0(out, rows, x, n);
+  else
+    (type_has_q8k_kernels(rows->type) ? b->row->product_q8k : b->row->product_unpacked)(out, rows, x, n);
 }
 
 // out += `rows` times the remainders of up to TOKEN_TILE tokens from t on, each product whole first.
@@ -49,7 +52,7 @@ static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, 
                           int64_t n) {
   float *room = (float *)cpu_thread_scratch(b), *at[TOKEN_TILE];
   for (int64_t i = 0; i < n; i++) at[i] = room + i * ROW_TILE;
-  if (n == 1 && p->kernels->ops->vector_q8k && !type_find(rows->type)->unpacked)
+  if (n == 1 && p->kernels->ops->vector_q8k && type_has_q8k_kernels(rows->type))
     p->kernels->ops->vector_q8k(room, rows, p->remainder[t], NULL);
   else
     times_rounded(b, rows, at, p->remainder + t, n);
@@ -60,10 +63,10 @@ static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, 
 // What the path adds to a product with rounded activations: first the remainder's, then the outliers' terms.
 static void add_parts(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
                       int64_t n) {
-  bool unpacked = type_find(rows->type)->unpacked;
+  bool few = !type_has_q8k_kernels(rows->type);
   if (p->remainder) add_remainder(b, p, rows, out, t, n);
-  if (path_splits_outliers(p->kernels->path->kind))
-    (unpacked ? b->row->add_outliers_unpacked : b->row->add_outliers)(out, rows, p->q8k + t, n);
+  if (path_splits_outliers(p->kernels->path->kind) && rows->cols % QK_K == 0)
+    (few ? b->row->add_outliers_few_bits : b->row->add_outliers)(out, rows, p->q8k + t, n);
 }
 
 // `rows` times up to TOKEN_TILE tokens from t on.
@@ -76,11 +79,10 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
                                                            (float *)cpu_thread_scratch(b));
     break;
   case ACTIVATION_Q8K:
+  case ACTIVATION_Q8_0:
     times_rounded(b, rows, (float *const *)out, p->q8k + t, n);
     add_parts(b, p, rows, (float *const *)out, t, n);
     break;
-  case ACTIVATION_NONE:
-    __builtin_trap(); // the arm was refused
   }
 }
 
@@ -89,7 +91,7 @@ void product_tile(cpu_backend *b, const product *p, int64_t index, const void *a
   tile_range at = tile_at(p->m, p->tile, index);
   matrix rows = matrix_rows(p->m, at.first, at.count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
-  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && !type_find(p->m->type)->unpacked) {
+  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && type_has_q8k_kernels(p->m->type)) {
     float *out = (float *)p->out[0] + at.first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
     add_parts(b, p, &rows, &out, 0, 1);

@@ -90,7 +90,13 @@ static inline int64_t product_scratch_floats(int64_t cols) {
   return ROW_TILE * cols;
 }
 
-// On a path that splits, a row of rounded blocks is followed by its outliers.
+// A row of rounded activations: its blocks of Q8_K from the pointer on, where its width is a multiple of 256
+// and a weight reads them; before the pointer, so that neither place depends on the other, its blocks of 32,
+// where a weight reads those; and on a path that splits, after Q8_K, its outliers.
+static inline const block_q8_32 *blocks_32_of(const block_q8_K *row, int64_t cols) {
+  return (const block_q8_32 *)(const void *)row - cols / QK_32;
+}
+
 typedef struct {
   int32_t at; // place in the row
   float x;
@@ -124,10 +130,17 @@ typedef struct {
   void (*split_q8k)(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n);
   // out[t][i] += the sum of the outliers' terms, after product_q8k of such rows
   void (*add_outliers)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
-  // product_q8k and add_outliers of rows of a type that is unpacked (types.h)
+  // product_q8k of rows of a type of few bits in blocks of 256 (UNPACKED in blocks.h)
   void (*product_unpacked)(float *const *out, const matrix *rows, const block_q8_K *const *x,
                            int64_t n_tokens);
-  void (*add_outliers_unpacked)(float *const *out, const matrix *rows, const block_q8_K *const *x,
+  // Blocks of 32: out and, unless NULL, remainder are of n / QK_32 blocks; outliers: NULL, or where those of
+  // x go, which are then not in what is rounded
+  void (*round_q8_0)(block_q8_32 *out, block_q8_32 *remainder, row_outliers *outliers, const float *x,
+                     int64_t n);
+  // product_q8k of rows of a type in blocks of 32: x are rows, of which it reads blocks_32_of
+  void (*product_q8_0)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
+  // add_outliers of rows of blocks of 32, or of few bits
+  void (*add_outliers_few_bits)(float *const *out, const matrix *rows, const block_q8_K *const *x,
                                 int64_t n_tokens);
   // `rounds` of the row's products of bytes in registers alone, as many at once as keep its units busy;
   // returns the operations. For bench.phases. NULL: the row has no instruction for them.

@@ -12,6 +12,17 @@ status cpu_take(cpu_backend *b, void *pointer, size_t count, size_t size, const 
   return memory_take((void **)pointer, count, size, what);
 }
 
+// row[i]: rounded row i, as row.h lays it out.
+static status rounded_open(cpu_backend *b, char **out, const block_q8_K **row, int64_t rows, int64_t width,
+                           bool splits, const char *what) {
+  size_t before = b->reads_q8_0 ? (size_t)(width / QK_32) * sizeof(block_q8_32) : 0;
+  size_t after = splits ? split_row_bytes(width / QK_K) : (size_t)(width / QK_K) * sizeof(block_q8_K);
+  TRY(cpu_take(b, out, (size_t)rows, before + after, what));
+  for (int64_t r = 0; r < rows; r++)
+    row[r] = (const block_q8_K *)(const void *)(*out + (size_t)r * (before + after) + before);
+  return 0;
+}
+
 static status activations_open(cpu_backend *b, activations *a, const path_kernels *s, int64_t rows,
                                int64_t width, const char *what) {
   a->width = width;
@@ -21,26 +32,17 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
   TRY(cpu_take(b, &a->reals, (size_t)rows, lines * CACHE_LINE, what));
   TRY(cpu_take(b, &a->real_rows, (size_t)rows, sizeof *a->real_rows, what));
   TRY(cpu_take(b, &a->q8k_rows, (size_t)rows, sizeof *a->q8k_rows, what));
-  bool rounded = path_rounded_form(s->path->kind) == ACTIVATION_Q8K && width % QK_K == 0;
-  size_t row_bytes = path_splits_outliers(s->path->kind) ? split_row_bytes(width / QK_K)
-                                                         : (size_t)(width / QK_K) * sizeof(block_q8_K);
-  if (rounded) TRY(cpu_take(b, &a->q8k, (size_t)rows, row_bytes, what));
-  for (int64_t r = 0; r < rows; r++) {
-    a->real_rows[r] = a->reals + (size_t)r * lines * CACHE_LINE;
-    if (rounded) a->q8k_rows[r] = (const block_q8_K *)(const void *)(a->q8k + (size_t)r * row_bytes);
-  }
-  return 0;
+  for (int64_t r = 0; r < rows; r++) a->real_rows[r] = a->reals + (size_t)r * lines * CACHE_LINE;
+  bool has_q8k = b->reads_q8k && width % QK_K == 0, has_q8_0 = b->reads_q8_0 && width % QK_32 == 0;
+  if (path_rounded_form(s->path->kind) == ACTIVATION_REAL || !(has_q8k || has_q8_0)) return 0;
+  return rounded_open(b, &a->q8k, a->q8k_rows, rows, width, path_splits_outliers(s->path->kind), what);
 }
 
 // For activations that q, k, v or o reads, on a path that keeps the remainder.
 static status remainder_open(cpu_backend *b, activations *a, int64_t rows, const char *what) {
-  size_t row_bytes = (size_t)(a->width / QK_K) * sizeof(block_q8_K);
-  if (!path_keeps_remainder(b->shared.path->kind) || !a->q8k) return 0;
-  TRY(cpu_take(b, &a->remainder, (size_t)rows, row_bytes, what));
+  if (!path_keeps_remainder(b->shared.path->kind) || !a->q8k || a->width % QK_K) return 0;
   TRY(cpu_take(b, &a->remainder_rows, (size_t)rows, sizeof *a->remainder_rows, what));
-  for (int64_t r = 0; r < rows; r++)
-    a->remainder_rows[r] = (const block_q8_K *)(const void *)(a->remainder + (size_t)r * row_bytes);
-  return 0;
+  return rounded_open(b, &a->remainder, a->remainder_rows, rows, a->width, false, what);
 }
 
 static status outputs_open(cpu_backend *b, outputs *o, int64_t n_rows, int64_t width, const char *what) {
@@ -65,7 +67,7 @@ static void activations_close(activations *a) {
   free(a->remainder_rows);
 }
 
-static path_kernels kernels_of(const cpu_row *row, path_kind kind) {
+static path_kernels kernels_of(const cpu_row *row, path_kind kind, const model_weights *weights) {
   const real_ops *ops = row->f32;
   switch (kind) {
   case PATH_F64:
@@ -76,7 +78,7 @@ static path_kernels kernels_of(const cpu_row *row, path_kind kind) {
   case PATH_Q8K_SPLIT:
     break;
   }
-  return (path_kernels){path_get(kind), ops};
+  return (path_kernels){path_for(kind, weights), ops};
 }
 
 void cpu_close(backend *base) {
@@ -93,6 +95,7 @@ void cpu_close(backend *base) {
                     b->spans,       b->scratch};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   exact_close(b);
+  output_parts_close(b);
   team_close(b->team);
   free(b->waits);
   free(b);
@@ -184,6 +187,7 @@ static status cpu_open_fields(cpu_backend *b) {
   const backend_params *p = &b->params;
   if (p->computes_shared) TRY(open_attention(b));
   if (p->computes_shared) TRY(open_router_and_head(b));
+  if (p->parts_tokens) TRY(output_parts_open(b));
   TRY(open_experts(b));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
   bool is_exact = p->computes_shared && b->shared.path->attention == ATTENTION_EXACT;
@@ -217,15 +221,16 @@ status cpu_open(backend **out, const backend_params *params) {
   if (!row)
     return REFUSE("run.rows = \"%s\": expected \"auto\" or a row of the cpu backend that runs here: %s",
                   params->row, cpu_rows());
-  TRY(product_forms_check(params, "cpu", NULL));
   cpu_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cpu backend"));
   b->base.ops = &cpu_backend_ops;
   b->params = *params;
   b->shape = params->weights->shape;
   b->row = row;
-  b->shared = kernels_of(row, params->shared);
-  b->experts = kernels_of(row, params->experts);
+  b->shared = kernels_of(row, params->shared, params->weights);
+  b->experts = kernels_of(row, params->experts, params->weights);
+  b->reads_q8k = model_reads(params->weights, ACTIVATION_Q8K);
+  b->reads_q8_0 = model_reads(params->weights, ACTIVATION_Q8_0);
   bool chooses = params->fits_team && params->computes_shared; // a turn starts where a layer's attention does
   team_choice_init(&b->few, params->threads, chooses, TEAM_CANDIDATES);
   team_choice_init(&b->many, params->threads, chooses, TEAM_CANDIDATES_MANY);

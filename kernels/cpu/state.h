@@ -12,10 +12,9 @@ enum { FEW_TOKENS = 4 };
 
 typedef struct { // activations of one kind for up to max_batch (or max slots) rows
   char *reals;   // rows of the path's real, width long and a little further apart
-  char *q8k;     // rows of width / QK_K blocks, on q8k_split with their outliers; only on a path that rounds,
-                 // and where width is a multiple of QK_K
+  char *q8k;     // rounded rows (row.h); NULL: no product reads them
   int64_t width;
-  char *remainder;  // rows of width / QK_K blocks: what that rounding left over; NULL: no product reads it
+  char *remainder;  // rounded rows of what that rounding left over; NULL: no product reads it
   void **real_rows; // pointers to the rows
   const block_q8_K **q8k_rows, **remainder_rows;
 } activations;
@@ -24,6 +23,13 @@ typedef struct { // what a product of the shared path fills
   char *reals;   // [max_batch][width]
   void **rows;   // pointers to the rows
 } outputs;
+
+typedef struct {                          // where ranks divide a step's outputs (backend_params.parts_tokens)
+  output_range kv_heads, outputs, logits; // this rank's
+  char *heads, *output, *vocabulary;      // PARTS_HEADS, PARTS_OUTPUT, PARTS_LOGITS of all ranks
+  void **q, **k, **v;                     // [parts_tokens] this rank's heads of a row
+  void **out;                             // [parts_tokens or max_logit_rows] rows of this rank's part
+} output_parts;
 
 typedef struct { // tokens of one sequence, neighbours in the batch, whose attention is one task a head slice
   int64_t first, n;
@@ -51,6 +57,7 @@ typedef struct {
   model_shape shape;
   const cpu_row *row;
   path_kernels shared, experts;
+  bool reads_q8k, reads_q8_0; // some weight's product does
   uint64_t bytes;
 
   char *x;               // residual stream [max_batch][hidden]
@@ -88,6 +95,7 @@ typedef struct {
   char *scratch;  // [threads][scratch_bytes]
   size_t scratch_bytes;
   activations head_in; // [max_logit_rows][hidden]
+  output_parts parts;
   probe_watch watch;
 
   team *team;

@@ -10,7 +10,7 @@ static kv_head kv_of(const cpu_backend *b, int64_t layer, int64_t sequence, int6
 }
 
 // Key and value of one head of row t into the cache.
-static void store_head(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t t, int64_t head) {
+void store_head(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t t, int64_t head) {
   int64_t position = batch->position[t], head_dim = b->shape.head_dim;
   size_t at = (size_t)(head * head_dim) * b->shared.ops->bytes;
   const char *k = (char *)b->k.rows[t] + at, *v = (char *)b->v.rows[t] + at;
@@ -74,15 +74,16 @@ static void rotate_imposed_row(cpu_backend *b, const layer_weights *w, int64_t l
 
 enum { POINTS_OF_HEADS = 1u << PROBE_QCUR | 1u << PROBE_KCUR | 1u << PROBE_VCUR };
 
-// Keys and values of the whole batch, queries of `count` tokens from `first` on.
+// Keys and values of the whole batch, queries of `count` tokens from `first` on; of these key/value heads.
 static void heads_phase(cpu_backend *b, const layer_weights *w, int64_t layer, const token_batch *batch,
-                        int64_t first, int64_t count) {
-  int64_t parts = needs_points(b, POINTS_OF_HEADS) ? 1 : b->shape.n_kv_heads;
+                        int64_t first, int64_t count, output_range kv_heads) {
+  bool whole = needs_points(b, POINTS_OF_HEADS);
+  int64_t parts = whole ? 1 : kv_heads.count;
   team_range share = team_share(b->team, batch->n * parts);
   for (int64_t i = share.first; i < share.end; i++) {
-    int64_t t = i / parts, kv = i % parts;
+    int64_t t = i / parts, kv = kv_heads.first + i % parts;
     bool queries = t >= first && t < first + count;
-    if (parts == 1)
+    if (whole)
       rotate_imposed_row(b, w, layer, batch, t, queries);
     else
       rotate_row(b, w, layer, batch, t, kv, kv + 1, queries);
@@ -135,6 +136,9 @@ typedef struct { // rows first .. first + count - 1 of a layer's attention
   const layer_weights *w;
   int64_t layer, first, count, n_spans, pieces;
   const token_batch *batch;
+  output_range kv_heads;    // all, or this rank's
+  slice_range slices;       // theirs
+  matrix rows[3];           // this rank's of q, k, v, where it has not all
   bool heads_in_tasks;      // a task of attention also has what heads_phase does
   product_list qkv, output; // q, k, v; and o
   task_queue attend;
@@ -151,14 +155,24 @@ static bool heads_fit_tasks(const attention_part *p) {
   return head_slices(&b->shape) == b->shape.n_kv_heads && p->pieces == 1;
 }
 
-static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t first,
-                              int64_t count) {
+// But for the products.
+static attention_part tasks_of(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t first,
+                               int64_t count, output_range kv_heads) {
   const layer_weights *w = &b->params.weights->layers[layer];
   attention_part p = {.b = b, .w = w, .layer = layer, .first = first, .count = count, .batch = batch};
+  p.kv_heads = kv_heads;
+  p.slices = head_slices_of(&b->shape, kv_heads);
   p.n_spans = find_spans(b, batch, first, count);
-  p.pieces = b->shared.path->attention == ATTENTION_EXACT ? exact_pieces(b, batch, p.n_spans) : 1;
+  p.pieces = b->shared.path->attention == ATTENTION_EXACT ? exact_pieces(b, batch, p.n_spans, p.slices) : 1;
   p.heads_in_tasks = heads_fit_tasks(&p);
-  p.attend = task_queue_of(exact_tasks(b, p.n_spans, p.pieces), false);
+  p.attend = task_queue_of(p.n_spans * p.slices.count * p.pieces, false);
+  return p;
+}
+
+static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t first,
+                              int64_t count) {
+  attention_part p = tasks_of(b, layer, batch, first, count, (output_range){0, b->shape.n_kv_heads});
+  const layer_weights *w = p.w;
   product_list_add(&p.qkv, product_precise(b, b->q.rows, &w->q, &b->normed, first, count));
   product_list_add(&p.qkv, product_precise(b, b->k.rows, &w->k, &b->normed, first, count));
   product_list_add(&p.qkv, product_precise(b, b->v.rows, &w->v, &b->normed, first, count));
@@ -168,7 +182,7 @@ static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *
 
 static void attend_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const attention_part *p = (const attention_part *)what;
-  int64_t slices = head_slices(&b->shape), slice = task % slices;
+  int64_t slices = p->slices.count, slice = p->slices.first + task % slices;
   const token_span *span =
       &b->spans[p->n_spans - 1 - task / slices]; // late spans have most keys: they go first
   (void)after;
@@ -191,12 +205,17 @@ static void attended_alone(cpu_backend *b, void *what) {
   attended_rows(b, p->first, (team_range){0, p->count});
 }
 
-static void attend_phase(attention_part *p) {
+static void attend_tasks(attention_part *p) {
   cpu_backend *b = p->b;
   if (p->pieces > 1)
-    exact_attend_run(b, p->layer, p->batch, p->n_spans, p->pieces, &p->attend);
+    exact_attend_run(b, p->layer, p->batch, p->n_spans, p->slices, p->pieces, &p->attend);
   else
     tasks_run(b, &p->attend, attend_task, p);
+}
+
+static void attend_phase(attention_part *p) {
+  cpu_backend *b = p->b;
+  attend_tasks(p);
   if (p->count <= FEW_TOKENS) {
     phase_end_then(b, PHASE_ATTEND, PHASE_ATTEND, attended_alone, p);
     return;
@@ -249,7 +268,7 @@ static void attend_phases(attention_part *p) {
   cpu_backend *b = p->b;
   size_t real = b->shared.ops->bytes;
   int64_t layer = p->layer, first = p->first, count = p->count;
-  if (!p->heads_in_tasks) heads_phase(b, p->w, layer, p->batch, first, count);
+  if (!p->heads_in_tasks) heads_phase(b, p->w, layer, p->batch, first, count, p->kv_heads);
   show_phase(b, PROBE_QCUR, layer, b->q.rows + first, first, count, real);
   show_phase(b, PROBE_KCUR, layer, b->k.rows + first, first, count, real);
   show_phase(b, PROBE_VCUR, layer, b->v.rows + first, first, count, real);
@@ -303,5 +322,45 @@ status cpu_attend(backend *base, int64_t layer, const token_batch *rows, int64_t
   step_start(b, rows->n);
   attention_part p = part_of(b, layer, rows, first, count);
   step_run(b, run_attend, &p, PHASE_O);
+  return 0;
+}
+
+// ---- this rank's heads alone ----
+
+// Rows of m that give heads kv_heads, `each` rows to one, into the rows' places among all heads.
+static void add_rows(attention_part *p, int index, void **at, void *const *rows, const matrix *m,
+                     int64_t each) {
+  cpu_backend *b = p->b;
+  int64_t first = p->kv_heads.first * each;
+  p->rows[index] = matrix_rows(m, first, p->kv_heads.count * each);
+  for (int64_t t = 0; t < p->count; t++) at[t] = (char *)rows[t] + (size_t)first * b->shared.ops->bytes;
+  product_list_add(&p->qkv, product_precise(b, at, &p->rows[index], &b->normed, 0, p->count));
+}
+
+static void run_heads_part(void *context) {
+  attention_part *p = (attention_part *)context;
+  cpu_backend *b = p->b;
+  norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, 0, p->count, WITH_REMAINDER);
+  product_list_run(b, &p->qkv);
+  phase_end(b, PHASE_QKV);
+  if (!p->heads_in_tasks) heads_phase(b, p->w, p->layer, p->batch, 0, p->count, p->kv_heads);
+  attend_tasks(p);
+  phase_end(b, PHASE_ATTEND);
+  pack_heads(b, p->batch);
+  phase_last(b);
+}
+
+status cpu_heads_part(backend *base, int64_t layer, const token_batch *rows) {
+  cpu_backend *b = (cpu_backend *)base;
+  const model_shape *s = &b->shape;
+  layer_start(b, layer, rows->n);
+  step_start(b, rows->n);
+  attention_part p = tasks_of(b, layer, rows, 0, rows->n, b->parts.kv_heads);
+  int64_t group = s->n_heads / s->n_kv_heads;
+  add_rows(&p, 0, b->parts.q, b->q.rows, &p.w->q, group * s->head_dim);
+  add_rows(&p, 1, b->parts.k, b->k.rows, &p.w->k, s->head_dim);
+  add_rows(&p, 2, b->parts.v, b->v.rows, &p.w->v, s->head_dim);
+  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, 0, rows->n, WITH_REMAINDER);
+  step_run(b, run_heads_part, &p, PHASE_ATTEND);
   return 0;
 }

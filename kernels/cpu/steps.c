@@ -238,4 +238,12 @@ const backend_ops cpu_backend_ops = {
     .phases_watch = cpu_phases_watch,
     .peaks = cpu_peaks,
     .threads = cpu_threads,
+    .heads_part = cpu_heads_part,
+    .output_part = cpu_output_part,
+    .output_add = cpu_output_add,
+    .head_part = cpu_head_part,
+    .logits_part_digest = cpu_logits_part_digest,
+    .logits_join = cpu_logits_join,
+    .parts_host = cpu_parts_host,
+    .part_width = cpu_part_width,
 };

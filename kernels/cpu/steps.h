@@ -29,15 +29,20 @@ typedef enum { WITHOUT_REMAINDER, WITH_REMAINDER } rounding;
 // Row `row` of a in the form that the path's products read. WITH_REMAINDER: also of q, k, v and o.
 static inline void quantize(const cpu_backend *b, const path_kernels *s, activations *a, int64_t row,
                             rounding how) {
-  block_q8_K *out = (block_q8_K *)a->q8k_rows[row];
+  block_q8_K *out = (block_q8_K *)a->q8k_rows[row], *left = NULL;
   const float *x = (const float *)a->real_rows[row];
-  if (path_rounded_form(s->path->kind) != ACTIVATION_Q8K || !a->q8k) return;
-  if (!path_splits_outliers(s->path->kind)) {
+  bool splits = path_splits_outliers(s->path->kind) && a->width % QK_K == 0;
+  if (!a->q8k) return;
+  if (how == WITH_REMAINDER && a->remainder) left = (block_q8_K *)a->remainder_rows[row];
+  if (b->reads_q8_0 && a->width % QK_32 == 0)
+    b->row->round_q8_0((block_q8_32 *)blocks_32_of(out, a->width),
+                       left ? (block_q8_32 *)blocks_32_of(left, a->width) : NULL,
+                       splits ? (row_outliers *)outliers_of(out, a->width / QK_K) : NULL, x, a->width);
+  if (!b->reads_q8k || a->width % QK_K) return;
+  if (splits)
+    b->row->split_q8k(out, left, x, a->width);
+  else
     b->row->quantize_q8k(out, x, a->width);
-    return;
-  }
-  bool keeps = how == WITH_REMAINDER && a->remainder;
-  b->row->split_q8k(out, keeps ? (block_q8_K *)a->remainder_rows[row] : NULL, x, a->width);
 }
 
 // out[to] = rms_norm(x[from]) * weight, rounded where the path rounds
@@ -128,6 +133,16 @@ static inline head_slice head_slice_at(const model_shape *s, int64_t index) {
   return (head_slice){kv * group + at, rest < ATTEND_HEADS ? rest : ATTEND_HEADS, kv};
 }
 
+typedef struct { // of head_slices
+  int64_t first, count;
+} slice_range;
+
+// Those of some key/value heads.
+static inline slice_range head_slices_of(const model_shape *s, output_range kv_heads) {
+  int64_t each = head_slices(s) / s->n_kv_heads;
+  return (slice_range){kv_heads.first * each, kv_heads.count * each};
+}
+
 typedef struct { // of each token of a span
   void *out[ATTEND_TOKENS];
   const void *q[ATTEND_TOKENS];
@@ -155,10 +170,9 @@ void exact_store_head(cpu_backend *b, int64_t layer, int64_t sequence, int64_t h
                       const float *k, const float *v);
 // Attention of b->spans[n_spans]: pieces into which each one's keys are cut (1: none), by the caller alone;
 // its tasks; and by all threads of a run the attention, which no barrier ends.
-int64_t exact_pieces(const cpu_backend *b, const token_batch *batch, int64_t n_spans);
-int64_t exact_tasks(const cpu_backend *b, int64_t n_spans, int64_t pieces);
+int64_t exact_pieces(const cpu_backend *b, const token_batch *batch, int64_t n_spans, slice_range slices);
 void exact_attend_run(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t n_spans,
-                      int64_t pieces, task_queue *tasks);
+                      slice_range slices, int64_t pieces, task_queue *tasks);
 // One task of them where there is one piece.
 void exact_attend_span(cpu_backend *b, int64_t layer, const token_batch *batch, const token_span *span,
                        int64_t slice);
@@ -168,6 +182,24 @@ void exact_attend_span(cpu_backend *b, int64_t layer, const token_batch *batch, 
 status cpu_attention(backend *base, int64_t layer, const token_batch *rows);
 status cpu_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
 status cpu_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+status cpu_heads_part(backend *base, int64_t layer, const token_batch *rows);
+// Key and value of one head of row t, rotated, into the cache.
+void store_head(cpu_backend *b, int64_t layer, const token_batch *batch, int64_t t, int64_t head);
+
+// ---- step_parts.c: steps whose outputs ranks divide ----
+
+status output_parts_open(cpu_backend *b);
+void output_parts_close(cpu_backend *b);
+// By all threads of a run: this rank's heads, attended, into PARTS_HEADS.
+void pack_heads(cpu_backend *b, const token_batch *batch);
+status cpu_output_part(backend *base, int64_t layer, const token_batch *rows);
+status cpu_output_add(backend *base, const token_batch *rows);
+status cpu_head_part(backend *base, const token_batch *rows, const int64_t *row, int64_t count);
+status cpu_logits_part_digest(backend *base, const token_batch *rows, const int64_t *row, int64_t count,
+                              uint64_t *sums);
+status cpu_logits_join(backend *base, int64_t count);
+void *cpu_parts_host(backend *base, part_kind kind);
+int64_t cpu_part_width(const backend *base, part_kind kind);
 
 // ---- step_route.c ----
 

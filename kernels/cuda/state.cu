@@ -310,8 +310,8 @@ status cuda_take_shown(cuda_backend *b) {
 static void set_params(cuda_backend *b, const backend_params *params) {
   b->params = *params;
   b->shape = params->weights->shape;
-  b->shared = path_get(params->shared);
-  b->experts = path_get(params->experts);
+  b->shared = path_for(params->shared, params->weights);
+  b->experts = path_for(params->experts, params->weights);
   for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += expert_is_owned(params->local[e]);
   b->alone = b->n_local == b->shape.n_experts;
 }
@@ -417,7 +417,6 @@ status cuda_open(backend **out, const backend_params *params) {
   if (!cuda_has_path(params->shared) || !cuda_has_path(params->experts))
     return FAIL("backend cuda: it does not compute the path %s",
                 path_get(cuda_has_path(params->shared) ? params->experts : params->shared)->name);
-  TRY(product_forms_check(params, "cuda", weights_computes));
   TRY(use_device(&device, params));
   cuda_backend *b;
   TRY(memory_take((void **)&b, 1, sizeof *b, "the cuda backend"));

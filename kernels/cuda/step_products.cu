@@ -35,14 +35,34 @@ static status multiply_q8k(cuda_backend *b, const path_info *path, product_set *
   return product_outliers_launch(set, adds ? b->projected : nullptr, b->stream);
 }
 
+static status multiply_q8_0(cuda_backend *b, const path_info *path, const product *p) {
+  if (!path_splits_outliers(path->kind) || !p->in.outliers) return product_q8_0_launch(p, false, b->stream);
+  product_set whole = {{*p}, {0}, 1}, set = whole;
+  if (p->adds) whole.p[0].out = b->projected;
+  whole.p[0].adds = false;
+  TRY(product_q8_0_launch(&whole.p[0], true, b->stream));
+  return product_outliers_launch(&set, p->adds ? b->projected : nullptr, b->stream);
+}
+
+static status multiply_one(cuda_backend *b, const path_info *path, product_set *one) {
+  switch (product_form(path->kind, one->p[0].w.type)) {
+  case ACTIVATION_REAL:
+    return product_f32_launch(&one->p[0], b->stream);
+  case ACTIVATION_Q8K:
+    return multiply_q8k(b, path, one);
+  case ACTIVATION_Q8_0:
+    return multiply_q8_0(b, path, &one->p[0]);
+  }
+  __builtin_unreachable();
+}
+
 status multiply(cuda_backend *b, const path_info *path, product_set *set) {
   bool all_q8k = true;
   for (int i = 0; i < set->count; i++) all_q8k = all_q8k && takes_q8k(path, &set->p[i].w);
   if (all_q8k) return multiply_q8k(b, path, set);
   for (int i = 0; i < set->count; i++) {
     product_set one = {{set->p[i]}, {0}, 1};
-    TRY(takes_q8k(path, &one.p[0].w) ? multiply_q8k(b, path, &one)
-                                     : product_f32_launch(&one.p[0], b->stream));
+    TRY(multiply_one(b, path, &one));
   }
   return 0;
 }

@@ -426,4 +426,12 @@ extern "C" const backend_ops cuda_backend_ops = {
     .peers_leave = cuda_peers_leave,
     .peers_gather = cuda_peers_gather,
     .peers_row_bytes = cuda_peers_row_bytes,
+    .heads_part = nullptr, // outputs are not divided: batches are replicated, or token-sharded
+    .output_part = nullptr,
+    .output_add = nullptr,
+    .head_part = nullptr,
+    .logits_part_digest = nullptr,
+    .logits_join = nullptr,
+    .parts_host = nullptr,
+    .part_width = nullptr,
 };

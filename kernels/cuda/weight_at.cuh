@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/planes_q6k.cuh"
+#include "kernels/formats/few_bits.h"
 
 // Element i of a row of `cols`. Q6_K rows lie as planes.
 __device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row, int i, int cols) {
@@ -38,8 +39,29 @@ __device__ __forceinline__ float weight_at(weight_type type, const uint8_t *row,
     uint16_t d = *(const uint16_t *)q6k_d(row, n, b);
     return half_bits_to_f32(d) * (float)scale * (float)((low | high << 4) - 32);
   }
-    CASES_DEQUANTISED_ONLY // the arm was refused
-        break;
+#define WEIGHT_AT_REAL(name, block)
+#define WEIGHT_AT_Q8K(name, block)
+#define WEIGHT_AT_BYTES(name, block)
+#define WEIGHT_AT_UNPACKED(name, block)                                                                      \
+  case TYPE_##name: {                                                                                        \
+    const block_##block *b = (const block_##block *)row + i / QK_K;                                          \
+    return weight_of_parts(factors_##block(b), parts_##block(b, i % QK_K));                                  \
+  }
+#define WEIGHT_AT_Q8_0(name, block)                                                                          \
+  case TYPE_##name: {                                                                                        \
+    const block_##block *b = (const block_##block *)row + i / QK_32;                                         \
+    return weight_of_quant(factors_##block(b), quant_##block(b, i % QK_32));                                 \
+  }
+#define WEIGHT_AT_Q8_1(name, block)                      WEIGHT_AT_Q8_0(name, block)
+#define WEIGHT_AT(name, number, block, elements, on_q8k) WEIGHT_AT_##on_q8k(name, block)
+    WEIGHT_TYPES(WEIGHT_AT)
+#undef WEIGHT_AT
+#undef WEIGHT_AT_Q8_1
+#undef WEIGHT_AT_Q8_0
+#undef WEIGHT_AT_UNPACKED
+#undef WEIGHT_AT_BYTES
+#undef WEIGHT_AT_Q8K
+#undef WEIGHT_AT_REAL
   }
   return 0;
 }

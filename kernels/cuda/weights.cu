@@ -30,8 +30,8 @@ __global__ void split_q6k_rows(uint8_t *out, const uint8_t *in, int64_t rows, in
   }
 }
 
-// Of a type's rows; not held: the backend has no product of it.
-enum device_layout { NOT_HELD, BLOCKS, PLANES };
+// Of a type's rows.
+enum device_layout { BLOCKS, PLANES };
 
 static device_layout layout_of(weight_type type) {
   switch (type) {
@@ -44,14 +44,10 @@ static device_layout layout_of(weight_type type) {
     return BLOCKS;
   case TYPE_Q6_K:
     return PLANES;
-    CASES_DEQUANTISED_ONLY
-    break;
+    CASES_OF_FEW_BITS
+    return BLOCKS;
   }
-  return NOT_HELD;
-}
-
-bool weights_computes(weight_type type) {
-  return layout_of(type) != NOT_HELD;
+  __builtin_unreachable();
 }
 
 // Copies the owned ones (without `local` all) of a stack of n_members matrices, one after the other.

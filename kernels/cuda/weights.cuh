@@ -28,7 +28,6 @@ struct dev_weights {
 status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
                        bool wants_shared);
 void weights_release(dev_weights *w);
-bool weights_computes(weight_type type); // the backend has products of the type
 // Adds what weights_acquire would allocate.
 status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
                     bool wants_shared);

@@ -16,61 +16,78 @@ enum { QK_K = 256, Q4K_SCALE_BYTES = 12, QK8_0 = 32, QK_32 = 32 };
 // The types of weights, a line each: ROW(name, number, block, elements, on_q8k).
 //   name      TYPE_name is its member of weight_type
 //   number    ggml's type number in a GGUF
-//   block     block_<block> is a block in memory, dequantize_<block> (each_row/dequantize.h) its weights,
-//             is_finite_<block> (types.c) whether all of them are finite
-//   elements  weights to a block
-//   on_q8k    what its products on the path q8k read: Q8K, rounded activations; UNPACKED, the same, with a
-//             block's weights as integers, unpack_<block> (cpu/isa/each_row/unpacked.h), on the cpu alone;
-//             REAL, the path's reals; NONE: there are none
+//   block     block_<block> is a block in memory, is_finite_<block> (types.c) whether all its weights are
+//   finite elements  weights to a block on_q8k    what its products on the path q8k read, and what its
+//   kernels are made of:
+//             REAL      the path's reals; dequantize_<block> (each_row/dequantize.h)
+//             Q8K       Q8_K; dequantize_<block>, and products of its own on every ISA row and on CUDA
+//             UNPACKED  Q8_K; factors_<block> and parts_<block> (few_bits.h)
+//             Q8_0      Q8_0; factors_<block> and quant_<block> (few_bits.h): 32 quants, w = d * q
+//             Q8_1      Q8_1; the same, w = d * q + m
+//             BYTES     as Q8_0, and CUDA has products of its own with reals
 //
-// A new type starts as a line with NONE and its two functions: that runs on f64 and f32 of the cpu, and is
-// refused by name elsewhere (kernels/product_form.h). With REAL or Q8K the compiler names every switch that
-// lacks its product.
+// The compiler names what a new line lacks. With UNPACKED, Q8_0 or Q8_1 that is those two functions and
+// is_finite_<block>: every path, ISA row and backend then computes with the type. An ISA row that can do
+// better for it has one function more (avx512_panel.h, avx2_panel.h).
 #define WEIGHT_TYPES(ROW)                                                                                    \
   ROW(F32, 0, f32, 1, REAL)                                                                                  \
   ROW(F16, 1, f16, 1, REAL)                                                                                  \
   ROW(BF16, 30, bf16, 1, REAL)                                                                               \
-  ROW(Q8_0, 8, q8_0, QK8_0, REAL)                                                                            \
+  ROW(Q8_0, 8, q8_0, QK8_0, BYTES)                                                                           \
   ROW(Q4_K, 12, q4_K, QK_K, Q8K)                                                                             \
   ROW(Q5_K, 13, q5_K, QK_K, Q8K)                                                                             \
   ROW(Q6_K, 14, q6_K, QK_K, Q8K)                                                                             \
   ROW(Q2_K, 10, q2_K, QK_K, UNPACKED)                                                                        \
   ROW(Q3_K, 11, q3_K, QK_K, UNPACKED)                                                                        \
   ROW(IQ4_XS, 23, iq4_xs, QK_K, UNPACKED)                                                                    \
-  ROW(IQ4_NL, 20, iq4_nl, QK_32, NONE)                                                                       \
-  ROW(Q4_0, 2, q4_0, QK_32, NONE)                                                                            \
-  ROW(Q4_1, 3, q4_1, QK_32, NONE)                                                                            \
-  ROW(Q5_0, 6, q5_0, QK_32, NONE)                                                                            \
-  ROW(Q5_1, 7, q5_1, QK_32, NONE)                                                                            \
-  ROW(MXFP4, 39, mxfp4, QK_32, NONE)
+  ROW(IQ4_NL, 20, iq4_nl, QK_32, Q8_0)                                                                       \
+  ROW(Q4_0, 2, q4_0, QK_32, Q8_0)                                                                            \
+  ROW(Q4_1, 3, q4_1, QK_32, Q8_1)                                                                            \
+  ROW(Q5_0, 6, q5_0, QK_32, Q8_0)                                                                            \
+  ROW(Q5_1, 7, q5_1, QK_32, Q8_1)                                                                            \
+  ROW(MXFP4, 39, mxfp4, QK_32, Q8_0)
 
 #define WEIGHT_TYPE_MEMBER(name, number, block, elements, on_q8k) TYPE_##name = number,
 typedef enum { WEIGHT_TYPES(WEIGHT_TYPE_MEMBER) } weight_type;
 #undef WEIGHT_TYPE_MEMBER
 
-// Labels for a switch over the types, which has no default: those whose products do not read Q8K, and those
-// that have only f64 and f32 of the cpu. Such a type does not reach a product: the arm was refused.
-#define CASES_WITHOUT_Q8K                                            WEIGHT_TYPES(CASE_WITHOUT_Q8K)
-#define CASES_DEQUANTISED_ONLY                                       WEIGHT_TYPES(CASE_DEQUANTISED_ONLY)
-#define CASE_WITHOUT_Q8K(name, number, block, elements, on_q8k)      CASE_WITHOUT_Q8K_##on_q8k(name)
-#define CASE_DEQUANTISED_ONLY(name, number, block, elements, on_q8k) CASE_DEQUANTISED_ONLY_##on_q8k(name)
-#define CASE_OF_TYPE(name)                                           case TYPE_##name:
-#define CASE_WITHOUT_Q8K_NONE                                        CASE_OF_TYPE
-#define CASE_WITHOUT_Q8K_REAL                                        CASE_OF_TYPE
-#define CASE_WITHOUT_Q8K_UNPACKED                                    CASE_OF_TYPE // its products are elsewhere
+// Labels for a switch over the types, which has no default: those whose products do not read Q8K by kernels
+// of their own, and those that have no kernels of their own at all.
+#define CASES_WITHOUT_Q8K                                       WEIGHT_TYPES(CASE_WITHOUT_Q8K)
+#define CASES_OF_FEW_BITS                                       WEIGHT_TYPES(CASE_OF_FEW_BITS)
+#define CASE_WITHOUT_Q8K(name, number, block, elements, on_q8k) CASE_WITHOUT_Q8K_##on_q8k(name)
+#define CASE_OF_FEW_BITS(name, number, block, elements, on_q8k) CASE_OF_FEW_BITS_##on_q8k(name)
+#define CASE_OF_TYPE(name)                                      case TYPE_##name:
+#define CASE_WITHOUT_Q8K_REAL                                   CASE_OF_TYPE
+#define CASE_WITHOUT_Q8K_UNPACKED                               CASE_OF_TYPE
+#define CASE_WITHOUT_Q8K_BYTES                                  CASE_OF_TYPE
+#define CASE_WITHOUT_Q8K_Q8_0                                   CASE_OF_TYPE
+#define CASE_WITHOUT_Q8K_Q8_1                                   CASE_OF_TYPE
 #define CASE_WITHOUT_Q8K_Q8K(name)
-#define CASE_DEQUANTISED_ONLY_NONE     CASE_OF_TYPE
-#define CASE_DEQUANTISED_ONLY_UNPACKED CASE_OF_TYPE // as far as kernels of a type each are concerned
-#define CASE_DEQUANTISED_ONLY_REAL(name)
-#define CASE_DEQUANTISED_ONLY_Q8K(name)
+#define CASES_OF_32                                       WEIGHT_TYPES(CASE_OF_32) // in blocks of 32
+#define CASE_OF_32(name, number, block, elements, on_q8k) CASE_OF_32_##on_q8k(name)
+#define CASE_OF_32_BYTES                                  CASE_OF_TYPE
+#define CASE_OF_32_Q8_0                                   CASE_OF_TYPE
+#define CASE_OF_32_Q8_1                                   CASE_OF_TYPE
+#define CASE_OF_32_REAL(name)
+#define CASE_OF_32_Q8K(name)
+#define CASE_OF_32_UNPACKED(name)
+#define CASE_OF_FEW_BITS_UNPACKED CASE_OF_TYPE
+#define CASE_OF_FEW_BITS_Q8_0     CASE_OF_TYPE
+#define CASE_OF_FEW_BITS_Q8_1     CASE_OF_TYPE
+#define CASE_OF_FEW_BITS_REAL(name)
+#define CASE_OF_FEW_BITS_BYTES(name)
+#define CASE_OF_FEW_BITS_Q8K(name)
 
 // The forms in which a product reads its activations; types.h describes them.
 typedef enum {
-  ACTIVATION_NONE, // there is no such product
   ACTIVATION_REAL, // the path's reals
   ACTIVATION_Q8K,  // block_q8_K
+  ACTIVATION_Q8_0, // block_q8_32
 } activation_form;
 #define ACTIVATION_UNPACKED ACTIVATION_Q8K
+#define ACTIVATION_BYTES    ACTIVATION_Q8_0
+#define ACTIVATION_Q8_1     ACTIVATION_Q8_0 // of which the products also read the sum
 
 // ---- blocks of weights ----
 
@@ -169,6 +186,14 @@ typedef struct { // x = d * qs; bsums[i] is the sum of qs[16 i .. 16 i + 15]
   int8_t qs[QK_K];
   int16_t bsums[QK_K / 16];
 } block_q8_K;
+
+// x = d * qs. ggml's Q8_0 and Q8_1 in one: their f16 scale d and, for products with weights that have an m,
+// the f16 sum s of the rounded activations, both widened. `sum` is that of qs.
+typedef struct {
+  float d, s;
+  int32_t sum;
+  int8_t qs[QK_32];
+} block_q8_32;
 
 // Of a block the path q8k_split takes out at most so many elements before it is rounded (num_outlier_limit).
 enum { MOST_OUTLIERS = 8 };

@@ -119,6 +119,24 @@ NUM_FN int32_t num_q8k_round(float inverse_scale, float x) {
   return q < 127 ? q : 127;
 }
 
+// ---- Q8_0 and Q8_1: ggml's quantize_row_q8_0_ref, quantize_row_q8_1_ref ----
+
+// The inverse of the scale of a block of 32 whose largest magnitude is `most`.
+NUM_FN float num_q8_0_inverse_scale(float most) {
+  float scale = most / 127.0f;
+  return scale != 0 ? 1.0f / scale : 0.0f;
+}
+
+// round(inverse_scale * x), ties away from zero, as roundf has it: up to 127 the sum with the largest float
+// below one half passes the next integer just where the fraction is one half or more. What is beyond 127 (the
+// inverse of a subnormal scale), and a NaN, is cut to it.
+NUM_FN int32_t num_q8_0_round(float inverse_scale, float x) {
+  float v = inverse_scale * x;
+  v = v < 127.0f ? v : 127.0f;
+  v = v > -127.0f ? v : -127.0f;
+  return (int32_t)(v + (v < 0 ? -0.49999997f : 0.49999997f));
+}
+
 // On q8k_split an element of a block is an outlier if its magnitude is above this; ordinary: the magnitude of
 // rank MOST_OUTLIERS + 1. Four times the rest's edge: of normal numbers none is, of SwiGLU's outputs one in
 // ten blocks has one (docs/paths.md).

@@ -3,9 +3,16 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-enum { UNPACKED_NONE, UNPACKED_REAL = 0, UNPACKED_Q8K = 0, UNPACKED_UNPACKED = 1 };
+enum {
+  FEW_BITS_REAL,
+  FEW_BITS_Q8K = 0,
+  FEW_BITS_BYTES = 0,
+  FEW_BITS_UNPACKED,
+  FEW_BITS_Q8_0 = 1,
+  FEW_BITS_Q8_1 = 1
+};
 #define TYPE_INFO(name, number, block, elements, on_q8k)                                                     \
-  {TYPE_##name, #name, elements, sizeof(block_##block), ACTIVATION_##on_q8k, UNPACKED_##on_q8k},
+  {TYPE_##name, #name, elements, sizeof(block_##block), ACTIVATION_##on_q8k, FEW_BITS_##on_q8k},
 static const type_info types[] = {WEIGHT_TYPES(TYPE_INFO)};
 #undef TYPE_INFO
 
@@ -29,6 +36,11 @@ const type_info *type_find(uint32_t ggml_type) {
   return NULL;
 }
 
+bool type_has_q8k_kernels(weight_type type) {
+  const type_info *info = type_find(type);
+  return info->on_q8k == ACTIVATION_Q8K && !info->few_bits;
+}
+
 const char *type_name_any(uint32_t ggml_type) {
   static _Thread_local char unknown[24];
   if (ggml_type < sizeof names / sizeof *names) return names[ggml_type];
@@ -38,15 +50,6 @@ const char *type_name_any(uint32_t ggml_type) {
 
 void dequantize_row(float *out, weight_type type, const void *row, size_t n) {
   dequantize(out, type, row, n);
-}
-
-const activation_info *activation_find(activation_form form) {
-  static const activation_info forms[] = {
-      [ACTIVATION_NONE] = {"none", 1, 0},
-      [ACTIVATION_REAL] = {"real", 1, 0},
-      [ACTIVATION_Q8K] = {"Q8_K", QK_K, sizeof(block_q8_K)},
-  };
-  return &forms[form];
 }
 
 // ---- finite weights: with finite scales all of a block are, for 65504 * 127 * 32 fits f32 ----

@@ -14,12 +14,15 @@ typedef struct { // a line of WEIGHT_TYPES
   const char *name;
   size_t elements, bytes; // `elements` weights to a block of `bytes`
   activation_form on_q8k; // what its products on the path q8k read
-  bool unpacked;          // they read its weights as unpacked integers, on the cpu backend
+  bool few_bits;          // it has no kernels of its own, but those of few_bits.h
 } type_info;
 
 const type_info *type_find(uint32_t ggml_type); // NULL: not one that the program computes with
 // A name also for types that are refused; "type 77" style for unknown ones.
 const char *type_name_any(uint32_t ggml_type);
+
+// Whether it has, on every ISA row and on CUDA, kernels of its own for its products with Q8_K.
+bool type_has_q8k_kernels(weight_type type);
 
 // Bytes of a row of n elements; n is a multiple of type->elements.
 static inline size_t type_row_bytes(const type_info *type, size_t n) {
@@ -31,13 +34,6 @@ void dequantize_row(float *out, weight_type type, const void *row, size_t n);
 
 // Returns the index of the first block of the row whose scale (or F32/F16/BF16 value) is not finite, or -1.
 int64_t row_first_not_finite(weight_type type, const void *row, size_t n);
-
-typedef struct {
-  const char *name;
-  size_t elements, bytes; // `elements` activations to a block of `bytes`; 0: as long as the path's real
-} activation_info;
-
-const activation_info *activation_find(activation_form form);
 
 #ifdef __cplusplus
 }

@@ -287,7 +287,7 @@ def _draw_expert_load(figure_, hits):
 
 def _draw_rank_load(figure_, share):
     axes, at = figure_.add_subplot(), range(share.shape[1])
-    if len(share) <= 6:
+    if len(share) <= 3:
         for rank, of_layers in enumerate(share):
             plots.line(axes, at, of_layers, rank, f"rank {rank}")
     else:

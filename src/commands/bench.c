@@ -249,6 +249,9 @@ static status fill_caches(bench *b, arm *a, const test *t) {
   return arm_finish(a);
 }
 
+// Batches after which it is chosen how attention is computed (attention.placement), before the clock runs.
+enum { CHOOSING = 32 };
+
 // ---- a test ----
 
 typedef struct { // of a rank, gathered by all
@@ -399,12 +402,18 @@ static status measure_phases(bench *b, arm *a, const test *t, const phase_work *
 static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
   phase_work work = {0};
   int64_t counted = t->decode || row->phases;
+  arm_hold_attention(a, false);
   TRY(fill_caches(b, a, t));
+  for (int64_t done = 0; t->decode && arm_attention_is_open(a, t->batch) && done < CHOOSING;
+       done += t->tokens)
+    TRY(pass(b, a, t));
+  arm_hold_attention(a, true); // all passes that follow run in one way
   if (counted) TRY(counted_pass(b, a, t, &work, row));
   for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t));
   TRY(job_agree(b->j, time_passes(b, a, t, row), "the timed runs"));
   TRY(job_check_digest(b->j, a));
   row->threads = arm_threads(a, t->decode ? t->batch : b->j->max_batch);
+  arm_attention(a, row->attention, sizeof row->attention);
   TRY(measure_exchange(b, a, t, row));
   TRY(gather_rates(b, t, row));
   TRY(gather_bytes(b, a, t, t->decode ? phase_work_bytes(&work) : 0, row));

@@ -54,6 +54,14 @@ void command_print_help(FILE *out, const command *table, const command_line *l) 
     print_all(out, table);
 }
 
+static void print_path(FILE *out, path_kind kind) {
+  const path_info *path = path_get(kind), *newest = path_newest(kind);
+  fprintf(out, "path %s, version %d", path->name, path->version);
+  if (newest->version != path->version)
+    fprintf(out, "; of models with weights in blocks of 32 version %d", newest->version);
+  fprintf(out, "\n");
+}
+
 void command_print_version(FILE *out) {
   fprintf(out, "moe_run %s\nbuilt for %s by %s with %s\n", MOE_VERSION, MOE_BUILD_SYSTEM, MOE_BUILD_COMPILER,
           MOE_BUILD_FLAGS);
@@ -61,6 +69,5 @@ void command_print_version(FILE *out) {
     fprintf(out, "backend %s, rows that run here: %s\n", backend_name((*b)->kind), (*b)->rows());
   fprintf(out, "transports %s\n", transport_list());
   fprintf(out, "profilers told of ranges %s\n", timeline_profilers());
-  for (int p = 0; p < PATH_COUNT; p++)
-    fprintf(out, "path %s, version %d\n", path_get((path_kind)p)->name, path_get((path_kind)p)->version);
+  for (int p = 0; p < PATH_COUNT; p++) print_path(out, (path_kind)p);
 }

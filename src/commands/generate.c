@@ -260,6 +260,7 @@ status generate_continue(job *j, arm *a, const double *last, const generate_kept
   TRY_DONE(result, open_texts(j, out));
   TRY_DONE(result, decode_all(j, a, &d, last, kept, out->texts, &decoded));
   if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(a) - before);
+  arm_attention(a, out->attention, sizeof out->attention); // of what was written too
   TRY_DONE(result, finish_texts(j, a, &d, out));
   TRY_DONE(result, arm_audit_coverage(a, &out->audit)); // of the prompt and what was written
   if (kept)

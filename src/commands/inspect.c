@@ -48,7 +48,6 @@ static status print(job *j, const rank_holding *ranks) {
                   .ranks = ranks,
                   .n_ranks = comm_size(j->c)};
   status result;
-  if (j->m->whole) TRY(job_check_products(j, &j->refusals));
   TRY(end_tokens_open(&j->ends, j->m->file));
   TRY_DONE(result, message_list_take_error(&why, job_need_tokenizer(j)));
   i.ends = j->ends;

@@ -13,7 +13,7 @@ status known_check_table(const config *c) {
 // An arm whose digest follows from model, tokens and path: not of a mixed job, nor with another cache.
 static const path_info *plain_path(const job *j, const arm_choice *a) {
   if (a->kind != ARM_PLAIN) return NULL;
-  const path_info *path = path_get(a->path);
+  const path_info *path = path_for(a->path, &j->m->weights);
   return path_reads_kv(path) && j->cfg->run.kv != KV_F16 ? NULL : path;
 }
 

@@ -25,23 +25,35 @@ static void add_attention(phase_work *w, const phase_counter *c, const arm *a, c
   const model_shape *s = &c->m->weights.shape;
   uint64_t positions = 0;
   for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
+  int64_t kv_heads = arm_outputs(a, OUTPUTS_OF_LAYERS, batch->n, s->n_kv_heads, 1).count;
   w->bytes[PHASE_ATTEND] +=
-      positions * (uint64_t)(2 * s->n_kv_heads) * path_cache_bytes(arm_path(a), s->head_dim, c->kv_f16);
+      positions * (uint64_t)(2 * kv_heads) * path_cache_bytes(arm_path(a), s->head_dim, c->kv_f16);
   if (arm_path(a)->attention == ATTENTION_EXACT)
-    w->int8_operations[PHASE_ATTEND] +=
-        2.0 * INT8_PRODUCTS * (double)positions * (double)(s->n_heads * s->head_dim);
+    w->int8_operations[PHASE_ATTEND] += 2.0 * INT8_PRODUCTS * (double)positions *
+                                        (double)(s->n_heads / s->n_kv_heads * kv_heads * s->head_dim);
+}
+
+// The rows of m that this rank computes where a unit of `of` units is one.
+static matrix part_of(const matrix *m, const arm *a, output_kind kind, int64_t n, int64_t of) {
+  matrix part = *m;
+  int64_t each = m->rows / of, unit = each == 1 ? OUTPUT_UNIT : 1;
+  part.rows = each * arm_outputs(a, kind, n, of, unit).count;
+  return part;
 }
 
 static void add_layer(phase_work *w, const phase_counter *c, const arm *a, const layer_weights *l,
                       const token_batch *batch) {
   const model_shape *s = &c->m->weights.shape;
   path_kind path = arm_path(a)->kind;
-  const matrix *qkv[3] = {&l->q, &l->k, &l->v};
+  const matrix *qkv[3] = {&l->q, &l->k, &l->v}, o = part_of(&l->o, a, OUTPUTS_OF_LAYERS, batch->n, l->o.rows);
   w->bytes[PHASE_ATTN_NORM] += (uint64_t)s->hidden * sizeof(float);
-  for (int i = 0; i < 3; i++) add_matrix(w, PHASE_QKV, path, qkv[i], batch->n, true);
+  for (int i = 0; i < 3; i++) {
+    matrix part = part_of(qkv[i], a, OUTPUTS_OF_LAYERS, batch->n, s->n_kv_heads);
+    add_matrix(w, PHASE_QKV, path, &part, batch->n, true);
+  }
   w->bytes[PHASE_HEADS] += 2 * (uint64_t)s->head_dim * sizeof(float);
   add_attention(w, c, a, batch);
-  add_matrix(w, PHASE_O, path, &l->o, batch->n, true);
+  add_matrix(w, PHASE_O, path, &o, batch->n, true);
   w->bytes[PHASE_FFN_NORM] += (uint64_t)s->hidden * sizeof(float);
   add_matrix(w, PHASE_ROUTER, path, &l->router, batch->n, true);
 }
@@ -74,5 +86,7 @@ void phase_work_add_experts(phase_work *w, const phase_counter *c, const arm *a,
 void phase_work_add_heads(phase_work *w, const phase_counter *c, const arm *a, int64_t n_rows) {
   const model_weights *m = &c->m->weights;
   w->bytes[PHASE_HEAD_NORM] += (uint64_t)m->shape.hidden * sizeof(float);
-  add_matrix(w, PHASE_HEAD, arm_path(a)->kind, &m->output, n_rows, true);
+  const matrix part =
+      part_of(&m->output, a, OUTPUTS_OF_HEAD, n_rows < LOGIT_ROWS ? n_rows : LOGIT_ROWS, m->output.rows);
+  add_matrix(w, PHASE_HEAD, arm_path(a)->kind, &part, n_rows, true);
 }

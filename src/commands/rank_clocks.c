@@ -82,6 +82,7 @@ void rank_clocks_sum(const rank_clocks *c, phase_times *out) {
 typedef struct {
   rank_times times;
   int64_t exchanges;
+  int32_t is_shared; // an expert rank only sends some rows, and then waits for nobody
 } gathered;
 
 static bench_part part_of(phase_kind phase) {
@@ -110,8 +111,8 @@ static bench_part part_of(phase_kind phase) {
   return PART_SHARED;
 }
 
-static gathered times_of(const rank_clocks *c) {
-  gathered mine = {.times.seconds = c->seconds, .exchanges = c->log.n};
+static gathered times_of(const rank_clocks *c, const arm *a) {
+  gathered mine = {.times.seconds = c->seconds, .exchanges = c->log.n, .is_shared = arm_computes_shared(a)};
   for (int g = 0; g <= c->n_groups; g++) {
     double *parts = g < c->n_groups ? mine.times.group[g] : NULL;
     for (int p = 0; p < PHASE_COUNT; p++) {
@@ -137,7 +138,7 @@ static void split_exchanges(const rank_clocks *c, const double *all, int64_t n, 
   }
 }
 
-// All ranks have had the same exchanges, unless they are on different backends.
+// All ranks have had the same exchanges.
 static status gather_exchanges(const rank_clocks *c, comm *ranks, int64_t n, bench_ranks *out) {
   double *all;
   out->transfer_seconds = 0;
@@ -150,7 +151,7 @@ static status gather_exchanges(const rank_clocks *c, comm *ranks, int64_t n, ben
 }
 
 status rank_clocks_gather(const rank_clocks *c, comm *ranks, const arm *a, bench_ranks *out) {
-  gathered mine = times_of(c), *all;
+  gathered mine = times_of(c, a), *all;
   bool alike = c->log.n > 0 && c->log.n <= c->log.room;
   out->n_groups = c->n_groups;
   out->n_layers = c->n_layers;
@@ -163,7 +164,7 @@ status rank_clocks_gather(const rank_clocks *c, comm *ranks, const arm *a, bench
   for (int r = 0; r < out->n && !result; r++) {
     out->host[r] = comm_host_of(ranks, r);
     out->times[r] = all[r].times;
-    alike = alike && all[r].exchanges == c->log.n;
+    alike = alike && all[r].exchanges == c->log.n && all[r].is_shared; // not so on different backends
   }
   free(all);
   return !result && alike && out->n > 1 ? gather_exchanges(c, ranks, c->log.n, out) : result;

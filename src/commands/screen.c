@@ -12,7 +12,7 @@ static status check_known(known_answers *known, const screen_result *s) {
   char test[KNOWN_TEST];
   snprintf(test, sizeof test, "tg%lld", (long long)s->n_tokens);
   for (size_t i = 0; i < s->n_answers; i++) {
-    const path_info *path = path_get(s->answers[i].path);
+    const path_info *path = s->answers[i].path;
     TRY(known_add(known, path->name, path, test, s->answers[i].logits));
   }
   return 0;

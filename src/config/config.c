@@ -32,6 +32,7 @@ static const struct {
     {"run", "the arms, and how they compute"},
     {"ranks", "a mixed job: ranks whose experts are computed by different arms"},
     {"experts", "which rank owns which expert"},
+    {"attention", "which rank computes what of attention and head"},
     {"comm", "communication between ranks"},
     {"perplexity", "what is scored"},
     {"parity", "in which ways the arms run, and what is measured"},
@@ -103,8 +104,14 @@ static const value_key KEYS[] = {
     {"ranks.audit", KEYS_RANKS, REAL(ranks.audit), "number from 0 to 1", 0, 1, "0",
      "share of other ranks' experts' outputs that ranks recompute from the file; 0: none"},
     {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
-     "\"contiguous\", \"strided\", \"balanced\" or a list of rank numbers", 0, 0, "\"contiguous\"",
-     "which rank owns which expert; balanced: by measured speed; a list: the owner of each"},
+     "\"contiguous\", \"strided\", \"balanced\", \"counted\" or a list of rank numbers", 0, 0,
+     "\"contiguous\"",
+     "which rank owns which expert; balanced: by speed; counted: by experts.counts; a list: the owners"},
+    {"experts.counts", KEYS_RANKS, AT(experts.counts), value_read_text_or_empty, value_write_text, "string",
+     0, 0, "\"\"", "counted: a file as output.routes writes it, of a text like those that will be computed"},
+    {"attention.placement", KEYS_RANKS, AT(attention.placement), value_read_attention, value_write_attention,
+     "\"auto\", \"replicated\" or \"sharded\"", 0, 0, "\"auto\"",
+     "small batches: each rank all of attention and head, or a part; auto: what was quicker"},
     {"comm.transport", KEYS_RANKS, AT(comm.transport), value_read_transport, value_write_transport,
      "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what transfers rows between ranks"},
     {"comm.deadline", KEYS_RANKS, REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,
@@ -413,6 +420,7 @@ void config_close(config *c) {
   free(c->ranks.arm.arm);
   free(c->ranks.shared_ranks.id);
   free(c->experts.rank_of_expert);
+  free(c->experts.counts);
   free(c->trace.layers);
   free(c->bisect.tensor);
   free(c->bisect.activations);

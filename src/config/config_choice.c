@@ -6,6 +6,8 @@
 
 static const char *const FORMATS[] = {[BENCH_MD] = "md", [BENCH_CSV] = "csv", [BENCH_JSON] = "json"};
 static const char *const OUTPUTS[] = {[OUTPUT_TEXT] = "text", [OUTPUT_JSON] = "json"};
+static const char *const ATTENTIONS[] = {
+    [ATTENTION_AUTO] = "auto", [ATTENTION_REPLICATED] = "replicated", [ATTENTION_SHARDED] = "sharded"};
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 static status read_choice(int *out, const value_key *k, const toml_value *v, const value_origin *from,
@@ -35,6 +37,17 @@ status value_read_output(void *field, const value_key *k, const toml_value *v, c
 
 void value_write_output(FILE *out, const void *field) {
   value_write_string(out, OUTPUTS[*(const output_format *)field]);
+}
+
+status value_read_attention(void *field, const value_key *k, const toml_value *v, const value_origin *from) {
+  int choice;
+  TRY(read_choice(&choice, k, v, from, ATTENTIONS, COUNT(ATTENTIONS)));
+  *(attention_placement *)field = (attention_placement)choice;
+  return 0;
+}
+
+void value_write_attention(FILE *out, const void *field) {
+  value_write_string(out, ATTENTIONS[*(const attention_placement *)field]);
 }
 
 // ---- run.stop ----

@@ -11,7 +11,15 @@
 typedef enum { INPUT_NONE, INPUT_TOKENS, INPUT_PROMPT, INPUT_PROMPTS, INPUT_FILE } input_kind;
 typedef enum { KV_F16, KV_F32 } kv_type;
 typedef enum { KV_CHOICE_F16, KV_CHOICE_F32, KV_CHOICE_SAME } kv_choice; // SAME: as run.kv
-typedef enum { PLACEMENT_CONTIGUOUS, PLACEMENT_STRIDED, PLACEMENT_BALANCED, PLACEMENT_LIST } placement_kind;
+typedef enum {
+  PLACEMENT_CONTIGUOUS,
+  PLACEMENT_STRIDED,
+  PLACEMENT_BALANCED,
+  PLACEMENT_COUNTED,
+  PLACEMENT_LIST
+} placement_kind;
+
+typedef enum { ATTENTION_AUTO, ATTENTION_REPLICATED, ATTENTION_SHARDED } attention_placement;
 
 typedef enum { BENCH_MD, BENCH_CSV, BENCH_JSON } bench_format;
 typedef enum { OUTPUT_TEXT, OUTPUT_JSON } output_format;
@@ -100,10 +108,16 @@ typedef struct {
     rank_list shared_ranks; // ranks.shared_ranks; empty: the ranks on the backend of ranks.shared
   } ranks;
 
-  struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced" or a list
+  struct {
+    attention_placement placement; // attention.placement: "auto" (default), "replicated" or "sharded"
+  } attention;
+
+  struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced", "counted", a
+                          // list
     placement_kind placement;
     int32_t *rank_of_expert; // entry e is the rank that owns expert e
     size_t n_experts;        // length of the list
+    char *counts;            // experts.counts: of PLACEMENT_COUNTED; "" (default): none
   } experts;
 
   struct {

@@ -3,7 +3,7 @@
 
 bool quants_has_type(weight_type type) {
   const type_info *info = type_find(type);
-  return info->on_q8k == ACTIVATION_Q8K && !info->unpacked;
+  return info->on_q8k == ACTIVATION_Q8K && !info->few_bits;
 }
 
 static void unpack_with_minimums(quants *out, uint16_t d, uint16_t dmin, const uint8_t *scales,

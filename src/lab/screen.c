@@ -165,7 +165,8 @@ static void take_answers(screen *s) {
   for (int p = 0; p < PATH_COUNT; p++)
     if (s->uses[p]) {
       const screen_reference *from = &s->reference[p];
-      r->answers[r->n_answers++] = (screen_answer){(path_kind)p, from->expected[from->n - 1], from->voters};
+      const path_info *path = path_for((path_kind)p, &s->work.m->weights);
+      r->answers[r->n_answers++] = (screen_answer){path, from->expected[from->n - 1], from->voters};
     }
 }
 

@@ -43,7 +43,7 @@ typedef struct {
 } screen_rank;
 
 typedef struct { // of a path: the digests that its units agree on
-  path_kind path;
+  const path_info *path;
   uint64_t logits; // of all positions of the sequence: the digest of bench's tg test of that length
   int voters;
 } screen_answer;

@@ -206,7 +206,7 @@ static status open_arrays(election *e) {
   screen_reference *r = e->r;
   const screen_work *w = &e->s->work;
   const model_shape *shape = &w->m->weights.shape;
-  TRY(screen_store_open(&r->store, shape, path_get(r->path), screen_probe_tokens(w)));
+  TRY(screen_store_open(&r->store, shape, path_for(r->path, &w->m->weights), screen_probe_tokens(w)));
   r->n_tensors = r->store.n_tensors;
   r->n_layers = shape->n_layers;
   r->n = r->n_tensors + r->n_layers + 1;

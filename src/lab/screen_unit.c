@@ -36,7 +36,7 @@ status screen_unit_open(screen_unit *u, const screen_work *work, path_kind path,
                         const char *row, int64_t sequences) {
   const model_shape *s = &work->m->weights.shape;
   int64_t most = sequences * work->n_tokens;
-  *u = (screen_unit){.work = work, .path = path_get(path), .sequences = sequences};
+  *u = (screen_unit){.work = work, .path = path_for(path, &work->m->weights), .sequences = sequences};
   const backend_params p = {
       .weights = &work->m->weights,
       .shared = path,

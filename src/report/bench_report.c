@@ -79,6 +79,12 @@ static void print_md(const bench_report *r, FILE *out) {
             row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, exchange,
             row->digest);
   }
+  for (size_t i = 0; i < r->n_rows && r->ranks > 1; i++) {
+    char name[BENCH_TEST];
+    bench_test_name(name, &r->rows[i]);
+    if (strcmp(r->rows[i].attention, "replicated"))
+      fprintf(out, "%s%s, %s: attention %s\n", i ? "" : "\n", r->rows[i].arm, name, r->rows[i].attention);
+  }
   for (size_t i = 0; i < r->n_rows; i++) {
     char name[BENCH_TEST];
     bench_test_name(name, &r->rows[i]);
@@ -158,6 +164,8 @@ static void print_json_row(const bench_report *r, const bench_row *row, FILE *ou
   fputs(", \"exchange_seconds\": ", out);
   print_real(out, row->exchange_seconds, "null");
   fprintf(out, ", \"exchange_is_alone\": %s", row->exchange_is_alone ? "true" : "false");
+  fputs(", \"attention\": ", out);
+  print_text(out, row->attention);
   fprintf(out, ", \"threads\": %d, \"digest\": \"%016" PRIx64 "\"", row->threads, row->digest);
   if (row->phases) {
     fputs(",\n     ", out);

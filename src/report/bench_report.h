@@ -22,6 +22,7 @@ typedef struct {
   uint64_t digest;              // of the logits of each run
   double exchange_seconds;      // in exchanges, of the last run; NaN: one rank
   bool exchange_is_alone;       // captured in a graph with the other steps, so measured alone
+  char attention[256];          // which batches had attention and head divided among the ranks, and why
   int threads;                  // of a rank that computed it; 0: a device did
   bench_phases *phases;         // NULL: not asked for
   bench_ranks *ranks;           // likewise

@@ -109,6 +109,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->skip = command_cuts_windows(j->command) ? j->cfg->perplexity.skip : -1;
   r->timeline = timeline_describe(j->timeline);
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
+  r->counted_load = j->experts.counted_load;
   r->placement = placement_name(j->cfg->experts.placement);
   char *text;
   TRY(config_text(j->cfg, &text));
@@ -181,7 +182,8 @@ void job_report_close(report *r) {
 static uint64_t hash_expert_paths(const job *j, const arm_choice *a) {
   uint64_t sum = 0;
   for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++)
-    sum = num_mix64(sum + path_get(job_arm_of_rank(j, a, j->experts.rank_of_expert[e])->path)->tag);
+    sum = num_mix64(sum +
+                    path_for(job_arm_of_rank(j, a, j->experts.rank_of_expert[e])->path, &j->m->weights)->tag);
   return sum;
 }
 
@@ -210,6 +212,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
   }
   if (*arm_peers(a)) snprintf(r->peers, sizeof r->peers, "%s", arm_peers(a));
   if (!backend_is_on_device(arm_backend(a))) r->build.row = arm_row(a); // else it stays "none"
+  arm_attention(a, out->attention, sizeof out->attention);
   out->name = choice->name;
   out->is_truth = arm_is_truth(choice);
   out->path = arm_path(a)->name;

@@ -17,6 +17,7 @@
 #include <stdio.h>
 
 enum { REPORT_SCHEMA = 4 }; // of report.json
+enum { ATTENTION_TEXT = 512 };
 
 typedef struct {
   int64_t tokens;  // positions in the sequence that the digest covers
@@ -44,12 +45,13 @@ typedef struct {
   report_sequence *sequences;
   int64_t tokens; // positions computed, all sequences
   double prefill_tokens_per_s;
-  double decode_tokens_per_s; // NaN: nothing was decoded
-  const char *transport;      // of its exchange
-  double exchange_seconds;    // time in the exchange on the reporting rank, waiting included
-  audit_coverage audit;       // share 0: there was none
-  double perplexity;          // of the input: each token given those before; NaN: fewer than two tokens
-  int64_t scored;             // tokens that the perplexity is over
+  double decode_tokens_per_s;     // NaN: nothing was decoded
+  const char *transport;          // of its exchange
+  char attention[ATTENTION_TEXT]; // which batches had attention and head divided among the ranks, and why
+  double exchange_seconds;        // time in the exchange on the reporting rank, waiting included
+  audit_coverage audit;           // share 0: there was none
+  double perplexity;              // of the input: each token given those before; NaN: fewer than two tokens
+  int64_t scored;                 // tokens that the perplexity is over
   report_text *texts;
   size_t n_texts;
   const char **rank_arms; // [ranks] arm of each rank's experts
@@ -111,6 +113,7 @@ typedef struct {
   char peers[256];            // arm_peers of the last arm that has an answer
   timeline_figures timeline;  // profilers NULL: none is kept
   const char *placement;
+  double counted_load; // of "counted": the busiest rank's over the mean's in the counted text; 0: another
   const char *kv;
   int64_t chunk, context;
   int64_t skip;   // of perplexity: positions at a window's head that are not scored; -1: half of each window

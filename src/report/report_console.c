@@ -183,6 +183,16 @@ static void print_arms(const report *r, FILE *out) {
   }
 }
 
+static void print_attention(const report *r, FILE *out) {
+  for (size_t i = 0; i < r->n_arms && r->n_ranks > 1; i++) {
+    const char *text = r->arms[i].attention;
+    if (!*text || !strcmp(text, "replicated")) continue;
+    fprintf(out, "  %s attention: ", r->arms[i].name);
+    report_print_line(out, text, 300, false);
+    fputc('\n', out);
+  }
+}
+
 double report_bad_expert_missed(const audit_coverage *c) {
   return c->experts_used ? 1 - (double)c->experts / (double)c->experts_used : 0;
 }
@@ -231,6 +241,7 @@ void report_print(const report *r, FILE *out) {
   print_head(r, out);
   report_print_divergences(r, out);
   print_arms(r, out);
+  print_attention(r, out);
   if (command_cuts_windows(r->command)) print_scored(r, out);
   print_audits(r, out);
   print_texts(r, out);

@@ -52,7 +52,7 @@ static status refuse_other_input(const recorded_report *a, const recorded_report
 // q8k did.
 static bool reads_kv(const recorded_arm *x) {
   const path_info *path = path_get(x->path_kind);
-  return x->path_version != path->version || path_reads_kv(path);
+  return x->path_version < path->version || path_reads_kv(path);
 }
 
 // One path, all experts' paths included.

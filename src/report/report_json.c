@@ -39,6 +39,8 @@ static void put_surroundings(branch root, const report *r) {
   put_text(run, "transport_reason", r->transport_reason);
   put_text(run, "peers", r->peers);
   put_text(run, "placement", r->placement);
+  if (r->counted_load > 0)
+    put_real(run, "counted_load", r->counted_load); // left out where nothing was counted
   put_text(run, "kv", r->kv);
   put_digest(run, "input", r->input);
   if (r->reference) {
@@ -171,6 +173,7 @@ static void put_arm(branch list, const report *r, const report_arm *a) {
   put_real(o, "prefill_tokens_per_s", a->prefill_tokens_per_s);
   put_real(o, "decode_tokens_per_s", a->decode_tokens_per_s);
   put_text(o, "transport", a->transport);
+  put_text(o, "attention", a->attention);
   put_real(o, "exchange_seconds", a->exchange_seconds);
   put_audit(o, &a->audit);
   put_real(o, "perplexity", a->perplexity);

@@ -106,7 +106,7 @@ static uint64_t hash_arms(const run_state *s) {
 
 static const path_info *path_of(const run_state *s, size_t index) {
   const arm_choice *choice = &s->j->cfg->run.arms.arm[index];
-  return path_get(choice->kind == ARM_MIXED ? s->j->roles.shared_arm.path : choice->path);
+  return path_for(choice->kind == ARM_MIXED ? s->j->roles.shared_arm.path : choice->path, &s->j->m->weights);
 }
 
 static uint64_t expert_paths_of(const run_state *s, size_t index) {
@@ -114,7 +114,7 @@ static uint64_t expert_paths_of(const run_state *s, size_t index) {
   uint64_t sum = 0;
   for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++) {
     const arm_choice *a = job_arm_of_rank(j, &j->cfg->run.arms.arm[index], j->experts.rank_of_expert[e]);
-    sum = num_mix64(sum + path_get(a->path)->tag);
+    sum = num_mix64(sum + path_for(a->path, &j->m->weights)->tag);
   }
   return sum;
 }

@@ -99,8 +99,8 @@ static void put_answers(branch root, const screen_report *r) {
   for (size_t i = 0; i < r->result->n_answers; i++) {
     const screen_answer *a = &r->result->answers[i];
     branch o = put_object(list, NULL);
-    put_text(o, "path", path_get(a->path)->name);
-    put_integer(o, "version", path_get(a->path)->version);
+    put_text(o, "path", a->path->name);
+    put_integer(o, "version", a->path->version);
     put_digest(o, "digest", a->logits);
     put_integer(o, "voters", a->voters);
   }

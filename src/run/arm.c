@@ -24,6 +24,12 @@ static bool is_on_device(const arm *a) {
   return backend_is_on_device(a->params.local.backend);
 }
 
+// Of the largest batch whose outputs are divided: larger ones are token-sharded.
+static int64_t parts_tokens(const arm *a) {
+  int64_t n = (int64_t)SHARD_LEAST_TOKENS * comm_size(a->params.c) - 1;
+  return n < a->params.max_batch ? n : a->params.max_batch;
+}
+
 static backend_params params_of_backend(arm *a) {
   const arm_params *p = &a->params;
   return (backend_params){
@@ -46,6 +52,7 @@ static backend_params params_of_backend(arm *a) {
       .rank_of_expert = p->experts->rank_of_expert,
       .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .has_peers = a->may_have_peers,
+      .parts_tokens = a->forward.outputs.possible ? parts_tokens(a) : 0,
       .watch = watch_device,
       .watch_context = a,
   };
@@ -69,7 +76,7 @@ static status open_arrays(arm *a) {
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
   TRY(routing_open(&a->forward.route, n, slots));
   TRY(routing_open(&a->forward.given, n, slots));
-  return digest_sums_open(&a->digests, a->n_layers, p->n_sequences);
+  return digest_sums_open(&a->digests, a->n_layers, p->n_sequences, comm_size(p->c));
 }
 
 // Local; arm_open has all ranks agree on the outcome.
@@ -93,7 +100,15 @@ static status open_parts(arm *a) {
 static size_t host_bytes(const arm *a) {
   const forward_state *f = &a->forward;
   int64_t slots = f->top_k * f->hidden, widest = slots > f->kv_width ? slots : f->kv_width;
-  return is_on_device(a) ? 0 : (size_t)(a->params.max_batch * widest) * f->path->real_bytes;
+  int64_t reals = a->params.max_batch * widest;
+  if (f->outputs.possible) {
+    const model_shape *s = &a->params.m->weights.shape;
+    int64_t heads = parts_tokens(a) * (s->n_heads + 2 * s->n_kv_heads) * s->head_dim,
+            logits = LOGIT_ROWS * s->vocabulary;
+    reals = heads > reals ? heads : reals;
+    reals = logits > reals ? logits : reals;
+  }
+  return is_on_device(a) ? 0 : (size_t)reals * f->path->real_bytes;
 }
 
 static status link_peers(arm *a) {
@@ -104,6 +119,21 @@ static status link_peers(arm *a) {
   return 0;
 }
 
+// Collective. Whether outputs of the shared steps may be divided among the ranks.
+static status open_outputs(arm *a) {
+  const arm_params *p = &a->params;
+  char why_not[80] = "";
+  bool all_shared = true;
+  for (int r = 0; r < comm_size(p->c) && p->computes_shared; r++)
+    all_shared = all_shared && p->computes_shared[r];
+  if (!p->local.backend->heads_part)
+    snprintf(why_not, sizeof why_not, "the backend %s does not divide outputs",
+             backend_name(p->local.backend->kind));
+  else if (!all_shared)
+    snprintf(why_not, sizeof why_not, "some ranks compute only experts");
+  return output_shards_open(&a->forward.outputs, p->c, p->attention, !why_not[0], why_not);
+}
+
 status arm_open(arm **out, const arm_params *params) {
   *out = NULL;
   arm *a;
@@ -112,9 +142,11 @@ status arm_open(arm **out, const arm_params *params) {
   a->params = *params;
   a->vocabulary = s->vocabulary;
   a->n_layers = s->n_layers;
-  a->forward.path = params->shared.path;
+  a->forward.path = path_for(params->shared.path->kind, &params->m->weights);
   a->forward.hidden = s->hidden;
   a->forward.kv_width = s->n_kv_heads * s->head_dim;
+  a->forward.n_kv_heads = s->n_kv_heads;
+  a->forward.vocabulary = s->vocabulary;
   a->forward.top_k = s->top_k;
   a->forward.n_layers = s->n_layers;
   a->forward.is_shared = !params->computes_shared || params->computes_shared[comm_rank(params->c)];
@@ -122,6 +154,7 @@ status arm_open(arm **out, const arm_params *params) {
   status result;
   TRY_DONE(result,
            transport_choose(&a->transport, params->c, params->transport, params->device, is_on_device(a)));
+  TRY_DONE(result, open_outputs(a));
   // before the backend, which plans with the device memory that the transport has left
   TRY_DONE(result, transport_start(a->transport, host_bytes(a)));
   TRY_DONE(result, fit_batch(a));
@@ -183,6 +216,29 @@ const char *arm_peers(const arm *a) {
   return a->peers;
 }
 
+void arm_attention(const arm *a, char *out, size_t bytes) {
+  output_shards_tell(&a->forward.outputs, out, bytes);
+}
+
+void arm_hold_attention(arm *a, bool hold) {
+  a->forward.outputs.held = hold;
+}
+
+bool arm_attention_is_open(const arm *a, int64_t n) {
+  const output_shards *o = &a->forward.outputs;
+  int64_t rows = n < LOGIT_ROWS ? n : LOGIT_ROWS;
+  bool layers =
+      !token_shards_apply(&a->forward.shards, n) && output_shards_are_timed(o, OUTPUTS_OF_LAYERS, n);
+  return layers || output_shards_are_timed(o, OUTPUTS_OF_HEAD, rows);
+}
+
+output_range arm_outputs(const arm *a, output_kind kind, int64_t n, int64_t total, int64_t unit) {
+  bool sharded = output_shards_apply(&a->forward.outputs, kind, n);
+  bool tokens = kind == OUTPUTS_OF_LAYERS && token_shards_apply(&a->forward.shards, n);
+  if (!sharded || tokens) return (output_range){0, total};
+  return output_range_of(total, unit, comm_rank(a->params.c), comm_size(a->params.c));
+}
+
 uint64_t arm_state_bytes(const arm *a) {
   return a->forward.compute->ops->state_bytes(a->forward.compute);
 }
@@ -197,7 +253,7 @@ bool arm_computes_shared(const arm *a) {
 
 // ---- the forward pass ----
 
-static uint32_t points_of(const arm *a, probe_scope scope) {
+uint32_t arm_points_of(const arm *a, probe_scope scope) {
   uint32_t points = 0;
   for (int p = 0; p < PROBE_COUNT; p++)
     if (probe_get((probe_point)p)->scope == scope) points |= a->probes_wanted & 1u << p;
@@ -207,7 +263,7 @@ static uint32_t points_of(const arm *a, probe_scope scope) {
 status arm_embed(arm *a, const token_batch *batch) {
   double start = clock_seconds();
   timeline_label(a->params.name);
-  probe_rows_clear(&a->probes, points_of(a, PROBE_OF_BATCH));
+  probe_rows_clear(&a->probes, arm_points_of(a, PROBE_OF_BATCH));
   forward_start(&a->forward, batch);
   status result = forward_embed(&a->forward);
   a->seconds += clock_seconds() - start;
@@ -225,14 +281,6 @@ static status digest_layer(arm *a, int64_t layer) {
   return result;
 }
 
-static status digest_logits(arm *a, const int64_t *row, int64_t count) {
-  backend *b = a->forward.compute;
-  span_start(SPAN_DIGEST, SPAN_NO_LAYER);
-  status result = b->ops->logits_digest(b, &a->forward.batch.rows, row, count, a->digests.logits);
-  span_end(SPAN_NO_AMOUNT);
-  return result;
-}
-
 // The backend shows and takes what is wanted and given now.
 static status watch_probes(arm *a) {
   backend *b = a->forward.compute;
@@ -244,7 +292,7 @@ static status watch_probes(arm *a) {
 status arm_layer(arm *a, int64_t layer) {
   double start = clock_seconds();
   timeline_label(a->params.name);
-  probe_rows_clear(&a->probes, points_of(a, PROBE_OF_LAYER));
+  probe_rows_clear(&a->probes, arm_points_of(a, PROBE_OF_LAYER));
   status result = forward_layer(&a->forward, layer);
   a->forward.imposed = ROUTING_NOTHING;
   a->seconds += clock_seconds() - start;
@@ -288,26 +336,14 @@ static status run_batch(arm *a, const token_batch *batch) {
 
 status arm_forward(arm *a, const token_batch *batch) {
   timeline_label(a->params.name);
+  forward_state *f = &a->forward;
+  bool timed = !f->is_probed && output_shards_are_timed(&f->outputs, OUTPUTS_OF_LAYERS, batch->n);
+  double start = timed ? clock_seconds() : 0;
   span_start(SPAN_BATCH, SPAN_NO_LAYER);
   status result = run_batch(a, batch);
   span_end(batch->n);
-  return result;
-}
-
-status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) {
-  backend *b = a->forward.compute;
-  int64_t row[LOGIT_ROWS];
-  timeline_label(a->params.name);
-  a->n_head_rows = count;
-  probe_rows_clear(&a->probes, points_of(a, PROBE_OF_HEAD));
-  if (!a->forward.is_shared) return 0;
-  for (int64_t i = 0; i < count; i++) row[i] = token_shards_row(&a->forward.shards, batch->n, first + i);
-  double start = clock_seconds();
-  TRY(forward_head(&a->forward, row, count));
-  if (a->keeps_logits) TRY(b->ops->logits_read(b, count, &a->logits));
-  a->seconds += clock_seconds() - start;
-  TRY(digest_logits(a, row, count));
-  return a->keeps_logits ? arm_finish(a) : 0;
+  if (result || !timed || batch_is_sharded(f->batch.way)) return result;
+  return output_shards_note(&f->outputs, OUTPUTS_OF_LAYERS, batch->n, clock_seconds() - start);
 }
 
 status arm_audit_coverage(const arm *a, audit_coverage *out) {

@@ -9,6 +9,7 @@
 #include "kernels/backend.h"
 #include "src/model/model.h"
 #include "src/run/audit.h"
+#include "src/run/output_shards.h"
 #include "src/run/placement.h"
 
 enum { LOGIT_ROWS = 32 }; // logits are computed and consumed this many rows at a time
@@ -20,6 +21,7 @@ typedef struct {
   comm *c;
   const topology *place;
   transport_kind transport;
+  attention_placement attention;
   bool peers;                  // GPUs of one host store into each other's memory, where they reach it
   const char *row;             // ISA row of the cpu backend: "auto" or a name
   const device_id *device;     // of this rank, whatever its arm
@@ -49,6 +51,13 @@ const char *arm_row(const arm *a);              // ISA row or device in use
 const transport *arm_transport(const arm *a);
 bool arm_has_peers(const arm *a);    // the ranks' GPUs store into each other's memory
 const char *arm_peers(const arm *a); // "linked", or why GPUs do not reach each other's memory, or "": no GPUs
+// Which of its batches had the outputs of attention and head divided among the ranks, and why.
+void arm_attention(const arm *a, char *out, size_t bytes);
+// With `hold` the choices that are open stay so, and their batches replicated, until it is called without.
+void arm_hold_attention(arm *a, bool hold);
+bool arm_attention_is_open(const arm *a, int64_t n); // for batches of n tokens it is still being timed
+// The outputs, of `total`, that this rank computes in a batch of n tokens, or a head of n rows, as it is now.
+output_range arm_outputs(const arm *a, output_kind kind, int64_t n, int64_t total, int64_t unit);
 uint64_t arm_state_bytes(const arm *a); // KV caches and work space of this rank
 bool arm_computes_shared(const arm *a); // this rank is a shared rank
 int64_t arm_max_batch(const arm *a);    // tokens in the largest batch

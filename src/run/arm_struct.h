@@ -25,3 +25,5 @@ struct arm {
   bool may_have_peers;
   char peers[256]; // arm_peers
 };
+
+uint32_t arm_points_of(const arm *a, probe_scope scope); // the probes of this scope that are wanted

@@ -80,7 +80,7 @@ status audit_open(audit **out, const audit_params *p) {
   TRY(memory_take((void **)&a, 1, sizeof *a, "the audit"));
   *out = a;
   a->params = *p;
-  a->path = path_get(p->shared);
+  a->path = path_for(p->shared, &p->m->weights);
   a->one = p->m->weights;
   a->one.shape.top_k = 1;
   a->hidden = s->hidden;

@@ -7,9 +7,11 @@ static size_t layer_count(const digest_sums *d) {
   return (size_t)(d->n_layers * d->n_sequences);
 }
 
-status digest_sums_open(digest_sums *out, int64_t n_layers, int64_t n_sequences) {
+status digest_sums_open(digest_sums *out, int64_t n_layers, int64_t n_sequences, int n_ranks) {
   *out = (digest_sums){.n_layers = n_layers, .n_sequences = n_sequences};
   TRY(TAKE(&out->logits, (size_t)n_sequences, "digests"));
+  TRY(TAKE(&out->part, (size_t)n_sequences, "digests"));
+  TRY(TAKE(&out->all, (size_t)(n_sequences * n_ranks), "digests"));
   TRY(TAKE(&out->layers, layer_count(out), "digests"));
   return TAKE(&out->parts, layer_count(out), "digests");
 }
@@ -18,6 +20,8 @@ void digest_sums_close(digest_sums *d) {
   free(d->logits);
   free(d->layers);
   free(d->parts);
+  free(d->part);
+  free(d->all);
 }
 
 void digest_sums_reset(digest_sums *d) {
@@ -35,6 +39,14 @@ status digest_sums_add_parts(digest_sums *d, comm *c) {
   if (!result) memset(d->parts, 0, n * sizeof *d->parts);
   free(all);
   return result;
+}
+
+status digest_sums_add_part(digest_sums *d, comm *c) {
+  size_t n = (size_t)d->n_sequences;
+  TRY(comm_allgather(c, d->all, d->part, n * sizeof *d->all, "the sum of logits' digests"));
+  for (size_t i = 0; i < n * (size_t)comm_size(c); i++) d->logits[i % n] += d->all[i];
+  memset(d->part, 0, n * sizeof *d->part);
+  return 0;
 }
 
 static uint64_t sum_of(const uint64_t *x, int64_t n) {

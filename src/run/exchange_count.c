@@ -54,6 +54,12 @@ static void add_token_sharded(const count *c, bool is_last) {
   if (is_last) add_gather(c, ROWS_RESIDUAL, SHARED_RANKS);
 }
 
+static void add_parts(const count *c, part_kind kind) {
+  size_t bytes;
+  const row_range *range = forward_parts(c->f, kind, c->f->batch.rows.n, &bytes);
+  add_table(c, range, bytes);
+}
+
 // Every rank's slots, used or not, go to all others.
 static void add_fixed(const count *c) {
   forward_state *f = c->f;
@@ -68,6 +74,11 @@ void exchange_count_layer(forward_state *f, int64_t layer, uint64_t *sent, uint6
     break;
   case BATCH_REPLICATED:
   case BATCH_AT_PEERS:
+    add_replicated(&c);
+    break;
+  case BATCH_OUTPUT_SHARDED:
+    add_parts(&c, PARTS_HEADS);
+    add_parts(&c, PARTS_OUTPUT);
     add_replicated(&c);
     break;
   case BATCH_SHARDED_AT_PEERS:

@@ -1,3 +1,4 @@
+// Long because the order of the steps stands in one place.
 #include "src/run/forward.h"
 #include "dist/timeline.h"
 
@@ -12,6 +13,8 @@ static batch_way choose_way(const forward_state *f, int64_t n_tokens, bool watch
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
   if (token_shards_apply(&f->shards, n_tokens))
     return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
+  if (!f->is_probed && output_shards_apply(&f->outputs, OUTPUTS_OF_LAYERS, n_tokens))
+    return BATCH_OUTPUT_SHARDED;
   if (!exchange_is_fixed(f->ranks, n_tokens) || watched || f->audit) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
 }
@@ -94,8 +97,18 @@ static status combine(forward_state *f, int64_t layer, const slot_places *places
 // The parts that are copied to the host: the experts where it places slots, all where the layer is watched.
 static unsigned parts_for_host(const forward_state *f) {
   if (f->is_watched) return ROUTING_EXPERTS | ROUTING_WEIGHTS | ROUTING_MARGINS;
-  bool places = f->batch.way == BATCH_REPLICATED || f->batch.way == BATCH_TOKEN_SHARDED;
-  return places ? ROUTING_EXPERTS : ROUTING_NOTHING;
+  switch (f->batch.way) {
+  case BATCH_REPLICATED:
+  case BATCH_OUTPUT_SHARDED:
+  case BATCH_TOKEN_SHARDED:
+    return ROUTING_EXPERTS;
+  case BATCH_ALONE:
+  case BATCH_FIXED_PLACES:
+  case BATCH_AT_PEERS:
+  case BATCH_SHARDED_AT_PEERS:
+    break;
+  }
+  return ROUTING_NOTHING;
 }
 
 static status routing_fetch(forward_state *f, int64_t layer, row_range rows, unsigned parts) {
@@ -296,7 +309,48 @@ static status gather_at_peers(forward_state *f, const row_kind *kinds, int count
                  "exchange");
 }
 
-// ---- a layer, in each of the six ways ----
+// ---- outputs that ranks divide ----
+
+const row_range *forward_parts(forward_state *f, part_kind kind, int64_t n, size_t *row_bytes) {
+  backend *b = f->compute;
+  int64_t total = 0, unit = OUTPUT_UNIT;
+  switch (kind) {
+  case PARTS_HEADS:
+    total = f->n_kv_heads;
+    unit = 1;
+    break;
+  case PARTS_OUTPUT:
+    total = f->hidden;
+    break;
+  case PARTS_LOGITS:
+    total = f->vocabulary;
+    break;
+  }
+  int size = exchange_size(f->ranks);
+  for (int r = 0; r < size; r++) f->rows_of_rank[r] = n * output_range_of(total, unit, r, size).count;
+  *row_bytes = (size_t)b->ops->part_width(b, kind) * f->path->real_bytes;
+  return exchange_gather(f->ranks, f->rows_of_rank, ALL_RANKS);
+}
+
+static status gather_parts(forward_state *f, part_kind kind, int64_t n, int64_t layer) {
+  size_t bytes;
+  const row_range *range = forward_parts(f, kind, n, &bytes);
+  return exchange_transfer(f->ranks, f->compute->ops->parts_host(f->compute, kind), NULL, bytes, range,
+                           layer);
+}
+
+// x += o(attention), each rank its heads, then its rows of o.
+static status attention_in_parts(forward_state *f, int64_t layer) {
+  backend *b = f->compute;
+  const token_batch *rows = &f->batch.rows;
+  TRY(IN_STEP(SPAN_ATTENTION, b->ops->heads_part(b, layer, rows), layer, "attention"));
+  TRY(gather_parts(f, PARTS_HEADS, rows->n, layer));
+  TRY(IN_STEP(SPAN_ATTENTION, b->ops->output_part(b, layer, rows), layer, "output of attention"));
+  TRY(gather_parts(f, PARTS_OUTPUT, rows->n, layer));
+  return IN_STEP(SPAN_ATTENTION, b->ops->output_add(b, rows), layer, "output of attention");
+}
+
+// ---- a layer, in each of the seven ways ----
 
 // One rank: nothing crosses ranks.
 static status layer_alone(forward_state *f, int64_t layer) {
@@ -313,10 +367,9 @@ static status layer_alone(forward_state *f, int64_t layer) {
 
 // Each shared rank computes the shared steps of every token, to the same bits. The slots' outputs cross
 // ranks, and before that the routing, to the expert ranks.
-static status layer_replicated(forward_state *f, int64_t layer) {
+static status experts_replicated(forward_state *f, int64_t layer) {
   row_range all = {0, f->batch.rows.n};
   if (f->is_shared) {
-    TRY(attention(f, layer));
     TRY(route(f, layer));
     TRY(routing_fetch(f, layer, all, parts_for_host(f)));
     TRY(experts_up(f, layer)); // a device computes them while the routing is copied to the host
@@ -329,6 +382,18 @@ static status layer_replicated(forward_state *f, int64_t layer) {
   TRY(transfer_slots(f, layer));
   TRY(audit_slots(f, layer, &places));
   return f->is_shared ? combine(f, layer, &places) : 0;
+}
+
+static status layer_replicated(forward_state *f, int64_t layer) {
+  if (f->is_shared) TRY(attention(f, layer));
+  return experts_replicated(f, layer);
+}
+
+// As replicated, but for attention, of which each rank computes a part, so that its weights are read once by
+// all ranks together.
+static status layer_output_sharded(forward_state *f, int64_t layer) {
+  TRY(attention_in_parts(f, layer));
+  return experts_replicated(f, layer);
 }
 
 // Each shared rank computes the shared steps of its share of the tokens. Keys and values are gathered on the
@@ -397,6 +462,8 @@ static status run_layer(forward_state *f, int64_t layer) {
     return layer_alone(f, layer);
   case BATCH_REPLICATED:
     return layer_replicated(f, layer);
+  case BATCH_OUTPUT_SHARDED:
+    return layer_output_sharded(f, layer);
   case BATCH_TOKEN_SHARDED:
     return layer_token_sharded(f, layer);
   case BATCH_FIXED_PLACES:
@@ -442,6 +509,26 @@ status forward_head(forward_state *f, const int64_t *row, int64_t count) {
   span_start(SPAN_HEAD, SPAN_NO_LAYER);
   status result = f->is_shared ? b->ops->head(b, &f->batch.rows, row, count) : 0;
   span_end(count);
+  if (result) status_within("head");
+  return result;
+}
+
+bool forward_head_is_sharded(const forward_state *f, int64_t count) {
+  return !f->is_probed && output_shards_apply(&f->outputs, OUTPUTS_OF_HEAD, count);
+}
+
+static status head_in_parts(forward_state *f, const int64_t *row, int64_t count, bool joins) {
+  backend *b = f->compute;
+  span_start(SPAN_HEAD, SPAN_NO_LAYER);
+  status result = b->ops->head_part(b, &f->batch.rows, row, count);
+  span_end(count);
+  if (result || !joins) return result;
+  TRY(gather_parts(f, PARTS_LOGITS, count, f->n_layers));
+  return b->ops->logits_join(b, count);
+}
+
+status forward_head_part(forward_state *f, const int64_t *row, int64_t count, bool joins) {
+  status result = head_in_parts(f, row, count, joins);
   if (result) status_within("head");
   return result;
 }

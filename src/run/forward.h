@@ -1,8 +1,8 @@
 // forward: the forward pass, step by step. The only place where the order of the steps stands.
 //
-// A batch runs in one of six ways, chosen once, at forward_start. Each way is a short sequence of named
-// steps in forward.c (layer_alone, layer_replicated, layer_token_sharded, layer_fixed_places, layer_at_peers,
-// layer_sharded_at_peers), which shows where rows cross ranks.
+// A batch runs in one of seven ways, chosen once, at forward_start. Each way is a short sequence of named
+// steps in forward.c (layer_alone, layer_replicated, layer_output_sharded, layer_token_sharded,
+// layer_fixed_places, layer_at_peers, layer_sharded_at_peers), which shows where rows cross ranks.
 //
 // Owns: the order, and what a batch needs on its way through it. The backend and the exchange are the arm's.
 // Invariant: every rank takes its steps in the same order; the way in which a batch runs changes no bit.
@@ -10,11 +10,13 @@
 #include "dist/exchange.h"
 #include "kernels/backend.h"
 #include "src/run/audit.h"
+#include "src/run/output_shards.h"
 #include "src/run/token_shards.h"
 
 typedef enum {
-  BATCH_ALONE,         // one rank has every expert: nothing crosses ranks
-  BATCH_REPLICATED,    // each shared rank computes the shared steps of every token
+  BATCH_ALONE,          // one rank has every expert: nothing crosses ranks
+  BATCH_REPLICATED,     // each shared rank computes the shared steps of every token
+  BATCH_OUTPUT_SHARDED, // each rank computes some outputs of the shared steps, of every token: small batches
   BATCH_TOKEN_SHARDED, // each shared rank computes the shared steps of its share of the tokens: large batches
   BATCH_FIXED_PLACES,  // as replicated, for small batches with all ranks on devices: the routing stays there
   BATCH_AT_PEERS,      // the same where devices store into each other's memory: the exchange is in the step
@@ -28,6 +30,7 @@ static inline bool batch_is_sharded(batch_way way) { // each shared rank has row
     return true;
   case BATCH_ALONE:
   case BATCH_REPLICATED:
+  case BATCH_OUTPUT_SHARDED:
   case BATCH_FIXED_PLACES:
   case BATCH_AT_PEERS:
     break;
@@ -45,9 +48,10 @@ typedef struct {
   backend *compute;
   exchange *ranks; // transfers what crosses ranks
   token_shards shards;
+  output_shards outputs;
   bool is_shared;        // a shared rank; false: an expert rank, which computes only its experts
   const path_info *path; // of the shared steps
-  int64_t hidden, kv_width, top_k, n_layers;
+  int64_t hidden, kv_width, n_kv_heads, vocabulary, top_k, n_layers;
   bool takes_device;  // the transport transfers rows from device memory
   bool all_on_device; // and every rank's backend has its rows there
   bool has_peers;     // and stores into the memory of all others (backend_ops.peers_open)
@@ -81,3 +85,9 @@ status forward_embed(forward_state *f);                // local
 status forward_layer(forward_state *f, int64_t layer); // collective
 // Local, on shared ranks. Logits of row[count] of batch.rows, which stay in the backend.
 status forward_head(forward_state *f, const int64_t *row, int64_t count);
+// Collective, where forward_head_is_sharded. This rank's part of them; with `joins` all of them afterwards.
+status forward_head_part(forward_state *f, const int64_t *row, int64_t count, bool joins);
+// Local. What an all-gather of the parts of n rows transfers, in elements of *row_bytes; valid until the next
+// exchange_gather.
+const row_range *forward_parts(forward_state *f, part_kind kind, int64_t n, size_t *row_bytes);
+bool forward_head_is_sharded(const forward_state *f, int64_t count); // local, the same on every rank

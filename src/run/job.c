@@ -4,7 +4,7 @@
 #include "dist/launched.h"
 #include "src/run/agreement.h"
 #include "src/run/input.h"
-#include "src/run/rank_speed.h"
+#include "src/run/job_placement.h"
 #include "src/run/stops.h"
 #include "src/run/weight_check.h"
 #include <omp.h>
@@ -162,43 +162,6 @@ const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int ra
   return choice->kind == ARM_MIXED ? &j->roles.arm[rank] : choice;
 }
 
-static status measure_local_speed(const job *j, double *speed) {
-  const config *c = j->cfg;
-  double seconds = 0;
-  for (size_t i = 0; i < c->run.arms.count; i++) {
-    arm_spec local;
-    TRY(arm_choice_resolve(&local, job_arm_of_rank(j, &c->run.arms.arm[i], comm_rank(j->c))));
-    TRY(rank_speed_measure(&seconds, j->m, &local, j->place, comm_host_rank(j->c), c->run.rows));
-  }
-  *speed = 1 / seconds;
-  return 0;
-}
-
-// All ranks at the same time, as in the forward pass: those of a host share its memory.
-static status measure_speeds(job *j, double *all) {
-  double mine = 0;
-  TRY(job_agree(j, 0, "the measurement of ranks' speeds"));
-  TRY(job_agree(j, measure_local_speed(j, &mine), "the measurement of ranks' speeds"));
-  return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' speeds");
-}
-
-static status open_placement(job *j) {
-  const config *c = j->cfg;
-  int64_t n_experts = j->m->weights.shape.n_experts;
-  double *speed;
-  TRY(TAKE(&speed, (size_t)comm_size(j->c), "ranks' speeds"));
-  status result = 0;
-  if (c->experts.placement == PLACEMENT_BALANCED) result = measure_speeds(j, speed);
-  if (!result)
-    result =
-        job_agree(j,
-                  placement_open(&j->experts, c->experts.placement, c->experts.rank_of_expert,
-                                 c->experts.n_experts, speed, n_experts, comm_size(j->c), comm_rank(j->c)),
-                  "the placement of experts");
-  free(speed);
-  return result;
-}
-
 // ---- tokens at once ----
 
 static int64_t least(int64_t a, int64_t b) {
@@ -348,7 +311,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   TRY(open_roles(j));
   j->chunk = choose_chunk(j);
   if (command != COMMAND_SCREEN) TRY(agreement_of_kernels(j)); // which names what differs itself
-  TRY(open_placement(j));
+  TRY(job_open_placement(j));
   TRY(job_agree(j, job_warn(j), "the warnings"));
   return needs_input ? job_read_input(j) : 0;
 }
@@ -403,6 +366,7 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
       .c = j->c,
       .place = j->place,
       .transport = j->cfg->comm.transport,
+      .attention = j->cfg->attention.placement,
       .peers = j->cfg->comm.peers,
       .device = &j->device,
       .row = j->cfg->run.rows,
@@ -422,16 +386,6 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out) {
   free((path_kind *)audited.experts_path);
   if (!result && arm_max_batch(*out) < j->max_batch) j->chunk = j->max_batch = arm_max_batch(*out);
   return result;
-}
-
-status job_check_products(const job *j, message_list *refusals) {
-  for (size_t i = 0; i < j->cfg->run.arms.count; i++) {
-    const arm_choice *choice = &j->cfg->run.arms.arm[i];
-    if (choice->kind != ARM_PLAIN) continue; // its parts depend on the ranks
-    TRY(message_list_take_error(refusals,
-                                path_check_products(&j->m->weights, choice->path, choice->backend)));
-  }
-  return 0;
 }
 
 static const char *changed_file(const job *j) {

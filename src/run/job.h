@@ -79,9 +79,6 @@ status job_open_arm(job *j, const arm_choice *choice, arm **out);
 // Local. Of the model of the arm that the others are measured against.
 uint64_t job_reference_fingerprint(const job *j);
 
-// Local. Adds to `refusals` what arms of run.arms would refuse because their path lacks a product.
-status job_check_products(const job *j, message_list *refusals);
-
 // Local, after an error. A model file that changed during the run causes errors of many kinds, so the change
 // replaces them as the reported error.
 void job_explain_error(const job *j);

@@ -11,6 +11,8 @@ const char *placement_name(placement_kind kind) {
     return "strided";
   case PLACEMENT_BALANCED:
     return "balanced";
+  case PLACEMENT_COUNTED:
+    return "counted";
   case PLACEMENT_LIST:
     return "list";
   }
@@ -101,6 +103,7 @@ static status choose_owners(int32_t *rank_of_expert, placement_kind kind, const 
     return 0;
   case PLACEMENT_BALANCED:
     return balance(rank_of_expert, speed, n_experts, n_ranks);
+  case PLACEMENT_COUNTED:
   case PLACEMENT_LIST:
     memcpy(rank_of_expert, list, (size_t)n_experts * sizeof *list);
     return 0;
@@ -114,7 +117,8 @@ status placement_open(placement *out, placement_kind kind, const int32_t *list, 
   if (n_ranks > n_experts)
     return REFUSE("%d ranks for %lld experts: expected at most one rank per expert", n_ranks,
                   (long long)n_experts);
-  if (kind == PLACEMENT_LIST) TRY(check_list(list, list_length, n_experts, n_ranks));
+  if (kind == PLACEMENT_LIST || kind == PLACEMENT_COUNTED)
+    TRY(check_list(list, list_length, n_experts, n_ranks));
   TRY(TAKE(&out->rank_of_expert, (size_t)n_experts, "the placement"));
   TRY(TAKE(&out->local, (size_t)n_experts, "the placement"));
   TRY(choose_owners(out->rank_of_expert, kind, list, speed, n_experts, n_ranks));

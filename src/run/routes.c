@@ -20,7 +20,9 @@ static bool holds_ids(npy_content content) {
   return false;
 }
 
-static status check_shape(const npy_file *f, const routes *r) {
+// Sets n_tokens where any will do.
+static status check_shape(const npy_file *f, routes *r) {
+  if (r->n_tokens == ROUTES_OF_ANY_TOKENS && f->header.n_dims == DIMS) r->n_tokens = f->header.size[1];
   const int64_t expected[DIMS] = {r->n_layers, r->n_tokens, r->top_k};
   static const char *const NAMES[DIMS] = {"layers", "tokens", "experts to a token"};
   const npy_header *h = &f->header;
@@ -29,6 +31,7 @@ static status check_shape(const npy_file *f, const routes *r) {
   if (h->n_dims != DIMS)
     return REFUSE("%s: expected the shape [n_layers, n_token, top_k], found %d dimensions", f->path,
                   h->n_dims);
+  if (h->size[1] < 1) return REFUSE("%s: expected at least one token, found none", f->path);
   for (int d = 0; d < DIMS; d++)
     if (h->size[d] != expected[d])
       return REFUSE("%s: expected [%" PRId64 ", %" PRId64 ", %" PRId64

@@ -12,6 +12,8 @@ typedef struct {
   uint64_t hash;         // of all of these
 } routes;
 
+enum { ROUTES_OF_ANY_TOKENS = -1 }; // as n_tokens: as many as the file has, at least one
+
 // Local. The error names the file, and the element where one is wrong. routes_close releases what there is,
 // after an error too.
 status routes_open(routes *out, const char *path, const model_shape *shape, int64_t n_tokens);

@@ -195,7 +195,7 @@ static void set_element(void *row, weight_type type, int64_t i, double wanted) {
   case TYPE_Q6_K:
     set_q6_k(block, at, wanted);
     return;
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     synth_set_few_bits(block, type, at, wanted);
     return;
   }
@@ -226,7 +226,7 @@ static void fill_block(void *block, weight_type type, uint64_t key, double std) 
   case TYPE_F16:
   case TYPE_BF16:
     return;
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     synth_fill_few_bits(block, type, key, std);
     return;
   }

@@ -8,6 +8,7 @@ typedef struct {
   uint32_t file_type;       // llama.cpp's number of the mix (general.file_type)
   weight_type most, better; // of most matrices, and of those that llama.cpp gives more bits
   weight_type output;       // of the output matrix
+  weight_type attention;    // of q, k, v and o; F32: as the others
 } synth_mix;
 
 const synth_mix *synth_mix_at(int i); // NULL: there are no more

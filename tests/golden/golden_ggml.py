@@ -23,8 +23,9 @@ ROWS, BLOCKS = 8, 3  # of each type: rows of three blocks
 # Types of few bits: bytes and elements of a block, where its f16 scales lie.
 FEW_BITS = {"q2_K": (84, 256, (80, 82)), "q3_K": (110, 256, (108,)), "iq4_xs": (136, 256, (0,)),
             "iq4_nl": (18, 32, (0,)), "q4_0": (18, 32, (0,)), "q4_1": (20, 32, (0, 2)), "q5_0": (22, 32, (0,)),
-            "q5_1": (24, 32, (0, 2)), "mxfp4": (17, 32, ())}
+            "q5_1": (24, 32, (0, 2)), "mxfp4": (17, 32, ()), "q8_0": (34, 32, (0,))}
 WITH_DOTS = ("q2_K", "q3_K", "iq4_xs")
+OF_32 = {"q8_0": "q8_0", "iq4_nl": "q8_0", "q4_0": "q8_0", "q4_1": "q8_1", "q5_0": "q8_0", "q5_1": "q8_1", "mxfp4": "q8_0"}
 
 
 # ---- the two roundings ----
@@ -181,6 +182,7 @@ def make(ggml):
         files[name + ".dots.f32"] = np.array([[ggml.dot(name, w, a) for a in rows] for w in weights], np.float32)
     write(files | quantisers(ggml))
     write(few_bits(ggml))
+    write(blocks_32(ggml))
 
 
 def few_bits(ggml):
@@ -212,6 +214,32 @@ def few_bits(ggml):
         if name in WITH_DOTS:
             files[name + ".dots.f32"] = np.array([[ggml.dot(name, w, a) for a in rows] for w in raw.reshape(ROWS, -1)],
                                                  np.float32)
+    return files
+
+
+def blocks_32(ggml):
+    """Activations rounded to Q8_0 and Q8_1, and their products with 8 rows of 3 blocks of each type of 32."""
+    x = np.fromfile(os.path.join(FOLDER, "q8_K.x.f32"), np.float32).reshape(-1, 32)
+    largest = np.abs(x).max(1)
+    x = x[(largest == 0) | ((largest > 1e-36) & (largest < 1e6))]  # beyond, ggml's casts and halves have no meaning
+    files = {"q8_32.x.f32": x}
+    for name, size in (("q8_0", 34), ("q8_1", 36)):
+        out = np.zeros((len(x), size), np.uint8)
+        getattr(ggml.base, f"quantize_row_{name}_ref")(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data),
+                                                       ctypes.c_int64(x.size))
+        files[f"{name}.rounded"] = out
+    for name, form in OF_32.items():
+        weights = np.fromfile(os.path.join(FOLDER, name + ".blocks"), np.uint8).reshape(ROWS, -1)
+        rows = np.ascontiguousarray(files[form + ".rounded"][:ROWS * BLOCKS]).reshape(ROWS, -1)
+        dots = np.zeros((ROWS, ROWS), np.float32)
+        for r in range(ROWS):
+            for t in range(ROWS):
+                out, zero = ctypes.c_float(), ctypes.c_size_t(0)
+                getattr(ggml.cpu, f"ggml_vec_dot_{name}_{form}")(  # README.md: why not _generic
+                    ctypes.c_int(32 * BLOCKS), ctypes.byref(out), zero, ctypes.c_void_p(weights[r].ctypes.data), zero,
+                    ctypes.c_void_p(rows[t].ctypes.data), zero, ctypes.c_int(1))
+                dots[r, t] = out.value
+        files[name + ".dots.f32"] = dots
     return files
 
 
@@ -253,7 +281,8 @@ def main():
         args.library = os.path.join(os.path.dirname(importlib.util.find_spec("llama_cpp").origin), "lib")
     ggml = Ggml(args.library)
     if args.few_bits:
-        return write(few_bits(ggml))
+        write(few_bits(ggml))
+        return write(blocks_32(ggml))
     if not args.quantisers:
         return make(ggml)
     refuse_contraction(ggml)

@@ -578,6 +578,7 @@ int main(int argc, char **argv) {
   int cases = 0, wrong = 0, least = argc > 3 ? atoi(argv[3]) : has_gpu ? 12 : 3;
   int most_wrong = argc > 5 ? atoi(argv[5]) : 8;
   if (argc > 4) most_tokens = atoi(argv[4]) < 300 ? atoi(argv[4]) : 300;
+  random_few_bits = argc > 6; // types of few bits wherever they fit: a case for which seeds make other models
   printf("cases from seed %llu on, %s against cpu portable\n", (unsigned long long)seed,
          has_gpu ? cuda->rows() : "cpu auto");
   for (; cases < least || seconds_now() - start < limit; cases++) {

@@ -19,7 +19,9 @@ static const cpu_row amx_model = {
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
     .product_unpacked = product_unpacked_generic,
-    .add_outliers_unpacked = add_outliers_unpacked,
+    .round_q8_0 = round_q8_0_generic,
+    .product_q8_0 = product_q8_0_generic,
+    .add_outliers_few_bits = add_outliers_few_bits,
 };
 
 const cpu_row *const *cpu_row_table(void) {

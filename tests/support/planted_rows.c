@@ -560,7 +560,9 @@ static void plant(cpu_row *row, real_ops *ops, exact_ops *exact) {
         .split_q8k = split_q8k_generic,
         .add_outliers = add_outliers_generic,
         .product_unpacked = product_unpacked_generic,
-        .add_outliers_unpacked = add_outliers_unpacked,
+        .round_q8_0 = round_q8_0_generic,
+        .product_q8_0 = product_q8_0_generic,
+        .add_outliers_few_bits = add_outliers_few_bits,
     };
   }
   row[BLOCK_ORDER].product_q8k = product_swapped_blocks;

@@ -54,10 +54,35 @@ static float block_scale(weight_type type, float deviation) {
   case TYPE_F32:
   case TYPE_F16:
   case TYPE_BF16:
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     break;
   }
   return deviation * 1.7f;
+}
+
+// Scales of a block of few bits, for weights of about that deviation.
+static void random_factors(char *block, weight_type type, float deviation) {
+  static const struct {
+    weight_type type;
+    float rms; // of its weights of random bits, over d
+    size_t d, second;
+  } kinds[] = {{TYPE_Q2_K, 14, offsetof(block_q2_K, d), offsetof(block_q2_K, dmin)},
+               {TYPE_Q3_K, 43, offsetof(block_q3_K, d), 0},
+               {TYPE_IQ4_XS, 1246, 0, 0},
+               {TYPE_IQ4_NL, 67, 0, 0},
+               {TYPE_Q4_0, 4.6f, 0, 0},
+               {TYPE_Q4_1, 4.6f, 0, offsetof(block_q4_1, m)},
+               {TYPE_Q5_0, 9.2f, 0, 0},
+               {TYPE_Q5_1, 9.2f, 0, offsetof(block_q5_1, m)}};
+  if (type == TYPE_MXFP4)
+    *block = (char)(int8_t)(126 + (int)log2f(deviation) - random_below(3)); // times about 6
+  for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+    if (kinds[i].type != type) continue;
+    uint16_t d = f32_to_half(deviation / kinds[i].rms * (random_below(2) ? 1 : -1)),
+             second = f32_to_half(deviation * random_unit());
+    memcpy(block + kinds[i].d, &d, sizeof d);
+    if (kinds[i].second) memcpy(block + kinds[i].second, &second, sizeof second);
+  }
 }
 
 static void random_block(char *block, weight_type type, float deviation) {
@@ -75,14 +100,25 @@ static void random_block(char *block, weight_type type, float deviation) {
   if (type == TYPE_Q8_0 || type == TYPE_Q4_K || type == TYPE_Q5_K) memcpy(block, &d, sizeof d);
   if (type == TYPE_Q4_K || type == TYPE_Q5_K) memcpy(block + sizeof d, &dmin, sizeof dmin);
   if (type == TYPE_Q6_K) memcpy(block + offsetof(block_q6_K, d), &d, sizeof d);
+  if (type_find(type)->few_bits) random_factors(block, type, deviation);
 }
 
 // Every matrix a K-quant where its rows allow it, and a router of floats: the models that one token at a time
 // has kernels of its own for. By chance alone hardly any model is one.
 static bool random_k_quants;
 
+// Types of few bits, as often as not, where the rows allow them.
+static bool random_few_bits;
+
+static weight_type random_few_bits_type(int64_t cols) {
+  if (cols % QK_K == 0 && random_below(2)) return (weight_type)RANDOM_OF(TYPE_Q2_K, TYPE_Q3_K, TYPE_IQ4_XS);
+  return (weight_type)RANDOM_OF(TYPE_Q8_0, TYPE_IQ4_NL, TYPE_Q4_0, TYPE_Q4_1, TYPE_Q5_0, TYPE_Q5_1,
+                                TYPE_MXFP4);
+}
+
 // Any type whose blocks fit into rows of `cols`; K-quants most of the time where they do.
 static weight_type random_type(int64_t cols) {
+  if (random_few_bits && cols % QK_32 == 0 && random_below(2)) return random_few_bits_type(cols);
   if (cols % QK_K == 0 && (random_k_quants || random_below(4)))
     return (weight_type)RANDOM_OF(TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K);
   if (cols % QK8_0 == 0) return (weight_type)RANDOM_OF(TYPE_F32, TYPE_F16, TYPE_BF16, TYPE_Q8_0);

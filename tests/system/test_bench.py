@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import os
+import re
 import sys
 import unittest
 
@@ -114,18 +115,21 @@ class Digests(unittest.TestCase):
 
 
 class Bytes(unittest.TestCase):
-    def count(self, batch, depth, n, ranks=1):
-        """Bytes a decoded token: experts chosen by the reference's routing, each once a layer and step."""
+    def count(self, batch, depth, n, ranks=1, divided=False):
+        """Bytes a decoded token: experts chosen by the reference's routing, each once a layer and step; of attention and the
+        head each rank all, or where they are divided a part."""
         m = reference.Model(model())
         size = {name: len(raw) for name, (_, _, raw) in m.gguf.tensors.items()}
         experts = {name: b for name, b in size.items() if "_exps" in name}
         row = size["token_embd.weight"] // SHAPE["vocab"]
         shared = sum(size.values()) - sum(experts.values()) - size["token_embd.weight"]
+        parts = sum(b for name, b in size.items() if re.search(r"attn_(q|k|v|output)\.weight|^output\.weight", name))
+        spared = (ranks - 1) * parts if divided else 0
         chosen = [m.forward(tokens(s, depth + n))["chosen"] for s in range(batch)]
         total = 0
         for p in range(depth, depth + n):
             cache = batch * (p + 1) * 2 * SHAPE["layers"] * SHAPE["kv_heads"] * SHAPE["head_dim"] * 8
-            total += ranks * (shared + batch * row + cache)
+            total += ranks * (shared + batch * row) - spared + (1 if divided else ranks) * cache
             for layer in range(SHAPE["layers"]):
                 distinct = len({int(e) for c in chosen for e in c[layer][p]})
                 each = sum(b for name, b in experts.items() if name.startswith(f"blk.{layer}.")) // SHAPE["experts"]
@@ -133,12 +137,13 @@ class Bytes(unittest.TestCase):
         return total / (n * batch)
 
     def test_they_are_counted_exactly(self):
-        for ranks, batch, depth in ((1, 1, 0), (1, 3, 4), (2, 1, 4)):
-            with self.subTest(ranks=ranks, batch=batch, depth=depth):
+        for ranks, batch, depth, placement in ((1, 1, 0, "auto"), (1, 3, 4, "auto"), (2, 1, 4, "replicated"), (2, 1, 4, "sharded")):
+            with self.subTest(ranks=ranks, batch=batch, depth=depth, placement=placement):
                 # the reference's own path: another could choose another expert
-                found = rows(ranks, bench__batch=[batch], bench__depth=[depth], run__arms=["f64@cpu"])
+                found = rows(ranks, bench__batch=[batch], bench__depth=[depth], run__arms=["f64@cpu"],
+                             attention__placement=placement)
                 row = next(row for row in found.values() if row["kind"] == "tg")
-                expected = self.count(batch, depth, 5, ranks)
+                expected = self.count(batch, depth, 5, ranks, placement == "sharded")
                 self.assertLess(abs(row["bytes_per_token"] / expected - 1), 1e-6)
 
     def test_the_share_of_the_bandwidth(self):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""A weight type that is new: where a product is missing it does not compile, or is refused by name.
+"""A weight type that is new: a line and its functions are all that every path, ISA row and backend needs; where one is
+missing it does not compile.
 
 Owns: types planted in a copy of kernels/formats/blocks.h, compiled as the build compiles (compile_commands.json).
 Refuses to know: how a type is computed.
@@ -21,14 +22,16 @@ PLANTED = os.path.join(BUILD, "moe_run_planted_type")
 COMMANDS = os.path.join(BUILD, "compile_commands.json")
 BLOCKS = "kernels/formats/blocks.h"
 FUNCTIONS = """typedef block_q8_0 block_q9_0;
-#define dequantize_q9_0 dequantize_q8_0
+#define factors_q9_0 factors_q8_0
+#define quant_q9_0 quant_q8_0
 #define is_finite_q9_0 is_finite_q8_0
 """
+KERNELS_OF_ITS_OWN = FUNCTIONS + "#define dequantize_q9_0 dequantize_q8_0\n"
 
 # Every source with a switch over the types, and the files in which it must be told of one whose products read ...
 EACH_ROW, OUTLIERS = "each_row/generic.h", "each_row/outliers.h"
 AVX512 = {EACH_ROW, OUTLIERS, "avx512/avx512_f32.h", "avx512/avx512_outliers.h", "avx512/avx512_panel.h",
-          "avx512/avx512_vector.h"}
+          "avx512/avx512_q8k.h", "avx512/avx512_vector.h"}
 CPU_Q8K = {
     "kernels/cpu/isa/portable/row_portable.c": {EACH_ROW, OUTLIERS},
     "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, OUTLIERS, "avx2/avx2_f32.h", "avx2/avx2_q8k.h"},
@@ -44,6 +47,7 @@ CUDA_Q8K = {
     "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
     "kernels/cuda/products/product_outliers.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_q8k.cu": DISPATCH,
+    "kernels/cuda/products/product_few_bits.cu": DISPATCH,
     "kernels/cuda/decode/decode.cu": DISPATCH,
     "kernels/cuda/decode/decode_experts.cu": DISPATCH,
 }
@@ -82,7 +86,7 @@ def build_commands():
 COMPILE = build_commands()
 
 
-def plant(form, functions):
+def plant(form, functions=""):
     """A folder that stands before the tree: its blocks.h has one type more."""
     with open(os.path.join(moe.SOURCE, BLOCKS), encoding="utf-8") as file:
         text = file.read()
@@ -92,7 +96,7 @@ def plant(form, functions):
     os.makedirs(os.path.join(folder, os.path.dirname(BLOCKS)))
     with open(os.path.join(folder, BLOCKS), "w", encoding="utf-8") as file:
         file.write(text.replace(head, f"{head} ROW(Q9_0, 99, q9_0, QK8_0, {form})"))
-        file.write(FUNCTIONS if functions else "typedef block_q8_0 block_q9_0;\n")
+        file.write(functions or "typedef block_q8_0 block_q9_0;\n")
     return folder
 
 
@@ -125,30 +129,26 @@ def rows_that_run():
 
 
 class NewType(unittest.TestCase):
-    def refused(self, outcome, *parts):
-        self.assertNotEqual(outcome.code, 0)
-        faults = " ".join(outcome.faults())
-        for part in parts:
-            self.assertIn(part, faults)
-
     def lacks(self, form, expected, in_all):
-        for source, text in errors_of_all(plant(form, True), expected).items():
+        for source, text in errors_of_all(plant(form, KERNELS_OF_ITS_OWN), expected).items():
             self.assertEqual(places(text), expected[source] | in_all, text)
 
     def test_a_line_without_functions_does_not_compile(self):
         sources = ["kernels/formats/types.c", "kernels/cpu/isa/portable/row_portable.c"]
-        found = errors_of_all(plant("NONE", False), sources)
+        found = errors_of_all(plant("Q8_0"), sources)
         self.assertIn("is_finite_q9_0", found[sources[0]])
         for source in sources:
-            self.assertIn("dequantize_q9_0", found[source])
+            self.assertIn("factors_q9_0", found[source])
+            self.assertIn("quant_q9_0", found[source])
 
     def test_a_type_without_its_products_does_not_compile(self):
         self.lacks("Q8K", CPU_Q8K | LAB_Q8K | CUDA_Q8K, IN_ALL)
         self.lacks("REAL", REAL, set())
 
-    def test_a_type_that_is_only_dequantised_compiles(self):
-        for source, text in errors_of_all(plant("NONE", True), [*LAB_Q8K, *CUDA_Q8K, *ENCODERS]).items():
-            self.assertEqual(text, "", source)
+    def test_a_type_of_few_bits_compiles(self):
+        for form in ("Q8_0", "Q8_1"):
+            for source, text in errors_of_all(plant(form, FUNCTIONS), [*CPU_Q8K, *LAB_Q8K, *CUDA_Q8K, *ENCODERS]).items():
+                self.assertEqual(text, "", source)
 
     def test_no_other_source_has_a_switch_over_types(self):
         """Else the lists above are not all."""
@@ -157,23 +157,23 @@ class NewType(unittest.TestCase):
             with open(os.path.join(moe.SOURCE, source), encoding="utf-8") as file:
                 self.assertNotRegex(file.read(), r"case TYPE_|[!=]= TYPE_", source)
 
-    def test_a_type_that_is_only_dequantised_runs_and_is_refused_by_name(self):
+    def test_a_type_of_few_bits_runs(self):
         number, block = 99, gguf_random.BLOCK[gguf_random.Q8_0]
         gguf_random.TYPES["Q9_0"], gguf_random.BLOCK[number] = number, block
         gguf_random.QUANTISE[number] = gguf_random.quantise_q8_0
-        seed = moe.random_seed()
+        seed, paths = moe.random_seed(), ("f64", "f32", "q8k", "q8k_split")
         old, new = (moe.model(seed, layers=2, vocab=64, types=types) for types in ("Q8_0", "Q9_0"))
-        for row in rows_that_run():
-            both = [self.run_arms(path, row, ["f64@cpu", "f32@cpu"]) for path in (old, new)]
-            for outcome in both:
-                self.assertEqual(outcome.code, 0, outcome.err)
-            for arm in ("f64@cpu", "f32@cpu"):
-                self.assertEqual(*(outcome.arm(arm)["digest"] for outcome in both), f"{arm}, row {row}")
-        self.refused(self.run_arms(new, "auto", ["q8k@cpu"]), "output.weight", "Q9_0", "q8k", "cpu")
-        if "backend cuda" not in moe.attempt(command="--version", program=PLANTED, alone=True).out:
-            return
-        for path in ("f32", "q8k"):
-            self.refused(self.run_arms(new, "auto", [f"{path}@cuda"]), "token_embd.weight", "Q9_0", path, "cuda")
+        arms = [f"{path}@cpu" for path in paths]
+        if "backend cuda" in moe.attempt(command="--version", program=PLANTED, alone=True).out:
+            arms += [f"{path}@cuda" for path in paths[1:]]
+        digests = [self.digests(old, "auto", arms)] + [self.digests(new, row, arms) for row in rows_that_run()]
+        for found in digests[1:]:
+            self.assertEqual(found, digests[0])
+
+    def digests(self, *run):
+        outcome = self.run_arms(*run)
+        self.assertEqual(outcome.code, 0, outcome.err)
+        return {arm["name"]: arm["digest"] for arm in outcome.report()["arms"]}
 
     def run_arms(self, model, row, arms):
         sets = {"model.path": model, "input.tokens": list(range(9)), "run.arms": arms, "run.rows": row}

@@ -43,7 +43,7 @@ class Files(unittest.TestCase):
     def test_a_shell_reads_the_lists_of_packages(self):
         """Every row is a package, a command and its use: an apostrophe in one would end the list."""
         done = said(["sh", "-c", f". {os.path.join(moe.SOURCE, 'launch', 'packages')}; "
-                     "printf %s \"$build_packages$test_packages$cluster_packages\""])
+                     "printf %s \"$build_packages$test_packages$plot_packages$browser_packages$cluster_packages\""])
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         rows = [line for line in done.stdout.splitlines() if line]
         self.assertEqual([line for line in rows if line.count("|") != 2], [])

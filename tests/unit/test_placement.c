@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "kernels/formats/numerics.h"
 #include "src/run/placement.h"
+#include "src/run/placement_counted.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,6 +121,58 @@ static void every_expert_has_an_owner(void **state) {
   }
 }
 
+// ---- by counts ----
+
+enum { LAYERS = 3, COUNTED = 12 };
+
+static double load_of(const int32_t *owner, const int64_t *counts, int n, int ranks) {
+  double load;
+  assert_int_equal(placement_load(&load, owner, counts, LAYERS, n, ranks), 0);
+  return load;
+}
+
+static void an_even_placement_is_found(void **state) {
+  (void)state;
+  // two hot experts in each layer, that lie together contiguously: 4 and 5 of layer 0, 0 and 3 of 1, 6 and 7
+  // of 2
+  static const int hot[LAYERS][2] = {{4, 5}, {0, 3}, {6, 7}};
+  int64_t counts[LAYERS * 8];
+  int32_t owner[8];
+  for (int i = 0; i < LAYERS * 8; i++) counts[i] = 10;
+  for (int l = 0; l < LAYERS; l++)
+    for (int i = 0; i < 2; i++) counts[l * 8 + hot[l][i]] = 100;
+  assert_int_equal(placement_count(owner, counts, LAYERS, 8, 2), 0);
+  for (int l = 0; l < LAYERS; l++) assert_int_not_equal(owner[hot[l][0]], owner[hot[l][1]]);
+  assert_true(load_of(owner, counts, 8, 2) == 1);
+  const int32_t contiguous[] = {0, 0, 0, 0, 1, 1, 1, 1};
+  assert_true(load_of(contiguous, counts, 8, 2) == 3 * 220.0 * 2 / (3 * 260));
+}
+
+// As many experts as contiguously, never a higher load than by the first swap of two, whatever the counts.
+static void counted_placements_cannot_be_bettered_by_a_swap(void **state) {
+  (void)state;
+  for (uint64_t seed = 0; seed < 200; seed++) {
+    int ranks = (int)(num_mix64(seed) % 5) + 1, n = ranks + (int)(num_mix64(seed + 9) % (COUNTED - 4));
+    int64_t counts[LAYERS * COUNTED], owned[8] = {0};
+    int32_t owner[COUNTED];
+    for (int i = 0; i < LAYERS * n; i++) counts[i] = (int64_t)(num_mix64(seed << 9 | (uint64_t)i) % 50);
+    assert_int_equal(placement_count(owner, counts, LAYERS, n, ranks), 0);
+    for (int e = 0; e < n; e++) owned[owner[e]]++;
+    for (int r = 0; r < ranks; r++) assert_int_equal(owned[r], n / ranks + (r < n % ranks));
+    double load = load_of(owner, counts, n, ranks);
+    assert_true(load >= 1);
+    for (int a = 0; a < n; a++)
+      for (int b = a + 1; b < n; b++) {
+        int32_t of_a = owner[a];
+        owner[a] = owner[b];
+        owner[b] = of_a;
+        assert_true(load_of(owner, counts, n, ranks) >= load);
+        owner[b] = owner[a];
+        owner[a] = of_a;
+      }
+  }
+}
+
 static void refused(placement_kind kind, const int32_t *list, size_t length, int64_t n, int ranks,
                     const char *what) {
   placement p;
@@ -169,6 +222,8 @@ int main(void) {
       cmocka_unit_test(lists_are_taken_as_they_are),
       cmocka_unit_test(speeds_are_shares),
       cmocka_unit_test(every_expert_has_an_owner),
+      cmocka_unit_test(an_even_placement_is_found),
+      cmocka_unit_test(counted_placements_cannot_be_bettered_by_a_swap),
       cmocka_unit_test(bad_plans_are_refused),
       cmocka_unit_test(names),
   };

@@ -80,7 +80,7 @@ static parts few_bits_parts(weight_type type, const void *block, int i) {
 
 static parts k_quant_parts(weight_type type, const void *block, int i) {
   int j = i / 32, l = i % 32;
-  if (type_find(type)->unpacked) return few_bits_parts(type, block, i);
+  if (type_find(type)->few_bits) return few_bits_parts(type, block, i);
   if (type == TYPE_Q6_K) {
     const block_q6_K *b = block;
     int half = i / 128, group = i / 32 % 4;
@@ -202,7 +202,8 @@ typedef struct {
   int n_tokens;
   size_t real;                    // bytes of an input and output
   char *x[MAX_TOKENS];            // reals
-  block_q8_K *blocks[MAX_TOKENS]; // or blocks
+  block_q8_K *blocks[MAX_TOKENS]; // or blocks: of 256 from here on, of 32 before
+  char *rounded[MAX_TOKENS];      // all of them
   unsigned char out[MAX_TOKENS][(MAX_ROWS + 2 * GUARD) * sizeof(double)];
 } product;
 
@@ -215,7 +216,11 @@ static void product_open(product *p, weight_type type, int64_t rows, int64_t col
   p->m = (matrix){p->data, type, rows, cols};
   for (int t = 0; t < n_tokens; t++) {
     assert_int_equal(TAKE(&p->x[t], (size_t)cols * real, "activations"), 0);
-    if (is_k_quant(type)) assert_int_equal(TAKE(&p->blocks[t], (size_t)cols / QK_K, "blocks"), 0);
+    if (type_find(type)->on_q8k == ACTIVATION_REAL) continue;
+    size_t before = (size_t)(cols / QK_32) * sizeof(block_q8_32);
+    size_t after = is_k_quant(type) ? (size_t)(cols / QK_K) * sizeof(block_q8_K) : 0;
+    assert_int_equal(TAKE(&p->rounded[t], before + after, "blocks"), 0);
+    p->blocks[t] = (block_q8_K *)(void *)(p->rounded[t] + before);
   }
 }
 
@@ -223,7 +228,7 @@ static void product_close(product *p) {
   free(p->data);
   for (int t = 0; t < p->n_tokens; t++) {
     free(p->x[t]);
-    free(p->blocks[t]);
+    free(p->rounded[t]);
   }
 }
 
@@ -265,6 +270,13 @@ static void random_activations(product *p) {
     }
 }
 
+typedef void rounded_product(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n);
+
+static rounded_product *product_of(const cpu_row *row, weight_type type) {
+  if (type_find(type)->elements == QK_32) return row->product_q8_0;
+  return type_find(type)->few_bits ? row->product_unpacked : row->product_q8k;
+}
+
 static void run_product(product *p, const cpu_row *row, bool q8k) {
   void *out[MAX_TOKENS];
   const void *x[MAX_TOKENS];
@@ -278,8 +290,7 @@ static void run_product(product *p, const cpu_row *row, bool q8k) {
   float *scratch;
   assert_int_equal(TAKE(&scratch, (size_t)p->m.cols, "scratch"), 0);
   if (q8k)
-    (type_find(p->m.type)->unpacked ? row->product_unpacked : row->product_q8k)((float *const *)(void *)out,
-                                                                                &p->m, blocks, p->n_tokens);
+    product_of(row, p->m.type)((float *const *)(void *)out, &p->m, blocks, p->n_tokens);
   else
     (p->real == sizeof(double) ? row->f64 : row->f32)->product(out, &p->m, x, p->n_tokens, scratch);
   free(scratch);
@@ -424,6 +435,115 @@ static void q8k_extremes(void **state) {
   assert_true(caught > beyond / 200);
 }
 
+// ---- blocks of 32 ----
+
+static const weight_type types_of_32[] = {TYPE_Q8_0, TYPE_IQ4_NL, TYPE_Q4_0, TYPE_Q4_1,
+                                          TYPE_Q5_0, TYPE_Q5_1,   TYPE_MXFP4};
+enum { N_OF_32 = sizeof types_of_32 / sizeof *types_of_32 };
+
+typedef struct { // w = d * q + m
+  float d, m;
+  int q;
+} quant_parts;
+
+static bool has_m(weight_type type) {
+  return type == TYPE_Q4_1 || type == TYPE_Q5_1;
+}
+
+static quant_parts parts_of_32(weight_type type, const void *block, int i) {
+  static const int fp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  const uint8_t *bytes = block, *qs = bytes + type_find(type)->bytes - 16, *qh = qs - 4;
+  int low = i < 16 ? qs[i] % 16 : qs[i - 16] / 16, five = low + 16 * (qh[i / 8] >> i % 8 & 1);
+  if (type == TYPE_MXFP4) return (quant_parts){(float)ldexp(1, bytes[0] - 128), 0, fp4[low]};
+  float d = half_to_f32(((const block_q4_0 *)block)->d);
+  if (type == TYPE_Q8_0) return (quant_parts){d, 0, ((const block_q8_0 *)block)->qs[i]};
+  if (type == TYPE_Q4_0) return (quant_parts){d, 0, low - 8};
+  if (type == TYPE_IQ4_NL) return (quant_parts){d, 0, iq4[low]};
+  if (type == TYPE_Q5_0) return (quant_parts){d, 0, five - 16};
+  return (quant_parts){d, half_to_f32(((const block_q4_1 *)block)->m), type == TYPE_Q4_1 ? low : five};
+}
+
+static void check_of_32(product *p, const cpu_row *row, norm *close) {
+  const type_info *type = type_find(p->m.type);
+  run_product(p, row, true);
+  for (int t = 0; t < p->n_tokens; t++)
+    for (int64_t r = 0; r < p->m.rows; r++) {
+      const char *block = (const char *)p->m.data + (size_t)r * type_row_bytes(type, (size_t)p->m.cols);
+      const block_q8_32 *x = (const block_q8_32 *)(const void *)p->rounded[t];
+      float y = 0;
+      long double sum = 0;
+      for (int64_t b = 0; b < p->m.cols / QK_32; b++, block += type->bytes, x++) {
+        int isum = 0;
+        quant_parts q = {0};
+        for (int i = 0; i < QK_32; i++) {
+          q = parts_of_32(p->m.type, block, i);
+          isum += q.q * x->qs[i];
+          sum += (long double)q.d * q.q * ((long double)x->d * x->qs[i]);
+        }
+        if (has_m(p->m.type)) y = fmaf(q.m, x->s, y);
+        if (has_m(p->m.type)) sum += (long double)q.m * (long double)x->s;
+        y = fmaf(q.d * x->d, (float)isum, y);
+      }
+      same_f32(out_f32(p, t, r), y, row, p, t, r);
+      norm_add(close, (long double)out_f32(p, t, r), sum);
+    }
+}
+
+static void products_of_32(void **state) {
+  (void)state;
+  for (int k = 0; k < N_OF_32; k++)
+    for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
+      if (!(*row)->usable()) continue;
+      norm close = {0};
+      for (int n_tokens = 1; n_tokens <= MAX_TOKENS; n_tokens++) {
+        product p;
+        int64_t cols = QK_32 * (1 + random_below(40));
+        product_open(&p, types_of_32[k], row_counts[n_tokens % N_ROW_COUNTS], cols, n_tokens, sizeof(float));
+        random_weights(&p);
+        random_activations(&p);
+        for (int t = 0; t < n_tokens; t++)
+          (*row)->round_q8_0((block_q8_32 *)(void *)p.rounded[t], NULL, NULL, (const float *)(void *)p.x[t],
+                             cols);
+        check_of_32(&p, *row, &close);
+        product_close(&p);
+      }
+      print_message("row %s, q8k, %s: rel_l2 %.1e\n", (*row)->name, type_find(types_of_32[k])->name,
+                    norm_of(&close));
+      assert_true(norm_of(&close) < 1e-6);
+    }
+}
+
+// Quants and activations at their ends, of one sign and of mixed ones: what an instruction that saturates, or
+// a sum that is too narrow, would show.
+static void extremes_of_32(void **state) {
+  (void)state;
+  static const uint8_t bytes[] = {0x00, 0xff, 0x80, 0x7f, 0x81, 0x08};
+  for (int k = 0; k < N_OF_32 * (int)sizeof bytes; k++)
+    for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
+      if (!(*row)->usable()) continue;
+      product p;
+      norm close = {0};
+      product_open(&p, types_of_32[k % N_OF_32], 33, 3 * QK_32, 5, sizeof(float));
+      memset(p.data, bytes[k / N_OF_32],
+             (size_t)p.m.rows * type_row_bytes(type_find(p.m.type), (size_t)p.m.cols));
+      random_weights(&p);
+      for (int t = 0; t < p.n_tokens; t++)
+        for (int b = 0; b < 3; b++) {
+          block_q8_32 *x = (block_q8_32 *)(void *)p.rounded[t] + b;
+          *x = (block_q8_32){.d = 0.03f, .s = -2.5f};
+          for (int i = 0; i < QK_32; i++) {
+            x->qs[i] = (int8_t)(t == 0   ? 127
+                                : t == 1 ? -127
+                                : t == 2 ? (i % 2 ? 127 : -127)
+                                         : random_below(255) - 127);
+            x->sum += x->qs[i];
+          }
+        }
+      check_of_32(&p, *row, &close);
+      product_close(&p);
+    }
+}
+
 // ---- floats ----
 
 static const weight_type all_types[] = {TYPE_F32,  TYPE_F16,  TYPE_BF16, TYPE_Q8_0,   TYPE_Q4_K,   TYPE_Q5_K,
@@ -533,10 +653,55 @@ static void rounding_to_q8k(void **state) {
   }
 }
 
+// ---- rounding to Q8_0 and Q8_1 ----
+
+static void literal_round_32(block_q8_32 *out, const float *x) {
+  float most = 0;
+  for (int i = 0; i < QK_32; i++) most = fmaxf(most, fabsf(x[i]));
+  float d = most / 127.0f, id = d != 0 ? 1.0f / d : 0.0f;
+  out->sum = 0;
+  for (int i = 0; i < QK_32; i++) {
+    out->qs[i] = (int8_t)roundf(fmaxf(-127.0f, fminf(127.0f, x[i] * id)));
+    out->sum += out->qs[i];
+  }
+  out->d = half_to_f32(f32_to_half(d));
+  out->s = half_to_f32(f32_to_half((float)out->sum * d));
+}
+
+static void rounding_to_q8_0(void **state) {
+  (void)state;
+  enum { BLOCKS = QK_K / QK_32 };
+  float x[QK_K];
+  block_q8_32 found[BLOCKS], left[BLOCKS], wanted;
+  for (int round = 0; round < 2000; round++) {
+    hard_floats(x, round);
+    if (round % 5 == 1 || round % 5 == 3)
+      for (int b = 0; b < BLOCKS; b++) x[b * QK_32 + random_below(QK_32)] = 127; // ties, for a scale of 1
+    if (round % 7 == 0)
+      for (int i = 0; i < QK_K; i++)
+        x[i] *= 0x1p-60f * (i % 64 < 32 ? 0x1p-60f : 1); // down to subnormal scales
+    for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
+      if (!(*row)->usable()) continue;
+      memset(found, POISON, sizeof found);
+      (*row)->round_q8_0(found, round % 2 ? left : NULL, NULL, x, QK_K);
+      for (int b = 0; b < BLOCKS; b++) {
+        float rest[QK_32];
+        literal_round_32(&wanted, x + b * QK_32);
+        assert_memory_equal(&found[b], &wanted, sizeof wanted);
+        if (round % 2 == 0) continue;
+        for (int i = 0; i < QK_32; i++) rest[i] = fmaf(-wanted.d, (float)wanted.qs[i], x[b * QK_32 + i]);
+        literal_round_32(&wanted, rest);
+        assert_memory_equal(&left[b], &wanted, sizeof wanted);
+      }
+    }
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(q8k_products), cmocka_unit_test(q8k_extremes),    cmocka_unit_test(f32_products),
-      cmocka_unit_test(f64_products), cmocka_unit_test(rounding_to_q8k),
+      cmocka_unit_test(q8k_products),   cmocka_unit_test(q8k_extremes),     cmocka_unit_test(f32_products),
+      cmocka_unit_test(f64_products),   cmocka_unit_test(rounding_to_q8k),  cmocka_unit_test(products_of_32),
+      cmocka_unit_test(extremes_of_32), cmocka_unit_test(rounding_to_q8_0),
   };
   random_state = test_seed_bits();
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(WARP) decode_router(const __grid_constant__ ro
 // ---- launches ----
 
 static bool reads_q8k(const dev_matrix &m) {
-  return product_form(PATH_Q8K, m.type) == ACTIVATION_Q8K;
+  return type_has_q8k_kernels(m.type);
 }
 
 static bool layer_fits(const dev_layer &w) {

@@ -14,7 +14,7 @@
 // decode.cuh.
 static bool is_q8k(const dev_matrix &m) {
   bool known = m.type == TYPE_Q4_K || m.type == TYPE_Q5_K || m.type == TYPE_Q6_K;
-  return known && product_form(PATH_Q8K, m.type) == ACTIVATION_Q8K;
+  return known && type_has_q8k_kernels(m.type);
 }
 
 static bool layer_fits(const dev_layer &w) {

@@ -101,7 +101,7 @@ static bool has_kernel(weight_type type) {
   case TYPE_BF16:
   case TYPE_Q8_0:
     return false;
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     break;
   }
   return false;
@@ -138,7 +138,7 @@ status product_f32_one_launch(const product *p, cudaStream_t stream) {
   case TYPE_F16:
   case TYPE_BF16:
   case TYPE_Q8_0:
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     break;
   }
   return FAIL("CUDA: the type %s has no product of one item", type_find(p->w.type)->name);

@@ -284,7 +284,8 @@ static size_t bytes_of(const product *p) {
 
 bool product_f32_tiles_fits(const product *p) {
   bool each_alone = p->member && !p->first;
-  return has_blocks(p) && !each_alone && bytes_of(p) <= device_shared_bytes();
+  return has_blocks(p) && !type_find(p->w.type)->few_bits && !each_alone &&
+         bytes_of(p) <= device_shared_bytes();
 }
 
 template <weight_type TYPE> static status tiles_of_type(const product *p, cudaStream_t stream) {
@@ -317,7 +318,7 @@ status product_f32_tiles_launch(const product *p, cudaStream_t stream) {
     return tiles_of_type<TYPE_Q5_K>(p, stream);
   case TYPE_Q6_K:
     return tiles_of_type<TYPE_Q6_K>(p, stream);
-    CASES_DEQUANTISED_ONLY
+    CASES_OF_FEW_BITS
     break;
   }
   return FAIL("CUDA: the type %s has no product", type_find(p->w.type)->name);

@@ -337,9 +337,8 @@ static status many_of_type(product_set *set, cudaStream_t stream) {
   return FAIL("CUDA: the type %s has no product with Q8_K", type_find(type)->name);
 }
 
-status product_q8k_launch(product_set *set, cudaStream_t stream) {
+static status of_own_kernels(product_set *set, cudaStream_t stream) {
   const product *p = &set->p[0];
-  if (p->n_items <= 0) return 0;
   bool each_alone = p->member && !p->first;
   if (each_alone || (!p->first && p->n_items <= 4)) return few(set, stream);
   for (int i = 0; i < set->count;) { // neighbours of one type together
@@ -349,4 +348,15 @@ status product_q8k_launch(product_set *set, cudaStream_t stream) {
     TRY(many_of_type(&part, stream));
   }
   return 0;
+}
+
+status product_q8k_launch(product_set *set, cudaStream_t stream) {
+  product_set own = {};
+  if (set->p[0].n_items <= 0) return 0;
+  for (int i = 0; i < set->count; i++)
+    if (type_has_q8k_kernels(set->p[i].w.type))
+      own.p[own.count++] = set->p[i];
+    else
+      TRY(product_unpacked_launch(&set->p[i], stream));
+  return own.count ? of_own_kernels(&own, stream) : 0;
 }

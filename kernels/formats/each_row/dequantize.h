@@ -1,11 +1,12 @@
 // dequantize: blocks to floats in plain C, static, so that each ISA row of the cpu backend compiles it for
 // its instruction set; dequantize_row of types.h is this one for any caller.
 //
-// Owns: the order of a block's bits and of the float operations in a weight. Invariant: they are those of
-// ggml's dequantize_row_*, each rounded once. Built with contraction off: a fused d * q - m would be another
-// weight.
+// Owns: the order of a block's bits (of few bits: few_bits.h) and of the float operations in a weight.
+// Invariant: they are those of ggml's dequantize_row_*, each rounded once. Built with contraction off: a
+// fused d * q - m would be another weight.
 #pragma once
 #include "kernels/formats/blocks.h"
+#include "kernels/formats/few_bits.h"
 #include "kernels/formats/half.h"
 
 static inline void dequantize_f32(float *restrict out, const block_f32 *restrict block) {
@@ -18,11 +19,6 @@ static inline void dequantize_f16(float *restrict out, const block_f16 *restrict
 
 static inline void dequantize_bf16(float *restrict out, const block_bf16 *restrict block) {
   *out = bf16_to_f32(*block);
-}
-
-static inline void dequantize_q8_0(float *restrict out, const block_q8_0 *restrict block) {
-  float d = half_to_f32(block->d);
-  for (int i = 0; i < QK8_0; i++) out[i] = (float)block->qs[i] * d;
 }
 
 // fifth: the fifth bits of Q5_K's quants; NULL: Q4_K.
@@ -66,97 +62,31 @@ static inline void dequantize_q6_K(float *restrict out, const block_q6_K *restri
   }
 }
 
-// ---- types of few bits ----
+// ---- types of few bits: a loop over what few_bits.h says of an element ----
 
-// The values of a nibble: IQ4_XS and IQ4_NL have those nearest to a normal distribution (ggml's
-// kvalues_iq4nl).
-static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                      1,    13,   25,  38,  53,  69,  89,  113};
-// Twice the numbers of E2M1, so that they are integers; the scale is half of E8M0's.
-static const int8_t fp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
-// Element i of Q2_K and Q3_K: two bits, by halves of 128, groups of 32 in them, bytes in these.
-static inline int two_bits(const uint8_t *qs, int i) {
-  return qs[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
-}
-
-static inline int q3k_scale(const block_q3_K *block, int j) {
-  int low = block->scales[j % 8] >> (j / 8 * 4) & 15, high = block->scales[8 + j % 4] >> (j / 4 * 2) & 3;
-  return (low | high << 4) - 32;
-}
-
-static inline int q3k_quant(const block_q3_K *block, int i) {
-  return two_bits(block->qs, i) - (block->hmask[i % 32] >> (i / 32) & 1 ? 0 : 4);
-}
-
-static inline int iq4_xs_scale(const block_iq4_xs *block, int j) {
-  int low = block->scales_l[j / 2] >> (j % 2 * 4) & 15, high = block->scales_h >> (j * 2) & 3;
-  return (low | high << 4) - 32;
-}
-
-// Nibble i of a sub-block of 32: low ones of 16 bytes, then high ones.
-static inline int nibble(const uint8_t *qs, int i) {
-  return qs[i % 16] >> (i / 16 * 4) & 15;
-}
-
-static inline int fifth_bit(const uint8_t *qh, int i) {
-  return (qh[i / 8] >> (i % 8) & 1) << 4;
-}
-
-static inline void dequantize_q2_K(float *restrict out, const block_q2_K *restrict block) {
-  float d = half_to_f32(block->d), dmin = half_to_f32(block->dmin);
-  for (int i = 0; i < QK_K; i++) {
-    uint8_t s = block->scales[i / 16];
-    out[i] = d * (float)(s & 15) * (float)two_bits(block->qs, i) - dmin * (float)(s >> 4);
+#define DEQUANTIZE_REAL(name)
+#define DEQUANTIZE_Q8K(name)
+#define DEQUANTIZE_UNPACKED(name)                                                                            \
+  static inline void dequantize_##name(float *restrict out, const block_##name *restrict block) {            \
+    block_factors f = factors_##name(block);                                                                 \
+    for (int i = 0; i < QK_K; i++) out[i] = weight_of_parts(f, parts_##name(block, i));                      \
   }
-}
-
-static inline void dequantize_q3_K(float *restrict out, const block_q3_K *restrict block) {
-  float d = half_to_f32(block->d);
-  for (int j = 0; j < QK_K / 16; j++) {
-    float step = d * (float)q3k_scale(block, j);
-    for (int i = j * 16; i < j * 16 + 16; i++) out[i] = step * (float)q3k_quant(block, i);
+#define DEQUANTIZE_BYTES(name)                                                                               \
+  static inline void dequantize_##name(float *restrict out, const block_##name *restrict block) {            \
+    block_factors f = factors_##name(block);                                                                 \
+    for (int i = 0; i < QK_32; i++) out[i] = weight_of_quant(f, quant_##name(block, i));                     \
   }
-}
-
-static inline void dequantize_iq4_xs(float *restrict out, const block_iq4_xs *restrict block) {
-  float d = half_to_f32(block->d);
-  for (int j = 0; j < QK_K / 32; j++) {
-    float step = d * (float)iq4_xs_scale(block, j);
-    for (int i = 0; i < 32; i++) out[j * 32 + i] = step * (float)iq4_values[nibble(block->qs + j * 16, i)];
-  }
-}
-
-static inline void dequantize_iq4_nl(float *restrict out, const block_iq4_nl *restrict block) {
-  float d = half_to_f32(block->d);
-  for (int i = 0; i < QK_32; i++) out[i] = d * (float)iq4_values[nibble(block->qs, i)];
-}
-
-static inline void dequantize_q4_0(float *restrict out, const block_q4_0 *restrict block) {
-  float d = half_to_f32(block->d);
-  for (int i = 0; i < QK_32; i++) out[i] = (float)(nibble(block->qs, i) - 8) * d;
-}
-
-static inline void dequantize_q4_1(float *restrict out, const block_q4_1 *restrict block) {
-  float d = half_to_f32(block->d), m = half_to_f32(block->m);
-  for (int i = 0; i < QK_32; i++) out[i] = (float)nibble(block->qs, i) * d + m;
-}
-
-static inline void dequantize_q5_0(float *restrict out, const block_q5_0 *restrict block) {
-  float d = half_to_f32(block->d);
-  for (int i = 0; i < QK_32; i++) out[i] = (float)((nibble(block->qs, i) | fifth_bit(block->qh, i)) - 16) * d;
-}
-
-static inline void dequantize_q5_1(float *restrict out, const block_q5_1 *restrict block) {
-  float d = half_to_f32(block->d), m = half_to_f32(block->m);
-  for (int i = 0; i < QK_32; i++) out[i] = (float)(nibble(block->qs, i) | fifth_bit(block->qh, i)) * d + m;
-}
-
-// 2^(e - 128): e of 0 and 1 are subnormal floats.
-static inline void dequantize_mxfp4(float *restrict out, const block_mxfp4 *restrict block) {
-  float d = num_from_bits_f32(block->e < 2 ? 0x00200000u << block->e : (uint32_t)(block->e - 1) << 23);
-  for (int i = 0; i < QK_32; i++) out[i] = (float)fp4_values[nibble(block->qs, i)] * d;
-}
+#define DEQUANTIZE_Q8_0                                            DEQUANTIZE_BYTES
+#define DEQUANTIZE_Q8_1                                            DEQUANTIZE_BYTES
+#define DEQUANTIZE_FEW_BITS(name, number, block, elements, on_q8k) DEQUANTIZE_##on_q8k(block)
+WEIGHT_TYPES(DEQUANTIZE_FEW_BITS)
+#undef DEQUANTIZE_FEW_BITS
+#undef DEQUANTIZE_Q8_1
+#undef DEQUANTIZE_Q8_0
+#undef DEQUANTIZE_BYTES
+#undef DEQUANTIZE_UNPACKED
+#undef DEQUANTIZE_Q8K
+#undef DEQUANTIZE_REAL
 
 static inline void dequantize(float *restrict out, weight_type type, const void *restrict row, size_t n) {
 #define DEQUANTIZE(name, number, block, elements, on_q8k)                                                    \

@@ -68,7 +68,9 @@ const cpu_row cpu_row_amx_int8 = {
     .product_q8k = product_q8k_tiles,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
-    .product_unpacked = product_unpacked_generic,
-    .add_outliers_unpacked = add_outliers_unpacked,
+    .product_unpacked = product_q8k_avx512,
+    .round_q8_0 = round_q8_0_generic,
+    .product_q8_0 = product_q8_0_avx512,
+    .add_outliers_few_bits = add_outliers_few_bits,
     .int8_peak = int8_peak_amx,
 };

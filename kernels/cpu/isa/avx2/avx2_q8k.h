@@ -30,40 +30,68 @@ static inline __attribute__((always_inline)) __m256i weighted(const panel *p, co
   return total;
 }
 
-static inline __m256 term_with_mins(const panel *p, __m256i isum, const block_q8_K *x) {
+// What is taken off a block's sum: sums of minimums, an offset that unsigned quants have, a power of two; or
+// nothing, of signed quants.
+typedef enum { WITH_MINS, WITH_OFFSET, SIGNED } quant_kind;
+
+typedef struct {
+  quant_kind kind;
+  int sub;         // groups of 4 quants to a sub-block
+  int run;         // groups to a sum of 16 bits
+  int offset_bits; // WITH_OFFSET
+} panel_form;
+
+#define FORM_Q4K   ((panel_form){WITH_MINS, 8, 8, 0})
+#define FORM_Q5K   ((panel_form){WITH_MINS, 8, 4, 0})
+#define FORM_Q6K   ((panel_form){WITH_OFFSET, 4, 2, 5})
+#define FORM_Q2K   ((panel_form){WITH_MINS, 4, 4, 0})
+#define FORM_Q3K   ((panel_form){WITH_OFFSET, 4, 4, 2})
+#define FORM_IQ4XS ((panel_form){SIGNED, 8, 1, 0})
+
+static inline __attribute__((always_inline)) __m256 term_of(const panel *p, __m256i isum, const block_q8_K *x,
+                                                            const panel_form form) {
+  __m256 d = _mm256_load_ps(p->d);
   int16_t sums[8];
+  __m256i taken;
+  if (form.kind == SIGNED) return _mm256_mul_ps(d, _mm256_cvtepi32_ps(isum));
   min_sums_of(sums, x);
-  __m256 base = _mm256_mul_ps(_mm256_load_ps(p->dmin), _mm256_cvtepi32_ps(weighted(p, sums, 4)));
-  return _mm256_fmsub_ps(_mm256_load_ps(p->d), _mm256_cvtepi32_ps(isum), base);
+  taken = form.sub == 8 ? weighted(p, sums, 4) : weighted(p, x->bsums, 8);
+  if (form.kind == WITH_OFFSET) {
+    taken = _mm256_slli_epi32(taken, form.offset_bits);
+    return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_sub_epi32(isum, taken)));
+  }
+  __m256 base = _mm256_mul_ps(_mm256_load_ps(p->dmin), _mm256_cvtepi32_ps(taken));
+  return _mm256_fmsub_ps(d, _mm256_cvtepi32_ps(isum), base);
 }
 
-static inline __m256 term_q6k(const panel *p, __m256i isum, const block_q8_K *x) {
-  __m256i offset = _mm256_slli_epi32(weighted(p, x->bsums, 8), 5); // the quants' is 32
-  return _mm256_mul_ps(_mm256_load_ps(p->d), _mm256_cvtepi32_ps(_mm256_sub_epi32(isum, offset)));
+// Pairs of products of bytes, of unsigned quants or of signed ones, whose sign goes to the activations.
+static inline __m256i pairs_of(__m256i q, __m256i x, const quant_kind kind) {
+  return kind == SIGNED ? _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q))
+                        : _mm256_maddubs_epi16(q, x);
 }
 
-// y[t] += the term of a block, for n tokens. sub: groups of 4 to a sub-block; run: to a sum of 16 bits.
+// y[t] += the term of a block, for n tokens.
 static inline __attribute__((always_inline)) void panel_times(float (*y)[PANEL_ROWS], const panel *p,
                                                               const block_q8_K *const *x, int64_t b,
-                                                              const int n, const int sub, const int run) {
+                                                              const int n, const panel_form form) {
   __m256i isum[PANEL_TOKENS];
   for (int t = 0; t < n; t++) isum[t] = _mm256_setzero_si256();
-  for (int g = 0; g < QK_K / 4; g += run) {
-    __m256i part[PANEL_TOKENS], scale = _mm256_load_si256((const __m256i *)p->scale[g / sub]);
+  for (int g = 0; g < QK_K / 4; g += form.run) {
+    __m256i part[PANEL_TOKENS], scale = _mm256_load_si256((const __m256i *)p->scale[g / form.sub]);
     for (int t = 0; t < n; t++) part[t] = _mm256_setzero_si256();
 #pragma GCC unroll 8
-    for (int i = g; i < g + run; i++) {
+    for (int i = g; i < g + form.run; i++) {
       __m256i q = _mm256_load_si256((const __m256i *)p->q[i]);
 #pragma GCC unroll 4
       for (int t = 0; t < n; t++)
-        part[t] = _mm256_add_epi16(part[t], _mm256_maddubs_epi16(q, word_of(x[t][b].qs + 4 * i)));
+        part[t] = _mm256_add_epi16(part[t], pairs_of(q, word_of(x[t][b].qs + 4 * i), form.kind));
     }
 #pragma GCC unroll 4
     for (int t = 0; t < n; t++) isum[t] = _mm256_add_epi32(isum[t], _mm256_madd_epi16(part[t], scale));
   }
 #pragma GCC unroll 4
   for (int t = 0; t < n; t++) {
-    __m256 term = sub == 8 ? term_with_mins(p, isum[t], &x[t][b]) : term_q6k(p, isum[t], &x[t][b]);
+    __m256 term = term_of(p, isum[t], &x[t][b], form);
     _mm256_store_ps(y[t], _mm256_fmadd_ps(_mm256_set1_ps(x[t][b].d), term, _mm256_load_ps(y[t])));
   }
 }
@@ -71,38 +99,53 @@ static inline __attribute__((always_inline)) void panel_times(float (*y)[PANEL_R
 // All tokens, four and then what is left.
 static inline __attribute__((always_inline)) void panel_times_all(float (*y)[PANEL_ROWS], const panel *p,
                                                                   const block_q8_K *const *x, int64_t b,
-                                                                  int64_t n, const int sub, const int run) {
+                                                                  int64_t n, const panel_form form) {
   int64_t t = 0;
-  for (; t + PANEL_TOKENS <= n; t += PANEL_TOKENS) panel_times(y + t, p, x + t, b, PANEL_TOKENS, sub, run);
-  if (n - t == 3) panel_times(y + t, p, x + t, b, 3, sub, run);
-  if (n - t == 2) panel_times(y + t, p, x + t, b, 2, sub, run);
-  if (n - t == 1) panel_times(y + t, p, x + t, b, 1, sub, run);
+  for (; t + PANEL_TOKENS <= n; t += PANEL_TOKENS) panel_times(y + t, p, x + t, b, PANEL_TOKENS, form);
+  if (n - t == 3) panel_times(y + t, p, x + t, b, 3, form);
+  if (n - t == 2) panel_times(y + t, p, x + t, b, 2, form);
+  if (n - t == 1) panel_times(y + t, p, x + t, b, 1, form);
 }
 
 static void block_times(float (*y)[PANEL_ROWS], weight_type type, const char *const row[PANEL_ROWS],
                         const block_q8_K *const *x, int64_t b, int64_t n) {
-  enum { WITH_MINS = 8, Q6K = 4 }; // groups of 4 to a sub-block
   static_assert(8 * 2 * 15 * 127 <= INT16_MAX && 4 * 2 * 31 * 127 <= INT16_MAX &&
-                    2 * 2 * 63 * 127 <= INT16_MAX,
-                "the sums of 16 bits hold their runs of groups: 8, 4, 2");
+                    2 * 2 * 63 * 127 <= INT16_MAX && 4 * 2 * 7 * 127 <= INT16_MAX &&
+                    2 * 127 * 127 <= INT16_MAX,
+                "the sums of 16 bits hold their runs of groups: 8, 4, 2, 4, 1");
   panel p;
   switch (type) {
   case TYPE_Q4_K:
     panel_q4k(&p, row);
-    panel_times_all(y, &p, x, b, n, WITH_MINS, 8);
+    panel_times_all(y, &p, x, b, n, FORM_Q4K);
     return;
   case TYPE_Q5_K:
     panel_q5k(&p, row);
-    panel_times_all(y, &p, x, b, n, WITH_MINS, 4);
+    panel_times_all(y, &p, x, b, n, FORM_Q5K);
     return;
   case TYPE_Q6_K:
     panel_q6k(&p, row);
-    panel_times_all(y, &p, x, b, n, Q6K, 2);
+    panel_times_all(y, &p, x, b, n, FORM_Q6K);
     return;
-    CASES_WITHOUT_Q8K
+  case TYPE_Q2_K:
+    panel_q2k(&p, row);
+    panel_times_all(y, &p, x, b, n, FORM_Q2K);
+    return;
+  case TYPE_Q3_K:
+    panel_q3k(&p, row);
+    panel_times_all(y, &p, x, b, n, FORM_Q3K);
+    return;
+  case TYPE_IQ4_XS:
+    panel_iq4xs(&p, row);
+    panel_times_all(y, &p, x, b, n, FORM_IQ4XS);
+    return;
+    CASES_OF_32
+  case TYPE_F32:
+  case TYPE_F16:
+  case TYPE_BF16:
     break;
   }
-  __builtin_trap(); // the arm was refused
+  __builtin_trap(); // it has other kernels
 }
 
 static void product_rows(float *const *out, int64_t first, int64_t n_rows, const matrix *m,

@@ -1,5 +1,6 @@
 // row_avx2: compiled with AVX2, FMA and F16C; the portable kernels, vectorised by the compiler lane by lane,
 // but for products with rounded activations.
+#include "kernels/cpu/isa/avx2/avx2_blocks_32.h"
 #include "kernels/cpu/isa/avx2/avx2_exact.h"
 #include "kernels/cpu/isa/avx2/avx2_f32.h"
 #include "kernels/cpu/isa/avx2/avx2_q8k.h"
@@ -50,7 +51,9 @@ const cpu_row cpu_row_avx2 = {
     .product_q8k = product_q8k_avx2,
     .split_q8k = split_q8k_generic,
     .add_outliers = add_outliers_generic,
-    .product_unpacked = product_unpacked_generic,
-    .add_outliers_unpacked = add_outliers_unpacked,
+    .product_unpacked = product_q8k_avx2,
+    .round_q8_0 = round_q8_0_generic,
+    .product_q8_0 = product_q8_0_avx2,
+    .add_outliers_few_bits = add_outliers_few_bits,
     .int8_peak = int8_peak_avx2,
 };

@@ -168,7 +168,7 @@ static inline __attribute__((always_inline)) void weights_of_row(weight_sink *si
   case TYPE_F32:
     EACH_PAIR(weights_f32);
     break;
-    CASES_DEQUANTISED_ONLY // not in lanes
+    CASES_OF_FEW_BITS // not in lanes
         break;
   }
 }
@@ -178,7 +178,7 @@ static inline __attribute__((always_inline)) void weights_of_row(weight_sink *si
 // Whether weights_of_row has the matrix's rows; else the plain product of each_row/ computes with them.
 static inline bool in_lanes(const matrix *m) {
   const type_info *type = type_find(m->type);
-  return m->cols % LANES == 0 && type->on_q8k != ACTIVATION_NONE && !type->unpacked;
+  return m->cols % LANES == 0 && !type->few_bits;
 }
 
 static void tile_row(float *tile, weight_type type, const void *row, int64_t cols) {

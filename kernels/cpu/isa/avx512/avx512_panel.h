@@ -6,6 +6,7 @@
 // repeat the last.
 #pragma once
 #include "kernels/cpu/row.h"
+#include "kernels/formats/few_bits.h"
 #include <immintrin.h>
 #include <stddef.h>
 #include <string.h>
@@ -14,9 +15,9 @@ enum { PANEL_ROWS = 16 };
 
 typedef struct {
   uint8_t q[QK_K / 4][PANEL_ROWS][4]; // the unsigned quants: four neighbours of a row to a lane
-  int32_t scale[16][PANEL_ROWS];      // of the 8 (Q4_K, Q5_K) or 16 (Q6_K) sub-blocks
+  int32_t scale[16][PANEL_ROWS];      // of the 8 (Q4_K, Q5_K, IQ4_XS) or 16 sub-blocks
   int16_t weight[8][PANEL_ROWS]
-                [2]; // Q4_K, Q5_K: minimums of a pair of sub-blocks, 4 used; Q6_K: scales of a pair
+                [2]; // of pairs of sub-blocks, 4 or 8: minimums, or scales where the quants have an offset
   float d[PANEL_ROWS], dmin[PANEL_ROWS];
 } __attribute__((aligned(64))) panel;
 
@@ -130,11 +131,9 @@ static inline void panel_q5k(panel *p, const char *const row[PANEL_ROWS]) {
 
 // 16 scales, signed bytes, in 4 words of 4: as 32-bit factors, and as pairs of 16 bits for the sums of the
 // offset.
-static inline void panel_signed_scales(panel *p, const char *const *row) {
+static inline void panel_signed_scales(panel *p, const __m512i word[4]) {
   const __m512i low = dup4(_mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13));
   const __m512i high = dup4(_mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15));
-  __m512i word[4];
-  transpose_words(word, row, offsetof(block_q6_K, scales));
   for (int k = 0; k < 4; k++) {
     for (int j = 0; j < 4; j++) {
       __m512i top = _mm512_slli_epi32(word[k], (unsigned)(24 - 8 * j));
@@ -148,7 +147,8 @@ static inline void panel_signed_scales(panel *p, const char *const *row) {
 static inline void panel_q6k(panel *p, const char *const row[PANEL_ROWS]) {
   const __m512i four = _mm512_set1_epi8(15), two = _mm512_set1_epi8(48);
   __m512i word[4], high[4];
-  panel_signed_scales(p, row);
+  transpose_words(word, row, offsetof(block_q6_K, scales));
+  panel_signed_scales(p, word);
   uint16_t d[PANEL_ROWS];
   for (int r = 0; r < PANEL_ROWS; r++) memcpy(&d[r], row[r] + offsetof(block_q6_K, d), sizeof d[r]);
   _mm512_store_ps(p->d, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)d)));
@@ -170,6 +170,105 @@ static inline void panel_q6k(panel *p, const char *const row[PANEL_ROWS]) {
   }
 }
 
+// ---- types of few bits ----
+
+// Bit pairs of 64 bytes at `offset`; third: 32 bytes with a third bit for each, or NULL.
+static inline void panel_two_bits(panel *p, const char *const *row, size_t offset, const __m512i third[8]) {
+  const __m512i two = _mm512_set1_epi8(3), bit = _mm512_set1_epi8(4);
+  __m512i word[4];
+  for (int piece = 0; piece < 4; piece++) { // 16 bytes: 64 elements of half the block
+    int half = piece / 2, at = piece % 2;
+    transpose_words(word, row, offset + (size_t)(16 * piece));
+    for (int g = 0; g < 4; g++) {
+      const __m512i rotate = _mm512_set1_epi32(half * 4 + g - 2);
+      for (int k = 0; k < 4; k++) {
+        __m512i q = _mm512_and_si512(_mm512_srli_epi16(word[k], (unsigned)(2 * g)), two);
+        if (third)
+          q = _mm512_or_si512(q, _mm512_and_si512(_mm512_rorv_epi32(third[at * 4 + k], rotate), bit));
+        store_quants(p, half * 32 + g * 8 + at * 4 + k, q);
+      }
+    }
+  }
+}
+
+static inline void panel_q2k(panel *p, const char *const row[PANEL_ROWS]) {
+  const __m512i four = _mm512_set1_epi8(15);
+  __m512i word[4], scale[4];
+  int32_t d[PANEL_ROWS];
+  transpose_words(word, row, offsetof(block_q2_K, scales));
+  for (int k = 0; k < 4; k++) {
+    scale[k] = _mm512_and_si512(word[k], four);
+    word[k] = _mm512_and_si512(_mm512_srli_epi16(word[k], 4), four);
+  }
+  panel_signed_scales(p, word); // for the pairs of minimums
+  for (int j = 0; j < 16; j++) {
+    __m512i s = _mm512_srli_epi32(scale[j / 4], (unsigned)(j % 4 * 8));
+    _mm512_store_si512(p->scale[j], _mm512_and_si512(s, _mm512_set1_epi32(255)));
+  }
+  static_assert(offsetof(block_q2_K, dmin) == offsetof(block_q2_K, d) + 2, "one word");
+  for (int r = 0; r < PANEL_ROWS; r++) memcpy(&d[r], row[r] + offsetof(block_q2_K, d), sizeof d[r]);
+  __m512i both = _mm512_loadu_si512(d);
+  _mm512_store_ps(p->d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
+  _mm512_store_ps(p->dmin, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))));
+  panel_two_bits(p, row, offsetof(block_q2_K, qs), NULL);
+}
+
+// The words from two bytes into one to two bytes into the next.
+static inline __m512i straddling(__m512i a, __m512i b) {
+  return _mm512_or_si512(_mm512_srli_epi32(a, 16), _mm512_slli_epi32(b, 16));
+}
+
+static inline void panel_q3k(panel *p, const char *const row[PANEL_ROWS]) {
+  const __m512i four = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48), offset = _mm512_set1_epi8(32);
+  __m512i word[4], third[8], scale[4];
+  static_assert(sizeof(block_q3_K) == offsetof(block_q3_K, scales) + 14, "its last 16 bytes end with it");
+  transpose_words(word, row, offsetof(block_q3_K, scales) - 2);
+  __m512i a = straddling(word[0], word[1]), b = straddling(word[1], word[2]),
+          c = straddling(word[2], word[3]); // 4, 4 and 4 bytes of scales
+  scale[0] = _mm512_or_si512(_mm512_and_si512(a, four), _mm512_and_si512(_mm512_slli_epi16(c, 4), top));
+  scale[1] = _mm512_or_si512(_mm512_and_si512(b, four), _mm512_and_si512(_mm512_slli_epi16(c, 2), top));
+  scale[2] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(a, 4), four), _mm512_and_si512(c, top));
+  scale[3] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(b, 4), four),
+                             _mm512_and_si512(_mm512_srli_epi16(c, 2), top));
+  for (int k = 0; k < 4; k++) scale[k] = _mm512_sub_epi8(scale[k], offset);
+  panel_signed_scales(p, scale);
+  _mm512_store_ps(p->d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word[3], 16))));
+  transpose_words(third, row, offsetof(block_q3_K, hmask));
+  transpose_words(third + 4, row, offsetof(block_q3_K, hmask) + 16);
+  panel_two_bits(p, row, offsetof(block_q3_K, qs), third);
+}
+
+// The 16 values of a nibble as a shuffle's table, each plus 128.
+static inline __m512i nibble_values(uint64_t low, uint64_t high) {
+  return _mm512_xor_si512(dup4(_mm_set_epi64x((int64_t)high, (int64_t)low)), _mm512_set1_epi8(-128));
+}
+
+static inline void panel_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {
+  const __m512i four = _mm512_set1_epi8(15), values = nibble_values(IQ4_VALUES_LOW, IQ4_VALUES_HIGH);
+  const __m512i low = _mm512_set1_epi32(15), top = _mm512_set1_epi32(48), offset = _mm512_set1_epi32(32);
+  __m512i word[4], scale[8];
+  static_assert(offsetof(block_iq4_xs, scales_h) == 2 && offsetof(block_iq4_xs, scales_l) == 4, "two words");
+  transpose_words(word, row, 0);
+  for (int j = 0; j < 8; j++) {
+    __m512i s = _mm512_and_si512(_mm512_srli_epi32(word[1], (unsigned)(4 * j)), low);
+    __m512i h = _mm512_and_si512(_mm512_srli_epi32(word[0], (unsigned)(12 + 2 * j)), top);
+    scale[j] = _mm512_sub_epi32(_mm512_or_si512(s, h), offset);
+    _mm512_store_si512(p->scale[j], scale[j]);
+  }
+  for (int k = 0; k < 4; k++)
+    _mm512_store_si512(p->weight[k], _mm512_mask_blend_epi16(0xaaaaaaaau, scale[2 * k],
+                                                             _mm512_slli_epi32(scale[2 * k + 1], 16)));
+  _mm512_store_ps(p->d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(word[0])));
+  for (int j = 0; j < 8; j++) {
+    transpose_words(word, row, offsetof(block_iq4_xs, qs) + (size_t)(16 * j));
+    for (int k = 0; k < 4; k++) {
+      store_quants(p, 8 * j + k, _mm512_shuffle_epi8(values, _mm512_and_si512(word[k], four)));
+      store_quants(p, 8 * j + 4 + k,
+                   _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(word[k], 4), four)));
+    }
+  }
+}
+
 static inline void panel_of(panel *p, weight_type type, const char *const row[PANEL_ROWS]) {
   switch (type) {
   case TYPE_Q4_K:
@@ -181,7 +280,19 @@ static inline void panel_of(panel *p, weight_type type, const char *const row[PA
   case TYPE_Q6_K:
     panel_q6k(p, row);
     return;
-    CASES_WITHOUT_Q8K
+  case TYPE_Q2_K:
+    panel_q2k(p, row);
+    return;
+  case TYPE_Q3_K:
+    panel_q3k(p, row);
+    return;
+  case TYPE_IQ4_XS:
+    panel_iq4xs(p, row);
+    return;
+    CASES_OF_32
+  case TYPE_F32:
+  case TYPE_F16:
+  case TYPE_BF16:
     break;
   }
   __builtin_trap(); // the arm was refused

@@ -1,5 +1,6 @@
 // row_avx512_vnni: AVX-512 F, BW, DQ, VL and VNNI (Zen 4 and 5, Ice Lake and later Xeons).
 #include "kernels/cpu/isa/avx512/avx512_attention.h"
+#include "kernels/cpu/isa/avx512/avx512_blocks_32.h"
 #include "kernels/cpu/isa/avx512/avx512_exact.h"
 #include "kernels/cpu/isa/avx512/avx512_f32.h"
 #include "kernels/cpu/isa/avx512/avx512_outliers.h"
@@ -63,7 +64,9 @@ const cpu_row cpu_row_avx512_vnni = {
     .product_q8k = product_q8k_avx512,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
-    .product_unpacked = product_unpacked_generic,
-    .add_outliers_unpacked = add_outliers_unpacked,
+    .product_unpacked = product_q8k_avx512,
+    .round_q8_0 = round_q8_0_generic,
+    .product_q8_0 = product_q8_0_avx512,
+    .add_outliers_few_bits = add_outliers_few_bits,
     .int8_peak = int8_peak_vnni,
 };

@@ -155,3 +155,4 @@ static inline void product_q8k_generic(float *const *out, const matrix *rows, co
 
 #include "kernels/cpu/isa/each_row/unpacked.h"
 #include "kernels/cpu/isa/each_row/outliers.h"
+#include "kernels/cpu/isa/each_row/blocks_32.h"

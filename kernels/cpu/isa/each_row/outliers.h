@@ -78,10 +78,10 @@ static inline void split_q8k_generic(block_q8_K *out, block_q8_K *remainder, con
 typedef struct { // of one weight in each of ROW_TILE rows: w = d * scale * q - dmin * min
   uint16_t d[ROW_TILE], dmin[ROW_TILE];
   int8_t scale[ROW_TILE], min[ROW_TILE], q[ROW_TILE];
-} weight_parts;
+} column_parts;
 
 // Weight i of a block; fifth: the fifth bits of Q5_K's quants; NULL: Q4_K.
-static inline void parts_with_min(weight_parts *p, int64_t r, uint16_t d, uint16_t dmin,
+static inline void parts_with_min(column_parts *p, int64_t r, uint16_t d, uint16_t dmin,
                                   const uint8_t *scales, const uint8_t *qs, const uint8_t *fifth, int i) {
   int scale, min;
   block_scale_min(&scale, &min, scales, i / 32);
@@ -93,17 +93,17 @@ static inline void parts_with_min(weight_parts *p, int64_t r, uint16_t d, uint16
                      (fifth ? (fifth[i % 32] >> i / 32 & 1) << 4 : 0));
 }
 
-static inline void parts_q4k(weight_parts *p, int64_t r, const void *block, int i) {
+static inline void parts_q4k(column_parts *p, int64_t r, const void *block, int i) {
   const block_q4_K *w = (const block_q4_K *)block;
   parts_with_min(p, r, w->d, w->dmin, w->scales, w->qs, NULL, i);
 }
 
-static inline void parts_q5k(weight_parts *p, int64_t r, const void *block, int i) {
+static inline void parts_q5k(column_parts *p, int64_t r, const void *block, int i) {
   const block_q5_K *w = (const block_q5_K *)block;
   parts_with_min(p, r, w->d, w->dmin, w->scales, w->qs, w->qh, i);
 }
 
-static inline void parts_q6k(weight_parts *p, int64_t r, const void *block, int i) {
+static inline void parts_q6k(column_parts *p, int64_t r, const void *block, int i) {
   const block_q6_K *w = (const block_q6_K *)block;
   int half = i / 128, group = i / 32 % 4, l = i % 32;
   int low = w->ql[half * 64 + group % 2 * 32 + l] >> (group / 2 * 4) & 15;
@@ -115,7 +115,7 @@ static inline void parts_q6k(weight_parts *p, int64_t r, const void *block, int 
 
 static inline void weight_column_generic(float w[ROW_TILE], weight_type type, const char *rows,
                                          size_t row_bytes, int64_t n, int64_t at) {
-  weight_parts p = {0};
+  column_parts p = {0};
   int i = (int)(at % QK_K);
   rows += (size_t)(at / QK_K) * type_find(type)->bytes;
   switch (type) {
@@ -190,19 +190,21 @@ static inline void add_outliers_generic(float *const *out, const matrix *rows, c
   add_outliers_with(weight_column_generic, out, rows, x, n_tokens);
 }
 
-// Of a type of unpacked.h, a whole block for each weight: few are asked for, and most are cached.
-static inline void weight_column_unpacked(float w[ROW_TILE], weight_type type, const char *rows,
+// Of a type of few bits, a whole block for each weight: few are asked for, and most are cached.
+static inline void weight_column_few_bits(float w[ROW_TILE], weight_type type, const char *rows,
                                           size_t row_bytes, int64_t n, int64_t at) {
   float block[QK_K] = {0}; // (a compiler does not see that dequantize fills it)
-  rows += (size_t)(at / QK_K) * type_find(type)->bytes;
+  const type_info *t = type_find(type);
+  int64_t elements = (int64_t)t->elements;
+  rows += (size_t)(at / elements) * t->bytes;
   for (int64_t r = 0; r < ROW_TILE; r++) w[r] = 0;
   for (int64_t r = 0; r < n; r++) {
-    dequantize(block, type, rows + (size_t)r * row_bytes, QK_K);
-    w[r] = block[at % QK_K];
+    dequantize(block, type, rows + (size_t)r * row_bytes, t->elements);
+    w[r] = block[at % elements];
   }
 }
 
-static inline void add_outliers_unpacked(float *const *out, const matrix *rows, const block_q8_K *const *x,
+static inline void add_outliers_few_bits(float *const *out, const matrix *rows, const block_q8_K *const *x,
                                          int64_t n_tokens) {
-  add_outliers_with(weight_column_unpacked, out, rows, x, n_tokens);
+  add_outliers_with(weight_column_few_bits, out, rows, x, n_tokens);
 }

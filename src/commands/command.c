@@ -56,10 +56,10 @@ void command_print_help(FILE *out, const command *table, const command_line *l) 
 
 static void print_path(FILE *out, path_kind kind) {
   const path_info *path = path_get(kind), *newest = path_newest(kind);
-  fprintf(out, "path %s, version %d", path->name, path->version);
+  fprintf(out, "path %s, version %d\n", path->name, path->version);
   if (newest->version != path->version)
-    fprintf(out, "; of models with weights in blocks of 32 version %d", newest->version);
-  fprintf(out, "\n");
+    fprintf(out, "path %s, version %d: of models with weights in blocks of 32\n", path->name,
+            newest->version);
 }
 
 void command_print_version(FILE *out) {

@@ -4,8 +4,10 @@ from page import plots
 from page.document import (
     Section,
     bar,
+    block,
     byte_size,
     code,
+    command,
     count,
     definitions,
     figure,
@@ -106,7 +108,27 @@ def sections(found):
             ),
         ),
         Section("phases", "Where the time goes", *_phases(timed)),
+        Section(
+            "repeat-bench", "To repeat it", note("With the model's path for MODEL."), block(_command(bench), "command")
+        ),
     ]
+
+
+def _command(bench):
+    def values(key, rows=bench["rows"]):
+        return list(dict.fromkeys(row[key] for row in rows))
+
+    lengths = {kind: values("tokens", [row for row in bench["rows"] if row["kind"] == kind]) for kind in ("pp", "tg")}
+    return command(
+        "bench",
+        model__path="MODEL",
+        run__arms=values("arm"),
+        bench__prompt=lengths["pp"],
+        bench__generate=lengths["tg"],
+        bench__batch=values("batch"),
+        bench__depth=values("depth"),
+        bench__repeats=max(values("n")),
+    )
 
 
 def _exchange(row):

@@ -8,6 +8,7 @@ from page.document import (
     bar,
     block,
     code,
+    command,
     count,
     definitions,
     details,
@@ -51,7 +52,7 @@ def finding(found):
 
 def sections(found):
     warned = [warning(words) for words in found.bisect["warnings"]]
-    made = _whole(found.bisect) if "whole" in found.bisect else _product(found.bisect["product"])
+    made = _whole(found.bisect) if "whole" in found.bisect else _product(found.bisect)
     made[0].parts[:0] = warned
     return made
 
@@ -59,7 +60,8 @@ def sections(found):
 # ---- one product ----
 
 
-def _product(product):
+def _product(bisect):
+    product = bisect["product"]
     operations = [operation for operation in product["operations"] if operation["absent"] is None]
     size = len(operations)
     about = definitions(
@@ -126,7 +128,20 @@ def _product(product):
     return [
         Section("why", "One axis at a time", *_walks(product)),
         Section("operations", "Operations", about, drawing, what, left, pairs),
+        Section("repeat-bisect", "To repeat it", *_again(bisect, product)),
     ]
+
+
+def _again(bisect, product):
+    keys = {"model__path": bisect["model"]} | {
+        f"bisect__{key}": product[key] for key in ("tensor", "rows", "cols", "activations")
+    }
+    if product["arm"]:  # captured of the run's input, which bisect.json has not
+        return [
+            note("With the input's keys of the run."),
+            block(command("bisect", **keys, run__arms=[product["arm"]]), "command"),
+        ]
+    return [block(command("bisect", **keys, bisect__seed=product["seed"], bisect__draws=product["draws"]), "command")]
 
 
 def _draw_pairs(figure_, product, operations, wide):

@@ -4,6 +4,7 @@ from page import plots
 from page.document import (
     Section,
     bar,
+    block,
     count,
     definitions,
     details,
@@ -103,6 +104,7 @@ def sections(found):
         parts.append(
             paragraph(join([f"Known divergence {divergence['name']}, {divergence['date']}: ", divergence["reason"]]))
         )
+    parts.append(block(f"moe_run verify {contract['file']} DIR --out DIR\n", "command"))
     return [Section("contract", "Contract", *parts)]
 
 

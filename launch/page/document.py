@@ -5,8 +5,10 @@ HTML already. Independent of: what a run, a study or a contract is.
 """
 
 import html as escaping
+import json
 import math
 import os
+import shlex
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 # Nothing is loaded and no script runs, whatever a report says: a browser that finds either on the page refuses it.
@@ -161,6 +163,15 @@ def block(content, label=""):
     """Lines to copy."""
     name = f' aria-label="{escaping.escape(label, quote=True)}"' if label else ""
     return html(f'<pre tabindex="0"{name}><code>{escaping.escape(content)}</code></pre>')
+
+
+def command(verb, **sets):
+    """moe_run VERB with keys (run__arms is run.arms) and values, as a shell takes it."""
+    words = ["moe_run", verb]
+    for key, value in sets.items():
+        word = value if isinstance(value, str) else json.dumps(value)
+        words += ["--set", shlex.quote(f"{key.replace('__', '.')}={word}")]
+    return " ".join([*words, "--out", "DIR"]) + "\n"
 
 
 def figure(drawings, title, caption="", wide=False):

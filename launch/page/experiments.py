@@ -2,7 +2,7 @@
 
 import numpy
 
-from page.document import Section, count, details, error, html, join, listed, mark, note, paragraph, table
+from page.document import Section, block, command, count, details, error, html, join, listed, mark, note, paragraph, table
 from page.router import maps
 
 
@@ -48,7 +48,14 @@ def sections(found):
                 [[numpy.nan if value is None else value for value in row] for row in one["map"]["rel_l2"]], float
             )
             mapped = maps([(one["map"].get("arm", "q8k"), values)], "the truth's stream and routing imposed")
-    return [Section("experiments", "Claims", *parts), Section("experiment-map", "Layer × expert of experiment 9", *mapped)]
+    again = command(
+        "falsify", model__path=found.falsify["model"], falsify__only=[one["id"] for one in found.falsify["experiments"]]
+    )
+    return [
+        Section("experiments", "Claims", *parts),
+        Section("experiment-map", "Layer × expert of experiment 9", *mapped),
+        Section("repeat-falsify", "To repeat it", note("With the input's keys of the run."), block(again, "command")),
+    ]
 
 
 def _range(prediction):

@@ -23,6 +23,9 @@ JSON_FILES = [
 ]
 
 
+BESIDE = [("timeline", None, None, None)]  # what gives no page alone
+
+
 class Refused(Exception):
     """In one line: which file, and why."""
 
@@ -36,6 +39,7 @@ class Found:
     bench: dict = None
     falsify: dict = None
     study: dict = None
+    timeline: dict = None
     tokens: list = dataclasses.field(default_factory=list)  # rows of tokens.csv
     experts: list = dataclasses.field(default_factory=list)  # rows of experts.csv
     routes: dict = dataclasses.field(default_factory=dict)  # arm -> [layers, tokens, top_k]
@@ -44,7 +48,7 @@ class Found:
 def read(folder):
     if not os.path.isdir(folder):
         raise Refused(f"{folder}: expected a folder")
-    found = Found(folder, **{name: _json(folder, name, *rest) for name, *rest in JSON_FILES})
+    found = Found(folder, **{name: _json(folder, name, *rest) for name, *rest in JSON_FILES + BESIDE})
     if not any(getattr(found, name) for name, *_ in JSON_FILES):
         raise Refused(f"{folder}: expected one of {', '.join(name + '.json' for name, *_ in JSON_FILES)}, found none")
     if found.report:

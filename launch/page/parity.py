@@ -137,42 +137,26 @@ def sections(found):
     return [Section("arms", "Arms", *_arms(found.report))]
 
 
+def _against(pair):
+    logits = pair["logits"]
+    metrics = [error(logits[key]) for key in ("rel_l2", "one_minus_cos", "kl")]
+    return [*metrics, percent(logits["top1_agreement"], 4), f"{sum(layer['router_flips'] for layer in pair['layers']):,}"]
+
+
 def _arms(report):
     """Against the truth, and what each arm is."""
     pairs = {pair["a"]: pair for pair in against_truth(report, report["pairs"])}
     rows = []
     for arm in report["arms"]:
         pair = pairs.get(arm["name"])
-        logits = pair["logits"] if pair else None
-        flips = sum(layer["router_flips"] for layer in pair["layers"]) if pair else None
-        rows.append(
-            [
-                arm["name"],
-                f"v{arm['path_version']}",
-                arm["cache"],
-                code(arm["digest"]),
-                rounded(arm["perplexity"], 6),
-                *(
-                    [
-                        error(logits["rel_l2"]),
-                        error(logits["one_minus_cos"]),
-                        error(logits["kl"]),
-                        percent(logits["top1_agreement"], 4),
-                        f"{flips:,}",
-                    ]
-                    if pair
-                    else ["the truth" if pairs and arm["name"] == truth(report) else "", "", "", "", ""]
-                ),
-            ]
-        )
-    parts = [
-        table(
-            ["arm", "path", "cache", "digest of logits", "perplexity", "rel_l2", "1 − cos", "KL", "top-1", "flips"],
-            rows,
-            range(4, 10),
-            "Each arm, and its logits against the truth's: worst position, free run",
-        )
-    ]
+        row = [arm["name"], f"v{arm['path_version']}", arm["cache"], code(arm["digest"]), rounded(arm["perplexity"], 6)]
+        if pairs:
+            row += _against(pair) if pair else ["the truth" if arm["name"] == truth(report) else "", "", "", "", ""]
+        rows.append(row)
+    head = ["arm", "path", "cache", "digest of logits", "perplexity"]
+    head += ["rel_l2", "1 − cos", "KL", "top-1", "flips"] if pairs else []
+    caption = "Each arm" + (", and its logits against the truth's: worst position, free run" if pairs else "")
+    parts = [table(head, rows, range(4, 10), caption)]
     parts += [warning(words) for words in report["warnings"]]
     others = [pair for pair in report["pairs"] if pair["b"] != truth(report)]
     if others:
@@ -181,17 +165,7 @@ def _arms(report):
                 "The other pairs",
                 table(
                     ["pair", "rel_l2 of logits", "1 − cos", "KL", "top-1", "flips"],
-                    [
-                        [
-                            f"{pair['a']} − {pair['b']}",
-                            error(pair["logits"]["rel_l2"]),
-                            error(pair["logits"]["one_minus_cos"]),
-                            error(pair["logits"]["kl"]),
-                            percent(pair["logits"]["top1_agreement"], 4),
-                            f"{sum(layer['router_flips'] for layer in pair['layers']):,}",
-                        ]
-                        for pair in others
-                    ],
+                    [[f"{pair['a']} − {pair['b']}", *_against(pair)] for pair in others],
                     range(1, 6),
                 ),
             )

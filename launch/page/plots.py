@@ -125,6 +125,7 @@ def _for_a_page(drawn, size, label):
     body = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}{found[1]}"' if found[1] in used else "", body)
     body = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", body)
     body = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", body)
+    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
     for colour, name in VARIABLES.items():
         body = body.replace(colour, f"var(--{name})")
     body = re.sub(r"\n\s*", "\n", body)

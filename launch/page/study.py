@@ -132,7 +132,10 @@ def _measured(points):
             [rounded(bound["speedup"], 3), _reached(bound["reached"])] if bound else ["–", "base" if point["says"] else "–"]
         )
         rows.append(row + [percent(point["memory"]["share"], 3) if point["memory"] else "–"])
-    caption = "Every point that ran; seconds are those of the slowest rank; of memory: the share of the bandwidth that decode reads"
+    caption = (
+        "Every point that ran; seconds are those of the slowest rank; of memory: the share of the bandwidth that decode"
+        " reads"
+    )
     return table([*head, "bound", "of the bound", "of memory"], rows, (0, *range(4, 13), 14), caption) if rows else ""
 
 

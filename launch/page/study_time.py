@@ -270,8 +270,9 @@ def _load(done):
     head = ["", "test", "ranks", "least", "mean", "most", "most over mean", "mean over most", "busiest share"]
     return [
         note(
-            "Slots of each rank's experts in a run, from its own routing. A layer ends with its busiest rank: the busiest share"
-            " is the sum over layers and batches of the most that a rank had, over all; even would be 1 over the ranks."
+            "Slots of each rank's experts in a run, from its own routing. A layer ends with its busiest rank: the busiest"
+            " share is the sum over layers and batches of the most that a rank had, over all; even would be 1 over the"
+            " ranks."
         ),
         table(head, rows, (0, 2, 3, 4, 5, 6, 8)),
     ]

@@ -2,20 +2,18 @@
 
 import os
 
-from page import account, bench, bisection, contract, experiments, layers, machine, parity, plots, router, study
+from page import account, bench, bisection, contract, experiments, layers, machine, parity, plots, router, study, timeline
 from page.document import document, html, join
 from page.files import Refused
 
-# file, its finding, its sections. The first that is there gives the headline, the others a sentence below it.
+# file, its finding, its sections. The first that is there gives the headline, the others a sentence below it; None: no finding.
 PARTS = [
     ("study", study.finding, [study.sections]),
     ("verify", contract.finding, [contract.sections]),
     ("bisect", bisection.finding, [bisection.sections]),
-    (
-        "report",
-        parity.finding,
-        [parity.sections, layers.sections, account.sections, layers.closer, router.sections, machine.sections],
-    ),
+    ("report", parity.finding, [parity.sections, layers.sections, account.sections, layers.closer, router.sections]),
+    ("timeline", None, [timeline.sections]),
+    ("report", None, [machine.sections]),
     ("falsify", experiments.finding, [experiments.sections]),
     ("bench", bench.finding, [bench.sections]),
 ]
@@ -28,9 +26,10 @@ def page(found):
         if not getattr(found, name):
             continue
         try:
-            headline, more = finding(found)
-            headlines.append(headline)
-            deck += more if len(headlines) == 1 else [headline + ".", *more]
+            if finding:
+                headline, more = finding(found)
+                headlines.append(headline)
+                deck += more if len(headlines) == 1 else [headline + ".", *more]
             sections += [section for make in makers for section in make(found)]
         except (KeyError, IndexError, TypeError, ValueError) as reason:
             path = os.path.join(found.folder, f"{name}.json")

@@ -55,6 +55,7 @@ def parity():
         {
             "parity.mode": ["free", "teacher", "forced", "local"],
             "parity.probes": ["kqv_out", "ffn_moe_down"],
+            "output.timeline": True,
             "output.routes": True,
         },
         3,

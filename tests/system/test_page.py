@@ -2,10 +2,13 @@
 """launch/report: what stands on the page of a run, a contract, a bisection, a study and a bench, each beside the file that it is
 from; what was not written leaves no hole; nothing on it is loaded or run; files that are not whole are refused by name."""
 
+import collections
+import html
 import html.parser
 import json
 import os
 import re
+import shlex
 import unittest
 
 import moe
@@ -98,6 +101,7 @@ class Parts(unittest.TestCase):
                 "router",
                 "experts",
                 "load",
+                "timeline",
                 "speed",
                 "ranks",
                 "texts",
@@ -136,6 +140,19 @@ class Parts(unittest.TestCase):
             [int(slots.replace(",", "")) for _, slots in rows],
             [int((owner[routes] == rank).sum()) for rank in range(len(counts))],
         )
+
+    def test_time_of_ranks_is_that_of_the_outermost_events(self):
+        sums = collections.Counter()
+        for event in tree(pages.parity(), "timeline")["traceEvents"]:
+            if "arm" in event.get("args", {}):
+                sums[event["args"]["arm"], event["pid"]] += 1e-6 * event["dur"]
+        rows = re.findall(
+            r'<tr><td>(\w+@cpu)</td><td class="n">(\d)</td><td class="n">([\d.]+)</td>', pages.html(pages.parity())
+        )
+        found = {(arm, int(rank)): float(seconds) for arm, rank, seconds in rows}
+        self.assertEqual(set(found), set(sums))
+        for key, seconds in sums.items():
+            self.assertAlmostEqual(found[key] / seconds, 1, delta=0.01, msg=key)
 
     def test_what_was_not_written_leaves_no_hole(self):
         found = page(pages.plain())
@@ -185,6 +202,14 @@ class Parts(unittest.TestCase):
             self.assertIn(part["name"], found.text)
         self.assertIn(f"--set bisect.tensor={whole['tensor']}", found.text)
 
+    def test_the_command_of_a_page_gives_its_file_again(self):
+        line = re.search(r'aria-label="command"><code>(.*?)\n</code>', pages.html(pages.product()))[1]
+        words, out = shlex.split(html.unescape(line)), moe.fresh()
+        self.assertEqual(words[0], "moe_run")
+        outcome = moe.finish(moe.start([moe.PROGRAM, *words[1:-1], out], cwd=moe.SOURCE), folder=out)
+        self.assertEqual(outcome.code, 0, outcome.err)
+        self.assertEqual(tree(out, "bisect"), tree(pages.product(), "bisect"))
+
     def test_a_study(self):
         found, study = page(pages.study()), study_example.study()
         self.assertEqual(
@@ -213,7 +238,7 @@ class Parts(unittest.TestCase):
 
     def test_a_bench(self):
         found, bench = page(pages.bench()), tree(pages.bench(), "bench")
-        self.assertEqual(found.sections, ["rates", "phases"])
+        self.assertEqual(found.sections, ["rates", "phases", "repeat-bench"])
         self.assertEqual(found.figures, len(bench["rows"]))
         for row in bench["rows"]:
             self.assertIn(row["digest"], found.text)

@@ -4,7 +4,8 @@ The possible follows from the point of the same work with the fewest resources: 
 divided falls to the share of the busiest rank, and the exchange takes its bytes over the link's measured rate.
 docs/scaling.md derives it. Independent of: how points were measured.
 """
-REPEATED = ("embed", "head norm", "head", "digest")  # steps that every rank does in full, however many there are
+HEAD = ("head norm", "head", "digest")
+OUTSIDE = ("embed", *HEAD)  # of the layers; every rank embeds all tokens
 SHORT = 0.85  # a point below this share of its bound says where its time went
 LEAST = 0.01  # of the point's time: smaller losses are not named
 
@@ -23,10 +24,10 @@ def work_in(base):
     """Seconds of a run of `base` by kind of work, as one rank with base's threads would take for all of it."""
     rank = base["split"]["ranks"][base["split"]["slowest_rank"]]
     parts, scale = base["split"]["parts"], scale_of(base)
-    repeated = sum(s for name, s in rank["phases"].items() if name in REPEATED)
+    timed = lambda names: sum(s for name, s in rank["phases"].items() if name in names)
     slowest_share = share_of(base, base["split"]["slowest_rank"])
-    return {"repeated": repeated * scale, "layers": (parts["shared"] - repeated) * scale / base["load"]["token_share"],
-            "experts": parts["experts"] * scale / slowest_share, "rest": parts["rest"] * scale}
+    return {"embed": timed(["embed"]) * scale, "head": timed(HEAD) * scale / base["load"]["head_share"],
+            "layers": (parts["shared"] - timed(OUTSIDE)) * scale / base["load"]["token_share"], "experts": parts["experts"] * scale / slowest_share, "rest": parts["rest"] * scale}
 
 
 def share_of(point, rank):
@@ -47,11 +48,11 @@ def bound_of(point, base):
     """Seconds that a run takes at least, by part."""
     work, load = work_in(base), point["load"]
     speed = speed_of(base) / speed_of(point)
-    sharded = load["token_share"] < 1
-    layers = work["layers"] * load["token_share"] * speed
-    parts = {"replicated": work["repeated"] * speed + (0 if sharded else layers), "tokens": layers if sharded else 0.0,
+    parts = {"replicated": work["embed"] * speed, "tokens": 0.0,
              "experts": work["experts"] * load["busiest_share"] * speed, "exchange": exchange_bound(point),
              "rest": work["rest"]}
+    for name, share in (("layers", load["token_share"]), ("head", load["head_share"])):
+        parts["tokens" if share < 1 else "replicated"] += work[name] * share * speed
     seconds = sum(parts.values())
     memory = point["memory"]
     return {"base": base["id"], "seconds": seconds, "speedup": base["seconds"]["median"] / seconds,

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent.parent
@@ -39,11 +38,19 @@ def command_of(job, out, program=None):
 
 
 def reason_of(err, code):
-    """What a run that failed said: moe_run's own lines, else the last line."""
+    """What a run that failed said: moe_run's own lines, else what the launcher said, but for the command that it repeats."""
     lines = [line.strip() for line in err.splitlines() if line.strip()]
     own = [line for line in lines if re.match(r"(rank \d+ \(|moe_run)", line)]
-    said = own or [line for line in lines if not re.match(r"[-=]+$", line)][-1:]
-    return " / ".join(dict.fromkeys(said))[:500] or f"ended with {code} and said nothing"
+    said = " / ".join(dict.fromkeys(own)) or " ".join(line for line in lines if not re.match(r"[-=]+$|mpirun .*--set", line))
+    return said[:500] or f"ended with {code} and said nothing"
+
+
+class Ended(BaseException):
+    """The study was told to end, by the signal `number`."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.number = number
 
 
 class Runs:
@@ -102,6 +109,9 @@ class Runs:
             except subprocess.TimeoutExpired:
                 self.end_child()
                 code = None
+            except Ended:
+                self.end_child()
+                raise
             err.seek(0)
             return code, err.read().decode(errors="replace")
 
@@ -182,11 +192,13 @@ def version(program):
         return "not known"
 
 
-def stop_with(runs):
+def listen():
     """A study that is told to end ends its run first; what was kept stays."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def end(number, _):
-        runs.end_child()
-        print("launch/scaling: ended; the same command goes on from here", file=sys.stderr)
-        os._exit(128 + number)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise Ended(number)  # in the main thread, which waits: it must leave that wait before it can wait for the end
+    for one in signals:
+        signal.signal(one, end)

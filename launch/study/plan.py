@@ -25,6 +25,7 @@ DEFAULTS = {"ranks": [1], "ranks_per_host": [0], "threads": [0], "batches": [1],
             "depths": [0]}
 STUDY_KEYS = {"name", "title", "set", "series", "extrap", "limit"}
 SERIES_KEYS = {"name", "scaling", "over", "cores", "grows", "set", "launcher", "extrap", *AXES}
+MOST_SIZES = 16  # of a list of bench
 RESERVED = {"run.arms", "run.threads", "bench.batch", "bench.prompt", "bench.generate", "bench.depth", "bench.phases",
             "bench.format", "output.dir"}
 
@@ -154,8 +155,12 @@ def tests_of(series, grown):
     """In the order of bench's rows. grown: of weak scaling, how many times the first point's work."""
     grows = series.get("grows")
     take = lambda axis: [v * (grown if axis == grows else 1) for v in series.get(axis, DEFAULTS[axis])]
-    return [Test(kind, n, depth, batch) for batch in take("batches") for depth in take("depths")
-            for kind, axis in (("pp", "prompts"), ("tg", "generate")) for n in take(axis)]
+    return product_of(take("batches"), take("depths"), [("pp", n) for n in take("prompts")] + [("tg", n) for n in take("generate")])
+
+
+def product_of(batches, depths, lengths):
+    """lengths: [(kind, number)], prompts first."""
+    return [Test(kind, n, depth, batch) for batch in batches for depth in depths for kind, n in lengths]
 
 
 def threads_of(series, ranks, threads):
@@ -205,6 +210,25 @@ def label_of(series, axes, over):
     return " ".join(text)
 
 
+def merged(jobs):
+    """{id of a job: the job that has its tests}. Jobs that differ only in lengths share a process: its start takes longer
+    than most tests."""
+    groups, out = {}, {}
+    for job in jobs:
+        batches, depths = job.lists()["bench.batch"], job.lists()["bench.depth"]
+        groups.setdefault((dataclasses.replace(job, tests=[]).id(), str(batches), str(depths)), []).append(job)
+    for group in groups.values():
+        lists = group[0].lists()
+        lengths = dict.fromkeys((test.kind, test.tokens) for kind in ("pp", "tg") for job in group for test in job.tests
+                                if test.kind == kind)
+        if max(sum(kind == of for kind, _ in lengths) for of in ("pp", "tg")) > MOST_SIZES:
+            out |= {job.id(): job for job in group}
+            continue
+        whole = dataclasses.replace(group[0], tests=product_of(lists["bench.batch"], lists["bench.depth"], lengths))
+        out |= {job.id(): whole for job in group}
+    return out
+
+
 def points_of(study):
     """All points of a study, in the order of its file."""
     out = []
@@ -216,4 +240,5 @@ def points_of(study):
                 if over in ("prompts", "generate") and not axes[over]:
                     continue  # a prompt has no place on an axis of decoded tokens
                 out.append(Planned(series["name"], job, test, axes, axes[over], label_of(series, axes, over), grown))
-    return out
+    shared = merged([point.job for point in out])
+    return [dataclasses.replace(point, job=shared[point.job.id()]) for point in out]

@@ -74,7 +74,8 @@ def load_of(row):
     of = {key: [r[key] for r in ranks["of"]] for key in ("slots", "expert_bytes")}
     key = "slots" if row["kind"] == "pp" else "expert_bytes"
     return {**{name: {"ranks": values, **spread(values)} for name, values in of.items()}, "busiest_by": key,
-            "busiest_share": ranks[f"busiest_{key}"] / sum(of[key]), "token_share": ranks["token_share"]}
+            "busiest_share": ranks[f"busiest_{key}"] / sum(of[key]), "token_share": ranks["token_share"],
+            "head_share": ranks["head_share"]}
 
 
 def memory_of(row, bench):

@@ -177,10 +177,13 @@ static status forward(bench *b, arm *a, const token_batch *batch) {
 // ---- passes ----
 
 // Heads of the batch's rows first .. first + count - 1.
-static status compute_heads(const bench *b, arm *a, const token_batch *batch, int64_t first, int64_t count) {
+static status compute_heads(bench *b, arm *a, const token_batch *batch, int64_t first, int64_t count) {
   if (b->work && arm_computes_shared(a)) phase_work_add_heads(b->work, &b->counter, a, count);
-  for (int64_t end = first + count; first < end; first += LOGIT_ROWS)
-    TRY(arm_head(a, batch, first, least(LOGIT_ROWS, end - first)));
+  for (int64_t end = first + count; first < end; first += LOGIT_ROWS) {
+    int64_t rows = least(LOGIT_ROWS, end - first);
+    rank_work_add_head(&b->ranks, a, rows);
+    TRY(arm_head(a, batch, first, rows));
+  }
   return 0;
 }
 

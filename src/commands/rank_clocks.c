@@ -150,6 +150,14 @@ static status gather_exchanges(const rank_clocks *c, comm *ranks, int64_t n, ben
   return result;
 }
 
+// Where GPUs are linked, the kernel that computes the last product of one token also waits for the others'
+// slots and combines them: then nothing is left between steps for the exchange.
+static int64_t times_combined(const rank_clocks *c) {
+  int64_t count = 0;
+  for (int g = 0; g < c->n_groups; g++) count += c->of[g].of[PHASE_COMBINE].count;
+  return count;
+}
+
 status rank_clocks_gather(const rank_clocks *c, comm *ranks, const arm *a, bench_ranks *out) {
   gathered mine = times_of(c, a), *all;
   bool alike = c->log.n > 0 && c->log.n <= c->log.room;
@@ -158,7 +166,7 @@ status rank_clocks_gather(const rank_clocks *c, comm *ranks, const arm *a, bench
   out->transport = transport_name(arm_transport(a));
   out->has_peers = arm_has_peers(a);
   out->transfer_seconds = out->n > 1 ? __builtin_nan("") : 0;
-  out->exchange_is_inside = arm_has_peers(a) && !c->log.n;
+  out->exchange_is_inside = arm_has_peers(a) && !times_combined(c);
   TRY(TAKE(&all, (size_t)out->n, "ranks' times"));
   status result = comm_allgather(ranks, all, &mine, sizeof mine, "the ranks' times");
   for (int r = 0; r < out->n && !result; r++) {
@@ -167,5 +175,6 @@ status rank_clocks_gather(const rank_clocks *c, comm *ranks, const arm *a, bench
     alike = alike && all[r].exchanges == c->log.n && all[r].is_shared; // not so on different backends
   }
   free(all);
+  alike = alike && !out->exchange_is_inside;
   return !result && alike && out->n > 1 ? gather_exchanges(c, ranks, c->log.n, out) : result;
 }

@@ -20,7 +20,7 @@ void rank_work_close(rank_work *w) {
 void rank_work_start(rank_work *w, bench_ranks *to) {
   size_t bytes = to ? (size_t)to->n * sizeof *to->sent : 0;
   w->to = to;
-  w->owned = w->all = 0;
+  w->owned = w->all = w->heads_owned = w->heads = 0;
   if (!to) return;
   memset(to->sent, 0, bytes);
   memset(to->received, 0, bytes);
@@ -30,7 +30,8 @@ void rank_work_start(rank_work *w, bench_ranks *to) {
 }
 
 void rank_work_end(rank_work *w) {
-  if (w->to) w->to->token_share = w->all ? (double)w->owned / (double)w->all : __builtin_nan("");
+  if (w->to) w->to->token_share = w->owned / w->all;
+  if (w->to) w->to->head_share = w->heads_owned / w->heads;
   w->to = NULL;
 }
 
@@ -67,6 +68,12 @@ void rank_work_add_layer(rank_work *w, arm *a, int64_t layer, const token_batch 
   to->busiest_slots += most(w->slots, to->n);
   to->busiest_expert_bytes += most(w->read, to->n);
   arm_count_exchange(a, layer, to->sent, to->received);
-  w->owned += (uint64_t)arm_most_owned(a);
-  w->all += (uint64_t)batch->n;
+  w->owned += arm_largest_share(a) * (double)batch->n;
+  w->all += (double)batch->n;
+}
+
+void rank_work_add_head(rank_work *w, const arm *a, int64_t rows) {
+  if (!w->to) return;
+  w->heads_owned += arm_largest_head_share(a, rows) * (double)rows;
+  w->heads += (double)rows;
 }

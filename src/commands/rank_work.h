@@ -9,11 +9,12 @@
 typedef struct {
   const model *m;
   const placement *experts;
-  bench_ranks *to;     // its counts grow; NULL: nothing is counted
-  uint64_t *slots;     // room: [ranks] of a layer
-  uint64_t *read;      // room: [ranks] of a layer
-  uint8_t *chosen;     // room: [n_experts]
-  uint64_t owned, all; // tokens: of the rank that computes most of a batch, and of the batches
+  bench_ranks *to;           // its counts grow; NULL: nothing is counted
+  uint64_t *slots;           // room: [ranks] of a layer
+  uint64_t *read;            // room: [ranks] of a layer
+  uint8_t *chosen;           // room: [n_experts]
+  double owned, all;         // tokens: of the rank that computes most of a batch, and of the batches
+  double heads_owned, heads; // rows of heads likewise
 } rank_work;
 
 // Local. Arrays are of `ranks` ranks. rank_work_close takes what was never opened, if zero.
@@ -21,6 +22,7 @@ status rank_work_open(rank_work *w, const model *m, const placement *experts);
 void rank_work_close(rank_work *w);
 // Local, on shared ranks: from here on what follows is added to `to`, whose counts become 0.
 void rank_work_start(rank_work *w, bench_ranks *to);
-void rank_work_end(rank_work *w); // token_share is whole
+void rank_work_end(rank_work *w); // the shares are whole
 // Local, on shared ranks, after a layer of the batch, which is watched.
 void rank_work_add_layer(rank_work *w, arm *a, int64_t layer, const token_batch *batch);
+void rank_work_add_head(rank_work *w, const arm *a, int64_t rows);

@@ -17,7 +17,7 @@ status bench_ranks_open(bench_ranks **out, int n) {
   double none = __builtin_nan("");
   TRY(TAKE(out, 1, "what ranks do"));
   (*out)->n = n;
-  (*out)->same.seconds = (*out)->largest.seconds = (*out)->token_share = none;
+  (*out)->same.seconds = (*out)->largest.seconds = (*out)->token_share = (*out)->head_share = none;
   return open_arrays(*out, (size_t)n);
 }
 
@@ -101,6 +101,8 @@ void bench_ranks_json(const bench_ranks *r, FILE *out) {
   put_real(out, "transfer_seconds", r->transfer_seconds);
   fputs(", ", out);
   put_real(out, "token_share", r->token_share);
+  fputs(", ", out);
+  put_real(out, "head_share", r->head_share);
   fprintf(out, ", \"busiest_slots\": %" PRIu64 ", \"busiest_expert_bytes\": %" PRIu64, r->busiest_slots,
           r->busiest_expert_bytes);
   put_link("link_same_size", &r->same, out);

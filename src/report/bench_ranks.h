@@ -32,7 +32,8 @@ typedef struct {
   uint64_t *sent, *received, *slots, *expert_bytes; // [n] of a run; slots that the rank computed
   // Sums over batches and layers of the most that any rank had, and of all ranks.
   uint64_t busiest_slots, busiest_expert_bytes;
-  double token_share;       // of the tokens, those of the rank that computes the shared steps of most
+  // Of the layers' shared steps, and of the head, what the rank that computes most of a batch computes.
+  double token_share, head_share;
   double transfer_seconds;  // of each exchange that of the rank that came last; NaN: not known
   bool exchange_is_inside;  // of kernels that compute experts, so no clock sees it
   const char *transport;    // of the arm

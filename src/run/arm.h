@@ -165,8 +165,10 @@ status arm_measure_link(arm *a, double *seconds, size_t bytes);
 // Local, on shared ranks, after an arm_layer that was watched. Adds the bytes that each rank would have sent
 // and received in it, had it not been watched: sent, received [ranks].
 void arm_count_exchange(arm *a, int64_t layer, uint64_t *sent, uint64_t *received);
-// Local. Of the last batch: tokens whose shared steps are computed by the rank that computes most of them.
-int64_t arm_most_owned(const arm *a);
+// Local. Of the last batch: the share of the layers' shared steps that is computed by the rank which computes
+// most of them, and the same of a head of so many rows. 1: every rank computes all.
+double arm_largest_share(const arm *a);
+double arm_largest_head_share(const arm *a, int64_t rows);
 uint64_t arm_exchange_bytes(const arm *a); // sent by this rank since arm_open (exchange_bytes_sent)
 
 // Local. From here on the steps add what their phases take to `to`, whole after arm_finish; NULL: no more. An

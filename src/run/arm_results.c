@@ -65,13 +65,39 @@ void arm_count_exchange(arm *a, int64_t layer, uint64_t *sent, uint64_t *receive
   exchange_count_layer(&a->forward, layer, sent, received);
 }
 
-int64_t arm_most_owned(const arm *a) {
+// Of outputs that ranks divide, the largest part.
+static double largest_part(const arm *a, int64_t total, int64_t unit) {
+  int size = comm_size(a->params.c);
+  int64_t most = 0;
+  for (int r = 0; r < size; r++) {
+    int64_t part = output_range_of(total, unit, r, size).count;
+    most = part > most ? part : most;
+  }
+  return (double)most / (double)total;
+}
+
+double arm_largest_share(const arm *a) {
   const forward_state *f = &a->forward;
   int64_t most = 0;
-  if (!batch_is_sharded(f->batch.way)) return f->batch.rows.n;
-  for (int r = 0; r < f->shards.n_ranks; r++)
-    if (f->shards.tokens_of_rank[r] > most) most = f->shards.tokens_of_rank[r];
-  return most;
+  switch (f->batch.way) {
+  case BATCH_OUTPUT_SHARDED:
+    return largest_part(a, f->n_kv_heads, 1);
+  case BATCH_TOKEN_SHARDED:
+  case BATCH_SHARDED_AT_PEERS:
+    for (int r = 0; r < f->shards.n_ranks; r++)
+      if (f->shards.tokens_of_rank[r] > most) most = f->shards.tokens_of_rank[r];
+    return (double)most / (double)f->batch.rows.n;
+  case BATCH_ALONE:
+  case BATCH_REPLICATED:
+  case BATCH_FIXED_PLACES:
+  case BATCH_AT_PEERS:
+    break;
+  }
+  return 1;
+}
+
+double arm_largest_head_share(const arm *a, int64_t rows) {
+  return forward_head_is_sharded(&a->forward, rows) ? largest_part(a, a->vocabulary, OUTPUT_UNIT) : 1;
 }
 
 uint64_t arm_exchange_bytes(const arm *a) {

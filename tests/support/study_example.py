@@ -107,6 +107,7 @@ def _point(number, ranks, digest):
             "busiest_by": "slots",
             "busiest_share": 1 / ranks,
             "token_share": 1 / ranks,
+            "head_share": 1.0,
         },
         "speedup": 0.8 / seconds,
         "efficiency": 0.8 / seconds / ranks,

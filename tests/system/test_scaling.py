@@ -31,6 +31,7 @@ HEAD = """name = "test"
 "model.path" = {model}
 "bench.repeats" = 2
 "run.rows" = "portable"
+"attention.placement" = "replicated"
 """
 RANKS = """[[series]]
 name = "ranks"
@@ -89,6 +90,30 @@ def kept(folder):
     return out
 
 
+def runs_still(pid):
+    """Not where nobody has yet asked how it ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as opened:
+            return opened.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def start_and_end(line, folder, runs):
+    """Tells a study to end once so many runs are kept and another is under way; all that it has started ends with it."""
+    process = moe.start(line)
+    end = time.monotonic() + moe.LIMIT
+    while len(kept(folder)) < runs and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    started = moe.children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    outcome, end = moe.finish(process), time.monotonic() + moe.LIMIT
+    while any(map(runs_still, started)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return outcome, list(filter(runs_still, started))
+
+
 def start_and_kill(line, folder, runs):
     """Kills a study and all that it has started once so many runs are kept."""
     process = moe.start(line)
@@ -104,6 +129,7 @@ class Study(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = moe.fresh()
         cls.toml = study_file(HEAD.format(model=json.dumps(model())) + RANKS)
+        cls.ended, cls.left = start_and_end(command(cls.toml, cls.folder), cls.folder, 1)
         start_and_kill(command(cls.toml, cls.folder), cls.folder, 2)
         cls.at_kill = kept(cls.folder)
         cls.written_at_kill = os.path.exists(os.path.join(cls.folder, "study.json"))
@@ -123,6 +149,11 @@ class Study(unittest.TestCase):
         self.assertEqual((again.code, again.out), (0, self.outcome.out))
         self.assertEqual(kept(self.folder), self.runs)
         self.assertEqual(read(self.folder), self.study)
+
+    def test_a_study_that_is_told_to_end_leaves_nothing_running(self):
+        self.assertEqual(self.ended.code, 128 + signal.SIGTERM, self.ended.err)
+        self.assertIn("the same command goes on", self.ended.err)
+        self.assertEqual(self.left, [])
 
     def test_every_point_is_there(self):
         self.assertTrue(self.study["complete"])
@@ -190,7 +221,7 @@ class Study(unittest.TestCase):
             slots = load["slots"]["ranks"]
             self.assertEqual(sum(slots), tokens * TOP_K * LAYERS)
             self.assertLessEqual(max(slots) / sum(slots), load["busiest_share"] + 1e-9 if load["busiest_by"] == "slots" else 1)
-            self.assertEqual(load["token_share"], 1)
+            self.assertEqual((load["token_share"], load["head_share"]), (1, 1))
             if point["ranks"] == 1:
                 self.assertIsNone(point["exchange"])
                 continue
@@ -254,6 +285,15 @@ class Plans(unittest.TestCase):
             points = plan.points_of(plan.read(os.path.join(folder, name)))
             self.assertTrue(points)
             self.assertEqual(len({(p.series, p.job.id(), p.test.name()) for p in points}), len(points))
+
+    def test_jobs_that_differ_in_lengths_share_a_process(self):
+        series = '[[series]]\nname = "{}"\narms = ["f32@cpu"]\nprompts = {}\nbatches = {}\n'
+        points = plan.points_of(plan.read(study_file(
+            'name = "x"\n' + series.format("a", "[8, 4]", "[1]") + series.format("b", "[4, 2]", "[1]") + series.format("c", "[4]", "[2]"))))
+        self.assertEqual([(p.series, p.test.tokens, p.test.batch) for p in points],
+                         [("a", 8, 1), ("a", 4, 1), ("b", 4, 1), ("b", 2, 1), ("c", 4, 2)])
+        self.assertEqual([test.name() for test in points[0].job.tests], ["pp8", "pp4", "pp2"])
+        self.assertEqual(len({p.job.id() for p in points}), 2)
 
     def test_weak_scaling_grows_the_work(self):
         text = 'name = "x"\n[[series]]\nname = "a"\nscaling = "weak"\ngrows = "prompts"\nranks = [2, 4, 6]\narms = ["f32@cpu"]\nprompts = [10]\n'

@@ -28,8 +28,8 @@ def found(outcome):
 
 def bench(model, placement, ranks, **sets):
     folder = moe.fresh()
-    keys = {"model.path": model, "run.arms": ["q8k@cpu", "f32@cpu"], "bench.prompt": [9], "bench.generate": [9], "bench.depth": [0, 130],
-            "bench.batch": [1, 40], "bench.repeats": 1, "bench.warmup": 0, "attention.placement": placement}
+    keys = {"model.path": model, "run.arms": ["q8k@cpu"], "bench.prompt": [], "bench.generate": [9], "bench.repeats": 1,
+            "bench.warmup": 0, "attention.placement": placement}
     outcome = moe.attempt(keys | sets, ranks, out=folder, command="bench")
     assert outcome.code == 0, outcome.err
     with open(os.path.join(folder, "bench.json"), encoding="utf-8") as file:
@@ -57,16 +57,18 @@ class OutputShards(unittest.TestCase):
                             self.assertRegex(text, r"^batches of 1: (sharded|replicated), \S+ ms \(\S+\); heads of 1: ")
 
     def test_rates(self):
-        rows = {}
-        for ranks, placement in ((1, "replicated"), (2, "replicated"), (3, "sharded"), (2, "sharded")):
-            rows[ranks, placement] = bench(self.blocks, placement, ranks)
-        for key, other in rows.items():
-            self.assertEqual([r["digest"] for r in other], [r["digest"] for r in rows[1, "replicated"]], key)
-        whole, divided = rows[2, "replicated"], rows[2, "sharded"]
-        decoded = [i for i, r in enumerate(whole) if r["kind"] == "tg" and r["batch"] == 1]
-        for i in decoded:  # what every rank read, one of them reads
-            self.assertEqual(divided[i]["attention"], "sharded")
-            self.assertLess(divided[i]["bytes_per_token"], 0.75 * whole[i]["bytes_per_token"])
+        """More sequences than logits at once; and what every rank read, one of them reads."""
+        sets = {"bench.batch": [1, 40], "run.threads": 1}
+        whole, divided = (bench(self.blocks, placement, 2, **sets) for placement in ("replicated", "sharded"))
+        for one, other in zip(whole, divided):
+            self.assertEqual(one["digest"], other["digest"], one["test"])
+            self.assertEqual((one["attention"], other["attention"]), ("replicated", "sharded"))
+        self.assertLess(divided[0]["bytes_per_token"], 0.75 * whole[0]["bytes_per_token"])
+
+    def test_threads_that_share_keys(self):
+        sets = {"bench.depth": [600], "run.threads": 2}
+        one, other = bench(self.blocks, "replicated", 1, **sets), bench(self.blocks, "sharded", 2, **sets)
+        self.assertEqual(one[0]["digest"], other[0]["digest"])
 
     def test_the_steps(self):
         outcome = generate(self.blocks, "sharded", 2, PROMPTS[1], **{"output.timeline": True, "run.arms": ["q8k@cpu"]})

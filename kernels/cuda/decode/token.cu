@@ -65,10 +65,9 @@ template <int DIM, typename Shape> struct token_block {
   unsigned epoch;   // tokens so far
   uint32_t meeting; // linked: of the ranks, before this token's first store to them
   int warp, lane, c, l, position;
-  int member, group;     // of expert 8 warp + lane % 8; the group that guessed it, -1: none
-  int guess;             // the member that the lane's group guessed, -1: none
-  bool guesses, is_mine; // is_mine: whether expert threadIdx.x is this rank's
-  group_slot taken;      // since the choice
+  int member, group; // of expert 8 warp + lane % 8; the group that guessed it, -1: none
+  int guess;         // the member that the lane's group guessed, -1: none
+  group_slot taken;  // since the choice
 
   __device__ __forceinline__ token_block(const token_args &args, uint8_t *shared)
       : a(args), memory(shared), small((token_small *)(shared + plan().at_small)), weights{args, {}, {}, {}},
@@ -100,20 +99,12 @@ template <int DIM, typename Shape> struct token_block {
     return !is_linked() || small->member[slot] >= 0;
   }
 
-  // ---- norm of a row of the residual stream, and its rounding into input() ----
-
-  __device__ __forceinline__ float sum_of_row() const { // sum32 of squares, on the lanes of one warp
-    const float *x = stream_row();
-    if constexpr (HB > 0) { // all loads before the chain
-      float v[HB * QK_K / WARP], sum = 0;
-#pragma unroll
-      for (int i = 0; i < HB * QK_K / WARP; i++) v[i] = x[WARP * i + lane];
-#pragma unroll
-      for (int i = 0; i < HB * QK_K / WARP; i++) sum = num_fma_f32(v[i], v[i], sum);
-      return warp_tree(sum);
-    } else
-      return sum_of_squares(x, plan().hidden);
+  __device__ __forceinline__ bool guesses() const { // where the last block does not attend, and has time
+    return a.pace && plan().experts == 1 && plan().hidden_blocks <= WARPS - GUESS_WARP &&
+           !attention().has_chunk(plan().blocks - 1);
   }
+
+  // ---- norm of a row of the residual stream, and its rounding into input() ----
 
   // arrives: the row is passed on by other blocks. keeps: leaves the normed numbers in stream_row(). The
   // caller's barrier stands between this and the products. with_guess: the later warps, which have no block
@@ -138,11 +129,11 @@ template <int DIM, typename Shape> struct token_block {
     __syncthreads();
     if (is_guessing && weights.own_experts()) guess_part(part, of_norm);
     if (warp == 0) {
-      float sum = sum_of_row();
+      float sum = sum_of_row<HB>(row, plan().hidden);
       if (lane == 0) small->inverse = inverse_rms(sum, plan().hidden, a.w.epsilon);
     }
     if (warp == 1 && lane < own_rows()) small->stream[lane] = row[c * plan().rows + lane];
-    if (keeps && guesses && warp) weights.ask_down(layer(l), guess, ~0u, true); // the first has more to do
+    if (warp) ask_behind(keeps); // the first one has more to do
     __syncthreads();
     if (with_guess && warp == GUESS_WARP && weights.own_experts()) {
       float sum = warp_tree(lane < WARPS - GUESS_WARP ? small->guess_part[lane] : 0.0f);
@@ -155,6 +146,15 @@ template <int DIM, typename Shape> struct token_block {
     }
     if (keeps) __syncthreads();
     if (mine) round_into(input(), warp, v);
+  }
+
+  // What is asked for when the stream has come, and nothing else is waited for for a while: o, or with
+  // is_middle half of the guessed rows of down.
+  __device__ __forceinline__ void ask_behind(bool is_middle) {
+    if (!is_middle)
+      weights.ask_o(layer(l));
+    else if (guesses())
+      weights.ask_down(layer(l), guess, ~0u, true);
   }
 
   // ---- the guess of the experts: token_choice.cuh ----
@@ -178,7 +178,7 @@ template <int DIM, typename Shape> struct token_block {
   __device__ __forceinline__ void guess_experts() {
     float *told = set + plan().at_guessed;
     guess = group = -1;
-    if (!guesses) return;
+    if (!guesses()) return;
     if (attention().has_chunk(c)) {
       if (lane < plan().top_k) guess = (int)__float_as_uint(wait_one(told + lane)) - 1;
       __syncwarp();
@@ -189,8 +189,10 @@ template <int DIM, typename Shape> struct token_block {
       }
     } else {
       float g;
+      int e = threadIdx.x;
+      bool may = !is_linked() || (e < plan().n_experts && a.w.local_of_expert[e] >= 0);
       if (threadIdx.x < TOKEN_TOP_K) small->guess[threadIdx.x] = -1;
-      int rank = rank_expert(&g, &small->choice, set + plan().at_guess, plan().n_experts, is_mine);
+      int rank = rank_expert(&g, &small->choice, set + plan().at_guess, plan().n_experts, may);
       if (rank < plan().top_k) group = rank;
       if (rank < plan().top_k && lane < 8) small->guess[rank] = member;
       __syncthreads();
@@ -237,7 +239,8 @@ template <int DIM, typename Shape> struct token_block {
 
   __device__ __forceinline__ void qkv() {
     const token_layer &y = layer(l);
-    norm(l ? set + plan().at_stream : a.w.x, l > 0, y.attn_norm, false, guesses);
+    norm(l ? set + plan().at_stream : a.w.x, l > 0, y.attn_norm, false, guesses());
+    if (warp == 0) ask_behind(false);
     __syncthreads();
     auto r = weights.qkv_rows();
     if (r.count) {
@@ -286,10 +289,10 @@ template <int DIM, typename Shape> struct token_block {
 
   __device__ __forceinline__ void route(int next) {
     norm(set + plan().at_middle, true, layer(l).ffn_norm, true, false);
-    if (guesses && warp == 0) weights.ask_down(layer(l), guess, ~0u, true);
+    if (warp == 0) ask_behind(true);
     if (warp == ROUTER_WARP && weights.own_experts()) {
       const float *x = stream_row();
-      if (!guesses) weights.place_router.wait();
+      if (!guesses()) weights.place_router.wait();
       for (int i = 0; i < weights.own_experts(); i++) {
         const float *row = (const float *)weights.place_router.at + (size_t)i * plan().hidden;
         float sum = 0;
@@ -367,7 +370,6 @@ template <int DIM, typename Shape> struct token_block {
       int row = rows == 8 ? lane / 4 : lane;
       if (row < t.count && lane == tile_lane(n, row)) keep(slot, t.first + row, found);
     }
-    if (next < a.p.n_layers) weights.ask_o(layer(next));
     // after the warp's own rows, which the peers wait for
     for (int slot = warp; slot < plan().top_k && is_linked(); slot += WARPS)
       if (!is_local(slot))
@@ -427,13 +429,9 @@ template <int DIM, typename Shape> struct token_block {
       fence_mbarrier_init();
     }
     if (warp == 1) take_layer(0);
-    int e = threadIdx.x;
-    is_mine = e < plan().n_experts && (!is_linked() || a.w.local_of_expert[e] >= 0);
     int own = 8 * warp + lane % 8;
     member = own < plan().n_experts ? a.w.local_of_expert[own] : -1;
     position = a.w.batch.position[0];
-    guesses = a.pace && plan().experts == 1 && plan().hidden_blocks <= WARPS - GUESS_WARP &&
-              !attention().has_chunk(plan().blocks - 1);
     epoch = *a.epoch;
     if (is_linked()) meeting = *a.peers.epoch + 1;
     if (is_linked() && c == 0 && warp == 2) { // all that was enqueued before has ended
@@ -442,7 +440,6 @@ template <int DIM, typename Shape> struct token_block {
     }
     __syncthreads();
     weights.ask_qkv(layer(0));
-    weights.ask_o(layer(0));
     weights.ask_router(layer(0));
   }
 

@@ -3,7 +3,8 @@
 //
 // Where to find what: token_plan.cu decides whether and how a model's layers are cut over thread blocks;
 // token.cu is the kernel, phase by phase; token_rows.cuh its products; token_exchange.cuh how thread blocks
-// pass numbers on.
+// pass numbers on, token_peers.cuh GPUs; token_weights.cuh which weights are asked for and when;
+// token_choice.cuh the experts, guessed and chosen.
 #pragma once
 #include "kernels/cuda/exact/exact.cuh"
 #include "kernels/cuda/peers.cuh"

@@ -24,6 +24,19 @@ __device__ __forceinline__ void store_8(float *to, const float v[8]) {
   *(float4 *)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
 }
 
+// sum32 of squares of a row of n floats, on the lanes of one warp; N: its blocks of 256, or 0.
+template <int N> __device__ __forceinline__ float sum_of_row(const float *x, int n) {
+  if constexpr (N > 0) { // all loads before the chain
+    float v[N * QK_K / WARP], sum = 0;
+#pragma unroll
+    for (int i = 0; i < N * QK_K / WARP; i++) v[i] = x[WARP * i + threadIdx.x % WARP];
+#pragma unroll
+    for (int i = 0; i < N * QK_K / WARP; i++) sum = num_fma_f32(v[i], v[i], sum);
+    return warp_tree(sum);
+  } else
+    return sum_of_squares(x, n);
+}
+
 // ---- a rounded row ----
 
 // Pieces of 16 activations in four planes, piece p of a block in plane p % 4, so that the four runs of a lane

@@ -47,13 +47,15 @@ CUDA_Q8K = {
     "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
     "kernels/cuda/products/product_outliers.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_q8k.cu": DISPATCH,
-    "kernels/cuda/products/product_few_bits.cu": DISPATCH,
+    "kernels/cuda/products/product_few_bits.cu": set(),
     "kernels/cuda/decode/decode.cu": DISPATCH,
     "kernels/cuda/decode/decode_experts.cu": DISPATCH,
 }
 IN_ALL = {"formats/blocks.h"}  # whether its blocks have minimums
 REAL = {
-    "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h"},
+    "kernels/cpu/isa/avx2/row_avx2.c": {"avx2/avx2_q8k.h"}, # here and below: panels name the types that have none
+    "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h", "avx512/avx512_panel.h", "avx512/avx512_q8k.h"},
+    "kernels/cpu/isa/amx_int8/row_amx_int8.c": {"avx512/avx512_panel.h"},
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
     "kernels/cuda/products/product_f32.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_f32_one.cu": {"products/product_f32_one.cu"},

@@ -206,6 +206,14 @@ def _environment(report):
                     + (f": {run['transport_reason']}" if run["transport_reason"] else "")
                     + (f"; peers: {run['peers']}" if run["peers"] else ""),
                 ),
+                (
+                    "attention and head of small batches",
+                    ", ".join(dict.fromkeys(arm.get("attention", "") for arm in report["arms"])),
+                ),
+                (
+                    "load of the busiest rank, as counted",
+                    f"{rounded(run['counted_load'], 3)} times the mean" if run.get("counted_load") else "",
+                ),
                 ("processor", f"{machine['cpu']}, {count(machine['cores'], 'core')} on {count(machine['hosts'], 'host')}"),
                 ("GPU", ", ".join(gpus)),
                 ("system", machine["os"]),

@@ -10,6 +10,7 @@
 #include "base/memory.h"
 #include "dist/exchange.h"
 #include "kernels/formats/numerics.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,6 +136,24 @@ static void fill_row(unsigned char *row, int64_t slot, int layer) {
   for (size_t i = 0; i < ROW; i++) row[i] = content((int)slot, i, layer);
 }
 
+// Each transfer of rows in host memory is logged, by whichever call; an all-gather alone is timed.
+static void exchange_is_timed(exchange *x, unsigned char *rows) {
+  double seconds[2] = {-1, -1}, alone = 0, before = exchange_seconds(x);
+  seconds_log log = {.seconds = seconds, .room = 1};
+  uint64_t sent = exchange_bytes_sent(x);
+  exchange_log(x, &log);
+  assert_int_equal(exchange_transfer(x, rows, NULL, ROW, exchange_slots(x), 0), 0);
+  assert_int_equal(exchange_transfer_host(x, rows, ROW, exchange_slots(x), 0), 0);
+  exchange_log(x, NULL);
+  assert_int_equal(exchange_transfer(x, rows, NULL, ROW, exchange_slots(x), 0), 0);
+  assert_int_equal(log.n, 2);
+  assert_true(seconds[0] >= 0 && seconds[1] < 0 && log.sum >= seconds[0]);
+  assert_true(size > 1 ? exchange_seconds(x) > before : exchange_seconds(x) >= before);
+  assert_int_equal((exchange_bytes_sent(x) - sent) % 3, 0); // the three sent the same
+  assert_int_equal(exchange_measure(x, &alone, 1000), 0);
+  assert_true(size > 1 ? alone > 0 : isnan(alone));
+}
+
 static void slots_arrive_where_the_plan_says(void **state) {
   (void)state;
   int32_t owner[EXPERTS], expert[SLOTS];
@@ -174,6 +193,7 @@ static void slots_arrive_where_the_plan_says(void **state) {
   }
   assert_true(exchange_bytes_sent(x) == sent);
   assert_true(exchange_seconds(x) >= 0);
+  exchange_is_timed(x, rows);
   exchange_close(x);
   exchange_close(NULL);
   transport_close(t);

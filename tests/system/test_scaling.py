@@ -2,6 +2,7 @@
 """launch/scaling: a study that is killed goes on and ends with the same table; a point that cannot run stands in it with its
 reason; digests that differ end it with exit code 3; study.json fits its schema and its parts add up; Extra-P's files."""
 import csv
+import html
 import json
 import os
 import signal
@@ -162,6 +163,18 @@ class Study(unittest.TestCase):
         with open(os.path.join(self.folder, "points.csv"), encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened))
         self.assertEqual([(row["test"], row["digest"]) for row in rows], [(p["test"], p["digest"] or "") for p in self.points])
+
+    def test_its_page(self):
+        """launch/report takes what launch/scaling writes (test_page.py has the rest)."""
+        page = moe.fresh(".html")
+        made = subprocess.run([os.path.join(LAUNCH, "report"), self.folder, "--out", page], capture_output=True, text=True)
+        if made.returncode == 77:
+            self.skipTest(made.stderr.strip())
+        self.assertEqual(made.returncode, 0, made.stderr)
+        with open(page, encoding="utf-8") as opened:
+            text = opened.read()
+        for point in self.points:
+            self.assertIn(html.escape(point["digest"] or point["reason"]), text)
 
     def test_a_point_that_cannot_run_has_its_reason(self):
         for point in self.points:

@@ -32,7 +32,7 @@
 static constexpr int WARPS = TOKEN_WARPS, THREADS = TOKEN_THREADS;
 // The first warps round, or wait for the stream, meanwhile.
 static constexpr int GUESS_WARP = ROUTER_WARP, COMBINE_WARP = 9;
-static_assert(GUESS_WARP == WARPS / 2);
+static_assert(GUESS_WARP == WARPS / 2 && COMBINE_WARP < WARPS);
 
 struct token_small { // shared memory of a thread block
   uint64_t landed_a[WARPS], landed_b[WARPS], landed_router;

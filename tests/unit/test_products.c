@@ -453,7 +453,8 @@ static bool has_m(weight_type type) {
 static quant_parts parts_of_32(weight_type type, const void *block, int i) {
   static const int fp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
   const uint8_t *bytes = block, *qs = bytes + type_find(type)->bytes - 16, *qh = qs - 4;
-  int low = i < 16 ? qs[i] % 16 : qs[i - 16] / 16, five = low + 16 * (qh[i / 8] >> i % 8 & 1);
+  int low = i < 16 ? qs[i] % 16 : qs[i - 16] / 16, five = low;
+  if (type == TYPE_Q5_0 || type == TYPE_Q5_1) five += 16 * (qh[i / 8] >> i % 8 & 1);
   if (type == TYPE_MXFP4) return (quant_parts){(float)ldexp(1, bytes[0] - 128), 0, fp4[low]};
   float d = half_to_f32(((const block_q4_0 *)block)->d);
   if (type == TYPE_Q8_0) return (quant_parts){d, 0, ((const block_q8_0 *)block)->qs[i]};

@@ -182,12 +182,15 @@ status synth_options_parse(synth_options *out, int n_args, char **args) {
   return 0;
 }
 
+enum { MIXES_A_LINE = 10 };
+
 void synth_options_print(FILE *out) {
   fprintf(out, "  --shape NAME      the shape to start from:");
   for (int i = 0; i < N_SHAPES; i++) fprintf(out, " %s", shapes[i].name);
   fprintf(out, "\n  --out FILE        the file to write; FILE.partial until it is whole\n  --mix MIX, "
-               "--types MIX:\n                   ");
-  for (int i = 0; synth_mix_at(i); i++) fprintf(out, " %s", synth_mix_at(i)->name);
+               "--types MIX:");
+  for (int i = 0; synth_mix_at(i); i++)
+    fprintf(out, "%s %s", i % MIXES_A_LINE ? "" : "\n                   ", synth_mix_at(i)->name);
   fprintf(out,
           ";\n                    default %s\n  --tied            the embedding is the output matrix too\n",
           synth_mix_at(0)->name);

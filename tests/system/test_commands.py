@@ -42,7 +42,7 @@ class RanksThatDiffer(unittest.TestCase):
     def one_error(self, outcome, pattern, code=ASKED_WRONG):
         self.assertIsNotNone(outcome.code, f"no end in {LIMIT} s\n{outcome.err}")
         self.assertEqual(outcome.code, code, outcome.err)
-        self.assertNotRegex(outcome.err, "Sanitizer|[Ss]ignal|Segmentation|Aborted|corrupt")
+        self.assertNotRegex(outcome.err, r"Sanitizer|received signal|on signal \d|Segmentation|Aborted|corrupt")
         self.assertEqual(len(outcome.faults()), 1, outcome.err)
         self.assertRegex(outcome.faults()[0], pattern)
 

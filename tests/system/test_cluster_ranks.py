@@ -119,7 +119,7 @@ class Audit(unittest.TestCase):
 
 
 class Resume(unittest.TestCase):
-    SETS = keys(run__generate=5000, run__keep=0.05)
+    SETS = keys(run__generate=10000, run__keep=0.05)  # seconds, on a quiet machine: a signal waits up to one
 
     def kept(self, folder):
         try:

@@ -220,6 +220,8 @@ static inline output_range output_range_of(int64_t total, int64_t unit, int rank
   return (output_range){first, end - first};
 }
 
+enum { TEAM_BATCHES = 30 }; // of few tokens, over which a backend may try how many threads are fastest
+
 enum { OUTPUT_UNIT = 64 }; // rows of a matrix that stay together: a tile of every kernel
 
 typedef enum { // the parts that ranks have of a step's outputs, of `shared`'s reals; rank after rank, of each
@@ -252,7 +254,7 @@ typedef struct {
                         // and of the state there is only what these need: n_sequences and context are
                         // not used
   int threads;
-  bool fits_team;  // batches may run on fewer threads, where that is faster
+  bool fits_team;  // batches may run on fewer threads, where that is faster (TEAM_BATCHES)
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
   const char *row; // ISA row, "auto" or a name
 

@@ -203,6 +203,8 @@ static status cpu_open_fields(cpu_backend *b) {
   return 0;
 }
 
+static_assert(TEAM_CANDIDATES * (TEAM_TURNS + 1) <= TEAM_BATCHES, "a team is chosen by then");
+
 static status open_team(cpu_backend *b) {
   TRY(team_open(&b->team, b->params.threads));
   return cpu_take(b, &b->waits, (size_t)b->params.threads, sizeof *b->waits, "threads' clocks");

@@ -13,12 +13,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum {
-  TEAM_CANDIDATES = 5, // for few tokens
-  TEAM_CANDIDATES_MANY =
-      2, // and for many, which arithmetic bounds: with half of the threads a turn takes twice as long
-  TEAM_TURNS = 5, // of each candidate that are compared, after a first one that meets cold weights
-};
+// With many tokens arithmetic is the bound, and half of the threads take twice as long: two are tried.
+enum { TEAM_CANDIDATES = 5, TEAM_CANDIDATES_MANY = 2 }; // for few tokens, and for many
+enum { TEAM_TURNS = 5 }; // of each candidate that are compared, after a first one that meets cold weights
 
 typedef struct {
   int candidate[TEAM_CANDIDATES], count;

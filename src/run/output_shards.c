@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Before they are timed batches run replicated: the cpu backend finds the size of its team over the first 16
-// of few tokens (kernels/cpu/team_choice.h), and the first ones of any size read cold memory.
-enum { SETTLING_FEW = 16, SETTLING = 2, TURNS = 8 }; // half of the turns each way
+// Before they are timed batches run replicated: of few tokens until the team has its size, for it is the same
+// work that both would time; and the first ones of any size read cold memory.
+enum { SETTLING_FEW = TEAM_BATCHES, SETTLING = 2, TURNS = 8 }; // half of the turns each way
 // What sharded must gain: a difference of less is noise, and replicated needs no other rank.
 static const double LEAST_GAIN = 0.03;
 

@@ -105,7 +105,7 @@ __device__ __forceinline__ float take_value(const peer_links &p, uint32_t *own) 
 // All that every rank has enqueued before has been stored, for what is enqueued afterwards.
 status peer_meeting(const peer_links &p, cudaStream_t stream);
 
-static constexpr int PEER_SPANS = 6; // of one launch: three kinds of rows, of which one may be four planes
+static constexpr int PEER_SPANS = 7; // of one launch: four kinds of rows, of which one may be four planes
 struct peer_span { // in the window, to the same place on the other ranks; a multiple of 4 bytes
   void *at;
   size_t bytes;

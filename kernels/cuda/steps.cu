@@ -43,6 +43,7 @@ static status load_batch(cuda_backend *b, const token_batch *batch) {
 static status cuda_embed(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   b->routing = ROUTING_NONE;
+  b->routing_gathered = false;
   if (!b->is_capturing) TRY(load_batch(b, rows));
   TRY(phase_start(b));
   TRY(embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream));

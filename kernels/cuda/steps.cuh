@@ -118,6 +118,7 @@ status cuda_peers_try(backend *base);
 void cuda_peers_leave(backend *base);
 status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
 size_t cuda_peers_row_bytes(backend *base, row_kind kind);
+row_owners owners_of(const cuda_backend *b, const int64_t *tokens_of_rank);
 
 // ---- step_attention.cu ----
 

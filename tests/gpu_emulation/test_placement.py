@@ -28,14 +28,16 @@ def keys_of(arm, **sets):
 
 
 def decoded(arm, ranks, **sets):
-    """A row of bench: each token of the batch is of its own sequence, and no logits leave the ranks."""
-    keys = keys_of(arm, **{"bench.prompt": [], "bench.generate": [2], "bench.batch": [BATCH], "bench.repeats": 1,
-                           "bench.warmup": 0, **sets})
+    """Of bench: each token of a batch is of its own sequence, and no logits leave the ranks. Then two sequences alone, at a
+    position to which the first test has filled the caches: with three ranks each needs what another one computed."""
+    keys = keys_of(arm, **{"bench.prompt": [], "bench.generate": [1], "bench.depth": [1], "bench.batch": [BATCH, 2],
+                           "bench.repeats": 1, "bench.warmup": 0, **sets})
     folder = moe.fresh()
     outcome = moe.attempt(keys, ranks, out=folder, command="bench")
     assert outcome.code == 0, outcome.err
     with open(os.path.join(folder, "bench.json"), encoding="utf-8") as file:
-        return json.load(file)["rows"][0]
+        rows = json.load(file)["rows"]
+    return {"digest": [row["digest"] for row in rows], "attention": rows[0]["attention"]}
 
 
 def scored(arm, ranks, **sets):
@@ -73,7 +75,7 @@ class Placement(unittest.TestCase):
     def test_chosen(self):
         """Both ways by turns, then the quicker one."""
         self.check(decoded, "q8k", 2, said=r"^batches of 5: (sharded by tokens|replicated), \S+ ms \(\S+\); heads of 5: ",
-                   **{"attention.placement": "auto"})
+                   **{"attention.placement": "auto", "bench.batch": [BATCH, 2]})
 
 
 if __name__ == "__main__":

@@ -213,7 +213,8 @@ __device__ __forceinline__ void some_items(uint8_t *memory, const product &p, in
 }
 
 template <int ITEMS>
-__global__ void __launch_bounds__(THREADS, 1) product_q8k_blocks(const __grid_constant__ product_set set) {
+__global__ void __launch_bounds__(THREADS, ITEMS == 16 ? 2 : 1)
+    product_q8k_blocks(const __grid_constant__ product_set set) {
   extern __shared__ __align__(16) uint8_t memory[];
   int which = 0;
   while (which + 1 < set.count && (int)blockIdx.x >= set.first_block[which + 1]) which++;

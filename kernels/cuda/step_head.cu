@@ -31,7 +31,7 @@ status cuda_head(backend *base, const token_batch *, const int64_t *row, int64_t
   }
   TRY(norm_head(b, row, count));
   TRY(show(b, PROBE_RESULT_NORM, -1, b->head_in.x, 0, count));
-  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));
+  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count));
   TRY(phase_mark(b, PHASE_HEAD));
   return show(b, PROBE_RESULT_OUTPUT, -1, b->logits, 0, count);
 }
@@ -74,7 +74,7 @@ status cuda_head_part(backend *base, const token_batch *, const int64_t *row, in
   w.rows = (int)mine.count;
   TRY(phase_start(b));
   TRY(norm_head(b, row, count));
-  if (mine.count) TRY(product_shared(b, part_at(b, mine, count), &w, &b->head_in, (int)count, false));
+  if (mine.count) TRY(product_shared(b, part_at(b, mine, count), &w, &b->head_in, (int)count));
   return phase_mark(b, PHASE_HEAD);
 }
 

@@ -241,7 +241,7 @@ static status open_window(cuda_backend *b) {
   size_t inbox = 2 * (size_t)(s->top_k * s->hidden);
   if (!b->params.has_peers) return 0;
   TRY(take(b, &b->peers.epoch, 1, PART_WORK));
-  TRY(take(b, &b->gathers_done, 1, PART_WORK));
+  TRY(take(b, &b->meeting_count, 1, PART_WORK));
   TRY(take_linked(b, &b->peers.inbox, inbox));
   TRY(take_linked(b, &b->peers.arrived, MOST_PEERS));
   TRY(take_linked(b, &b->trial, MOST_PEERS));

@@ -102,7 +102,7 @@ struct cuda_backend {
   bool gathers_rounded;          // experts read nothing but rounded rows, on every rank
   bool rounded_gathered;         // the last ROWS_NORMED that came were such
   bool routing_gathered;         // with the last ROWS_EXPERTS came what follows from them
-  unsigned *gathers_done;        // a counter (peer_gather)
+  unsigned *meeting_count;       // a counter (peers.cu: meet_as_last)
   void *peer_window[MOST_PEERS]; // of the other ranks, while linked
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;

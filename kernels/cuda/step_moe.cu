@@ -241,9 +241,9 @@ static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots,
   }
   TRY(multiply(b, b->experts, &down));
   TRY(phase_mark(b, PHASE_DOWN));
-  if (!at_once)
-    TRY(peer_send_slots(b->peers, b->slots, b->member, nullptr, owners, n_slots, top_k, hidden, b->stream));
-  return peer_meeting(b->peers, b->stream);
+  if (at_once) return peer_meeting(b->peers, b->stream);
+  return peer_send_slots(b->peers, b->slots, b->member, nullptr, owners, n_slots, top_k, hidden,
+                         b->meeting_count, b->stream);
 }
 
 status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
@@ -337,8 +337,7 @@ static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *ro
   TRY(cuda_experts_up(&b->base, layer, rows));
   TRY(cuda_experts_down(&b->base, layer, rows, &placed));
   TRY(peer_send_slots(b->peers, b->slots, b->member, b->place, row_owners{}, slots_of(b, rows->n),
-                      (int)b->shape.top_k, (int)b->shape.hidden, b->stream));
-  TRY(peer_meeting(b->peers, b->stream));
+                      (int)b->shape.top_k, (int)b->shape.hidden, b->meeting_count, b->stream));
   return cuda_combine(&b->base, layer, rows, 0, rows->n, &placed);
 }
 

@@ -93,7 +93,7 @@ static status open_real_cache(cuda_backend *b) {
   TRY(take(b, &b->work.max, b->work.capacity, PART_ATTENTION));
   TRY(take(b, &b->work.sum, b->work.capacity, PART_ATTENTION));
   TRY(take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION));
-  return take(b, &b->arrived, (size_t)(CAPTURED_TOKENS * s->n_heads), PART_WORK);
+  return take(b, &b->arrived, (size_t)(APART_TOKENS * s->n_heads), PART_WORK);
 }
 
 static status open_queries(cuda_backend *b, query_limbs *q) {
@@ -121,7 +121,7 @@ static status open_limb_cache(cuda_backend *b) {
   TRY(open_queries(b, &b->exact.queries));
   // one token's attention: of each sequence, and laid out for a power of two of chunks
   while (laid_out < chunks) laid_out *= 2;
-  size_t tokens = (size_t)(b->params.n_sequences < CAPTURED_TOKENS ? b->params.n_sequences : CAPTURED_TOKENS);
+  size_t tokens = (size_t)(b->params.n_sequences < APART_TOKENS ? b->params.n_sequences : APART_TOKENS);
   size_t rows = tokens * (size_t)s->n_heads;
   b->exact.capacity = rows * laid_out;
   TRY(take(b, &b->exact.max, b->exact.capacity, PART_ATTENTION));

@@ -15,6 +15,7 @@ static constexpr int MAX_BLOCKS = 64;
 
 static constexpr int MAX_GRAPHS = 24;
 static constexpr int CAPTURED_TOKENS = 64; // larger batches keep the device busy without a graph
+static constexpr int APART_TOKENS = 256;   // that one launch attends to, each of a sequence of its own
 static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
 
 // The steps of every batch of n tokens that runs in this way, and whose longest sequence has at most

@@ -39,12 +39,53 @@ tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
   return (tile_range){first, rest < tile ? rest : tile};
 }
 
+// ---- packed rows ----
+
+bool reads_packed(const cpu_backend *b, const path_kernels *kernels, const packed_rows *rows, const matrix *m,
+                  int64_t n) {
+  return rows->groups && n >= LEAST_PACKED && product_form(kernels->path->kind, m->type) == ACTIVATION_Q8K &&
+         b->row->packed->takes(m->type);
+}
+
+// Item `item` of a group's blocks after those of the group before.
+static void pack_item(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, slot_group group,
+                      int64_t item) {
+  int64_t blocks = to->width / QK_K;
+  b->row->packed->pack(to->groups + (size_t)(item / blocks) * to->group_bytes, rows + group.first, group.n,
+                       item % blocks);
+}
+
+void pack_rows(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, int64_t n) {
+  int64_t blocks = to->width / QK_K, groups = (n + PACKED_TOKENS - 1) / PACKED_TOKENS;
+  team_range part = team_share(b->team, groups * blocks);
+  for (int64_t i = part.first; i < part.end; i++) {
+    int64_t first = i / blocks * PACKED_TOKENS, rest = n - first;
+    slot_group group = {(int32_t)first, (int32_t)(rest < PACKED_TOKENS ? rest : PACKED_TOKENS)};
+    pack_item(b, to, rows, group, i);
+  }
+}
+
+void pack_slots(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows) {
+  int64_t blocks = to->width / QK_K;
+  team_range part = team_share(b->team, b->n_groups * blocks);
+  for (int64_t i = part.first; i < part.end; i++) pack_item(b, to, rows, b->groups[i / blocks], i);
+}
+
+// ---- a tile ----
+
 static void times_rounded(const cpu_backend *b, const matrix *rows, float *const *out,
-                          const block_q8_K *const *x, int64_t n) {
-  if (type_find(rows->type)->on_q8k == ACTIVATION_Q8_0)
+                          const block_q8_K *const *x, const char *packed, int64_t n) {
+  if (packed)
+    b->row->packed->product(out, rows, packed, n);
+  else if (type_find(rows->type)->on_q8k == ACTIVATION_Q8_0)
     b->row->product_q8_0(out, rows, x, n);
   else
     (type_has_q8k_kernels(rows->type) ? b->row->product_q8k : b->row->product_unpacked)(out, rows, x, n);
+}
+
+// The groups of a product's tokens from t on, a multiple of PACKED_TOKENS.
+static const char *packed_from(const cpu_backend *b, const char *packed, int64_t cols, int64_t t) {
+  return packed ? packed + (size_t)(t / PACKED_TOKENS) * b->row->packed->group_bytes(cols) : NULL;
 }
 
 // out += `rows` times the remainders of up to TOKEN_TILE tokens from t on, each product whole first.
@@ -55,7 +96,7 @@ static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, 
   if (n == 1 && p->kernels->ops->vector_q8k && type_has_q8k_kernels(rows->type))
     p->kernels->ops->vector_q8k(room, rows, p->remainder[t], NULL);
   else
-    times_rounded(b, rows, at, p->remainder + t, n);
+    times_rounded(b, rows, at, p->remainder + t, packed_from(b, p->packed_remainder, rows->cols, t), n);
   for (int64_t i = 0; i < n; i++)
     for (int64_t r = 0; r < rows->rows; r++) out[i][r] = out[i][r] + at[i][r];
 }
@@ -80,7 +121,7 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
     break;
   case ACTIVATION_Q8K:
   case ACTIVATION_Q8_0:
-    times_rounded(b, rows, (float *const *)out, p->q8k + t, n);
+    times_rounded(b, rows, (float *const *)out, p->q8k + t, packed_from(b, p->packed, rows->cols, t), n);
     add_parts(b, p, rows, (float *const *)out, t, n);
     break;
   }

@@ -35,6 +35,8 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
   const block_q8_K *const *remainder; // what the rounding left over, or NULL: it is not added
   int64_t n;
   int64_t tile; // rows of a task, at most ROW_TILE
+  // the same rows' groups, or NULL: products read the rows themselves
+  const char *packed, *packed_remainder;
 } product;
 
 // All tiles of up to three products, one after the other in the order of the list.
@@ -58,6 +60,13 @@ typedef struct {
   int64_t first, count;
 } tile_range;
 tile_range tile_at(const matrix *m, int64_t tile, int64_t index);
+
+// Whether products of n tokens with `m` read packed rows, where these are in `rows`.
+bool reads_packed(const cpu_backend *b, const path_kernels *kernels, const packed_rows *rows, const matrix *m,
+                  int64_t n);
+// By all threads of a run, no barrier: n rows into groups; the rows of b->groups, of which row i is slot i.
+void pack_rows(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, int64_t n);
+void pack_slots(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows);
 
 // Rows of tile `index`. ahead: what the thread reads next, or NULL.
 void product_tile(cpu_backend *b, const product *p, int64_t index, const void *ahead);

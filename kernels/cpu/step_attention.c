@@ -223,6 +223,7 @@ static void attend_phase(attention_part *p) {
   phase_end(b, PHASE_ATTEND);
   attended_rows(b, p->first, team_share(b->team, p->count));
   phase_end(b, PHASE_ATTEND);
+  pack_phase(b, PHASE_ATTEND, &b->attended, p->first, p->count);
 }
 
 // Rows of o, and these rows of x += projected
@@ -259,6 +260,7 @@ static void output_phase(attention_part *p) {
 static void project_phases(attention_part *p) {
   cpu_backend *b = p->b;
   norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, p->first, p->count, WITH_REMAINDER);
+  pack_phase(b, PHASE_ATTN_NORM, &b->normed, p->first, p->count);
   show_phase(b, PROBE_ATTN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
              b->shared.ops->bytes);
   product_list_run(b, &p->qkv);
@@ -341,6 +343,7 @@ static void run_heads_part(void *context) {
   attention_part *p = (attention_part *)context;
   cpu_backend *b = p->b;
   norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, 0, p->count, WITH_REMAINDER);
+  pack_phase(b, PHASE_ATTN_NORM, &b->normed, 0, p->count);
   product_list_run(b, &p->qkv);
   phase_end(b, PHASE_QKV);
   if (!p->heads_in_tasks) heads_phase(b, p->w, p->layer, p->batch, 0, p->count, p->kv_heads);

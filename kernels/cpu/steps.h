@@ -9,18 +9,27 @@
 #include "kernels/cpu/products.h"
 #include "kernels/product_form.h"
 
-// m times rows first .. first + n - 1 of a
+// m times rows first .. first + n - 1 of a, which pack_phase has packed
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
                                      const activations *a, int64_t first, int64_t n) {
-  return (product){&b->shared,          m,    out + first, a->real_rows + first,
-                   a->q8k_rows + first, NULL, n,           tile_rows_of(b, &b->shared, m, 1, n)};
+  bool packed = reads_packed(b, &b->shared, &a->packed, m, n);
+  return (product){.kernels = &b->shared,
+                   .m = m,
+                   .out = out + first,
+                   .reals = a->real_rows + first,
+                   .q8k = a->q8k_rows + first,
+                   .n = n,
+                   .tile = tile_rows_of(b, &b->shared, m, 1, n),
+                   .packed = packed ? a->packed.groups : NULL};
 }
 
 // The same of q, k, v and o, which read the remainders where the path keeps them.
 static inline product product_precise(const cpu_backend *b, void *const *out, const matrix *m,
                                       const activations *a, int64_t first, int64_t n) {
   product p = product_shared(b, out, m, a, first, n);
-  if (a->remainder) p.remainder = a->remainder_rows + first;
+  if (!a->remainder) return p;
+  p.remainder = a->remainder_rows + first;
+  if (p.packed) p.packed_remainder = a->packed_remainder.groups;
   return p;
 }
 
@@ -72,6 +81,16 @@ static inline void norm_phase(cpu_backend *b, phase_kind phase, const float *wei
                               int64_t count, rounding how) {
   if (count <= FEW_TOKENS) return;
   norm_rows(b, weight, first, team_share(b->team, count), how);
+  phase_end(b, phase);
+}
+
+// Rows first .. first + count - 1 of a into groups, from the first one on, where product_shared reads those:
+// after a phase that filled the rows.
+static inline void pack_phase(cpu_backend *b, phase_kind phase, const activations *a, int64_t first,
+                              int64_t count) {
+  if (!a->packed.groups || count < LEAST_PACKED) return;
+  pack_rows(b, &a->packed, a->q8k_rows + first, count);
+  if (a->packed_remainder.groups) pack_rows(b, &a->packed_remainder, a->remainder_rows + first, count);
   phase_end(b, phase);
 }
 

@@ -10,6 +10,7 @@
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
 #include "kernels/formats/half.h"
+#include "tests/support/packed_product.h"
 #include "tests/support/seed.h"
 #include <math.h>
 #include <stdio.h>
@@ -151,11 +152,23 @@ static void product_open(product_case *c, weight_type type, int64_t rows, int64_
   }
 }
 
-static void product_check(product_case *c, size_t real, const char *row, const char *kernel) {
+static void product_compare(const product_case *c, size_t real, const char *row, const char *kernel) {
   char what[96];
   snprintf(what, sizeof what, "%s of %s, %d rows of %d times %d", kernel, type_find(c->m.type)->name,
            (int)c->m.rows, (int)c->m.cols, (int)c->n);
   assert_same(c->out[1], c->out[0], (size_t)(c->n * c->m.rows) * real + 64, row, what);
+}
+
+// The product with packed tokens as well, where the row has one.
+static void packed_check(const cpu_row *row, product_case *c, const char *kernel) {
+  if (!row->packed || !row->packed->takes(c->m.type)) return;
+  memset(c->out[1], 0x55, (size_t)(c->n * c->m.rows) * sizeof(float) + 64);
+  product_packing(row->packed, (float *const *)c->to[1], &c->m, c->rounded, c->n);
+  product_compare(c, sizeof(float), row->name, kernel);
+}
+
+static void product_check(product_case *c, size_t real, const char *row, const char *kernel) {
+  product_compare(c, real, row, kernel);
   free((void *)c->m.data);
   free(c->x);
   free(c->q);
@@ -180,6 +193,7 @@ static void check_products_q8k(const cpu_row *row) {
       product_open(&c, types[i], 1 + random_below(70), QK_K * (1 + random_below(tokens[k] > 40 ? 3 : 9)),
                    tokens[k], 4);
       portable()->product_q8k((float *const *)c.to[0], &c.m, c.rounded, c.n);
+      packed_check(row, &c, "packed product_q8k");
       row->product_q8k((float *const *)c.to[1], &c.m, c.rounded, c.n);
       product_check(&c, 4, row->name, "product_q8k");
     }
@@ -220,6 +234,7 @@ static void check_extremes_q8k(const cpu_row *row) {
         for (int s = 0; s < QK_K / 16; s++) c.q[b].bsums[s] = (int16_t)(16 * q);
       }
       portable()->product_q8k((float *const *)c.to[0], &c.m, c.rounded, n);
+      packed_check(row, &c, "extreme packed product_q8k");
       if (n == 1 && row->f32->vector_q8k)
         row->f32->vector_q8k(c.to[1][0], &c.m, c.rounded[0], NULL);
       else

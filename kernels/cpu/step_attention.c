@@ -230,12 +230,13 @@ static void attend_phase(attention_part *p) {
 static void output_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const attention_part *p = (const attention_part *)what;
   const product *o = &p->output.part[0];
-  tile_range at = tile_at(o->m, o->tile, task);
-  size_t skip = (size_t)at.first * b->shared.ops->bytes;
+  const product_part at = product_part_of(o, task);
+  const int64_t first = p->first + at.tokens.first;
+  size_t skip = (size_t)at.rows.first * b->shared.ops->bytes;
   product_tile(b, o, task, after >= 0 ? matrix_tile_data(o->m, o->tile, after) : NULL);
-  for (int64_t t = p->first; t < p->first + p->count; t++)
+  for (int64_t t = first; t < first + at.tokens.count; t++)
     b->shared.ops->add((char *)row_at(b, b->x, t, b->shape.hidden) + skip,
-                       (char *)b->projected.rows[t] + skip, at.count);
+                       (char *)b->projected.rows[t] + skip, at.rows.count);
 }
 
 static void impose_stream(attention_part *p) {

@@ -13,13 +13,15 @@
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
                                      const activations *a, int64_t first, int64_t n) {
   bool packed = reads_packed(b, &b->shared, &a->packed, m, n);
+  int64_t tile = tile_rows_of(b, &b->shared, m, 1, n);
   return (product){.kernels = &b->shared,
                    .m = m,
                    .out = out + first,
                    .reals = a->real_rows + first,
                    .q8k = a->q8k_rows + first,
                    .n = n,
-                   .tile = tile_rows_of(b, &b->shared, m, 1, n),
+                   .tile = tile,
+                   .chunk = token_chunk_of(b, &b->shared, m, tile, n),
                    .packed = packed ? a->packed.groups : NULL};
 }
 

@@ -14,6 +14,14 @@ static void product_q8k_amx_model(float *const *out, const matrix *m, const bloc
   product_packing(&packed_ops_amx, out, m, x, n);
 }
 
+static void product_unpacked_amx_model(float *const *out, const matrix *m, const block_q8_K *const *x,
+                                       int64_t n) {
+  if (packed_ops_amx.takes(m->type))
+    product_q8k_amx_model(out, m, x, n);
+  else
+    product_unpacked_generic(out, m, x, n);
+}
+
 static const cpu_row amx_model = {
     .name = "amx_model",
     .usable = usable_avx512_vnni,
@@ -25,7 +33,7 @@ static const cpu_row amx_model = {
     .packed = &packed_ops_amx,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
-    .product_unpacked = product_unpacked_generic,
+    .product_unpacked = product_unpacked_amx_model,
     .round_q8_0 = round_q8_0_generic,
     .product_q8_0 = product_q8_0_generic,
     .add_outliers_few_bits = add_outliers_few_bits,

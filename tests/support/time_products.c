@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_TOKENS = 512, PAIRS = 60 };
+enum { MOST_TOKENS = 512, PAIRS = 20 };
 
 typedef struct {
   const char *name;
@@ -20,7 +20,8 @@ typedef struct {
 static const shape SHAPES[] = {
     {"gate, up: Q4_K", TYPE_Q4_K, 768, 2048}, {"down: Q6_K", TYPE_Q6_K, 2048, 768},
     {"down: Q4_K", TYPE_Q4_K, 2048, 768},     {"o: Q4_K", TYPE_Q4_K, 512, 4096},
-    {"gate, up: Q5_K", TYPE_Q5_K, 768, 2048},
+    {"gate, up: Q5_K", TYPE_Q5_K, 768, 2048}, {"gate, up: IQ4_XS", TYPE_IQ4_XS, 768, 2048},
+    {"gate, up: Q3_K", TYPE_Q3_K, 768, 2048},
 };
 
 static void fill(char *data, size_t bytes) { // numbers below 2, so that no sum overflows
@@ -47,7 +48,7 @@ static void time_tokens(const shape *s, const cpu_row *plain, const cpu_row *row
   for (int i = 0; i < PAIRS; i++) {
     double at[4];
     at[0] = thread_seconds();
-    plain->product_q8k(out[0], &m, q, n);
+    (type_has_q8k_kernels(m.type) ? plain->product_q8k : plain->product_unpacked)(out[0], &m, q, n);
     at[1] = thread_seconds();
     for (size_t g = 0; g < groups; g++)
       for (size_t b = 0; b < blocks; b++) {

@@ -267,6 +267,8 @@ static inline __attribute__((always_inline)) void all_units(workplace *p, const 
 UNITS_OF(Q4_K)
 UNITS_OF(Q5_K)
 UNITS_OF(Q6_K)
+UNITS_OF(Q3_K)
+UNITS_OF(IQ4_XS)
 #undef UNITS_OF
 
 typedef void units_function(workplace *p, const packed_tokens *x);
@@ -280,7 +282,11 @@ static units_function *units_of(weight_type type) {
     return units_Q5_K;
   case TYPE_Q6_K:
     return units_Q6_K;
-    CASES_WITHOUT_Q8K
+  case TYPE_Q3_K:
+    return units_Q3_K;
+  case TYPE_IQ4_XS:
+    return units_IQ4_XS;
+    CASES_WITHOUT_TILES
     break;
   }
   return NULL;

@@ -36,6 +36,14 @@ typedef struct {
   int8_t of[TILE_ROWS][16];
 } __attribute__((aligned(64))) row_scales;
 
+// Labels for a switch over the types: those that no tiles multiply. Q2_K has 16 minimums a block.
+#define CASES_WITHOUT_TILES                                                                                  \
+  CASES_OF_32                                                                                                \
+  case TYPE_Q2_K:                                                                                            \
+  case TYPE_F32:                                                                                             \
+  case TYPE_F16:                                                                                             \
+  case TYPE_BF16:
+
 // ---- quants of 64 neighbours, unsigned ----
 
 // The same 32 bytes twice, bits from `first` on in the lower half, from `second` on in the upper half, in the
@@ -51,12 +59,34 @@ static inline __m512i nibbles(const uint8_t *bytes) {
   return _mm512_and_si512(halves_shifted(bytes, 0, 4), _mm512_set1_epi8(15));
 }
 
+// quants and `bit` where a bit of the 32 bytes is set: `first` in the lower half, `second` in the upper one.
+static inline __m512i with_bit(__m512i quants, const uint8_t *bytes, int first, int second, int bit) {
+  __m512i bits = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)bytes));
+  const __m512i wanted =
+      _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << first)), _mm256_set1_epi8((char)(1 << second)), 1);
+  return _mm512_mask_add_epi8(quants, _mm512_test_epi8_mask(bits, wanted), quants,
+                              _mm512_set1_epi8((char)bit));
+}
+
 static inline __m512i quants_q5k(const block_q5_K *w, int step) {
-  __m512i bits = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)w->qh));
-  const __m512i wanted = _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << 2 * step)),
-                                            _mm256_set1_epi8((char)(1 << (2 * step + 1))), 1);
-  __m512i q = nibbles(w->qs + 32 * step);
-  return _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(bits, wanted), q, _mm512_set1_epi8(16));
+  return with_bit(nibbles(w->qs + 32 * step), w->qh, 2 * step, 2 * step + 1, 16);
+}
+
+static inline __m512i quants_q3k(const block_q3_K *w, int step) {
+  int half = step / 2, group = step % 2 * 2;
+  __m512i two = halves_shifted(w->qs + 32 * half, 2 * group, 2 * group + 2);
+  two = _mm512_and_si512(two, _mm512_set1_epi8(3));
+  return with_bit(two, w->hmask, 2 * step, 2 * step + 1, 4);
+}
+
+// The values plus 128.
+static inline __m512i quants_iq4xs(const block_iq4_xs *w, int step) {
+  __m512i x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(w->qs + 32 * step)));
+  const __m512i by =
+      _mm512_set_epi64(0x4000400040004, 0x4000400040004, 0, 0, 0x4000400040004, 0x4000400040004, 0, 0);
+  x = _mm512_srlv_epi16(_mm512_shuffle_i64x2(x, x, 0x50), by); // a sub-block's 16 bytes twice
+  return _mm512_shuffle_epi8(nibble_values(IQ4_VALUES_LOW, IQ4_VALUES_HIGH),
+                             _mm512_and_si512(x, _mm512_set1_epi8(15)));
 }
 
 static inline __m512i quants_q6k(const block_q6_K *w, int step) {
@@ -79,10 +109,14 @@ static inline __attribute__((always_inline)) __m512i quants_of(const weight_type
     return quants_q5k((const block_q5_K *)(const void *)block, step);
   case TYPE_Q6_K:
     return quants_q6k((const block_q6_K *)(const void *)block, step);
-    CASES_WITHOUT_Q8K
+  case TYPE_Q3_K:
+    return quants_q3k((const block_q3_K *)(const void *)block, step);
+  case TYPE_IQ4_XS:
+    return quants_iq4xs((const block_iq4_xs *)(const void *)block, step);
+    CASES_WITHOUT_TILES
     break;
   }
-  __builtin_trap(); // packed_type says which types come here
+  __builtin_trap(); // units_of (amx_q8k.h) says which types come here
 }
 
 // What is taken off a quant of a type without minimums, as a power of two.
@@ -90,9 +124,13 @@ static inline __attribute__((always_inline)) int offset_bits(const weight_type t
   switch (type) {
   case TYPE_Q6_K:
     return 5;
+  case TYPE_Q3_K:
+    return 2;
+  case TYPE_IQ4_XS:
+    return 7;
   case TYPE_Q4_K:
   case TYPE_Q5_K:
-    CASES_WITHOUT_Q8K
+    CASES_WITHOUT_TILES
     break;
   }
   __builtin_trap();
@@ -187,7 +225,7 @@ static inline void store_rows(void *to, const __m512i word[4]) {
 }
 
 // Q4_K and Q5_K.
-static inline void heads_with_mins(row_factors *f, row_scales *s, const char *const row[TILE_ROWS]) {
+static inline void rows_heads_with_mins(row_factors *f, row_scales *s, const char *const row[TILE_ROWS]) {
   const __m512i three = _mm512_set1_epi8((1 << SHIFT_UNSIGNED) - 1);
   __m512i word[4];
   row_heads h;
@@ -204,7 +242,7 @@ static inline void heads_with_mins(row_factors *f, row_scales *s, const char *co
   _mm512_store_ps(f->dmin, h.dmin);
 }
 
-static inline void heads_q6k(row_factors *f, row_scales *s, const char *const row[TILE_ROWS]) {
+static inline void rows_heads_q6k(row_factors *f, row_scales *s, const char *const row[TILE_ROWS]) {
   uint16_t d[TILE_ROWS];
   for (int r = 0; r < TILE_ROWS; r++) {
     memcpy(s->of[r], row[r] + offsetof(block_q6_K, scales), sizeof s->of[r]);
@@ -213,17 +251,41 @@ static inline void heads_q6k(row_factors *f, row_scales *s, const char *const ro
   _mm512_store_ps(f->d, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)d)));
 }
 
+static inline void rows_heads_q3k(row_factors *f, row_scales *s, const char *const row[TILE_ROWS]) {
+  __m512i scale[4];
+  _mm512_store_ps(f->d, heads_q3k(scale, row));
+  store_rows(s->of, scale);
+}
+
+static inline void rows_heads_iq4xs(row_factors *f, row_scales *s, const char *const row[TILE_ROWS]) {
+  const __m512i twice = dup4(_mm_setr_epi8(0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14));
+  __m512i scale[8], word[4];
+  _mm512_store_ps(f->d, heads_iq4xs(scale, row));
+  for (int k = 0; k < 4; k++) {
+    __m512i pair =
+        _mm512_mask_blend_epi16(0xaaaaaaaau, scale[2 * k], _mm512_slli_epi32(scale[2 * k + 1], 16));
+    word[k] = _mm512_shuffle_epi8(pair, twice);
+  }
+  store_rows(s->of, word);
+}
+
 static inline __attribute__((always_inline)) void
 row_heads_of(row_factors *f, row_scales *s, const weight_type type, const char *const row[TILE_ROWS]) {
   switch (type) {
   case TYPE_Q4_K:
   case TYPE_Q5_K:
-    heads_with_mins(f, s, row);
+    rows_heads_with_mins(f, s, row);
     return;
   case TYPE_Q6_K:
-    heads_q6k(f, s, row);
+    rows_heads_q6k(f, s, row);
     return;
-    CASES_WITHOUT_Q8K
+  case TYPE_Q3_K:
+    rows_heads_q3k(f, s, row);
+    return;
+  case TYPE_IQ4_XS:
+    rows_heads_iq4xs(f, s, row);
+    return;
+    CASES_WITHOUT_TILES
     break;
   }
   __builtin_trap();

@@ -314,6 +314,8 @@ static void product_rows_amx(float *const *out, int64_t first, int64_t n_rows, c
   for (int64_t r = 0; r < p.halves * TILE_ROWS; r++)
     p.row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
   p.ahead = (const char *)m->data + (size_t)(first + n_rows) * row_bytes;
+  for (int64_t t = 0; t < n; t++) // what is written in the end
+    for (int64_t r = 0; r < n_rows; r += TILE_ROWS) __builtin_prefetch(out[t] + first + r, 1);
   units_of(m->type)(&p, x);
   for (int64_t half = 0; half < p.halves; half++)
     for (int64_t t = 0; t < n; t += TILE_TOKENS) {

@@ -31,13 +31,11 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
   const matrix *m;
   void *const *out;
   void *const *reals;
-  const block_q8_K *const *q8k;       // rounded rows (row.h)
-  const block_q8_K *const *remainder; // what the rounding left over, or NULL: it is not added
+  const block_q8_K *const *q8k; // rounded rows (row.h)
   int64_t n;
-  int64_t tile;  // rows of a task, at most ROW_TILE
-  int64_t chunk; // tokens of a task, a multiple of PACKED_TOKENS, or 0: all
-  // the same rows' groups, or NULL: products read the rows themselves
-  const char *packed, *packed_remainder;
+  int64_t tile;       // rows of a task, at most ROW_TILE
+  int64_t chunk;      // tokens of a task, a multiple of PACKED_TOKENS, or 0: all
+  const char *packed; // the same rows' groups, or NULL: it reads the rows themselves
 } product;
 
 // All tiles of up to three products, one after the other in the order of the list.

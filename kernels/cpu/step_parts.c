@@ -126,10 +126,10 @@ static void take_phase(const output_step *p) {
   for (int64_t t = part.first; t < part.end; t++) {
     for (int r = 0; r < k->n_ranks; r++)
       if (r != k->rank) take_heads(p, output_range_of(b->shape.n_kv_heads, 1, r, k->n_ranks), t);
-    quantize(b, &b->shared, &b->attended, t, WITH_REMAINDER);
+    quantize(b, &b->attention, &b->attended, t);
   }
   phase_end(b, PHASE_EXCHANGE);
-  pack_phase(b, PHASE_EXCHANGE, &b->attended, 0, p->batch->n);
+  pack_phase(b, PHASE_EXCHANGE, &b->attention, &b->attended, 0, p->batch->n);
 }
 
 static void run_output_part(void *context) {
@@ -147,7 +147,7 @@ status cpu_output_part(backend *base, int64_t layer, const token_batch *rows) {
   p.rows = matrix_rows(&b->params.weights->layers[layer].o, mine.first, mine.count);
   for (int64_t t = 0; t < rows->n; t++)
     b->parts.out[t] = row_at(b, b->parts.output, rows->n * mine.first + t * mine.count, 1);
-  product_list_add(&p.output, product_precise(b, b->parts.out, &p.rows, &b->attended, 0, rows->n));
+  product_list_add(&p.output, product_attention(b, b->parts.out, &p.rows, &b->attended, 0, rows->n));
   step_run(b, run_output_part, &p, PHASE_O);
   return 0;
 }
@@ -216,7 +216,7 @@ typedef struct {
 
 static void norm_head_rows(const head_step *p, team_range part) {
   for (int64_t i = part.first; i < part.end; i++)
-    norm_row(p->b, &p->b->head_in, i, p->row[i], p->b->params.weights->output_norm, WITHOUT_REMAINDER);
+    norm_row(p->b, &p->b->shared, &p->b->head_in, i, p->row[i], p->b->params.weights->output_norm);
 }
 
 static void run_head_part(void *context) {
@@ -224,7 +224,7 @@ static void run_head_part(void *context) {
   cpu_backend *b = p->b;
   norm_head_rows(p, team_share(b->team, p->count));
   phase_end(b, PHASE_HEAD_NORM);
-  pack_phase(b, PHASE_HEAD_NORM, &b->head_in, 0, p->count);
+  pack_phase(b, PHASE_HEAD_NORM, &b->shared, &b->head_in, 0, p->count);
   product_list_run(b, &p->logits);
   phase_last(b);
 }

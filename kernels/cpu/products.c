@@ -149,7 +149,7 @@ void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ah
   const tile_range at = part.rows;
   matrix rows = matrix_rows(p->m, at.first, at.count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
-  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && type_has_q8k_kernels(p->m->type)) {
+  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && ops->vector_takes(p->m->type)) {
     float *out = (float *)p->out[0] + at.first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
     add_parts(b, p, &rows, &out, 0, 1);

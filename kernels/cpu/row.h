@@ -78,7 +78,9 @@ typedef struct {
   void (*product_tile)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
                        float *scratch);
   // product_q8k of one token and at most ROW_TILE rows, which memory bandwidth bounds: prefetches the first
-  // of the rows at `ahead`, which the thread reads next, or NULL. Only of floats; NULL: as attend_span
+  // of the rows at `ahead`, which the thread reads next, or NULL. Only of floats and of
+  // the types that vector_takes says; both NULL: as attend_span
+  bool (*vector_takes)(weight_type type);
   void (*vector_q8k)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
 } real_ops;
 

@@ -55,7 +55,8 @@ CUDA_Q8K = {
 IN_ALL = {"formats/blocks.h"}  # whether its blocks have minimums
 REAL = {
     "kernels/cpu/isa/avx2/row_avx2.c": {"avx2/avx2_q8k.h"}, # here and below: panels name the types that have none
-    "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h", "avx512/avx512_panel.h", "avx512/avx512_q8k.h"},
+    "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h", "avx512/avx512_panel.h", "avx512/avx512_q8k.h",
+                                                         "avx512/avx512_vector.h"},
     "kernels/cpu/isa/amx_int8/row_amx_int8.c": {"avx512/avx512_panel.h", *TILES},
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
     "kernels/cuda/products/product_f32.cu": {"cuda/weight_at.cuh"},

@@ -208,22 +208,6 @@ static inline __attribute__((always_inline)) void unpack_rows(row_operand *o, co
 
 // ---- heads of blocks ----
 
-// 16 bytes of each of 16 rows, which lie as four words with a row to a lane: the inverse of transpose_words.
-static inline void store_rows(void *to, const __m512i word[4]) {
-  __m512i low = _mm512_unpacklo_epi32(word[0], word[1]), high = _mm512_unpackhi_epi32(word[0], word[1]),
-          low_2 = _mm512_unpacklo_epi32(word[2], word[3]), high_2 = _mm512_unpackhi_epi32(word[2], word[3]);
-  const __m512i row[4] = {_mm512_unpacklo_epi64(low, low_2), _mm512_unpackhi_epi64(low, low_2),
-                          _mm512_unpacklo_epi64(high, high_2), _mm512_unpackhi_epi64(high, high_2)};
-  __m128i *at = (__m128i *)to; // lane l of row[i] is row 4 l + i
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    _mm_store_si128(at + i, _mm512_castsi512_si128(row[i]));
-    _mm_store_si128(at + 4 + i, _mm512_extracti32x4_epi32(row[i], 1));
-    _mm_store_si128(at + 8 + i, _mm512_extracti32x4_epi32(row[i], 2));
-    _mm_store_si128(at + 12 + i, _mm512_extracti32x4_epi32(row[i], 3));
-  }
-}
-
 // Q4_K and Q5_K.
 static inline void rows_heads_with_mins(row_factors *f, row_scales *s, const char *const row[TILE_ROWS]) {
   const __m512i three = _mm512_set1_epi8((1 << SHIFT_UNSIGNED) - 1);
@@ -262,9 +246,7 @@ static inline void rows_heads_iq4xs(row_factors *f, row_scales *s, const char *c
   __m512i scale[8], word[4];
   _mm512_store_ps(f->d, heads_iq4xs(scale, row));
   for (int k = 0; k < 4; k++) {
-    __m512i pair =
-        _mm512_mask_blend_epi16(0xaaaaaaaau, scale[2 * k], _mm512_slli_epi32(scale[2 * k + 1], 16));
-    word[k] = _mm512_shuffle_epi8(pair, twice);
+    word[k] = _mm512_shuffle_epi8(scale_pair(scale + 2 * k), twice);
   }
   store_rows(s->of, word);
 }

@@ -6,8 +6,9 @@ enum {
   SHARES_MANY = 4,    // with many tokens, whose tasks take unequal times, a quarter
   FIXED_EIGHTHS = 6,  // of such tasks are divided beforehand: no atomic, and the same memory each time
   TASKS_A_THREAD = 6, // of few tokens at least, so that the threads end together
-  // The same of many. Tiles that are too few, as a router's, are cut by tokens, down to so many, for which a
-  // task unpacks or converts its weights anew.
+  // The same of many. Tasks are cut by tokens: as many as a kernel unpacks or converts weights for at a time,
+  // so that these tokens stay in a cache over the tiles; fewer where tiles are few, as a router's, down to so
+  // many.
   TASKS_A_THREAD_MANY = 4,
   CHUNK_ROUNDED = 64,
   CHUNK_REAL = PACKED_TOKENS,
@@ -134,11 +135,11 @@ product_part product_part_of(const product *p, int64_t task) {
 }
 
 int64_t token_chunk_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t tile,
-                       int64_t tokens) {
+                       int64_t tokens, bool packed) {
   bool rounded = product_form(kernels->path->kind, m->type) != ACTIVATION_REAL;
-  int64_t least = rounded ? CHUNK_ROUNDED : CHUNK_REAL, chunk = TOKEN_TILE, tiles = matrix_tiles(m, tile);
-  const int64_t wanted = TASKS_A_THREAD_MANY * b->n_threads;
-  if (tokens <= FEW_TOKENS || tiles >= wanted) return 0;
+  int64_t least = rounded ? CHUNK_ROUNDED : CHUNK_REAL, chunk = packed ? PACKED_CHUNK : TOKEN_TILE;
+  const int64_t tiles = matrix_tiles(m, tile), wanted = TASKS_A_THREAD_MANY * b->n_threads;
+  if (tokens <= FEW_TOKENS) return 0;
   while (chunk > least && tiles * ((tokens + chunk - 1) / chunk) < wanted) chunk /= 2;
   return chunk;
 }

@@ -76,7 +76,7 @@ product_part product_part_of(const product *p, int64_t task);
 
 // Tokens of a task of `m` in a step on b->n_threads threads, as product.chunk.
 int64_t token_chunk_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t tile,
-                       int64_t tokens);
+                       int64_t tokens, bool packed);
 
 // Task `task`. ahead: what the thread reads next, or NULL.
 void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ahead);

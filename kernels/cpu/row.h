@@ -29,6 +29,7 @@ enum {
   ROW_TILE = 32,      // rows of a matrix that a thread takes at a time
   TOKEN_TILE = 256,   // tokens to which it puts them
   PACKED_TOKENS = 16, // of a group of packed_ops
+  PACKED_CHUNK = 128, // tokens for which its product unpacks weights at a time
   LEAST_PACKED = 12,  // tokens of a product that reads them: docs/measurements.md, "AMX beside VNNI"
 };
 

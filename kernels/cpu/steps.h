@@ -21,7 +21,7 @@ static inline product product_by(const cpu_backend *b, const path_kernels *kerne
                    .q8k = a->q8k_rows + first,
                    .n = n,
                    .tile = tile,
-                   .chunk = token_chunk_of(b, kernels, m, tile, n),
+                   .chunk = token_chunk_of(b, kernels, m, tile, n, packed),
                    .packed = packed ? a->packed.groups : NULL};
 }
 

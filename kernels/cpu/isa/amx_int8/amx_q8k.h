@@ -161,7 +161,7 @@ static inline __attribute__((always_inline)) void add_terms(tile_reals *y, const
 
 // ---- up to 32 rows ----
 
-enum { TILES = 128 / TILE_TOKENS }; // of tokens at a time, so that what is used again stays in L1
+enum { TILES = PACKED_CHUNK / TILE_TOKENS }; // of tokens at a time, so that what is used again stays in L1
 
 typedef struct {
   tile_reals y[2][TILES]; // [half][tile of tokens].sum[row][token]

@@ -200,7 +200,7 @@ static status cpu_open_fields(cpu_backend *b) {
   const backend_params *p = &b->params;
   if (p->computes_shared) TRY(open_attention(b));
   if (p->computes_shared) TRY(open_router_and_head(b));
-  if (p->parts_tokens) TRY(output_parts_open(b));
+  if (p->parts_tokens || p->parts_head) TRY(output_parts_open(b));
   TRY(open_experts(b));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
   bool is_exact = p->computes_shared && b->shared.path->attention == ATTENTION_EXACT;

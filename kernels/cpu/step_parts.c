@@ -17,30 +17,6 @@ static int64_t head_width(const cpu_backend *b) {
   return (group_of(b) + 2) * b->shape.head_dim;
 }
 
-int64_t cpu_part_width(const backend *base, part_kind kind) {
-  switch (kind) {
-  case PARTS_HEADS:
-    return head_width((const cpu_backend *)base);
-  case PARTS_OUTPUT:
-  case PARTS_LOGITS:
-    return 1;
-  }
-  __builtin_unreachable();
-}
-
-void *cpu_parts_host(backend *base, part_kind kind) {
-  cpu_backend *b = (cpu_backend *)base;
-  switch (kind) {
-  case PARTS_HEADS:
-    return b->parts.heads;
-  case PARTS_OUTPUT:
-    return b->parts.output;
-  case PARTS_LOGITS:
-    return b->parts.vocabulary;
-  }
-  __builtin_unreachable();
-}
-
 status output_parts_open(cpu_backend *b) {
   const backend_params *p = &b->params;
   const model_shape *s = &b->shape;

@@ -147,6 +147,12 @@ static void *cpu_rows_host(backend *base, row_kind kind) {
     return b->chosen;
   case ROWS_SLOTS:
     return b->slot_rows;
+  case PARTS_HEADS:
+    return b->parts.heads;
+  case PARTS_OUTPUT:
+    return b->parts.output;
+  case PARTS_LOGITS:
+    return b->parts.vocabulary;
   }
   return NULL;
 }
@@ -245,6 +251,4 @@ const backend_ops cpu_backend_ops = {
     .head_part = cpu_head_part,
     .logits_part_digest = cpu_logits_part_digest,
     .logits_join = cpu_logits_join,
-    .parts_host = cpu_parts_host,
-    .part_width = cpu_part_width,
 };

@@ -212,8 +212,6 @@ status cpu_head_part(backend *base, const token_batch *rows, const int64_t *row,
 status cpu_logits_part_digest(backend *base, const token_batch *rows, const int64_t *row, int64_t count,
                               uint64_t *sums);
 status cpu_logits_join(backend *base, int64_t count);
-void *cpu_parts_host(backend *base, part_kind kind);
-int64_t cpu_part_width(const backend *base, part_kind kind);
 
 // ---- step_route.c ----
 

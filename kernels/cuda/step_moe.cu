@@ -110,7 +110,8 @@ status cuda_routing_wait(backend *base, routing *out) {
 // `expert` and normed rows have arrived from other ranks: what is derived from them.
 status cuda_routing_arrived(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
-  TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
+  if (!b->routing_gathered)
+    TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
   if (b->normed.qs && !b->rounded_gathered)
     TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
   b->rounded_gathered = false;
@@ -229,14 +230,13 @@ static status place_slots(cuda_backend *b, const slot_places *places, int n_slot
 // once (outliers) is sent when it is.
 static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots,
                              const int64_t *tokens_of_rank) {
-  row_owners owners = {};
+  row_owners owners = owners_of(b, tokens_of_rank);
   int top_k = (int)b->shape.top_k, hidden = (int)b->shape.hidden;
-  bool at_once = !path_splits_outliers(b->experts->kind);
-  owners.n = b->peers.n;
-  for (int r = 0; r < b->peers.n; r++) owners.first[r + 1] = owners.first[r] + (int)tokens_of_rank[r];
+  bool at_once = !path_splits_outliers(b->experts->kind), has_offsets = b->routing_gathered;
+  b->routing_gathered = false;
   product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
   if (at_once) {
-    TRY(peer_slot_offsets(b->place, b->peers, owners, n_slots, top_k, hidden, b->stream));
+    if (!has_offsets) TRY(peer_slot_offsets(b->place, b->peers, owners, n_slots, top_k, hidden, b->stream));
     down.p[0].offset = b->place;
   }
   TRY(multiply(b, b->experts, &down));

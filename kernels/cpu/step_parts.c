@@ -105,6 +105,7 @@ static void take_phase(const output_step *p) {
     quantize(b, &b->attention, &b->attended, t);
   }
   phase_end(b, PHASE_EXCHANGE);
+  pack_phase(b, PHASE_EXCHANGE, &b->attention, &b->attended, 0, p->batch->n);
 }
 
 static void run_output_part(void *context) {
@@ -199,6 +200,7 @@ static void run_head_part(void *context) {
   cpu_backend *b = p->b;
   norm_head_rows(p, team_share(b->team, p->count));
   phase_end(b, PHASE_HEAD_NORM);
+  pack_phase(b, PHASE_HEAD_NORM, &b->shared, &b->head_in, 0, p->count);
   product_list_run(b, &p->logits);
   phase_last(b);
 }

@@ -65,6 +65,7 @@ static void run_head(void *context) {
   if (p->count > FEW_TOKENS) {
     head_rows(b, p->row, team_share(b->team, p->count));
     phase_end(b, PHASE_HEAD_NORM);
+    pack_phase(b, PHASE_HEAD_NORM, &b->shared, &b->head_in, 0, p->count);
   }
   show_phase(b, PROBE_RESULT_NORM, -1, b->head_in.real_rows, 0, p->count, real);
   product_list_run(b, &p->logits);

@@ -8,14 +8,21 @@
 
 // ---- experts ----
 
-// Groups the batch's slots by owned expert; returns the number of active experts.
-static int64_t group_slots(cpu_backend *b, int64_t n_slots) {
-  const expert_global *expert = b->chosen;
-  const expert_local *local = b->params.local;
+// The index here of the expert of slot i, or below 0.
+static int32_t member_of(const cpu_backend *b, const expert_share *share, const token_batch *rows, int64_t i) {
+  int64_t t = i / b->shape.top_k;
+  int32_t e = b->chosen[i].id;
+  return slot_member(share[e], slot_turn(rows->sequence[t], rows->position[t], e));
+}
+
+// Groups this rank's slots of the batch by expert; returns the number of active experts.
+static int64_t group_slots(cpu_backend *b, int64_t layer, const token_batch *rows) {
+  const expert_share *share = expert_map_layer(&b->params.map, layer, b->shape.n_experts);
+  int64_t n_slots = rows->n * b->shape.top_k;
   memset(b->first, 0, (size_t)(b->n_owned + 1) * sizeof *b->first);
   for (int64_t i = 0; i < n_slots; i++) {
-    expert_local e = local[expert[i].id];
-    if (expert_is_owned(e)) b->first[e.index + 1]++;
+    int32_t e = member_of(b, share, rows, i);
+    if (e >= 0) b->first[e + 1]++;
   }
   int64_t n_active = 0;
   for (int64_t e = 0; e < b->n_owned; e++) {
@@ -23,8 +30,8 @@ static int64_t group_slots(cpu_backend *b, int64_t n_slots) {
     b->first[e + 1] += b->first[e];
   }
   for (int64_t i = 0; i < n_slots; i++) { // fill, moving each start to its end ...
-    expert_local e = local[expert[i].id];
-    if (expert_is_owned(e)) b->slots[b->first[e.index]++] = (int32_t)i;
+    int32_t e = member_of(b, share, rows, i);
+    if (e >= 0) b->slots[b->first[e]++] = (int32_t)i;
   }
   for (int64_t e = b->n_owned; e > 0; e--) b->first[e] = b->first[e - 1]; // ... and back
   b->first[0] = 0;
@@ -42,15 +49,20 @@ static void expert_inputs(cpu_backend *b, team_range part) {
 
 typedef struct { // a stacked matrix times the inputs of each active expert's slots
   const matrix *m;
+  const expert_global *owned; // [n_owned] of the layer, by their index here
   void *const *out, *const *reals;
   const block_q8_K *const *q8k;
 } expert_product;
+
+static const expert_global *owned_experts(const cpu_backend *b, int64_t layer) {
+  return b->owned + (b->params.map.is_same ? 0 : layer * b->n_owned);
+}
 
 // An active expert's part of it; `room` holds the expert's matrix.
 static product product_of_expert(const cpu_backend *b, const expert_product *p, int64_t active, int64_t tile,
                                  matrix *room) {
   int64_t e = b->active[active], first = b->first[e];
-  *room = matrix_rows(p->m, b->owned[e].id * p->m->rows, p->m->rows);
+  *room = matrix_rows(p->m, p->owned[e].id * p->m->rows, p->m->rows);
   return (product){&b->experts,    room, p->out + first,          p->reals + first,
                    p->q8k + first, NULL, b->first[e + 1] - first, tile};
 }
@@ -129,8 +141,9 @@ static void list_up(expert_part *p) {
   const model_shape *s = &b->shape;
   const layer_weights *w = &b->params.weights->layers[p->layer];
   const activations *in = p->inputs_are_normed ? &b->normed : &b->expert_in;
+  const expert_global *owned = owned_experts(b, p->layer);
   size_t real = b->experts.ops->bytes;
-  b->n_active = group_slots(b, p->rows->n * s->top_k);
+  b->n_active = group_slots(b, p->layer, p->rows);
   for (int64_t i = 0; i < b->first[b->n_owned]; i++) {
     int64_t token = b->slots[i] / s->top_k;
     b->in_rows[i] = in->real_rows[token];
@@ -138,8 +151,8 @@ static void list_up(expert_part *p) {
     b->gate_out[i] = b->hidden_in.real_rows[i];
     b->up_out[i] = b->up + (size_t)(i * s->expert_width) * real;
   }
-  p->gate = (expert_product){&w->gate, b->gate_out, b->in_rows, b->in_q8k};
-  p->up = (expert_product){&w->up, b->up_out, b->in_rows, b->in_q8k};
+  p->gate = (expert_product){&w->gate, owned, b->gate_out, b->in_rows, b->in_q8k};
+  p->up = (expert_product){&w->up, owned, b->up_out, b->in_rows, b->in_q8k};
   p->tile = tile_rows_of(b, &b->experts, &w->gate, b->n_active, p->rows->n);
   p->up_tasks = task_queue_of(b->n_active * matrix_tiles(&w->gate, p->tile), p->rows->n <= FEW_TOKENS);
 }
@@ -243,7 +256,7 @@ static void list_down(expert_part *p) {
   for (int64_t i = 0; i < b->first[b->n_owned]; i++)
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
                                : row_at(b, b->slot_rows, slot_row(p->places, b->slots[i]), s->hidden);
-  p->down = (expert_product){&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows};
+  p->down = (expert_product){&w->down, owned_experts(b, p->layer), b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows};
   p->combines_in_tasks = p->is_whole && combines_in_tasks(b, p->rows->n);
   int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
   p->down_tile = tile_rows_of(b, &b->experts, &w->down, copies, p->rows->n);
@@ -277,9 +290,26 @@ static status check_places(const slot_places *places) {
   return places->order <= SLOTS_PLACED ? 0 : FAIL("backend cpu: slots have no fixed places, and no peers");
 }
 
+// The slots that were grouped are those that the other ranks expect from here: none would notice otherwise,
+// as all of them take the same rows, right or wrong.
+static status check_own(const cpu_backend *b, int64_t layer, const slot_places *places) {
+  int64_t n = b->first[b->n_owned], strangers = 0;
+  const slot_range *own = places->own;
+  if (!own || places->order != SLOTS_PLACED) return 0;
+  for (int64_t i = 0; i < n; i++) {
+    int64_t row = places->row_of_slot[b->slots[i]];
+    strangers += row < own->first || row >= own->first + own->count;
+  }
+  if (n == own->count && !strangers) return 0;
+  return FAIL("backend cpu: layer %lld: this rank computes %lld slots, %lld of them another rank's, and is expected "
+              "to compute %lld: a fault of the map of experts",
+              (long long)layer, (long long)n, (long long)strangers, (long long)own->count);
+}
+
 status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
   cpu_backend *b = (cpu_backend *)base;
   TRY(check_places(places));
+  TRY(check_own(b, layer, places));
   if (!b->n_active) return 0;
   step_start(b, rows->n);
   expert_part p = {.b = b, .layer = layer, .rows = rows, .places = places};

@@ -74,7 +74,7 @@ void phase_work_add_experts(phase_work *w, const phase_counter *c, const arm *a,
   for (int64_t t = 0; t < batch->n; t++)
     for (int64_t k = 0; k < s->top_k; k++) {
       expert_global x = arm_experts(a, t)[k];
-      if (!expert_is_owned(c->experts->local[x.id])) continue;
+      if (placement_rank(c->experts, layer, x, batch->sequence[t], batch->position[t]) != c->rank) continue;
       bool reads = !c->chosen[x.id];
       add_matrix(w, PHASE_GATE_UP, path, &l->gate, 1, reads);
       add_matrix(w, PHASE_GATE_UP, path, &l->up, 1, reads);

@@ -8,7 +8,7 @@ status rank_work_open(rank_work *w, const model *m, const placement *experts) {
   *w = (rank_work){.m = m, .experts = experts};
   TRY(TAKE(&w->slots, (size_t)experts->n_ranks, "ranks' slots"));
   TRY(TAKE(&w->read, (size_t)experts->n_ranks, "ranks' bytes"));
-  return TAKE(&w->chosen, (size_t)experts->n_experts, "chosen experts");
+  return TAKE(&w->chosen, (size_t)(experts->n_experts * experts->n_ranks), "chosen experts");
 }
 
 void rank_work_close(rank_work *w) {
@@ -41,13 +41,15 @@ static void add_experts(rank_work *w, const arm *a, int64_t layer, const token_b
   size_t n = (size_t)w->experts->n_ranks;
   memset(w->slots, 0, n * sizeof *w->slots);
   memset(w->read, 0, n * sizeof *w->read);
-  memset(w->chosen, 0, (size_t)w->experts->n_experts);
+  memset(w->chosen, 0, n * (size_t)w->experts->n_experts);
   for (int64_t t = 0; t < batch->n; t++)
     for (int64_t k = 0; k < w->m->weights.shape.top_k; k++) {
-      int32_t expert = arm_experts(a, t)[k].id, rank = w->experts->rank_of_expert[expert];
+      expert_global expert = arm_experts(a, t)[k];
+      int32_t rank = placement_rank(w->experts, layer, expert, batch->sequence[t], batch->position[t]);
+      uint8_t *chosen = &w->chosen[rank * w->experts->n_experts + expert.id];
       w->slots[rank]++;
-      if (!w->chosen[expert]) w->read[rank] += bytes;
-      w->chosen[expert] = 1;
+      if (!*chosen) w->read[rank] += bytes;
+      *chosen = 1;
     }
 }
 

@@ -1,16 +1,33 @@
-// placement_counted: experts on ranks by how often a text chose each of them in each layer.
+// placement_counted: experts on ranks by how often a text chose each of them in each layer, and replicas of the
+// hot ones.
 //
 // Owns: the search. Independent of: files, ranks that run: the same counts give the same placement
-// everywhere. Invariant: ranks own as many experts as they would contiguously, so memory does not change.
+// everywhere. Invariant: but for replicas ranks hold as many experts as they would contiguously, so memory
+// does not change.
+//
+// What a layer costs is the load of its busiest rank: counts are those of tokens, all experts cost the same,
+// and the holders of an expert share its tokens evenly.
 #pragma once
 #include "base/status.h"
 #include <stdint.h>
 
-// What a layer costs is the load of its busiest rank: counts are those of tokens, all experts cost the same.
-// Local. rank_of_expert[n_experts], from counts[n_layers][n_experts]: a placement of which no two experts of
-// different ranks can change places and lessen the sum over layers of the busiest rank's load.
-status placement_count(int32_t *rank_of_expert, const int64_t *counts, int64_t n_layers, int64_t n_experts,
-                       int n_ranks);
+typedef struct {
+  const int64_t *counts; // [n_layers][n_experts]
+  int64_t n_layers, n_experts;
+  int n_ranks;
+  const int *group;             // [n_ranks]: all holders of an expert are of one group; NULL: all ranks are
+  int64_t per_layer;            // experts that a rank may hold in each layer beyond its own
+  uint64_t bytes;               // that these may take on a rank, over all layers; UINT64_MAX: any
+  const uint64_t *expert_bytes; // [n_layers] of one expert; read where `bytes` is a limit
+} placement_question;
+
+enum { REPLICAS_ANY = INT32_MAX }; // as per_layer: no limit
+
+// Local. holds[n_layers][n_experts][n_ranks]. Without replicas: a map for each layer, of which no two experts
+// of different ranks can change places and lessen the busiest rank's load. Then replicas, one at a time, each
+// the one that lessens it most (per byte, where bytes are the limit), while one does.
+status placement_count(bool *holds, const placement_question *q);
+// The second half alone: adds replicas to holds, in which every expert has one holder.
+status placement_replicate(bool *holds, const placement_question *q);
 // Local. The sum over layers of the busiest rank's load, over that of the mean rank's: 1 is even.
-status placement_load(double *out, const int32_t *rank_of_expert, const int64_t *counts, int64_t n_layers,
-                      int64_t n_experts, int n_ranks);
+status placement_load(double *out, const bool *holds, const placement_question *q);

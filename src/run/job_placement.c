@@ -79,6 +79,7 @@ static status counted_open(counted *x, const job *j, const routes *r) {
   for (int64_t l = 0; l < s->n_layers; l++) x->expert_bytes[l] = model_expert_bytes(j->m, l);
   x->question = (placement_question){
       .counts = x->counts,
+      .n_tokens = r->n_tokens,
       .n_layers = s->n_layers,
       .n_experts = s->n_experts,
       .n_ranks = comm_size(j->c),

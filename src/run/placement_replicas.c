@@ -1,23 +1,35 @@
-// The replicas of placement_counted.h, one at a time.
+// The replicas of placement_counted.h.
 #include "base/memory.h"
 #include "src/run/placement_counted.h"
+#include <math.h>
 #include <stdlib.h>
 
-typedef struct { // an expert's next holder, and what the layer's loads would be
-  bool found;
+enum { BATCH = 32 };     // tokens of the batch that replicas are chosen for
+enum { MOST_TRIED = 8 }; // ranks that are tried as an expert's next holder: those with the least load
+
+typedef struct {
   int64_t expert;
   int rank;
+} replica;
+
+typedef struct { // what is added at once, and what the layer's loads would be
+  int count;     // 0: nothing lessens them
+  replica add[2];
   double busiest, squares;
-} next_replica;
+} addition;
+
+typedef struct { // of a rank, over the counted text; a batch's share of it is so many times as small
+  double mean, variance;
+} rank_load;
 
 typedef struct {
   const placement_question *q;
   bool *holds;
-  double *load;       // [n_layers][n_ranks]
-  int64_t *extra;     // [n_layers][n_ranks] replicas so far
-  uint64_t *used;     // [n_ranks] bytes of them
-  next_replica *next; // [n_layers]
-  double *trial;      // [n_ranks] room
+  rank_load *load; // [n_layers][n_ranks]
+  int64_t *extra;  // [n_layers][n_ranks] replicas so far
+  uint64_t *used;  // [n_ranks] bytes of them
+  addition *next;  // [n_layers]
+  rank_load *trial; // [n_ranks] room
 } replicas;
 
 static bool *holders_of(const replicas *x, int64_t layer, int64_t expert) {
@@ -30,41 +42,51 @@ static int count_holders(const bool *of, int n_ranks) {
   return n;
 }
 
-// load[n_ranks] of a layer.
-static void add_loads(double *load, const bool *holds, const int64_t *counts, int64_t n_experts, int n_ranks) {
-  for (int r = 0; r < n_ranks; r++) load[r] = 0;
-  for (int64_t e = 0; e < n_experts; e++) {
-    const bool *of = holds + e * n_ranks;
-    double each = (double)counts[e] / count_holders(of, n_ranks);
-    for (int r = 0; r < n_ranks; r++)
-      if (of[r]) load[r] += each;
+// ---- loads ----
+
+// Of an expert on each of n holders, times sign.
+static void add_load(rank_load *to, const placement_question *q, int64_t count, int n, double sign) {
+  double c = (double)count, chosen = q->n_tokens ? c / (double)q->n_tokens : 0;
+  to->mean += sign * c / n;
+  to->variance += sign * c * (1 - chosen) / ((double)n * n);
+}
+
+static void add_loads(rank_load *load, const placement_question *q, const bool *holds, int64_t layer) {
+  for (int r = 0; r < q->n_ranks; r++) load[r] = (rank_load){0, 0};
+  for (int64_t e = 0; e < q->n_experts; e++) {
+    const bool *of = holds + (layer * q->n_experts + e) * q->n_ranks;
+    int n = count_holders(of, q->n_ranks);
+    for (int r = 0; r < q->n_ranks; r++)
+      if (of[r]) add_load(&load[r], q, q->counts[layer * q->n_experts + e], n, 1);
   }
 }
 
-static void find_loads(const replicas *x, int64_t layer) {
-  const placement_question *q = x->q;
-  add_loads(x->load + layer * q->n_ranks, holders_of(x, layer, 0), q->counts + layer * q->n_experts,
-            q->n_experts, q->n_ranks);
+// Mean and standard deviation in a batch, in the counts of the whole text.
+static double weight_of(const placement_question *q, const rank_load *load) {
+  double times = (double)q->n_tokens / BATCH;
+  return load->mean + sqrt(load->variance > 0 ? load->variance * times : 0);
 }
 
-static void weigh(next_replica *to, const double *load, int n_ranks) {
+static void weigh(addition *to, const placement_question *q, const rank_load *load) {
   to->busiest = to->squares = 0;
-  for (int r = 0; r < n_ranks; r++) {
-    to->busiest = load[r] > to->busiest ? load[r] : to->busiest;
-    to->squares += load[r] * load[r];
+  for (int r = 0; r < q->n_ranks; r++) {
+    double w = weight_of(q, &load[r]);
+    to->busiest = w > to->busiest ? w : to->busiest;
+    to->squares += w * w;
   }
 }
 
 // Less load on the busiest rank, or as much and the ranks nearer to each other: where two are the busiest,
 // only the second replica lessens it.
-static bool is_better(const next_replica *a, const next_replica *b) {
+static bool is_better(const addition *a, const addition *b) {
   return a->busiest < b->busiest || (a->busiest == b->busiest && a->squares < b->squares);
 }
 
-// ---- the next replica of a layer ----
+// ---- the next addition to a layer ----
 
-static bool may_hold(const replicas *x, int64_t layer, const bool *of, int rank) {
+static bool may_hold(const replicas *x, int64_t layer, int64_t expert, int rank) {
   const placement_question *q = x->q;
+  const bool *of = holders_of(x, layer, expert);
   if (of[rank] || x->extra[layer * q->n_ranks + rank] >= q->per_layer) return false;
   if (q->bytes != UINT64_MAX && q->expert_bytes[layer] > q->bytes - x->used[rank]) return false;
   for (int r = 0; r < q->n_ranks && q->group; r++)
@@ -72,71 +94,92 @@ static bool may_hold(const replicas *x, int64_t layer, const bool *of, int rank)
   return true;
 }
 
-// The least loaded rank that may hold it too; -1: none.
-static int next_holder(const replicas *x, int64_t layer, const bool *of) {
-  const double *load = x->load + layer * x->q->n_ranks;
+// The next rank above `after` in load that is tried; -1: all were. The lower rank on a tie.
+static int next_rank(const replicas *x, int64_t layer, int after) {
+  const rank_load *load = x->load + layer * x->q->n_ranks;
   int best = -1;
-  for (int r = 0; r < x->q->n_ranks; r++)
-    if (may_hold(x, layer, of, r) && (best < 0 || load[r] < load[best])) best = r;
+  for (int r = 0; r < x->q->n_ranks; r++) {
+    bool later = after < 0 || load[r].mean > load[after].mean || (load[r].mean == load[after].mean && r > after);
+    if (later && (best < 0 || load[r].mean < load[best].mean)) best = r;
+  }
   return best;
 }
 
-static void try_replica(const replicas *x, next_replica *best, int64_t layer, int64_t expert) {
+static void try_addition(const replicas *x, addition *best, int64_t layer, addition found) {
   const placement_question *q = x->q;
-  const bool *of = holders_of(x, layer, expert);
-  double count = (double)q->counts[layer * q->n_experts + expert];
-  int rank = next_holder(x, layer, of), n = count_holders(of, q->n_ranks);
-  if (rank < 0) return;
-  next_replica found = {true, expert, rank, 0, 0};
-  for (int r = 0; r < q->n_ranks; r++) {
-    x->trial[r] = x->load[layer * q->n_ranks + r];
-    if (of[r]) x->trial[r] += count / (n + 1) - count / n;
-    if (r == rank) x->trial[r] += count / (n + 1);
+  for (int r = 0; r < q->n_ranks; r++) x->trial[r] = x->load[layer * q->n_ranks + r];
+  for (int i = 0; i < found.count; i++) {
+    int64_t count = q->counts[layer * q->n_experts + found.add[i].expert];
+    const bool *of = holders_of(x, layer, found.add[i].expert);
+    int n = count_holders(of, q->n_ranks);
+    for (int r = 0; r < q->n_ranks; r++) {
+      if (of[r]) add_load(&x->trial[r], q, count, n, -1);
+      if (of[r] || r == found.add[i].rank) add_load(&x->trial[r], q, count, n + 1, 1);
+    }
   }
-  weigh(&found, x->trial, q->n_ranks);
+  weigh(&found, q, x->trial);
   if (is_better(&found, best)) *best = found;
 }
 
-static int busiest_of(const double *load, int n_ranks) {
+// The expert on rank `to` as well; alone, or while `from` takes one of its.
+static void try_rank(const replicas *x, addition *best, int64_t layer, int64_t expert, int from, int to) {
+  addition a = {1, {{expert, to}, {0, from}}, 0, 0};
+  try_addition(x, best, layer, a);
+  a.count = 2;
+  for (int64_t e = 0; e < x->q->n_experts; e++) {
+    if (!holders_of(x, layer, e)[to] || !may_hold(x, layer, e, from)) continue;
+    a.add[1].expert = e;
+    try_addition(x, best, layer, a);
+  }
+}
+
+static int busiest_of(const placement_question *q, const rank_load *load) {
   int most = 0;
-  for (int r = 1; r < n_ranks; r++)
-    if (load[r] > load[most]) most = r;
+  for (int r = 1; r < q->n_ranks; r++)
+    if (weight_of(q, &load[r]) > weight_of(q, &load[most])) most = r;
   return most;
 }
 
 static void find_next(const replicas *x, int64_t layer) {
   const placement_question *q = x->q;
-  next_replica *best = &x->next[layer];
-  const double *load = x->load + layer * q->n_ranks;
-  int from = busiest_of(load, q->n_ranks);
-  *best = (next_replica){.found = false};
-  weigh(best, load, q->n_ranks);
-  for (int64_t e = 0; e < q->n_experts; e++)
-    if (holders_of(x, layer, e)[from]) try_replica(x, best, layer, e);
+  addition *best = &x->next[layer];
+  const rank_load *load = x->load + layer * q->n_ranks;
+  int from = busiest_of(q, load);
+  *best = (addition){.count = 0};
+  weigh(best, q, load);
+  for (int to = next_rank(x, layer, -1), n = 0; to >= 0 && n < MOST_TRIED; to = next_rank(x, layer, to), n++)
+    for (int64_t e = 0; e < q->n_experts; e++)
+      if (holders_of(x, layer, e)[from] && may_hold(x, layer, e, to)) try_rank(x, best, layer, e, from, to);
 }
 
 // ---- the next of all layers ----
 
-// What the layer's next replica lessens: of the busiest rank's load, and of the squares; per byte where bytes
-// are the limit.
-static next_replica gain_of(const replicas *x, int64_t layer) {
+static bool still_fits(const replicas *x, int64_t layer) { // bytes may be used up since it was found
+  const addition *n = &x->next[layer];
+  bool fits = true;
+  for (int i = 0; i < n->count; i++) fits = fits && may_hold(x, layer, n->add[i].expert, n->add[i].rank);
+  return fits;
+}
+
+// What the layer's next addition lessens, per byte where bytes are the limit: below 0.
+static addition gain_of(const replicas *x, int64_t layer) {
   const placement_question *q = x->q;
-  next_replica now = {.found = false};
-  double bytes = q->bytes == UINT64_MAX ? 1 : (double)q->expert_bytes[layer];
-  weigh(&now, x->load + layer * q->n_ranks, q->n_ranks);
-  now.busiest = (x->next[layer].busiest - now.busiest) / bytes; // below 0
-  now.squares = (x->next[layer].squares - now.squares) / bytes;
+  const addition *next = &x->next[layer];
+  addition now = {.count = 0};
+  double price = next->count * (q->bytes == UINT64_MAX ? 1 : (double)q->expert_bytes[layer]);
+  weigh(&now, q, x->load + layer * q->n_ranks);
+  now.busiest = (next->busiest - now.busiest) / price;
+  now.squares = (next->squares - now.squares) / price;
   return now;
 }
 
 static int64_t next_layer(const replicas *x) {
   int64_t best = -1;
-  next_replica most = {.found = false};
+  addition most = {.count = 0};
   for (int64_t l = 0; l < x->q->n_layers; l++) {
-    const next_replica *n = &x->next[l];
-    if (n->found && !may_hold(x, l, holders_of(x, l, n->expert), n->rank)) find_next(x, l); // bytes are used up
-    if (!n->found) continue;
-    next_replica gain = gain_of(x, l);
+    if (!still_fits(x, l)) find_next(x, l);
+    if (!x->next[l].count) continue;
+    addition gain = gain_of(x, l);
     if (best >= 0 && !is_better(&gain, &most)) continue;
     best = l;
     most = gain;
@@ -144,20 +187,19 @@ static int64_t next_layer(const replicas *x) {
   return best;
 }
 
-static void add_all(replicas *x) {
+static void add_to_layer(replicas *x, int64_t layer) {
   const placement_question *q = x->q;
-  for (int64_t l = 0; l < q->n_layers; l++) {
-    find_loads(x, l);
-    find_next(x, l);
+  const addition *n = &x->next[layer];
+  for (int i = 0; i < n->count; i++) {
+    holders_of(x, layer, n->add[i].expert)[n->add[i].rank] = true;
+    x->extra[layer * q->n_ranks + n->add[i].rank]++;
+    if (q->bytes != UINT64_MAX) x->used[n->add[i].rank] += q->expert_bytes[layer];
   }
-  for (int64_t l = next_layer(x); l >= 0; l = next_layer(x)) {
-    next_replica n = x->next[l];
-    holders_of(x, l, n.expert)[n.rank] = true;
-    x->extra[l * q->n_ranks + n.rank]++;
-    if (q->bytes != UINT64_MAX) x->used[n.rank] += q->expert_bytes[l];
-    find_loads(x, l);
-    find_next(x, l);
-  }
+}
+
+static void look_at(replicas *x, int64_t layer) {
+  add_loads(x->load + layer * x->q->n_ranks, x->q, x->holds, layer);
+  find_next(x, layer);
 }
 
 status placement_replicate(bool *holds, const placement_question *q) {
@@ -170,7 +212,11 @@ status placement_replicate(bool *holds, const placement_question *q) {
   TRY_DONE(result, TAKE(&x.used, ranks, "the placement of replicas"));
   TRY_DONE(result, TAKE(&x.next, layers, "the placement of replicas"));
   TRY_DONE(result, TAKE(&x.trial, ranks, "the placement of replicas"));
-  add_all(&x);
+  for (int64_t l = 0; l < q->n_layers; l++) look_at(&x, l);
+  for (int64_t l = next_layer(&x); l >= 0; l = next_layer(&x)) {
+    add_to_layer(&x, l);
+    look_at(&x, l);
+  }
 done:
   free(x.load);
   free(x.extra);
@@ -183,13 +229,15 @@ done:
 // ---- the load ----
 
 status placement_load(double *out, const bool *holds, const placement_question *q) {
-  double *load, sum = 0, all = 0;
+  rank_load *load;
+  double sum = 0, all = 0;
   TRY(TAKE(&load, (size_t)q->n_ranks, "the load of ranks"));
   for (int64_t l = 0; l < q->n_layers; l++) {
-    const int64_t *counts = q->counts + l * q->n_experts;
-    add_loads(load, holds + l * q->n_experts * q->n_ranks, counts, q->n_experts, q->n_ranks);
-    sum += load[busiest_of(load, q->n_ranks)];
-    for (int64_t e = 0; e < q->n_experts; e++) all += (double)counts[e];
+    double most = 0;
+    add_loads(load, q, holds, l);
+    for (int r = 0; r < q->n_ranks; r++) most = load[r].mean > most ? load[r].mean : most;
+    sum += most;
+    for (int64_t e = 0; e < q->n_experts; e++) all += (double)q->counts[l * q->n_experts + e];
   }
   free(load);
   *out = all > 0 ? sum * q->n_ranks / all : 1;

@@ -47,9 +47,9 @@ void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items);
 const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_set to);
 
 // Local. Assigns each slot its row: ordered by the rank that computes it (rank_of_slot[n_slots], the same on
-// every rank), then by slot. Returns the map [n_slots]; it and exchange_slots are valid until the next call. slots_of_rank[size]: how many
-// successive slots belong to the tokens of each rank, which receives only these; NULL: each shared rank
-// receives all.
+// every rank), then by slot. Returns the map [n_slots]; it and exchange_slots are valid until the next call.
+// slots_of_rank[size]: how many successive slots belong to the tokens of each rank, which receives only
+// these; NULL: each shared rank receives all.
 const int64_t *exchange_place_slots(exchange *x, const int32_t *rank_of_slot, int64_t n_slots,
                                     const int64_t *slots_of_rank);
 const row_range *exchange_slots(const exchange *x); // what crosses ranks after that call

@@ -242,17 +242,17 @@ typedef struct backend backend;
 
 typedef struct {
   const model_weights *weights;
-  path_kind shared;          // path of embedding, attention, router, combine, head
-  path_kind experts;         // path of this rank's experts
-  expert_map map;            // which slots this rank computes
-  int64_t n_sequences;       // KV caches, numbered from 0
-  int64_t context;           // positions in each
-  int64_t max_batch;         // tokens in the largest batch
-  int64_t max_logit_rows;    // rows in the largest head call
-  bool kv_f16;               // keys and values rounded to f16; only where `shared` is ATTENTION_RUN_KV
-  bool computes_shared; // false: an expert rank; it takes only routing_write, experts_up and experts_down,
-                        // and of the state there is only what these need: n_sequences and context are
-                        // not used
+  path_kind shared;       // path of embedding, attention, router, combine, head
+  path_kind experts;      // path of this rank's experts
+  expert_map map;         // which slots this rank computes
+  int64_t n_sequences;    // KV caches, numbered from 0
+  int64_t context;        // positions in each
+  int64_t max_batch;      // tokens in the largest batch
+  int64_t max_logit_rows; // rows in the largest head call
+  bool kv_f16;            // keys and values rounded to f16; only where `shared` is ATTENTION_RUN_KV
+  bool computes_shared;   // false: an expert rank; it takes only routing_write, experts_up and experts_down,
+                          // and of the state there is only what these need: n_sequences and context are
+                          // not used
   int threads;
   bool fits_team;  // batches may run on fewer threads, where that is faster (TEAM_BATCHES)
   int host_rank;   // this rank's place among the ranks of its host: chooses a device

@@ -10,9 +10,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef struct { // an expert of a layer, as one rank has it
+typedef struct __attribute__((aligned(8))) { // an expert of a layer, as one rank has it; one load
   int32_t local; // index among the experts of the layer that this rank holds; below 0: it does not hold it
-  int16_t place, holders; // this rank's place among the expert's holders, in ascending order; how many they are
+  int16_t place,
+      holders; // this rank's place among the expert's holders, in ascending order; how many they are
 } expert_share;
 
 // Of a slot's token and expert. Sequences that decode at one position, successive positions of one sequence

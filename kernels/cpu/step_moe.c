@@ -9,7 +9,8 @@
 // ---- experts ----
 
 // The index here of the expert of slot i, or below 0.
-static int32_t member_of(const cpu_backend *b, const expert_share *share, const token_batch *rows, int64_t i) {
+static int32_t member_of(const cpu_backend *b, const expert_share *share, const token_batch *rows,
+                         int64_t i) {
   int64_t t = i / b->shape.top_k;
   int32_t e = b->chosen[i].id;
   return slot_member(share[e], slot_turn(rows->sequence[t], rows->position[t], e));
@@ -256,7 +257,8 @@ static void list_down(expert_part *p) {
   for (int64_t i = 0; i < b->first[b->n_owned]; i++)
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
                                : row_at(b, b->slot_rows, slot_row(p->places, b->slots[i]), s->hidden);
-  p->down = (expert_product){&w->down, owned_experts(b, p->layer), b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows};
+  p->down = (expert_product){&w->down, owned_experts(b, p->layer), b->down_out, b->hidden_in.real_rows,
+                             b->hidden_in.q8k_rows};
   p->combines_in_tasks = p->is_whole && combines_in_tasks(b, p->rows->n);
   int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
   p->down_tile = tile_rows_of(b, &b->experts, &w->down, copies, p->rows->n);
@@ -301,9 +303,10 @@ static status check_own(const cpu_backend *b, int64_t layer, const slot_places *
     strangers += row < own->first || row >= own->first + own->count;
   }
   if (n == own->count && !strangers) return 0;
-  return FAIL("backend cpu: layer %lld: this rank computes %lld slots, %lld of them another rank's, and is expected "
-              "to compute %lld: a fault of the map of experts",
-              (long long)layer, (long long)n, (long long)strangers, (long long)own->count);
+  return FAIL(
+      "backend cpu: layer %lld: this rank computes %lld slots, %lld of them another rank's, and is expected "
+      "to compute %lld: a fault of the map of experts",
+      (long long)layer, (long long)n, (long long)strangers, (long long)own->count);
 }
 
 status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {

@@ -26,7 +26,7 @@ __device__ int first_left(const float *p, int n) {
 }
 
 __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *place, double *margin,
-                             const float *logits, const int *local_of_expert, const int *rank_of_expert,
+                             const float *logits, const layer_map map, const dev_batch rows,
                              const uint32_t *epoch, int n, int k) {
   wait_for_inputs();
   extern __shared__ float p[];
@@ -52,9 +52,14 @@ __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *p
     __syncwarp();
     if (lane == 0) {
       expert[t * k + slot] = e;
-      member[t * k + slot] = local_of_expert[e];
-      int part = epoch ? (int)(*epoch & 1) : rank_of_expert[e];
-      if (place) place[t * k + slot] = (int64_t)part * gridDim.x * k + t * k + slot;
+      expert_share share = map.share[e];
+      uint32_t turn = slot_turn(rows.sequence[t], rows.position[t], e);
+      member[t * k + slot] = slot_member(share, turn);
+      if (place) {
+        int part =
+            epoch ? (int)(*epoch & 1) : map.holder[map.first[e] + (int)slot_holder(turn, share.holders)];
+        place[t * k + slot] = (int64_t)part * gridDim.x * k + t * k + slot;
+      }
       weight[t * k + slot] = found;
       p[e] = -1.0f;
     }
@@ -66,10 +71,10 @@ __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *p
 }
 
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
-                    const float *logits, const int *local_of_expert, const int *rank_of_expert,
-                    const uint32_t *epoch, int n, int n_experts, int k, cudaStream_t stream) {
-  return launch(route_tokens, dim3((unsigned)n), WARP, (size_t)n_experts * sizeof(float), stream, expert,
-                weight, member, place, margin, logits, local_of_expert, rank_of_expert, epoch, n_experts, k);
+                    const float *logits, const layer_map &map, const dev_batch &rows, const uint32_t *epoch,
+                    int n_experts, int k, cudaStream_t stream) {
+  return launch(route_tokens, dim3((unsigned)rows.n), WARP, (size_t)n_experts * sizeof(float), stream, expert,
+                weight, member, place, margin, logits, map, rows, epoch, n_experts, k);
 }
 
 // ---- grouping slots by this rank's experts ----
@@ -138,16 +143,18 @@ __global__ void __launch_bounds__(GROUPERS *WARP)
   });
 }
 
-__global__ void find_members(int *member, const int *expert, const int *local_of_expert, int n_slots) {
+__global__ void find_members(int *member, const int *expert, const layer_map map, const dev_batch rows,
+                             int k) {
   wait_for_inputs();
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < n_slots) member[i] = local_of_expert[expert[i]];
+  int i = blockIdx.x * blockDim.x + threadIdx.x, t = i / k;
+  if (t < rows.n)
+    member[i] = slot_member(map.share[expert[i]], slot_turn(rows.sequence[t], rows.position[t], expert[i]));
 }
 
-status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
+status members_launch(int *member, const int *expert, const layer_map &map, const dev_batch &rows, int k,
                       cudaStream_t stream) {
-  return launch(find_members, dim3((unsigned)ceil_div(n_slots, BLOCK)), BLOCK, 0, stream, member, expert,
-                local_of_expert, n_slots);
+  return launch(find_members, dim3((unsigned)ceil_div(rows.n * k, BLOCK)), BLOCK, 0, stream, member, expert,
+                map, rows, k);
 }
 
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,

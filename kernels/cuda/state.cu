@@ -199,6 +199,20 @@ static size_t slot_rows(const cuda_backend *b) {
   return (size_t)((places > n ? places : n) * b->shape.top_k);
 }
 
+// Where slots have fixed places: which ranks hold each expert.
+static status open_holders(cuda_backend *b) {
+  const expert_map *map = &b->params.map;
+  size_t n = (size_t)((map->is_same ? 1 : b->shape.n_layers) * b->shape.n_experts);
+  if (!b->params.fixed_tokens || !map->first) return 0;
+  size_t holders = (size_t)map->first[n];
+  TRY(take(b, &b->first_holder, n, PART_WORK));
+  TRY(take(b, &b->holder, holders, PART_WORK));
+  if (b->plan) return 0;
+  CUDA_TRY(cudaMemcpy(b->first_holder, map->first, n * sizeof(int), cudaMemcpyHostToDevice));
+  CUDA_TRY(cudaMemcpy(b->holder, map->holder, holders * sizeof(int), cudaMemcpyHostToDevice));
+  return 0;
+}
+
 static status open_experts(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
@@ -215,7 +229,11 @@ static status open_experts(cuda_backend *b) {
   TRY(take(b, &b->first, (size_t)b->n_local + 1, PART_WORK));
   TRY(take_inputs(b, &b->gate, slots, s->expert_width, hidden_rounded, hidden_splits, PART_WORK));
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
-  TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
+  if (!b->params.computes_shared) { // else of attention
+    TRY(take(b, &b->sequence, n, PART_WORK));
+    TRY(take(b, &b->position, n, PART_WORK));
+  }
+  TRY(open_holders(b));
   TRY(take_linked(b, &b->slots, slot_rows(b) * (size_t)s->hidden));
   if (b->plan) return 0;
   CUDA_TRY(cudaMallocHost((void **)&b->host_expert, slots * sizeof(int)));
@@ -224,9 +242,6 @@ static status open_experts(cuda_backend *b) {
   CUDA_TRY(cudaMallocHost((void **)&b->host_place, slots * sizeof(int64_t)));
   CUDA_TRY(cudaEventCreateWithFlags(&b->fetched, cudaEventDisableTiming));
   if (b->alone && b->params.computes_shared) return 0;
-  if (b->params.fixed_tokens)
-    CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
-                        cudaMemcpyHostToDevice));
   size_t widest = (size_t)(s->top_k * s->hidden), kv_width = (size_t)(s->n_kv_heads * s->head_dim);
   if (kv_width > widest) widest = kv_width;
   CUDA_TRY(cudaMallocHost((void **)&b->host_rows, n * widest * sizeof(float)));
@@ -312,8 +327,9 @@ static void set_params(cuda_backend *b, const backend_params *params) {
   b->shape = params->weights->shape;
   b->shared = path_for(params->shared, params->weights);
   b->experts = path_for(params->experts, params->weights);
-  for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += expert_is_owned(params->local[e]);
-  b->alone = b->n_local == b->shape.n_experts;
+  int64_t layers = b->shape.n_layers, n = b->shape.n_experts;
+  b->n_local = (int)expert_map_most(&params->map, layers, n);
+  b->alone = b->n_local == n && params->map.is_same && !expert_map_has_replicas(&params->map, layers, n);
 }
 
 // The code that allocates the memory also adds it up, so that a plan cannot disagree with what follows.
@@ -325,7 +341,7 @@ static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chun
   set_params(&b, &p);
   b.plan = out;
   // errors: planning allocates a small table only
-  weights_plan(out, p.weights, p.local, p.computes_shared);
+  weights_plan(out, p.weights, &p.map, p.computes_shared);
   open_memory(&b);
   memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
 }
@@ -403,7 +419,7 @@ static status open_fields(cuda_backend *b) {
   CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
   for (int i = 0; i < AHEAD; i++)
     CUDA_TRY(cudaEventCreateWithFlags(&b->batch_end[i], cudaEventDisableTiming));
-  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local, b->params.computes_shared));
+  TRY(weights_acquire(&b->weights, b->params.weights, &b->params.map, b->params.computes_shared));
   b->decodes = b->params.computes_shared && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K &&
                decode_fits(&b->shape, b->weights);
   TRY(open_memory(b));

@@ -19,14 +19,21 @@ static int slots_of(const cuda_backend *b, int64_t n_tokens) {
 
 // ---- route: normed = norm(x), the router's logits, the choice ----
 
-static status choose(cuda_backend *b, int64_t first, int n, bool whole, unsigned parts) {
+// Of the layer, on the device.
+static layer_map map_of(const cuda_backend *b, int64_t layer) {
+  int64_t at = b->params.map.is_same ? 0 : layer * b->shape.n_experts;
+  return {weights_shares(b->weights, layer), b->first_holder ? b->first_holder + at : nullptr, b->holder};
+}
+
+static status choose(cuda_backend *b, int64_t layer, int64_t first, int n, bool whole, unsigned parts) {
   const model_shape *s = &b->shape;
   int64_t slot = first * s->top_k;
   bool places = whole && n <= b->params.fixed_tokens;
   return route_launch(b->expert + slot, b->slot_weights + slot, b->member + slot, places ? b->place : nullptr,
                       parts & ROUTING_MARGINS ? b->margin + first : nullptr,
-                      b->router_logits + first * s->n_experts, b->weights->local_of_expert, b->rank_of_expert,
-                      b->at_peers ? b->peers.epoch : nullptr, n, (int)s->n_experts, (int)s->top_k, b->stream);
+                      b->router_logits + first * s->n_experts, map_of(b, layer),
+                      batch_from(b->batch, (int)first, n), b->at_peers ? b->peers.epoch : nullptr,
+                      (int)s->n_experts, (int)s->top_k, b->stream);
 }
 
 static status route_rows(cuda_backend *b, int64_t layer, int64_t first, int n) {
@@ -65,7 +72,7 @@ status cuda_route(backend *base, int64_t layer, const token_batch *rows, int64_t
   } else {
     TRY(route_rows(b, layer, first, (int)count));
   }
-  TRY(choose(b, first, (int)count, whole, parts));
+  TRY(choose(b, layer, first, (int)count, whole, parts));
   TRY(phase_mark(b, PHASE_TOP_K));
   TRY(show(b, PROBE_FFN_MOE_TOPK, layer, b->expert + slot, first, count));
   TRY(show(b, PROBE_FFN_MOE_WEIGHTS_NORM, layer, b->slot_weights + slot, first, count));
@@ -107,10 +114,9 @@ status cuda_routing_wait(backend *base, routing *out) {
   return 0;
 }
 
-// `expert` and normed rows have arrived from other ranks: what is derived from them.
+// `expert` and normed rows have arrived from other ranks: what is derived from the rows.
 status cuda_routing_arrived(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
-  TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
   if (b->normed.qs && !b->rounded_gathered)
     TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
   b->rounded_gathered = false;
@@ -173,6 +179,18 @@ static decode_experts one_token(cuda_backend *b, int64_t layer) {
   return e;
 }
 
+// Which slots of a routing that came from elsewhere are this rank's. A rank that computes only experts has no
+// batch on its device but this.
+static status find_members(cuda_backend *b, int64_t layer, const token_batch *rows) {
+  size_t bytes = (size_t)rows->n * sizeof(int);
+  dev_batch batch = {nullptr, b->sequence, b->position, (int)rows->n};
+  if (!b->params.computes_shared) { // from pageable memory: the driver has made a copy when the call returns
+    CUDA_TRY(cudaMemcpyAsync(b->sequence, rows->sequence, bytes, cudaMemcpyHostToDevice, b->stream));
+    CUDA_TRY(cudaMemcpyAsync(b->position, rows->position, bytes, cudaMemcpyHostToDevice, b->stream));
+  }
+  return members_launch(b->member, b->expert, map_of(b, layer), batch, (int)b->shape.top_k, b->stream);
+}
+
 status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
@@ -186,6 +204,7 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
     TRY(decode_gate_up_launch(&e, w, s, b->weights, &b->batch, b->stream));
     return phase_mark(b, PHASE_GATE_UP);
   }
+  if (b->routing == ROUTING_GIVEN) TRY(find_members(b, layer, rows));
   if (n_slots > 2 * s->top_k) {
     TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
     TRY(phase_mark(b, PHASE_TOP_K));
@@ -349,7 +368,8 @@ static status all_layers(cuda_backend *b) {
   w.rope = b->rope;
   w.cache = b->limbs;
   w.exact = b->exact;
-  w.local_of_expert = b->weights->local_of_expert;
+  w.shares = b->weights->shares;
+  w.shares_stride = b->params.map.is_same ? 0 : (int)b->shape.n_experts;
   w.batch = b->batch;
   w.sums = b->sums;
   w.n_sequences = (int)b->params.n_sequences;

@@ -9,8 +9,11 @@
 static const struct {
   const char *name;
   uint64_t bytes;
-} UNITS[] = {{"TiB", (uint64_t)1 << 40}, {"GiB", (uint64_t)1 << 30}, {"MiB", (uint64_t)1 << 20},
-             {"KiB", (uint64_t)1 << 10}, {"B", 1}}; // largest first
+} UNITS[] = {{"TiB", (uint64_t)1 << 40},
+             {"GiB", (uint64_t)1 << 30},
+             {"MiB", (uint64_t)1 << 20},
+             {"KiB", (uint64_t)1 << 10},
+             {"B", 1}}; // largest first
 enum { N_UNITS = sizeof UNITS / sizeof UNITS[0] };
 
 // "2 GiB", "1.5GiB": at least one byte. False: it is no such text.

@@ -100,7 +100,8 @@ static void print_rank(FILE *out, const inspection *i, int rank) {
   const rank_holding *h = &i->ranks[rank];
   const placement *p = i->experts;
   fprintf(out, "rank %-3d %4lld experts a layer, %9.1f MiB owned + %.1f MiB shared; experts%s", rank,
-          (long long)h->experts, mib(h->bytes), mib(i->m->shared_bytes), p->n_layers > 1 ? " of layer 0" : "");
+          (long long)h->experts, mib(h->bytes), mib(i->m->shared_bytes),
+          p->n_layers > 1 ? " of layer 0" : "");
   int shown = 0;
   for (int64_t e = 0; e < p->n_experts; e++)
     for (int32_t k = p->first[e]; k < p->first[e + 1]; k++)

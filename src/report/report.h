@@ -116,7 +116,7 @@ typedef struct {
   const char *placement_reason; // of "auto"; "": it was not asked for
   uint64_t expert_map;          // hash of the map of experts to ranks
   int64_t replicas;             // experts that ranks hold beyond one holder of each, over all layers
-  double counted_load; // the busiest rank's over the mean's in the counted text; 0: nothing was counted
+  double counted_load;    // the busiest rank's over the mean's in the counted text; 0: nothing was counted
   double contiguous_load; // the same of the contiguous placement
   const char *kv;
   int64_t chunk, context;

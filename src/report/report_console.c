@@ -122,11 +122,13 @@ static void print_placement(const report *r, FILE *out) {
   if (r->placement_reason[0])
     fprintf(out, "  experts %s: %s\n", r->placement, r->placement_reason);
   else if (r->counted_load > 0)
-    fprintf(out, "  experts the busiest rank's load is %.3f times the mean's in the counted text, contiguous %.3f\n",
-            r->counted_load, r->contiguous_load);
+    fprintf(
+        out,
+        "  experts the busiest rank's load is %.3f times the mean's in the counted text, contiguous %.3f\n",
+        r->counted_load, r->contiguous_load);
   if (r->replicas)
-    fprintf(out, "  experts %" PRId64 " replicas over all layers and ranks, map %016" PRIx64 "\n", r->replicas,
-            r->expert_map);
+    fprintf(out, "  experts %" PRId64 " replicas over all layers and ranks, map %016" PRIx64 "\n",
+            r->replicas, r->expert_map);
 }
 
 static void print_warnings(const report *r, FILE *out) {

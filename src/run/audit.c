@@ -296,7 +296,8 @@ enum { USED = 1, RECOMPUTED = 2 }; // of a pair of layer and expert; RECOMPUTED 
 
 // all[ranks]: the pairs of each rank, then what it recomputed of each rank.
 static void count_pairs(const audit *a, audit_coverage *out, const uint8_t *all) {
-  size_t pairs = (size_t)(a->n_layers * a->n_experts), size = (size_t)comm_size(a->params.c), n = pairs + size;
+  size_t pairs = (size_t)(a->n_layers * a->n_experts), size = (size_t)comm_size(a->params.c),
+         n = pairs + size;
   for (size_t i = 0; i < n; i++) {
     unsigned found = 0;
     for (size_t r = 0; r < size; r++) found |= all[r * n + i];
@@ -310,12 +311,14 @@ static void count_pairs(const audit *a, audit_coverage *out, const uint8_t *all)
 }
 
 static status add_pairs(const audit *a, audit_coverage *out) {
-  size_t pairs = (size_t)(a->n_layers * a->n_experts), size = (size_t)comm_size(a->params.c), n = pairs + size;
+  size_t pairs = (size_t)(a->n_layers * a->n_experts), size = (size_t)comm_size(a->params.c),
+         n = pairs + size;
   uint8_t *mine = NULL, *all = NULL;
   status result;
   TRY_DONE(result, TAKE(&mine, n, "the audit's coverage"));
   TRY_DONE(result, TAKE(&all, n * size, "the audit's coverage"));
-  for (size_t i = 0; i < pairs; i++) mine[i] = (uint8_t)((a->used[i] ? USED : 0) | (a->times[i] ? RECOMPUTED : 0));
+  for (size_t i = 0; i < pairs; i++)
+    mine[i] = (uint8_t)((a->used[i] ? USED : 0) | (a->times[i] ? RECOMPUTED : 0));
   for (size_t r = 0; r < size; r++) mine[pairs + r] = a->times_of_rank[r] ? RECOMPUTED : 0;
   TRY_DONE(result, comm_allgather(a->params.c, all, mine, n, "the audit's coverage"));
   count_pairs(a, out, all);

@@ -300,8 +300,8 @@ static status transfer_slots(forward_state *f, int64_t layer) {
 static status audit_slots(forward_state *f, int64_t layer, const slot_places *places) {
   if (!f->audit || !f->is_shared) return 0;
   bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
-  const audited_rows rows = {f->compute, f->batch.owned.first, f->batch.owned.count, sharded,
-                             f->route.expert, f->rank_of_slot, places->row_of_slot};
+  const audited_rows rows = {f->compute,      f->batch.owned.first, f->batch.owned.count, sharded,
+                             f->route.expert, f->rank_of_slot,      places->row_of_slot};
   return audit_layer(f->audit, layer, &rows);
 }
 

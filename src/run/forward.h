@@ -80,8 +80,8 @@ void forward_start(forward_state *f, const token_batch *batch);
 // Local. How a batch of n tokens runs that is not watched.
 batch_way forward_way(const forward_state *f, int64_t n_tokens);
 size_t forward_row_bytes(const forward_state *f, row_kind kind); // as transports send it
-// Local. The rank that computes each slot of the layer, [n][top_k] in the order of batch.rows, of the experts in
-// `route`; valid until the next call.
+// Local. The rank that computes each slot of the layer, [n][top_k] in the order of batch.rows, of the experts
+// in `route`; valid until the next call.
 const int32_t *forward_ranks_of_slots(forward_state *f, int64_t layer);
 // Local. True: the batch's layers run on the device without the host, so they can be captured in a graph.
 bool forward_is_on_device(const forward_state *f);

@@ -118,8 +118,7 @@ status job_check_weights(job *j) {
   int threads = topology_threads(j->place);
   expert_map held = placement_map(&j->experts);
   TRY(weight_check(&j->fingerprint, j->c, j->m, &held, threads));
-  if (j->reference)
-    TRY(weight_check(&j->reference_fingerprint, j->c, j->reference, &held, threads));
+  if (j->reference) TRY(weight_check(&j->reference_fingerprint, j->c, j->reference, &held, threads));
   return job_agree(j, job_warn(j), "the warnings");
 }
 

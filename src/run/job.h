@@ -66,8 +66,8 @@ bool job_is_reporting(const job *j);
 // Local. The arm of a rank's experts in an arm of run.arms: that arm itself, unless it is the mixed one.
 const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int rank);
 
-// Local, the same on every rank. Equal of two arms where the experts have equal paths, whatever ranks hold them
-// and whichever backends compute them.
+// Local, the same on every rank. Equal of two arms where the experts have equal paths, whatever ranks hold
+// them and whichever backends compute them.
 uint64_t job_expert_paths(const job *j, const arm_choice *choice);
 
 // Collective. Every rank reads the shared tensors and the experts that it holds once: values are checked,

@@ -36,8 +36,8 @@ static void count_routes(int64_t *counts, const routes *r, int64_t n_experts) {
     for (int64_t i = 0; i < r->n_tokens * r->top_k; i++) counts[l * n_experts + routes_at(r, l, 0)[i].id]++;
 }
 
-// Ranks whose experts are computed on other paths, in some arm, are of other groups: a replica among them would
-// make the result depend on which of the two computes a slot.
+// Ranks whose experts are computed on other paths, in some arm, are of other groups: a replica among them
+// would make the result depend on which of the two computes a slot.
 static void find_groups(const job *j, int *group) {
   const arm_list *arms = &j->cfg->run.arms;
   for (int r = 0; r < comm_size(j->c); r++) {
@@ -45,7 +45,8 @@ static void find_groups(const job *j, int *group) {
     for (int other = 0; other < r && group[r] == r; other++) {
       bool same = true;
       for (size_t a = 0; a < arms->count; a++)
-        same = same && job_arm_of_rank(j, &arms->arm[a], r)->path == job_arm_of_rank(j, &arms->arm[a], other)->path;
+        same = same &&
+               job_arm_of_rank(j, &arms->arm[a], r)->path == job_arm_of_rank(j, &arms->arm[a], other)->path;
       if (same) group[r] = group[other];
     }
   }
@@ -132,10 +133,11 @@ static status choose(placement *p, const job *j, const counted *x, double load, 
   p->contiguous_load = contiguous;
   if (!automatic) return 0;
   if (!same_paths)
-    snprintf(p->reason, sizeof p->reason, "ranks run different paths, and another placement would be another function");
+    snprintf(p->reason, sizeof p->reason,
+             "ranks run different paths, and another placement would be another function");
   else
-    snprintf(p->reason, sizeof p->reason, "the busiest rank's load is %.3f times the mean's counted, %.3f contiguous",
-             load, contiguous);
+    snprintf(p->reason, sizeof p->reason,
+             "the busiest rank's load is %.3f times the mean's counted, %.3f contiguous", load, contiguous);
   return 0;
 }
 
@@ -183,8 +185,9 @@ static status open_balanced(job *j) {
   status result = job_agree(j, TAKE(&speed, (size_t)comm_size(j->c), "ranks' speeds"), "ranks' speeds");
   if (!result) result = measure_speeds(j, speed);
   if (!result)
-    result = job_agree(j, placement_open(&j->experts, PLACEMENT_BALANCED, NULL, 0, speed,
-                                         j->m->weights.shape.n_experts, comm_size(j->c), comm_rank(j->c)),
+    result = job_agree(j,
+                       placement_open(&j->experts, PLACEMENT_BALANCED, NULL, 0, speed,
+                                      j->m->weights.shape.n_experts, comm_size(j->c), comm_rank(j->c)),
                        "the placement of experts");
   free(speed);
   return result;
@@ -211,11 +214,11 @@ static status check_replicas(const config *c) {
   case PLACEMENT_LIST:
     break;
   }
-  return !limit->experts && !limit->bytes
-             ? 0
-             : REFUSE("experts.replicas: expected experts.placement = \"counted\" or \"auto\", which say what experts "
-                      "are hot, found \"%s\"",
-                      placement_name(c->experts.placement));
+  return !limit->experts && !limit->bytes ? 0
+                                          : REFUSE("experts.replicas: expected experts.placement = "
+                                                   "\"counted\" or \"auto\", which say what experts "
+                                                   "are hot, found \"%s\"",
+                                                   placement_name(c->experts.placement));
 }
 
 static status open_kind(job *j) {

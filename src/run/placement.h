@@ -18,14 +18,15 @@ typedef struct {
   uint64_t hash; // of the whole map
   // What job_placement chose, and from what.
   placement_kind kind;
-  double counted_load, contiguous_load; // placement_load over experts.counts, of this one and of the contiguous;
-                                        // 0: nothing was counted
-  char reason[160];                     // of PLACEMENT_AUTO's choice; "": none was asked for
+  double counted_load, contiguous_load; // placement_load over experts.counts, of this one and of the
+                                        // contiguous; 0: nothing was counted
+  char reason[160]; // of PLACEMENT_AUTO's choice; "": none was asked for
 } placement;
 
 // Local. list[list_length], for PLACEMENT_LIST: each expert's owner. speed[n_ranks], for PLACEMENT_BALANCED:
-// experts per second, in any unit; experts are shared out in proportion, by largest remainder, at least one to
-// a rank. One map for every layer, without replicas; PLACEMENT_COUNTED and PLACEMENT_AUTO are no such maps.
+// experts per second, in any unit; experts are shared out in proportion, by largest remainder, at least one
+// to a rank. One map for every layer, without replicas; PLACEMENT_COUNTED and PLACEMENT_AUTO are no such
+// maps.
 status placement_open(placement *out, placement_kind kind, const int32_t *list, size_t list_length,
                       const double *speed, int64_t n_experts, int n_ranks, int rank);
 // Local. holds[n_layers][n_experts][n_ranks]: whether the rank holds the expert.

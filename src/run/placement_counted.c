@@ -2,7 +2,7 @@
 #include "base/memory.h"
 #include <stdlib.h>
 
-typedef struct { // of one layer, without replicas
+typedef struct {           // of one layer, without replicas
   int32_t *rank_of_expert; // [n_experts]
   const int64_t *counts;   // [n_experts]
   int64_t n_experts;

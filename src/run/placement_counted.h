@@ -1,15 +1,15 @@
-// placement_counted: experts on ranks by how often a text chose each of them in each layer, and replicas of the
-// hot ones.
+// placement_counted: experts on ranks by how often a text chose each of them in each layer, and replicas of
+// the hot ones.
 //
 // Owns: the search. Independent of: files, ranks that run: the same counts give the same placement
 // everywhere. Invariant: but for replicas ranks hold as many experts as they would contiguously, so memory
 // does not change.
 //
 // What a layer costs is the load of its busiest rank: counts are those of tokens, all experts cost the same,
-// and the holders of an expert share its tokens evenly. Owners are chosen by the loads of the whole text, which
-// are mostly even then. Replicas are for batches, in which a hot expert is chosen now more and now less often:
-// they are chosen by each rank's load and its standard deviation in a batch of decoding, with tokens that are
-// independent of each other.
+// and the holders of an expert share its tokens evenly. Owners are chosen by the loads of the whole text,
+// which are mostly even then. Replicas are for batches, in which a hot expert is chosen now more and now less
+// often: they are chosen by each rank's load and its standard deviation in a batch of decoding, with tokens
+// that are independent of each other.
 #pragma once
 #include "base/status.h"
 #include <stdint.h>
@@ -28,10 +28,12 @@ typedef struct {
 enum { REPLICAS_ANY = INT32_MAX }; // as per_layer: no limit
 
 // Local. holds[n_layers][n_experts][n_ranks]. Without replicas: a map for each layer, of which no two experts
-// of different ranks can change places and lessen the busiest rank's load. Then replicas as placement_replicate.
+// of different ranks can change places and lessen the busiest rank's load. Then replicas as
+// placement_replicate.
 status placement_count(bool *holds, const placement_question *q);
-// Adds replicas to holds, in which every expert has one holder: always the one, or the two that two ranks take of
-// each other, that lessen the busiest rank's load in a batch most (per byte, where bytes are the limit).
+// Adds replicas to holds, in which every expert has one holder: always the one, or the two that two ranks
+// take of each other, that lessen the busiest rank's load in a batch most (per byte, where bytes are the
+// limit).
 status placement_replicate(bool *holds, const placement_question *q);
 // Local. The sum over layers of the busiest rank's load, over that of the mean rank's: 1 is even.
 status placement_load(double *out, const bool *holds, const placement_question *q);

@@ -25,10 +25,10 @@ typedef struct { // of a rank, over the counted text; a batch's share of it is s
 typedef struct {
   const placement_question *q;
   bool *holds;
-  rank_load *load; // [n_layers][n_ranks]
-  int64_t *extra;  // [n_layers][n_ranks] replicas so far
-  uint64_t *used;  // [n_ranks] bytes of them
-  addition *next;  // [n_layers]
+  rank_load *load;  // [n_layers][n_ranks]
+  int64_t *extra;   // [n_layers][n_ranks] replicas so far
+  uint64_t *used;   // [n_ranks] bytes of them
+  addition *next;   // [n_layers]
   rank_load *trial; // [n_ranks] room
 } replicas;
 
@@ -99,7 +99,8 @@ static int next_rank(const replicas *x, int64_t layer, int after) {
   const rank_load *load = x->load + layer * x->q->n_ranks;
   int best = -1;
   for (int r = 0; r < x->q->n_ranks; r++) {
-    bool later = after < 0 || load[r].mean > load[after].mean || (load[r].mean == load[after].mean && r > after);
+    bool later =
+        after < 0 || load[r].mean > load[after].mean || (load[r].mean == load[after].mean && r > after);
     if (later && (best < 0 || load[r].mean < load[best].mean)) best = r;
   }
   return best;

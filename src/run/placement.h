@@ -20,7 +20,7 @@ typedef struct {
   placement_kind kind;
   double counted_load, contiguous_load; // placement_load over experts.counts, of this one and of the
                                         // contiguous; 0: nothing was counted
-  char reason[160]; // of PLACEMENT_AUTO's choice; "": none was asked for
+  char reason[160];                     // of PLACEMENT_AUTO's choice; "": none was asked for
 } placement;
 
 // Local. list[list_length], for PLACEMENT_LIST: each expert's owner. speed[n_ranks], for PLACEMENT_BALANCED:

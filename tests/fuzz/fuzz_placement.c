@@ -1,8 +1,8 @@
 // fuzz_placement: any numbers as a placement of experts, and the cutting of any sequences into batches.
 //
-// An input: a byte whose two lowest bits choose, then for a placement kind, experts, ranks, rank and the list; for
-// one by counts experts, ranks, layers, replicas, their bytes, groups of ranks and the counts; for the batcher the
-// chunk and the lengths of the sequences.
+// An input: a byte whose two lowest bits choose, then for a placement kind, experts, ranks, rank and the
+// list; for one by counts experts, ranks, layers, replicas, their bytes, groups of ranks and the counts; for
+// the batcher the chunk and the lengths of the sequences.
 #include "tests/fuzz/fuzz.h"
 #include "src/run/batcher.h"
 #include "src/run/placement.h"
@@ -63,8 +63,12 @@ static void try_counts(fuzz_input *in) {
   int64_t counts[LAYERS * EXPERTS] = {0}, sum = 0, experts = (int64_t)fuzz_take(in, 1) % EXPERTS + 1;
   uint64_t bytes[LAYERS], used[RANKS] = {0};
   int group[RANKS], ranks = (int)((int64_t)fuzz_take(in, 1) % (experts < RANKS ? experts : RANKS)) + 1;
-  placement_question q = {.counts = counts, .n_layers = (int64_t)fuzz_take(in, 1) % LAYERS + 1, .n_experts = experts,
-                          .n_ranks = ranks, .per_layer = (int64_t)fuzz_take(in, 1), .expert_bytes = bytes};
+  placement_question q = {.counts = counts,
+                          .n_layers = (int64_t)fuzz_take(in, 1) % LAYERS + 1,
+                          .n_experts = experts,
+                          .n_ranks = ranks,
+                          .per_layer = (int64_t)fuzz_take(in, 1),
+                          .expert_bytes = bytes};
   uint64_t limit = fuzz_take(in, 1), groups = fuzz_take(in, 1);
   q.bytes = limit & 1 ? UINT64_MAX : limit * 8;
   if (groups & 1) q.group = group;
@@ -80,9 +84,11 @@ static void try_counts(fuzz_input *in) {
     check_placement(&p, q.n_layers, r);
     for (int64_t i = 0; i < q.n_layers * experts; i++) {
       used[r] += placement_is_held(&p, i / experts, i % experts) ? bytes[i / experts] : 0;
-      for (int32_t k = p.first[i]; k < p.first[i + 1] && q.group; k++) REQUIRE(group[p.holder[k]] == group[p.holder[p.first[i]]]);
+      for (int32_t k = p.first[i]; k < p.first[i + 1] && q.group; k++)
+        REQUIRE(group[p.holder[k]] == group[p.holder[p.first[i]]]);
     }
-    for (int64_t l = 0; l < q.n_layers; l++) used[r] -= (uint64_t)(experts / ranks + (r < experts % ranks)) * bytes[l];
+    for (int64_t l = 0; l < q.n_layers; l++)
+      used[r] -= (uint64_t)(experts / ranks + (r < experts % ranks)) * bytes[l];
     REQUIRE(q.bytes == UINT64_MAX || used[r] <= q.bytes);
     placement_close(&p);
   }

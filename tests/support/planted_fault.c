@@ -108,6 +108,8 @@ status __wrap_model_check_weights(const model *m, const expert_map *owned, int t
   return __real_model_check_weights(m, owned, threads, shared_hash, experts_hash, zeros);
 }
 
+static const forward_state *forward; // of the layer that runs
+
 status __wrap_forward_layer(forward_state *f, int64_t layer) {
   forward = f;
   if (layer == 1) TRY(at_phase("prefill"));
@@ -163,7 +165,6 @@ status __wrap_placement_open_held(placement *out, const bool *holds, int64_t n_l
 
 // ---- outputs of experts that are wrong before they are sent ----
 
-static const forward_state *forward; // of the layer that runs
 static const int64_t *row_of_slot;
 static int64_t n_slots;
 

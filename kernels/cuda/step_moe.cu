@@ -348,7 +348,7 @@ static status moe_of_one_token(cuda_backend *b, int64_t layer) {
 
 // Every rank stores its slots to all others. A rank that is ahead writes the other of two parts of `slots`.
 static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *rows) {
-  static const slot_places placed = {SLOTS_AT_FIXED, nullptr, nullptr};
+  static const slot_places placed = {SLOTS_AT_FIXED, nullptr, nullptr, nullptr};
   b->at_peers = true;
   status result = cuda_route(&b->base, layer, rows, 0, rows->n, ROUTING_NOTHING);
   b->at_peers = false;
@@ -379,7 +379,7 @@ static status all_layers(cuda_backend *b) {
 }
 
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, nullptr, nullptr};
+  static const slot_places in_order = {SLOTS_IN_ORDER, nullptr, nullptr, nullptr};
   cuda_backend *b = self(base);
   if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
   if (decodes(b, rows)) return moe_of_one_token(b, layer);

@@ -81,8 +81,8 @@ typedef struct {
 // The path as it is defined for this model: what a digest of it is tagged with (docs/paths.md, "Versions").
 const path_info *path_for(path_kind kind, const model_weights *weights);
 
-// An expert among all of a layer, a type of its own: an index among those that one rank holds (expert_share,
-// in expert_map.h) is another. Arrays travel as int32.
+// An expert among all of a layer, a type of its own: an index among those that one rank holds
+// (expert_map.h) is another. Arrays travel as int32.
 typedef struct {
   int32_t id;
 } expert_global;

@@ -3,52 +3,32 @@
 //
 // Owns: the rule by which a slot goes to one of its expert's holders, one source for host and device.
 // Independent of: how a map was chosen (src/run/placement.h), ranks that run.
-// Invariant: the rule reads nothing but the token's sequence and position and the expert: so every rank
-// knows without asking, and decoding, prompts and any cut of a prompt choose alike. No bit depends on it.
+// Invariant: the rule reads nothing but one token's sequence, position and experts: so every rank knows
+// without asking, and decoding, prompts and any cut of a prompt choose alike. No bit depends on it.
 #pragma once
 #include "kernels/formats/numerics_base.h"
 #include <stdbool.h>
 #include <stdint.h>
 
-typedef struct __attribute__((aligned(8))) { // an expert of a layer, as one rank has it; one load
-  int32_t local; // index among the experts of the layer that this rank holds; below 0: it does not hold it
-  int16_t place,
-      holders; // this rank's place among the expert's holders, in ascending order; how many they are
-} expert_share;
-
-// Of a slot's token and expert. Sequences that decode at one position, successive positions of one sequence
-// and the experts of one token have different turns.
-NUM_FN uint32_t slot_turn(int32_t sequence, int32_t position, int32_t expert) {
-  return (uint32_t)sequence + (uint32_t)position + (uint32_t)expert;
-}
-
-// Which of an expert's holders computes the slot, in ascending order of ranks.
-NUM_FN uint32_t slot_holder(uint32_t turn, int32_t holders) {
-  return holders == 1 ? 0 : turn % (uint32_t)holders;
-}
-
-// The index here of the expert that this rank is to compute for the slot; below 0: another rank does.
-NUM_FN int32_t slot_member(expert_share s, uint32_t turn) {
-  return slot_holder(turn, s.holders) == (uint32_t)s.place ? s.local : -1;
-}
-
-typedef struct {             // of all layers, as one rank sees them; views
-  const expert_share *share; // [n_layers][n_experts], or [n_experts] where every layer's are the same
-  bool is_same;
-  // For SLOTS_AT_FIXED, else NULL: expert e of layer l (0 with is_same), at i = l * n_experts + e, is held by
-  // the ranks holder[first[i] .. first[i + 1] - 1], in ascending order.
-  const int32_t *first, *holder;
+typedef struct {        // of all layers; views
+  bool is_same;         // every layer's map is that of layer 0, the only one in the arrays
+  bool has_replicas;    // some expert has more than one holder
+  const int32_t *local; // [n_layers][n_experts]: index among the experts of the layer that this rank holds;
+                        // below 0: it does not hold it
+  const int32_t *first, *holder; // expert e of layer l is held by holder[first[i] .. first[i + 1] - 1],
+                                 // ascending, with i = l * n_experts + e. NULL: nobody asks for ranks
 } expert_map;
 
-static inline const expert_share *expert_map_layer(const expert_map *m, int64_t layer, int64_t n_experts) {
-  return m->share + (m->is_same ? 0 : layer * n_experts);
+static inline int64_t expert_map_at(const expert_map *m, int64_t layer,
+                                    int64_t n_experts) { // of its expert 0
+  return m->is_same ? 0 : layer * n_experts;
 }
 
 // How many experts of the layer this rank holds, and the most of any layer.
 static inline int64_t expert_map_held(const expert_map *m, int64_t layer, int64_t n_experts) {
-  const expert_share *share = expert_map_layer(m, layer, n_experts);
+  const int32_t *local = m->local + expert_map_at(m, layer, n_experts);
   int64_t n = 0;
-  for (int64_t e = 0; e < n_experts; e++) n += share[e].local >= 0;
+  for (int64_t e = 0; e < n_experts; e++) n += local[e] >= 0;
   return n;
 }
 static inline int64_t expert_map_most(const expert_map *m, int64_t n_layers, int64_t n_experts) {
@@ -60,15 +40,37 @@ static inline int64_t expert_map_most(const expert_map *m, int64_t n_layers, int
   return most;
 }
 
-// Whether some expert has more than one holder.
-static inline bool expert_map_has_replicas(const expert_map *m, int64_t n_layers, int64_t n_experts) {
-  bool any = false;
-  for (int64_t i = 0; i < (m->is_same ? 1 : n_layers) * n_experts; i++) any = any || m->share[i].holders > 1;
-  return any;
+// The map of a rank that has every expert alone.
+static inline expert_map expert_map_of_all(int32_t *room, int64_t n_experts) {
+  for (int64_t e = 0; e < n_experts; e++) room[e] = (int32_t)e;
+  return (expert_map){true, false, room, NULL, NULL};
 }
 
-// Shares of a rank that has every expert alone.
-static inline expert_map expert_map_of_all(expert_share *room, int64_t n_experts) {
-  for (int64_t e = 0; e < n_experts; e++) room[e] = (expert_share){(int32_t)e, 0, 1};
-  return (expert_map){room, true, NULL, NULL};
+// ---- the rule ----
+
+// rank[top_k] = which rank computes each slot of a token. A slot whose expert has one holder is its. Then the
+// others, in slot order: the holder with the fewest of the token's slots so far; of equals the first in
+// ascending order, from the holder on whose number is (sequence + position) modulo the holders. first: of the
+// layer.
+NUM_FN void token_ranks(int32_t *rank, const int32_t *expert, int64_t top_k, const int32_t *first,
+                        const int32_t *holder, int32_t sequence, int32_t position) {
+  uint32_t turn = (uint32_t)sequence + (uint32_t)position;
+  for (int64_t k = 0; k < top_k; k++)
+    rank[k] = first[expert[k] + 1] - first[expert[k]] == 1 ? holder[first[expert[k]]] : -1;
+  for (int64_t k = 0; k < top_k; k++) {
+    const int32_t *of = holder + first[expert[k]];
+    uint32_t holders = (uint32_t)(first[expert[k] + 1] - first[expert[k]]);
+    int32_t best = -1;
+    int64_t fewest = top_k + 1;
+    if (holders == 1) continue;
+    for (uint32_t i = 0; i < holders; i++) {
+      int32_t r = of[(turn + i) % holders];
+      int64_t has = 0;
+      for (int64_t j = 0; j < top_k; j++) has += rank[j] == r;
+      if (has >= fewest) continue;
+      fewest = has;
+      best = r;
+    }
+    rank[k] = best;
+  }
 }

@@ -180,7 +180,7 @@ static void close_model(small_model *m) {
 typedef struct {
   backend *b;
   const small_model *m;
-  expert_share share[EXPERTS]; // all of them
+  int32_t local[EXPERTS]; // all of them
   const path_info *path;
   int32_t token[LONG], sequence[LONG], position[LONG];
   uint64_t *layer_sums; // [n_layers][SEQUENCES]
@@ -306,7 +306,7 @@ static status run_on(check *c, const self_check_params *p) {
       .weights = &c->m->weights,
       .shared = p->path,
       .experts = p->path,
-      .map = expert_map_of_all(c->share, c->m->weights.shape.n_experts),
+      .map = expert_map_of_all(c->local, c->m->weights.shape.n_experts),
       .n_sequences = SEQUENCES,
       .context = CONTEXT,
       .max_batch = LONG,

@@ -88,11 +88,11 @@ void cpu_close(backend *base) {
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
   outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits, &b->logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *arrays[] = {b->x,           b->rope_tables,  b->keys,     b->values,  b->slot_rows,
-                    b->normed_rows, b->slot_weights, b->owned,    b->first,   b->slots,
-                    b->active,      b->up,           b->narrow,   b->in_rows, b->in_q8k,
-                    b->gate_out,    b->up_out,       b->down_out, b->chosen,  b->margin,
-                    b->spans,       b->scratch};
+  void *arrays[] = {b->x,           b->rope_tables,  b->keys,   b->values,   b->slot_rows,
+                    b->normed_rows, b->slot_weights, b->owned,  b->member,   b->first,
+                    b->slots,       b->active,       b->up,     b->narrow,   b->in_rows,
+                    b->in_q8k,      b->gate_out,     b->up_out, b->down_out, b->chosen,
+                    b->margin,      b->spans,        b->scratch};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   exact_close(b);
   output_parts_close(b);
@@ -138,8 +138,7 @@ static status list_owned(cpu_backend *b) {
   b->n_owned = expert_map_most(map, b->shape.n_layers, n);
   TRY(cpu_take(b, &b->owned, (size_t)(maps * b->n_owned), sizeof *b->owned, "expert lists"));
   for (int64_t i = 0; i < maps * n; i++)
-    if (map->share[i].local >= 0)
-      b->owned[i / n * b->n_owned + map->share[i].local] = (expert_global){(int32_t)(i % n)};
+    if (map->local[i] >= 0) b->owned[i / n * b->n_owned + map->local[i]] = (expert_global){(int32_t)(i % n)};
   return 0;
 }
 
@@ -147,6 +146,7 @@ static status open_experts(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, slots = n * s->top_k;
   TRY(list_owned(b));
+  TRY(cpu_take(b, &b->member, (size_t)slots, sizeof *b->member, "routing"));
   TRY(cpu_take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   if (b->params.computes_shared) TRY(remainder_open(b, &b->normed, n, "normed activations"));

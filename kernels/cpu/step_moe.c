@@ -8,32 +8,32 @@
 
 // ---- experts ----
 
-// The index here of the expert of slot i, or below 0.
-static int32_t member_of(const cpu_backend *b, const expert_share *share, const token_batch *rows,
-                         int64_t i) {
-  int64_t t = i / b->shape.top_k;
-  int32_t e = b->chosen[i].id;
-  return slot_member(share[e], slot_turn(rows->sequence[t], rows->position[t], e));
+// Of each slot the index here of its expert; below 0: another rank computes it.
+static void find_members(cpu_backend *b, int64_t layer, const token_batch *rows) {
+  const expert_map *map = &b->params.map;
+  int64_t k = b->shape.top_k, at = expert_map_at(map, layer, b->shape.n_experts);
+  const int32_t *local = map->local + at, *expert = &b->chosen->id;
+  for (int64_t t = 0; t < rows->n && map->has_replicas; t++)
+    token_ranks(b->member + t * k, expert + t * k, k, map->first + at, map->holder, rows->sequence[t],
+                rows->position[t]);
+  for (int64_t i = 0; i < rows->n * k; i++)
+    b->member[i] = map->has_replicas && b->member[i] != b->params.rank ? -1 : local[expert[i]];
 }
 
 // Groups this rank's slots of the batch by expert; returns the number of active experts.
 static int64_t group_slots(cpu_backend *b, int64_t layer, const token_batch *rows) {
-  const expert_share *share = expert_map_layer(&b->params.map, layer, b->shape.n_experts);
   int64_t n_slots = rows->n * b->shape.top_k;
+  find_members(b, layer, rows);
   memset(b->first, 0, (size_t)(b->n_owned + 1) * sizeof *b->first);
-  for (int64_t i = 0; i < n_slots; i++) {
-    int32_t e = member_of(b, share, rows, i);
-    if (e >= 0) b->first[e + 1]++;
-  }
+  for (int64_t i = 0; i < n_slots; i++)
+    if (b->member[i] >= 0) b->first[b->member[i] + 1]++;
   int64_t n_active = 0;
   for (int64_t e = 0; e < b->n_owned; e++) {
     if (b->first[e + 1]) b->active[n_active++] = (int32_t)e;
     b->first[e + 1] += b->first[e];
   }
-  for (int64_t i = 0; i < n_slots; i++) { // fill, moving each start to its end ...
-    int32_t e = member_of(b, share, rows, i);
-    if (e >= 0) b->slots[b->first[e]++] = (int32_t)i;
-  }
+  for (int64_t i = 0; i < n_slots; i++) // fill, moving each start to its end ...
+    if (b->member[i] >= 0) b->slots[b->first[b->member[i]]++] = (int32_t)i;
   for (int64_t e = b->n_owned; e > 0; e--) b->first[e] = b->first[e - 1]; // ... and back
   b->first[0] = 0;
   return n_active;
@@ -56,7 +56,7 @@ typedef struct { // a stacked matrix times the inputs of each active expert's sl
 } expert_product;
 
 static const expert_global *owned_experts(const cpu_backend *b, int64_t layer) {
-  return b->owned + (b->params.map.is_same ? 0 : layer * b->n_owned);
+  return b->owned + expert_map_at(&b->params.map, layer, b->n_owned);
 }
 
 // An active expert's part of it; `room` holds the expert's matrix.

@@ -4,9 +4,11 @@
 #include "kernels/cuda/products/product.cuh"
 #include "kernels/expert_map.h"
 
-struct layer_map {           // device, of a layer
-  const expert_share *share; // [n_experts]
-  const int *first, *holder; // expert_map's, where slots have fixed places
+struct layer_map {           // of a layer, on the device (expert_map.h)
+  const int *local;          // [n_experts]
+  const int *first, *holder; // where slots have fixed places, or there are replicas
+  bool has_replicas;
+  int rank; // this one
 };
 
 // The top k of n tokens' logits[n][n_experts] into expert and weight, in slot order, and unless NULL the

@@ -199,16 +199,16 @@ static size_t slot_rows(const cuda_backend *b) {
   return (size_t)((places > n ? places : n) * b->shape.top_k);
 }
 
-// Where slots have fixed places: which ranks hold each expert.
+// Which ranks hold each expert.
 static status open_holders(cuda_backend *b) {
   const expert_map *map = &b->params.map;
   size_t n = (size_t)((map->is_same ? 1 : b->shape.n_layers) * b->shape.n_experts);
-  if (!b->params.fixed_tokens || !map->first) return 0;
+  if (!map->first || (!b->params.fixed_tokens && !map->has_replicas)) return 0;
   size_t holders = (size_t)map->first[n];
-  TRY(take(b, &b->first_holder, n, PART_WORK));
+  TRY(take(b, &b->first_holder, n + 1, PART_WORK));
   TRY(take(b, &b->holder, holders, PART_WORK));
   if (b->plan) return 0;
-  CUDA_TRY(cudaMemcpy(b->first_holder, map->first, n * sizeof(int), cudaMemcpyHostToDevice));
+  CUDA_TRY(cudaMemcpy(b->first_holder, map->first, (n + 1) * sizeof(int), cudaMemcpyHostToDevice));
   CUDA_TRY(cudaMemcpy(b->holder, map->holder, holders * sizeof(int), cudaMemcpyHostToDevice));
   return 0;
 }
@@ -293,7 +293,8 @@ static status open_token(cuda_backend *b) {
   if (b->plan)
     token_plan_size(&t->plan, &b->shape);
   else
-    b->has_fused = token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
+    b->has_fused = !b->params.map.has_replicas && // it takes every slot of an expert that it holds
+                   token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
   for (uint32_t *&set : t->inbox) // also where another rank alone has the kernel: windows are alike
     if (b->params.has_peers) TRY(take_linked(b, &set, layers * (size_t)(b->shape.top_k * b->shape.hidden)));
   if (!b->plan && !b->has_fused) return 0;
@@ -329,7 +330,7 @@ static void set_params(cuda_backend *b, const backend_params *params) {
   b->experts = path_for(params->experts, params->weights);
   int64_t layers = b->shape.n_layers, n = b->shape.n_experts;
   b->n_local = (int)expert_map_most(&params->map, layers, n);
-  b->alone = b->n_local == n && params->map.is_same && !expert_map_has_replicas(&params->map, layers, n);
+  b->alone = b->n_local == n && !params->map.has_replicas;
 }
 
 // The code that allocates the memory also adds it up, so that a plan cannot disagree with what follows.

@@ -19,10 +19,17 @@ static int slots_of(const cuda_backend *b, int64_t n_tokens) {
 
 // ---- route: normed = norm(x), the router's logits, the choice ----
 
+// The kernels of one token take every slot of an expert that this rank holds.
+static bool decodes_experts(const cuda_backend *b, const token_batch *rows) {
+  return decodes(b, rows) && !b->params.map.has_replicas;
+}
+
 // Of the layer, on the device.
 static layer_map map_of(const cuda_backend *b, int64_t layer) {
-  int64_t at = b->params.map.is_same ? 0 : layer * b->shape.n_experts;
-  return {weights_shares(b->weights, layer), b->first_holder ? b->first_holder + at : nullptr, b->holder};
+  const expert_map *map = &b->params.map;
+  int64_t at = expert_map_at(map, layer, b->shape.n_experts);
+  return {weights_local(b->weights, layer), b->first_holder ? b->first_holder + at : nullptr, b->holder,
+          map->has_replicas, b->params.rank};
 }
 
 static status choose(cuda_backend *b, int64_t layer, int64_t first, int n, bool whole, unsigned parts) {
@@ -198,7 +205,7 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   int n_slots = slots_of(b, rows->n);
   TRY(expect(b, b->routing == ROUTING_OF_ALL || b->routing == ROUTING_GIVEN, "experts_up"));
   TRY(mark_exchange(b));
-  if (decodes(b, rows) && b->routing == ROUTING_OF_ALL) { // repeats the choice from the logits
+  if (decodes_experts(b, rows) && b->routing == ROUTING_OF_ALL) { // repeats the choice from the logits
     decode_experts e = one_token(b, layer);
     b->routing = EXPERTS_UP_ONE;
     TRY(decode_gate_up_launch(&e, w, s, b->weights, &b->batch, b->stream));
@@ -349,6 +356,9 @@ static status moe_of_one_token(cuda_backend *b, int64_t layer) {
 // Every rank stores its slots to all others. A rank that is ahead writes the other of two parts of `slots`.
 static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *rows) {
   static const slot_places placed = {SLOTS_AT_FIXED, nullptr, nullptr, nullptr};
+  // Larger batches start with a meeting (forward.c); a rank that still computes one has slots where those of
+  // a single token go.
+  if (rows->n == 1 && layer == 0) TRY(peer_meeting(b->peers, b->stream));
   b->at_peers = true;
   status result = cuda_route(&b->base, layer, rows, 0, rows->n, ROUTING_NOTHING);
   b->at_peers = false;
@@ -368,8 +378,8 @@ static status all_layers(cuda_backend *b) {
   w.rope = b->rope;
   w.cache = b->limbs;
   w.exact = b->exact;
-  w.shares = b->weights->shares;
-  w.shares_stride = b->params.map.is_same ? 0 : (int)b->shape.n_experts;
+  w.local_of_expert = b->weights->local_of_expert;
+  w.local_stride = b->params.map.is_same ? 0 : (int)b->shape.n_experts;
   w.batch = b->batch;
   w.sums = b->sums;
   w.n_sequences = (int)b->params.n_sequences;
@@ -382,7 +392,7 @@ status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
   static const slot_places in_order = {SLOTS_IN_ORDER, nullptr, nullptr, nullptr};
   cuda_backend *b = self(base);
   if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
-  if (decodes(b, rows)) return moe_of_one_token(b, layer);
+  if (decodes_experts(b, rows)) return moe_of_one_token(b, layer);
   if (b->peers.n) return moe_at_peers(b, layer, rows);
   TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));
   TRY(cuda_experts_up(base, layer, rows));

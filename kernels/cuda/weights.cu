@@ -50,20 +50,20 @@ static device_layout layout_of(weight_type type) {
   __builtin_unreachable();
 }
 
-// Copies those that this rank holds (without `share` all) of a stack of n_members matrices, one after the
+// Copies those that this rank holds (without `local` all) of a stack of n_members matrices, one after the
 // other.
-static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const expert_share *share,
+static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const int32_t *local,
                      int64_t n_members) {
   const type_info *t = type_find(m->type);
   size_t native = type_row_bytes(t, (size_t)m->cols), member_native = native * (size_t)m->rows;
   int64_t count = 0;
-  for (int64_t e = 0; e < n_members; e++) count += !share || share[e].local >= 0;
+  for (int64_t e = 0; e < n_members; e++) count += !local || local[e] >= 0;
   *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
   bool in_planes = layout_of(m->type) == PLANES;
   if (in_planes) out->row_bytes = q6k_row_bytes(m->cols);
   out->member_bytes = out->row_bytes * (size_t)m->rows;
   void *data = nullptr, *staging = nullptr;
-  TRY(device_take_bytes(w, &data, out->member_bytes * (size_t)count, share ? PART_EXPERTS : PART_SHARED));
+  TRY(device_take_bytes(w, &data, out->member_bytes * (size_t)count, local ? PART_EXPERTS : PART_SHARED));
   size_t staged = in_planes ? member_native * (size_t)count : 0;
   if (staged > w->staging) w->staging = staged;
   if (w->plan) return 0;
@@ -71,7 +71,7 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   if (staged) CUDA_TRY(cudaMalloc(&staging, staged));
   uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
-    if (share && share[e].local < 0) continue;
+    if (local && local[e] < 0) continue;
     CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native,
                         cudaMemcpyHostToDevice));
     to += member_native; // what does not lie in planes keeps its row length
@@ -115,10 +115,10 @@ static status upload_experts(dev_weights *w, int64_t layer) {
   int64_t n = w->source->shape.n_experts;
   dev_layer *out = &w->layers[layer];
   const layer_weights *from = &w->source->layers[layer];
-  const expert_share *share = expert_map_layer(&w->map, layer, n);
-  TRY(upload(w, &out->gate, &from->gate, share, n));
-  TRY(upload(w, &out->up, &from->up, share, n));
-  return upload(w, &out->down, &from->down, share, n);
+  const int32_t *local = w->map.local + expert_map_at(&w->map, layer, n);
+  TRY(upload(w, &out->gate, &from->gate, local, n));
+  TRY(upload(w, &out->up, &from->up, local, n));
+  return upload(w, &out->down, &from->down, local, n);
 }
 
 static status upload_attention(dev_weights *w, dev_layer *out, const layer_weights *from) {
@@ -144,11 +144,11 @@ static status upload_owned(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
   void *to = nullptr;
-  size_t bytes = (size_t)((w->map.is_same ? 1 : s->n_layers) * s->n_experts) * sizeof(expert_share);
+  size_t bytes = (size_t)((w->map.is_same ? 1 : s->n_layers) * s->n_experts) * sizeof(int);
   w->n_local = (int)expert_map_most(&w->map, s->n_layers, s->n_experts);
   TRY(device_take_bytes(w, &to, bytes, PART_SHARED));
-  if (!w->plan) CUDA_TRY(cudaMemcpy(to, w->map.share, bytes, cudaMemcpyHostToDevice));
-  w->shares = (expert_share *)to;
+  if (!w->plan) CUDA_TRY(cudaMemcpy(to, w->map.local, bytes, cudaMemcpyHostToDevice));
+  w->local_of_expert = (int *)to;
   TRY(take_layers(w));
   for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_experts(w, l));
   if (w->plan) return 0;
@@ -177,7 +177,7 @@ static void weights_free(dev_weights *w) {
 }
 
 static bool is_held(const model_weights *source, const expert_map *map) {
-  return held && held->source == source && held->map.share == map->share;
+  return held && held->source == source && held->map.local == map->local;
 }
 
 status weights_plan(memory_plan *out, const model_weights *source, const expert_map *map, bool wants_shared) {

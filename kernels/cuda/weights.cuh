@@ -17,7 +17,7 @@ struct dev_weights {
   dev_matrix embedding, output;
   const float *output_norm;
   dev_layer *layers;    // host array
-  expert_share *shares; // device: as map.share
+  int *local_of_expert; // device: map.local
   void *blocks[4096];   // allocations
   int n_blocks;
   size_t bytes;
@@ -28,9 +28,9 @@ struct dev_weights {
 status weights_acquire(dev_weights **out, const model_weights *source, const expert_map *map,
                        bool wants_shared);
 void weights_release(dev_weights *w);
-// On the device: the shares of a layer's experts.
-static inline const expert_share *weights_shares(const dev_weights *w, int64_t layer) {
-  return w->shares + (w->map.is_same ? 0 : layer * w->source->shape.n_experts);
+// On the device: of a layer's experts.
+static inline const int *weights_local(const dev_weights *w, int64_t layer) {
+  return w->local_of_expert + expert_map_at(&w->map, layer, w->source->shape.n_experts);
 }
 // Adds what weights_acquire would allocate.
 status weights_plan(memory_plan *out, const model_weights *source, const expert_map *map, bool wants_shared);

@@ -50,7 +50,8 @@ static status open_other(bisection *x) {
   TRY(model_open(&x->other, path));
   TRY(check_shape(x->j->m, x->other));
   expert_map held = placement_map(&x->j->experts);
-  return model_check_weights(x->other, &held, topology_threads(x->j->place), &shared, &owned, NULL);
+  return model_check_weights(x->other, &held, comm_rank(x->j->c), topology_threads(x->j->place), &shared,
+                             &owned, NULL);
 }
 
 static status agree_other(bisection *x) {

@@ -42,15 +42,18 @@ static void add_experts(rank_work *w, const arm *a, int64_t layer, const token_b
   memset(w->slots, 0, n * sizeof *w->slots);
   memset(w->read, 0, n * sizeof *w->read);
   memset(w->chosen, 0, n * (size_t)w->experts->n_experts);
-  for (int64_t t = 0; t < batch->n; t++)
-    for (int64_t k = 0; k < w->m->weights.shape.top_k; k++) {
-      expert_global expert = arm_experts(a, t)[k];
-      int32_t rank = placement_rank(w->experts, layer, expert, batch->sequence[t], batch->position[t]);
-      uint8_t *chosen = &w->chosen[rank * w->experts->n_experts + expert.id];
-      w->slots[rank]++;
-      if (!*chosen) w->read[rank] += bytes;
+  for (int64_t t = 0; t < batch->n; t++) {
+    int64_t top_k = w->m->weights.shape.top_k;
+    int32_t rank[MAX_TOP_K];
+    const expert_global *expert = arm_experts(a, t);
+    placement_ranks(rank, w->experts, layer, expert, top_k, batch->sequence[t], batch->position[t]);
+    for (int64_t k = 0; k < top_k; k++) {
+      uint8_t *chosen = &w->chosen[rank[k] * w->experts->n_experts + expert[k].id];
+      w->slots[rank[k]]++;
+      if (!*chosen) w->read[rank[k]] += bytes;
       *chosen = 1;
     }
+  }
 }
 
 static uint64_t most(const uint64_t *of, int n) {

@@ -10,7 +10,7 @@ typedef struct {
   layer_weights layer;
   model_weights model;
   float *down; // [hidden][expert_width] zeros: the step that would read it is not called
-  expert_share share;
+  int32_t local;
   backend *compute;
   int64_t max_batch;
   int32_t *zeros; // [max_batch]: tokens, sequences, positions
@@ -60,7 +60,7 @@ static status open_backend(one_product *p, path_kind path, backend_kind where) {
       .weights = &p->model,
       .shared = path,
       .experts = path,
-      .map = expert_map_of_all(&p->share, 1),
+      .map = expert_map_of_all(&p->local, 1),
       .n_sequences = 1,
       .context = 1,
       .max_batch = p->max_batch,

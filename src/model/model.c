@@ -263,9 +263,9 @@ uint64_t model_expert_bytes(const model *m, int64_t layer) {
   return bytes;
 }
 
-uint64_t model_experts_bytes(const model *m, const expert_map *owned) {
+uint64_t model_experts_bytes(const model *m, const expert_map *held) {
   uint64_t bytes = 0;
   for (int64_t l = 0; l < m->weights.shape.n_layers; l++)
-    bytes += (uint64_t)expert_map_held(owned, l, m->weights.shape.n_experts) * model_expert_bytes(m, l);
+    bytes += (uint64_t)expert_map_held(held, l, m->weights.shape.n_experts) * model_expert_bytes(m, l);
   return bytes;
 }

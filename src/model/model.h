@@ -33,7 +33,7 @@ bool model_is_expert_stack(int64_t *layer, const model *m, const gguf_tensor *t)
 
 uint64_t model_expert_bytes(const model *m, int64_t layer); // of one expert of the layer
 uint64_t model_experts_bytes(const model *m,
-                             const expert_map *owned); // of those that the rank holds, over all layers
+                             const expert_map *held); // of those that the rank holds, over all layers
 
 typedef struct { // zeros where a trained model has weights: slices that are nothing else, and whole pages
   uint64_t bytes, first; // the lowest place, in its file
@@ -43,8 +43,8 @@ typedef struct { // zeros where a trained model has weights: slices that are not
 // finite is an error, hashes are summed, and zeros[tensor] is filled (NULL: zeros are not looked for). The
 // sums do not depend on threads; those of the experts, each counted by the first of its holders, add up over
 // ranks to that of the file, and so do its zeros.
-status model_check_weights(const model *m, const expert_map *owned, int threads, uint64_t *shared_hash,
-                           uint64_t *experts_hash, zero_bytes *zeros);
+status model_check_weights(const model *m, const expert_map *held, int rank, int threads,
+                           uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros);
 
 // Local. Adds a warning for each tensor with zeros; zeros[tensors] of all ranks together.
 status model_warn_of_zeros(model *m, const zero_bytes *zeros);

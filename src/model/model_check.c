@@ -89,29 +89,25 @@ status model_warn_of_zeros(model *m, const zero_bytes *zeros) {
 }
 
 // What is summed over ranks counts an expert once, at the first of its holders.
-static bool is_held(const expert_share *share) {
-  return !share || share->local >= 0;
-}
-static bool is_counted(const expert_share *share) {
-  return !share || (share->local >= 0 && !share->place);
+static bool is_counted(const expert_map *held, int64_t at, int rank) {
+  return !held->has_replicas || held->holder[held->first[at]] == rank;
 }
 
-status model_check_weights(const model *m, const expert_map *owned, int threads, uint64_t *shared_hash,
-                           uint64_t *experts_hash, zero_bytes *zeros) {
+status model_check_weights(const model *m, const expert_map *held, int rank, int threads,
+                           uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros) {
   uint64_t shared = 0, experts = 0;
   int64_t n_experts = m->weights.shape.n_experts;
   status result = 0;
   for (size_t i = 0; i < gguf_tensor_count(m->file) && !result; i++) {
     slices s = cut_tensor(m, i);
     int64_t n = (int64_t)((s.rows + s.each - 1) / s.each);
-    const expert_share *of = s.experts ? expert_map_layer(owned, s.layer, n_experts) : NULL;
+    int64_t at = s.experts ? expert_map_at(held, s.layer, n_experts) : 0;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : shared, experts) reduction(| : result)
     for (int64_t k = 0; k < n; k++) {
       uint64_t hash = 0;
-      const expert_share *share = of ? of + k : NULL;
-      if (!is_held(share)) continue;
+      if (s.experts && held->local[at + k] < 0) continue;
       result |= check_slice(&hash, &s, (size_t)k);
-      if (!is_counted(share)) continue;
+      if (s.experts && !is_counted(held, at + k, rank)) continue;
       if (s.experts)
         experts += hash;
       else

@@ -21,7 +21,7 @@ struct audit {
   const path_info *path; // of the shared steps
   path_kind *path_of_rank;
   model_weights one; // the model's weights with one expert to a token
-  expert_share *share;
+  int32_t *local;
   backend *of_path[PATH_COUNT]; // NULL: no other rank has it
   int64_t hidden, n_experts, n_layers, top_k;
   double credit;   // slots that may be recomputed
@@ -47,7 +47,7 @@ static status open_arrays(audit *a) {
   size_t ranks = (size_t)comm_size(a->params.c), pairs = (size_t)(a->n_layers * a->n_experts);
   TRY(TAKE(&a->path_of_rank, ranks, "the audit"));
   memcpy(a->path_of_rank, a->params.experts_path, ranks * sizeof *a->path_of_rank);
-  TRY(TAKE(&a->share, (size_t)a->n_experts, "the audit"));
+  TRY(TAKE(&a->local, (size_t)a->n_experts, "the audit"));
   TRY(TAKE(&a->used, pairs, "the audit"));
   TRY(TAKE(&a->times, pairs, "the audit"));
   TRY(TAKE(&a->times_of_rank, ranks, "the audit"));
@@ -59,7 +59,7 @@ static status open_backends(audit *a) {
   backend_params b = {
       .weights = &a->one,
       .shared = a->params.shared,
-      .map = expert_map_of_all(a->share, a->n_experts),
+      .map = expert_map_of_all(a->local, a->n_experts),
       .n_sequences = 1,
       .max_batch = ROWS_AT_ONCE,
       .threads = a->params.threads,
@@ -96,7 +96,7 @@ void audit_close(audit *a) {
   for (int i = 0; i < PATH_COUNT; i++)
     if (a->of_path[i]) a->of_path[i]->ops->close(a->of_path[i]);
   free(a->path_of_rank);
-  free(a->share);
+  free(a->local);
   free(a->used);
   free(a->times);
   free(a->times_of_rank);

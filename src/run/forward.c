@@ -270,11 +270,9 @@ static status send_routing(forward_state *f, int64_t layer) {
 
 const int32_t *forward_ranks_of_slots(forward_state *f, int64_t layer) {
   const token_batch *rows = &f->batch.rows;
-  for (int64_t i = 0; i < rows->n * f->top_k; i++) {
-    int64_t t = i / f->top_k;
-    f->rank_of_slot[i] =
-        placement_rank(f->experts, layer, f->route.expert[i], rows->sequence[t], rows->position[t]);
-  }
+  for (int64_t t = 0; t < rows->n; t++)
+    placement_ranks(f->rank_of_slot + t * f->top_k, f->experts, layer, f->route.expert + t * f->top_k,
+                    f->top_k, rows->sequence[t], rows->position[t]);
   return f->rank_of_slot;
 }
 

@@ -109,31 +109,25 @@ static status choose_owners(int32_t *rank_of_expert, placement_kind kind, const 
 // ---- the map ----
 
 static status check_ranks(int64_t n_experts, int n_ranks) {
-  if (n_ranks <= n_experts && n_ranks <= INT16_MAX) return 0;
+  if (n_ranks <= n_experts) return 0;
   return REFUSE("%d ranks for %lld experts: expected at most one rank per expert", n_ranks,
                 (long long)n_experts);
 }
 
-// Of the map's n experts: holders, and this rank's shares.
-static status list_holders(placement *p, const bool *holds, int rank) {
+// Of the map's experts: their holders, and this rank's indices.
+static status list_holders(placement *p, const bool *holds) {
   int64_t n = p->n_layers * p->n_experts, total = 0, held = 0;
   for (int64_t i = 0; i < n * p->n_ranks; i++) total += holds[i];
   TRY(TAKE(&p->holder, (size_t)total, "the placement"));
   for (int64_t i = 0; i < n; i++) {
     const bool *of = holds + i * p->n_ranks;
-    expert_share *share = &p->share[i];
     if (i % p->n_experts == 0) held = 0;
     p->first[i + 1] = p->first[i];
-    for (int r = 0; r < p->n_ranks; r++) {
-      if (!of[r]) continue;
-      if (r < rank) share->place++;
-      p->holder[p->first[i + 1]++] = r;
-    }
-    share->holders = (int16_t)(p->first[i + 1] - p->first[i]);
-    share->local = of[rank] ? (int32_t)held++ : -1;
-    if (!of[rank]) share->place = 0;
+    for (int r = 0; r < p->n_ranks; r++)
+      if (of[r]) p->holder[p->first[i + 1]++] = r;
+    p->local[i] = of[p->rank] ? (int32_t)held++ : -1;
     if (held > p->n_held) p->n_held = held;
-    if (share->holders > p->most_holders) p->most_holders = share->holders;
+    if (p->first[i + 1] - p->first[i] > p->most_holders) p->most_holders = p->first[i + 1] - p->first[i];
   }
   return 0;
 }
@@ -163,12 +157,12 @@ static status check_holders(const placement *p, const bool *holds) {
 
 status placement_open_held(placement *out, const bool *holds, int64_t n_layers, int64_t n_experts,
                            int n_ranks, int rank) {
-  *out = (placement){.n_layers = n_layers, .n_experts = n_experts, .n_ranks = n_ranks};
+  *out = (placement){.n_layers = n_layers, .n_experts = n_experts, .n_ranks = n_ranks, .rank = rank};
   out->kind = PLACEMENT_COUNTED;
   TRY(check_ranks(n_experts, n_ranks));
   TRY(TAKE(&out->first, (size_t)(n_layers * n_experts) + 1, "the placement"));
-  TRY(TAKE(&out->share, (size_t)(n_layers * n_experts), "the placement"));
-  TRY(list_holders(out, holds, rank));
+  TRY(TAKE(&out->local, (size_t)(n_layers * n_experts), "the placement"));
+  TRY(list_holders(out, holds));
   hash_map(out);
   return check_holders(out, holds);
 }
@@ -197,11 +191,11 @@ void placement_close(placement *p) {
   if (!p) return;
   free(p->first);
   free(p->holder);
-  free(p->share);
+  free(p->local);
 }
 
 expert_map placement_map(const placement *p) {
-  return (expert_map){p->share, p->n_layers == 1, p->first, p->holder};
+  return (expert_map){p->n_layers == 1, p->most_holders > 1, p->local, p->first, p->holder};
 }
 
 int64_t placement_replicas(const placement *p, int64_t n_layers) {

@@ -10,10 +10,12 @@
 typedef struct {
   int64_t n_layers, n_experts; // n_layers: of the arrays below; 1 where one map holds for every layer
   int n_ranks;
-  int32_t *first;      // [n_layers * n_experts + 1]: an expert's holders in `holder`
-  int32_t *holder;     // ranks, of each expert ascending
-  expert_share *share; // [n_layers][n_experts], as this rank has them
-  int64_t n_held;      // experts of this rank in a layer: the most of any
+  int32_t *first;  // [n_layers * n_experts + 1]: an expert's holders in `holder`
+  int32_t *holder; // ranks, of each expert ascending
+  int32_t
+      *local; // [n_layers * n_experts]: index among this rank's experts of the layer; -1: it does not hold it
+  int rank;   // this one
+  int64_t n_held; // experts of this rank in a layer: the most of any
   int64_t most_holders;
   uint64_t hash; // of the whole map
   // What job_placement chose, and from what.
@@ -42,12 +44,12 @@ static inline int64_t placement_index(const placement *p, int64_t layer, int64_t
   return (p->n_layers == 1 ? 0 : layer * p->n_experts) + expert;
 }
 
-// The rank that computes the slot of a token.
-static inline int32_t placement_rank(const placement *p, int64_t layer, expert_global expert,
-                                     int32_t sequence, int32_t position) {
-  int64_t at = placement_index(p, layer, expert.id);
-  int32_t first = p->first[at], holders = p->first[at + 1] - first;
-  return p->holder[first + (int32_t)slot_holder(slot_turn(sequence, position, expert.id), holders)];
+// The rank that computes each slot of a token: rank[top_k].
+static inline void placement_ranks(int32_t *rank, const placement *p, int64_t layer,
+                                   const expert_global *expert, int64_t top_k, int32_t sequence,
+                                   int32_t position) {
+  token_ranks(rank, &expert->id, top_k, p->first + placement_index(p, layer, 0), p->holder, sequence,
+              position);
 }
 
 // The lowest of an expert's holders.
@@ -58,11 +60,10 @@ static inline int32_t placement_first_holder(const placement *p, int64_t layer, 
 // Whether this rank holds it, and whether as the first of its holders, so that what is summed over ranks
 // counts each expert once.
 static inline bool placement_is_held(const placement *p, int64_t layer, int64_t expert) {
-  return p->share[placement_index(p, layer, expert)].local >= 0;
+  return p->local[placement_index(p, layer, expert)] >= 0;
 }
 static inline bool placement_is_first(const placement *p, int64_t layer, int64_t expert) {
-  const expert_share *s = &p->share[placement_index(p, layer, expert)];
-  return s->local >= 0 && !s->place;
+  return placement_first_holder(p, layer, expert) == p->rank;
 }
 
 // Of all ranks and layers of a model of n_layers: holders beyond the first of each expert.

@@ -7,7 +7,7 @@ enum { EXPERTS = 8, TOKENS_EACH = 16, MOST = EXPERTS * TOKENS_EACH, RUNS = 3 };
 
 typedef struct { // a model of one layer and a few experts of the whole one, each token with one expert
   model_weights weights;
-  expert_share share[EXPERTS];
+  int32_t local[EXPERTS];
   expert_global expert[MOST];
   int64_t row_of_slot[MOST];
   int32_t zero[MOST];
@@ -71,7 +71,7 @@ status rank_speed_measure(double *seconds, const model *m, const arm_spec *a, co
       .weights = &s.weights,
       .shared = a->path->kind,
       .experts = a->path->kind,
-      .map = expert_map_of_all(s.share, s.weights.shape.n_experts),
+      .map = expert_map_of_all(s.local, s.weights.shape.n_experts),
       .n_sequences = 1,
       .max_batch = s.batch.n,
       .threads = topology_threads(place),

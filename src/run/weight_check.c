@@ -31,7 +31,7 @@ status weight_check(uint64_t *fingerprint, comm *c, model *m, const expert_map *
   uint64_t shared, owned, *all;
   zero_bytes *zeros = NULL;
   status mine = TAKE(&zeros, gguf_tensor_count(m->file), "zeros in tensors");
-  if (!mine) mine = model_check_weights(m, held, threads, &shared, &owned, zeros);
+  if (!mine) mine = model_check_weights(m, held, comm_rank(c), threads, &shared, &owned, zeros);
   mine = comm_agree(c, mine, "the check of the weights");
   if (!mine) mine = gather_zeros(c, m, zeros);
   free(zeros);

@@ -13,29 +13,40 @@
 
 enum { MOST_EXPERTS = 256, MOST_SEQUENCES = 16, MOST_TOKENS = 64 };
 
-// Each slot has one rank, which holds the expert; this rank's experts are numbered in order.
+// Each slot has a rank, which holds the expert; this rank's experts are numbered in order.
 static void check_placement(const placement *p, int64_t n_layers, int rank) {
+  enum { AT_ONCE = 8 };
   expert_map map = placement_map(p);
   int64_t most = 0;
   for (int64_t l = 0; l < n_layers; l++) {
     bool owns[MOST_EXPERTS] = {false};
-    int64_t held = 0;
-    const expert_share *share = expert_map_layer(&map, l, p->n_experts);
+    int64_t held = 0, at = placement_index(p, l, 0);
     for (int64_t e = 0; e < p->n_experts; e++) {
-      REQUIRE(share[e].holders >= 1 && share[e].holders <= p->n_ranks);
       bool here = false;
-      for (int32_t t = 0; t < share[e].holders; t++) {
-        int32_t at = placement_rank(p, l, (expert_global){(int32_t)e}, t, 7);
-        REQUIRE(at >= 0 && at < p->n_ranks);
-        owns[at] = true;
-        here = here || at == rank;
-        REQUIRE((slot_member(share[e], slot_turn(t, 7, (int32_t)e)) >= 0) == (at == rank));
+      REQUIRE(p->first[at + e + 1] > p->first[at + e]);
+      for (int32_t k = p->first[at + e]; k < p->first[at + e + 1]; k++) {
+        REQUIRE(p->holder[k] >= 0 && p->holder[k] < p->n_ranks);
+        REQUIRE(k == p->first[at + e] || p->holder[k] > p->holder[k - 1]);
+        owns[p->holder[k]] = true;
+        here = here || p->holder[k] == rank;
       }
-      REQUIRE(share[e].local == (here ? held++ : -1));
+      REQUIRE(map.local[at + e] == (here ? held++ : -1));
     }
     for (int r = 0; r < p->n_ranks; r++) REQUIRE(owns[r]);
     REQUIRE(held == expert_map_held(&map, l, p->n_experts) && held >= 1);
     most = held > most ? held : most;
+    for (int64_t e = 0; e < p->n_experts; e += AT_ONCE) {
+      expert_global expert[AT_ONCE];
+      int32_t of[AT_ONCE], k = 0;
+      for (; k < AT_ONCE && e + k < p->n_experts; k++) expert[k].id = (int32_t)(e + k);
+      placement_ranks(of, p, l, expert, k, (int32_t)e, 7);
+      while (k--) {
+        bool holds = false;
+        for (int32_t h = p->first[at + e + k]; h < p->first[at + e + k + 1]; h++)
+          holds = holds || p->holder[h] == of[k];
+        REQUIRE(holds);
+      }
+    }
   }
   REQUIRE(most == p->n_held);
 }

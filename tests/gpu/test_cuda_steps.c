@@ -43,9 +43,9 @@ typedef struct {
 typedef struct {
   model_weights m;
   backend_params params;
-  expert_share *share; // [n_layers][n_experts]
-  bool whole;          // this rank computes every slot
-  int64_t cut;         // rows before it and after it are computed apart, as of a sharded batch; 0: not so
+  int32_t *local, *first, *holder; // expert_map's
+  bool whole;                      // this rank computes every slot
+  int64_t cut; // rows before it and after it are computed apart, as of a sharded batch; 0: not so
   side tested, reference;
   int64_t *row_of_slot;           // [MOST_BATCH * top_k]
   slot_range own;                 // of the last layer
@@ -169,15 +169,17 @@ static status watch(test_case *c, bool on) {
 
 // Rows of own slots first, in slot order; how many there are.
 static void plan_rows(test_case *c, int64_t layer, const token_batch *batch) {
-  const expert_share *share = expert_map_layer(&c->params.map, layer, c->m.shape.n_experts);
-  int64_t n_slots = batch->n * c->m.shape.top_k, next = 0;
+  int64_t k = c->m.shape.top_k, at = expert_map_at(&c->params.map, layer, c->m.shape.n_experts), next = 0;
+  int32_t rank[MAX_TOP_K];
   c->own = (slot_range){0, 0};
   for (int pass = 0; pass < 2; pass++)
-    for (int64_t i = 0; i < n_slots; i++) {
-      int64_t t = i / c->m.shape.top_k;
-      int32_t e = c->reference.route.expert[i].id;
-      bool own = slot_member(share[e], slot_turn(batch->sequence[t], batch->position[t], e)) >= 0;
-      if (own == pass) continue; // own ones first
+    for (int64_t i = 0; i < batch->n * k; i++) {
+      int64_t t = i / k;
+      if (i % k == 0)
+        token_ranks(rank, &c->reference.route.expert[i].id, k, c->first + at, c->holder, batch->sequence[t],
+                    batch->position[t]);
+      bool own = rank[i % k] == OWN_RANK;
+      if (own == (pass == 1)) continue; // own ones first
       c->row_of_slot[i] = next++;
       c->own.count += own;
     }
@@ -475,28 +477,31 @@ static model_shape random_decoded_shape(void) {
   return s;
 }
 
-// Some experts of each layer, other ones in each, and some of them with one to three holders.
+enum { MOST_HOLDERS = 3, OWN_RANK = 1 };
+
+// Some experts of each layer, other ones in each, and some of them with up to three holders.
 static void own_experts(test_case *c, uint64_t seed, bool decoded) {
-  int64_t n = c->m.shape.n_experts;
+  int64_t n = c->m.shape.n_experts, layers = c->m.shape.n_layers, some = 0;
   bool held[256]; // of layer 0
-  c->share = random_room((size_t)(c->m.shape.n_layers * n), sizeof *c->share);
+  c->local = random_room((size_t)(layers * n), sizeof *c->local);
+  c->first = random_room((size_t)(layers * n) + 1, sizeof *c->first);
+  c->holder = random_room((size_t)(layers * n * MOST_HOLDERS), sizeof *c->holder);
   c->whole = n == 1 || decoded || random_below(3);
-  int64_t some = 0;
   for (int64_t e = 0; e < n; e++) some += held[e] = c->whole || random_below(2);
   if (!c->whole && some == n) held[n - 1] = false;
   if (!some) held[0] = true;
-  for (int64_t l = 0; l < c->m.shape.n_layers; l++) {
-    int32_t own = 0;
-    for (int64_t e = 0; e < n; e++) {
-      uint64_t bits = num_mix64(seed ^ (uint64_t)(l << 20 | e << 8 | 1));
-      expert_share *share = &c->share[l * n + e];
-      share->holders = (int16_t)(c->whole ? 1 : 1 + bits % 3);
-      if (!held[(e + l) % n]) share->local = -1;
-      if (held[(e + l) % n])
-        *share = (expert_share){own++, (int16_t)(bits / 3 % (uint64_t)share->holders), share->holders};
-    }
+  c->first[0] = 0;
+  for (int64_t i = 0, own = 0; i < layers * n; i++) {
+    uint64_t bits = c->whole ? 0 : num_mix64(seed ^ (uint64_t)(i << 8 | 1));
+    bool here = held[(i % n + i / n) % n];
+    if (i % n == 0) own = 0;
+    int32_t *holder = c->holder + (c->first[i + 1] = c->first[i]);
+    for (int32_t r = 0; r < MOST_HOLDERS; r++)
+      if (r == OWN_RANK ? here : (bits >> r & 1) || (!here && r == 0)) *holder++ = r;
+    c->first[i + 1] = (int32_t)(holder - c->holder);
+    c->local[i] = here ? (int32_t)own++ : -1;
   }
-  c->params.map = (expert_map){c->share, c->whole, NULL, NULL};
+  c->params.map = (expert_map){c->whole, !c->whole, c->local, c->first, c->holder};
 }
 
 static status open_side(test_case *c, side *s, const backend_ops *ops, const char *row) {
@@ -561,6 +566,7 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
                               .shared = decoded || random_below(3) ? PATH_Q8K : PATH_F32,
                               .experts = decoded || random_below(3) ? PATH_Q8K : PATH_F32,
                               .map = c.params.map,
+                              .rank = OWN_RANK,
                               .n_sequences = 1 + random_below(MOST_SEQUENCES),
                               .context = is_long ? 1500 : MOST_BATCH + random_below(200),
                               .max_batch = MOST_BATCH,
@@ -581,7 +587,9 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
   close_side(&c.tested);
   close_side(&c.reference);
   random_model_close(&c.m);
-  free(c.share);
+  free(c.local);
+  free(c.first);
+  free(c.holder);
   free(c.row_of_slot);
   return result;
 }

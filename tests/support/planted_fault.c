@@ -35,10 +35,10 @@ static struct {
 int __real_main(int argc, char **argv);
 int __wrap_main(int argc, char **argv);
 
-status __real_model_check_weights(const model *m, const expert_map *owned, int threads, uint64_t *shared_hash,
-                                  uint64_t *experts_hash, zero_bytes *zeros);
-status __wrap_model_check_weights(const model *m, const expert_map *owned, int threads, uint64_t *shared_hash,
-                                  uint64_t *experts_hash, zero_bytes *zeros);
+status __real_model_check_weights(const model *m, const expert_map *held, int rank, int threads,
+                                  uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros);
+status __wrap_model_check_weights(const model *m, const expert_map *held, int rank, int threads,
+                                  uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros);
 status __real_forward_layer(forward_state *f, int64_t layer);
 status __wrap_forward_layer(forward_state *f, int64_t layer);
 int __real_MPI_Testall(int count, MPI_Request *requests, int *done, MPI_Status *statuses);
@@ -102,10 +102,10 @@ static status at_phase(const char *name) {
 
 // ---- the phases ----
 
-status __wrap_model_check_weights(const model *m, const expert_map *owned, int threads, uint64_t *shared_hash,
-                                  uint64_t *experts_hash, zero_bytes *zeros) {
+status __wrap_model_check_weights(const model *m, const expert_map *held, int rank, int threads,
+                                  uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros) {
   TRY(at_phase("load"));
-  return __real_model_check_weights(m, owned, threads, shared_hash, experts_hash, zeros);
+  return __real_model_check_weights(m, held, rank, threads, shared_hash, experts_hash, zeros);
 }
 
 static const forward_state *forward; // of the layer that runs
@@ -156,9 +156,9 @@ status __wrap_placement_open_held(placement *out, const bool *holds, int64_t n_l
   memcpy(other, holds, n * sizeof *other);
   for (int r = 0; r < n_ranks && map; r++) other[n - 1 - (size_t)r] = true; // of the last layer's last expert
   status result = __real_placement_open_held(out, other, n_layers, n_experts, n_ranks, rank);
-  for (int64_t i = 0; i < n_layers * n_experts && wrong && !map && !result; i++)
-    if (out->share[i].holders > 1)
-      out->share[i].place = (int16_t)((out->share[i].place + 1) % out->share[i].holders);
+  for (int64_t i = 0; i < n_layers * n_experts && wrong && !map && !result;
+       i++) // so it computes none of theirs
+    if (out->first[i + 1] - out->first[i] > 1) out->local[i] = -1;
   free(other);
   return result;
 }

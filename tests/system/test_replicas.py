@@ -22,9 +22,15 @@ def found(report):
     return [(a["name"], a["digest"], a["layer_digests"]) for a in report["arms"]]
 
 
-def turn_of(sequence, position, expert, holders):
-    """The rule, again: which of an expert's holders, in ascending order."""
-    return (sequence + position + expert) % holders
+def ranks_of(experts, holds, sequence, position):
+    """The rule, again: of one token's slots in one layer. holds: [expert][rank]."""
+    of = [list(np.flatnonzero(holds[e])) for e in experts]
+    rank = [h[0] if len(h) == 1 else None for h in of]
+    for k, h in enumerate(of):
+        if rank[k] is None:
+            turn = (sequence + position) % len(h)
+            rank[k] = min(h[turn:] + h[:turn], key=rank.count)
+    return rank
 
 
 def mix(x):
@@ -122,9 +128,9 @@ class Replicas(unittest.TestCase):
         same = moe.run(keys | {"input.tokens": tokens, "output.routes": True}, ranks)
         routes, holds = (np.load(os.path.join(same.folder, f"{name}.npy")) for name in ("routes", "placement"))
         slots = np.zeros((SHAPE["layers"], steps, ranks), int)
-        for (layer, t, _), expert in np.ndenumerate(routes):
-            holders = np.flatnonzero(holds[layer, expert])
-            slots[layer, t, holders[turn_of(0, t, expert, len(holders))]] += 1
+        for layer, t in np.ndindex(SHAPE["layers"], steps):
+            for rank in ranks_of(routes[layer, t], holds[layer], 0, t):
+                slots[layer, t, rank] += 1
         self.assertEqual([r["slots"] for r in said["of"]], list(slots.sum((0, 1))))
         self.assertEqual(said["busiest_slots"], slots.max(2).sum())
         self.assertEqual(slots.sum(), steps * SHAPE["layers"] * top_k)

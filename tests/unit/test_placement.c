@@ -33,8 +33,7 @@ static void check_plans(placement_kind kind, const int32_t *list, int n, int ran
       assert_in_range(owner_of(&p, e), 0, ranks - 1);
       if (rank) assert_int_equal(owner_of(&p, e), owner[e]);
       owner[e] = owner_of(&p, e);
-      assert_int_equal(p.share[e].local, owner[e] == rank ? next++ : -1);
-      assert_int_equal(p.share[e].holders, 1);
+      assert_int_equal(p.local[e], owner[e] == rank ? next++ : -1);
     }
     assert_int_equal(p.n_held, next);
     assert_int_equal(placement_replicas(&p, 7), 0);
@@ -223,36 +222,37 @@ static void counted_placements_cannot_be_bettered_by_a_swap(void **state) {
 
 // ---- replicas ----
 
-// Every token's slot belongs to one rank, all ranks say so alike, it holds the expert, and holders take
-// turns.
-static void check_slots(const bool *holds, const placement_question *q) {
-  placement p[MOST_RANKS];
-  int n = (int)q->n_experts, ranks = q->n_ranks;
-  for (int r = 0; r < ranks; r++) assert_int_equal(placement_open_held(&p[r], holds, LAYERS, n, ranks, r), 0);
+// Each slot of a token goes to a holder of its expert; those with one holder aside, to the one with the
+// fewest of the token's slots then; and a slot alone to its holders by turns.
+static void check_slots(const bool *holds, const placement_question *q, uint64_t seed) {
+  enum { TOP_K = 4 };
+  placement p;
+  int n = (int)q->n_experts, ranks = q->n_ranks, top_k = n < TOP_K ? n : TOP_K;
+  assert_int_equal(placement_open_held(&p, holds, LAYERS, n, ranks, ranks - 1), 0);
   for (int l = 0; l < LAYERS; l++)
-    for (int e = 0; e < n; e++) {
-      int of_rank[MOST_RANKS] = {0}, holders = p[0].share[l * n + e].holders;
-      for (int32_t t = 0; t < 6 * holders; t++) {
-        int32_t sequence = t % 3, position = 2000000000 + t - sequence, owner = -1, members = 0;
-        for (int r = 0; r < ranks; r++) {
-          const expert_share *share =
-              &expert_map_layer(&(expert_map){p[r].share, false, NULL, NULL}, l, n)[e];
-          owner = placement_rank(&p[r], l, (expert_global){e}, sequence, position);
-          assert_int_equal(owner, placement_rank(&p[0], l, (expert_global){e}, sequence, position));
-          bool mine = slot_member(*share, slot_turn(sequence, position, e)) >= 0;
-          assert_true(mine == (owner == r));
-          assert_true(placement_is_held(&p[r], l, e) == holds[(l * n + e) * ranks + r]);
-          members += mine;
+    for (int32_t t = 0; t < 20; t++) {
+      expert_global expert[TOP_K];
+      int32_t rank[TOP_K], alone;
+      int has[MOST_RANKS] = {0};
+      for (int k = 0; k < top_k; k++)
+        expert[k].id = (int32_t)((num_mix64(seed + (uint64_t)t) + (uint64_t)k) % (uint64_t)n);
+      placement_ranks(rank, &p, l, expert, top_k, t % 3, 2147483647 - t);
+      for (int pass = 0; pass < 2; pass++)
+        for (int k = 0; k < top_k; k++) {
+          const bool *of = holds + (l * n + expert[k].id) * ranks;
+          int holders = 0;
+          assert_in_range(rank[k], 0, ranks - 1);
+          assert_true(of[rank[k]]);
+          for (int r = 0; r < ranks; r++) holders += of[r];
+          if ((holders > 1) != pass) continue;
+          for (int r = 0; r < ranks; r++) assert_true(!of[r] || has[r] >= has[rank[k]] || holders == 1);
+          has[rank[k]]++;
+          placement_ranks(&alone, &p, l, &expert[k], 1, 5, t);
+          int32_t first = p.first[placement_index(&p, l, expert[k].id)];
+          assert_int_equal(alone, p.holder[first + (5 + t) % holders]);
         }
-        assert_int_equal(members, 1);
-        of_rank[owner]++;
-      }
-      for (int r = 0; r < ranks; r++) assert_int_equal(of_rank[r], holds[(l * n + e) * ranks + r] ? 6 : 0);
     }
-  for (int r = 0; r < ranks; r++) {
-    assert_true(p[r].hash == p[0].hash);
-    placement_close(&p[r]);
-  }
+  placement_close(&p);
 }
 
 static void replicas_stay_within_their_limits(void **state) {
@@ -285,7 +285,7 @@ static void replicas_stay_within_their_limits(void **state) {
       }
     for (int r = 0; r < ranks; r++) assert_true(used[r] <= q.bytes);
     if (!q.per_layer) assert_memory_equal(holds, without, (size_t)(LAYERS * n * ranks) * sizeof *holds);
-    check_slots(holds, &q);
+    check_slots(holds, &q, seed);
   }
 }
 

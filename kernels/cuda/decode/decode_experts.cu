@@ -9,8 +9,8 @@
 struct experts_args {
   dev_matrix gate, up, down;
   dev_inputs normed;
-  const float *logits;        // of the router
-  const expert_share *shares; // [n_experts]
+  const float *logits; // of the router
+  const int *local_of_expert;
   int n_experts, top_k;
   int rows_per_warp, rows_per_block; // of gate and up; of down
   float *hidden;                     // [top_k][expert_width]
@@ -32,17 +32,11 @@ struct chosen_experts { // in shared memory
   float weight[MAX_TOP_K];
 };
 
-__device__ __forceinline__ expert_share share_of_thread(const experts_args &a) {
-  return (int)threadIdx.x < a.n_experts ? a.shares[threadIdx.x] : expert_share{-1, 0, 1};
-}
-
 // A slot is an expert's rank: how many are more probable, or as probable and of lower index. All experts at
-// once, so the choice of docs/paths.md takes one pass. By all threads of the block; `share` is the thread's
-// expert's.
-__device__ void choose_experts(chosen_experts *c, const experts_args &a, expert_share share) {
-  int e = threadIdx.x, n_experts = a.n_experts, top_k = a.top_k;
-  const float *logits = a.logits;
-  int local = slot_member(share, slot_turn(a.sequence[0], a.position[0], e));
+// once, so the choice of docs/paths.md takes one pass. By all threads of the block; `local` is the thread's
+// expert's member.
+__device__ void choose_experts(chosen_experts *c, const float *logits, int n_experts, int top_k, int local) {
+  int e = threadIdx.x;
   c->g[e] = e < n_experts ? logits[e] : 0.0f; // one wait for memory, however many experts
   __syncthreads();
   float mine = c->g[e], max = c->g[0];
@@ -73,14 +67,14 @@ __global__ void __launch_bounds__(THREADS, 2) decode_gate_up(const __grid_consta
   extern __shared__ __align__(16) uint8_t memory[];
   __shared__ chosen_experts chosen;
   int width = a.normed.width, rows = a.gate.rows, warp = threadIdx.x / WARP;
-  expert_share share = share_of_thread(a);
+  int local = (int)threadIdx.x < a.n_experts ? a.local_of_expert[threadIdx.x] : -1;
   rounded_row in = rounded_at(memory, width);
   wait_for_previous();
   for (int i = 16 * threadIdx.x; i < width; i += 16 * THREADS) copy_async_16(in.qs + i, a.normed.qs + i);
   for (int i = 8 * threadIdx.x; i < width / 16; i += 8 * THREADS)
     copy_async_16(in.bsums + i, a.normed.bsums + i);
   for (int i = threadIdx.x; i < width / QK_K; i += THREADS) in.d[i] = a.normed.d[i];
-  choose_experts(&chosen, a, share);
+  choose_experts(&chosen, a.logits, a.n_experts, a.top_k, local);
   int member = chosen.member[blockIdx.y];
   if (member < 0) return;
   int first = ((int)blockIdx.x * WARPS + warp) * a.rows_per_warp,
@@ -142,7 +136,8 @@ __global__ void __launch_bounds__(THREADS, 2) decode_down(const __grid_constant_
   float *y = (float *)memory; // [top_k][rows_per_block]
   rounded_row in =
       rounded_at(memory + down_y_bytes(a.top_k, a.rows_per_block) + warp * rounded_bytes(width), width);
-  choose_experts(&chosen, a, share_of_thread(a));
+  choose_experts(&chosen, a.logits, a.n_experts, a.top_k,
+                 (int)threadIdx.x < a.n_experts ? a.local_of_expert[threadIdx.x] : -1);
   if ((int)threadIdx.x < a.top_k) {
     float sum = 0;
     for (int slot = 0; slot < a.top_k; slot++) sum = sum + chosen.g[slot];
@@ -240,7 +235,7 @@ static experts_args args_of(const decode_experts *e, const dev_layer *w, const m
   a.down = w->down;
   a.normed = e->normed;
   a.logits = e->router_logits;
-  a.shares = weights_shares(all, e->layer);
+  a.local_of_expert = weights_local(all, e->layer);
   a.n_experts = (int)s->n_experts;
   a.top_k = (int)s->top_k;
   a.hidden = e->hidden;

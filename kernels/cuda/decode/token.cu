@@ -64,11 +64,11 @@ template <int DIM, typename Shape> struct token_block {
   float *set;       // this token's numbers of this layer
   unsigned epoch;   // tokens so far
   uint32_t meeting; // linked: of the ranks, before this token's first store to them
-  int warp, lane, c, l, sequence, position;
-  expert_share share; // of expert 8 warp + lane % 8, read when the layer starts
-  int member, group;  // of it; the group that guessed it, -1: none
-  int guess;          // the member that the lane's group guessed, -1: none
-  group_slot taken;   // since the choice
+  int warp, lane, c, l, position;
+  int member,
+      group; // of expert 8 warp + lane % 8, read when the layer starts; the group that guessed it, -1: none
+  int guess; // the member that the lane's group guessed, -1: none
+  group_slot taken; // since the choice
 
   __device__ __forceinline__ token_block(const token_args &args, uint8_t *shared)
       : a(args), memory(shared), small((token_small *)(shared + plan().at_small)), weights{args, {}, {}, {}},
@@ -94,12 +94,8 @@ template <int DIM, typename Shape> struct token_block {
   __device__ __forceinline__ shared_row<HB> input() const { // normed and rounded
     return shared_row_at<HB>(memory + plan().at_input, hidden_blocks());
   }
-  __device__ __forceinline__ int own_expert() const { return 8 * warp + lane % 8; }
-  __device__ __forceinline__ expert_share share_of(int expert) const {
-    return expert < plan().n_experts ? a.w.shares[l * a.w.shares_stride + expert] : expert_share{-1, 0, 1};
-  }
-  __device__ __forceinline__ int member_of(const expert_share &of, int expert) const { // of the token's slot
-    return slot_member(of, slot_turn(sequence, position, expert));
+  __device__ __forceinline__ int local_of(int expert) const { // in this layer
+    return expert < plan().n_experts ? a.w.local_of_expert[l * a.w.local_stride + expert] : -1;
   }
   __device__ __forceinline__ const token_layer &layer(int of) const { return small->layer[of % 2]; }
   __device__ __forceinline__ int own_rows() const { return weights.own_rows(); }
@@ -185,7 +181,6 @@ template <int DIM, typename Shape> struct token_block {
   // Blocks that attend get the guess from the last one, which does not: it was there before they had ended.
   __device__ __forceinline__ void guess_experts() {
     float *told = set + plan().at_guessed;
-    member = member_of(share, own_expert());
     guess = group = -1;
     if (!guesses()) return;
     if (attention().has_chunk(c)) {
@@ -199,7 +194,7 @@ template <int DIM, typename Shape> struct token_block {
     } else {
       float g;
       int e = threadIdx.x;
-      bool may = !is_linked() || (e < plan().n_experts && member_of(share_of(e), e) >= 0);
+      bool may = !is_linked() || local_of(e) >= 0;
       if (threadIdx.x < TOKEN_TOP_K) small->guess[threadIdx.x] = -1;
       int rank = rank_expert(&g, &small->choice, set + plan().at_guess, plan().n_experts, may);
       if (rank < plan().top_k) group = rank;
@@ -438,7 +433,6 @@ template <int DIM, typename Shape> struct token_block {
       fence_mbarrier_init();
     }
     if (warp == 1) take_layer(0);
-    sequence = a.w.batch.sequence[0];
     position = a.w.batch.position[0];
     epoch = *a.epoch;
     if (is_linked()) meeting = *a.peers.epoch + 1;
@@ -457,7 +451,7 @@ template <int DIM, typename Shape> struct token_block {
     set = a.sets[epoch % 2];
 #pragma unroll 1
     for (l = 0; l < a.p.n_layers; l++) {
-      share = share_of(own_expert());
+      member = local_of(8 * warp + lane % 8);
       qkv();
       attention().attend();
       guess_experts();

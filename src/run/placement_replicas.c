@@ -29,6 +29,7 @@ typedef struct {
   int64_t *extra;   // [n_layers][n_ranks] replicas so far
   uint64_t *used;   // [n_ranks] bytes of them
   addition *next;   // [n_layers]
+  bool *spent;      // [n_layers] nothing is better by these loads any more
   rank_load *trial; // [n_ranks] room
 } replicas;
 
@@ -134,23 +135,40 @@ static void try_rank(const replicas *x, addition *best, int64_t layer, int64_t e
   }
 }
 
-static int busiest_of(const placement_question *q, const rank_load *load) {
-  int most = 0;
-  for (int r = 1; r < q->n_ranks; r++)
-    if (weight_of(q, &load[r]) > weight_of(q, &load[most])) most = r;
+// The rank with the most load below that of `after`; -1: there is none. The lower rank on a tie.
+static int next_busiest(const placement_question *q, const rank_load *load, int after) {
+  int most = -1;
+  for (int r = 0; r < q->n_ranks; r++) {
+    double w = weight_of(q, &load[r]), below = after < 0 ? 0 : weight_of(q, &load[after]);
+    bool later = after < 0 || w < below || (w == below && r > after);
+    if (later && (most < 0 || w > weight_of(q, &load[most]))) most = r;
+  }
   return most;
 }
 
+static void try_from(const replicas *x, addition *best, int64_t layer, int from) {
+  const placement_question *q = x->q;
+  for (int to = next_rank(x, layer, -1), n = 0; to >= 0 && n < MOST_TRIED; to = next_rank(x, layer, to), n++)
+    for (int64_t e = 0; e < q->n_experts; e++)
+      if (holders_of(x, layer, e)[from] && may_hold(x, layer, e, to)) try_rank(x, best, layer, e, from, to);
+}
+
+// Of an expert of the busiest rank; where none of its helps, of the next one, so that others get nearer.
 static void find_next(const replicas *x, int64_t layer) {
   const placement_question *q = x->q;
   addition *best = &x->next[layer];
   const rank_load *load = x->load + layer * q->n_ranks;
-  int from = busiest_of(q, load);
   *best = (addition){.count = 0};
   weigh(best, q, load);
-  for (int to = next_rank(x, layer, -1), n = 0; to >= 0 && n < MOST_TRIED; to = next_rank(x, layer, to), n++)
-    for (int64_t e = 0; e < q->n_experts; e++)
-      if (holders_of(x, layer, e)[from] && may_hold(x, layer, e, to)) try_rank(x, best, layer, e, from, to);
+  for (int from = next_busiest(q, load, -1); from >= 0 && !best->count && !x->spent[layer];
+       from = next_busiest(q, load, from))
+    try_from(x, best, layer, from);
+  if (best->count) return;
+  // Nothing is better by these loads; but a slot with a choice goes where its token has fewest.
+  x->spent[layer] = true;
+  best->busiest = INFINITY;
+  for (int from = next_busiest(q, load, -1); from >= 0 && !best->count; from = next_busiest(q, load, from))
+    try_from(x, best, layer, from);
 }
 
 // ---- the next of all layers ----
@@ -212,6 +230,7 @@ status placement_replicate(bool *holds, const placement_question *q) {
   TRY_DONE(result, TAKE(&x.extra, layers * ranks, "the placement of replicas"));
   TRY_DONE(result, TAKE(&x.used, ranks, "the placement of replicas"));
   TRY_DONE(result, TAKE(&x.next, layers, "the placement of replicas"));
+  TRY_DONE(result, TAKE(&x.spent, layers, "the placement of replicas"));
   TRY_DONE(result, TAKE(&x.trial, ranks, "the placement of replicas"));
   for (int64_t l = 0; l < q->n_layers; l++) look_at(&x, l);
   for (int64_t l = next_layer(&x); l >= 0; l = next_layer(&x)) {
@@ -223,6 +242,7 @@ done:
   free(x.extra);
   free(x.used);
   free(x.next);
+  free(x.spent);
   free(x.trial);
   return result;
 }

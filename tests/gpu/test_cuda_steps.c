@@ -167,6 +167,8 @@ static status watch(test_case *c, bool on) {
 
 // ---- a layer ----
 
+enum { MOST_HOLDERS = 3, OWN_RANK = 1 };
+
 // Rows of own slots first, in slot order; how many there are.
 static void plan_rows(test_case *c, int64_t layer, const token_batch *batch) {
   int64_t k = c->m.shape.top_k, at = expert_map_at(&c->params.map, layer, c->m.shape.n_experts), next = 0;
@@ -476,8 +478,6 @@ static model_shape random_decoded_shape(void) {
   s.expert_width = RANDOM_OF(256, 512);
   return s;
 }
-
-enum { MOST_HOLDERS = 3, OWN_RANK = 1 };
 
 // Some experts of each layer, other ones in each, and some of them with up to three holders.
 static void own_experts(test_case *c, uint64_t seed, bool decoded) {

@@ -106,7 +106,7 @@ static const value_key KEYS[] = {
     {"experts.placement", KEYS_RANKS, AT(experts), value_read_placement, value_write_placement,
      "\"contiguous\", \"strided\", \"balanced\", \"counted\", \"auto\" or a list of rank numbers", 0, 0,
      "\"contiguous\"",
-     "balanced: by speed; counted: by experts.counts; auto: that if it is more even; a list: owners"},
+     "balanced: by speed; counted: by experts.counts; auto: that if more even; a list: owners"},
     {"experts.counts", KEYS_RANKS, AT(experts.counts), value_read_text_or_empty, value_write_text, "string",
      0, 0, "\"\"", "counted: a file as output.routes writes it, of a text like those that will be computed"},
     {"experts.replicas", KEYS_RANKS, AT(experts.replicas), value_read_replicas, value_write_replicas,

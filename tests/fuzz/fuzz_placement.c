@@ -69,13 +69,15 @@ static void try_placement(fuzz_input *in) {
 }
 
 static void try_counts(fuzz_input *in) {
-  enum { EXPERTS = 24, RANKS = 6, LAYERS = 3 };
-  static bool holds[LAYERS * EXPERTS * RANKS];
-  int64_t counts[LAYERS * EXPERTS] = {0}, sum = 0, experts = (int64_t)fuzz_take(in, 1) % EXPERTS + 1;
-  uint64_t bytes[LAYERS], used[RANKS] = {0};
-  int group[RANKS], ranks = (int)((int64_t)fuzz_take(in, 1) % (experts < RANKS ? experts : RANKS)) + 1;
+  enum { COUNTED_EXPERTS = 24, COUNTED_RANKS = 6, COUNTED_LAYERS = 3 };
+  static bool holds[COUNTED_LAYERS * COUNTED_EXPERTS * COUNTED_RANKS];
+  int64_t counts[COUNTED_LAYERS * COUNTED_EXPERTS] = {0}, sum = 0,
+                                  experts = (int64_t)fuzz_take(in, 1) % COUNTED_EXPERTS + 1;
+  uint64_t bytes[COUNTED_LAYERS], used[COUNTED_RANKS] = {0};
+  int group[COUNTED_RANKS],
+      ranks = (int)((int64_t)fuzz_take(in, 1) % (experts < COUNTED_RANKS ? experts : COUNTED_RANKS)) + 1;
   placement_question q = {.counts = counts,
-                          .n_layers = (int64_t)fuzz_take(in, 1) % LAYERS + 1,
+                          .n_layers = (int64_t)fuzz_take(in, 1) % COUNTED_LAYERS + 1,
                           .n_experts = experts,
                           .n_ranks = ranks,
                           .per_layer = (int64_t)fuzz_take(in, 1),
@@ -83,8 +85,8 @@ static void try_counts(fuzz_input *in) {
   uint64_t limit = fuzz_take(in, 1), groups = fuzz_take(in, 1);
   q.bytes = limit & 1 ? UINT64_MAX : limit * 8;
   if (groups & 1) q.group = group;
-  for (int r = 0; r < RANKS; r++) group[r] = groups >> (r + 1) & 1;
-  for (int l = 0; l < LAYERS; l++) bytes[l] = 50 + 20 * (uint64_t)l;
+  for (int r = 0; r < COUNTED_RANKS; r++) group[r] = groups >> (r + 1) & 1;
+  for (int l = 0; l < COUNTED_LAYERS; l++) bytes[l] = 50 + 20 * (uint64_t)l;
   for (int64_t i = 0; in->left && i < q.n_layers * experts; i++) sum += counts[i] = (int64_t)fuzz_take(in, 2);
   q.n_tokens = sum;
   double load;

@@ -77,14 +77,12 @@ class Law(unittest.TestCase):
         routes = os.path.join(moe.run({"model.path": model("wide"), "run.arms": ["q8k@cpu"], "output.routes": True,
                                        "input.tokens": list(range(100, 140))}, 1).folder, "routes.npy")
         counted = dict(experts__placement="counted", experts__counts=routes, experts__replicas=1)
-        self.check("wide", "q8k", 3, 1, 6, **counted)
-        self.check("wide", "q8k", 2, 5, 12, **counted)
+        self.check("wide", "q8k", 3, 1, 4, **counted)
         self.check("wide", "q8k", 2, 130, 134, **counted)
-        for chunk, tokens in ((1, 6), (5, 12)):
-            self.check("wide", "q8k", 2, chunk, tokens, peers="", comm__peers=False, **counted)
+        self.check("wide", "q8k", 2, 5, 6, peers="", comm__peers=False, **counted)
         experts_only = dict(ranks__arm=["q8k@cuda"], ranks__shared_ranks=[0])
-        found, _ = outcome("wide", "ranks", 2, 5, 12, **counted, **experts_only)
-        self.assertEqual(found, wanted("wide", "q8k", 12))
+        found, _ = outcome("wide", "ranks", 2, 5, 6, **counted, **experts_only)
+        self.assertEqual(found, wanted("wide", "q8k", 6))
 
     def test_outliers(self):
         """A product with outliers is sent when it is whole."""

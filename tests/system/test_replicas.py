@@ -65,7 +65,7 @@ class Replicas(unittest.TestCase):
     def test_one_digest(self):
         """Token-sharded, cut and one token at a time; replicas by number, by bytes, and so many that every rank has all."""
         one = found(self.one.report())
-        for ranks, replicas, chunk in ((1, 2, 0), (2, 0, 7), (2, 2, 0), (3, "300 KiB", 0), (3, 8, 1), (4, 2, 5)):
+        for ranks, replicas, chunk in ((1, 2, 0), (2, 0, 9), (2, 2, 0), (3, 8, 25), (4, "900 KiB", 5)):
             with self.subTest(ranks=ranks, replicas=replicas, chunk=chunk):
                 outcome = moe.run(self.keys | self.placed | {"experts.replicas": replicas, "run.chunk": chunk, "output.routes": True},
                                   ranks)
@@ -86,7 +86,7 @@ class Replicas(unittest.TestCase):
             self.assertEqual(found(report), found(self.one.report()))
 
     def test_what_is_written(self):
-        """Sequences that decode side by side, on ranks that divide attention, and with ranks that compute only experts."""
+        """One token at a time, against the prompt's digest; on ranks that divide attention, and with ranks that compute only experts."""
         keys = {"model.path": self.model, "run.arms": ["q8k@cpu"], "input.tokens": TOKENS[:20], "run.generate": 6,
                 "run.temperature": 0.8, "run.ignore_eos": True, "run.threads": 1}
         one = moe.run(keys, 1, command="generate").report()["arms"][0]

@@ -49,6 +49,8 @@ bool path_reads_kv(const path_info *path);                   // whether run.kv s
 uint64_t path_cache_bytes(const path_info *path, int64_t head_dim, bool kv_f16);
 // Whether the path's products with weights of this type are of bytes (rounded activations), not of reals.
 bool product_is_of_bytes(path_kind path, weight_type type);
+// The path by whose definition q, k, v and o are multiplied, which stand before the router.
+path_kind path_before_router(path_kind path);
 
 // ---- the model as a backend sees it: views, owned by the caller, alive until backend close ----
 

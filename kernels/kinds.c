@@ -10,14 +10,13 @@ static const path_info paths[PATH_COUNT] = {
     {PATH_F64, "f64", 1, 0x6636340000000001u, 8, ATTENTION_REALS},
     {PATH_F32, "f32", 1, 0x6633320000000001u, 4, ATTENTION_RUN_KV},
     {PATH_Q8K, "q8k", 2, 0x71386b0000000002u, 4, ATTENTION_EXACT},
-    {PATH_Q8K_SPLIT, "q8k_split", 2, 0x71386b7300000002u, 4, ATTENTION_EXACT},
+    {PATH_Q8K_SPLIT, "q8k_split", 4, 0x71386b7300000004u, 4, ATTENTION_REALS},
 };
 
 // Of a model that has weights in blocks of 32, where the path defines their products anew. What it does with
 // all others is as above, so their models keep the version above and its digests.
 static const path_info with_blocks_of_32[PATH_COUNT] = {
     [PATH_Q8K] = {PATH_Q8K, "q8k", 3, 0x71386b0000000003u, 4, ATTENTION_EXACT},
-    [PATH_Q8K_SPLIT] = {PATH_Q8K_SPLIT, "q8k_split", 3, 0x71386b7300000003u, 4, ATTENTION_EXACT},
 };
 
 const path_info *path_get(path_kind kind) {

@@ -28,16 +28,16 @@ bool path_splits_outliers(path_kind path) {
   return false;
 }
 
-bool path_keeps_remainder(path_kind path) {
+path_kind path_before_router(path_kind path) {
   switch (path) {
   case PATH_F64:
   case PATH_F32:
   case PATH_Q8K:
-    return false;
+    return path;
   case PATH_Q8K_SPLIT:
-    return true;
+    return PATH_F32;
   }
-  return false;
+  __builtin_unreachable();
 }
 
 activation_form product_form(path_kind path, weight_type type) {

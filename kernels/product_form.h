@@ -22,10 +22,6 @@ activation_form path_rounded_form(path_kind path);
 // product.
 bool path_splits_outliers(path_kind path);
 
-// Whether what stands before the router, the products q, k, v and o, reads on this path also what the
-// rounding of its activations left over, rounded again.
-bool path_keeps_remainder(path_kind path);
-
 #ifdef __cplusplus
 }
 #endif

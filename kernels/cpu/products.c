@@ -47,24 +47,10 @@ static void times_rounded(const cpu_backend *b, const matrix *rows, float *const
     (type_has_q8k_kernels(rows->type) ? b->row->product_q8k : b->row->product_unpacked)(out, rows, x, n);
 }
 
-// out += `rows` times the remainders of up to TOKEN_TILE tokens from t on, each product whole first.
-static void add_remainder(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
-                          int64_t n) {
-  float *room = (float *)cpu_thread_scratch(b), *at[TOKEN_TILE];
-  for (int64_t i = 0; i < n; i++) at[i] = room + i * ROW_TILE;
-  if (n == 1 && p->kernels->ops->vector_q8k && type_has_q8k_kernels(rows->type))
-    p->kernels->ops->vector_q8k(room, rows, p->remainder[t], NULL);
-  else
-    times_rounded(b, rows, at, p->remainder + t, n);
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t r = 0; r < rows->rows; r++) out[i][r] = out[i][r] + at[i][r];
-}
-
-// What the path adds to a product with rounded activations: first the remainder's, then the outliers' terms.
+// What the path adds to a product with rounded activations: the outliers' terms.
 static void add_parts(cpu_backend *b, const product *p, const matrix *rows, float *const *out, int64_t t,
                       int64_t n) {
   bool few = !type_has_q8k_kernels(rows->type);
-  if (p->remainder) add_remainder(b, p, rows, out, t, n);
   if (path_splits_outliers(p->kernels->path->kind) && rows->cols % QK_K == 0)
     (few ? b->row->add_outliers_few_bits : b->row->add_outliers)(out, rows, p->q8k + t, n);
 }

@@ -31,8 +31,7 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
   const matrix *m;
   void *const *out;
   void *const *reals;
-  const block_q8_K *const *q8k;       // rounded rows (row.h)
-  const block_q8_K *const *remainder; // what the rounding left over, or NULL: it is not added
+  const block_q8_K *const *q8k; // rounded rows (row.h)
   int64_t n;
   int64_t tile; // rows of a task, at most ROW_TILE
 } product;

@@ -125,18 +125,16 @@ typedef struct {
   void (*quantize_q8k)(block_q8_K *out, const float *x, int64_t n);
   // As product, of K-quant rows with rounded activations.
   void (*product_q8k)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
-  // quantize_q8k of what is left without the outliers, which follow: out is of split_row_bytes. remainder:
-  // NULL, or where quantize_q8k of what that rounding left over goes
-  void (*split_q8k)(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n);
+  // quantize_q8k of what is left without the outliers, which follow: out is of split_row_bytes
+  void (*split_q8k)(block_q8_K *out, const float *x, int64_t n);
   // out[t][i] += the sum of the outliers' terms, after product_q8k of such rows
   void (*add_outliers)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
   // product_q8k of rows of a type of few bits in blocks of 256 (UNPACKED in blocks.h)
   void (*product_unpacked)(float *const *out, const matrix *rows, const block_q8_K *const *x,
                            int64_t n_tokens);
-  // Blocks of 32: out and, unless NULL, remainder are of n / QK_32 blocks; outliers: NULL, or where those of
-  // x go, which are then not in what is rounded
-  void (*round_q8_0)(block_q8_32 *out, block_q8_32 *remainder, row_outliers *outliers, const float *x,
-                     int64_t n);
+  // Blocks of 32: out is of n / QK_32 blocks; outliers: NULL, or where those of x go, which are then not in
+  // what is rounded
+  void (*round_q8_0)(block_q8_32 *out, row_outliers *outliers, const float *x, int64_t n);
   // product_q8k of rows of a type in blocks of 32: x are rows, of which it reads blocks_32_of
   void (*product_q8_0)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
   // add_outliers of rows of blocks of 32, or of few bits

@@ -38,13 +38,6 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
   return rounded_open(b, &a->q8k, a->q8k_rows, rows, width, path_splits_outliers(s->path->kind), what);
 }
 
-// For activations that q, k, v or o reads, on a path that keeps the remainder.
-static status remainder_open(cpu_backend *b, activations *a, int64_t rows, const char *what) {
-  if (!path_keeps_remainder(b->shared.path->kind) || !a->q8k || a->width % QK_K) return 0;
-  TRY(cpu_take(b, &a->remainder_rows, (size_t)rows, sizeof *a->remainder_rows, what));
-  return rounded_open(b, &a->remainder, a->remainder_rows, rows, a->width, false, what);
-}
-
 static status outputs_open(cpu_backend *b, outputs *o, int64_t n_rows, int64_t width, const char *what) {
   size_t rows = (size_t)n_rows, real = b->shared.ops->bytes;
   TRY(cpu_take(b, &o->reals, rows * (size_t)width, real, what));
@@ -61,10 +54,8 @@ static void outputs_close(outputs *o) {
 static void activations_close(activations *a) {
   free(a->reals);
   free(a->q8k);
-  free(a->remainder);
   free(a->real_rows);
   free(a->q8k_rows);
-  free(a->remainder_rows);
 }
 
 static path_kernels kernels_of(const cpu_row *row, path_kind kind, const model_weights *weights) {
@@ -125,8 +116,7 @@ static status open_attention(cpu_backend *b) {
   TRY(outputs_open(b, &b->k, n, kv_width, "keys"));
   TRY(outputs_open(b, &b->v, n, kv_width, "values"));
   TRY(cpu_take(b, &b->spans, (size_t)n, sizeof *b->spans, "attention spans"));
-  TRY(activations_open(b, &b->attended, &b->shared, n, q_width, "attention outputs"));
-  TRY(remainder_open(b, &b->attended, n, "attention outputs"));
+  TRY(activations_open(b, &b->attended, &b->attention, n, q_width, "attention outputs"));
   TRY(outputs_open(b, &b->projected, n, s->hidden, "projected attention"));
   TRY(cpu_take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
   return open_caches(b);
@@ -149,7 +139,6 @@ static status open_experts(cpu_backend *b) {
   TRY(cpu_take(b, &b->member, (size_t)slots, sizeof *b->member, "routing"));
   TRY(cpu_take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
-  if (b->params.computes_shared) TRY(remainder_open(b, &b->normed, n, "normed activations"));
   if (b->params.n_ranks > 1 || !b->params.computes_shared)
     TRY(cpu_take(b, &b->normed_rows, (size_t)(n * s->hidden), b->shared.ops->bytes, "normed activations"));
   TRY(cpu_take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
@@ -174,12 +163,6 @@ static int64_t widest_row(const model_shape *s) {
   return s->expert_width > widest ? s->expert_width : widest;
 }
 
-// Of a thread: the weights of a tile of rows as floats, or that tile's products with the remainders.
-static size_t product_scratch_bytes(const model_shape *s) {
-  int64_t weights = product_scratch_floats(widest_row(s)), products = (int64_t)ROW_TILE * TOKEN_TILE;
-  return (size_t)(weights > products ? weights : products) * sizeof(float);
-}
-
 // The shared steps but attention.
 static status open_router_and_head(cpu_backend *b) {
   const model_shape *s = &b->shape;
@@ -201,7 +184,7 @@ static status cpu_open_fields(cpu_backend *b) {
   bool is_exact = p->computes_shared && b->shared.path->attention == ATTENTION_EXACT;
   if (is_exact && exact_scratch_bytes(b->shape.head_dim) > b->scratch_bytes)
     b->scratch_bytes = exact_scratch_bytes(b->shape.head_dim);
-  size_t product_bytes = product_scratch_bytes(&b->shape);
+  size_t product_bytes = (size_t)product_scratch_floats(widest_row(&b->shape)) * sizeof(float);
   if (product_bytes > b->scratch_bytes) b->scratch_bytes = product_bytes;
   b->scratch_bytes = (b->scratch_bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
   TRY(cpu_take(b, &b->scratch, (size_t)p->threads, b->scratch_bytes, "thread scratch"));
@@ -238,6 +221,7 @@ status cpu_open(backend **out, const backend_params *params) {
   b->shape = params->weights->shape;
   b->row = row;
   b->shared = kernels_of(row, params->shared, params->weights);
+  b->attention = kernels_of(row, path_before_router(params->shared), params->weights);
   b->experts = kernels_of(row, params->experts, params->weights);
   b->reads_q8k = model_reads(params->weights, ACTIVATION_Q8K);
   b->reads_q8_0 = model_reads(params->weights, ACTIVATION_Q8_0);

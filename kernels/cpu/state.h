@@ -14,9 +14,8 @@ typedef struct { // activations of one kind for up to max_batch (or max slots) r
   char *reals;   // rows of the path's real, width long and a little further apart
   char *q8k;     // rounded rows (row.h); NULL: no product reads them
   int64_t width;
-  char *remainder;  // rounded rows of what that rounding left over; NULL: no product reads it
   void **real_rows; // pointers to the rows
-  const block_q8_K **q8k_rows, **remainder_rows;
+  const block_q8_K **q8k_rows;
 } activations;
 
 typedef struct { // what a product of the shared path fills
@@ -57,6 +56,7 @@ typedef struct {
   model_shape shape;
   const cpu_row *row;
   path_kernels shared, experts;
+  path_kernels attention;     // of q, k, v and o (path_before_router)
   bool reads_q8k, reads_q8_0; // some weight's product does
   uint64_t bytes;
 

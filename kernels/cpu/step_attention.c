@@ -127,7 +127,7 @@ static void attend_heads(cpu_backend *b, int64_t layer, const token_batch *batch
 static void attended_rows(cpu_backend *b, int64_t first, team_range part) {
   for (int64_t t = first + part.first; t < first + part.end; t++) {
     impose_row(b, PROBE_KQV_OUT, t, b->attended.real_rows[t], b->shared.ops->bytes);
-    quantize(b, &b->shared, &b->attended, t, WITH_REMAINDER);
+    quantize(b, &b->attention, &b->attended, t);
   }
 }
 
@@ -173,10 +173,10 @@ static attention_part part_of(cpu_backend *b, int64_t layer, const token_batch *
                               int64_t count) {
   attention_part p = tasks_of(b, layer, batch, first, count, (output_range){0, b->shape.n_kv_heads});
   const layer_weights *w = p.w;
-  product_list_add(&p.qkv, product_precise(b, b->q.rows, &w->q, &b->normed, first, count));
-  product_list_add(&p.qkv, product_precise(b, b->k.rows, &w->k, &b->normed, first, count));
-  product_list_add(&p.qkv, product_precise(b, b->v.rows, &w->v, &b->normed, first, count));
-  product_list_add(&p.output, product_precise(b, b->projected.rows, &w->o, &b->attended, first, count));
+  product_list_add(&p.qkv, product_attention(b, b->q.rows, &w->q, &b->normed, first, count));
+  product_list_add(&p.qkv, product_attention(b, b->k.rows, &w->k, &b->normed, first, count));
+  product_list_add(&p.qkv, product_attention(b, b->v.rows, &w->v, &b->normed, first, count));
+  product_list_add(&p.output, product_attention(b, b->projected.rows, &w->o, &b->attended, first, count));
   return p;
 }
 
@@ -258,7 +258,7 @@ static void output_phase(attention_part *p) {
 
 static void project_phases(attention_part *p) {
   cpu_backend *b = p->b;
-  norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, p->first, p->count, WITH_REMAINDER);
+  norm_phase(b, PHASE_ATTN_NORM, &b->attention, p->w->attn_norm, p->first, p->count);
   show_phase(b, PROBE_ATTN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
              b->shared.ops->bytes);
   product_list_run(b, &p->qkv);
@@ -302,7 +302,7 @@ status cpu_attention(backend *base, int64_t layer, const token_batch *rows) {
   layer_start(b, layer, rows->n);
   step_start(b, rows->n);
   attention_part p = part_of(b, layer, rows, 0, rows->n);
-  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, 0, rows->n, WITH_REMAINDER);
+  norm_alone(b, PHASE_ATTN_NORM, &b->attention, p.w->attn_norm, 0, rows->n);
   step_run(b, run_attention, &p, PHASE_O);
   return 0;
 }
@@ -312,7 +312,7 @@ status cpu_project(backend *base, int64_t layer, const token_batch *rows, int64_
   layer_start(b, layer, rows->n);
   step_start(b, count);
   attention_part p = part_of(b, layer, rows, first, count);
-  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, first, count, WITH_REMAINDER);
+  norm_alone(b, PHASE_ATTN_NORM, &b->attention, p.w->attn_norm, first, count);
   step_run(b, run_project, &p, PHASE_QKV);
   return 0;
 }
@@ -334,13 +334,13 @@ static void add_rows(attention_part *p, int index, void **at, void *const *rows,
   int64_t first = p->kv_heads.first * each;
   p->rows[index] = matrix_rows(m, first, p->kv_heads.count * each);
   for (int64_t t = 0; t < p->count; t++) at[t] = (char *)rows[t] + (size_t)first * b->shared.ops->bytes;
-  product_list_add(&p->qkv, product_precise(b, at, &p->rows[index], &b->normed, 0, p->count));
+  product_list_add(&p->qkv, product_attention(b, at, &p->rows[index], &b->normed, 0, p->count));
 }
 
 static void run_heads_part(void *context) {
   attention_part *p = (attention_part *)context;
   cpu_backend *b = p->b;
-  norm_phase(b, PHASE_ATTN_NORM, p->w->attn_norm, 0, p->count, WITH_REMAINDER);
+  norm_phase(b, PHASE_ATTN_NORM, &b->attention, p->w->attn_norm, 0, p->count);
   product_list_run(b, &p->qkv);
   phase_end(b, PHASE_QKV);
   if (!p->heads_in_tasks) heads_phase(b, p->w, p->layer, p->batch, 0, p->count, p->kv_heads);
@@ -360,7 +360,7 @@ status cpu_heads_part(backend *base, int64_t layer, const token_batch *rows) {
   add_rows(&p, 0, b->parts.q, b->q.rows, &p.w->q, group * s->head_dim);
   add_rows(&p, 1, b->parts.k, b->k.rows, &p.w->k, s->head_dim);
   add_rows(&p, 2, b->parts.v, b->v.rows, &p.w->v, s->head_dim);
-  norm_alone(b, PHASE_ATTN_NORM, p.w->attn_norm, 0, rows->n, WITH_REMAINDER);
+  norm_alone(b, PHASE_ATTN_NORM, &b->attention, p.w->attn_norm, 0, rows->n);
   step_run(b, run_heads_part, &p, PHASE_ATTEND);
   return 0;
 }

@@ -44,7 +44,7 @@ static void expert_inputs(cpu_backend *b, team_range part) {
   for (int64_t t = part.first; t < part.end; t++) {
     convert_reals(b->expert_in.real_rows[t], b->experts.ops->bytes, b->normed.real_rows[t],
                   b->shared.ops->bytes, b->shape.hidden);
-    quantize(b, &b->experts, &b->expert_in, t, WITHOUT_REMAINDER);
+    quantize(b, &b->experts, &b->expert_in, t);
   }
 }
 
@@ -64,8 +64,8 @@ static product product_of_expert(const cpu_backend *b, const expert_product *p, 
                                  matrix *room) {
   int64_t e = b->active[active], first = b->first[e];
   *room = matrix_rows(p->m, p->owned[e].id * p->m->rows, p->m->rows);
-  return (product){&b->experts,    room, p->out + first,          p->reals + first,
-                   p->q8k + first, NULL, b->first[e + 1] - first, tile};
+  return (product){
+      &b->experts, room, p->out + first, p->reals + first, p->q8k + first, b->first[e + 1] - first, tile};
 }
 
 typedef struct { // of a layer
@@ -110,7 +110,7 @@ static void hidden_rows(cpu_backend *b, team_range part) {
     if (needs_points(b, POINTS_OF_UP))
       b->experts.ops->swiglu(b->gate_out[i], b->up_out[i], b->shape.expert_width);
     impose_row(b, PROBE_FFN_MOE_SWIGLU, b->slots[i], b->gate_out[i], b->experts.ops->bytes);
-    quantize(b, &b->experts, &b->hidden_in, i, WITHOUT_REMAINDER);
+    quantize(b, &b->experts, &b->hidden_in, i);
   }
 }
 
@@ -419,7 +419,7 @@ status cpu_moe(backend *base, int64_t layer, const token_batch *rows) {
   p.route.then = list_experts;
   p.route.what = &p;
   p.experts.inputs_are_normed = b->experts.path == b->shared.path;
-  norm_alone(b, PHASE_FFN_NORM, p.route.w->ffn_norm, 0, rows->n, WITHOUT_REMAINDER);
+  norm_alone(b, PHASE_FFN_NORM, &b->shared, p.route.w->ffn_norm, 0, rows->n);
   step_run(b, run_moe, &p, combines_in_tasks(b, rows->n) ? PHASE_DOWN : PHASE_COMBINE);
   return 0;
 }

@@ -126,7 +126,7 @@ static void take_phase(const output_step *p) {
   for (int64_t t = part.first; t < part.end; t++) {
     for (int r = 0; r < k->n_ranks; r++)
       if (r != k->rank) take_heads(p, output_range_of(b->shape.n_kv_heads, 1, r, k->n_ranks), t);
-    quantize(b, &b->shared, &b->attended, t, WITH_REMAINDER);
+    quantize(b, &b->attention, &b->attended, t);
   }
   phase_end(b, PHASE_EXCHANGE);
 }
@@ -146,7 +146,7 @@ status cpu_output_part(backend *base, int64_t layer, const token_batch *rows) {
   p.rows = matrix_rows(&b->params.weights->layers[layer].o, mine.first, mine.count);
   for (int64_t t = 0; t < rows->n; t++)
     b->parts.out[t] = row_at(b, b->parts.output, rows->n * mine.first + t * mine.count, 1);
-  product_list_add(&p.output, product_precise(b, b->parts.out, &p.rows, &b->attended, 0, rows->n));
+  product_list_add(&p.output, product_attention(b, b->parts.out, &p.rows, &b->attended, 0, rows->n));
   step_run(b, run_output_part, &p, PHASE_O);
   return 0;
 }
@@ -215,7 +215,7 @@ typedef struct {
 
 static void norm_head_rows(const head_step *p, team_range part) {
   for (int64_t i = part.first; i < part.end; i++)
-    norm_row(p->b, &p->b->head_in, i, p->row[i], p->b->params.weights->output_norm, WITHOUT_REMAINDER);
+    norm_row(p->b, &p->b->shared, &p->b->head_in, i, p->row[i], p->b->params.weights->output_norm);
 }
 
 static void run_head_part(void *context) {

@@ -28,7 +28,7 @@ static void choose_alone(cpu_backend *b, void *what) {
 
 void logits_phase(route_part *p) {
   cpu_backend *b = p->b;
-  norm_phase(b, PHASE_FFN_NORM, p->w->ffn_norm, p->first, p->count, WITHOUT_REMAINDER);
+  norm_phase(b, PHASE_FFN_NORM, &b->shared, p->w->ffn_norm, p->first, p->count);
   show_phase(b, PROBE_FFN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
              b->shared.ops->bytes);
   product_list_run(b, &p->logits);
@@ -75,7 +75,7 @@ status cpu_route(backend *base, int64_t layer, const token_batch *rows, int64_t 
   (void)rows, (void)parts;
   step_start(b, count);
   route_part p = route_of(b, layer, first, count);
-  norm_alone(b, PHASE_FFN_NORM, p.w->ffn_norm, first, count, WITHOUT_REMAINDER);
+  norm_alone(b, PHASE_FFN_NORM, &b->shared, p.w->ffn_norm, first, count);
   step_run(b, run_route, &p, PHASE_TOP_K);
   return 0;
 }

@@ -55,7 +55,7 @@ typedef struct {
 
 static void head_rows(cpu_backend *b, const int64_t *row, team_range part) {
   for (int64_t i = part.first; i < part.end; i++)
-    norm_row(b, &b->head_in, i, row[i], b->params.weights->output_norm, WITHOUT_REMAINDER);
+    norm_row(b, &b->shared, &b->head_in, i, row[i], b->params.weights->output_norm);
 }
 
 static void run_head(void *context) {

@@ -9,69 +9,69 @@
 #include "kernels/cpu/products.h"
 #include "kernels/product_form.h"
 
-// m times rows first .. first + n - 1 of a
+// m times rows first .. first + n - 1 of a, by the definition of `kernels`
+static inline product product_by(const cpu_backend *b, const path_kernels *kernels, void *const *out,
+                                 const matrix *m, const activations *a, int64_t first, int64_t n) {
+  return (product){kernels,
+                   m,
+                   out + first,
+                   a->real_rows + first,
+                   a->q8k_rows + first,
+                   n,
+                   tile_rows_of(b, kernels, m, 1, n)};
+}
+
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
                                      const activations *a, int64_t first, int64_t n) {
-  return (product){&b->shared,          m,    out + first, a->real_rows + first,
-                   a->q8k_rows + first, NULL, n,           tile_rows_of(b, &b->shared, m, 1, n)};
+  return product_by(b, &b->shared, out, m, a, first, n);
 }
 
-// The same of q, k, v and o, which read the remainders where the path keeps them.
-static inline product product_precise(const cpu_backend *b, void *const *out, const matrix *m,
-                                      const activations *a, int64_t first, int64_t n) {
-  product p = product_shared(b, out, m, a, first, n);
-  if (a->remainder) p.remainder = a->remainder_rows + first;
-  return p;
+// The same of q, k, v and o.
+static inline product product_attention(const cpu_backend *b, void *const *out, const matrix *m,
+                                        const activations *a, int64_t first, int64_t n) {
+  return product_by(b, &b->attention, out, m, a, first, n);
 }
 
-typedef enum { WITHOUT_REMAINDER, WITH_REMAINDER } rounding;
-
-// Row `row` of a in the form that the path's products read. WITH_REMAINDER: also of q, k, v and o.
-static inline void quantize(const cpu_backend *b, const path_kernels *s, activations *a, int64_t row,
-                            rounding how) {
-  block_q8_K *out = (block_q8_K *)a->q8k_rows[row], *left = NULL;
+// Row `row` of a in the form that products by `s` read.
+static inline void quantize(const cpu_backend *b, const path_kernels *s, activations *a, int64_t row) {
+  block_q8_K *out = (block_q8_K *)a->q8k_rows[row];
   const float *x = (const float *)a->real_rows[row];
   bool splits = path_splits_outliers(s->path->kind) && a->width % QK_K == 0;
-  if (!a->q8k) return;
-  if (how == WITH_REMAINDER && a->remainder) left = (block_q8_K *)a->remainder_rows[row];
+  if (!a->q8k || path_rounded_form(s->path->kind) == ACTIVATION_REAL) return;
   if (b->reads_q8_0 && a->width % QK_32 == 0)
     b->row->round_q8_0((block_q8_32 *)blocks_32_of(out, a->width),
-                       left ? (block_q8_32 *)blocks_32_of(left, a->width) : NULL,
                        splits ? (row_outliers *)outliers_of(out, a->width / QK_K) : NULL, x, a->width);
   if (!b->reads_q8k || a->width % QK_K) return;
-  if (splits)
-    b->row->split_q8k(out, left, x, a->width);
-  else
-    b->row->quantize_q8k(out, x, a->width);
+  (splits ? b->row->split_q8k : b->row->quantize_q8k)(out, x, a->width);
 }
 
-// out[to] = rms_norm(x[from]) * weight, rounded where the path rounds
-static inline void norm_row(cpu_backend *b, activations *out, int64_t to, int64_t from, const float *weight,
-                            rounding how) {
-  const model_shape *s = &b->shape;
-  b->shared.ops->rms_norm(out->real_rows[to], row_at(b, b->x, from, s->hidden), weight, s->hidden,
-                          s->rms_epsilon);
-  quantize(b, &b->shared, out, to, how);
+// out[to] = rms_norm(x[from]) * weight, in the form that products by `s` read
+static inline void norm_row(cpu_backend *b, const path_kernels *s, activations *out, int64_t to, int64_t from,
+                            const float *weight) {
+  int64_t hidden = b->shape.hidden;
+  b->shared.ops->rms_norm(out->real_rows[to], row_at(b, b->x, from, hidden), weight, hidden,
+                          b->shape.rms_epsilon);
+  quantize(b, s, out, to);
 }
 
 // normed = rms_norm(x) * weight of rows first + part.first ..
-static inline void norm_rows(cpu_backend *b, const float *weight, int64_t first, team_range part,
-                             rounding how) {
-  for (int64_t t = first + part.first; t < first + part.end; t++) norm_row(b, &b->normed, t, t, weight, how);
+static inline void norm_rows(cpu_backend *b, const path_kernels *s, const float *weight, int64_t first,
+                             team_range part) {
+  for (int64_t t = first + part.first; t < first + part.end; t++) norm_row(b, s, &b->normed, t, t, weight);
 }
 
 // The same by the caller alone, before the run, where tokens are few; the phase of the run is then empty.
-static inline void norm_alone(cpu_backend *b, phase_kind phase, const float *weight, int64_t first,
-                              int64_t count, rounding how) {
+static inline void norm_alone(cpu_backend *b, phase_kind phase, const path_kernels *s, const float *weight,
+                              int64_t first, int64_t count) {
   if (count > FEW_TOKENS) return;
-  norm_rows(b, weight, first, (team_range){0, count}, how);
+  norm_rows(b, s, weight, first, (team_range){0, count});
   phase_alone(b, phase);
 }
 
-static inline void norm_phase(cpu_backend *b, phase_kind phase, const float *weight, int64_t first,
-                              int64_t count, rounding how) {
+static inline void norm_phase(cpu_backend *b, phase_kind phase, const path_kernels *s, const float *weight,
+                              int64_t first, int64_t count) {
   if (count <= FEW_TOKENS) return;
-  norm_rows(b, weight, first, team_share(b->team, count), how);
+  norm_rows(b, s, weight, first, team_share(b->team, count));
   phase_end(b, phase);
 }
 

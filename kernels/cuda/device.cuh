@@ -183,14 +183,6 @@ struct block_outliers {
   float x[MOST_OUTLIERS];
 };
 
-// What the rounding of activations to Q8_K left over, rounded to Q8_K itself: planes as in dev_inputs.
-struct dev_remainder {
-  int8_t *qs; // NULL: it is not kept
-  float *d;
-  int16_t *bsums;
-  int8_t *sums32;
-};
-
 // Activations of up to `rows` rows: floats, and on q8k their Q8_K blocks as planes.
 struct dev_inputs {
   float *x;       // [rows][width]
@@ -199,8 +191,6 @@ struct dev_inputs {
   int16_t *bsums; // [rows][width / 16]
   int8_t *sums32; // [rows][width / 256][16]: sums of 32, s = low + 128 * high: 8 low (0..127), then 8 high
   block_outliers *outliers; // [rows][width / 256]; not NULL: they are taken out when a row is rounded
-  dev_remainder remainder;  // of q, k, v and o alone (steps.cuh: precise): filled when a row is rounded, and
-                            // multiplied with
   int width;
 };
 

@@ -90,9 +90,9 @@ __device__ __forceinline__ rounded_lane round_lane(const float v[8]) {
 }
 
 // Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, unless
-// NULL, the 8 sums of 32 (dev_inputs); global or shared memory. Returns the scale, in every lane.
-__device__ __forceinline__ float round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
-                                             int8_t *sums32) {
+// NULL, the 8 sums of 32 (dev_inputs); global or shared memory.
+__device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
+                                            int8_t *sums32) {
   int lane = threadIdx.x % WARP;
   rounded_lane r = round_lane(v);
   int sum = r.sum;
@@ -105,5 +105,4 @@ __device__ __forceinline__ float round_block(const float v[8], int8_t *qs, float
     if (lane % 4 == 1) sums32[8 + lane / 4] = (int8_t)(sum >> 7);
   }
   if (lane == 0) *d = r.d;
-  return r.d;
 }

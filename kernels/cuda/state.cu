@@ -53,15 +53,6 @@ static status take_normed(cuda_backend *b, bool rounded, bool splits) {
   return take_linked(b, &out->sums32, rows * width / 16);
 }
 
-static status take_remainder(cuda_backend *b, dev_remainder *out, size_t rows, int64_t width,
-                             const char *what) {
-  if (!path_keeps_remainder(b->shared->kind) || width % QK_K) return 0;
-  TRY(take(b, &out->qs, rows * (size_t)width, what));
-  TRY(take(b, &out->d, rows * (size_t)width / QK_K, what));
-  TRY(take(b, &out->bsums, rows * (size_t)width / 16, what));
-  return take(b, &out->sums32, rows * (size_t)width / 16, what);
-}
-
 void cuda_close(backend *base) {
   cuda_backend *b = self(base);
   if (!b) return;
@@ -88,7 +79,7 @@ void cuda_close(backend *base) {
 static status open_real_cache(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t positions = ((size_t)b->params.context + CHUNK - 1) / CHUNK * CHUNK;
-  b->cache.f16 = b->params.kv_f16;
+  b->cache.f16 = path_reads_kv(b->shared) && b->params.kv_f16;
   b->cache.head_elements = positions * (size_t)s->head_dim;
   b->cache.n_sequences = (int)b->params.n_sequences;
   b->cache.n_kv_heads = (int)s->n_kv_heads;
@@ -140,14 +131,13 @@ static status open_limb_cache(cuda_backend *b) {
 
 static status open_cache(cuda_backend *b) {
   switch (b->shared->attention) {
+  case ATTENTION_REALS: // of floats: cuda_has_path
   case ATTENTION_RUN_KV:
     return open_real_cache(b);
   case ATTENTION_EXACT:
     return open_limb_cache(b);
-  case ATTENTION_REALS:
-    break;
   }
-  return FAIL("backend cuda: it keeps no cache for the path %s", b->shared->name);
+  __builtin_unreachable();
 }
 
 static status open_rope(cuda_backend *b) {
@@ -175,8 +165,7 @@ static status open_attention(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, q_width = (size_t)(s->n_heads * s->head_dim);
   size_t kv_width = (size_t)(s->n_kv_heads * s->head_dim);
-  bool rounded = path_rounded_form(b->shared->kind) == ACTIVATION_Q8K,
-       splits = path_splits_outliers(b->shared->kind);
+  bool rounded = path_rounded_form(b->attention->kind) == ACTIVATION_Q8K;
   TRY(take(b, &b->token, n, PART_WORK));
   TRY(take(b, &b->sequence, n, PART_WORK));
   TRY(take(b, &b->position, n, PART_WORK));
@@ -184,10 +173,7 @@ static status open_attention(cuda_backend *b) {
   TRY(take(b, &b->q, n * q_width, PART_WORK));
   TRY(take_linked(b, &b->k, n * kv_width));
   TRY(take_linked(b, &b->v, n * kv_width));
-  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, splits, PART_WORK));
-  TRY(take_remainder(b, &b->attended_remainder, n, s->n_heads * s->head_dim, PART_WORK));
-  TRY(take_remainder(b, &b->normed_remainder, n, s->hidden, PART_WORK));
-  if (splits) TRY(take(b, &b->projected, n * (size_t)s->hidden, PART_WORK));
+  TRY(take_inputs(b, &b->attended, n, s->n_heads * s->head_dim, rounded, false, PART_WORK));
   TRY(open_rope(b));
   return open_cache(b);
 }
@@ -327,6 +313,7 @@ static void set_params(cuda_backend *b, const backend_params *params) {
   b->params = *params;
   b->shape = params->weights->shape;
   b->shared = path_for(params->shared, params->weights);
+  b->attention = path_for(path_before_router(params->shared), params->weights);
   b->experts = path_for(params->experts, params->weights);
   int64_t layers = b->shape.n_layers, n = b->shape.n_experts;
   b->n_local = (int)expert_map_most(&params->map, layers, n);

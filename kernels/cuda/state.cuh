@@ -48,6 +48,7 @@ struct cuda_backend {
   backend_params params;
   model_shape shape;
   const path_info *shared, *experts;
+  const path_info *attention; // of q, k, v and o (path_before_router)
   dev_weights *weights;
   cudaStream_t stream;
   void *blocks[MAX_BLOCKS];
@@ -66,9 +67,7 @@ struct cuda_backend {
   float *x;      // residual stream
   dev_inputs normed, attended, gate, head_in;
   float *q, *k, *v, *rope, *router_logits, *slot_weights, *up, *slots, *logits;
-  dev_remainder normed_remainder, attended_remainder; // of normed and attended; only where shared keeps it
-  float *projected; // [max_batch][hidden] o(attention) before it is added; only where shared splits outliers
-  kv_cache cache;   // these two: where attention is computed in reals
+  kv_cache cache;      // these two: where attention is computed in reals
   attention_work work; //
   limb_cache limbs;    // these two: in integers
   exact_work exact;    //

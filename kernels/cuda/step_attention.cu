@@ -5,13 +5,13 @@
 #include "kernels/cuda/steps.cuh"
 
 static bool rounds(const cuda_backend *b) {
-  return path_rounded_form(b->shared->kind) == ACTIVATION_Q8K && b->shape.hidden % QK_K == 0;
+  return path_rounded_form(b->attention->kind) == ACTIVATION_Q8K && b->shape.hidden % QK_K == 0;
 }
 
 // Whether q, k and v are multiplied by the floats of the normed rows, or somebody looks at them.
 static bool reads_floats(const cuda_backend *b, const dev_layer *w) {
-  return !rounds(b) || !takes_q8k(b->shared, &w->q) || !takes_q8k(b->shared, &w->k) ||
-         !takes_q8k(b->shared, &w->v) || probe_is_watched(&b->watch, PROBE_ATTN_NORM);
+  return !rounds(b) || !takes_q8k(b->attention, &w->q) || !takes_q8k(b->attention, &w->k) ||
+         !takes_q8k(b->attention, &w->v) || probe_is_watched(&b->watch, PROBE_ATTN_NORM);
 }
 
 status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
@@ -27,9 +27,9 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
     TRY(decode_qkv_launch(b->q, b->k, b->v, b->x, w, epsilon, b->stream));
     return phase_mark(b, PHASE_QKV);
   }
-  dev_inputs normed = rows_from(precise(b->normed, b->normed_remainder), first);
-  TRY(norm_launch(rounded_for(normed, b->shared), x, w->attn_norm, n, epsilon, rounds(b), reads_floats(b, w),
-                  b->stream));
+  dev_inputs normed = rows_from(b->normed, first);
+  TRY(norm_launch(rounded_for(normed, b->attention), x, w->attn_norm, n, epsilon, rounds(b),
+                  reads_floats(b, w), b->stream));
   TRY(phase_mark(b, PHASE_ATTN_NORM));
   TRY(show(b, PROBE_ATTN_NORM, layer, normed.x, first, count));
   product_set qkv = {{shared_product(b->q + first * q_width, &w->q, &normed, n),
@@ -37,7 +37,7 @@ status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64
                       shared_product(b->v + first * kv_width, &w->v, &normed, n)},
                      {0},
                      3};
-  TRY(multiply(b, b->shared, &qkv));
+  TRY(multiply(b, b->attention, &qkv));
   return phase_mark(b, PHASE_QKV);
 }
 
@@ -46,7 +46,7 @@ static bool attends_in_integers(const cuda_backend *b) {
   case ATTENTION_EXACT:
     return true;
   case ATTENTION_RUN_KV:
-  case ATTENTION_REALS: // not here: cuda_has_path
+  case ATTENTION_REALS:
     break;
   }
   return false;
@@ -124,14 +124,16 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
   int n = (int)count;
   TRY(mark_exchange(b));
   TRY(attend_heads(b, layer, (int)first, n, one));
-  dev_inputs attended = rows_from(precise(b->attended, b->attended_remainder), first);
+  dev_inputs attended = rows_from(b->attended, first);
   if (attended.qs && !one) TRY(round_launch(attended, n, b->stream));
   TRY(phase_mark(b, PHASE_ATTEND));
   float *x = b->x + first * b->shape.hidden;
+  product_set output = {{shared_product(x, &w->o, &attended, n)}, {0}, 1};
+  output.p[0].adds = true;
   if (one)
     TRY(decode_output_launch(b->x, b->attended.x, w, b->stream));
   else
-    TRY(product_shared(b, x, &w->o, &attended, n, true));
+    TRY(multiply(b, b->attention, &output));
   TRY(phase_mark(b, PHASE_O));
   if (one) return 0;
   TRY(impose(b, PROBE_FFN_INP, x, first, count));

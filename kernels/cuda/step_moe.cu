@@ -53,7 +53,7 @@ static status route_rows(cuda_backend *b, int64_t layer, int64_t first, int n) {
                   (float)s->rms_epsilon, round, true, b->stream));
   TRY(phase_mark(b, PHASE_FFN_NORM));
   TRY(show(b, PROBE_FFN_NORM, layer, normed.x, first, n));
-  TRY(product_shared(b, logits, &w->router, &normed, n, false));
+  TRY(product_shared(b, logits, &w->router, &normed, n));
   TRY(phase_mark(b, PHASE_ROUTER));
   bool other = path_splits_outliers(b->shared->kind) != path_splits_outliers(b->experts->kind);
   if (other && path_rounded_form(b->experts->kind) == ACTIVATION_Q8K &&

@@ -8,40 +8,16 @@ bool takes_q8k(const path_info *path, const dev_matrix *m) {
   return product_form(path->kind, m->type) == ACTIVATION_Q8K;
 }
 
-// Adds the products with what the rounding of their inputs left over.
-static status add_remainder(cuda_backend *b, product_set *set) {
-  for (int i = 0; i < set->count; i++) {
-    dev_inputs *in = &set->p[i].in;
-    const dev_remainder r = in->remainder;
-    in->qs = r.qs;
-    in->d = r.d;
-    in->bsums = r.bsums;
-    in->sums32 = r.sums32;
-    set->p[i].adds = true;
-  }
-  return product_q8k_launch(set, b->stream);
-}
-
-// A product with a remainder and outliers is whole before it is added to anything, so it takes a place of its
-// own first.
 static status multiply_q8k(cuda_backend *b, const path_info *path, product_set *set) {
-  if (!path_splits_outliers(path->kind)) return product_q8k_launch(set, b->stream);
-  product_set whole = *set;
-  bool adds = set->p[0].adds; // of a set of one
-  if (adds) whole.p[0].out = b->projected;
-  whole.p[0].adds = false;
-  TRY(product_q8k_launch(&whole, b->stream));
-  if (whole.p[0].in.remainder.qs) TRY(add_remainder(b, &whole)); // a set reads one input
-  return product_outliers_launch(set, adds ? b->projected : nullptr, b->stream);
+  TRY(product_q8k_launch(set, b->stream));
+  return path_splits_outliers(path->kind) ? product_outliers_launch(set, b->stream) : 0;
 }
 
-static status multiply_q8_0(cuda_backend *b, const path_info *path, const product *p) {
-  if (!path_splits_outliers(path->kind) || !p->in.outliers) return product_q8_0_launch(p, false, b->stream);
-  product_set whole = {{*p}, {0}, 1}, set = whole;
-  if (p->adds) whole.p[0].out = b->projected;
-  whole.p[0].adds = false;
-  TRY(product_q8_0_launch(&whole.p[0], true, b->stream));
-  return product_outliers_launch(&set, p->adds ? b->projected : nullptr, b->stream);
+static status multiply_q8_0(cuda_backend *b, const path_info *path, product_set *one) {
+  const product *p = &one->p[0];
+  bool splits = path_splits_outliers(path->kind) && p->in.outliers;
+  TRY(product_q8_0_launch(p, splits, b->stream));
+  return splits ? product_outliers_launch(one, b->stream) : 0;
 }
 
 static status multiply_one(cuda_backend *b, const path_info *path, product_set *one) {
@@ -51,7 +27,7 @@ static status multiply_one(cuda_backend *b, const path_info *path, product_set *
   case ACTIVATION_Q8K:
     return multiply_q8k(b, path, one);
   case ACTIVATION_Q8_0:
-    return multiply_q8_0(b, path, &one->p[0]);
+    return multiply_q8_0(b, path, one);
   }
   __builtin_unreachable();
 }
@@ -76,11 +52,6 @@ dev_inputs rows_from(dev_inputs in, int64_t first) {
   in.d += elements / QK_K;
   in.bsums += elements / 16;
   in.sums32 += elements / 16;
-  if (!in.remainder.qs) return in;
-  in.remainder.qs += elements;
-  in.remainder.d += elements / QK_K;
-  in.remainder.bsums += elements / 16;
-  in.remainder.sums32 += elements / 16;
   return in;
 }
 
@@ -99,10 +70,8 @@ product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, in
   return p;
 }
 
-status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
-                      bool adds) {
+status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n) {
   product_set set = {{shared_product(out, m, in, n)}, {0}, 1};
-  set.p[0].adds = adds;
   return multiply(b, b->shared, &set);
 }
 

@@ -73,7 +73,7 @@ static status cuda_head(backend *base, const token_batch *, const int64_t *row, 
   }
   TRY(phase_mark(b, PHASE_HEAD_NORM));
   TRY(show(b, PROBE_RESULT_NORM, -1, b->head_in.x, 0, count));
-  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count, false));
+  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count));
   TRY(phase_mark(b, PHASE_HEAD));
   return show(b, PROBE_RESULT_OUTPUT, -1, b->logits, 0, count);
 }

@@ -53,15 +53,9 @@ static inline status mark_exchange(cuda_backend *b) {
 bool takes_q8k(const path_info *path, const dev_matrix *m);
 status multiply(cuda_backend *b, const path_info *path, product_set *set);
 product shared_product(float *out, const dev_matrix *m, const dev_inputs *in, int n);
-// out = m times n rows of in, or with `adds` out += that
-status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n,
-                      bool adds);
+// out = m times n rows of in
+status product_shared(cuda_backend *b, float *out, const dev_matrix *m, const dev_inputs *in, int n);
 dev_inputs rows_from(dev_inputs in, int64_t first); // rows first .. of inputs
-// The same rows as q, k, v and o read them: with the remainder of their rounding, where the path keeps it.
-static inline dev_inputs precise(dev_inputs in, dev_remainder remainder) {
-  in.remainder = remainder;
-  return in;
-}
 // The same rows, to be rounded as the path has it: where it does not split, no outliers are taken out.
 dev_inputs rounded_for(dev_inputs in, const path_info *path);
 dev_batch batch_from(const dev_batch &b, int first, int n);

@@ -32,12 +32,7 @@ __device__ void round_row_block(dev_inputs io, int row, int block, const float *
   for (int i = 0; i < 8; i++) v[i] = from[block * QK_K + 8 * lane + i];
   size_t b = (size_t)row * (io.width / QK_K) + block;
   if (io.outliers) take_outliers(io.outliers + b, v);
-  float d = round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.sums32 + b * 16);
-  const dev_remainder &r = io.remainder;
-  if (!r.qs) return;
-  const int8_t *q = io.qs + b * QK_K + 8 * lane; // the lane has written these itself
-  for (int i = 0; i < 8; i++) v[i] = num_fma_f32(-d, (float)q[i], v[i]);
-  round_block(v, r.qs + b * QK_K, r.d + b, r.bsums + b * 16, r.sums32 + b * 16);
+  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.sums32 + b * 16);
 }
 
 __global__ void round_rows(dev_inputs io, int n_blocks) {

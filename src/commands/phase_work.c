@@ -49,11 +49,11 @@ static void add_layer(phase_work *w, const phase_counter *c, const arm *a, const
   w->bytes[PHASE_ATTN_NORM] += (uint64_t)s->hidden * sizeof(float);
   for (int i = 0; i < 3; i++) {
     matrix part = part_of(qkv[i], a, OUTPUTS_OF_LAYERS, batch->n, s->n_kv_heads);
-    add_matrix(w, PHASE_QKV, path, &part, batch->n, true);
+    add_matrix(w, PHASE_QKV, path_before_router(path), &part, batch->n, true);
   }
   w->bytes[PHASE_HEADS] += 2 * (uint64_t)s->head_dim * sizeof(float);
   add_attention(w, c, a, batch);
-  add_matrix(w, PHASE_O, path, &o, batch->n, true);
+  add_matrix(w, PHASE_O, path_before_router(path), &o, batch->n, true);
   w->bytes[PHASE_FFN_NORM] += (uint64_t)s->hidden * sizeof(float);
   add_matrix(w, PHASE_ROUTER, path, &l->router, batch->n, true);
 }

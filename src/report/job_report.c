@@ -129,7 +129,7 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
 const char *report_cache_name(const path_info *path, const char *kv) {
   switch (path->attention) {
   case ATTENTION_REALS:
-    return path->name;
+    return path->real_bytes == sizeof(double) ? "f64" : "f32";
   case ATTENTION_RUN_KV:
     return kv;
   case ATTENTION_EXACT:

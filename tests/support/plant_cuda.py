@@ -54,9 +54,6 @@ FAULTS = [
      "n = __shfl_sync(~0u, count, from) - planted(OUTLIER_LEFT_OUT);"),
     ("outlier_rank", CUDA + "round_q8k.cuh", "for (int rank = 0; rank <= MOST_OUTLIERS; rank++)",
      "for (int rank = planted(OUTLIER_RANK); rank <= MOST_OUTLIERS; rank++)"),
-    # the number that a block stands for is rounded before it is subtracted
-    ("outlier_remainder", CUDA + "vectors.cu", "v[i] = num_fma_f32(-d, (float)q[i], v[i]);",
-     "v[i] = planted(OUTLIER_REMAINDER) ? v[i] - d * (float)q[i] : num_fma_f32(-d, (float)q[i], v[i]);"),
     # attention in integers: a product of limbs left out
     ("exact_product", CUDA + "exact/attend.cu", "crossed = dot16(k_low, q_high, dot16(k_high, q_low, crossed));",
      "crossed = dot16(k_low, q_high, planted(EXACT_PRODUCT) ? crossed : dot16(k_high, q_low, crossed));"),

@@ -254,8 +254,7 @@ static void quantize_truncating(block_q8_K *out, const float *x, int64_t n) {
   quantize_with(out, x, n, first_extreme, round_toward_zero);
 }
 
-// ---- q8k_split: an outlier just at the limit taken too; terms in another order, or one left out; the number
-// that a block stands for rounded before it is subtracted ----
+// ---- q8k_split: an outlier just at the limit taken too; terms in another order, or one left out ----
 
 static void take_at_limit(row_outliers *out, float *rest, const float *x, int64_t first) {
   float limit = num_outlier_limit(ordinary_magnitude_generic(x));
@@ -266,35 +265,14 @@ static void take_at_limit(row_outliers *out, float *rest, const float *x, int64_
   }
 }
 
-typedef float subtract_function(float scale, float quant, float x);
-
-static void split_with(take_function *take, subtract_function *subtract, block_q8_K *out,
-                       block_q8_K *remainder, const float *x, int64_t n) {
+static void split_at_limit(block_q8_K *out, const float *x, int64_t n) {
   row_outliers *outliers = (row_outliers *)(void *)(out + n / QK_K);
   outliers->count = 0;
   for (int64_t at = 0; at < n; at += QK_K, out++) {
     float rest[QK_K];
-    take(outliers, rest, x + at, at);
+    take_at_limit(outliers, rest, x + at, at);
     quantize_q8k_generic(out, rest, QK_K);
-    for (int i = 0; i < QK_K; i++) rest[i] = subtract(out->d, (float)out->qs[i], rest[i]);
-    if (remainder) quantize_q8k_generic(remainder++, rest, QK_K);
   }
-}
-
-static float subtract_at_once(float scale, float quant, float x) {
-  return num_fma_f32(-scale, quant, x);
-}
-
-static float subtract_rounded(float scale, float quant, float x) {
-  return x - scale * quant;
-}
-
-static void split_at_limit(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n) {
-  split_with(take_at_limit, subtract_at_once, out, remainder, x, n);
-}
-
-static void split_rounded(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n) {
-  split_with(take_outliers_generic, subtract_rounded, out, remainder, x, n);
 }
 
 typedef struct { // one token's row, of which add_outliers reads the end alone
@@ -508,7 +486,6 @@ enum {
   OUTLIER_LIMIT,
   OUTLIER_ORDER,
   OUTLIER_LEFT_OUT,
-  OUTLIER_REMAINDER,
   EXACT_PRODUCT,
   EXACT_BOUNDARY,
   EXACT_FOLD,
@@ -532,7 +509,6 @@ static const char *const names[N_PLANTED] = {
     [OUTLIER_LIMIT] = "planted_outlier_limit",
     [OUTLIER_ORDER] = "planted_outlier_order",
     [OUTLIER_LEFT_OUT] = "planted_outlier_left_out",
-    [OUTLIER_REMAINDER] = "planted_outlier_remainder",
     [SWIGLU_EXP] = "planted_swiglu_exp",
     [Q8K_TRUNCATES] = "planted_q8k_truncates",
     [EXACT_PRODUCT] = "planted_exact_product",
@@ -579,7 +555,6 @@ static void plant(cpu_row *row, real_ops *ops, exact_ops *exact) {
   ops[SWIGLU_EXP].swiglu = swiglu_last_bit;
   row[Q8K_TRUNCATES].quantize_q8k = quantize_truncating;
   row[OUTLIER_LIMIT].split_q8k = split_at_limit;
-  row[OUTLIER_REMAINDER].split_q8k = split_rounded;
   row[OUTLIER_ORDER].add_outliers = add_descending;
   row[OUTLIER_LEFT_OUT].add_outliers = add_all_but_last;
   exact[EXACT_PRODUCT].chunk = chunk_without_a_product;

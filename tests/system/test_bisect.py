@@ -145,7 +145,7 @@ def dot_q8k(w, x, rounding):
 
 
 def dot_split(w, weights, x):
-    """q8k_split's, without a remainder: outliers as they are, the rest as q8k."""
+    """q8k_split's: outliers as they are, the rest as q8k."""
     blocks = x.reshape(-1, 256)
     is_out = (np.abs(blocks) > F32(4) * np.sort(np.abs(blocks), 1)[:, -9][:, None]).reshape(-1)
     y, z = dot_q8k(w, np.where(is_out, F32(0), x), round_q8k), np.zeros(len(weights), F32)

@@ -57,15 +57,8 @@ def split(x, form):
     return np.where(is_out, x.astype(np.float32), form(np.where(is_out, np.float32(0), x)))
 
 
-def split_twice(x, form):
-    """As q, k, v and o of q8k_split have it: what the rounding left over is rounded too, and added."""
-    first = split(x, form)
-    return first if x.shape[-1] % 256 else first + form(x - first)
-
-
 ROUNDED = {"q8k": once, "q8k_split": split}
-TWICE = {"q8k": once, "q8k_split": split_twice}
-BEFORE_ROUTER = ("attn_q", "attn_k", "attn_v", "attn_output")
+BEFORE_ROUTER = ("attn_q", "attn_k", "attn_v", "attn_output")  # which q8k alone rounds for
 
 
 class Rounding:
@@ -142,8 +135,9 @@ class PathModel(reference.Model):
         own = self.shared if index is None or not self.path_of_expert else self.path_of_expert[index]
         matrix = super().weight(name, index)
         form = FORMS.get(self.gguf.tensors[name + ".weight"][0])
-        rounded = TWICE if name.split(".")[-1] in BEFORE_ROUTER else ROUNDED
-        return Rounding(matrix, rounded[own], form) if own in rounded and form else matrix
+        if own not in ROUNDED or own == "q8k_split" and name.split(".")[-1] in BEFORE_ROUTER:
+            return matrix
+        return Rounding(matrix, ROUNDED[own], form) if form else matrix
 
     def balance(self, blk):
         """What the queries' channels are multiplied by, and the keys' divided."""
@@ -153,7 +147,7 @@ class PathModel(reference.Model):
         return np.exp2(np.tile((ratio + 1) // 2, 2).clip(-16, 16))
 
     def attend(self, q, k, v, blk):
-        if self.shared not in ROUNDED:
+        if self.shared != "q8k":
             return super().attend(q, k, v, blk)
         factor, n = self.balance(blk), len(q)
         q, k, v = integers(q, factor), integers(k, 1 / factor), integers(v)
@@ -306,7 +300,7 @@ class Q8K(unittest.TestCase):
 
 class Split(unittest.TestCase):
     def test_models_with_outliers(self):
-        """By positions: what stands before the router is rounded twice, so in every other model a rounding flips somewhere."""
+        """By positions: in some model a rounding flips somewhere."""
         errors = []
         for i in range(8):
             seed = SEED + i

@@ -46,7 +46,7 @@ class Types(unittest.TestCase):
             found = outcome.report()["arms"]
             first = {arm["name"]: arm["digest"] for arm in found}
             self.assertEqual(len(set(first.values())), 3)
-            self.assertEqual([arm["path_version"] for arm in found], [2, 2, 1] if mix in OF_256 else [3, 3, 1], mix)
+            self.assertEqual([arm["path_version"] for arm in found], [2, 4, 1] if mix in OF_256 else [3, 4, 1], mix)
             row = rows[-1 - i % max(1, len(rows) - 1)]
             self.assertEqual(digests(path, 3, run__arms=arms, run__chunk=5, run__rows=row), first, (mix, row))
 

@@ -161,7 +161,7 @@ static void q8_0_and_q8_1_blocks_are_those_of_ggml(void **state) {
   assert_int_equal(TAKE(&found, n, "blocks"), 0);
   for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
     if (!(*row)->usable() || (only && strcmp(only, (*row)->name))) continue;
-    (*row)->round_q8_0(found, NULL, NULL, x, (int64_t)n_floats);
+    (*row)->round_q8_0(found, NULL, x, (int64_t)n_floats);
     for (size_t b = 0; b < n; b++) {
       assert_memory_equal(found[b].qs, zero[b].qs, QK_32);
       assert_memory_equal(found[b].qs, one[b].qs, QK_32);

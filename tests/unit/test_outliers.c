@@ -157,17 +157,14 @@ static void check_split(const cpu_row *row) {
   int taken = 0, with = 0, blocks = 0;
   for (int round = 0; round < 1500; round++) {
     float x[3 * QK_K], rest[3 * QK_K];
-    block_q8_K wanted[3], left[3], found_left[3];
+    block_q8_K wanted[3];
     static literal_outliers o;
     char *found = room(split_row_bytes(3));
     memset(found, 0x55, split_row_bytes(3));
     for (int b = 0; b < 3; b++) random_block(x + b * QK_K, (round + b * 3) % KINDS);
     literal_split(&o, rest, x, 3 * QK_K);
     cpu_row_find("portable")->quantize_q8k(wanted, rest, 3 * QK_K);
-    for (int i = 0; i < 3 * QK_K; i++)
-      rest[i] = fmaf(-wanted[i / QK_K].d, wanted[i / QK_K].qs[i % QK_K], rest[i]);
-    cpu_row_find("portable")->quantize_q8k(left, rest, 3 * QK_K);
-    row->split_q8k((block_q8_K *)(void *)found, round % 2 ? found_left : NULL, x, 3 * QK_K);
+    row->split_q8k((block_q8_K *)(void *)found, x, 3 * QK_K);
     const row_outliers *got = outliers_of((const block_q8_K *)(const void *)found, 3);
     if (got->count != o.n)
       fail_msg("row %s: split_q8k: %d outliers, expected %d", row->name, (int)got->count, o.n);
@@ -176,8 +173,6 @@ static void check_split(const cpu_row *row) {
         fail_msg("row %s: split_q8k: outlier %d is %a at %d, expected %a at %d", row->name, k,
                  (double)got->of[k].x, (int)got->of[k].at, (double)o.x[k], o.at[k]);
     if (memcmp(found, wanted, sizeof wanted)) fail_msg("row %s: split_q8k: other blocks", row->name);
-    if (round % 2 && memcmp(found_left, left, sizeof left))
-      fail_msg("row %s: split_q8k: other blocks of the remainder", row->name);
     taken += o.n;
     with += o.n > 0;
     blocks += 3;
@@ -210,7 +205,7 @@ static void product_open(product_case *c, const cpu_row *row, weight_type type, 
       if (kind < 3) c->x[t][b + 17] = 146.68f, c->x[t][b + 200] = (float)(t % 3 * -40);
     }
     char *to = room(split_row_bytes(cols / QK_K));
-    row->split_q8k((block_q8_K *)(void *)to, NULL, c->x[t], cols);
+    row->split_q8k((block_q8_K *)(void *)to, c->x[t], cols);
     c->rounded[t] = (const block_q8_K *)(const void *)to;
   }
   row->product_q8k(c->out, &c->m, c->rounded, n);
@@ -266,26 +261,24 @@ static double norm_of(const norm *n) {
   return sqrt(n->error / n->size);
 }
 
-enum { ON_Q8K, SPLIT_ONCE, SPLIT_TWICE, WAYS }; // SPLIT_TWICE: with the remainder, as q, k, v and o
+enum { ON_Q8K, SPLIT, WAYS };
 
 // Errors of q8k and of q8k_split of normal activations with `planted` outliers in each block, against
 // doubles; the weights that read an outlier channel are small, as in trained models.
 static void errors_of(double error[WAYS], const cpu_row *row, weight_type type, int planted) {
   enum { ROWS = 64, COLS = 4 * QK_K };
-  norm n[WAYS] = {{0, 0}, {0, 0}, {0, 0}};
+  norm n[WAYS] = {{0, 0}, {0, 0}};
   matrix m = random_matrix(type, ROWS, COLS);
-  float *x = room(COLS * sizeof *x), out[WAYS][ROWS], *to[WAYS] = {out[0], out[1], out[2]};
-  block_q8_K left[4];
+  float *x = room(COLS * sizeof *x), out[WAYS][ROWS], *to[WAYS] = {out[0], out[1]};
   char *plain = room(split_row_bytes(4)), *rounded = room(split_row_bytes(4));
   for (int round = 0; round < 20; round++) {
     for (int i = 0; i < COLS; i++) x[i] = (float)random_normal();
     for (int b = 0; b < COLS; b += QK_K) plant(x + b, planted, 146.68f);
-    const block_q8_K *in[WAYS] = {(block_q8_K *)(void *)plain, (block_q8_K *)(void *)rounded, left};
+    const block_q8_K *in[WAYS] = {(block_q8_K *)(void *)plain, (block_q8_K *)(void *)rounded};
     row->quantize_q8k((block_q8_K *)(void *)plain, x, COLS);
-    row->split_q8k((block_q8_K *)(void *)rounded, left, x, COLS);
+    row->split_q8k((block_q8_K *)(void *)rounded, x, COLS);
     for (int k = 0; k < WAYS; k++) row->product_q8k(&to[k], &m, &in[k], 1);
-    for (int64_t r = 0; r < ROWS; r++) out[SPLIT_TWICE][r] += out[SPLIT_ONCE][r];
-    for (int k = SPLIT_ONCE; k < WAYS; k++) row->add_outliers(&to[k], &m, &in[SPLIT_ONCE], 1);
+    row->add_outliers(&to[SPLIT], &m, &in[SPLIT], 1);
     for (int64_t r = 0; r < ROWS; r++) {
       float w[COLS];
       double truth = 0, bulk = 0;
@@ -308,17 +301,15 @@ static void check_gain(const cpu_row *row) {
   for (int k = 0; k < N_TYPES; k++) {
     double quiet[WAYS];
     errors_of(quiet, row, types[k], 0);
-    assert_true(quiet[ON_Q8K] == quiet[SPLIT_ONCE]); // without outliers the same bits
+    assert_true(quiet[ON_Q8K] == quiet[SPLIT]); // without outliers the same bits
     for (int planted = 1; planted <= MOST_OUTLIERS; planted *= 2) {
       double off[WAYS];
       errors_of(off, row, types[k], planted);
-      print_message(
-          "row %s, %s, %d outliers a block: off by %.1e of the rest's product on q8k, %.1e on q8k_split, "
-          "%.1e with the remainder; %.1e without any\n",
-          row->name, type_find(types[k])->name, planted, off[ON_Q8K], off[SPLIT_ONCE], off[SPLIT_TWICE],
-          quiet[ON_Q8K]);
-      assert_true(off[ON_Q8K] > 20 * off[SPLIT_ONCE] && off[SPLIT_ONCE] < 2 * quiet[ON_Q8K]);
-      assert_true(off[SPLIT_TWICE] < off[SPLIT_ONCE] / 50);
+      print_message("row %s, %s, %d outliers a block: off by %.1e of the rest's product on q8k, %.1e on "
+                    "q8k_split; %.1e "
+                    "without any\n",
+                    row->name, type_find(types[k])->name, planted, off[ON_Q8K], off[SPLIT], quiet[ON_Q8K]);
+      assert_true(off[ON_Q8K] > 20 * off[SPLIT] && off[SPLIT] < 2 * quiet[ON_Q8K]);
     }
   }
 }

@@ -75,10 +75,8 @@ status product_f32_launch(const product *p, cudaStream_t stream);
 // product_q8k.cu: any type whose products read Q8_K; the items, members and inputs of a set are the same
 status product_q8k_launch(product_set *set, cudaStream_t stream);
 // product_few_bits.cu: types of few bits in blocks of 256, as product_q8k_launch; and any in blocks of 32, of
-// the input's floats: without the outliers where the path splits, and then with the remainder where the input
-// has one
+// the input's floats, without the outliers where the path splits
 status product_unpacked_launch(const product *p, cudaStream_t stream);
 status product_q8_0_launch(const product *p, bool splits, cudaStream_t stream);
-// product_outliers.cu: adds the outliers' terms to the products that product_q8k_launch has put to `out`.
-// With `products` these lie there, [n_items][rows], and out = out + (product and terms).
-status product_outliers_launch(product_set *set, const float *products, cudaStream_t stream);
+// product_outliers.cu: adds the outliers' terms to the products that product_q8k_launch has put to `out`
+status product_outliers_launch(product_set *set, cudaStream_t stream);

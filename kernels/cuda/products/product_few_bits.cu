@@ -147,9 +147,6 @@ template <int ITEMS> __global__ void __launch_bounds__(THREADS) product_unpacked
 
 // ---- blocks of 32 ----
 
-// What a row's rounding is of: the row; without its outliers; or what the rounding of that left over.
-enum rounded_part { OF_ALL, OF_REST, OF_REMAINDER };
-
 struct rounded_block { // a lane's element, and the block's scale and sum
   int q;
   float d, s;
@@ -192,13 +189,12 @@ __host__ __device__ static inline size_t bytes_of_item(int cols) {
 
 template <int ITEMS>
 __device__ __forceinline__ void round_items(uint8_t *shared, const product &p, const tile_items<ITEMS> &at,
-                                            rounded_part part) {
+                                            bool splits) {
   int lane = threadIdx.x % WARP, n_blocks = p.w.cols / QK_32;
   for (int task = threadIdx.x / WARP; task < ITEMS * n_blocks; task += WARPS) {
     int i = task / n_blocks, b = task % n_blocks, element = b * QK_32 + lane, input = pick(at.input, i);
-    float x = part == OF_ALL ? p.in.x[(size_t)input * p.w.cols + element] : rest_at(p, input, element);
+    float x = splits ? rest_at(p, input, element) : p.in.x[(size_t)input * p.w.cols + element];
     rounded_block r = round_32(x);
-    if (part == OF_REMAINDER) r = round_32(num_fma_f32(-r.d, (float)r.q, x));
     item_memory to = memory_of(shared, i, p.w.cols);
     to.q[element] = (int8_t)r.q;
     if (lane) continue;
@@ -226,7 +222,7 @@ __device__ __forceinline__ lane_piece plain_piece(weight_type type, const uint8_
   return r;
 }
 
-template <int ITEMS> __global__ void __launch_bounds__(THREADS) product_of_32(product p, rounded_part part) {
+template <int ITEMS> __global__ void __launch_bounds__(THREADS) product_of_32(product p, bool splits) {
   extern __shared__ __align__(16) uint8_t shared[];
   wait_for_inputs();
   item_tile tile = tile_of(p, ITEMS);
@@ -234,7 +230,7 @@ template <int ITEMS> __global__ void __launch_bounds__(THREADS) product_of_32(pr
   tile_items<ITEMS> at = items_of<ITEMS>(p, tile);
   warp_sums<ITEMS> *sums = (warp_sums<ITEMS> *)shared + threadIdx.x / WARP;
   uint8_t *rounded = shared + WARPS * sizeof *sums;
-  round_items<ITEMS>(rounded, p, at, part);
+  round_items<ITEMS>(rounded, p, at, splits);
   __syncthreads();
   int lane = threadIdx.x % WARP;
   item_memory mine = memory_of(rounded, lane < ITEMS ? lane : 0, p.w.cols);
@@ -279,19 +275,11 @@ status product_unpacked_launch(const product *p, cudaStream_t stream) {
   return launch(product_unpacked<MANY>, grid_of(p, MANY), THREADS, bytes_of_sums<MANY>(), stream, *p);
 }
 
-static status of_part(const product *p, rounded_part part, cudaStream_t stream) {
+status product_q8_0_launch(const product *p, bool splits, cudaStream_t stream) {
+  if (p->n_items <= 0) return 0;
   size_t each = bytes_of_item(p->w.cols), many = bytes_of_sums<MANY>() + MANY * each;
   if (one_each(p) || many > device_shared_bytes())
     return launch_shared(product_of_32<1>, grid_of(p, 1), THREADS, bytes_of_sums<1>() + each, stream, *p,
-                         part);
-  return launch_shared(product_of_32<MANY>, grid_of(p, MANY), THREADS, many, stream, *p, part);
-}
-
-status product_q8_0_launch(const product *p, bool splits, cudaStream_t stream) {
-  if (p->n_items <= 0) return 0;
-  TRY(of_part(p, splits ? OF_REST : OF_ALL, stream));
-  if (!splits || !p->in.remainder.qs) return 0;
-  product rest = *p;
-  rest.adds = true;
-  return of_part(&rest, OF_REMAINDER, stream);
+                         splits);
+  return launch_shared(product_of_32<MANY>, grid_of(p, MANY), THREADS, many, stream, *p, splits);
 }

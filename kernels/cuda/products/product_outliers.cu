@@ -68,15 +68,14 @@ __device__ __forceinline__ uint32_t blocks_with(const product &p, int item, int 
   return mine;
 }
 
-// finish(item, sum) of each item with outliers; returns a bit for each of these.
+// finish(item, sum) of each item with outliers.
 template <typename Finish>
-__device__ __forceinline__ uint32_t sum_items(column_cache *c, const product &p, const uint8_t *row, int item,
-                                              int n_items, Finish finish) {
+__device__ __forceinline__ void sum_items(column_cache *c, const product &p, const uint8_t *row, int item,
+                                          int n_items, Finish finish) {
   int n_blocks = p.w.cols / QK_K;
   uint32_t with = blocks_with(p, item, n_items, 0), any = with;
   for (int first = WARP; first < n_blocks; first += WARP) any |= blocks_with(p, item, n_items, first);
-  uint32_t found = __ballot_sync(~0u, any != 0);
-  for (uint32_t left = found; left; left &= left - 1) {
+  for (uint32_t left = __ballot_sync(~0u, any != 0); left; left &= left - 1) {
     int i = __ffs((int)left) - 1, this_item = __shfl_sync(~0u, item, i);
     const block_outliers *o = outliers_of(p, this_item);
     float sum = add_terms(0, c, p, row, o, 0, __shfl_sync(~0u, with, i));
@@ -84,11 +83,9 @@ __device__ __forceinline__ uint32_t sum_items(column_cache *c, const product &p,
       sum = add_terms(sum, c, p, row, o, first, __shfl_sync(~0u, blocks_with(p, item, n_items, first), i));
     finish(this_item, sum);
   }
-  return found;
 }
 
-__global__ void __launch_bounds__(ROWS)
-    add_outliers(const __grid_constant__ product_set set, const float *products) {
+__global__ void __launch_bounds__(ROWS) add_outliers(const __grid_constant__ product_set set) {
   wait_for_inputs();
   __shared__ column_cache columns;
   int which = 0, lane = threadIdx.x % WARP;
@@ -103,17 +100,12 @@ __global__ void __launch_bounds__(ROWS)
   columns.at[threadIdx.x / WARP][lane] = -1;
   __syncwarp();
   auto out = [&](int i) { return p.out + output_of(p, i) + r; };
-  auto product_of = [&](int i) { return products[(size_t)i * p.w.rows + r]; };
-  uint32_t found = sum_items(&columns, p, row, item, tile.count, [&](int i, float z) {
-    if (r < p.w.rows) *out(i) = products ? *out(i) + (product_of(i) + z) : *out(i) + z;
+  sum_items(&columns, p, row, item, tile.count, [&](int i, float z) {
+    if (r < p.w.rows) *out(i) = *out(i) + z;
   });
-  for (int i = 0; i < tile.count && products; i++) {
-    int other = __shfl_sync(~0u, item, i);
-    if (!(found >> i & 1) && r < p.w.rows) *out(other) = *out(other) + product_of(other);
-  }
 }
 
-status product_outliers_launch(product_set *set, const float *products, cudaStream_t stream) {
+status product_outliers_launch(product_set *set, cudaStream_t stream) {
   const product *p = &set->p[0];
   if (p->n_items <= 0) return 0;
   int blocks = 0;
@@ -123,5 +115,5 @@ status product_outliers_launch(product_set *set, const float *products, cudaStre
   }
   bool each_alone = p->member && !p->first;
   unsigned tiles = each_alone ? (unsigned)p->n_items : tile_count(p, ITEMS);
-  return launch(add_outliers, dim3((unsigned)blocks, tiles), ROWS, 0, stream, *set, products);
+  return launch(add_outliers, dim3((unsigned)blocks, tiles), ROWS, 0, stream, *set);
 }

@@ -73,8 +73,8 @@ static void take_outliers_avx512(row_outliers *out, float *rest, const float *x,
   }
 }
 
-void split_q8k_avx512(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n) {
-  split_q8k_with(has_outliers_avx512, take_outliers_avx512, quantize_q8k_avx512, out, remainder, x, n);
+void split_q8k_avx512(block_q8_K *out, const float *x, int64_t n) {
+  split_q8k_with(has_outliers_avx512, take_outliers_avx512, quantize_q8k_avx512, out, x, n);
 }
 
 // ---- a column of weights ----

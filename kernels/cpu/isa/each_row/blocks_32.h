@@ -32,20 +32,13 @@ static inline void round_32(block_q8_32 *out, const float *x) {
   out->s = half_to_f32(f32_to_half((float)sum * scale));
 }
 
-static inline void round_part(block_q8_32 *out, block_q8_32 *remainder, const float *x, int64_t n) {
-  for (int64_t i = 0; i < n; i += QK_32, out++) {
-    float left[QK_32];
-    round_32(out, x + i);
-    if (!remainder) continue;
-    for (int k = 0; k < QK_32; k++) left[k] = num_fma_f32(-out->d, (float)out->qs[k], x[i + k]);
-    round_32(remainder++, left);
-  }
+static inline void round_part(block_q8_32 *out, const float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i += QK_32, out++) round_32(out, x + i);
 }
 
-static inline void round_q8_0_generic(block_q8_32 *out, block_q8_32 *remainder, row_outliers *outliers,
-                                      const float *x, int64_t n) {
+static inline void round_q8_0_generic(block_q8_32 *out, row_outliers *outliers, const float *x, int64_t n) {
   if (!outliers) {
-    round_part(out, remainder, x, n);
+    round_part(out, x, n);
     return;
   }
   outliers->count = 0;
@@ -53,7 +46,7 @@ static inline void round_q8_0_generic(block_q8_32 *out, block_q8_32 *remainder, 
     float rest[QK_K];
     bool splits = has_outliers_generic(x + at);
     if (splits) take_outliers_generic(outliers, rest, x + at, at);
-    round_part(out + at / QK_32, remainder ? remainder + at / QK_32 : NULL, splits ? rest : x + at, QK_K);
+    round_part(out + at / QK_32, splits ? rest : x + at, QK_K);
   }
 }
 

@@ -1,8 +1,8 @@
 // outliers: what the path q8k_split does beyond q8k, in plain C for each ISA row: it takes the outliers of a
-// block out before the rest is rounded, rounds what that leaves over again where it is wanted, and adds the
-// sum of the outliers' terms to a product. A part of generic.h.
+// block out before the rest is rounded, and adds the sum of the outliers' terms to a product. A part of
+// generic.h.
 //
-// Owns: the criterion, the remainder and the order of the terms. Invariant: a row of activations without an
+// Owns: the criterion and the order of the terms. Invariant: a row of activations without an
 // outlier has the bits of q8k.
 
 // ---- the criterion ----
@@ -46,31 +46,23 @@ static inline void take_outliers_generic(row_outliers *out, float *rest, const f
   }
 }
 
-// out[QK_K] = x less the number that its block stands for.
-static inline void remainder_of_block(float *out, const block_q8_K *block, const float *x) {
-  for (int i = 0; i < QK_K; i++) out[i] = num_fma_f32(-block->d, (float)block->qs[i], x[i]);
-}
-
 typedef void take_function(row_outliers *out, float *rest, const float *x, int64_t first);
 
 static inline void split_q8k_with(bool (*has_outliers)(const float *x), take_function *take,
                                   void (*quantize)(block_q8_K *out, const float *x, int64_t n),
-                                  block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n) {
+                                  block_q8_K *out, const float *x, int64_t n) {
   row_outliers *outliers = (row_outliers *)(void *)(out + n / QK_K);
   outliers->count = 0;
   for (int64_t at = 0; at < n; at += QK_K, out++) {
-    float rest[QK_K], left[QK_K];
+    float rest[QK_K];
     bool splits = has_outliers(x + at);
     if (splits) take(outliers, rest, x + at, at);
     quantize(out, splits ? rest : x + at, QK_K);
-    if (!remainder) continue;
-    remainder_of_block(left, out, splits ? rest : x + at);
-    quantize(remainder++, left, QK_K);
   }
 }
 
-static inline void split_q8k_generic(block_q8_K *out, block_q8_K *remainder, const float *x, int64_t n) {
-  split_q8k_with(has_outliers_generic, take_outliers_generic, quantize_q8k_generic, out, remainder, x, n);
+static inline void split_q8k_generic(block_q8_K *out, const float *x, int64_t n) {
+  split_q8k_with(has_outliers_generic, take_outliers_generic, quantize_q8k_generic, out, x, n);
 }
 
 // ---- a column of weights, which are those of dequantize.h ----

@@ -219,7 +219,7 @@ static const value_key KEYS[] = {
      "\"text\" or \"json\"", 0, 0, "\"text\"", "how inspect prints"},
     {"output.logits", KEYS_LOGITS, FLAG(output.logits), "false", "parity: write logits.<arm>.npy as well"},
     {"output.routes", KEYS_LOGITS, FLAG(output.routes), "false",
-     "parity: write routes.<arm>.npy and route_weights.<arm>.npy as well"},
+     "parity: write routes.<arm>.npy, route_weights.<arm>.npy and placement.npy as well"},
     {"output.timeline", KEYS_OUTPUT, FLAG(output.timeline), "false",
      "write timeline.json, what every rank did when, for Perfetto; and ranges for Nsight"},
 };

@@ -205,6 +205,11 @@ typedef enum {   // rows that cross ranks, of `shared`'s reals but for the exper
   ROWS_NORMED,  // what the experts read [n][hidden]
   ROWS_EXPERTS, // the routing's experts [n][top_k], int32; only where rows lie on a device
   ROWS_SLOTS,   // the slots' outputs [n * top_k][hidden]
+  // The parts that ranks have of a step's outputs, rank after rank, of each [n][its outputs]; a row is one
+  // output of a token. They are read and written whole.
+  PARTS_HEADS,  // outputs are key/value heads: their queries' attention, then the key and the value as cached
+  PARTS_OUTPUT, // rows of o
+  PARTS_LOGITS, // rows of the head
 } row_kind;
 
 // Outputs of a shared step that ranks divide: of each matrix's rows, or of key/value heads with their
@@ -225,13 +230,6 @@ static inline output_range output_range_of(int64_t total, int64_t unit, int rank
 enum { TEAM_BATCHES = 30 }; // of few tokens, over which a backend may try how many threads are fastest
 
 enum { OUTPUT_UNIT = 64 }; // rows of a matrix that stay together: a tile of every kernel
-
-typedef enum { // the parts that ranks have of a step's outputs, of `shared`'s reals; rank after rank, of each
-               // [n][its outputs]
-  PARTS_HEADS, // outputs are key/value heads: their queries' attention, then the key and the value as cached
-  PARTS_OUTPUT, // rows of o
-  PARTS_LOGITS, // rows of the head
-} part_kind;
 
 typedef struct {     // names a rank's memory to the other ranks of its host
   uint64_t layout;   // ranks whose layouts differ cannot be peers
@@ -265,6 +263,7 @@ typedef struct {
   int64_t fixed_tokens;
   bool has_peers;       // peers_open may follow: what other ranks' devices store into lies together
   int64_t parts_tokens; // tokens of the largest batch whose outputs ranks divide (heads_part); 0: none
+  bool parts_head;      // ranks divide the outputs of heads (head_part)
   // Called from time to time while the host waits for the device, with the seconds waited so far. An error
   // from it ends the wait, and then the device may never answer again. NULL: waits have no deadline.
   status (*watch)(void *context, double waited);
@@ -396,10 +395,11 @@ typedef struct {
   // the stream that orders all work: for a transport that takes them from there.
   void *(*rows_device)(backend *, row_kind);
   void *(*stream)(backend *);
-  // Takes `steps` (embed and all layers of a batch, with nothing for the host in between): captures them once
-  // for a shape of batch and launches the captured graph after that, or simply runs them.
-  status (*captured)(backend *, const token_batch *, status (*steps)(void *context, const token_batch *),
-                     void *context);
+  // Takes `steps` (embed and all layers of the batch `rows`, with nothing for the host in between): captures
+  // them once for a shape of batch and launches the captured graph after that, or simply runs them. way:
+  // steps of a batch of one shape that differ have different ones.
+  status (*captured)(backend *, const token_batch *rows, int way,
+                     status (*steps)(void *context, const token_batch *rows), void *context);
 
   // ---- the same backends: peers, whose devices store into each other's memory inside the steps ----
   //
@@ -413,33 +413,37 @@ typedef struct {
   // Collective. Stores known bytes and finds those of all others. An error: they do not arrive.
   status (*peers_try)(backend *);
   void (*peers_leave)(backend *); // local: from here on the backend has no peers
-  // Collective. All-gathers rows of up to three kinds, tokens_of_rank[n_ranks] of each rank: they have
+  // Collective. All-gathers rows of up to four kinds, tokens_of_rank[n_ranks] of each rank: they have
   // arrived for what is enqueued afterwards.
   status (*peers_gather)(backend *, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
   size_t (*peers_row_bytes)(backend *, row_kind); // local; of a row as peers_gather sends it
+  // Instead of attend, where no two rows of the batch are of one sequence: needs q, k and v of the rows alone
+  // and caches no others; these cache_others does, which needs k and v of the whole batch. Shows no probe.
+  status (*attend_apart)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+  status (*cache_others)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
 
-  // ---- optional, all or none: shared steps whose outputs the ranks divide (backend_params.parts_tokens)
-  // ----
+  // ---- optional, all or none: attention whose outputs the ranks divide (backend_params.parts_tokens) ----
   //
   // Instead of attention: heads_part, an all-gather of PARTS_HEADS, output_part, one of PARTS_OUTPUT, and
-  // output_add. Instead of head: head_part. A rank's part is output_range_of the heads (a unit is one) or
-  // rows (OUTPUT_UNIT); the caches are whole on every rank. No probe is shown.
+  // output_add. A rank's part is output_range_of the heads (a unit is one) or rows (OUTPUT_UNIT); the caches
+  // are whole on every rank. No probe is shown.
 
   // Needs x; gives this rank's PARTS_HEADS.
   status (*heads_part)(backend *, int64_t layer, const token_batch *rows);
   // Needs all PARTS_HEADS; caches the others' keys and values; gives this rank's PARTS_OUTPUT.
   status (*output_part)(backend *, int64_t layer, const token_batch *rows);
   status (*output_add)(backend *, const token_batch *rows); // needs all PARTS_OUTPUT; x += o(attention)
+
+  // ---- optional, all or none: a head whose outputs the ranks divide (backend_params.parts_head) ----
+
+  // Instead of head; a rank's part is output_range_of the rows (OUTPUT_UNIT). No probe is shown.
   status (*head_part)(backend *, const token_batch *rows, const int64_t *row, int64_t count);
-  // Adds the digest of this rank's PARTS_LOGITS to sums[its sequence].
+  // Adds the digest of this rank's PARTS_LOGITS to sums[its sequence]; on a device done when `finish`
+  // returns.
   status (*logits_part_digest)(backend *, const token_batch *rows, const int64_t *row, int64_t count,
                                uint64_t *sums);
   // Needs all PARTS_LOGITS; gives what logits_read reads.
   status (*logits_join)(backend *, int64_t count);
-  // Host memory of the parts of all ranks, for the exchange to complete; elements are reals.
-  void *(*parts_host)(backend *, part_kind);
-  // Reals of a part to one of its outputs and a token.
-  int64_t (*part_width)(const backend *, part_kind);
 } backend_ops;
 
 static inline bool backend_is_on_device(const backend_ops *ops) {

@@ -2,9 +2,16 @@
 #include "kernels/product_form.h"
 
 enum {
-  SHARES = 2,         // with few tokens a thread takes half of its equal part of what is left
+  SHARES_FEW = 2,     // a thread takes half of its equal part of what is left,
+  SHARES_MANY = 4,    // with many tokens, whose tasks take unequal times, a quarter
   FIXED_EIGHTHS = 6,  // of such tasks are divided beforehand: no atomic, and the same memory each time
   TASKS_A_THREAD = 6, // of few tokens at least, so that the threads end together
+  // The same of many. Tasks are cut by tokens: as many as a kernel unpacks or converts weights for at a time,
+  // so that these tokens stay in a cache over the tiles; fewer where tiles are few, as a router's, down to so
+  // many.
+  TASKS_A_THREAD_MANY = 4,
+  CHUNK_ROUNDED = 64,
+  CHUNK_REAL = PACKED_TOKENS,
   // Rows of the smallest tile: the ISA rows' kernels take 16 rows of K-quants side by side, and 4 of others.
   LEAST_ROUNDED = 16,
   LEAST_REAL = 4,
@@ -39,12 +46,53 @@ tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
   return (tile_range){first, rest < tile ? rest : tile};
 }
 
+// ---- packed rows ----
+
+bool reads_packed(const cpu_backend *b, const path_kernels *kernels, const packed_rows *rows, const matrix *m,
+                  int64_t n) {
+  return rows->groups && n >= LEAST_PACKED && product_form(kernels->path->kind, m->type) == ACTIVATION_Q8K &&
+         b->row->packed->takes(m->type);
+}
+
+// Item `item` of a group's blocks after those of the group before.
+static void pack_item(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, slot_group group,
+                      int64_t item) {
+  int64_t blocks = to->width / QK_K;
+  b->row->packed->pack(to->groups + (size_t)(item / blocks) * to->group_bytes, rows + group.first, group.n,
+                       item % blocks);
+}
+
+void pack_rows(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, int64_t n) {
+  int64_t blocks = to->width / QK_K, groups = (n + PACKED_TOKENS - 1) / PACKED_TOKENS;
+  team_range part = team_share(b->team, groups * blocks);
+  for (int64_t i = part.first; i < part.end; i++) {
+    int64_t first = i / blocks * PACKED_TOKENS, rest = n - first;
+    slot_group group = {(int32_t)first, (int32_t)(rest < PACKED_TOKENS ? rest : PACKED_TOKENS)};
+    pack_item(b, to, rows, group, i);
+  }
+}
+
+void pack_slots(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows) {
+  int64_t blocks = to->width / QK_K;
+  team_range part = team_share(b->team, b->n_groups * blocks);
+  for (int64_t i = part.first; i < part.end; i++) pack_item(b, to, rows, b->groups[i / blocks], i);
+}
+
+// ---- a tile ----
+
 static void times_rounded(const cpu_backend *b, const matrix *rows, float *const *out,
-                          const block_q8_K *const *x, int64_t n) {
-  if (type_find(rows->type)->on_q8k == ACTIVATION_Q8_0)
+                          const block_q8_K *const *x, const char *packed, int64_t n) {
+  if (packed)
+    b->row->packed->product(out, rows, packed, n);
+  else if (type_find(rows->type)->on_q8k == ACTIVATION_Q8_0)
     b->row->product_q8_0(out, rows, x, n);
   else
     (type_has_q8k_kernels(rows->type) ? b->row->product_q8k : b->row->product_unpacked)(out, rows, x, n);
+}
+
+// The groups of a product's tokens from t on, a multiple of PACKED_TOKENS.
+static const char *packed_from(const cpu_backend *b, const char *packed, int64_t cols, int64_t t) {
+  return packed ? packed + (size_t)(t / PACKED_TOKENS) * b->row->packed->group_bytes(cols) : NULL;
 }
 
 // What the path adds to a product with rounded activations: the outliers' terms.
@@ -66,25 +114,51 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
     break;
   case ACTIVATION_Q8K:
   case ACTIVATION_Q8_0:
-    times_rounded(b, rows, (float *const *)out, p->q8k + t, n);
+    times_rounded(b, rows, (float *const *)out, p->q8k + t, packed_from(b, p->packed, rows->cols, t), n);
     add_parts(b, p, rows, (float *const *)out, t, n);
     break;
   }
 }
 
-void product_tile(cpu_backend *b, const product *p, int64_t index, const void *ahead) {
+static int64_t chunks_of(const product *p) {
+  return p->chunk ? (p->n + p->chunk - 1) / p->chunk : 1;
+}
+
+int64_t product_tasks(const product *p) {
+  return matrix_tiles(p->m, p->tile) * chunks_of(p);
+}
+
+product_part product_part_of(const product *p, int64_t task) {
+  int64_t tiles = matrix_tiles(p->m, p->tile), first = task / tiles * p->chunk, rest = p->n - first;
+  return (product_part){tile_at(p->m, p->tile, task % tiles),
+                        {first, p->chunk && p->chunk < rest ? p->chunk : rest}};
+}
+
+int64_t token_chunk_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t tile,
+                       int64_t tokens, bool packed) {
+  bool rounded = product_form(kernels->path->kind, m->type) != ACTIVATION_REAL;
+  int64_t least = rounded ? CHUNK_ROUNDED : CHUNK_REAL, chunk = packed ? PACKED_CHUNK : TOKEN_TILE;
+  const int64_t tiles = matrix_tiles(m, tile), wanted = TASKS_A_THREAD_MANY * b->n_threads;
+  if (tokens <= FEW_TOKENS) return 0;
+  while (chunk > least && tiles * ((tokens + chunk - 1) / chunk) < wanted) chunk /= 2;
+  return chunk;
+}
+
+void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ahead) {
   const real_ops *ops = p->kernels->ops;
-  tile_range at = tile_at(p->m, p->tile, index);
+  const product_part part = product_part_of(p, task);
+  const tile_range at = part.rows;
   matrix rows = matrix_rows(p->m, at.first, at.count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
-  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && type_has_q8k_kernels(p->m->type)) {
+  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && ops->vector_takes(p->m->type)) {
     float *out = (float *)p->out[0] + at.first;
     ops->vector_q8k(out, &rows, p->q8k[0], ahead);
     add_parts(b, p, &rows, &out, 0, 1);
     return;
   }
-  for (int64_t t = 0; t < p->n; t += TOKEN_TILE) {
-    int64_t n = p->n - t < TOKEN_TILE ? p->n - t : TOKEN_TILE;
+  const int64_t end = part.tokens.first + part.tokens.count;
+  for (int64_t t = part.tokens.first; t < end; t += TOKEN_TILE) {
+    int64_t n = end - t < TOKEN_TILE ? end - t : TOKEN_TILE;
     void *to[TOKEN_TILE];
     for (int64_t i = 0; i < n; i++) to[i] = (char *)p->out[t + i] + (size_t)at.first * ops->bytes;
     times_tokens(b, p, form, &rows, to, t, n);
@@ -101,16 +175,14 @@ task_queue task_queue_of(int64_t count, bool ahead) {
   return (task_queue){.count = count, .fixed = ahead ? count * FIXED_EIGHTHS / 8 : 0, .ahead = ahead};
 }
 
-// What is not divided beforehand. One task, or with few tokens a share of what is left: neighbours in memory,
-// so that a thread reads long streams, and so that it seldom executes the atomic, which no load overtakes.
-// Shares shrink, so that threads finish together.
+// What is not divided beforehand: a share of what is left. Its tasks are neighbours in memory, so that a
+// thread reads long streams, or with many tokens tiles of one expert, whose tokens then stay in its cache;
+// and it seldom executes the atomic, which no load overtakes. Shares shrink, so that threads finish together.
 static team_range take_tasks(const cpu_backend *b, task_queue *q) {
-  int64_t left = q->count - q->fixed, share = 1, start = __atomic_load_n(&q->next, __ATOMIC_RELAXED);
+  int64_t left = q->count - q->fixed, start = __atomic_load_n(&q->next, __ATOMIC_RELAXED);
   if (start >= left) return (team_range){0, 0}; // read only: the line stays with all threads
-  if (q->ahead) {
-    share = (left - start) / (SHARES * team_size(b->team));
-    if (share < 1) share = 1;
-  }
+  int64_t share = (left - start) / ((q->ahead ? SHARES_FEW : SHARES_MANY) * team_size(b->team));
+  if (share < 1) share = 1;
   start = __atomic_fetch_add(&q->next, share, __ATOMIC_RELAXED);
   int64_t end = start + share < left ? start + share : left;
   return (team_range){q->fixed + start, q->fixed + end};
@@ -123,13 +195,13 @@ void tasks_run(cpu_backend *b, task_queue *q, task_function *run, const void *wh
     int64_t task = at.first++;
     if (q->ahead && at.first == at.end) at = take_tasks(b, q);
     run(b, what, task, q->ahead && at.first < at.end ? at.first : -1);
-    if (!q->ahead) at = take_tasks(b, q);
+    if (!q->ahead && at.first == at.end) at = take_tasks(b, q);
   }
 }
 
 void product_list_add(product_list *l, product p) {
   l->part[l->count] = p;
-  l->tasks = task_queue_of(l->tasks.count + matrix_tiles(p.m, p.tile), p.n <= FEW_TOKENS);
+  l->tasks = task_queue_of(l->tasks.count + product_tasks(&p), p.n <= FEW_TOKENS);
   l->end[l->count++] = l->tasks.count;
 }
 

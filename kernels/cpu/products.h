@@ -12,7 +12,7 @@
 // is computed. With more, arithmetic does, and a task held back costs time.
 typedef struct {
   int64_t count, fixed; // of these `fixed` are divided among the threads beforehand
-  bool ahead;           // taken one ahead, and in shares
+  bool ahead;           // taken one ahead
   alignas(64) int64_t next;
   char unused[64 - sizeof(int64_t)];
 } task_queue;
@@ -33,7 +33,9 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
   void *const *reals;
   const block_q8_K *const *q8k; // rounded rows (row.h)
   int64_t n;
-  int64_t tile; // rows of a task, at most ROW_TILE
+  int64_t tile;       // rows of a task, at most ROW_TILE
+  int64_t chunk;      // tokens of a task, a multiple of PACKED_TOKENS, or 0: all
+  const char *packed; // the same rows' groups, or NULL: it reads the rows themselves
 } product;
 
 // All tiles of up to three products, one after the other in the order of the list.
@@ -58,10 +60,28 @@ typedef struct {
 } tile_range;
 tile_range tile_at(const matrix *m, int64_t tile, int64_t index);
 
-// Rows of tile `index`. ahead: what the thread reads next, or NULL.
-void product_tile(cpu_backend *b, const product *p, int64_t index, const void *ahead);
+// Whether products of n tokens with `m` read packed rows, where these are in `rows`.
+bool reads_packed(const cpu_backend *b, const path_kernels *kernels, const packed_rows *rows, const matrix *m,
+                  int64_t n);
+// By all threads of a run, no barrier: n rows into groups; the rows of b->groups, of which row i is slot i.
+void pack_rows(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, int64_t n);
+void pack_slots(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows);
+
+// A product's tasks: all tiles of its first tokens, then those of the next.
+int64_t product_tasks(const product *p);
+typedef struct {
+  tile_range rows, tokens;
+} product_part;
+product_part product_part_of(const product *p, int64_t task);
+
+// Tokens of a task of `m` in a step on b->n_threads threads, as product.chunk.
+int64_t token_chunk_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t tile,
+                       int64_t tokens, bool packed);
+
+// Task `task`. ahead: what the thread reads next, or NULL.
+void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ahead);
 
 void product_list_add(product_list *l, product p);
 void product_list_run(cpu_backend *b, product_list *l); // as tasks_run
-// The product of which task `task` is tile *index.
+// The product of which task `task` is task *index.
 const product *product_list_find(const product_list *l, int64_t task, int64_t *index);

@@ -26,8 +26,11 @@
 enum {
   ATTEND_TOKENS = 16, // tokens and query heads of the largest span
   ATTEND_HEADS = 8,
-  ROW_TILE = 32,    // rows of a matrix that a thread takes at a time
-  TOKEN_TILE = 256, // tokens to which it puts them
+  ROW_TILE = 32,      // rows of a matrix that a thread takes at a time
+  TOKEN_TILE = 256,   // tokens to which it puts them
+  PACKED_TOKENS = 16, // of a group of packed_ops
+  PACKED_CHUNK = 128, // tokens for which its product unpacks weights at a time
+  LEAST_PACKED = 12,  // tokens of a product that reads them: docs/measurements.md, "AMX beside VNNI"
 };
 
 typedef enum { KV_HALF, KV_REAL } kv_storage;
@@ -76,7 +79,9 @@ typedef struct {
   void (*product_tile)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
                        float *scratch);
   // product_q8k of one token and at most ROW_TILE rows, which memory bandwidth bounds: prefetches the first
-  // of the rows at `ahead`, which the thread reads next, or NULL. Only of floats; NULL: as attend_span
+  // of the rows at `ahead`, which the thread reads next, or NULL. Only of floats and of
+  // the types that vector_takes says; both NULL: as attend_span
+  bool (*vector_takes)(weight_type type);
   void (*vector_q8k)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
 } real_ops;
 
@@ -115,6 +120,17 @@ static inline const row_outliers *outliers_of(const block_q8_K *row, int64_t n_b
   return (const row_outliers *)(const void *)(row + n_blocks);
 }
 
+// Products of many tokens whose rounded rows are first packed, once for all matrices and tiles of rows that
+// read them: groups of PACKED_TOKENS tokens, the last with fewer, one after the other.
+typedef struct {
+  bool (*takes)(weight_type type);
+  size_t (*group_bytes)(int64_t cols); // of a group, a multiple of 64
+  // Block `block` of n tokens, 1 to PACKED_TOKENS, into its place in the group.
+  void (*pack)(void *group, const block_q8_K *const *tokens, int64_t n, int64_t block);
+  // As product_q8k; packed: the groups of the n tokens
+  void (*product)(float *const *out, const matrix *rows, const void *packed, int64_t n_tokens);
+} packed_ops;
+
 extern const backend_ops cpu_backend_ops; // steps.c
 
 typedef struct {
@@ -125,6 +141,7 @@ typedef struct {
   void (*quantize_q8k)(block_q8_K *out, const float *x, int64_t n);
   // As product, of K-quant rows with rounded activations.
   void (*product_q8k)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
+  const packed_ops *packed; // the same with packed tokens; NULL: the row has no better way
   // quantize_q8k of what is left without the outliers, which follow: out is of split_row_bytes
   void (*split_q8k)(block_q8_K *out, const float *x, int64_t n);
   // out[t][i] += the sum of the outliers' terms, after product_q8k of such rows

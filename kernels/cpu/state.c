@@ -38,6 +38,21 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
   return rounded_open(b, &a->q8k, a->q8k_rows, rows, width, path_splits_outliers(s->path->kind), what);
 }
 
+// For up to `groups` groups of rounded rows.
+static status packed_open(cpu_backend *b, packed_rows *p, int64_t groups, int64_t width, const char *what) {
+  const packed_ops *ops = b->row->packed;
+  p->width = width;
+  if (!ops || !b->reads_q8k || width % QK_K) return 0;
+  p->group_bytes = ops->group_bytes(width);
+  return cpu_take(b, &p->groups, (size_t)groups, p->group_bytes, what);
+}
+
+// For all rows of `a`, where many tokens are at once.
+static status packed_rows_open(cpu_backend *b, activations *a, int64_t rows, const char *what) {
+  if (rows < LEAST_PACKED || !a->q8k) return 0;
+  return packed_open(b, &a->packed, (rows + PACKED_TOKENS - 1) / PACKED_TOKENS, a->width, what);
+}
+
 static status outputs_open(cpu_backend *b, outputs *o, int64_t n_rows, int64_t width, const char *what) {
   size_t rows = (size_t)n_rows, real = b->shared.ops->bytes;
   TRY(cpu_take(b, &o->reals, rows * (size_t)width, real, what));
@@ -54,6 +69,7 @@ static void outputs_close(outputs *o) {
 static void activations_close(activations *a) {
   free(a->reals);
   free(a->q8k);
+  free(a->packed.groups);
   free(a->real_rows);
   free(a->q8k_rows);
 }
@@ -79,11 +95,12 @@ void cpu_close(backend *base) {
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
   outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits, &b->logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *arrays[] = {b->x,           b->rope_tables,  b->keys,   b->values,   b->slot_rows,
-                    b->normed_rows, b->slot_weights, b->owned,  b->member,   b->first,
-                    b->slots,       b->active,       b->up,     b->narrow,   b->in_rows,
-                    b->in_q8k,      b->gate_out,     b->up_out, b->down_out, b->chosen,
-                    b->margin,      b->spans,        b->scratch};
+  void *arrays[] = {b->x,           b->rope_tables,  b->keys,     b->values,   b->slot_rows,
+                    b->normed_rows, b->slot_weights, b->owned,    b->first,    b->slots,
+                    b->member,
+                    b->active,      b->up,           b->narrow,   b->in_rows,  b->in_q8k,
+                    b->gate_out,    b->up_out,       b->down_out, b->chosen,   b->margin,
+                    b->spans,       b->scratch,      b->groups,   b->group_of, b->packed_in.groups};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   exact_close(b);
   output_parts_close(b);
@@ -117,6 +134,7 @@ static status open_attention(cpu_backend *b) {
   TRY(outputs_open(b, &b->v, n, kv_width, "values"));
   TRY(cpu_take(b, &b->spans, (size_t)n, sizeof *b->spans, "attention spans"));
   TRY(activations_open(b, &b->attended, &b->attention, n, q_width, "attention outputs"));
+  TRY(packed_rows_open(b, &b->attended, n, "attention outputs"));
   TRY(outputs_open(b, &b->projected, n, s->hidden, "projected attention"));
   TRY(cpu_take(b, &b->rope_tables, (size_t)(b->params.context * s->head_dim), (size_t)real, "RoPE tables"));
   return open_caches(b);
@@ -132,6 +150,16 @@ static status list_owned(cpu_backend *b) {
   return 0;
 }
 
+static status open_groups(cpu_backend *b, int64_t slots) {
+  const model_shape *s = &b->shape;
+  int64_t most = slots / PACKED_TOKENS + b->n_owned; // the last of each expert may be short
+  if (!b->hidden_in.q8k || slots < LEAST_PACKED) return 0;
+  TRY(cpu_take(b, &b->groups, (size_t)most, sizeof *b->groups, "expert lists"));
+  TRY(cpu_take(b, &b->group_of, (size_t)b->n_owned, sizeof *b->group_of, "expert lists"));
+  TRY(packed_open(b, &b->packed_in, most, s->hidden, "expert inputs"));
+  return packed_open(b, &b->hidden_in.packed, most, s->expert_width, "expert activations");
+}
+
 static status open_experts(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, slots = n * s->top_k;
@@ -139,6 +167,7 @@ static status open_experts(cpu_backend *b) {
   TRY(cpu_take(b, &b->member, (size_t)slots, sizeof *b->member, "routing"));
   TRY(cpu_take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
+  if (b->params.computes_shared) TRY(packed_rows_open(b, &b->normed, n, "normed activations"));
   if (b->params.n_ranks > 1 || !b->params.computes_shared)
     TRY(cpu_take(b, &b->normed_rows, (size_t)(n * s->hidden), b->shared.ops->bytes, "normed activations"));
   TRY(cpu_take(b, &b->slot_rows, (size_t)(slots * s->hidden), b->shared.ops->bytes, "slot outputs"));
@@ -154,6 +183,7 @@ static status open_experts(cpu_backend *b) {
   TRY(cpu_take(b, &b->in_q8k, (size_t)slots, sizeof *b->in_q8k, "expert lists"));
   TRY(cpu_take(b, &b->gate_out, (size_t)slots, sizeof *b->gate_out, "expert lists"));
   TRY(cpu_take(b, &b->up_out, (size_t)slots, sizeof *b->up_out, "expert lists"));
+  TRY(open_groups(b, slots));
   return cpu_take(b, &b->down_out, (size_t)slots, sizeof *b->down_out, "expert lists");
 }
 
@@ -170,6 +200,7 @@ static status open_router_and_head(cpu_backend *b) {
   TRY(outputs_open(b, &b->router_logits, b->params.max_batch, s->n_experts, "router logits"));
   TRY(cpu_take(b, &b->slot_weights, slots, b->shared.ops->bytes, "slot weights"));
   TRY(activations_open(b, &b->head_in, &b->shared, (int64_t)rows, s->hidden, "head inputs"));
+  TRY(packed_rows_open(b, &b->head_in, (int64_t)rows, "head inputs"));
   TRY(cpu_take(b, &b->margin, (size_t)b->params.max_batch, sizeof *b->margin, "routing"));
   return outputs_open(b, &b->logits, (int64_t)rows, s->vocabulary, "logits");
 }
@@ -178,7 +209,7 @@ static status cpu_open_fields(cpu_backend *b) {
   const backend_params *p = &b->params;
   if (p->computes_shared) TRY(open_attention(b));
   if (p->computes_shared) TRY(open_router_and_head(b));
-  if (p->parts_tokens) TRY(output_parts_open(b));
+  if (p->parts_tokens || p->parts_head) TRY(output_parts_open(b));
   TRY(open_experts(b));
   b->scratch_bytes = (size_t)attention_scratch_reals(b->shape.head_dim) * sizeof(double);
   bool is_exact = p->computes_shared && b->shared.path->attention == ATTENTION_EXACT;

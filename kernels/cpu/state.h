@@ -10,12 +10,23 @@
 // Batches of so few tokens are bound by memory bandwidth and barriers, not by arithmetic.
 enum { FEW_TOKENS = 4 };
 
+typedef struct { // rounded rows as products of many tokens read them (packed_ops); NULL: no product does
+  char *groups;
+  size_t group_bytes;
+  int64_t width;
+} packed_rows;
+
+typedef struct { // neighbours in b->slots, all of one expert, that are packed side by side
+  int32_t first, n;
+} slot_group;
+
 typedef struct { // activations of one kind for up to max_batch (or max slots) rows
   char *reals;   // rows of the path's real, width long and a little further apart
   char *q8k;     // rounded rows (row.h); NULL: no product reads them
   int64_t width;
   void **real_rows; // pointers to the rows
   const block_q8_K **q8k_rows;
+  packed_rows packed;
 } activations;
 
 typedef struct { // what a product of the shared path fills
@@ -86,6 +97,10 @@ typedef struct {
   int32_t *slots;       // token * top_k + slot, grouped by owned expert, ascending
   int32_t *active;      // owned experts with at least one slot
   int64_t n_active;
+  slot_group *groups; // of experts of LEAST_PACKED slots and more
+  int32_t *group_of;  // [n_owned] the first group of each owned expert that has some
+  int64_t n_groups;
+  packed_rows packed_in; // what gate and up read
   activations hidden_in; // [max slots][expert_width]: gate, then silu(gate) * up
   char *up;              // [max slots][expert_width]
   char *narrow;          // [max slots][hidden] of the experts' real; only where it is not the shared real

@@ -223,18 +223,20 @@ static void attend_phase(attention_part *p) {
   phase_end(b, PHASE_ATTEND);
   attended_rows(b, p->first, team_share(b->team, p->count));
   phase_end(b, PHASE_ATTEND);
+  pack_phase(b, PHASE_ATTEND, &b->attention, &b->attended, p->first, p->count);
 }
 
 // Rows of o, and these rows of x += projected
 static void output_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const attention_part *p = (const attention_part *)what;
   const product *o = &p->output.part[0];
-  tile_range at = tile_at(o->m, o->tile, task);
-  size_t skip = (size_t)at.first * b->shared.ops->bytes;
+  const product_part at = product_part_of(o, task);
+  const int64_t first = p->first + at.tokens.first;
+  size_t skip = (size_t)at.rows.first * b->shared.ops->bytes;
   product_tile(b, o, task, after >= 0 ? matrix_tile_data(o->m, o->tile, after) : NULL);
-  for (int64_t t = p->first; t < p->first + p->count; t++)
+  for (int64_t t = first; t < first + at.tokens.count; t++)
     b->shared.ops->add((char *)row_at(b, b->x, t, b->shape.hidden) + skip,
-                       (char *)b->projected.rows[t] + skip, at.count);
+                       (char *)b->projected.rows[t] + skip, at.rows.count);
 }
 
 static void impose_stream(attention_part *p) {
@@ -259,6 +261,7 @@ static void output_phase(attention_part *p) {
 static void project_phases(attention_part *p) {
   cpu_backend *b = p->b;
   norm_phase(b, PHASE_ATTN_NORM, &b->attention, p->w->attn_norm, p->first, p->count);
+  pack_phase(b, PHASE_ATTN_NORM, &b->attention, &b->normed, p->first, p->count);
   show_phase(b, PROBE_ATTN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
              b->shared.ops->bytes);
   product_list_run(b, &p->qkv);
@@ -341,6 +344,7 @@ static void run_heads_part(void *context) {
   attention_part *p = (attention_part *)context;
   cpu_backend *b = p->b;
   norm_phase(b, PHASE_ATTN_NORM, &b->attention, p->w->attn_norm, 0, p->count);
+  pack_phase(b, PHASE_ATTN_NORM, &b->attention, &b->normed, 0, p->count);
   product_list_run(b, &p->qkv);
   phase_end(b, PHASE_QKV);
   if (!p->heads_in_tasks) heads_phase(b, p->w, p->layer, p->batch, 0, p->count, p->kv_heads);

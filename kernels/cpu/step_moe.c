@@ -8,6 +8,18 @@
 
 // ---- experts ----
 
+// Cuts the slots of each expert with enough of them into groups.
+static void group_for_packing(cpu_backend *b) {
+  b->n_groups = 0;
+  for (int64_t e = 0; e < b->n_owned && b->groups; e++) {
+    int32_t end = b->first[e + 1];
+    b->group_of[e] = (int32_t)b->n_groups;
+    if (end - b->first[e] < LEAST_PACKED) continue;
+    for (int32_t i = b->first[e]; i < end; i += PACKED_TOKENS)
+      b->groups[b->n_groups++] = (slot_group){i, end - i < PACKED_TOKENS ? end - i : PACKED_TOKENS};
+  }
+}
+
 // Of each slot the index here of its expert; below 0: another rank computes it.
 static void find_members(cpu_backend *b, int64_t layer, const token_batch *rows) {
   const expert_map *map = &b->params.map;
@@ -53,6 +65,7 @@ typedef struct { // a stacked matrix times the inputs of each active expert's sl
   const expert_global *owned; // [n_owned] of the layer, by their index here
   void *const *out, *const *reals;
   const block_q8_K *const *q8k;
+  const packed_rows *packed; // of b->groups
 } expert_product;
 
 static const expert_global *owned_experts(const cpu_backend *b, int64_t layer) {
@@ -64,8 +77,16 @@ static product product_of_expert(const cpu_backend *b, const expert_product *p, 
                                  matrix *room) {
   int64_t e = b->active[active], first = b->first[e];
   *room = matrix_rows(p->m, p->owned[e].id * p->m->rows, p->m->rows);
-  return (product){
-      &b->experts, room, p->out + first, p->reals + first, p->q8k + first, b->first[e + 1] - first, tile};
+  product of = {.kernels = &b->experts,
+                .m = room,
+                .out = p->out + first,
+                .reals = p->reals + first,
+                .q8k = p->q8k + first,
+                .n = b->first[e + 1] - first,
+                .tile = tile};
+  if (reads_packed(b, &b->experts, p->packed, p->m, of.n))
+    of.packed = p->packed->groups + (size_t)b->group_of[e] * p->packed->group_bytes;
+  return of;
 }
 
 typedef struct { // of a layer
@@ -152,10 +173,18 @@ static void list_up(expert_part *p) {
     b->gate_out[i] = b->hidden_in.real_rows[i];
     b->up_out[i] = b->up + (size_t)(i * s->expert_width) * real;
   }
-  p->gate = (expert_product){&w->gate, owned, b->gate_out, b->in_rows, b->in_q8k};
-  p->up = (expert_product){&w->up, owned, b->up_out, b->in_rows, b->in_q8k};
+  group_for_packing(b);
+  p->gate = (expert_product){&w->gate, owned, b->gate_out, b->in_rows, b->in_q8k, &b->packed_in};
+  p->up = (expert_product){&w->up, owned, b->up_out, b->in_rows, b->in_q8k, &b->packed_in};
   p->tile = tile_rows_of(b, &b->experts, &w->gate, b->n_active, p->rows->n);
   p->up_tasks = task_queue_of(b->n_active * matrix_tiles(&w->gate, p->tile), p->rows->n <= FEW_TOKENS);
+}
+
+static void pack_slots_phase(cpu_backend *b, phase_kind phase, const packed_rows *to,
+                             const block_q8_K *const *rows) {
+  if (!to->groups || !b->n_groups) return;
+  pack_slots(b, to, rows);
+  phase_end(b, phase);
 }
 
 static void up_phases(expert_part *p) {
@@ -164,6 +193,7 @@ static void up_phases(expert_part *p) {
     expert_inputs(b, team_share(b->team, p->rows->n));
     phase_end(b, PHASE_TOP_K);
   }
+  pack_slots_phase(b, PHASE_TOP_K, &b->packed_in, b->in_q8k);
   tasks_run(b, &p->up_tasks, up_task, p);
   if (p->rows->n <= FEW_TOKENS && !needs_points(b, POINTS_OF_UP)) {
     phase_end_then(b, PHASE_GATE_UP, PHASE_SWIGLU, hidden_alone, p);
@@ -175,6 +205,7 @@ static void up_phases(expert_part *p) {
     show_slots_phase(b, PROBE_FFN_MOE_UP, p->layer, b->up_out);
     hidden_rows(b, team_share(b->team, b->first[b->n_owned]));
     phase_end(b, PHASE_SWIGLU);
+    pack_slots_phase(b, PHASE_SWIGLU, &b->hidden_in.packed, b->hidden_in.q8k_rows);
   }
   show_slots_phase(b, PROBE_FFN_MOE_SWIGLU, p->layer, b->gate_out);
 }
@@ -258,7 +289,7 @@ static void list_down(expert_part *p) {
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
                                : row_at(b, b->slot_rows, slot_row(p->places, b->slots[i]), s->hidden);
   p->down = (expert_product){&w->down, owned_experts(b, p->layer), b->down_out, b->hidden_in.real_rows,
-                             b->hidden_in.q8k_rows};
+                             b->hidden_in.q8k_rows, &b->hidden_in.packed};
   p->combines_in_tasks = p->is_whole && combines_in_tasks(b, p->rows->n);
   int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
   p->down_tile = tile_rows_of(b, &b->experts, &w->down, copies, p->rows->n);

@@ -17,30 +17,6 @@ static int64_t head_width(const cpu_backend *b) {
   return (group_of(b) + 2) * b->shape.head_dim;
 }
 
-int64_t cpu_part_width(const backend *base, part_kind kind) {
-  switch (kind) {
-  case PARTS_HEADS:
-    return head_width((const cpu_backend *)base);
-  case PARTS_OUTPUT:
-  case PARTS_LOGITS:
-    return 1;
-  }
-  __builtin_unreachable();
-}
-
-void *cpu_parts_host(backend *base, part_kind kind) {
-  cpu_backend *b = (cpu_backend *)base;
-  switch (kind) {
-  case PARTS_HEADS:
-    return b->parts.heads;
-  case PARTS_OUTPUT:
-    return b->parts.output;
-  case PARTS_LOGITS:
-    return b->parts.vocabulary;
-  }
-  __builtin_unreachable();
-}
-
 status output_parts_open(cpu_backend *b) {
   const backend_params *p = &b->params;
   const model_shape *s = &b->shape;
@@ -129,6 +105,7 @@ static void take_phase(const output_step *p) {
     quantize(b, &b->attention, &b->attended, t);
   }
   phase_end(b, PHASE_EXCHANGE);
+  pack_phase(b, PHASE_EXCHANGE, &b->attention, &b->attended, 0, p->batch->n);
 }
 
 static void run_output_part(void *context) {
@@ -223,6 +200,7 @@ static void run_head_part(void *context) {
   cpu_backend *b = p->b;
   norm_head_rows(p, team_share(b->team, p->count));
   phase_end(b, PHASE_HEAD_NORM);
+  pack_phase(b, PHASE_HEAD_NORM, &b->shared, &b->head_in, 0, p->count);
   product_list_run(b, &p->logits);
   phase_last(b);
 }

@@ -65,6 +65,7 @@ static void run_head(void *context) {
   if (p->count > FEW_TOKENS) {
     head_rows(b, p->row, team_share(b->team, p->count));
     phase_end(b, PHASE_HEAD_NORM);
+    pack_phase(b, PHASE_HEAD_NORM, &b->shared, &b->head_in, 0, p->count);
   }
   show_phase(b, PROBE_RESULT_NORM, -1, b->head_in.real_rows, 0, p->count, real);
   product_list_run(b, &p->logits);
@@ -146,6 +147,12 @@ static void *cpu_rows_host(backend *base, row_kind kind) {
     return b->chosen;
   case ROWS_SLOTS:
     return b->slot_rows;
+  case PARTS_HEADS:
+    return b->parts.heads;
+  case PARTS_OUTPUT:
+    return b->parts.output;
+  case PARTS_LOGITS:
+    return b->parts.vocabulary;
   }
   return NULL;
 }
@@ -244,6 +251,4 @@ const backend_ops cpu_backend_ops = {
     .head_part = cpu_head_part,
     .logits_part_digest = cpu_logits_part_digest,
     .logits_join = cpu_logits_join,
-    .parts_host = cpu_parts_host,
-    .part_width = cpu_part_width,
 };

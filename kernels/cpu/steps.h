@@ -9,16 +9,20 @@
 #include "kernels/cpu/products.h"
 #include "kernels/product_form.h"
 
-// m times rows first .. first + n - 1 of a, by the definition of `kernels`
+// m times rows first .. first + n - 1 of a, which pack_phase has packed, by the definition of `kernels`
 static inline product product_by(const cpu_backend *b, const path_kernels *kernels, void *const *out,
                                  const matrix *m, const activations *a, int64_t first, int64_t n) {
-  return (product){kernels,
-                   m,
-                   out + first,
-                   a->real_rows + first,
-                   a->q8k_rows + first,
-                   n,
-                   tile_rows_of(b, kernels, m, 1, n)};
+  bool packed = reads_packed(b, kernels, &a->packed, m, n);
+  int64_t tile = tile_rows_of(b, kernels, m, 1, n);
+  return (product){.kernels = kernels,
+                   .m = m,
+                   .out = out + first,
+                   .reals = a->real_rows + first,
+                   .q8k = a->q8k_rows + first,
+                   .n = n,
+                   .tile = tile,
+                   .chunk = token_chunk_of(b, kernels, m, tile, n, packed),
+                   .packed = packed ? a->packed.groups : NULL};
 }
 
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
@@ -72,6 +76,16 @@ static inline void norm_phase(cpu_backend *b, phase_kind phase, const path_kerne
                               int64_t first, int64_t count) {
   if (count <= FEW_TOKENS) return;
   norm_rows(b, s, weight, first, team_share(b->team, count));
+  phase_end(b, phase);
+}
+
+// Rows first .. first + count - 1 of a into groups, from the first one on, where products by `s` read those:
+// after a phase that filled the rows.
+static inline void pack_phase(cpu_backend *b, phase_kind phase, const path_kernels *s, const activations *a,
+                              int64_t first, int64_t count) {
+  if (!a->packed.groups || count < LEAST_PACKED || path_rounded_form(s->path->kind) == ACTIVATION_REAL)
+    return;
+  pack_rows(b, &a->packed, a->q8k_rows + first, count);
   phase_end(b, phase);
 }
 
@@ -198,8 +212,6 @@ status cpu_head_part(backend *base, const token_batch *rows, const int64_t *row,
 status cpu_logits_part_digest(backend *base, const token_batch *rows, const int64_t *row, int64_t count,
                               uint64_t *sums);
 status cpu_logits_join(backend *base, int64_t count);
-void *cpu_parts_host(backend *base, part_kind kind);
-int64_t cpu_part_width(const backend *base, part_kind kind);
 
 // ---- step_route.c ----
 

@@ -3,12 +3,17 @@
 
 // ---- meeting ----
 
-__global__ void meet_peers(const __grid_constant__ peer_links p) {
-  wait_for_inputs();
+// By one warp.
+__device__ __forceinline__ void meet(const peer_links &p) {
   uint32_t e = next_epoch(p);
   __threadfence_system();
   tell_peers(p, e);
   await_peers(p, e);
+}
+
+__global__ void meet_peers(const __grid_constant__ peer_links p) {
+  wait_for_inputs();
+  meet(p);
 }
 
 status peer_meeting(const peer_links &p, cudaStream_t stream) {
@@ -38,8 +43,7 @@ static __host__ __device__ bool in_sixteens(const peer_span &s) {
   return ((uintptr_t)s.at | s.bytes) % 16 == 0;
 }
 
-__global__ void __launch_bounds__(BLOCK) send_spans(const __grid_constant__ send_args a) {
-  wait_for_inputs();
+__device__ __forceinline__ void send_all(const send_args &a) {
   for (int i = 0; i < a.count; i++)
     if (in_sixteens(a.span[i]))
       send_span<uint4>(a.p, a.span[i]);
@@ -47,19 +51,30 @@ __global__ void __launch_bounds__(BLOCK) send_spans(const __grid_constant__ send
       send_span<uint32_t>(a.p, a.span[i]);
 }
 
-status peer_send(const peer_links &p, const peer_span *spans, int count, cudaStream_t stream) {
-  send_args a = {};
-  a.p = p;
+__global__ void __launch_bounds__(BLOCK) send_spans(const __grid_constant__ send_args a) {
+  wait_for_inputs();
+  send_all(a);
+}
+
+// The arguments of a launch and its thread blocks; 0: there is nothing to send.
+static unsigned lay_out(send_args *a, const peer_links &p, const peer_span *spans, int count) {
+  *a = {};
+  a->p = p;
   size_t most = 0;
   for (int i = 0; i < count; i++) {
     if (!spans[i].bytes) continue;
-    a.span[a.count++] = spans[i];
+    a->span[a->count++] = spans[i];
     size_t words = spans[i].bytes / (in_sixteens(spans[i]) ? 16 : 4);
     if (words > most) most = words;
   }
-  if (!a.count) return 0;
   size_t blocks = (most + BLOCK - 1) / BLOCK, all = 4 * (size_t)device_multiprocessors();
-  return launch(send_spans, dim3((unsigned)(blocks < all ? blocks : all)), BLOCK, 0, stream, a);
+  return (unsigned)(blocks < all ? blocks : all);
+}
+
+status peer_send(const peer_links &p, const peer_span *spans, int count, cudaStream_t stream) {
+  send_args a;
+  unsigned blocks = lay_out(&a, p, spans, count);
+  return blocks ? launch(send_spans, dim3(blocks), BLOCK, 0, stream, a) : 0;
 }
 
 // ---- slots ----
@@ -106,17 +121,53 @@ status peer_send_slots(const peer_links &p, float *slots, const int *member, con
   return launch(send_slots, dim3((unsigned)n_slots), BLOCK, 0, stream, a);
 }
 
+__device__ __forceinline__ void store_offset(int64_t *offset, const peer_links &p, const row_owners &owners,
+                                             int slot, int top_k, int hidden) {
+  offset[slot] = (int64_t)slot * hidden + p.delta[owner_of(owners, slot / top_k)] / (int64_t)sizeof(float);
+}
+
 __global__ void __launch_bounds__(BLOCK)
     find_offsets(int64_t *offset, const __grid_constant__ peer_links p,
                  const __grid_constant__ row_owners owners, int n_slots, int top_k, int hidden) {
   wait_for_inputs();
   int slot = blockIdx.x * BLOCK + threadIdx.x;
-  if (slot >= n_slots) return;
-  offset[slot] = (int64_t)slot * hidden + p.delta[owner_of(owners, slot / top_k)] / (int64_t)sizeof(float);
+  if (slot < n_slots) store_offset(offset, p, owners, slot, top_k, hidden);
 }
 
 status peer_slot_offsets(int64_t *offset, const peer_links &p, const row_owners &owners, int n_slots,
                          int top_k, int hidden, cudaStream_t stream) {
   return launch(find_offsets, dim3((unsigned)ceil_div(n_slots, BLOCK)), BLOCK, 0, stream, offset, p, owners,
                 n_slots, top_k, hidden);
+}
+
+// ---- rows, the meeting and the routing at once ----
+
+// The thread block whose stores are the last to have been made meets the other ranks for all.
+__global__ void __launch_bounds__(BLOCK)
+    gather_spans(const __grid_constant__ send_args a, const __grid_constant__ peer_routing r,
+                 unsigned *done) {
+  __shared__ bool is_last;
+  wait_for_inputs();
+  send_all(a);
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(done, 1u) == gridDim.x - 1;
+    if (is_last) *done = 0;
+  }
+  __syncthreads();
+  if (!is_last) return;
+  if (threadIdx.x < WARP) meet(a.p);
+  __syncthreads();
+  for (int slot = threadIdx.x; slot < r.n_slots; slot += BLOCK) {
+    r.member[slot] = r.local_of_expert[r.expert[slot]];
+    store_offset(r.offset, a.p, r.owners, slot, r.top_k, r.hidden);
+  }
+}
+
+status peer_gather(const peer_links &p, const peer_span *spans, int count, const peer_routing &routing,
+                   unsigned *done, cudaStream_t stream) {
+  send_args a;
+  unsigned blocks = lay_out(&a, p, spans, count);
+  return launch(gather_spans, dim3(blocks ? blocks : 1), BLOCK, 0, stream, a, routing, done);
 }

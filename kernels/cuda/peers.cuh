@@ -105,12 +105,26 @@ __device__ __forceinline__ float take_value(const peer_links &p, uint32_t *own) 
 // All that every rank has enqueued before has been stored, for what is enqueued afterwards.
 status peer_meeting(const peer_links &p, cudaStream_t stream);
 
-static constexpr int PEER_SPANS = 6; // of one launch: three kinds of rows, of which one may be four planes
+static constexpr int PEER_SPANS = 7; // of one launch: four kinds of rows, of which one may be four planes
 struct peer_span { // in the window, to the same place on the other ranks; a multiple of 4 bytes
   void *at;
   size_t bytes;
 };
 status peer_send(const peer_links &p, const peer_span *spans, int count, cudaStream_t stream);
+
+// What follows from a routing that comes with the rows, of n_slots slots; 0: nothing comes.
+struct peer_routing {
+  int n_slots, top_k, hidden;
+  row_owners owners; // of the tokens
+  int *member;       // [n_slots] local_of_expert[expert]
+  const int *expert, *local_of_expert;
+  int64_t *offset; // [n_slots] as peer_slot_offsets
+};
+static constexpr int GATHERED_SLOTS = 1024; // more have launches of their own
+// peer_send, peer_meeting and, in their wake, what follows from the routing, as one launch. done: a counter
+// at 0, left so.
+status peer_gather(const peer_links &p, const peer_span *spans, int count, const peer_routing &routing,
+                   unsigned *done, cudaStream_t stream);
 
 // Stores the rows of the slots of owned experts, slot i in row place[i] (NULL: i), to the same rows of their
 // tokens' owners.

@@ -229,8 +229,10 @@ static status open_experts(cuda_backend *b) {
   CUDA_TRY(cudaEventCreateWithFlags(&b->fetched, cudaEventDisableTiming));
   if (b->alone && b->params.computes_shared) return 0;
   size_t widest = (size_t)(s->top_k * s->hidden), kv_width = (size_t)(s->n_kv_heads * s->head_dim);
+  size_t logits = b->params.parts_head ? (size_t)(b->params.max_logit_rows * s->vocabulary) : 0;
   if (kv_width > widest) widest = kv_width;
-  CUDA_TRY(cudaMallocHost((void **)&b->host_rows, n * widest * sizeof(float)));
+  size_t numbers = n * widest > logits ? n * widest : logits;
+  CUDA_TRY(cudaMallocHost((void **)&b->host_rows, numbers * sizeof(float)));
   return 0;
 }
 
@@ -244,6 +246,7 @@ static status open_router_and_head(cuda_backend *b) {
   TRY(take_inputs(b, &b->head_in, rows, s->hidden, path_rounded_form(b->shared->kind) == ACTIVATION_Q8K,
                   path_splits_outliers(b->shared->kind), PART_LOGITS));
   TRY(take(b, &b->logits, rows * (size_t)s->vocabulary, PART_LOGITS));
+  if (b->params.parts_head) TRY(take_linked(b, &b->logit_parts, rows * (size_t)s->vocabulary));
   return b->plan ? 0 : TAKE(&b->host_logits, rows * (size_t)s->vocabulary, "logits");
 }
 
@@ -253,6 +256,7 @@ static status open_window(cuda_backend *b) {
   size_t inbox = 2 * (size_t)(s->top_k * s->hidden);
   if (!b->params.has_peers) return 0;
   TRY(take(b, &b->peers.epoch, 1, PART_WORK));
+  TRY(take(b, &b->gathers_done, 1, PART_WORK));
   TRY(take_linked(b, &b->peers.inbox, inbox));
   TRY(take_linked(b, &b->peers.arrived, MOST_PEERS));
   TRY(take_linked(b, &b->trial, MOST_PEERS));
@@ -292,8 +296,7 @@ static status open_token(cuda_backend *b) {
 
 // All that is allocated on the device but the weights; with b->plan it is only added up.
 static status open_memory(cuda_backend *b) {
-  const model_shape *s = &b->shape;
-  size_t sums = (size_t)((2 * s->n_layers + 1) * b->params.n_sequences);
+  size_t sums = sums_rows(b) * (size_t)b->params.n_sequences;
   if (b->params.computes_shared) TRY(open_attention(b));
   if (b->params.computes_shared) TRY(open_router_and_head(b));
   TRY(open_experts(b));
@@ -412,7 +415,7 @@ static status open_fields(cuda_backend *b) {
                decode_fits(&b->shape, b->weights);
   TRY(open_memory(b));
   CUDA_TRY(cudaDeviceSynchronize()); // the zeros were written on the default stream
-  return memory_take((void **)&b->sums_to, 2 * (size_t)b->shape.n_layers + 1, sizeof *b->sums_to, "digests");
+  return memory_take((void **)&b->sums_to, sums_rows(b), sizeof *b->sums_to, "digests");
 }
 
 status cuda_open(backend **out, const backend_params *params) {

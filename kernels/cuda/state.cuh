@@ -17,14 +17,15 @@ static constexpr int MAX_GRAPHS = 24;
 static constexpr int CAPTURED_TOKENS = 64; // larger batches keep the device busy without a graph
 static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
 
-// The steps of every batch of n tokens whose longest sequence has at most `max_keys` positions.
+// The steps of every batch of n tokens that runs in this way, and whose longest sequence has at most
+// `max_keys` positions.
 struct captured_graph {
-  int n, max_keys;
+  int n, way, max_keys;
   bool distinct;
   cudaGraphExec_t graph;
 };
 
-static constexpr int MAX_LINKED = 16;
+static constexpr int MAX_LINKED = 20;
 
 // An array of the window (peers.cuh).
 struct linked_array {
@@ -87,6 +88,7 @@ struct cuda_backend {
   int64_t *host_place;
   cudaEvent_t fetched; // after the transfer of the routing to them
   float *host_logits;  // [max_logit_rows][vocabulary]
+  float *logit_parts;  // PARTS_LOGITS of max_logit_rows; only where ranks divide heads
   probe_watch watch;
   phase_events phases;
   float *shown;                    // [max_batch][hidden], for a probe without an array among those above
@@ -100,15 +102,21 @@ struct cuda_backend {
   bool at_peers;                 // the choice places slots for them
   bool gathers_rounded;          // experts read nothing but rounded rows, on every rank
   bool rounded_gathered;         // the last ROWS_NORMED that came were such
+  bool routing_gathered;         // with the last ROWS_EXPERTS came what follows from them
+  unsigned *gathers_done;        // a counter (peer_gather)
   void *peer_window[MOST_PEERS]; // of the other ranks, while linked
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;
   bool is_capturing; // the steps are being captured: the batch is on the device already
   bool fuses; // and are one token's: the last layer's moe launches all layers, the steps before it nothing
-  unsigned long long *sums; // [2 * n_layers + 1][n_sequences] digests not yet read: of the layers, of the
-                            // logits, and of the layers of batches that were computed in part
-  uint64_t **sums_to;       // [2 * n_layers + 1] where they go
+  unsigned long long *sums; // [sums_rows][n_sequences] digests not yet read: of the layers, of the logits, of
+                            // the layers of batches that were computed in part, and of parts of logits
+  uint64_t **sums_to;       // [sums_rows] where they go
 };
+
+static inline size_t sums_rows(const cuda_backend *b) {
+  return 2 * (size_t)b->shape.n_layers + 2;
+}
 
 static inline cuda_backend *self(backend *b) {
   return (cuda_backend *)b;

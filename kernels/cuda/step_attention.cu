@@ -52,20 +52,52 @@ static bool attends_in_integers(const cuda_backend *b) {
   return false;
 }
 
-// One token of each of several sequences, no probe watched: the whole step in one launch.
-static bool attends_tokens(const cuda_backend *b, int n) {
-  if (n != b->batch.n || is_observed(b) || !b->distinct) return false;
+// Whether there is a launch for one token of each of n sequences.
+static bool holds_tokens(const cuda_backend *b, int n) {
+  if (n > CAPTURED_TOKENS) return false;
   return attends_in_integers(b) ? decode_attends_exact(&b->exact, &b->shape, n, b->max_keys)
                                 : decode_attends(&b->work, &b->shape, n, b->max_keys);
 }
 
-static status attend_tokens(cuda_backend *b, int64_t layer, bool early) {
+// One token of each of several sequences, no probe watched: the whole step in one launch.
+static bool attends_tokens(const cuda_backend *b, int n) {
+  return n == b->batch.n && !is_observed(b) && b->distinct && holds_tokens(b, n);
+}
+
+// Where the heads of a batch's row lie.
+struct head_rows {
+  float *q, *k, *v, *attended;
+};
+
+static head_rows heads_from(const cuda_backend *b, int64_t first) {
+  const model_shape *s = &b->shape;
+  size_t q = (size_t)(first * s->n_heads * s->head_dim), kv = (size_t)(first * s->n_kv_heads * s->head_dim);
+  return {b->q + q, b->k + kv, b->v + kv, b->attended.x + q};
+}
+
+// Of n tokens from `first` on.
+static status attend_tokens(cuda_backend *b, int64_t layer, int first, int n, bool early) {
   const dev_layer *w = &b->weights->layers[layer];
+  head_rows h = heads_from(b, first);
+  dev_batch tokens = batch_from(b->batch, first, n);
   if (attends_in_integers(b))
-    return decode_exact_launch(b->attended.x, b->q, b->k, b->v, w, &b->shape, b->rope, b->limbs, (int)layer,
-                               &b->batch, b->max_keys, &b->exact, early, b->stream);
-  return decode_attention_launch(b->attended.x, b->q, b->k, b->v, w, &b->shape, b->rope, b->cache, (int)layer,
-                                 &b->batch, b->max_keys, &b->work, b->arrived, early, b->stream);
+    return decode_exact_launch(h.attended, h.q, h.k, h.v, w, &b->shape, b->rope, b->limbs, (int)layer,
+                               &tokens, b->max_keys, &b->exact, early, b->stream);
+  return decode_attention_launch(h.attended, h.q, h.k, h.v, w, &b->shape, b->rope, b->cache, (int)layer,
+                                 &tokens, b->max_keys, &b->work, b->arrived, early, b->stream);
+}
+
+// Norm, RoPE and the cache for n tokens from `first` on alone: keys and values, and with `queries` these as
+// well.
+static status prepare_apart(cuda_backend *b, int64_t layer, int first, int n, bool queries) {
+  const dev_layer *w = &b->weights->layers[layer];
+  head_rows h = heads_from(b, first);
+  dev_batch tokens = batch_from(b->batch, first, n);
+  if (attends_in_integers(b))
+    return exact_heads_launch(&b->exact, b->limbs, h.q, h.k, h.v, w, &b->shape, b->rope, (int)layer, &tokens,
+                              0, queries ? n : 0, false, nullptr, nullptr, b->stream);
+  return heads_launch(h.q, h.k, h.v, w, &b->shape, b->rope, b->cache, (int)layer, &tokens, 0, queries ? n : 0,
+                      false, nullptr, b->stream);
 }
 
 // Norm and RoPE of the heads, unless they are `rotated` already; keys and values of the whole batch into the
@@ -105,7 +137,7 @@ static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, boo
   const model_shape *s = &b->shape;
   size_t at = (size_t)(first * s->n_heads * s->head_dim),
          kv_at = (size_t)(first * s->n_kv_heads * s->head_dim);
-  if (attends_tokens(b, n)) return attend_tokens(b, layer, early);
+  if (attends_tokens(b, n)) return attend_tokens(b, layer, 0, n, early);
   TRY(prepare_heads(b, layer, first, n, false));
   TRY(phase_mark(b, PHASE_HEADS));
   TRY(impose_heads(b, layer, first, n));
@@ -117,13 +149,9 @@ static status attend_heads(cuda_backend *b, int64_t layer, int first, int n, boo
   return show(b, PROBE_KQV_OUT, layer, b->attended.x + at, first, n);
 }
 
-status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
-  cuda_backend *b = self(base);
+// x += o(attended) of n rows from `first` on; one: of a single token, by its own launch.
+static status add_output(cuda_backend *b, int64_t layer, int64_t first, int n, bool one) {
   const dev_layer *w = &b->weights->layers[layer];
-  bool one = decodes(b, rows);
-  int n = (int)count;
-  TRY(mark_exchange(b));
-  TRY(attend_heads(b, layer, (int)first, n, one));
   dev_inputs attended = rows_from(b->attended, first);
   if (attended.qs && !one) TRY(round_launch(attended, n, b->stream));
   TRY(phase_mark(b, PHASE_ATTEND));
@@ -134,10 +162,40 @@ status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_
     TRY(decode_output_launch(b->x, b->attended.x, w, b->stream));
   else
     TRY(multiply(b, b->attention, &output));
-  TRY(phase_mark(b, PHASE_O));
+  return phase_mark(b, PHASE_O);
+}
+
+status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count) {
+  cuda_backend *b = self(base);
+  bool one = decodes(b, rows);
+  float *x = b->x + first * b->shape.hidden;
+  TRY(mark_exchange(b));
+  TRY(attend_heads(b, layer, (int)first, (int)count, one));
+  TRY(add_output(b, layer, first, (int)count, one));
   if (one) return 0;
   TRY(impose(b, PROBE_FFN_INP, x, first, count));
   return show(b, PROBE_FFN_INP, layer, x, first, count);
+}
+
+status cuda_attend_apart(backend *base, int64_t layer, const token_batch *, int64_t first, int64_t count) {
+  cuda_backend *b = self(base);
+  int n = (int)count;
+  if (holds_tokens(b, n)) {
+    TRY(attend_tokens(b, layer, (int)first, n, false));
+  } else {
+    TRY(prepare_apart(b, layer, (int)first, n, true));
+    TRY(phase_mark(b, PHASE_HEADS));
+    TRY(attend_queries(b, layer, (int)first, n));
+  }
+  return add_output(b, layer, first, n, false);
+}
+
+// In one launch, which writes those of its own rows again, to the same bits: nobody reads them now.
+status cuda_cache_others(backend *base, int64_t layer, const token_batch *rows, int64_t, int64_t) {
+  cuda_backend *b = self(base);
+  TRY(mark_exchange(b));
+  TRY(prepare_apart(b, layer, 0, (int)rows->n, false));
+  return phase_mark(b, PHASE_HEADS);
 }
 
 status cuda_attention(backend *base, int64_t layer, const token_batch *rows) {

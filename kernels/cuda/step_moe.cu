@@ -211,7 +211,9 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
     TRY(decode_gate_up_launch(&e, w, s, b->weights, &b->batch, b->stream));
     return phase_mark(b, PHASE_GATE_UP);
   }
-  if (b->routing == ROUTING_GIVEN) TRY(find_members(b, layer, rows));
+  // The gather of a routing finds members too, by the one map that holds for every layer.
+  bool found = b->routing_gathered && b->params.map.is_same && !b->params.map.has_replicas;
+  if (b->routing == ROUTING_GIVEN && !found) TRY(find_members(b, layer, rows));
   if (n_slots > 2 * s->top_k) {
     TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
     TRY(phase_mark(b, PHASE_TOP_K));
@@ -255,14 +257,13 @@ static status place_slots(cuda_backend *b, const slot_places *places, int n_slot
 // once (outliers) is sent when it is.
 static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots,
                              const int64_t *tokens_of_rank) {
-  row_owners owners = {};
+  row_owners owners = owners_of(b, tokens_of_rank);
   int top_k = (int)b->shape.top_k, hidden = (int)b->shape.hidden;
-  bool at_once = !path_splits_outliers(b->experts->kind);
-  owners.n = b->peers.n;
-  for (int r = 0; r < b->peers.n; r++) owners.first[r + 1] = owners.first[r] + (int)tokens_of_rank[r];
+  bool at_once = !path_splits_outliers(b->experts->kind), has_offsets = b->routing_gathered;
+  b->routing_gathered = false;
   product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
   if (at_once) {
-    TRY(peer_slot_offsets(b->place, b->peers, owners, n_slots, top_k, hidden, b->stream));
+    if (!has_offsets) TRY(peer_slot_offsets(b->place, b->peers, owners, n_slots, top_k, hidden, b->stream));
     down.p[0].offset = b->place;
   }
   TRY(multiply(b, b->experts, &down));

@@ -154,6 +154,33 @@ size_t cuda_peers_row_bytes(backend *base, row_kind kind) {
   return bytes;
 }
 
+row_owners owners_of(const cuda_backend *b, const int64_t *tokens_of_rank) {
+  row_owners o = {};
+  o.n = b->peers.n;
+  for (int r = 0; r < o.n; r++) o.first[r + 1] = o.first[r] + (int)tokens_of_rank[r];
+  return o;
+}
+
+// Of a small batch whose experts are among what is gathered.
+static peer_routing routing_of(cuda_backend *b, const row_kind *kinds, int count,
+                               const int64_t *tokens_of_rank) {
+  peer_routing r = {};
+  bool comes = false;
+  for (int i = 0; i < count; i++) comes = comes || kinds[i] == ROWS_EXPERTS;
+  if (!comes) return r;
+  r.owners = owners_of(b, tokens_of_rank);
+  int64_t n_slots = r.owners.first[r.owners.n] * b->shape.top_k;
+  b->routing_gathered = n_slots <= GATHERED_SLOTS;
+  r.n_slots = b->routing_gathered ? (int)n_slots : 0;
+  r.top_k = (int)b->shape.top_k;
+  r.hidden = (int)b->shape.hidden;
+  r.member = b->member;
+  r.expert = b->expert;
+  r.local_of_expert = b->weights->local_of_expert;
+  r.offset = b->place;
+  return r;
+}
+
 status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const int64_t *tokens_of_rank) {
   cuda_backend *b = self(base);
   peer_span spans[PEER_SPANS];
@@ -161,6 +188,6 @@ status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const 
   int n = 0;
   for (int r = 0; r < b->peers.rank; r++) first += tokens_of_rank[r];
   for (int i = 0; i < count; i++) n += spans_of(b, spans + n, kinds[i], first, tokens_of_rank[b->peers.rank]);
-  TRY(peer_send(b->peers, spans, n, b->stream));
-  return peer_meeting(b->peers, b->stream);
+  return peer_gather(b->peers, spans, n, routing_of(b, kinds, count, tokens_of_rank), b->gathers_done,
+                     b->stream);
 }

@@ -1,5 +1,6 @@
 // steps: the cuda backend's table, and its steps but for attention (step_attention.cu) and the experts
-// (step_moe.cu): embedding, head, rows that cross ranks, probes, digests, captured graphs.
+// (step_moe.cu) and the head (step_head.cu): embedding, rows that cross ranks, probes, digests, captured
+// graphs.
 //
 // Independent of: how the state came to be (state.cu), how rows cross ranks.
 #include "base/memory.h"
@@ -42,6 +43,7 @@ static status load_batch(cuda_backend *b, const token_batch *batch) {
 static status cuda_embed(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
   b->routing = ROUTING_NONE;
+  b->routing_gathered = false;
   if (!b->is_capturing) TRY(load_batch(b, rows));
   TRY(phase_start(b));
   TRY(embed_launch(b->x, &b->weights->embedding, &b->batch, b->stream));
@@ -49,61 +51,12 @@ static status cuda_embed(backend *base, const token_batch *rows) {
   return show(b, PROBE_INP_EMBD, -1, b->x, 0, rows->n);
 }
 
-// ---- head ----
-
-// How many of rows[count] from `from` on are neighbours: blocks of a token shard are, and small batches.
-static int64_t neighbours(const int64_t *row, int64_t from, int64_t count) {
-  int64_t n = 1;
-  while (from + n < count && row[from + n] == row[from] + n) n++;
-  return n;
-}
-
-static status cuda_head(backend *base, const token_batch *, const int64_t *row, int64_t count) {
-  cuda_backend *b = self(base);
-  float epsilon = (float)b->shape.rms_epsilon;
-  TRY(phase_start(b));
-  if (b->decodes && count == 1 && !b->watch.wanted) {
-    TRY(decode_head_launch(b->logits, b->x + row[0] * b->shape.hidden, b->weights, epsilon, b->stream));
-    return phase_mark(b, PHASE_HEAD);
-  }
-  for (int64_t i = 0, n; i < count; i += n) {
-    n = neighbours(row, i, count);
-    TRY(norm_launch(rows_from(b->head_in, i), b->x + row[i] * b->shape.hidden, b->weights->output_norm,
-                    (int)n, epsilon, b->head_in.qs != nullptr, true, b->stream));
-  }
-  TRY(phase_mark(b, PHASE_HEAD_NORM));
-  TRY(show(b, PROBE_RESULT_NORM, -1, b->head_in.x, 0, count));
-  TRY(product_shared(b, b->logits, &b->weights->output, &b->head_in, (int)count));
-  TRY(phase_mark(b, PHASE_HEAD));
-  return show(b, PROBE_RESULT_OUTPUT, -1, b->logits, 0, count);
-}
-
-// A copy to memory that is not pinned would wait as well, unwatched.
-static status read_device(cuda_backend *b, void *out, const void *from, size_t bytes) {
+status read_device(cuda_backend *b, void *out, const void *from, size_t bytes) {
   TRY(device_wait(b->stream, &b->params));
   TRY(peers_check(b));
   CUDA_TRY(cudaMemcpyAsync(out, from, bytes, cudaMemcpyDeviceToHost, b->stream));
   CUDA_TRY(cudaStreamSynchronize(b->stream));
   return 0;
-}
-
-static status cuda_logits_read(backend *base, int64_t count, const void **out) {
-  cuda_backend *b = self(base);
-  *out = b->host_logits;
-  return read_device(b, b->host_logits, b->logits, (size_t)(count * b->shape.vocabulary) * sizeof(float));
-}
-
-static status cuda_logits_digest(backend *base, const token_batch *, const int64_t *row, int64_t count,
-                                 uint64_t *sums) {
-  cuda_backend *b = self(base);
-  int64_t at = b->shape.n_layers, vocabulary = b->shape.vocabulary;
-  b->sums_to[at] = sums;
-  for (int64_t i = 0, n; i < count; i += n) {
-    n = neighbours(row, i, count);
-    TRY(digest_launch(b->sums + at * b->params.n_sequences, b->logits + i * vocabulary, &b->batch,
-                      (int)row[i], (int)n, (int)vocabulary, b->shared->tag, -1, b->stream));
-  }
-  return phase_mark(b, PHASE_DIGEST);
 }
 
 // ---- rows that cross ranks ----
@@ -129,6 +82,11 @@ kind_of_rows device_rows(const cuda_backend *b, row_kind kind) {
     return {b->expert, (size_t)s->top_k * sizeof(int)};
   case ROWS_SLOTS:
     return {b->slots, wide};
+  case PARTS_LOGITS:
+    return {b->logit_parts, sizeof(float)};
+  case PARTS_HEADS: // not divided here
+  case PARTS_OUTPUT:
+    break;
   }
   return {};
 }
@@ -304,7 +262,7 @@ static status cuda_digest(backend *base, int64_t layer, const token_batch *rows,
 // Waits for all that was enqueued and adds the digests to the host's sums.
 static status cuda_finish(backend *base) {
   cuda_backend *b = self(base);
-  size_t rows = 2 * (size_t)b->shape.n_layers + 1, each = (size_t)b->params.n_sequences;
+  size_t rows = sums_rows(b), each = (size_t)b->params.n_sequences;
   uint64_t *sums;
   TRY(device_wait(b->stream, &b->params));
   TRY(peers_check(b));
@@ -349,7 +307,7 @@ static int captured_keys(int keys) {
   return chunks * CHUNK;
 }
 
-static status cuda_captured(backend *base, const token_batch *batch,
+static status cuda_captured(backend *base, const token_batch *batch, int way,
                             status (*steps)(void *, const token_batch *), void *context) {
   cuda_backend *b = self(base);
   if (batch->n > CAPTURED_TOKENS || b->phases.to) return steps(context, batch);
@@ -357,13 +315,14 @@ static status cuda_captured(backend *base, const token_batch *batch,
   b->max_keys = captured_keys(b->max_keys);
   captured_graph *found = nullptr;
   for (int i = 0; i < b->n_graphs && !found; i++)
-    if (b->graphs[i].n == batch->n && b->graphs[i].max_keys == b->max_keys &&
+    if (b->graphs[i].n == batch->n && b->graphs[i].way == way && b->graphs[i].max_keys == b->max_keys &&
         b->graphs[i].distinct == b->distinct)
       found = &b->graphs[i];
   if (!found) {
     if (b->n_graphs == MAX_GRAPHS) return steps(context, batch);
     found = &b->graphs[b->n_graphs];
     found->n = (int)batch->n;
+    found->way = way;
     found->max_keys = b->max_keys;
     found->distinct = b->distinct;
     TRY(capture(b, batch, steps, context, found));
@@ -426,12 +385,12 @@ extern "C" const backend_ops cuda_backend_ops = {
     .peers_leave = cuda_peers_leave,
     .peers_gather = cuda_peers_gather,
     .peers_row_bytes = cuda_peers_row_bytes,
-    .heads_part = nullptr, // outputs are not divided: batches are replicated, or token-sharded
+    .attend_apart = cuda_attend_apart,
+    .cache_others = cuda_cache_others,
+    .heads_part = nullptr, // attention is divided by tokens (docs/running.md)
     .output_part = nullptr,
     .output_add = nullptr,
-    .head_part = nullptr,
-    .logits_part_digest = nullptr,
-    .logits_join = nullptr,
-    .parts_host = nullptr,
-    .part_width = nullptr,
+    .head_part = cuda_head_part,
+    .logits_part_digest = cuda_logits_part_digest,
+    .logits_join = cuda_logits_join,
 };

@@ -90,6 +90,20 @@ struct kind_of_rows {
 };
 kind_of_rows device_rows(const cuda_backend *b, row_kind kind);
 
+// A copy to memory that is not pinned would wait as well, unwatched.
+status read_device(cuda_backend *b, void *out, const void *from, size_t bytes);
+
+// ---- step_head.cu ----
+
+status cuda_head(backend *base, const token_batch *rows, const int64_t *row, int64_t count);
+status cuda_logits_read(backend *base, int64_t count, const void **out);
+status cuda_logits_digest(backend *base, const token_batch *rows, const int64_t *row, int64_t count,
+                          uint64_t *sums);
+status cuda_head_part(backend *base, const token_batch *rows, const int64_t *row, int64_t count);
+status cuda_logits_part_digest(backend *base, const token_batch *rows, const int64_t *row, int64_t count,
+                               uint64_t *sums);
+status cuda_logits_join(backend *base, int64_t count);
+
 // ---- step_peers.cu ----
 
 status cuda_peers_export(backend *base, peer_handle *out);
@@ -98,12 +112,15 @@ status cuda_peers_try(backend *base);
 void cuda_peers_leave(backend *base);
 status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const int64_t *tokens_of_rank);
 size_t cuda_peers_row_bytes(backend *base, row_kind kind);
+row_owners owners_of(const cuda_backend *b, const int64_t *tokens_of_rank);
 
 // ---- step_attention.cu ----
 
 status cuda_attention(backend *base, int64_t layer, const token_batch *rows);
 status cuda_project(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
 status cuda_attend(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+status cuda_attend_apart(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
+status cuda_cache_others(backend *base, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
 
 // ---- step_moe.cu ----
 

@@ -207,21 +207,21 @@ status swiglu_launch(dev_inputs gate, const float *up, const int *member, int n,
 // ---- digest ----
 
 __global__ void digest_rows(unsigned long long *sums, const float *rows, const int *sequence,
-                            const int *position, int width, uint64_t tag, int64_t layer) {
+                            const int *position, int width, int64_t first, uint64_t tag, int64_t layer) {
   wait_for_inputs();
   int t = blockIdx.y;
   uint64_t row = num_digest_row(tag, layer, position[t]);
   unsigned long long sum = 0;
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < width; i += gridDim.x * blockDim.x)
-    sum += num_digest_element(row, i, __float_as_uint(rows[(size_t)t * width + i]));
+    sum += num_digest_element(row, first + i, __float_as_uint(rows[(size_t)t * width + i]));
   add_digest(&sums[sequence[t]], sum);
 }
 
 status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n,
-                     int width, uint64_t tag, int64_t layer, cudaStream_t stream) {
+                     int width, int64_t first_element, uint64_t tag, int64_t layer, cudaStream_t stream) {
   int wide = (width + 4 * BLOCK - 1) / (4 * BLOCK);
   return launch(digest_rows, dim3((unsigned)(wide < 64 ? wide : 64), (unsigned)n), BLOCK, 0, stream, sums,
-                rows, b->sequence + first, b->position + first, width, tag, layer);
+                rows, b->sequence + first, b->position + first, width, first_element, tag, layer);
 }
 
 // ---- combining: slots in slot order, and the digest of the new rows, which are in registers here ----

@@ -22,5 +22,7 @@ status heads_launch(float *q, float *k, const float *v, const dev_layer *w, cons
 status combine_launch(float *x, const float *slots, const float *weight, const int64_t *place,
                       const dev_batch *b, int k, int hidden, unsigned long long *sums, uint64_t tag,
                       int layer, cudaStream_t stream);
+// Digests rows[n][width] of the tokens from `first` on, which are the elements from first_element on of
+// theirs.
 status digest_launch(unsigned long long *sums, const float *rows, const dev_batch *b, int first, int n,
-                     int width, uint64_t tag, int64_t layer, cudaStream_t stream);
+                     int width, int64_t first_element, uint64_t tag, int64_t layer, cudaStream_t stream);

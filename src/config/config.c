@@ -114,7 +114,7 @@ static const value_key KEYS[] = {
      "counted: hot experts that a rank holds too: so many a layer, or bytes over all layers"},
     {"attention.placement", KEYS_RANKS, AT(attention.placement), value_read_attention, value_write_attention,
      "\"auto\", \"replicated\" or \"sharded\"", 0, 0, "\"auto\"",
-     "small batches: each rank all of attention and head, or a part; auto: what was quicker"},
+     "small batches: each rank all of attention and head, or its tokens or outputs; auto: what was quicker"},
     {"comm.transport", KEYS_RANKS, AT(comm.transport), value_read_transport, value_write_transport,
      "\"auto\", \"mpi\", \"nccl\" or \"self\"", 0, 0, "\"auto\"", "what transfers rows between ranks"},
     {"comm.deadline", KEYS_RANKS, REAL(comm.deadline), "number above 0, at most 1e9", DBL_TRUE_MIN, 1e9,

@@ -119,7 +119,7 @@ static void print_caches(const report *r, FILE *out) {
 
 // What the counts say of it, where there are any, and why it was taken.
 static void print_placement(const report *r, FILE *out) {
-  if (r->placement_reason[0])
+  if (r->placement_reason && r->placement_reason[0])
     fprintf(out, "  experts %s: %s\n", r->placement, r->placement_reason);
   else if (r->counted_load > 0)
     fprintf(

@@ -30,6 +30,11 @@ static int64_t parts_tokens(const arm *a) {
   return n < a->params.max_batch ? n : a->params.max_batch;
 }
 
+static bool divides_outputs(const arm *a) {
+  const output_shards *o = &a->forward.outputs;
+  return o->possible[OUTPUTS_OF_LAYERS] && !o->by_tokens;
+}
+
 static backend_params params_of_backend(arm *a) {
   const arm_params *p = &a->params;
   return (backend_params){
@@ -51,7 +56,8 @@ static backend_params params_of_backend(arm *a) {
       .n_ranks = comm_size(p->c),
       .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .has_peers = a->may_have_peers,
-      .parts_tokens = a->forward.outputs.possible ? parts_tokens(a) : 0,
+      .parts_tokens = divides_outputs(a) ? parts_tokens(a) : 0,
+      .parts_head = a->forward.outputs.possible[OUTPUTS_OF_HEAD],
       .watch = watch_device,
       .watch_context = a,
   };
@@ -101,13 +107,11 @@ static size_t host_bytes(const arm *a) {
   const forward_state *f = &a->forward;
   int64_t slots = f->top_k * f->hidden, widest = slots > f->kv_width ? slots : f->kv_width;
   int64_t reals = a->params.max_batch * widest;
-  if (f->outputs.possible) {
-    const model_shape *s = &a->params.m->weights.shape;
-    int64_t heads = parts_tokens(a) * (s->n_heads + 2 * s->n_kv_heads) * s->head_dim,
-            logits = LOGIT_ROWS * s->vocabulary;
-    reals = heads > reals ? heads : reals;
-    reals = logits > reals ? logits : reals;
-  }
+  const model_shape *s = &a->params.m->weights.shape;
+  int64_t heads = divides_outputs(a) ? parts_tokens(a) * (s->n_heads + 2 * s->n_kv_heads) * s->head_dim : 0,
+          logits = f->outputs.possible[OUTPUTS_OF_HEAD] ? LOGIT_ROWS * s->vocabulary : 0;
+  reals = heads > reals ? heads : reals;
+  reals = logits > reals ? logits : reals;
   return is_on_device(a) ? 0 : (size_t)reals * f->path->real_bytes;
 }
 
@@ -119,19 +123,15 @@ static status link_peers(arm *a) {
   return 0;
 }
 
-// Collective. Whether outputs of the shared steps may be divided among the ranks.
+// Collective. Whether the shared steps may be divided among the ranks.
 static status open_outputs(arm *a) {
   const arm_params *p = &a->params;
-  char why_not[80] = "";
+  output_ability mine = {.outputs = p->local.backend->heads_part, .head = p->local.backend->head_part};
   bool all_shared = true;
   for (int r = 0; r < comm_size(p->c) && p->computes_shared; r++)
     all_shared = all_shared && p->computes_shared[r];
-  if (!p->local.backend->heads_part)
-    snprintf(why_not, sizeof why_not, "the backend %s does not divide outputs",
-             backend_name(p->local.backend->kind));
-  else if (!all_shared)
-    snprintf(why_not, sizeof why_not, "some ranks compute only experts");
-  return output_shards_open(&a->forward.outputs, p->c, p->attention, !why_not[0], why_not);
+  if (!all_shared) snprintf(mine.why_not, sizeof mine.why_not, "some ranks compute only experts");
+  return output_shards_open(&a->forward.outputs, p->c, p->attention, &mine, parts_tokens(a));
 }
 
 status arm_open(arm **out, const arm_params *params) {
@@ -146,6 +146,7 @@ status arm_open(arm **out, const arm_params *params) {
   a->forward.experts = params->experts;
   a->forward.hidden = s->hidden;
   a->forward.kv_width = s->n_kv_heads * s->head_dim;
+  a->forward.n_heads = s->n_heads;
   a->forward.n_kv_heads = s->n_kv_heads;
   a->forward.vocabulary = s->vocabulary;
   a->forward.top_k = s->top_k;
@@ -229,15 +230,14 @@ void arm_hold_attention(arm *a, bool hold) {
 bool arm_attention_is_open(const arm *a, int64_t n) {
   const output_shards *o = &a->forward.outputs;
   int64_t rows = n < LOGIT_ROWS ? n : LOGIT_ROWS;
-  bool layers =
-      !token_shards_apply(&a->forward.shards, n) && output_shards_are_timed(o, OUTPUTS_OF_LAYERS, n);
-  return layers || output_shards_are_timed(o, OUTPUTS_OF_HEAD, rows);
+  return output_shards_are_timed(o, OUTPUTS_OF_LAYERS, n) ||
+         output_shards_are_timed(o, OUTPUTS_OF_HEAD, rows);
 }
 
 output_range arm_outputs(const arm *a, output_kind kind, int64_t n, int64_t total, int64_t unit) {
-  bool sharded = output_shards_apply(&a->forward.outputs, kind, n);
-  bool tokens = kind == OUTPUTS_OF_LAYERS && token_shards_apply(&a->forward.shards, n);
-  if (!sharded || tokens) return (output_range){0, total};
+  const output_shards *o = &a->forward.outputs;
+  if (!output_shards_apply(o, kind, n) || (kind == OUTPUTS_OF_LAYERS && o->by_tokens))
+    return (output_range){0, total};
   return output_range_of(total, unit, comm_rank(a->params.c), comm_size(a->params.c));
 }
 
@@ -262,14 +262,19 @@ uint32_t arm_points_of(const arm *a, probe_scope scope) {
   return points;
 }
 
-status arm_embed(arm *a, const token_batch *batch) {
+// The batch has been started.
+static status embed_rows(arm *a) {
   double start = clock_seconds();
   timeline_label(a->params.name);
   probe_rows_clear(&a->probes, arm_points_of(a, PROBE_OF_BATCH));
-  forward_start(&a->forward, batch);
   status result = forward_embed(&a->forward);
   a->seconds += clock_seconds() - start;
   return result;
+}
+
+status arm_embed(arm *a, const token_batch *batch) {
+  forward_start(&a->forward, batch);
+  return embed_rows(a);
 }
 
 static status digest_layer(arm *a, int64_t layer) {
@@ -319,9 +324,10 @@ status arm_finish(arm *a) {
   return result;
 }
 
-static status run_steps(void *context, const token_batch *batch) {
+static status run_steps(void *context, const token_batch *rows) {
   arm *a = (arm *)context;
-  TRY(arm_embed(a, batch));
+  (void)rows; // those of the batch that was started
+  TRY(embed_rows(a));
   for (int64_t layer = 0; layer < a->n_layers; layer++) TRY(arm_layer(a, layer));
   return 0;
 }
@@ -329,9 +335,10 @@ static status run_steps(void *context, const token_batch *batch) {
 static status run_batch(arm *a, const token_batch *batch) {
   backend *b = a->forward.compute;
   forward_start(&a->forward, batch);
-  if (!forward_is_on_device(&a->forward) || a->probes_wanted) return run_steps(a, batch);
+  const token_batch *rows = &a->forward.batch.rows;
+  if (!forward_is_on_device(&a->forward) || a->probes_wanted) return run_steps(a, rows);
   double before = a->seconds, start = clock_seconds();
-  TRY(b->ops->captured(b, batch, run_steps, a));
+  TRY(b->ops->captured(b, rows, a->forward.batch.way, run_steps, a));
   a->seconds = before + clock_seconds() - start; // the steps' own clocks would count twice
   return 0;
 }
@@ -340,11 +347,13 @@ status arm_forward(arm *a, const token_batch *batch) {
   timeline_label(a->params.name);
   forward_state *f = &a->forward;
   bool timed = !f->is_probed && output_shards_are_timed(&f->outputs, OUTPUTS_OF_LAYERS, batch->n);
+  if (timed) TRY(arm_finish(a)); // a device may still be at earlier work
   double start = timed ? clock_seconds() : 0;
   span_start(SPAN_BATCH, SPAN_NO_LAYER);
   status result = run_batch(a, batch);
   span_end(batch->n);
-  if (result || !timed || batch_is_sharded(f->batch.way)) return result;
+  if (result || !timed) return result;
+  TRY(arm_finish(a));
   return output_shards_note(&f->outputs, OUTPUTS_OF_LAYERS, batch->n, clock_seconds() - start);
 }
 
@@ -377,7 +386,7 @@ void arm_logits(const arm *a, int64_t i, double *out) {
 // ---- watching each layer, and imposing what comes next ----
 
 static int64_t row_of(const arm *a, int64_t t) {
-  return token_shards_row(&a->forward.shards, a->forward.batch.rows.n, t);
+  return token_shards_row(&a->forward.shards, t);
 }
 
 // How many tokens from t on have consecutive rows.

@@ -76,8 +76,8 @@ status arm_forward(arm *a, const token_batch *batch);
 // the host has waited already.
 status arm_finish(arm *a);
 
-// Collective, after arm_finish. Adds the shared ranks' parts of the layers' digests, of token-sharded
-// batches, to those of every rank.
+// Collective, after arm_finish. Adds the shared ranks' parts of digests to those of every rank: of the layers
+// of token-sharded batches, and of logits that stay in the backends and whose heads the ranks divide.
 status arm_add_parts(arm *a);
 
 // Collective. What the audit has recomputed since arm_open; share 0: there is none.

@@ -7,6 +7,7 @@
 
 status arm_add_parts(arm *a) {
   if (a->forward.shards.n_shared == 1) return 0; // no batch was token-sharded
+  if (a->forward.outputs.possible[OUTPUTS_OF_HEAD]) TRY(digest_sums_add_part(&a->digests, a->params.c));
   return digest_sums_add_parts(&a->digests, a->params.c);
 }
 
@@ -97,7 +98,8 @@ double arm_largest_share(const arm *a) {
 }
 
 double arm_largest_head_share(const arm *a, int64_t rows) {
-  return forward_head_is_sharded(&a->forward, rows) ? largest_part(a, a->vocabulary, OUTPUT_UNIT) : 1;
+  return forward_divides(&a->forward, OUTPUTS_OF_HEAD, rows) ? largest_part(a, a->vocabulary, OUTPUT_UNIT)
+                                                             : 1;
 }
 
 uint64_t arm_exchange_bytes(const arm *a) {

@@ -26,6 +26,7 @@ void digest_sums_close(digest_sums *d) {
 
 void digest_sums_reset(digest_sums *d) {
   memset(d->logits, 0, (size_t)d->n_sequences * sizeof *d->logits);
+  memset(d->part, 0, (size_t)d->n_sequences * sizeof *d->part);
   memset(d->layers, 0, layer_count(d) * sizeof *d->layers);
   memset(d->parts, 0, layer_count(d) * sizeof *d->parts);
 }

@@ -56,10 +56,8 @@ static void add_token_sharded(const count *c) {
   if (c->layer == f->n_layers - 1) add_gather(c, ROWS_RESIDUAL, SHARED_RANKS);
 }
 
-static void add_parts(const count *c, part_kind kind) {
-  size_t bytes;
-  const row_range *range = forward_parts(c->f, kind, c->f->batch.rows.n, &bytes);
-  add_table(c, range, bytes);
+static void add_parts(const count *c, row_kind kind) {
+  add_table(c, forward_parts(c->f, kind, c->f->batch.rows.n), forward_row_bytes(c->f, kind));
 }
 
 // Every rank's slots, used or not, go to all others.

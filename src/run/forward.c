@@ -8,13 +8,17 @@ static bool backend_on_device(const forward_state *f) {
   return backend_is_on_device(f->compute->ops);
 }
 
+bool forward_divides(const forward_state *f, output_kind kind, int64_t n) {
+  return !f->is_probed && output_shards_apply(&f->outputs, kind, n);
+}
+
 static batch_way choose_way(const forward_state *f, int64_t n_tokens, bool watched) {
   bool at_peers = f->has_peers && !watched && !f->is_probed && !f->audit;
+  bool divided = forward_divides(f, OUTPUTS_OF_LAYERS, n_tokens);
   if (exchange_is_alone(f->ranks)) return BATCH_ALONE;
-  if (token_shards_apply(&f->shards, n_tokens))
+  if (token_shards_apply(&f->shards, n_tokens) || (divided && f->outputs.by_tokens))
     return at_peers ? BATCH_SHARDED_AT_PEERS : BATCH_TOKEN_SHARDED;
-  if (!f->is_probed && output_shards_apply(&f->outputs, OUTPUTS_OF_LAYERS, n_tokens))
-    return BATCH_OUTPUT_SHARDED;
+  if (divided) return BATCH_OUTPUT_SHARDED;
   if (!exchange_is_fixed(f->ranks, n_tokens) || watched || f->audit) return BATCH_REPLICATED;
   return at_peers ? BATCH_AT_PEERS : BATCH_FIXED_PLACES;
 }
@@ -24,18 +28,29 @@ batch_way forward_way(const forward_state *f, int64_t n_tokens) {
 }
 
 void forward_start(forward_state *f, const token_batch *batch) {
-  token_shards_cut(&f->shards, batch);
+  batch_way way = choose_way(f, batch->n, f->is_watched);
+  token_shards_cut(&f->shards, batch, batch_is_sharded(way));
   f->batch = (batch_plan){
-      .way = choose_way(f, batch->n, f->is_watched),
+      .way = way,
       .rows = *token_shards_rows(&f->shards, batch),
       .owned = token_shards_owned(&f->shards, batch->n),
   };
 }
 
 bool forward_is_on_device(const forward_state *f) {
-  bool stays =
-      f->batch.way == BATCH_ALONE || f->batch.way == BATCH_FIXED_PLACES || f->batch.way == BATCH_AT_PEERS;
-  return backend_on_device(f) && stays && !f->is_watched;
+  if (!backend_on_device(f) || f->is_watched) return false;
+  switch (f->batch.way) {
+  case BATCH_ALONE:
+  case BATCH_FIXED_PLACES:
+  case BATCH_AT_PEERS:
+  case BATCH_SHARDED_AT_PEERS:
+    return true;
+  case BATCH_REPLICATED:
+  case BATCH_OUTPUT_SHARDED:
+  case BATCH_TOKEN_SHARDED:
+    break;
+  }
+  return false;
 }
 
 // ---- the steps: those of kernels/backend.h, each named in its error ----
@@ -71,6 +86,20 @@ static status attend(forward_state *f, int64_t layer) {
   row_range owned = f->batch.owned;
   return IN_STEP(SPAN_ATTEND, b->ops->attend(b, layer, &f->batch.rows, owned.first, owned.count), layer,
                  "attention");
+}
+
+static status attend_apart(forward_state *f, int64_t layer) {
+  backend *b = f->compute;
+  row_range owned = f->batch.owned;
+  return IN_STEP(SPAN_ATTEND, b->ops->attend_apart(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+                 "attention");
+}
+
+static status cache_others(forward_state *f, int64_t layer) {
+  backend *b = f->compute;
+  row_range owned = f->batch.owned;
+  return IN_STEP(SPAN_ATTEND, b->ops->cache_others(b, layer, &f->batch.rows, owned.first, owned.count), layer,
+                 "keys and values of other ranks");
 }
 
 static status experts_up(forward_state *f, int64_t layer) {
@@ -187,6 +216,11 @@ size_t forward_row_bytes(const forward_state *f, row_kind kind) {
   case ROWS_NORMED:
   case ROWS_SLOTS:
     return (size_t)f->hidden * f->path->real_bytes;
+  case PARTS_HEADS: // its queries, a key and a value
+    return (size_t)((f->n_heads / f->n_kv_heads + 2) * (f->kv_width / f->n_kv_heads)) * f->path->real_bytes;
+  case PARTS_OUTPUT:
+  case PARTS_LOGITS:
+    return f->path->real_bytes;
   }
   return 0;
 }
@@ -320,32 +354,26 @@ static status gather_at_peers(forward_state *f, const row_kind *kinds, int count
 
 // ---- outputs that ranks divide ----
 
-const row_range *forward_parts(forward_state *f, part_kind kind, int64_t n, size_t *row_bytes) {
-  backend *b = f->compute;
-  int64_t total = 0, unit = OUTPUT_UNIT;
-  switch (kind) {
-  case PARTS_HEADS:
-    total = f->n_kv_heads;
-    unit = 1;
-    break;
-  case PARTS_OUTPUT:
-    total = f->hidden;
-    break;
-  case PARTS_LOGITS:
-    total = f->vocabulary;
-    break;
-  }
+// The outputs that ranks divide in so many rows are `total`, in whole units.
+static void count_parts(forward_state *f, int64_t n, int64_t total, int64_t unit) {
   int size = exchange_size(f->ranks);
   for (int r = 0; r < size; r++) f->rows_of_rank[r] = n * output_range_of(total, unit, r, size).count;
-  *row_bytes = (size_t)b->ops->part_width(b, kind) * f->path->real_bytes;
+}
+
+const row_range *forward_parts(forward_state *f, row_kind kind, int64_t n) {
+  bool heads = kind == PARTS_HEADS;
+  int64_t total = heads ? f->n_kv_heads : kind == PARTS_OUTPUT ? f->hidden : f->vocabulary;
+  count_parts(f, n, total, heads ? 1 : OUTPUT_UNIT);
   return exchange_gather(f->ranks, f->rows_of_rank, ALL_RANKS);
 }
 
-static status gather_parts(forward_state *f, part_kind kind, int64_t n, int64_t layer) {
-  size_t bytes;
-  const row_range *range = forward_parts(f, kind, n, &bytes);
-  return exchange_transfer(f->ranks, f->compute->ops->parts_host(f->compute, kind), NULL, bytes, range,
-                           layer);
+// A rank whose device stores into the others' memory first waits until none still reads the parts before.
+static status gather_parts(forward_state *f, row_kind kind, int64_t n, int64_t layer) {
+  backend *b = f->compute;
+  const row_range *range = forward_parts(f, kind, n);
+  if (!f->has_peers) return transfer(f, kind, range, layer);
+  TRY(b->ops->peers_gather(b, NULL, 0, f->rows_of_rank));
+  return IN_STEP(SPAN_PEERS, b->ops->peers_gather(b, &kind, 1, f->rows_of_rank), layer, "exchange");
 }
 
 // x += o(attention), each rank its heads, then its rows of o.
@@ -448,16 +476,20 @@ static status layer_at_peers(forward_state *f, int64_t layer) {
 }
 
 // As token-sharded, but each rank's device stores rows into the others' memory, slots as it computes them:
-// where they go follows from their tokens, so the host does not need the routing and does not wait.
+// where they go follows from their tokens, so the host does not need the routing and does not wait. Where no
+// two tokens are of one sequence, no rank's attention needs the keys and values of others, which then come
+// along with the routing: two exchanges in place of three.
 static status layer_sharded_at_peers(forward_state *f, int64_t layer) {
-  static const row_kind cached[] = {ROWS_KEYS, ROWS_VALUES}, routed[] = {ROWS_NORMED, ROWS_EXPERTS},
+  static const row_kind late[] = {ROWS_NORMED, ROWS_EXPERTS, ROWS_KEYS, ROWS_VALUES},
                         residual[] = {ROWS_RESIDUAL};
   const slot_places sent = {.order = SLOTS_SENT, .tokens_of_rank = f->shards.tokens_of_rank};
+  bool apart = f->shards.is_apart;
   TRY(project(f, layer));
-  TRY(gather_at_peers(f, cached, 2, layer));
-  TRY(attend(f, layer));
+  if (!apart) TRY(gather_at_peers(f, late + 2, 2, layer));
+  TRY(apart ? attend_apart(f, layer) : attend(f, layer));
   TRY(route(f, layer));
-  TRY(gather_at_peers(f, routed, 2, layer));
+  TRY(gather_at_peers(f, late, apart ? 4 : 2, layer));
+  if (apart) TRY(cache_others(f, layer));
   TRY(routing_arrived(f, layer));
   TRY(experts_up(f, layer));
   TRY(experts_down(f, layer, &sent));
@@ -520,10 +552,6 @@ status forward_head(forward_state *f, const int64_t *row, int64_t count) {
   span_end(count);
   if (result) status_within("head");
   return result;
-}
-
-bool forward_head_is_sharded(const forward_state *f, int64_t count) {
-  return !f->is_probed && output_shards_apply(&f->outputs, OUTPUTS_OF_HEAD, count);
 }
 
 static status head_in_parts(forward_state *f, const int64_t *row, int64_t count, bool joins) {

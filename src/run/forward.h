@@ -18,9 +18,10 @@ typedef enum {
   BATCH_ALONE,          // one rank has every expert: nothing crosses ranks
   BATCH_REPLICATED,     // each shared rank computes the shared steps of every token
   BATCH_OUTPUT_SHARDED, // each rank computes some outputs of the shared steps, of every token: small batches
-  BATCH_TOKEN_SHARDED, // each shared rank computes the shared steps of its share of the tokens: large batches
-  BATCH_FIXED_PLACES,  // as replicated, for small batches with all ranks on devices: the routing stays there
-  BATCH_AT_PEERS,      // the same where devices store into each other's memory: the exchange is in the step
+  BATCH_TOKEN_SHARDED,  // each shared rank computes the shared steps of its share of the tokens: large
+                        // batches, and small ones where that is quicker
+  BATCH_FIXED_PLACES,   // as replicated, for small batches with all ranks on devices: the routing stays there
+  BATCH_AT_PEERS,       // the same where devices store into each other's memory: the exchange is in the step
   BATCH_SHARDED_AT_PEERS, // as token-sharded, likewise: the host does not need the routing
 } batch_way;
 
@@ -53,7 +54,7 @@ typedef struct {
   output_shards outputs;
   bool is_shared;        // a shared rank; false: an expert rank, which computes only its experts
   const path_info *path; // of the shared steps
-  int64_t hidden, kv_width, n_kv_heads, vocabulary, top_k, n_layers;
+  int64_t hidden, kv_width, n_heads, n_kv_heads, vocabulary, top_k, n_layers;
   bool takes_device;  // the transport transfers rows from device memory
   bool all_on_device; // and every rank's backend has its rows there
   bool has_peers;     // and stores into the memory of all others (backend_ops.peers_open)
@@ -83,6 +84,8 @@ size_t forward_row_bytes(const forward_state *f, row_kind kind); // as transport
 // Local. The rank that computes each slot of the layer, [n][top_k] in the order of batch.rows, of the experts
 // in `route`; valid until the next call.
 const int32_t *forward_ranks_of_slots(forward_state *f, int64_t layer);
+// Local. Whether a batch of n tokens has these divided among the ranks, as output_shards has it.
+bool forward_divides(const forward_state *f, output_kind kind, int64_t n);
 // Local. True: the batch's layers run on the device without the host, so they can be captured in a graph.
 bool forward_is_on_device(const forward_state *f);
 
@@ -92,9 +95,7 @@ status forward_embed(forward_state *f);                // local
 status forward_layer(forward_state *f, int64_t layer); // collective
 // Local, on shared ranks. Logits of row[count] of batch.rows, which stay in the backend.
 status forward_head(forward_state *f, const int64_t *row, int64_t count);
-// Collective, where forward_head_is_sharded. This rank's part of them; with `joins` all of them afterwards.
+// Collective, where forward_divides has it. This rank's part of them; with `joins` all of them afterwards.
 status forward_head_part(forward_state *f, const int64_t *row, int64_t count, bool joins);
-// Local. What an all-gather of the parts of n rows transfers, in elements of *row_bytes; valid until the next
-// exchange_gather.
-const row_range *forward_parts(forward_state *f, part_kind kind, int64_t n, size_t *row_bytes);
-bool forward_head_is_sharded(const forward_state *f, int64_t count); // local, the same on every rank
+// Local. What an all-gather of the parts of n rows transfers; valid until the next exchange_gather.
+const row_range *forward_parts(forward_state *f, row_kind kind, int64_t n);

@@ -10,31 +10,31 @@ enum { SETTLING_FEW = TEAM_BATCHES, SETTLING = 2, TURNS = 8 }; // half of the tu
 // What sharded must gain: a difference of less is noise, and replicated needs no other rank.
 static const double LEAST_GAIN = 0.03;
 
-// Whether all ranks are able, and the first reason against it.
-static status survey(output_shards *s, const char *why_not) {
-  size_t bytes = sizeof s->why_not;
-  char *all, mine[sizeof s->why_not] = "";
-  snprintf(mine, sizeof mine, "%s", why_not);
-  TRY(comm_agree(s->c, TAKE(&all, bytes * (size_t)comm_size(s->c), "attention.placement"),
-                 "attention.placement"));
-  status result = comm_allgather(s->c, all, mine, bytes, "attention.placement");
-  for (int r = 0; r < comm_size(s->c) && !result && s->possible; r++)
-    if (all[(size_t)r * bytes]) {
-      s->possible = false;
-      memcpy(s->why_not, all + (size_t)r * bytes, bytes);
-    }
+// What all ranks are able to, and the first reason against it.
+static status survey(output_shards *s, const output_ability *mine) {
+  output_ability *all;
+  TRY(comm_agree(s->c, TAKE(&all, (size_t)comm_size(s->c), "attention.placement"), "attention.placement"));
+  status result = comm_allgather(s->c, all, mine, sizeof *mine, "attention.placement");
+  s->possible[OUTPUTS_OF_LAYERS] = s->possible[OUTPUTS_OF_HEAD] = !result;
+  for (int r = 0; r < comm_size(s->c) && !result; r++) {
+    s->by_tokens = s->by_tokens || !all[r].outputs;
+    s->possible[OUTPUTS_OF_HEAD] = s->possible[OUTPUTS_OF_HEAD] && all[r].head;
+    if (!s->why_not[0]) snprintf(s->why_not, sizeof s->why_not, "%s", all[r].why_not);
+  }
   free(all);
+  if (s->why_not[0]) s->possible[OUTPUTS_OF_LAYERS] = s->possible[OUTPUTS_OF_HEAD] = false;
+  s->least = s->by_tokens ? comm_size(s->c) : 1; // each rank has a token
   return result;
 }
 
-status output_shards_open(output_shards *out, comm *c, attention_placement asked, bool able,
-                          const char *why_not) {
-  *out = (output_shards){.asked = asked, .c = c, .possible = comm_size(c) > 1};
-  if (!out->possible || asked == ATTENTION_REPLICATED) {
-    out->possible = false;
-    return 0;
-  }
-  return survey(out, able ? "" : why_not);
+status output_shards_open(output_shards *out, comm *c, attention_placement asked, const output_ability *mine,
+                          int64_t most) {
+  *out = (output_shards){.asked = asked, .c = c, .most = most};
+  return comm_size(c) > 1 && asked != ATTENTION_REPLICATED ? survey(out, mine) : 0;
+}
+
+static bool may_apply(const output_shards *s, output_kind kind, int64_t n) {
+  return s->possible[kind] && (kind == OUTPUTS_OF_HEAD || (n >= s->least && n <= s->most));
 }
 
 static int size_of(int64_t n) {
@@ -51,12 +51,13 @@ static int way_of(const output_shards *s, output_kind kind, int64_t n) {
 }
 
 bool output_shards_are_timed(const output_shards *s, output_kind kind, int64_t n) {
-  return s->possible && !s->held && s->asked == ATTENTION_AUTO && !s->size[kind][size_of(n)].decided;
+  return may_apply(s, kind, n) && !s->held && s->asked == ATTENTION_AUTO &&
+         !s->size[kind][size_of(n)].decided;
 }
 
 bool output_shards_apply(const output_shards *s, output_kind kind, int64_t n) {
   const output_size *size = &s->size[kind][size_of(n)];
-  if (!s->possible) return false;
+  if (!may_apply(s, kind, n)) return false;
   switch (s->asked) {
   case ATTENTION_AUTO:
     return size->decided ? size->sharded : !s->held && way_of(s, kind, n) > 0;
@@ -95,21 +96,26 @@ status output_shards_note(output_shards *s, output_kind kind, int64_t n, double 
 
 // ---- the reason ----
 
-static size_t tell_size(const output_size *size, const char *before, const char *what, char *out,
-                        size_t bytes) {
-  int n = snprintf(out, bytes, "%s%s of %lld: %s, %.3g ms (%.3g)", before, what, (long long)size->tokens,
-                   size->sharded ? "sharded" : "replicated", 1e3 * size->least[size->sharded],
-                   1e3 * size->least[!size->sharded]);
+static const char *sharded_name(const output_shards *s, output_kind kind) {
+  return kind == OUTPUTS_OF_LAYERS && s->by_tokens ? "sharded by tokens" : "sharded";
+}
+
+static size_t tell_size(const output_shards *s, output_kind kind, const output_size *size, const char *before,
+                        char *out, size_t bytes) {
+  static const char *const WHAT[OUTPUT_KINDS] = {"batches", "heads"};
+  int n = snprintf(out, bytes, "%s%s of %lld: %s, %.3g ms (%.3g)", before, WHAT[kind],
+                   (long long)size->tokens, size->sharded ? sharded_name(s, kind) : "replicated",
+                   1e3 * size->least[size->sharded], 1e3 * size->least[!size->sharded]);
   return (size_t)n < bytes ? (size_t)n : bytes - 1;
 }
 
 static void tell_measured(const output_shards *s, char *out, size_t bytes) {
-  static const char *const WHAT[OUTPUT_KINDS] = {"batches", "heads"};
   size_t used = 0;
   for (int kind = 0; kind < OUTPUT_KINDS; kind++)
     for (int i = 0; i < OUTPUT_SIZES; i++)
       if (s->size[kind][i].decided)
-        used += tell_size(&s->size[kind][i], used ? "; " : "", WHAT[kind], out + used, bytes - used);
+        used +=
+            tell_size(s, (output_kind)kind, &s->size[kind][i], used ? "; " : "", out + used, bytes - used);
   if (!used) snprintf(out, bytes, "both ways by turns: too few batches of one size to choose");
 }
 
@@ -122,10 +128,10 @@ void output_shards_tell(const output_shards *s, char *out, size_t bytes) {
   case ATTENTION_SHARDED:
     break;
   }
-  if (!s->possible)
+  if (!s->possible[OUTPUTS_OF_LAYERS])
     snprintf(out, bytes, "replicated%s%s", s->why_not[0] ? ": " : "", s->why_not);
   else if (s->asked == ATTENTION_SHARDED)
-    snprintf(out, bytes, "sharded");
+    snprintf(out, bytes, "%s", sharded_name(s, OUTPUTS_OF_LAYERS));
   else
     tell_measured(s, out, bytes);
 }

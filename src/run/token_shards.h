@@ -1,6 +1,7 @@
 // token_shards: which of a large batch's tokens each shared rank computes.
 //
-// Owns: the batch in the order in which its rows are computed. Independent of: how rows are transferred.
+// Owns: the batch in the order in which its rows are computed. Independent of: how rows are transferred, and
+// whether smaller batches are worth it (output_shards.h).
 // Invariant: the same on every rank. Each rank's rows are contiguous, in the order of ranks, and among them
 // the positions of a sequence ascend. Blocks of tokens are assigned round-robin, so that every rank has the
 // same share of every stretch of positions, and with it the same work in attention.
@@ -10,12 +11,14 @@
 
 enum {
   SHARD_BLOCK_TOKENS = 16, // to a block: at least as many as a task of attention takes
-  SHARD_LEAST_TOKENS = 64, // to a rank; below, transferring rows costs more than computing them on each
+  SHARD_LEAST_TOKENS = 64, // to a rank; below, transferring rows may cost more than computing them on each
 };
 
 typedef struct {
   int rank, n_ranks, n_shared;
   const bool *shared;                   // [n_ranks]; NULL: all
+  bool is_cut;                          // the last batch
+  bool is_apart;                        // and none of its tokens are of one sequence; only of small batches
   token_batch rows;                     // of the last batch that was sharded; what follows is of it too
   int64_t *tokens_of_rank;              // [n_ranks]
   int64_t *next;                        // [n_ranks] the row of each rank's next token
@@ -27,13 +30,14 @@ typedef struct {
 status token_shards_open(token_shards *out, const bool *shared, int n_ranks, int rank, int64_t max_batch);
 void token_shards_close(token_shards *s); // takes NULL
 
-// True: a batch of n tokens is sharded, because it is large and there are several shared ranks.
+// True: a batch of n tokens is always sharded, because it is large and there are several shared ranks.
 bool token_shards_apply(const token_shards *s, int64_t n);
-void token_shards_cut(token_shards *s, const token_batch *batch); // shards it, where token_shards_apply
+// Shards it, or with `cut` false leaves it whole. A small batch has at least a token to each shared rank.
+void token_shards_cut(token_shards *s, const token_batch *batch, bool cut);
 
-// For a batch of n tokens, the one of the last token_shards_cut: its rows in the order in which they are
-// computed (a view); which of them this rank computes; the row of its token t. Where it is not sharded, the
-// batch itself, all rows, and t.
+// Of the batch of n tokens of the last token_shards_cut: its rows in the order in which they are computed (a
+// view); which of them this rank computes; the row of its token t. Where it is not sharded, the batch itself,
+// all rows, and t.
 const token_batch *token_shards_rows(const token_shards *s, const token_batch *batch);
 row_range token_shards_owned(const token_shards *s, int64_t n);
-int64_t token_shards_row(const token_shards *s, int64_t n, int64_t t);
+int64_t token_shards_row(const token_shards *s, int64_t t);

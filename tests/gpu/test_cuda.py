@@ -81,6 +81,7 @@ def main():
                     faults += 1
                     print(f"FAIL {path} shape {index} {shape} chunk {chunk} kv {kv} ranks {ranks}: "
                           f"layers that differ {layers}, logits equal {cpu['digest'] == cuda['digest']}")
+        print(f"shape {index}: {cases - faults} of {cases} digests equal", flush=True)
         if index == (EMULATED_SHAPES[0] if emulated else 0):
             bad, jobs = mixed_jobs(model, tokens)
             faults, cases = faults + bad, cases + jobs

@@ -155,6 +155,24 @@ class Law(unittest.TestCase):
             with self.subTest(test=test):
                 self.assertEqual(len(found), 1)
 
+    def test_small_batches_divided(self):
+        """attention.placement: tokens of sequences that are decoded together, with GPUs linked and not, and the head's rows;
+        then two sequences alone, whose caches other ranks filled."""
+        keys = {"model.path": model("wide"), "bench.prompt": [], "bench.generate": [5], "bench.depth": [1],
+                "bench.batch": [9, 40, 2], "bench.repeats": 2, "bench.format": "json", "run.seed": SEED, "comm.deadline": 60}
+        for path in ("q8k", "f32", "q8k_split"):
+            rows = {}
+            jobs = [(f"{path}@cpu", 1, {})]
+            for ranks in sorted({2, 3, len(VISIBLE)}):
+                jobs += [(f"{path}@cuda", ranks, {"attention.placement": way, "comm.peers": peers})
+                         for way, peers in (("replicated", True), ("sharded", True), ("sharded", False), ("auto", True))]
+            for arm, ranks, sets in jobs:
+                outcome = moe.attempt({**keys, "run.arms": [arm], **sets}, ranks, command="bench")
+                self.assertEqual(outcome.code, 0, outcome.err)
+                for row in json.loads(outcome.out)["rows"]:
+                    with self.subTest(test=row["test"], arm=arm, ranks=ranks, **sets):
+                        self.assertEqual(row["digest"], rows.setdefault(row["test"], row["digest"]))
+
     def test_a_rank_on_its_cores(self):
         """Two ranks of which one computes on its cores, and four, which share GPUs where there are fewer."""
         for gpus in MACHINES:

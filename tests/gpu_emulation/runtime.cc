@@ -379,6 +379,16 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
   return cudaSuccess;
 }
 
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+  for (size_t row = 0; row < height; row++) {
+    cudaError_t error = cudaMemcpyAsync((uint8_t *)to + row * to_pitch,
+                                        (const uint8_t *)from + row * from_pitch, width, kind, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
   if (!bytes) return cudaSuccess;
   if (!holds(device_blocks, to, bytes)) return note(cudaErrorInvalidValue);

@@ -1,6 +1,6 @@
 // amx_model: the tile instructions of kernels/cpu/isa/amx_int8/amx_tile.h in portable C, after Intel's manual
-// (volume 2: LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TDPBSSD, TDPBSUD), so that the kernel runs where
-// there are no tiles.
+// (volume 2: LDTILECFG, TILELOADD, TILESTORED, TILEZERO, TDPBSSD, TDPBSUD, TDPBUSD), so that the kernel runs
+// where there are no tiles.
 //
 // Invariant: what a processor refuses, or does not promise, ends the program.
 #pragma once
@@ -75,7 +75,7 @@ static inline void tile_store(void *to, int tile) {
     memcpy((char *)to + r * MODEL_BYTES, model.byte[tile][r], (size_t)model.row_bytes[tile]);
 }
 
-static inline void model_dot(int sum, int a, int b, int b_is_signed) {
+static inline void model_dot(int sum, int a, int b, int a_is_signed, int b_is_signed) {
   model_check(sum), model_check(a), model_check(b);
   model_require(sum != a && sum != b && a != b, "the tiles of a product are three");
   model_require(model.defined[sum] && model.defined[a] && model.defined[b], "an operand was never written");
@@ -88,17 +88,21 @@ static inline void model_dot(int sum, int a, int b, int b_is_signed) {
         uint32_t total; // wraps around, as the instruction does
         memcpy(&total, &model.byte[sum][m][4 * n], sizeof total);
         for (int i = 0; i < 4; i++) {
-          uint8_t right = model.byte[b][k][4 * n + i];
-          total += (uint32_t)((int8_t)model.byte[a][m][4 * k + i] * (b_is_signed ? (int8_t)right : right));
+          uint8_t left = model.byte[a][m][4 * k + i], right = model.byte[b][k][4 * n + i];
+          total += (uint32_t)((a_is_signed ? (int8_t)left : left) * (b_is_signed ? (int8_t)right : right));
         }
         memcpy(&model.byte[sum][m][4 * n], &total, sizeof total);
       }
 }
 
 static inline void tile_dot_signed(int sum, int a, int b) {
-  model_dot(sum, a, b, 1);
+  model_dot(sum, a, b, 1, 1);
 }
 
 static inline void tile_dot_unsigned(int sum, int a, int b) {
-  model_dot(sum, a, b, 0);
+  model_dot(sum, a, b, 1, 0);
+}
+
+static inline void tile_dot_unsigned_left(int sum, int a, int b) {
+  model_dot(sum, a, b, 0, 1);
 }

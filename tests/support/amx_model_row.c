@@ -7,6 +7,20 @@
 #include "kernels/cpu/isa/avx512/avx512_row.h"
 #include "kernels/cpu/isa/each_row/generic.h"
 #include "kernels/table.h"
+#include "tests/support/packed_product.h"
+
+// For few tokens too, which the steps leave to another row's kernel.
+static void product_q8k_amx_model(float *const *out, const matrix *m, const block_q8_K *const *x, int64_t n) {
+  product_packing(&packed_ops_amx, out, m, x, n);
+}
+
+static void product_unpacked_amx_model(float *const *out, const matrix *m, const block_q8_K *const *x,
+                                       int64_t n) {
+  if (packed_ops_amx.takes(m->type))
+    product_q8k_amx_model(out, m, x, n);
+  else
+    product_unpacked_generic(out, m, x, n);
+}
 
 static const cpu_row amx_model = {
     .name = "amx_model",
@@ -15,10 +29,11 @@ static const cpu_row amx_model = {
     .f64 = &ops_f64,
     .exact = &exact_ops_amx,
     .quantize_q8k = quantize_q8k_avx512,
-    .product_q8k = product_q8k_amx, // for few tokens too, which the row leaves to another
+    .product_q8k = product_q8k_amx_model,
+    .packed = &packed_ops_amx,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
-    .product_unpacked = product_unpacked_generic,
+    .product_unpacked = product_unpacked_amx_model,
     .round_q8_0 = round_q8_0_generic,
     .product_q8_0 = product_q8_0_generic,
     .add_outliers_few_bits = add_outliers_few_bits,

@@ -73,6 +73,14 @@ FAULTS = [
      "      out[row] = p.adds ? out[row] + y[pass] : y[pass];\n"
      "      if (planted(PRODUCT_BIT) && planted_strikes())\n"
      "        out[row] = __uint_as_float(__float_as_uint(out[row]) ^ 1u << 12);\n    }"),
+    # the terms of a row's blocks in descending order
+    ("blocks_order", CUDA + "products/product_q8k_blocks.cu",
+     "y = num_fma_f32(m.dx[b * ITEMS + item], m.terms[(b * ITEMS + item) * pitch + r], y);",
+     "{\n        int at = planted(BLOCKS_ORDER) ? n_blocks - 1 - b : b;\n"
+     "        y = num_fma_f32(m.dx[at * ITEMS + item], m.terms[(at * ITEMS + item) * pitch + r], y);\n      }"),
+    # keys and values that other ranks computed are not cached
+    ("others_cached", CUDA + "step_attention.cu", "TRY(prepare_apart(b, layer, 0, (int)rows->n, false));",
+     "if (!planted(OTHERS_CACHED)) TRY(prepare_apart(b, layer, 0, (int)rows->n, false));"),
     # neighbours first instead of halves
     ("lane_tree", CUDA + "device.cuh",
      "for (int half = WARP / 2; half; half /= 2) lane = lane + __shfl_xor_sync(~0u, lane, half);",

@@ -39,6 +39,34 @@ static void product_swapped_blocks(float *const *out, const matrix *rows, const 
     }
 }
 
+// ---- the same from packed tokens alone, with a layout of its own: block after block, each of all tokens
+// ----
+
+static size_t group_bytes_plain(int64_t cols) {
+  return (size_t)(cols / QK_K) * PACKED_TOKENS * sizeof(block_q8_K);
+}
+
+static void pack_plain(void *group, const block_q8_K *const *tokens, int64_t n, int64_t block) {
+  block_q8_K *to = (block_q8_K *)group + block * PACKED_TOKENS;
+  for (int64_t t = 0; t < n; t++) to[t] = tokens[t][block];
+}
+
+static void product_swapped_packed(float *const *out, const matrix *rows, const void *packed, int64_t n) {
+  int64_t n_blocks = rows->cols / QK_K;
+  if (n_blocks > MAX_BLOCKS) abort();
+  for (int64_t t = 0; t < n; t++) {
+    block_q8_K token[MAX_BLOCKS];
+    const char *group = (const char *)packed + (size_t)(t / PACKED_TOKENS) * group_bytes_plain(rows->cols);
+    for (int64_t b = 0; b < n_blocks; b++)
+      token[b] = ((const block_q8_K *)(const void *)group)[b * PACKED_TOKENS + t % PACKED_TOKENS];
+    const block_q8_K *in = token;
+    product_swapped_blocks(out + t, rows, &in, 1);
+  }
+}
+
+static const packed_ops packed_swapped = {type_has_q8k_kernels, group_bytes_plain, pack_plain,
+                                          product_swapped_packed};
+
 // ---- a combine that takes the last slot before the one that it follows ----
 
 static void combine_swapped_slots(void *x, const void *const *slot, const void *weight, int64_t k,
@@ -490,6 +518,7 @@ enum {
   EXACT_BOUNDARY,
   EXACT_FOLD,
   EXACT_CHANNEL,
+  PACKED_ORDER,
   N_PLANTED
 };
 
@@ -515,6 +544,7 @@ static const char *const names[N_PLANTED] = {
     [EXACT_BOUNDARY] = "planted_exact_boundary",
     [EXACT_FOLD] = "planted_exact_fold",
     [EXACT_CHANNEL] = "planted_exact_balance",
+    [PACKED_ORDER] = "planted_packed_order",
 };
 
 static bool always_usable(void) {
@@ -542,6 +572,7 @@ static void plant(cpu_row *row, real_ops *ops, exact_ops *exact) {
     };
   }
   row[BLOCK_ORDER].product_q8k = product_swapped_blocks;
+  row[PACKED_ORDER].packed = &packed_swapped;
   ops[SLOT_ORDER].combine = combine_swapped_slots;
   ops[FOLD_ORDER].attend = attend_descending;
   ops[FOLD_MAXIMUM].attend = attend_running_maximum;

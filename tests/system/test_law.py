@@ -347,6 +347,9 @@ class Planted(unittest.TestCase):
     def test_block_order(self):
         self.planted("planted_block_order", ["q8k@cpu"], ["f32@cpu"])
 
+    def test_packed_order(self):
+        self.planted("planted_packed_order", ["q8k@cpu"], ["f32@cpu"])
+
     def test_slot_order(self):
         self.planted("planted_slot_order", ["q8k@cpu", "f32@cpu"])
 

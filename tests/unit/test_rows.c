@@ -10,6 +10,7 @@
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
 #include "kernels/formats/half.h"
+#include "tests/support/packed_product.h"
 #include "tests/support/seed.h"
 #include <math.h>
 #include <stdio.h>
@@ -105,7 +106,10 @@ static void *random_rows(weight_type type, int64_t rows, int64_t cols) {
     uint32_t bits = num_bits_f32(f) >> 16;
     if (type == TYPE_F32) memcpy(block, &f, sizeof f);
     if (type == TYPE_BF16) memcpy(block, &bits, 2);
-    if (type == TYPE_F16 || type == TYPE_Q8_0 || type == TYPE_Q4_K || type == TYPE_Q5_K) memcpy(block, &d, 2);
+    if (type == TYPE_F16 || type == TYPE_Q8_0 || type == TYPE_Q4_K || type == TYPE_Q5_K ||
+        type == TYPE_IQ4_XS)
+      memcpy(block, &d, 2);
+    if (type == TYPE_Q3_K) memcpy(block + offsetof(block_q3_K, d), &d, 2);
     if (type == TYPE_Q4_K || type == TYPE_Q5_K) memcpy(block + 2, &dmin, 2);
     if (type == TYPE_Q6_K) memcpy(block + offsetof(block_q6_K, d), &d, 2);
   }
@@ -151,11 +155,23 @@ static void product_open(product_case *c, weight_type type, int64_t rows, int64_
   }
 }
 
-static void product_check(product_case *c, size_t real, const char *row, const char *kernel) {
+static void product_compare(const product_case *c, size_t real, const char *row, const char *kernel) {
   char what[96];
   snprintf(what, sizeof what, "%s of %s, %d rows of %d times %d", kernel, type_find(c->m.type)->name,
            (int)c->m.rows, (int)c->m.cols, (int)c->n);
   assert_same(c->out[1], c->out[0], (size_t)(c->n * c->m.rows) * real + 64, row, what);
+}
+
+// The product with packed tokens as well, where the row has one.
+static void packed_check(const cpu_row *row, product_case *c, const char *kernel) {
+  if (!row->packed || !row->packed->takes(c->m.type)) return;
+  memset(c->out[1], 0x55, (size_t)(c->n * c->m.rows) * sizeof(float) + 64);
+  product_packing(row->packed, (float *const *)c->to[1], &c->m, c->rounded, c->n);
+  product_compare(c, sizeof(float), row->name, kernel);
+}
+
+static void product_check(product_case *c, size_t real, const char *row, const char *kernel) {
+  product_compare(c, real, row, kernel);
   free((void *)c->m.data);
   free(c->x);
   free(c->q);
@@ -171,27 +187,34 @@ static int64_t random_rows_count(void) {
   return random_below(3) ? ROW_TILE : 1 + random_below(ROW_TILE);
 }
 
+static void run_product_q8k(const cpu_row *row, const product_case *c, int to) {
+  (type_has_q8k_kernels(c->m.type) ? row->product_q8k : row->product_unpacked)((float *const *)c->to[to],
+                                                                               &c->m, c->rounded, c->n);
+}
+
 static void check_products_q8k(const cpu_row *row) {
-  const weight_type types[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K};
+  const weight_type types[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ4_XS, TYPE_Q3_K};
   const int64_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 11, 13, 16, 33, TOKEN_TILE + 3};
-  for (int i = 0; i < 3; i++)
+  for (size_t i = 0; i < sizeof types / sizeof *types; i++)
     for (size_t k = 0; k < sizeof tokens / sizeof *tokens; k++) {
       product_case c;
       product_open(&c, types[i], 1 + random_below(70), QK_K * (1 + random_below(tokens[k] > 40 ? 3 : 9)),
                    tokens[k], 4);
-      portable()->product_q8k((float *const *)c.to[0], &c.m, c.rounded, c.n);
-      row->product_q8k((float *const *)c.to[1], &c.m, c.rounded, c.n);
+      run_product_q8k(portable(), &c, 0);
+      packed_check(row, &c, "packed product_q8k");
+      run_product_q8k(row, &c, 1);
       product_check(&c, 4, row->name, "product_q8k");
     }
 }
 
 static void check_vectors_q8k(const cpu_row *row) {
-  const weight_type types[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K};
-  for (int i = 0; i < 120 && row->f32->vector_q8k; i++) {
+  const weight_type types[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ4_XS};
+  for (int i = 0; i < 160 && row->f32->vector_q8k; i++) {
     product_case c;
     int64_t blocks = i % 4 < 2 ? 1 + random_below(9) : i % 4 == 2 ? 8 : 16; // 8 and 16: rows as a stream
-    product_open(&c, types[i % 3], random_rows_count(), QK_K * blocks, 1, 4);
-    portable()->product_q8k((float *const *)c.to[0], &c.m, c.rounded, 1);
+    product_open(&c, types[i / 4 % 4], random_rows_count(), QK_K * blocks, 1, 4);
+    run_product_q8k(portable(), &c, 0);
+    assert_true(row->f32->vector_takes(c.m.type));
     row->f32->vector_q8k(c.to[1][0], &c.m, c.rounded[0], i % 2 ? c.m.data : NULL);
     product_check(&c, 4, row->name, "vector_q8k");
   }
@@ -220,6 +243,7 @@ static void check_extremes_q8k(const cpu_row *row) {
         for (int s = 0; s < QK_K / 16; s++) c.q[b].bsums[s] = (int16_t)(16 * q);
       }
       portable()->product_q8k((float *const *)c.to[0], &c.m, c.rounded, n);
+      packed_check(row, &c, "extreme packed product_q8k");
       if (n == 1 && row->f32->vector_q8k)
         row->f32->vector_q8k(c.to[1][0], &c.m, c.rounded[0], NULL);
       else

@@ -15,6 +15,7 @@ struct heads_args {
   query_limbs queries;
   dev_batch batch;
   int layer, first, n; // first, n: the tokens whose queries are wanted
+  int first_head;      // of the grid: past the queries where none are
   float epsilon, scale;
 };
 
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(TOKENS *WARP) limbs_of_heads(const __grid_cons
   wait_for_inputs();
   extern __shared__ __align__(16) uint8_t memory[];
   int dims = padded_dims(a.cache.head_dim), token = threadIdx.x / WARP, first = blockIdx.x * TOKENS,
-      t = first + token, h = blockIdx.y;
+      t = first + token, h = a.first_head + blockIdx.y;
   head_rows m = {(float *)memory, memory + TOKENS * dims * sizeof(float), dims};
   bool is_query = h < a.queries.n_heads, sixteen = !is_query && are_sixteen_keys(a.batch, first);
   int kv = is_query ? h : h - a.queries.n_heads;
@@ -222,7 +223,8 @@ status exact_heads_launch(exact_work *work, limb_cache cache, const float *q, co
   a.epsilon = (float)s->rms_epsilon;
   a.scale = (float)(1.0 / __builtin_sqrt((double)s->head_dim));
   int dims = padded_dims(cache.head_dim);
-  dim3 grid((unsigned)ceil_div(b->n, TOKENS), (unsigned)(s->n_heads + s->n_kv_heads));
+  a.first_head = n ? 0 : (int)s->n_heads;
+  dim3 grid((unsigned)ceil_div(b->n, TOKENS), (unsigned)(s->n_heads + s->n_kv_heads - a.first_head));
   return launch_shared(s->head_dim == 128 ? limbs_of_heads<true> : limbs_of_heads<false>, grid, TOKENS * WARP,
                        (size_t)TOKENS * dims * (sizeof(float) + 2), stream, a);
 }

@@ -15,7 +15,7 @@
 #ifdef __CUDACC__
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/instructions_hopper.cuh"
-#include "kernels/cuda/products/wgmma_rows.cuh"
+#include "kernels/cuda/products/wgmma_scales.cuh"
 #include "kernels/cuda/products/wgmma_tiles.cuh"
 
 static constexpr int GROUP = 128, THREADS = 3 * GROUP; // a warpgroup; two that multiply and one that loads

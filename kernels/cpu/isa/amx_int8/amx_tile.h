@@ -13,7 +13,8 @@
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"(64L), "m"(*(from)))
 #define tile_store(to, tile)                                                                                 \
   __asm__ volatile("tilestored %%tmm" #tile ", (%1,%2,1)" : "=m"(*(to)) : "r"(to), "r"(64L))
-// sum[m][n] += the products of a[m][4k .. 4k + 3] and b[k][n][0 .. 3], over all k: signed a; signed or
-// unsigned b
-#define tile_dot_signed(sum, a, b)   __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
-#define tile_dot_unsigned(sum, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+// sum[m][n] += the products of a[m][4k .. 4k + 3] and b[k][n][0 .. 3], over all k: both signed, b unsigned, a
+// unsigned
+#define tile_dot_signed(sum, a, b)        __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+#define tile_dot_unsigned(sum, a, b)      __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+#define tile_dot_unsigned_left(sum, a, b) __asm__ volatile("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)

@@ -23,22 +23,6 @@ static bool usable_amx_int8(void) {
          tiles_granted();
 }
 
-// Where tiles are faster than avx512_vnni's kernel (docs/measurements.md, "AMX beside VNNI"): weights are
-// unpacked into tiles once for all tokens, which takes longer than into registers, and a scale times a weight
-// is two bytes, so that each product is two. Types with minimums have more to unpack, and rows of three
-// blocks too little to share it with.
-enum { AMX_TOKENS_MINIMUMS = 128, AMX_TOKENS_SIGNED = 32, AMX_BLOCKS_MINIMUMS = 8 };
-
-static bool tiles_are_faster(const matrix *m, int64_t n_tokens) {
-  if (!block_has_minimums(m->type)) return n_tokens >= AMX_TOKENS_SIGNED;
-  return n_tokens >= AMX_TOKENS_MINIMUMS && m->cols >= AMX_BLOCKS_MINIMUMS * QK_K;
-}
-
-static void product_q8k_tiles(float *const *out, const matrix *m, const block_q8_K *const *x,
-                              int64_t n_tokens) {
-  (tiles_are_faster(m, n_tokens) ? product_q8k_amx : product_q8k_avx512)(out, m, x, n_tokens);
-}
-
 static double int8_peak_amx(int64_t rounds) {
   enum { SUM_TILES = 4 };
   configure_tiles();
@@ -65,7 +49,8 @@ const cpu_row cpu_row_amx_int8 = {
     .f64 = &ops_f64,
     .exact = &exact_ops_amx,
     .quantize_q8k = quantize_q8k_avx512,
-    .product_q8k = product_q8k_tiles,
+    .product_q8k = product_q8k_avx512,
+    .packed = &packed_ops_amx,
     .split_q8k = split_q8k_avx512,
     .add_outliers = add_outliers_avx512,
     .product_unpacked = product_q8k_avx512,

@@ -48,6 +48,22 @@ static inline __attribute__((always_inline)) void transpose_words(__m512i out[4]
   out[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
 }
 
+// 16 bytes of each of 16 rows, which lie as four words with a row to a lane: the inverse of transpose_words.
+static inline void store_rows(void *to, const __m512i word[4]) {
+  __m512i low = _mm512_unpacklo_epi32(word[0], word[1]), high = _mm512_unpackhi_epi32(word[0], word[1]),
+          low_2 = _mm512_unpacklo_epi32(word[2], word[3]), high_2 = _mm512_unpackhi_epi32(word[2], word[3]);
+  const __m512i row[4] = {_mm512_unpacklo_epi64(low, low_2), _mm512_unpackhi_epi64(low, low_2),
+                          _mm512_unpacklo_epi64(high, high_2), _mm512_unpackhi_epi64(high, high_2)};
+  __m128i *at = (__m128i *)to; // lane l of row[i] is row 4 l + i
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    _mm_store_si128(at + i, _mm512_castsi512_si128(row[i]));
+    _mm_store_si128(at + 4 + i, _mm512_extracti32x4_epi32(row[i], 1));
+    _mm_store_si128(at + 8 + i, _mm512_extracti32x4_epi32(row[i], 2));
+    _mm_store_si128(at + 12 + i, _mm512_extracti32x4_epi32(row[i], 3));
+  }
+}
+
 static inline void store_quants(panel *p, int group, __m512i q) {
   _mm512_store_si512(p->q[group], q);
 }
@@ -218,9 +234,10 @@ static inline __m512i straddling(__m512i a, __m512i b) {
   return _mm512_or_si512(_mm512_srli_epi32(a, 16), _mm512_slli_epi32(b, 16));
 }
 
-static inline void panel_q3k(panel *p, const char *const row[PANEL_ROWS]) {
+// 16 scales in 4 words of 4, signed bytes; and d.
+static inline __m512 heads_q3k(__m512i scale[4], const char *const row[PANEL_ROWS]) {
   const __m512i four = _mm512_set1_epi8(15), top = _mm512_set1_epi8(48), offset = _mm512_set1_epi8(32);
-  __m512i word[4], third[8], scale[4];
+  __m512i word[4];
   static_assert(sizeof(block_q3_K) == offsetof(block_q3_K, scales) + 14, "its last 16 bytes end with it");
   transpose_words(word, row, offsetof(block_q3_K, scales) - 2);
   __m512i a = straddling(word[0], word[1]), b = straddling(word[1], word[2]),
@@ -231,8 +248,13 @@ static inline void panel_q3k(panel *p, const char *const row[PANEL_ROWS]) {
   scale[3] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(b, 4), four),
                              _mm512_and_si512(_mm512_srli_epi16(c, 2), top));
   for (int k = 0; k < 4; k++) scale[k] = _mm512_sub_epi8(scale[k], offset);
+  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word[3], 16)));
+}
+
+static inline void panel_q3k(panel *p, const char *const row[PANEL_ROWS]) {
+  __m512i third[8], scale[4];
+  _mm512_store_ps(p->d, heads_q3k(scale, row));
   panel_signed_scales(p, scale);
-  _mm512_store_ps(p->d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word[3], 16))));
   transpose_words(third, row, offsetof(block_q3_K, hmask));
   transpose_words(third + 4, row, offsetof(block_q3_K, hmask) + 16);
   panel_two_bits(p, row, offsetof(block_q3_K, qs), third);
@@ -243,22 +265,31 @@ static inline __m512i nibble_values(uint64_t low, uint64_t high) {
   return _mm512_xor_si512(dup4(_mm_set_epi64x((int64_t)high, (int64_t)low)), _mm512_set1_epi8(-128));
 }
 
-static inline void panel_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {
-  const __m512i four = _mm512_set1_epi8(15), values = nibble_values(IQ4_VALUES_LOW, IQ4_VALUES_HIGH);
+// Two sub-blocks' scales or sums as pairs of 16 bits.
+static inline __m512i scale_pair(const __m512i *scale) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaau, scale[0], _mm512_slli_epi32(scale[1], 16));
+}
+
+// Eight scales; and d.
+static inline __m512 heads_iq4xs(__m512i scale[8], const char *const row[PANEL_ROWS]) {
   const __m512i low = _mm512_set1_epi32(15), top = _mm512_set1_epi32(48), offset = _mm512_set1_epi32(32);
-  __m512i word[4], scale[8];
+  __m512i word[4];
   static_assert(offsetof(block_iq4_xs, scales_h) == 2 && offsetof(block_iq4_xs, scales_l) == 4, "two words");
   transpose_words(word, row, 0);
   for (int j = 0; j < 8; j++) {
     __m512i s = _mm512_and_si512(_mm512_srli_epi32(word[1], (unsigned)(4 * j)), low);
     __m512i h = _mm512_and_si512(_mm512_srli_epi32(word[0], (unsigned)(12 + 2 * j)), top);
     scale[j] = _mm512_sub_epi32(_mm512_or_si512(s, h), offset);
-    _mm512_store_si512(p->scale[j], scale[j]);
   }
-  for (int k = 0; k < 4; k++)
-    _mm512_store_si512(p->weight[k], _mm512_mask_blend_epi16(0xaaaaaaaau, scale[2 * k],
-                                                             _mm512_slli_epi32(scale[2 * k + 1], 16)));
-  _mm512_store_ps(p->d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(word[0])));
+  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(word[0]));
+}
+
+static inline void panel_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {
+  const __m512i four = _mm512_set1_epi8(15), values = nibble_values(IQ4_VALUES_LOW, IQ4_VALUES_HIGH);
+  __m512i word[4], scale[8];
+  _mm512_store_ps(p->d, heads_iq4xs(scale, row));
+  for (int j = 0; j < 8; j++) _mm512_store_si512(p->scale[j], scale[j]);
+  for (int k = 0; k < 4; k++) _mm512_store_si512(p->weight[k], scale_pair(scale + 2 * k));
   for (int j = 0; j < 8; j++) {
     transpose_words(word, row, offsetof(block_iq4_xs, qs) + (size_t)(16 * j));
     for (int k = 0; k < 4; k++) {

@@ -155,6 +155,82 @@ static inline __m512 term_q6k(__m512 y, const char *const row[PANEL_ROWS], const
   return _mm512_fmadd_ps(_mm512_set1_ps(x->d), term, y);
 }
 
+// ---- IQ4_XS: a quarter of a register is the first or the second half of a sub-block of 32 ----
+
+static inline block_in_order order_by_halves(const block_q8_K *x) {
+  block_in_order o;
+  for (int h = 0; h < 2; h++) {
+    __m512i first = _mm512_loadu_si512(x->qs + 128 * h), second = _mm512_loadu_si512(x->qs + 128 * h + 64);
+    o.q[2 * h] = _mm512_shuffle_i64x2(first, second, 0x88);
+    o.q[2 * h + 1] = _mm512_shuffle_i64x2(first, second, 0xdd);
+  }
+  return o;
+}
+
+// One row's block, as above, of the values plus 128; scale: of four sub-blocks and of the other four.
+static inline __m512i sums_iq4xs(const block_iq4_xs *w, const int32_t *const scale[2],
+                                 const block_in_order *x) {
+  const __m512i four = _mm512_set1_epi8(15), values = nibble_values(IQ4_VALUES_LOW, IQ4_VALUES_HIGH);
+  const __m512i quarter = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  __m512i sum = _mm512_setzero_si512();
+  for (int h = 0; h < 2; h++) {
+    __m512i bytes = _mm512_loadu_si512(w->qs + 64 * h);
+    __m512i low = _mm512_shuffle_epi8(values, _mm512_and_si512(bytes, four));
+    __m512i high = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), four));
+    __m512i part = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, x->q[2 * h]);
+    part = _mm512_dpbusd_epi32(part, high, x->q[2 * h + 1]);
+    __m512i scales = _mm512_castsi128_si512(_mm_load_si128((const __m128i *)(const void *)scale[h]));
+    sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(part, _mm512_permutexvar_epi32(quarter, scales)));
+  }
+  return sum;
+}
+
+static inline __m512 term_iq4xs(__m512 y, const char *const row[PANEL_ROWS], const block_q8_K *x) {
+  int32_t scale[2][PANEL_ROWS][4] __attribute__((aligned(64)));
+  __m512i scales[8], fours[4], msum = _mm512_setzero_si512();
+  const __m512 d = heads_iq4xs(scales, row);
+  const block_in_order q = order_by_halves(x);
+  min_sums sums;
+  min_sums_of(&sums, x);
+  for (int h = 0; h < 2; h++) store_rows(scale[h], scales + 4 * h);
+  for (int k = 0; k < 4; k++)
+    msum = _mm512_dpwssd_epi32(msum, scale_pair(scales + 2 * k), word_of(sums.pair[k]));
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; g++) {
+    __m512i v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const int32_t *const of[2] = {scale[0][4 * g + i], scale[1][4 * g + i]};
+      v[i] = sums_iq4xs((const block_iq4_xs *)row[4 * g + i], of, &q);
+    }
+    fours[g] = sum_four(v);
+  }
+  __m512i isum = _mm512_sub_epi32(sum_quarters(fours), _mm512_slli_epi32(msum, 7));
+  return _mm512_fmadd_ps(_mm512_set1_ps(x->d), _mm512_mul_ps(d, _mm512_cvtepi32_ps(isum)), y);
+}
+
+// Labels for a switch over the types: those of which product_q8k has a token's product as well.
+#define CASES_WITHOUT_VECTOR                                                                                 \
+  CASES_OF_32                                                                                                \
+  case TYPE_Q2_K:                                                                                            \
+  case TYPE_Q3_K:                                                                                            \
+  case TYPE_F32:                                                                                             \
+  case TYPE_F16:                                                                                             \
+  case TYPE_BF16:
+
+static bool vector_takes_avx512(weight_type type) {
+  switch (type) {
+  case TYPE_Q4_K:
+  case TYPE_Q5_K:
+  case TYPE_Q6_K:
+  case TYPE_IQ4_XS:
+    return true;
+    CASES_WITHOUT_VECTOR
+    break;
+  }
+  return false;
+}
+
 // 16 rows' block of a type: y += its term.
 static inline __attribute__((always_inline)) __m512
 term_of(__m512 y, const weight_type type, const char *const row[PANEL_ROWS], const block_q8_K *x) {
@@ -165,7 +241,9 @@ term_of(__m512 y, const weight_type type, const char *const row[PANEL_ROWS], con
     return term_with_mins(y, row, x, true);
   case TYPE_Q6_K:
     return term_q6k(y, row, x);
-    CASES_WITHOUT_Q8K
+  case TYPE_IQ4_XS:
+    return term_iq4xs(y, row, x);
+    CASES_WITHOUT_VECTOR
     __builtin_trap(); // the arm was refused
   }
   return y;
@@ -213,7 +291,10 @@ static void vector_side_by_side(float *out, const matrix *m, const block_q8_K *x
     case TYPE_Q6_K:
       y = vector_rows(row, type, x, blocks, fetch, TYPE_Q6_K);
       break;
-      CASES_WITHOUT_Q8K
+    case TYPE_IQ4_XS:
+      y = vector_rows(row, type, x, blocks, fetch, TYPE_IQ4_XS);
+      break;
+      CASES_WITHOUT_VECTOR
       __builtin_trap(); // the arm was refused
     }
     _mm512_mask_storeu_ps(out + first, (__mmask16)((1u << n) - 1), y);

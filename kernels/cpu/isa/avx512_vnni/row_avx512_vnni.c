@@ -28,6 +28,7 @@ const real_ops ops_avx512 = {
     .combine = combine_avx512,
     .product = product_f32_avx512,
     .product_tile = product_tile_avx512,
+    .vector_takes = vector_takes_avx512,
     .vector_q8k = vector_q8k_avx512,
 };
 

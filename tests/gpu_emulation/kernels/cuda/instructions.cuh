@@ -63,8 +63,9 @@ template <int K> struct emulation_mma {
   uint32_t a[K / 8], b[K / 16]; // A: 16 bytes of the first row, of the second, then the next 16
 };
 
-template <int K> static void emulation_multiply(void **lanes, uint32_t) {
-  int8_t a[16][K], b[8][K];
+template <int K, typename A> static void emulation_multiply(void **lanes, uint32_t) {
+  A a[16][K];
+  int8_t b[8][K];
   for (int l = 0; l < 32; l++) {
     const auto *mine = (const emulation_mma<K> *)lanes[l];
     for (int i = 0; i < K / 16; i++) {
@@ -83,12 +84,17 @@ template <int K> static void emulation_multiply(void **lanes, uint32_t) {
 
 static inline void mma_k32(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
   emulation_mma<32> mine = {c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-  emulation::meet_warp(emulation_multiply<32>, &mine, ~0u);
+  emulation::meet_warp(emulation_multiply<32, int8_t>, &mine, ~0u);
+}
+
+static inline void mma_k32_unsigned(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+  emulation_mma<32> mine = {c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+  emulation::meet_warp(emulation_multiply<32, uint8_t>, &mine, ~0u);
 }
 
 static inline void mma_k16(int c[4], const uint32_t a[2], uint32_t b) {
   emulation_mma<16> mine = {c, {a[0], a[1]}, {b}};
-  emulation::meet_warp(emulation_multiply<16>, &mine, ~0u);
+  emulation::meet_warp(emulation_multiply<16, int8_t>, &mine, ~0u);
 }
 
 // Lane l gives row l % 8 of tile l / 8, and gets of every tile four bytes of row l / 4.

@@ -56,8 +56,8 @@ struct cuda_backend {
   void *blocks[MAX_BLOCKS];
   int n_blocks;
   uint64_t bytes;
-  int n_local;       // experts of this rank
-  bool alone;        // it owns every expert, so slots need no exchange
+  int n_local;       // experts of this rank in a layer: the most of any
+  bool alone;        // it computes every slot, so slots need no exchange
   memory_plan *plan; // not NULL: memory is not allocated but added up
   cudaEvent_t batch_end[AHEAD];
   int64_t n_batches;
@@ -77,7 +77,8 @@ struct cuda_backend {
   bool decodes;        // decode_fits, on these paths
   bool has_fused;      // token_plan_make, of this rank alone or of all that are linked
   token_state fused;   // then
-  int *expert, *member, *first, *order, *tiles, *rank_of_expert;
+  int *expert, *member, *first, *order, *tiles;
+  int *first_holder, *holder; // expert_map's first and holder
   int64_t *place;
   double *margin;
   routing_state routing;

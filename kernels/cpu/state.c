@@ -95,12 +95,13 @@ void cpu_close(backend *base) {
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
   outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits, &b->logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *arrays[] = {b->x,           b->rope_tables,  b->keys,     b->values,   b->slot_rows,
-                    b->normed_rows, b->slot_weights, b->owned,    b->first,    b->slots,
-                    b->member,
-                    b->active,      b->up,           b->narrow,   b->in_rows,  b->in_q8k,
-                    b->gate_out,    b->up_out,       b->down_out, b->chosen,   b->margin,
-                    b->spans,       b->scratch,      b->groups,   b->group_of, b->packed_in.groups};
+  void *arrays[] = {b->x,         b->rope_tables,     b->keys,         b->values,
+                    b->slot_rows, b->normed_rows,     b->slot_weights, b->owned,
+                    b->first,     b->slots,           b->member,       b->active,
+                    b->up,        b->narrow,          b->in_rows,      b->in_q8k,
+                    b->gate_out,  b->up_out,          b->down_out,     b->chosen,
+                    b->margin,    b->spans,           b->scratch,      b->groups,
+                    b->group_of,  b->packed_in.groups};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   exact_close(b);
   output_parts_close(b);

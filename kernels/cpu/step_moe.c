@@ -288,8 +288,12 @@ static void list_down(expert_part *p) {
   for (int64_t i = 0; i < b->first[b->n_owned]; i++)
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
                                : row_at(b, b->slot_rows, slot_row(p->places, b->slots[i]), s->hidden);
-  p->down = (expert_product){&w->down, owned_experts(b, p->layer), b->down_out, b->hidden_in.real_rows,
-                             b->hidden_in.q8k_rows, &b->hidden_in.packed};
+  p->down = (expert_product){&w->down,
+                             owned_experts(b, p->layer),
+                             b->down_out,
+                             b->hidden_in.real_rows,
+                             b->hidden_in.q8k_rows,
+                             &b->hidden_in.packed};
   p->combines_in_tasks = p->is_whole && combines_in_tasks(b, p->rows->n);
   int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
   p->down_tile = tile_rows_of(b, &b->experts, &w->down, copies, p->rows->n);

@@ -88,8 +88,8 @@ static status open_arrays(arm *a) {
 // Local; arm_open has all ranks agree on the outcome.
 static status open_parts(arm *a) {
   const arm_params *p = &a->params;
-  TRY(exchange_open(&a->forward.ranks, p->c, a->transport, p->computes_shared,
-                    p->max_batch * a->forward.top_k));
+  int64_t slots = p->max_batch * a->forward.top_k;
+  TRY(exchange_open(&a->forward.ranks, p->c, a->transport, p->computes_shared, slots));
   TRY(token_shards_open(&a->forward.shards, p->computes_shared, comm_size(p->c), comm_rank(p->c),
                         p->max_batch));
   a->forward.takes_device = transport_takes_device(a->transport);
@@ -135,8 +135,7 @@ static status open_outputs(arm *a) {
 }
 
 status arm_open(arm **out, const arm_params *params) {
-  *out = NULL;
-  arm *a;
+  arm *a = *out = NULL;
   TRY(memory_take((void **)&a, 1, sizeof *a, "an arm"));
   const model_shape *s = &params->m->weights.shape;
   a->params = *params;

@@ -9,7 +9,6 @@
 struct exchange {
   comm *c;
   transport *t;
-  const int32_t *rank_of_expert;
   bool *holds[RANK_SETS];    // [size] ranks of each set
   int count[RANK_SETS];      // ranks of each
   int64_t *row_of_slot;      // [max_slots]
@@ -33,14 +32,12 @@ static status open_sets(exchange *x, const bool *shared) {
   return x->count[SHARED_RANKS] ? 0 : FAIL("the exchange: expected a rank that computes the shared steps");
 }
 
-status exchange_open(exchange **out, comm *c, transport *t, const int32_t *rank_of_expert, const bool *shared,
-                     int64_t max_slots) {
+status exchange_open(exchange **out, comm *c, transport *t, const bool *shared, int64_t max_slots) {
   *out = NULL;
   exchange *x;
   TRY(memory_take((void **)&x, 1, sizeof *x, "the exchange"));
   x->c = c;
   x->t = t;
-  x->rank_of_expert = rank_of_expert;
   size_t size = (size_t)comm_size(c);
   status result;
   TRY_DONE(result, open_sets(x, shared));
@@ -103,23 +100,23 @@ const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_
   return x->gather;
 }
 
-// How many of each owner's slots each rank receives.
-static void count_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
+// How many of each rank's slots each rank receives.
+static void count_slots(exchange *x, const int32_t *rank_of_slot, int64_t n_slots,
                         const int64_t *slots_of_rank) {
   int size = comm_size(x->c), receiver = 0;
   int64_t end = slots_of_rank ? slots_of_rank[0] : n_slots; // of the slots of `receiver`
   memset(x->slots, 0, (size_t)(size * size) * sizeof *x->slots);
   for (int64_t i = 0; i < n_slots; i++) {
     while (i == end) end += slots_of_rank[++receiver];
-    x->slots[x->rank_of_expert[expert_of_slot[i]] * size + receiver].count++;
+    x->slots[rank_of_slot[i] * size + receiver].count++;
   }
 }
 
-const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
+const int64_t *exchange_place_slots(exchange *x, const int32_t *rank_of_slot, int64_t n_slots,
                                     const int64_t *slots_of_rank) {
   int size = comm_size(x->c);
   int64_t next = 0;
-  count_slots(x, expert_of_slot, n_slots, slots_of_rank);
+  count_slots(x, rank_of_slot, n_slots, slots_of_rank);
   for (int from = 0; from < size; from++) {
     row_range *range = x->slots + from * size;
     x->next_row[from] = next;
@@ -128,13 +125,18 @@ const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, 
     for (int to = size - 1; to >= 0; to--) // all were counted as rank 0's
       range[to] = (row_range){range[0].first, x->holds[SHARED_RANKS][to] ? range[0].count : 0};
   }
-  for (int64_t i = 0; i < n_slots; i++)
-    x->row_of_slot[i] = x->next_row[x->rank_of_expert[expert_of_slot[i]]]++;
+  for (int64_t i = 0; i < n_slots; i++) x->row_of_slot[i] = x->next_row[rank_of_slot[i]]++;
   return x->row_of_slot;
 }
 
 const row_range *exchange_slots(const exchange *x) {
   return x->slots;
+}
+
+row_range exchange_own_slots(const exchange *x) { // every rank's next row is now where its last one ends
+  int rank = comm_rank(x->c);
+  int64_t first = rank ? x->next_row[rank - 1] : 0;
+  return (row_range){first, x->next_row[rank] - first};
 }
 
 row_range exchange_sent_rows(const exchange *x, const row_range *range) {

@@ -25,10 +25,9 @@ typedef struct { // contiguous rows of an array
   int64_t first, count;
 } row_range;
 
-// Local. t, which may be started later, and rank_of_expert[n_experts] are kept by reference. shared[size];
-// NULL: every rank is shared. max_slots: of the largest batch.
-status exchange_open(exchange **out, comm *c, transport *t, const int32_t *rank_of_expert, const bool *shared,
-                     int64_t max_slots);
+// Local. t, which may be started later, is kept by reference. shared[size]; NULL: every rank is shared.
+// max_slots: of the largest batch.
+status exchange_open(exchange **out, comm *c, transport *t, const bool *shared, int64_t max_slots);
 void exchange_close(exchange *x); // takes NULL
 
 bool exchange_is_alone(const exchange *x);             // one rank: nothing is sent
@@ -47,13 +46,14 @@ void exchange_split(const exchange *x, int64_t *rows_of_rank, int64_t items);
 // all ranks of `to`. Valid until the next call.
 const row_range *exchange_gather(exchange *x, const int64_t *rows_of_rank, rank_set to);
 
-// Local. Assigns each slot its row: ordered by the rank that owns the slot's expert, then by slot. Returns
-// the map [n_slots]; it and exchange_slots are valid until the next call. slots_of_rank[size]: how many
-// successive slots belong to the tokens of each rank, which receives only these; NULL: each shared rank
-// receives all.
-const int64_t *exchange_place_slots(exchange *x, const int32_t *expert_of_slot, int64_t n_slots,
+// Local. Assigns each slot its row: ordered by the rank that computes it (rank_of_slot[n_slots], the same on
+// every rank), then by slot. Returns the map [n_slots]; it and exchange_slots are valid until the next call.
+// slots_of_rank[size]: how many successive slots belong to the tokens of each rank, which receives only
+// these; NULL: each shared rank receives all.
+const int64_t *exchange_place_slots(exchange *x, const int32_t *rank_of_slot, int64_t n_slots,
                                     const int64_t *slots_of_rank);
 const row_range *exchange_slots(const exchange *x); // what crosses ranks after that call
+row_range exchange_own_slots(const exchange *x);    // rows of the slots that this rank computes
 
 // Local. The smallest range that holds all rows that this rank sends.
 row_range exchange_sent_rows(const exchange *x, const row_range *range);
@@ -69,7 +69,7 @@ status exchange_transfer_host(exchange *x, void *rows, size_t row_bytes, const r
 // Collective. Broadcasts `bytes` of `data` from the first shared rank to the expert ranks.
 status exchange_broadcast(exchange *x, void *data, size_t bytes, const char *what);
 
-// True for a small batch where every rank's rows lie on its device: slot i of an expert of rank r then has
+// True for a small batch where every rank's rows lie on its device: slot i that rank r computes then has
 // row r * n_slots + i, and the other rows of [r] are unused. So the host need not know the routing, and the
 // exchange can be captured in a graph.
 bool exchange_is_fixed(const exchange *x, int64_t n_tokens);

@@ -7,6 +7,7 @@
 #pragma once
 #include "base/device.h"
 #include "base/status.h"
+#include "kernels/expert_map.h"
 #include "kernels/formats/types.h"
 #include "kernels/phases.h"
 #include <stdint.h>
@@ -82,20 +83,13 @@ typedef struct {
 // The path as it is defined for this model: what a digest of it is tagged with (docs/paths.md, "Versions").
 const path_info *path_for(path_kind kind, const model_weights *weights);
 
-// Two index spaces of experts: over the whole layer, and over the experts that one rank owns. They are
-// distinct types, so that the compiler keeps them apart. Arrays of either travel as int32.
+// An expert among all of a layer, a type of its own: an index among those that one rank holds
+// (expert_map.h) is another. Arrays travel as int32.
 typedef struct {
   int32_t id;
 } expert_global;
-typedef struct {
-  int32_t index; // below 0: another rank's
-} expert_local;
 
-static inline bool expert_is_owned(expert_local e) {
-  return e.index >= 0;
-}
-
-static_assert(sizeof(expert_global) == sizeof(int32_t) && sizeof(expert_local) == sizeof(int32_t),
+static_assert(sizeof(expert_global) == sizeof(int32_t),
               "lists of experts are int32 in files, in messages and on devices");
 
 // ---- a forward pass over a batch ----
@@ -124,14 +118,20 @@ enum { ROUTING_NOTHING = 0, ROUTING_EXPERTS = 1, ROUTING_WEIGHTS = 2, ROUTING_MA
 typedef enum {    // the row in ROWS_SLOTS of the output of slot i = token * top_k + k
   SLOTS_IN_ORDER, // i: this rank has every expert
   SLOTS_PLACED,   // row_of_slot[i]: the host knows the routing
-  SLOTS_AT_FIXED, // rank_of_expert[expert] * n_slots + i (backend_params): known without the routing
+  SLOTS_AT_FIXED, // the rank that computes it * n_slots + i (expert_map): known without the routing
   SLOTS_SENT, // i, in the memory of the rank of its token, where experts_down itself stores it (peers_open)
 } slot_order;
+
+typedef struct { // rows in ROWS_SLOTS
+  int64_t first, count;
+} slot_range;
 
 typedef struct {
   slot_order order;
   const int64_t *row_of_slot;    // [n_slots] of SLOTS_PLACED, else not read
   const int64_t *tokens_of_rank; // [n_ranks] of SLOTS_SENT: successive rows of the batch, else not read
+  const slot_range *own; // of SLOTS_PLACED: the rows that this rank fills, as the others expect it; NULL: not
+                         // known. A backend that has the routing on the host refuses to fill others
 } slot_places;
 
 // Named points of the forward pass, by llama.cpp's tensor names (kernels/probes.c).
@@ -163,7 +163,7 @@ typedef enum { PROBE_OF_BATCH, PROBE_OF_LAYER, PROBE_OF_HEAD } probe_scope;
 typedef struct {
   const char *name;
   probe_scope scope;
-  bool per_slot; // a row is a slot's, and only the rank that owns its expert has it
+  bool per_slot; // a row is a slot's, and only the rank that computes it has it
   bool is_ids;   // int32 in place of reals
 } probe_info;
 
@@ -242,17 +242,17 @@ typedef struct backend backend;
 
 typedef struct {
   const model_weights *weights;
-  path_kind shared;          // path of embedding, attention, router, combine, head
-  path_kind experts;         // path of this rank's experts
-  const expert_local *local; // [n_experts], indexed by expert_global
-  int64_t n_sequences;       // KV caches, numbered from 0
-  int64_t context;           // positions in each
-  int64_t max_batch;         // tokens in the largest batch
-  int64_t max_logit_rows;    // rows in the largest head call
-  bool kv_f16;               // keys and values rounded to f16; only where `shared` is ATTENTION_RUN_KV
-  bool computes_shared; // false: an expert rank; it takes only routing_write, experts_up and experts_down,
-                        // and of the state there is only what these need: n_sequences and context are
-                        // not used
+  path_kind shared;       // path of embedding, attention, router, combine, head
+  path_kind experts;      // path of this rank's experts
+  expert_map map;         // which slots this rank computes
+  int64_t n_sequences;    // KV caches, numbered from 0
+  int64_t context;        // positions in each
+  int64_t max_batch;      // tokens in the largest batch
+  int64_t max_logit_rows; // rows in the largest head call
+  bool kv_f16;            // keys and values rounded to f16; only where `shared` is ATTENTION_RUN_KV
+  bool computes_shared;   // false: an expert rank; it takes only routing_write, experts_up and experts_down,
+                          // and of the state there is only what these need: n_sequences and context are
+                          // not used
   int threads;
   bool fits_team;  // batches may run on fewer threads, where that is faster (TEAM_BATCHES)
   int host_rank;   // this rank's place among the ranks of its host: chooses a device
@@ -260,7 +260,6 @@ typedef struct {
 
   // SLOTS_AT_FIXED: in batches of up to fixed_tokens tokens (0: never).
   int rank, n_ranks;
-  const int32_t *rank_of_expert; // [n_experts], indexed by expert_global
   int64_t fixed_tokens;
   bool has_peers;       // peers_open may follow: what other ranks' devices store into lies together
   int64_t parts_tokens; // tokens of the largest batch whose outputs ranks divide (heads_part); 0: none
@@ -323,8 +322,8 @@ typedef struct {
   //   attend        needs q of the rows, k and v of the whole batch; caches these; x += o(attention)
   //   route         needs x of the rows; gives their ROWS_NORMED and routing. parts: of the routing, all that
   //                 routing_fetch may ask for afterwards
-  //   experts_up    needs ROWS_NORMED and routing of the whole batch; gives silu(gate) * up of owned experts
-  //   experts_down  needs that and places; gives the slots of owned experts (ROWS_SLOTS)
+  //   experts_up    needs ROWS_NORMED and routing of the whole batch; gives silu(gate) * up of its own slots
+  //   experts_down  needs that and places; gives its own slots (ROWS_SLOTS)
   //   combine       needs the rows' slots at their places; x += their weighted sum in slot order
   status (*project)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count);
   status (*attend)(backend *, int64_t layer, const token_batch *rows, int64_t first, int64_t count);

@@ -82,7 +82,6 @@ static status draw_norm(const float **out, int64_t n, uint64_t key) {
 
 typedef struct {
   model_weights weights;
-  expert_local local[EXPERTS];
 } small_model;
 
 static int64_t least(int64_t a, int64_t b) {
@@ -157,7 +156,6 @@ static status draw_model(small_model *m, const model_weights *like, pools *p) {
       int64_t to = s->n_layers++;
       TRY(draw_layer(&m->weights.layers[to], &like->layers[l], s, (uint64_t)to + 2, p));
     }
-  for (int32_t e = 0; e < EXPERTS; e++) m->local[e] = (expert_local){e};
   TRY(draw_norm(&m->weights.output_norm, s->hidden, 1));
   TRY(draw_matrix(&m->weights.embedding, &like->embedding, 1, s->vocabulary, s->hidden, 2, p));
   return draw_matrix(&m->weights.output, &like->output, 1, s->vocabulary, s->hidden, 3, p);
@@ -182,6 +180,7 @@ static void close_model(small_model *m) {
 typedef struct {
   backend *b;
   const small_model *m;
+  int32_t local[EXPERTS]; // all of them
   const path_info *path;
   int32_t token[LONG], sequence[LONG], position[LONG];
   uint64_t *layer_sums; // [n_layers][SEQUENCES]
@@ -307,7 +306,7 @@ static status run_on(check *c, const self_check_params *p) {
       .weights = &c->m->weights,
       .shared = p->path,
       .experts = p->path,
-      .local = c->m->local,
+      .map = expert_map_of_all(c->local, c->m->weights.shape.n_experts),
       .n_sequences = SEQUENCES,
       .context = CONTEXT,
       .max_batch = LONG,

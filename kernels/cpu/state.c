@@ -95,11 +95,13 @@ void cpu_close(backend *base) {
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
   outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits, &b->logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *arrays[] = {b->x,           b->rope_tables,  b->keys,     b->values,   b->slot_rows,
-                    b->normed_rows, b->slot_weights, b->owned,    b->first,    b->slots,
-                    b->active,      b->up,           b->narrow,   b->in_rows,  b->in_q8k,
-                    b->gate_out,    b->up_out,       b->down_out, b->chosen,   b->margin,
-                    b->spans,       b->scratch,      b->groups,   b->group_of, b->packed_in.groups};
+  void *arrays[] = {b->x,         b->rope_tables,     b->keys,         b->values,
+                    b->slot_rows, b->normed_rows,     b->slot_weights, b->owned,
+                    b->first,     b->slots,           b->member,       b->active,
+                    b->up,        b->narrow,          b->in_rows,      b->in_q8k,
+                    b->gate_out,  b->up_out,          b->down_out,     b->chosen,
+                    b->margin,    b->spans,           b->scratch,      b->groups,
+                    b->group_of,  b->packed_in.groups};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
   exact_close(b);
   output_parts_close(b);
@@ -139,6 +141,16 @@ static status open_attention(cpu_backend *b) {
   return open_caches(b);
 }
 
+static status list_owned(cpu_backend *b) {
+  const expert_map *map = &b->params.map;
+  int64_t maps = map->is_same ? 1 : b->shape.n_layers, n = b->shape.n_experts;
+  b->n_owned = expert_map_most(map, b->shape.n_layers, n);
+  TRY(cpu_take(b, &b->owned, (size_t)(maps * b->n_owned), sizeof *b->owned, "expert lists"));
+  for (int64_t i = 0; i < maps * n; i++)
+    if (map->local[i] >= 0) b->owned[i / n * b->n_owned + map->local[i]] = (expert_global){(int32_t)(i % n)};
+  return 0;
+}
+
 static status open_groups(cpu_backend *b, int64_t slots) {
   const model_shape *s = &b->shape;
   int64_t most = slots / PACKED_TOKENS + b->n_owned; // the last of each expert may be short
@@ -152,10 +164,8 @@ static status open_groups(cpu_backend *b, int64_t slots) {
 static status open_experts(cpu_backend *b) {
   const model_shape *s = &b->shape;
   int64_t n = b->params.max_batch, slots = n * s->top_k;
-  for (int64_t e = 0; e < s->n_experts; e++) b->n_owned += expert_is_owned(b->params.local[e]);
-  TRY(cpu_take(b, &b->owned, (size_t)b->n_owned, sizeof *b->owned, "expert lists"));
-  for (int64_t e = 0; e < s->n_experts; e++)
-    if (expert_is_owned(b->params.local[e])) b->owned[b->params.local[e].index] = (expert_global){(int32_t)e};
+  TRY(list_owned(b));
+  TRY(cpu_take(b, &b->member, (size_t)slots, sizeof *b->member, "routing"));
   TRY(cpu_take(b, &b->chosen, (size_t)slots, sizeof *b->chosen, "routing"));
   TRY(activations_open(b, &b->normed, &b->shared, n, s->hidden, "normed activations"));
   if (b->params.computes_shared) TRY(packed_rows_open(b, &b->normed, n, "normed activations"));

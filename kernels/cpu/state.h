@@ -90,8 +90,9 @@ typedef struct {
   char *slot_rows;   // [max_batch * top_k][hidden]
   char *normed_rows; // [max_batch][hidden] of `normed`, side by side as they cross ranks; only where they do
 
-  int64_t n_owned;      // experts of this rank in a layer
-  expert_global *owned; // [n_owned], indexed by expert_local
+  int64_t n_owned;      // experts of this rank in a layer: the most of any
+  expert_global *owned; // [n_layers or 1][n_owned], by their index here (expert_map)
+  int32_t *member;      // [max slots]: index here of a slot's expert; below 0: another rank computes it
   int32_t *first;       // [n_owned + 1] start of each owned expert's slots in `slots`
   int32_t *slots;       // token * top_k + slot, grouped by owned expert, ascending
   int32_t *active;      // owned experts with at least one slot

@@ -31,24 +31,32 @@ static void sort_active(cpu_backend *b, int64_t n_active) {
   }
 }
 
-// Groups the batch's slots by owned expert; returns the number of active experts.
-static int64_t group_slots(cpu_backend *b, int64_t n_slots) {
-  const expert_global *expert = b->chosen;
-  const expert_local *local = b->params.local;
+// Of each slot the index here of its expert; below 0: another rank computes it.
+static void find_members(cpu_backend *b, int64_t layer, const token_batch *rows) {
+  const expert_map *map = &b->params.map;
+  int64_t k = b->shape.top_k, at = expert_map_at(map, layer, b->shape.n_experts);
+  const int32_t *local = map->local + at, *expert = &b->chosen->id;
+  for (int64_t t = 0; t < rows->n && map->has_replicas; t++)
+    token_ranks(b->member + t * k, expert + t * k, k, map->first + at, map->holder, rows->sequence[t],
+                rows->position[t]);
+  for (int64_t i = 0; i < rows->n * k; i++)
+    b->member[i] = map->has_replicas && b->member[i] != b->params.rank ? -1 : local[expert[i]];
+}
+
+// Groups this rank's slots of the batch by expert; returns the number of active experts.
+static int64_t group_slots(cpu_backend *b, int64_t layer, const token_batch *rows) {
+  int64_t n_slots = rows->n * b->shape.top_k;
+  find_members(b, layer, rows);
   memset(b->first, 0, (size_t)(b->n_owned + 1) * sizeof *b->first);
-  for (int64_t i = 0; i < n_slots; i++) {
-    expert_local e = local[expert[i].id];
-    if (expert_is_owned(e)) b->first[e.index + 1]++;
-  }
+  for (int64_t i = 0; i < n_slots; i++)
+    if (b->member[i] >= 0) b->first[b->member[i] + 1]++;
   int64_t n_active = 0;
   for (int64_t e = 0; e < b->n_owned; e++) {
     if (b->first[e + 1]) b->active[n_active++] = (int32_t)e;
     b->first[e + 1] += b->first[e];
   }
-  for (int64_t i = 0; i < n_slots; i++) { // fill, moving each start to its end ...
-    expert_local e = local[expert[i].id];
-    if (expert_is_owned(e)) b->slots[b->first[e.index]++] = (int32_t)i;
-  }
+  for (int64_t i = 0; i < n_slots; i++) // fill, moving each start to its end ...
+    if (b->member[i] >= 0) b->slots[b->first[b->member[i]]++] = (int32_t)i;
   for (int64_t e = b->n_owned; e > 0; e--) b->first[e] = b->first[e - 1]; // ... and back
   b->first[0] = 0;
   return n_active;
@@ -65,16 +73,21 @@ static void expert_inputs(cpu_backend *b, team_range part) {
 
 typedef struct { // a stacked matrix times the inputs of each active expert's slots
   const matrix *m;
+  const expert_global *owned; // [n_owned] of the layer, by their index here
   void *const *out, *const *reals;
   const block_q8_K *const *q8k;
   const packed_rows *packed; // of b->groups
 } expert_product;
 
+static const expert_global *owned_experts(const cpu_backend *b, int64_t layer) {
+  return b->owned + expert_map_at(&b->params.map, layer, b->n_owned);
+}
+
 // An active expert's part of it; `room` holds the expert's matrix.
 static product product_of_expert(const cpu_backend *b, const expert_product *p, int64_t active, int64_t tile,
                                  matrix *room) {
   int64_t e = b->active[active], first = b->first[e];
-  *room = matrix_rows(p->m, b->owned[e].id * p->m->rows, p->m->rows);
+  *room = matrix_rows(p->m, p->owned[e].id * p->m->rows, p->m->rows);
   product of = {.kernels = &b->experts,
                 .m = room,
                 .out = p->out + first,
@@ -161,8 +174,9 @@ static void list_up(expert_part *p) {
   const model_shape *s = &b->shape;
   const layer_weights *w = &b->params.weights->layers[p->layer];
   const activations *in = p->inputs_are_normed ? &b->normed : &b->expert_in;
+  const expert_global *owned = owned_experts(b, p->layer);
   size_t real = b->experts.ops->bytes;
-  b->n_active = group_slots(b, p->rows->n * s->top_k);
+  b->n_active = group_slots(b, p->layer, p->rows);
   for (int64_t i = 0; i < b->first[b->n_owned]; i++) {
     int64_t token = b->slots[i] / s->top_k;
     b->in_rows[i] = in->real_rows[token];
@@ -172,8 +186,8 @@ static void list_up(expert_part *p) {
   }
   group_for_packing(b);
   if (p->rows->n > FEW_TOKENS) sort_active(b, b->n_active);
-  p->gate = (expert_product){&w->gate, b->gate_out, b->in_rows, b->in_q8k, &b->packed_in};
-  p->up = (expert_product){&w->up, b->up_out, b->in_rows, b->in_q8k, &b->packed_in};
+  p->gate = (expert_product){&w->gate, owned, b->gate_out, b->in_rows, b->in_q8k, &b->packed_in};
+  p->up = (expert_product){&w->up, owned, b->up_out, b->in_rows, b->in_q8k, &b->packed_in};
   p->tile = tile_rows_of(b, &b->experts, &w->gate, b->n_active, p->rows->n);
   p->up_tasks = task_queue_of(b->n_active * matrix_tiles(&w->gate, p->tile), p->rows->n <= FEW_TOKENS);
 }
@@ -286,7 +300,11 @@ static void list_down(expert_part *p) {
   for (int64_t i = 0; i < b->first[b->n_owned]; i++)
     b->down_out[i] = b->narrow ? (void *)(b->narrow + (size_t)(i * s->hidden) * b->experts.ops->bytes)
                                : row_at(b, b->slot_rows, slot_row(p->places, b->slots[i]), s->hidden);
-  p->down = (expert_product){&w->down, b->down_out, b->hidden_in.real_rows, b->hidden_in.q8k_rows,
+  p->down = (expert_product){&w->down,
+                             owned_experts(b, p->layer),
+                             b->down_out,
+                             b->hidden_in.real_rows,
+                             b->hidden_in.q8k_rows,
                              &b->hidden_in.packed};
   p->combines_in_tasks = p->is_whole && combines_in_tasks(b, p->rows->n);
   int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
@@ -321,9 +339,27 @@ static status check_places(const slot_places *places) {
   return places->order <= SLOTS_PLACED ? 0 : FAIL("backend cpu: slots have no fixed places, and no peers");
 }
 
+// The slots that were grouped are those that the other ranks expect from here: none would notice otherwise,
+// as all of them take the same rows, right or wrong.
+static status check_own(const cpu_backend *b, int64_t layer, const slot_places *places) {
+  int64_t n = b->first[b->n_owned], strangers = 0;
+  const slot_range *own = places->own;
+  if (!own || places->order != SLOTS_PLACED) return 0;
+  for (int64_t i = 0; i < n; i++) {
+    int64_t row = places->row_of_slot[b->slots[i]];
+    strangers += row < own->first || row >= own->first + own->count;
+  }
+  if (n == own->count && !strangers) return 0;
+  return FAIL(
+      "backend cpu: layer %lld: this rank computes %lld slots, %lld of them another rank's, and is expected "
+      "to compute %lld: a fault of the map of experts",
+      (long long)layer, (long long)n, (long long)strangers, (long long)own->count);
+}
+
 status cpu_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
   cpu_backend *b = (cpu_backend *)base;
   TRY(check_places(places));
+  TRY(check_own(b, layer, places));
   if (!b->n_active) return 0;
   step_start(b, rows->n);
   expert_part p = {.b = b, .layer = layer, .rows = rows, .places = places};

@@ -20,6 +20,25 @@ status peer_meeting(const peer_links &p, cudaStream_t stream) {
   return launch(meet_peers, dim3(1), WARP, 0, stream, p);
 }
 
+// ---- the meeting at the end of a launch that stores rows ----
+
+// By all threads of each thread block: the block whose stores are the last to have been made meets the other
+// ranks for all of them; true: this one has. done: a counter at 0, left so.
+__device__ __forceinline__ bool meet_as_last(const peer_links &p, unsigned *done) {
+  __shared__ bool is_last;
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    is_last = atomicAdd(done, 1u) == gridDim.x - 1;
+    if (is_last) *done = 0;
+  }
+  __syncthreads();
+  if (!is_last) return false;
+  if (threadIdx.x < WARP) meet(p);
+  __syncthreads();
+  return true;
+}
+
 // ---- rows ----
 
 static constexpr int BLOCK = 256;
@@ -103,9 +122,7 @@ __device__ __forceinline__ void send_row(const peer_links &p, T *row, int n, int
   }
 }
 
-__global__ void __launch_bounds__(BLOCK) send_slots(const __grid_constant__ slots_args a) {
-  wait_for_inputs();
-  int slot = blockIdx.x;
+__device__ __forceinline__ void send_slot(const slots_args &a, int slot) {
   if (a.member[slot] < 0) return;
   int owner = a.owners.n ? owner_of(a.owners, slot / a.top_k) : 0, end = a.owners.n ? owner + 1 : a.p.n;
   float *row = a.slots + (a.place ? a.place[slot] : slot) * (int64_t)a.hidden;
@@ -115,10 +132,17 @@ __global__ void __launch_bounds__(BLOCK) send_slots(const __grid_constant__ slot
     send_row(a.p, row, a.hidden, owner, end);
 }
 
+__global__ void __launch_bounds__(BLOCK) send_slots(const __grid_constant__ slots_args a, unsigned *done) {
+  wait_for_inputs();
+  send_slot(a, blockIdx.x);
+  meet_as_last(a.p, done);
+}
+
 status peer_send_slots(const peer_links &p, float *slots, const int *member, const int64_t *place,
-                       const row_owners &owners, int n_slots, int top_k, int hidden, cudaStream_t stream) {
+                       const row_owners &owners, int n_slots, int top_k, int hidden, unsigned *done,
+                       cudaStream_t stream) {
   slots_args a = {p, owners, slots, member, place, top_k, hidden};
-  return launch(send_slots, dim3((unsigned)n_slots), BLOCK, 0, stream, a);
+  return launch(send_slots, dim3((unsigned)n_slots), BLOCK, 0, stream, a, done);
 }
 
 __device__ __forceinline__ void store_offset(int64_t *offset, const peer_links &p, const row_owners &owners,
@@ -142,23 +166,12 @@ status peer_slot_offsets(int64_t *offset, const peer_links &p, const row_owners 
 
 // ---- rows, the meeting and the routing at once ----
 
-// The thread block whose stores are the last to have been made meets the other ranks for all.
 __global__ void __launch_bounds__(BLOCK)
     gather_spans(const __grid_constant__ send_args a, const __grid_constant__ peer_routing r,
                  unsigned *done) {
-  __shared__ bool is_last;
   wait_for_inputs();
   send_all(a);
-  __threadfence_system();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(done, 1u) == gridDim.x - 1;
-    if (is_last) *done = 0;
-  }
-  __syncthreads();
-  if (!is_last) return;
-  if (threadIdx.x < WARP) meet(a.p);
-  __syncthreads();
+  if (!meet_as_last(a.p, done)) return;
   for (int slot = threadIdx.x; slot < r.n_slots; slot += BLOCK) {
     r.member[slot] = r.local_of_expert[r.expert[slot]];
     store_offset(r.offset, a.p, r.owners, slot, r.top_k, r.hidden);

@@ -127,9 +127,10 @@ status peer_gather(const peer_links &p, const peer_span *spans, int count, const
                    unsigned *done, cudaStream_t stream);
 
 // Stores the rows of the slots of owned experts, slot i in row place[i] (NULL: i), to the same rows of their
-// tokens' owners.
+// tokens' owners; then the meeting, in the same launch. done: as for peer_gather.
 status peer_send_slots(const peer_links &p, float *slots, const int *member, const int64_t *place,
-                       const row_owners &owners, int n_slots, int top_k, int hidden, cudaStream_t stream);
+                       const row_owners &owners, int n_slots, int top_k, int hidden, unsigned *done,
+                       cudaStream_t stream);
 // offset[i]: where slot i's row starts for product.offset, in the memory of its token's owner.
 status peer_slot_offsets(int64_t *offset, const peer_links &p, const row_owners &owners, int n_slots,
                          int top_k, int hidden, cudaStream_t stream);

@@ -26,8 +26,7 @@ __device__ int first_left(const float *p, int n) {
 }
 
 __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *place, double *margin,
-                             const float *logits, const int *local_of_expert, const int *rank_of_expert,
-                             const uint32_t *epoch, int n, int k) {
+                             const float *logits, const layer_map map, const uint32_t *epoch, int n, int k) {
   wait_for_inputs();
   extern __shared__ float p[];
   int t = blockIdx.x, lane = threadIdx.x;
@@ -52,8 +51,8 @@ __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *p
     __syncwarp();
     if (lane == 0) {
       expert[t * k + slot] = e;
-      member[t * k + slot] = local_of_expert[e];
-      int part = epoch ? (int)(*epoch & 1) : rank_of_expert[e];
+      member[t * k + slot] = map.local[e];
+      int part = epoch ? (int)(*epoch & 1) : place ? map.holder[map.first[e]] : 0;
       if (place) place[t * k + slot] = (int64_t)part * gridDim.x * k + t * k + slot;
       weight[t * k + slot] = found;
       p[e] = -1.0f;
@@ -65,16 +64,40 @@ __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *p
   for (int slot = lane; slot < k; slot += WARP) weight[t * k + slot] = weight[t * k + slot] / sum;
 }
 
+// ---- which rank computes a slot, where experts have several holders: a thread a token ----
+
+static constexpr int BLOCK = 256; // threads of share_slots and find_members
+
+// Members and places as the rule has them, in place of those of an expert's first holder.
+__global__ void share_slots(int *member, int64_t *place, const int *expert, const layer_map map,
+                            const dev_batch rows, const uint32_t *epoch, int k) {
+  wait_for_inputs();
+  int t = blockIdx.x * blockDim.x + threadIdx.x;
+  if (t >= rows.n) return;
+  int *rank = member + t * k;
+  token_ranks(rank, expert + t * k, k, map.first, map.holder, rows.sequence[t], rows.position[t]);
+  for (int slot = 0; slot < k; slot++) {
+    int64_t part = epoch ? (int64_t)(*epoch & 1) : rank[slot];
+    if (place) place[t * k + slot] = part * rows.n * k + t * k + slot;
+    rank[slot] = rank[slot] == map.rank ? map.local[expert[t * k + slot]] : -1;
+  }
+}
+
+static status share_launch(int *member, int64_t *place, const int *expert, const layer_map &map,
+                           const dev_batch &rows, const uint32_t *epoch, int k, cudaStream_t stream) {
+  return launch(share_slots, dim3((unsigned)ceil_div(rows.n, BLOCK)), BLOCK, 0, stream, member, place, expert,
+                map, rows, epoch, k);
+}
+
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
-                    const float *logits, const int *local_of_expert, const int *rank_of_expert,
-                    const uint32_t *epoch, int n, int n_experts, int k, cudaStream_t stream) {
-  return launch(route_tokens, dim3((unsigned)n), WARP, (size_t)n_experts * sizeof(float), stream, expert,
-                weight, member, place, margin, logits, local_of_expert, rank_of_expert, epoch, n_experts, k);
+                    const float *logits, const layer_map &map, const dev_batch &rows, const uint32_t *epoch,
+                    int n_experts, int k, cudaStream_t stream) {
+  TRY(launch(route_tokens, dim3((unsigned)rows.n), WARP, (size_t)n_experts * sizeof(float), stream, expert,
+             weight, member, place, margin, logits, map, epoch, n_experts, k));
+  return map.has_replicas ? share_launch(member, place, expert, map, rows, epoch, k, stream) : 0;
 }
 
 // ---- grouping slots by this rank's experts ----
-
-static constexpr int BLOCK = 256; // threads of find_members
 
 // A thread block a member. Each counts the items of all members, so that none waits for another; the order
 // within a group is ascending, so the list is the same every time.
@@ -144,10 +167,12 @@ __global__ void find_members(int *member, const int *expert, const int *local_of
   if (i < n_slots) member[i] = local_of_expert[expert[i]];
 }
 
-status members_launch(int *member, const int *expert, const int *local_of_expert, int n_slots,
+status members_launch(int *member, const int *expert, const layer_map &map, const dev_batch &rows, int k,
                       cudaStream_t stream) {
+  int n_slots = rows.n * k;
+  if (map.has_replicas) return share_launch(member, nullptr, expert, map, rows, nullptr, k, stream);
   return launch(find_members, dim3((unsigned)ceil_div(n_slots, BLOCK)), BLOCK, 0, stream, member, expert,
-                local_of_expert, n_slots);
+                map.local, n_slots);
 }
 
 status group_launch(int *first, int *order, int *tiles, const int *member, int n_items, int n_members,

@@ -93,7 +93,7 @@ static status open_real_cache(cuda_backend *b) {
   TRY(take(b, &b->work.max, b->work.capacity, PART_ATTENTION));
   TRY(take(b, &b->work.sum, b->work.capacity, PART_ATTENTION));
   TRY(take(b, &b->work.out, b->work.capacity * (size_t)s->head_dim, PART_ATTENTION));
-  return take(b, &b->arrived, (size_t)(CAPTURED_TOKENS * s->n_heads), PART_WORK);
+  return take(b, &b->arrived, (size_t)(APART_TOKENS * s->n_heads), PART_WORK);
 }
 
 static status open_queries(cuda_backend *b, query_limbs *q) {
@@ -121,7 +121,7 @@ static status open_limb_cache(cuda_backend *b) {
   TRY(open_queries(b, &b->exact.queries));
   // one token's attention: of each sequence, and laid out for a power of two of chunks
   while (laid_out < chunks) laid_out *= 2;
-  size_t tokens = (size_t)(b->params.n_sequences < CAPTURED_TOKENS ? b->params.n_sequences : CAPTURED_TOKENS);
+  size_t tokens = (size_t)(b->params.n_sequences < APART_TOKENS ? b->params.n_sequences : APART_TOKENS);
   size_t rows = tokens * (size_t)s->n_heads;
   b->exact.capacity = rows * laid_out;
   TRY(take(b, &b->exact.max, b->exact.capacity, PART_ATTENTION));
@@ -185,6 +185,20 @@ static size_t slot_rows(const cuda_backend *b) {
   return (size_t)((places > n ? places : n) * b->shape.top_k);
 }
 
+// Which ranks hold each expert.
+static status open_holders(cuda_backend *b) {
+  const expert_map *map = &b->params.map;
+  size_t n = (size_t)((map->is_same ? 1 : b->shape.n_layers) * b->shape.n_experts);
+  if (!map->first || (!b->params.fixed_tokens && !map->has_replicas)) return 0;
+  size_t holders = (size_t)map->first[n];
+  TRY(take(b, &b->first_holder, n + 1, PART_WORK));
+  TRY(take(b, &b->holder, holders, PART_WORK));
+  if (b->plan) return 0;
+  CUDA_TRY(cudaMemcpy(b->first_holder, map->first, (n + 1) * sizeof(int), cudaMemcpyHostToDevice));
+  CUDA_TRY(cudaMemcpy(b->holder, map->holder, holders * sizeof(int), cudaMemcpyHostToDevice));
+  return 0;
+}
+
 static status open_experts(cuda_backend *b) {
   const model_shape *s = &b->shape;
   size_t n = (size_t)b->params.max_batch, slots = n * (size_t)s->top_k;
@@ -201,7 +215,11 @@ static status open_experts(cuda_backend *b) {
   TRY(take(b, &b->first, (size_t)b->n_local + 1, PART_WORK));
   TRY(take_inputs(b, &b->gate, slots, s->expert_width, hidden_rounded, hidden_splits, PART_WORK));
   TRY(take(b, &b->up, slots * (size_t)s->expert_width, PART_WORK));
-  TRY(take(b, &b->rank_of_expert, (size_t)s->n_experts, PART_WORK));
+  if (!b->params.computes_shared) { // else of attention
+    TRY(take(b, &b->sequence, n, PART_WORK));
+    TRY(take(b, &b->position, n, PART_WORK));
+  }
+  TRY(open_holders(b));
   TRY(take_linked(b, &b->slots, slot_rows(b) * (size_t)s->hidden));
   if (b->plan) return 0;
   CUDA_TRY(cudaMallocHost((void **)&b->host_expert, slots * sizeof(int)));
@@ -210,9 +228,6 @@ static status open_experts(cuda_backend *b) {
   CUDA_TRY(cudaMallocHost((void **)&b->host_place, slots * sizeof(int64_t)));
   CUDA_TRY(cudaEventCreateWithFlags(&b->fetched, cudaEventDisableTiming));
   if (b->alone && b->params.computes_shared) return 0;
-  if (b->params.fixed_tokens)
-    CUDA_TRY(cudaMemcpy(b->rank_of_expert, b->params.rank_of_expert, (size_t)s->n_experts * sizeof(int),
-                        cudaMemcpyHostToDevice));
   size_t widest = (size_t)(s->top_k * s->hidden), kv_width = (size_t)(s->n_kv_heads * s->head_dim);
   size_t logits = b->params.parts_head ? (size_t)(b->params.max_logit_rows * s->vocabulary) : 0;
   if (kv_width > widest) widest = kv_width;
@@ -241,7 +256,7 @@ static status open_window(cuda_backend *b) {
   size_t inbox = 2 * (size_t)(s->top_k * s->hidden);
   if (!b->params.has_peers) return 0;
   TRY(take(b, &b->peers.epoch, 1, PART_WORK));
-  TRY(take(b, &b->gathers_done, 1, PART_WORK));
+  TRY(take(b, &b->meeting_count, 1, PART_WORK));
   TRY(take_linked(b, &b->peers.inbox, inbox));
   TRY(take_linked(b, &b->peers.arrived, MOST_PEERS));
   TRY(take_linked(b, &b->trial, MOST_PEERS));
@@ -268,7 +283,8 @@ static status open_token(cuda_backend *b) {
   if (b->plan)
     token_plan_size(&t->plan, &b->shape);
   else
-    b->has_fused = token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
+    b->has_fused = !b->params.map.has_replicas && // it takes every slot of an expert that it holds
+                   token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
   for (uint32_t *&set : t->inbox) // also where another rank alone has the kernel: windows are alike
     if (b->params.has_peers) TRY(take_linked(b, &set, layers * (size_t)(b->shape.top_k * b->shape.hidden)));
   if (!b->plan && !b->has_fused) return 0;
@@ -302,8 +318,9 @@ static void set_params(cuda_backend *b, const backend_params *params) {
   b->shared = path_for(params->shared, params->weights);
   b->attention = path_for(path_before_router(params->shared), params->weights);
   b->experts = path_for(params->experts, params->weights);
-  for (int64_t e = 0; e < b->shape.n_experts; e++) b->n_local += expert_is_owned(params->local[e]);
-  b->alone = b->n_local == b->shape.n_experts;
+  int64_t layers = b->shape.n_layers, n = b->shape.n_experts;
+  b->n_local = (int)expert_map_most(&params->map, layers, n);
+  b->alone = b->n_local == n && !params->map.has_replicas;
 }
 
 // The code that allocates the memory also adds it up, so that a plan cannot disagree with what follows.
@@ -315,7 +332,7 @@ static void plan_for(memory_plan *out, void *with, int64_t context, int64_t chun
   set_params(&b, &p);
   b.plan = out;
   // errors: planning allocates a small table only
-  weights_plan(out, p.weights, p.local, p.computes_shared);
+  weights_plan(out, p.weights, &p.map, p.computes_shared);
   open_memory(&b);
   memory_plan_add(out, PART_DRIVER, (size_t)64 << 20); // graphs, and what kernels spill
 }
@@ -393,7 +410,7 @@ static status open_fields(cuda_backend *b) {
   CUDA_TRY(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking));
   for (int i = 0; i < AHEAD; i++)
     CUDA_TRY(cudaEventCreateWithFlags(&b->batch_end[i], cudaEventDisableTiming));
-  TRY(weights_acquire(&b->weights, b->params.weights, b->params.local, b->params.computes_shared));
+  TRY(weights_acquire(&b->weights, b->params.weights, &b->params.map, b->params.computes_shared));
   b->decodes = b->params.computes_shared && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K &&
                decode_fits(&b->shape, b->weights);
   TRY(open_memory(b));

@@ -15,6 +15,7 @@ static constexpr int MAX_BLOCKS = 64;
 
 static constexpr int MAX_GRAPHS = 24;
 static constexpr int CAPTURED_TOKENS = 64; // larger batches keep the device busy without a graph
+static constexpr int APART_TOKENS = 256;   // that one launch attends to, each of a sequence of its own
 static constexpr int AHEAD = 4;            // batches that the host may be ahead of the device
 
 // The steps of every batch of n tokens that runs in this way, and whose longest sequence has at most
@@ -55,8 +56,8 @@ struct cuda_backend {
   void *blocks[MAX_BLOCKS];
   int n_blocks;
   uint64_t bytes;
-  int n_local;       // experts of this rank
-  bool alone;        // it owns every expert, so slots need no exchange
+  int n_local;       // experts of this rank in a layer: the most of any
+  bool alone;        // it computes every slot, so slots need no exchange
   memory_plan *plan; // not NULL: memory is not allocated but added up
   cudaEvent_t batch_end[AHEAD];
   int64_t n_batches;
@@ -76,7 +77,8 @@ struct cuda_backend {
   bool decodes;        // decode_fits, on these paths
   bool has_fused;      // token_plan_make, of this rank alone or of all that are linked
   token_state fused;   // then
-  int *expert, *member, *first, *order, *tiles, *rank_of_expert;
+  int *expert, *member, *first, *order, *tiles;
+  int *first_holder, *holder; // expert_map's first and holder
   int64_t *place;
   double *margin;
   routing_state routing;
@@ -102,7 +104,7 @@ struct cuda_backend {
   bool gathers_rounded;          // experts read nothing but rounded rows, on every rank
   bool rounded_gathered;         // the last ROWS_NORMED that came were such
   bool routing_gathered;         // with the last ROWS_EXPERTS came what follows from them
-  unsigned *gathers_done;        // a counter (peer_gather)
+  unsigned *meeting_count;       // a counter (peers.cu: meet_as_last)
   void *peer_window[MOST_PEERS]; // of the other ranks, while linked
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;

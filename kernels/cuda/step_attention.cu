@@ -54,7 +54,7 @@ static bool attends_in_integers(const cuda_backend *b) {
 
 // Whether there is a launch for one token of each of n sequences.
 static bool holds_tokens(const cuda_backend *b, int n) {
-  if (n > CAPTURED_TOKENS) return false;
+  if (n > APART_TOKENS) return false;
   return attends_in_integers(b) ? decode_attends_exact(&b->exact, &b->shape, n, b->max_keys)
                                 : decode_attends(&b->work, &b->shape, n, b->max_keys);
 }

@@ -19,14 +19,28 @@ static int slots_of(const cuda_backend *b, int64_t n_tokens) {
 
 // ---- route: normed = norm(x), the router's logits, the choice ----
 
-static status choose(cuda_backend *b, int64_t first, int n, bool whole, unsigned parts) {
+// The kernels of one token take every slot of an expert that this rank holds.
+static bool decodes_experts(const cuda_backend *b, const token_batch *rows) {
+  return decodes(b, rows) && !b->params.map.has_replicas;
+}
+
+// Of the layer, on the device.
+static layer_map map_of(const cuda_backend *b, int64_t layer) {
+  const expert_map *map = &b->params.map;
+  int64_t at = expert_map_at(map, layer, b->shape.n_experts);
+  return {weights_local(b->weights, layer), b->first_holder ? b->first_holder + at : nullptr, b->holder,
+          map->has_replicas, b->params.rank};
+}
+
+static status choose(cuda_backend *b, int64_t layer, int64_t first, int n, bool whole, unsigned parts) {
   const model_shape *s = &b->shape;
   int64_t slot = first * s->top_k;
   bool places = whole && n <= b->params.fixed_tokens;
   return route_launch(b->expert + slot, b->slot_weights + slot, b->member + slot, places ? b->place : nullptr,
                       parts & ROUTING_MARGINS ? b->margin + first : nullptr,
-                      b->router_logits + first * s->n_experts, b->weights->local_of_expert, b->rank_of_expert,
-                      b->at_peers ? b->peers.epoch : nullptr, n, (int)s->n_experts, (int)s->top_k, b->stream);
+                      b->router_logits + first * s->n_experts, map_of(b, layer),
+                      batch_from(b->batch, (int)first, n), b->at_peers ? b->peers.epoch : nullptr,
+                      (int)s->n_experts, (int)s->top_k, b->stream);
 }
 
 static status route_rows(cuda_backend *b, int64_t layer, int64_t first, int n) {
@@ -65,7 +79,7 @@ status cuda_route(backend *base, int64_t layer, const token_batch *rows, int64_t
   } else {
     TRY(route_rows(b, layer, first, (int)count));
   }
-  TRY(choose(b, first, (int)count, whole, parts));
+  TRY(choose(b, layer, first, (int)count, whole, parts));
   TRY(phase_mark(b, PHASE_TOP_K));
   TRY(show(b, PROBE_FFN_MOE_TOPK, layer, b->expert + slot, first, count));
   TRY(show(b, PROBE_FFN_MOE_WEIGHTS_NORM, layer, b->slot_weights + slot, first, count));
@@ -107,11 +121,9 @@ status cuda_routing_wait(backend *base, routing *out) {
   return 0;
 }
 
-// `expert` and normed rows have arrived from other ranks: what is derived from them.
+// `expert` and normed rows have arrived from other ranks: what is derived from the rows.
 status cuda_routing_arrived(backend *base, const token_batch *rows) {
   cuda_backend *b = self(base);
-  if (!b->routing_gathered)
-    TRY(members_launch(b->member, b->expert, b->weights->local_of_expert, slots_of(b, rows->n), b->stream));
   if (b->normed.qs && !b->rounded_gathered)
     TRY(round_launch(rounded_for(b->normed, b->experts), (int)rows->n, b->stream));
   b->rounded_gathered = false;
@@ -174,6 +186,18 @@ static decode_experts one_token(cuda_backend *b, int64_t layer) {
   return e;
 }
 
+// Which slots of a routing that came from elsewhere are this rank's. A rank that computes only experts has no
+// batch on its device but this.
+static status find_members(cuda_backend *b, int64_t layer, const token_batch *rows) {
+  size_t bytes = (size_t)rows->n * sizeof(int);
+  dev_batch batch = {nullptr, b->sequence, b->position, (int)rows->n};
+  if (!b->params.computes_shared) { // from pageable memory: the driver has made a copy when the call returns
+    CUDA_TRY(cudaMemcpyAsync(b->sequence, rows->sequence, bytes, cudaMemcpyHostToDevice, b->stream));
+    CUDA_TRY(cudaMemcpyAsync(b->position, rows->position, bytes, cudaMemcpyHostToDevice, b->stream));
+  }
+  return members_launch(b->member, b->expert, map_of(b, layer), batch, (int)b->shape.top_k, b->stream);
+}
+
 status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   cuda_backend *b = self(base);
   const model_shape *s = &b->shape;
@@ -181,12 +205,15 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   int n_slots = slots_of(b, rows->n);
   TRY(expect(b, b->routing == ROUTING_OF_ALL || b->routing == ROUTING_GIVEN, "experts_up"));
   TRY(mark_exchange(b));
-  if (decodes(b, rows) && b->routing == ROUTING_OF_ALL) { // repeats the choice from the logits
+  if (decodes_experts(b, rows) && b->routing == ROUTING_OF_ALL) { // repeats the choice from the logits
     decode_experts e = one_token(b, layer);
     b->routing = EXPERTS_UP_ONE;
     TRY(decode_gate_up_launch(&e, w, s, b->weights, &b->batch, b->stream));
     return phase_mark(b, PHASE_GATE_UP);
   }
+  // The gather of a routing finds members too, by the one map that holds for every layer.
+  bool found = b->routing_gathered && b->params.map.is_same && !b->params.map.has_replicas;
+  if (b->routing == ROUTING_GIVEN && !found) TRY(find_members(b, layer, rows));
   if (n_slots > 2 * s->top_k) {
     TRY(group_launch(b->first, b->order, b->tiles, b->member, n_slots, b->weights->n_local, b->stream));
     TRY(phase_mark(b, PHASE_TOP_K));
@@ -241,9 +268,9 @@ static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots,
   }
   TRY(multiply(b, b->experts, &down));
   TRY(phase_mark(b, PHASE_DOWN));
-  if (!at_once)
-    TRY(peer_send_slots(b->peers, b->slots, b->member, nullptr, owners, n_slots, top_k, hidden, b->stream));
-  return peer_meeting(b->peers, b->stream);
+  if (at_once) return peer_meeting(b->peers, b->stream);
+  return peer_send_slots(b->peers, b->slots, b->member, nullptr, owners, n_slots, top_k, hidden,
+                         b->meeting_count, b->stream);
 }
 
 status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, const slot_places *places) {
@@ -329,7 +356,10 @@ static status moe_of_one_token(cuda_backend *b, int64_t layer) {
 
 // Every rank stores its slots to all others. A rank that is ahead writes the other of two parts of `slots`.
 static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *rows) {
-  static const slot_places placed = {SLOTS_AT_FIXED, nullptr, nullptr};
+  static const slot_places placed = {SLOTS_AT_FIXED, nullptr, nullptr, nullptr};
+  // Larger batches start with a meeting (forward.c); a rank that still computes one has slots where those of
+  // a single token go.
+  if (rows->n == 1 && layer == 0) TRY(peer_meeting(b->peers, b->stream));
   b->at_peers = true;
   status result = cuda_route(&b->base, layer, rows, 0, rows->n, ROUTING_NOTHING);
   b->at_peers = false;
@@ -337,8 +367,7 @@ static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *ro
   TRY(cuda_experts_up(&b->base, layer, rows));
   TRY(cuda_experts_down(&b->base, layer, rows, &placed));
   TRY(peer_send_slots(b->peers, b->slots, b->member, b->place, row_owners{}, slots_of(b, rows->n),
-                      (int)b->shape.top_k, (int)b->shape.hidden, b->stream));
-  TRY(peer_meeting(b->peers, b->stream));
+                      (int)b->shape.top_k, (int)b->shape.hidden, b->meeting_count, b->stream));
   return cuda_combine(&b->base, layer, rows, 0, rows->n, &placed);
 }
 
@@ -350,6 +379,7 @@ static status all_layers(cuda_backend *b) {
   w.cache = b->limbs;
   w.exact = b->exact;
   w.local_of_expert = b->weights->local_of_expert;
+  w.local_stride = b->params.map.is_same ? 0 : (int)b->shape.n_experts;
   w.batch = b->batch;
   w.sums = b->sums;
   w.n_sequences = (int)b->params.n_sequences;
@@ -359,10 +389,10 @@ static status all_layers(cuda_backend *b) {
 }
 
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {
-  static const slot_places in_order = {SLOTS_IN_ORDER, nullptr, nullptr};
+  static const slot_places in_order = {SLOTS_IN_ORDER, nullptr, nullptr, nullptr};
   cuda_backend *b = self(base);
   if (b->fuses) return layer == b->shape.n_layers - 1 ? all_layers(b) : 0;
-  if (decodes(b, rows)) return moe_of_one_token(b, layer);
+  if (decodes_experts(b, rows)) return moe_of_one_token(b, layer);
   if (b->peers.n) return moe_at_peers(b, layer, rows);
   TRY(cuda_route(base, layer, rows, 0, rows->n, ROUTING_NOTHING));
   TRY(cuda_experts_up(base, layer, rows));

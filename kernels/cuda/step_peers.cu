@@ -188,6 +188,6 @@ status cuda_peers_gather(backend *base, const row_kind *kinds, int count, const 
   int n = 0;
   for (int r = 0; r < b->peers.rank; r++) first += tokens_of_rank[r];
   for (int i = 0; i < count; i++) n += spans_of(b, spans + n, kinds[i], first, tokens_of_rank[b->peers.rank]);
-  return peer_gather(b->peers, spans, n, routing_of(b, kinds, count, tokens_of_rank), b->gathers_done,
+  return peer_gather(b->peers, spans, n, routing_of(b, kinds, count, tokens_of_rank), b->meeting_count,
                      b->stream);
 }

@@ -28,7 +28,7 @@ static status load_batch(cuda_backend *b, const token_batch *batch) {
   TRY(keep_pace(b));
   b->batch = dev_batch{b->token, b->sequence, b->position, (int)batch->n};
   b->max_keys = 0;
-  b->distinct = batch->n <= CAPTURED_TOKENS;
+  b->distinct = batch->n <= APART_TOKENS;
   for (int64_t t = 0; t < batch->n; t++) {
     if (batch->position[t] >= b->max_keys) b->max_keys = batch->position[t] + 1;
     for (int64_t u = 0; u < t && b->distinct; u++) b->distinct = batch->sequence[u] != batch->sequence[t];

@@ -50,13 +50,14 @@ static device_layout layout_of(weight_type type) {
   __builtin_unreachable();
 }
 
-// Copies the owned ones (without `local` all) of a stack of n_members matrices, one after the other.
-static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const expert_local *local,
+// Copies those that this rank holds (without `local` all) of a stack of n_members matrices, one after the
+// other.
+static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const int32_t *local,
                      int64_t n_members) {
   const type_info *t = type_find(m->type);
   size_t native = type_row_bytes(t, (size_t)m->cols), member_native = native * (size_t)m->rows;
   int64_t count = 0;
-  for (int64_t e = 0; e < n_members; e++) count += !local || expert_is_owned(local[e]);
+  for (int64_t e = 0; e < n_members; e++) count += !local || local[e] >= 0;
   *out = dev_matrix{nullptr, m->type, (int)m->rows, (int)m->cols, native, 0};
   bool in_planes = layout_of(m->type) == PLANES;
   if (in_planes) out->row_bytes = q6k_row_bytes(m->cols);
@@ -70,7 +71,7 @@ static status upload(dev_weights *w, dev_matrix *out, const matrix *m, const exp
   if (staged) CUDA_TRY(cudaMalloc(&staging, staged));
   uint8_t *to = (uint8_t *)(staging ? staging : data);
   for (int64_t e = 0; e < n_members; e++) {
-    if (local && !expert_is_owned(local[e])) continue;
+    if (local && local[e] < 0) continue;
     CUDA_TRY(cudaMemcpy(to, (const char *)m->data + (size_t)e * member_native, member_native,
                         cudaMemcpyHostToDevice));
     to += member_native; // what does not lie in planes keeps its row length
@@ -110,11 +111,14 @@ static status upload_balance(dev_weights *w, dev_layer *out, const layer_weights
   return result;
 }
 
-static status upload_experts(dev_weights *w, dev_layer *out, const layer_weights *from) {
+static status upload_experts(dev_weights *w, int64_t layer) {
   int64_t n = w->source->shape.n_experts;
-  TRY(upload(w, &out->gate, &from->gate, w->local, n));
-  TRY(upload(w, &out->up, &from->up, w->local, n));
-  return upload(w, &out->down, &from->down, w->local, n);
+  dev_layer *out = &w->layers[layer];
+  const layer_weights *from = &w->source->layers[layer];
+  const int32_t *local = w->map.local + expert_map_at(&w->map, layer, n);
+  TRY(upload(w, &out->gate, &from->gate, local, n));
+  TRY(upload(w, &out->up, &from->up, local, n));
+  return upload(w, &out->down, &from->down, local, n);
 }
 
 static status upload_attention(dev_weights *w, dev_layer *out, const layer_weights *from) {
@@ -139,14 +143,14 @@ static status take_layers(dev_weights *w) {
 static status upload_owned(dev_weights *w) {
   const model_weights *m = w->source;
   const model_shape *s = &m->shape;
-  for (int64_t e = 0; e < s->n_experts; e++) w->n_local += expert_is_owned(w->local[e]);
   void *to = nullptr;
-  TRY(device_take_bytes(w, &to, (size_t)s->n_experts * sizeof(int), PART_SHARED));
-  if (!w->plan)
-    CUDA_TRY(cudaMemcpy(to, w->local, (size_t)s->n_experts * sizeof(int), cudaMemcpyHostToDevice));
+  size_t bytes = (size_t)((w->map.is_same ? 1 : s->n_layers) * s->n_experts) * sizeof(int);
+  w->n_local = (int)expert_map_most(&w->map, s->n_layers, s->n_experts);
+  TRY(device_take_bytes(w, &to, bytes, PART_SHARED));
+  if (!w->plan) CUDA_TRY(cudaMemcpy(to, w->map.local, bytes, cudaMemcpyHostToDevice));
   w->local_of_expert = (int *)to;
   TRY(take_layers(w));
-  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_experts(w, &w->layers[l], &m->layers[l]));
+  for (int64_t l = 0; l < s->n_layers; l++) TRY(upload_experts(w, l));
   if (w->plan) return 0;
   CUDA_TRY(cudaDeviceSynchronize());
   return 0;
@@ -172,17 +176,16 @@ static void weights_free(dev_weights *w) {
   free(w);
 }
 
-static bool is_held(const model_weights *source, const expert_local *local) {
-  return held && held->source == source && held->local == local;
+static bool is_held(const model_weights *source, const expert_map *map) {
+  return held && held->source == source && held->map.local == map->local;
 }
 
-status weights_plan(memory_plan *out, const model_weights *source, const expert_local *local,
-                    bool wants_shared) {
-  bool has_owned = is_held(source, local), has_shared = has_owned && held->has_shared;
+status weights_plan(memory_plan *out, const model_weights *source, const expert_map *map, bool wants_shared) {
+  bool has_owned = is_held(source, map), has_shared = has_owned && held->has_shared;
   dev_weights *w;
   TRY(memory_take((void **)&w, 1, sizeof *w, "the weights' table"));
   w->source = source;
-  w->local = local;
+  w->map = *map;
   w->plan = out;
   status result = has_owned ? take_layers(w) : upload_owned(w);
   if (!result && wants_shared && !has_shared) result = upload_shared(w);
@@ -191,10 +194,10 @@ status weights_plan(memory_plan *out, const model_weights *source, const expert_
   return result;
 }
 
-status weights_acquire(dev_weights **out, const model_weights *source, const expert_local *local,
+status weights_acquire(dev_weights **out, const model_weights *source, const expert_map *map,
                        bool wants_shared) {
   *out = nullptr;
-  if (is_held(source, local)) {
+  if (is_held(source, map)) {
     if (wants_shared && !held->has_shared) TRY(upload_shared(held));
     held->users++;
     *out = held;
@@ -203,7 +206,7 @@ status weights_acquire(dev_weights **out, const model_weights *source, const exp
   dev_weights *w;
   TRY(memory_take((void **)&w, 1, sizeof *w, "the weights' table"));
   w->source = source;
-  w->local = local;
+  w->map = *map;
   w->users = 1;
   if (upload_owned(w) || (wants_shared && upload_shared(w))) {
     weights_free(w);

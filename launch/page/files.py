@@ -97,7 +97,8 @@ def number(word):
 
 
 def owners(report):
-    """The rank of each expert, where the report's placement says it; else None."""
+    """The rank of each expert, where the report's placement says it; else None: of a map for each layer, with replicas, the
+    routing alone does not say which rank computed a slot."""
     experts, ranks = report["model"]["n_experts"], report["ranks"]
     kind = report["run"]["placement"]
     if kind in ("contiguous", "balanced"):  # runs of experts, in the order of ranks

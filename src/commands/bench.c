@@ -108,7 +108,7 @@ static status take_arrays(bench *b) {
   TRY(TAKE(&b->from, (size_t)j->n_sequences, "the sequences"));
   TRY(TAKE(&b->filled, (size_t)j->n_sequences, "the sequences"));
   TRY(TAKE(&b->seconds, repeats, "times"));
-  b->counter = (phase_counter){j->m, &j->experts, j->cfg->run.kv == KV_F16, NULL};
+  b->counter = (phase_counter){j->m, &j->experts, j->cfg->run.kv == KV_F16, comm_rank(j->c), NULL};
   TRY(TAKE(&b->counter.chosen, (size_t)j->m->weights.shape.n_experts, "chosen experts"));
   TRY(TAKE(&b->report.rows, rows, "the rates"));
   for (size_t i = 0; i < rows; i++) TRY(TAKE(&b->report.rows[i].rate, repeats, "the rates"));

@@ -49,8 +49,9 @@ static status open_other(bisection *x) {
   if (!path[0]) return 0;
   TRY(model_open(&x->other, path));
   TRY(check_shape(x->j->m, x->other));
-  return model_check_weights(x->other, x->j->experts.local, topology_threads(x->j->place), &shared, &owned,
-                             NULL);
+  expert_map held = placement_map(&x->j->experts);
+  return model_check_weights(x->other, &held, comm_rank(x->j->c), topology_threads(x->j->place), &shared,
+                             &owned, NULL);
 }
 
 static status agree_other(bisection *x) {

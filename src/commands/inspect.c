@@ -5,7 +5,8 @@
 #include <stdlib.h>
 
 static status gather(job *j, rank_holding *all) {
-  rank_holding mine = {j->experts.n_owned, model_experts_bytes(j->m, j->experts.local)};
+  expert_map held = placement_map(&j->experts);
+  rank_holding mine = {j->experts.n_held, model_experts_bytes(j->m, &held)};
   return comm_allgather(j->c, all, &mine, sizeof mine, "the gathering of ranks' holdings");
 }
 

@@ -296,7 +296,7 @@ static status finish_reporting(parity *p) {
   TRY(warn_of_flat_logits(p));
   for (size_t i = 0; i < p->n_pairs && p->accounts; i++)
     TRY(account_samples_reduce(&p->accounts[i], &p->r.accounts[i]));
-  if (p->r.has_routes) TRY(route_files_write(&p->routes, p->j->cfg));
+  if (p->r.has_routes) TRY(route_files_write(&p->routes, p->j->cfg, &p->j->experts));
   for (size_t a = 0; a < p->n_arms; a++) {
     npy *f = p->logits_file[a];
     p->logits_file[a] = NULL;

@@ -71,16 +71,20 @@ void phase_work_add_experts(phase_work *w, const phase_counter *c, const arm *a,
   const model_shape *s = &c->m->weights.shape;
   path_kind path = arm_expert_path(a)->kind;
   memset(c->chosen, 0, (size_t)s->n_experts);
-  for (int64_t t = 0; t < batch->n; t++)
+  for (int64_t t = 0; t < batch->n; t++) {
+    int32_t rank[MAX_TOP_K];
+    placement_ranks(rank, c->experts, layer, arm_experts(a, t), s->top_k, batch->sequence[t],
+                    batch->position[t]);
     for (int64_t k = 0; k < s->top_k; k++) {
       expert_global x = arm_experts(a, t)[k];
-      if (!expert_is_owned(c->experts->local[x.id])) continue;
+      if (rank[k] != c->rank) continue;
       bool reads = !c->chosen[x.id];
       add_matrix(w, PHASE_GATE_UP, path, &l->gate, 1, reads);
       add_matrix(w, PHASE_GATE_UP, path, &l->up, 1, reads);
       add_matrix(w, PHASE_DOWN, path, &l->down, 1, reads);
       c->chosen[x.id] = 1;
     }
+  }
 }
 
 void phase_work_add_heads(phase_work *w, const phase_counter *c, const arm *a, int64_t n_rows) {

@@ -18,6 +18,7 @@ typedef struct {
   const model *m;
   const placement *experts; // which of them this rank owns
   bool kv_f16;
+  int rank;        // this one
   uint8_t *chosen; // room: [n_experts]
 } phase_counter;
 

@@ -8,7 +8,7 @@ status rank_work_open(rank_work *w, const model *m, const placement *experts) {
   *w = (rank_work){.m = m, .experts = experts};
   TRY(TAKE(&w->slots, (size_t)experts->n_ranks, "ranks' slots"));
   TRY(TAKE(&w->read, (size_t)experts->n_ranks, "ranks' bytes"));
-  return TAKE(&w->chosen, (size_t)experts->n_experts, "chosen experts");
+  return TAKE(&w->chosen, (size_t)(experts->n_experts * experts->n_ranks), "chosen experts");
 }
 
 void rank_work_close(rank_work *w) {
@@ -41,14 +41,19 @@ static void add_experts(rank_work *w, const arm *a, int64_t layer, const token_b
   size_t n = (size_t)w->experts->n_ranks;
   memset(w->slots, 0, n * sizeof *w->slots);
   memset(w->read, 0, n * sizeof *w->read);
-  memset(w->chosen, 0, (size_t)w->experts->n_experts);
-  for (int64_t t = 0; t < batch->n; t++)
-    for (int64_t k = 0; k < w->m->weights.shape.top_k; k++) {
-      int32_t expert = arm_experts(a, t)[k].id, rank = w->experts->rank_of_expert[expert];
-      w->slots[rank]++;
-      if (!w->chosen[expert]) w->read[rank] += bytes;
-      w->chosen[expert] = 1;
+  memset(w->chosen, 0, n * (size_t)w->experts->n_experts);
+  for (int64_t t = 0; t < batch->n; t++) {
+    int64_t top_k = w->m->weights.shape.top_k;
+    int32_t rank[MAX_TOP_K];
+    const expert_global *expert = arm_experts(a, t);
+    placement_ranks(rank, w->experts, layer, expert, top_k, batch->sequence[t], batch->position[t]);
+    for (int64_t k = 0; k < top_k; k++) {
+      uint8_t *chosen = &w->chosen[rank[k] * w->experts->n_experts + expert[k].id];
+      w->slots[rank[k]]++;
+      if (!*chosen) w->read[rank[k]] += bytes;
+      *chosen = 1;
     }
+  }
 }
 
 static uint64_t most(const uint64_t *of, int n) {

@@ -12,7 +12,7 @@ typedef struct {
   bench_ranks *to;           // its counts grow; NULL: nothing is counted
   uint64_t *slots;           // room: [ranks] of a layer
   uint64_t *read;            // room: [ranks] of a layer
-  uint8_t *chosen;           // room: [n_experts]
+  uint8_t *chosen;           // room: [ranks][n_experts]
   double owned, all;         // tokens: of the rank that computes most of a batch, and of the batches
   double heads_owned, heads; // rows of heads likewise
 } rank_work;

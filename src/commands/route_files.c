@@ -63,7 +63,35 @@ static status write_arm(const route_files *f, const char *dir, size_t a, const c
   return write_array(f, dir, "route_weights", of, f->is_wide[a] ? NPY_F64 : NPY_F32, f->weight[a]);
 }
 
-status route_files_write(route_files *f, const config *c) {
+static status append_layers(npy *file, const placement *p, int64_t n_layers, int32_t *layer) {
+  size_t ranks = (size_t)p->n_ranks;
+  for (int64_t l = 0; l < n_layers; l++) {
+    memset(layer, 0, (size_t)p->n_experts * ranks * sizeof *layer);
+    for (int64_t e = 0; e < p->n_experts; e++) {
+      int64_t at = placement_index(p, l, e);
+      for (int32_t k = p->first[at]; k < p->first[at + 1]; k++)
+        layer[(size_t)e * ranks + (size_t)p->holder[k]] = 1;
+    }
+    TRY(npy_append(file, layer, 1));
+  }
+  return 0;
+}
+
+static status write_placement(const placement *p, const char *dir, int64_t n_layers) {
+  int32_t *layer = NULL;
+  npy *file;
+  npy_row row = {NPY_I32, 2, {p->n_experts, p->n_ranks}};
+  TRY(npy_open(&file, dir, "placement.npy", &row));
+  status result = TAKE(&layer, (size_t)(p->n_experts * p->n_ranks), "the placement");
+  if (!result) result = append_layers(file, p, n_layers, layer);
+  free(layer);
+  if (!result) return npy_finish(file);
+  npy_abandon(file);
+  return result;
+}
+
+status route_files_write(route_files *f, const config *c, const placement *experts) {
   for (size_t a = 0; a < f->n_arms; a++) TRY(write_arm(f, c->output.dir, a, c->run.arms.arm[a].name));
+  TRY(write_placement(experts, c->output.dir, f->n_layers));
   return write_arm(f, c->output.dir, arms_reference(&c->run.arms), NULL);
 }

@@ -2,7 +2,8 @@
 //
 // Files: routes.<arm>.npy (int32 [n_layers][n_token][top_k], slot order), route_weights.<arm>.npy (float64
 // for f64, else float32, of the same shape), and routes.npy, route_weights.npy: the same of the reference
-// arm. Local: only the reporting rank has them. Memory: 12 bytes for each layer, token and slot of each arm.
+// arm. placement.npy (int32 [n_layers][n_experts][n_ranks]): 1 where the rank holds the expert. Local: only
+// the reporting rank has them. Memory: 12 bytes for each layer, token and slot of each arm.
 #pragma once
 #include "src/config/config_types.h"
 #include "src/run/arm.h"
@@ -20,4 +21,4 @@ status route_files_open(route_files *out, arm *const *arms, size_t n_arms, const
 void route_files_close(route_files *f);
 // After a layer that was watched: of the batch's n tokens, the first of which is `first` of all.
 void route_files_keep(route_files *f, arm *const *arms, int64_t layer, int64_t first, int64_t n);
-status route_files_write(route_files *f, const config *c);
+status route_files_write(route_files *f, const config *c, const placement *experts);

@@ -16,8 +16,14 @@ typedef enum {
   PLACEMENT_STRIDED,
   PLACEMENT_BALANCED,
   PLACEMENT_COUNTED,
+  PLACEMENT_AUTO,
   PLACEMENT_LIST
 } placement_kind;
+
+typedef struct {   // of an expert, on ranks that do not own it; both 0: none
+  int64_t experts; // that a rank may hold in each layer
+  uint64_t bytes;  // or that it may hold over all layers; 0: `experts` is the limit
+} replica_limit;
 
 typedef enum { ATTENTION_AUTO, ATTENTION_REPLICATED, ATTENTION_SHARDED } attention_placement;
 
@@ -112,12 +118,13 @@ typedef struct {
     attention_placement placement; // attention.placement: "auto" (default), "replicated" or "sharded"
   } attention;
 
-  struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced", "counted", a
-                          // list
+  struct config_experts { // experts.placement: "contiguous" (default), "strided", "balanced", "counted",
+                          // "auto", a list
     placement_kind placement;
     int32_t *rank_of_expert; // entry e is the rank that owns expert e
     size_t n_experts;        // length of the list
-    char *counts;            // experts.counts: of PLACEMENT_COUNTED; "" (default): none
+    char *counts;            // experts.counts: of PLACEMENT_COUNTED and PLACEMENT_AUTO; "" (default): none
+    replica_limit replicas;  // experts.replicas: of these two as well; default none
   } experts;
 
   struct {

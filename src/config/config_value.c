@@ -168,7 +168,8 @@ static const char *const KV_TYPES[] = {[KV_F16] = "f16", [KV_F32] = "f32"};
 static const char *const PLACEMENTS[] = {[PLACEMENT_CONTIGUOUS] = "contiguous",
                                          [PLACEMENT_STRIDED] = "strided",
                                          [PLACEMENT_BALANCED] = "balanced",
-                                         [PLACEMENT_COUNTED] = "counted"};
+                                         [PLACEMENT_COUNTED] = "counted",
+                                         [PLACEMENT_AUTO] = "auto"};
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
 status value_read_transport(void *field, const value_key *k, const toml_value *v, const value_origin *from) {

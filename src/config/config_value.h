@@ -73,6 +73,7 @@ status value_read_arm_or_empty(void *field, const value_key *k, const toml_value
 status value_read_any_arm_or_empty(void *field, const value_key *k, const toml_value *v,
                                    const value_origin *from); // "ranks" as well
 status value_read_placement(void *field, const value_key *k, const toml_value *v, const value_origin *from);
+status value_read_replicas(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_attention(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_tokens(void *field, const value_key *k, const toml_value *v, const value_origin *from);
 status value_read_prompts(void *field, const value_key *k, const toml_value *v, const value_origin *from);
@@ -106,6 +107,7 @@ void value_write_rank_arms(FILE *out, const void *field);
 void value_write_ranks(FILE *out, const void *field);
 void value_write_arm(FILE *out, const void *field);
 void value_write_placement(FILE *out, const void *field);
+void value_write_replicas(FILE *out, const void *field);
 void value_write_attention(FILE *out, const void *field);
 void value_write_tokens(FILE *out, const void *field);
 void value_write_prompt(FILE *out, const void *field);

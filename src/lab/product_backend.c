@@ -10,6 +10,7 @@ typedef struct {
   layer_weights layer;
   model_weights model;
   float *down; // [hidden][expert_width] zeros: the step that would read it is not called
+  int32_t local;
   backend *compute;
   int64_t max_batch;
   int32_t *zeros; // [max_batch]: tokens, sequences, positions
@@ -55,13 +56,11 @@ static void describe_model(one_product *p) {
 }
 
 static status open_backend(one_product *p, path_kind path, backend_kind where) {
-  static const expert_local local[1] = {{0}};
-  static const int32_t rank_of_expert[1] = {0};
   const backend_params params = {
       .weights = &p->model,
       .shared = path,
       .experts = path,
-      .local = local,
+      .map = expert_map_of_all(&p->local, 1),
       .n_sequences = 1,
       .context = 1,
       .max_batch = p->max_batch,
@@ -69,7 +68,6 @@ static status open_backend(one_product *p, path_kind path, backend_kind where) {
       .threads = p->in->threads,
       .row = p->in->row,
       .n_ranks = 1,
-      .rank_of_expert = rank_of_expert,
   };
   const probe_watch watch = {.wanted = 1u << PROBE_FFN_MOE_GATE, .show = show, .context = p};
   const backend_ops *b = backend_get(where);

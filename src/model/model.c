@@ -168,10 +168,9 @@ static status bind_tensors(model *m, message_list *refusals) {
   return 0;
 }
 
-bool model_is_expert_stack(const model *m, const gguf_tensor *t) {
-  int64_t layer;
+bool model_is_expert_stack(int64_t *layer, const model *m, const gguf_tensor *t) {
   const tensor_row *row =
-      architecture_tensor_find(&layer, m->architecture, m->weights.shape.n_layers, t->name);
+      architecture_tensor_find(layer, m->architecture, m->weights.shape.n_layers, t->name);
   return row && row->kind == TENSOR_EXPERTS;
 }
 
@@ -180,10 +179,8 @@ static void count_bytes(model *m) {
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) {
     const gguf_tensor *t = gguf_tensor_at(m->file, i);
     if (!t->type) continue; // was refused
-    if (m->weights.shape.n_experts && model_is_expert_stack(m, t))
-      m->expert_bytes += t->bytes / (uint64_t)m->weights.shape.n_experts;
-    else
-      m->shared_bytes += t->bytes;
+    int64_t layer;
+    if (!m->weights.shape.n_experts || !model_is_expert_stack(&layer, m, t)) m->shared_bytes += t->bytes;
     type_counts_add(&types, t->type);
   }
   type_counts_text(m->types, sizeof m->types, &types);
@@ -257,8 +254,18 @@ void model_close(model *m) {
   free(m);
 }
 
-uint64_t model_experts_bytes(const model *m, const expert_local *owned) {
-  uint64_t count = 0;
-  for (int64_t e = 0; e < m->weights.shape.n_experts; e++) count += expert_is_owned(owned[e]);
-  return count * m->expert_bytes;
+uint64_t model_expert_bytes(const model *m, int64_t layer) {
+  const layer_weights *w = &m->weights.layers[layer];
+  const matrix *of[] = {&w->gate, &w->up, &w->down};
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < sizeof of / sizeof *of; i++)
+    bytes += (uint64_t)of[i]->rows * type_row_bytes(type_find((uint32_t)of[i]->type), (size_t)of[i]->cols);
+  return bytes;
+}
+
+uint64_t model_experts_bytes(const model *m, const expert_map *held) {
+  uint64_t bytes = 0;
+  for (int64_t l = 0; l < m->weights.shape.n_layers; l++)
+    bytes += (uint64_t)expert_map_held(held, l, m->weights.shape.n_experts) * model_expert_bytes(m, l);
+  return bytes;
 }

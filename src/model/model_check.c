@@ -13,13 +13,15 @@ enum { PAGE_BYTES = 4096 }; // a hole in a file is of whole pages
 typedef struct { // a tensor, cut into slices of `each` rows
   const gguf_tensor *tensor;
   size_t number; // of the tensor in the file
-  bool experts;  // a slice is an expert's matrix
+  bool experts;  // a slice is an expert's matrix, of `layer`
+  int64_t layer;
   size_t row_bytes, rows, each;
 } slices;
 
 static slices cut_tensor(const model *m, size_t number) {
   const gguf_tensor *t = gguf_tensor_at(m->file, number);
-  slices s = {.tensor = t, .number = number, .experts = model_is_expert_stack(m, t)};
+  slices s = {.tensor = t, .number = number};
+  s.experts = model_is_expert_stack(&s.layer, m, t);
   s.row_bytes = type_row_bytes(t->type, (size_t)t->dim[0]);
   s.rows = t->bytes / s.row_bytes;
   s.each = s.experts ? (size_t)t->dim[1] : SLICE_BYTES / s.row_bytes;
@@ -86,18 +88,26 @@ status model_warn_of_zeros(model *m, const zero_bytes *zeros) {
   return 0;
 }
 
-status model_check_weights(const model *m, const expert_local *owned, int threads, uint64_t *shared_hash,
-                           uint64_t *experts_hash, zero_bytes *zeros) {
+// What is summed over ranks counts an expert once, at the first of its holders.
+static bool is_counted(const expert_map *held, int64_t at, int rank) {
+  return !held->has_replicas || held->holder[held->first[at]] == rank;
+}
+
+status model_check_weights(const model *m, const expert_map *held, int rank, int threads,
+                           uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros) {
   uint64_t shared = 0, experts = 0;
+  int64_t n_experts = m->weights.shape.n_experts;
   status result = 0;
   for (size_t i = 0; i < gguf_tensor_count(m->file) && !result; i++) {
     slices s = cut_tensor(m, i);
     int64_t n = (int64_t)((s.rows + s.each - 1) / s.each);
+    int64_t at = s.experts ? expert_map_at(held, s.layer, n_experts) : 0;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : shared, experts) reduction(| : result)
     for (int64_t k = 0; k < n; k++) {
       uint64_t hash = 0;
-      if (s.experts && !expert_is_owned(owned[k])) continue;
+      if (s.experts && held->local[at + k] < 0) continue;
       result |= check_slice(&hash, &s, (size_t)k);
+      if (s.experts && !is_counted(held, at + k, rank)) continue;
       if (s.experts)
         experts += hash;
       else

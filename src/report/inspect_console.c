@@ -98,13 +98,14 @@ static void print_tokenizer(FILE *out, const inspection *i) {
 
 static void print_rank(FILE *out, const inspection *i, int rank) {
   const rank_holding *h = &i->ranks[rank];
-  fprintf(out, "rank %-3d %4lld experts a layer, %9.1f MiB owned + %.1f MiB shared; experts", rank,
-          (long long)h->experts, mib(h->bytes), mib(i->m->shared_bytes));
+  const placement *p = i->experts;
+  fprintf(out, "rank %-3d %4lld experts a layer, %9.1f MiB owned + %.1f MiB shared; experts%s", rank,
+          (long long)h->experts, mib(h->bytes), mib(i->m->shared_bytes),
+          p->n_layers > 1 ? " of layer 0" : "");
   int shown = 0;
-  for (int64_t e = 0; e < i->experts->n_experts; e++) {
-    if (i->experts->rank_of_expert[e] != rank) continue;
-    if (shown++ < 8) fprintf(out, " %lld", (long long)e);
-  }
+  for (int64_t e = 0; e < p->n_experts; e++)
+    for (int32_t k = p->first[e]; k < p->first[e + 1]; k++)
+      if (p->holder[k] == rank && shown++ < 8) fprintf(out, " %lld", (long long)e);
   fprintf(out, "%s\n", shown > 8 ? " ..." : "");
 }
 

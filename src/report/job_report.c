@@ -26,9 +26,10 @@ static rank_facts local_facts(const job *j) {
   rank_facts f = {.device = j->device,
                   .device_node = topology_device_node(j->place),
                   .threads = topology_threads(j->place),
-                  .experts_bytes = model_experts_bytes(j->m, j->experts.local),
                   .shared_bytes = computes_shared(j) ? j->m->shared_bytes : 0,
-                  .experts = j->experts.n_owned};
+                  .experts = j->experts.n_held};
+  expert_map held = placement_map(&j->experts);
+  f.experts_bytes = model_experts_bytes(j->m, &held);
   snprintf(f.host, sizeof f.host, "%s", comm_host(j->c));
   snprintf(f.cores, sizeof f.cores, "%s", topology_cores(j->place));
   memcpy(f.arm, j->roles.arm[comm_rank(j->c)].name, sizeof f.arm);
@@ -110,7 +111,11 @@ status job_report_open(job *j, report *out, size_t n_arms, size_t n_pairs, size_
   r->timeline = timeline_describe(j->timeline);
   r->kv = j->cfg->run.kv == KV_F16 ? "f16" : "f32";
   r->counted_load = j->experts.counted_load;
-  r->placement = placement_name(j->cfg->experts.placement);
+  r->contiguous_load = j->experts.contiguous_load;
+  r->placement = placement_name(j->experts.kind);
+  r->placement_reason = j->experts.reason;
+  r->expert_map = j->experts.hash;
+  r->replicas = placement_replicas(&j->experts, j->m->weights.shape.n_layers);
   char *text;
   TRY(config_text(j->cfg, &text));
   r->config_text = text;
@@ -178,15 +183,6 @@ void job_report_close(report *r) {
   free((char *)r->config_text);
 }
 
-// Equal where the experts have equal paths, whatever ranks own them and whichever backends compute them.
-static uint64_t hash_expert_paths(const job *j, const arm_choice *a) {
-  uint64_t sum = 0;
-  for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++)
-    sum = num_mix64(sum +
-                    path_for(job_arm_of_rank(j, a, j->experts.rank_of_expert[e])->path, &j->m->weights)->tag);
-  return sum;
-}
-
 static status report_state(job *j, const arm *a, report *r) {
   uint64_t mine = arm_state_bytes(a), *all;
   TRY(TAKE(&all, r->n_ranks, "ranks' bytes"));
@@ -231,7 +227,7 @@ status job_report_arm(job *j, arm *a, report *r, size_t index, int64_t tokens) {
   for (size_t s = 0; s < n_sequences; s++)
     out->sequences[s] = (report_sequence){j->sequences[s].n, arm_sequence_digest(a, (int64_t)s)};
   for (size_t i = 0; i < r->n_ranks; i++) out->rank_arms[i] = job_arm_of_rank(j, choice, (int)i)->name;
-  out->expert_paths = hash_expert_paths(j, choice);
+  out->expert_paths = job_expert_paths(j, choice);
   return arm_audit_coverage(a, &out->audit);
 }
 

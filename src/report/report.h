@@ -113,7 +113,11 @@ typedef struct {
   char peers[256];            // arm_peers of the last arm that has an answer
   timeline_figures timeline;  // profilers NULL: none is kept
   const char *placement;
-  double counted_load; // of "counted": the busiest rank's over the mean's in the counted text; 0: another
+  const char *placement_reason; // of "auto"; "" or NULL: it was not asked for
+  uint64_t expert_map;          // hash of the map of experts to ranks
+  int64_t replicas;             // experts that ranks hold beyond one holder of each, over all layers
+  double counted_load;    // the busiest rank's over the mean's in the counted text; 0: nothing was counted
+  double contiguous_load; // the same of the contiguous placement
   const char *kv;
   int64_t chunk, context;
   int64_t skip;   // of perplexity: positions at a window's head that are not scored; -1: half of each window

@@ -117,6 +117,20 @@ static void print_caches(const report *r, FILE *out) {
   fprintf(out, " cache\n");
 }
 
+// What the counts say of it, where there are any, and why it was taken.
+static void print_placement(const report *r, FILE *out) {
+  if (r->placement_reason && r->placement_reason[0])
+    fprintf(out, "  experts %s: %s\n", r->placement, r->placement_reason);
+  else if (r->counted_load > 0)
+    fprintf(
+        out,
+        "  experts the busiest rank's load is %.3f times the mean's in the counted text, contiguous %.3f\n",
+        r->counted_load, r->contiguous_load);
+  if (r->replicas)
+    fprintf(out, "  experts %" PRId64 " replicas over all layers and ranks, map %016" PRIx64 "\n",
+            r->replicas, r->expert_map);
+}
+
 static void print_warnings(const report *r, FILE *out) {
   for (size_t i = 0; r->warnings && i < r->warnings->count; i++) {
     fprintf(out, i ? "  warning " : "\n  warning ");
@@ -149,6 +163,7 @@ static void print_head(const report *r, FILE *out) {
           r->machine.hosts, r->machine.hosts == 1 ? "" : "s", r->machine.cores, explained ? "" : "transport ",
           explained ? "" : or_none(r->transport), explained ? "" : ", ", or_none(r->placement),
           or_none(r->build.row));
+  print_placement(r, out);
   if (explained) {
     bool linked = !strcmp(r->peers, "linked");
     fprintf(out, "  over    transport %s (%.80s)%s%.80s\n", or_none(r->transport), r->transport_reason,

@@ -37,7 +37,7 @@ static bool is_array(const char *name, const char *head, bool needs_arm) {
 static bool is_optional(const char *name) {
   return is_array(name, "logits", true) || is_array(name, "routes", false) ||
          is_array(name, "route_weights", false) || !strcmp(name, "modes.csv") ||
-         !strcmp(name, "experts.csv") || !strcmp(name, "timeline.json");
+         !strcmp(name, "experts.csv") || !strcmp(name, "placement.npy") || !strcmp(name, "timeline.json");
 }
 
 static bool is_stale(const char *name, const char *const *kept, size_t n_kept) {

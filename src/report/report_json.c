@@ -39,8 +39,13 @@ static void put_surroundings(branch root, const report *r) {
   put_text(run, "transport_reason", r->transport_reason);
   put_text(run, "peers", r->peers);
   put_text(run, "placement", r->placement);
-  if (r->counted_load > 0)
-    put_real(run, "counted_load", r->counted_load); // left out where nothing was counted
+  put_text(run, "placement_reason", r->placement_reason);
+  put_digest(run, "expert_map", r->expert_map);
+  put_integer(run, "replicas", r->replicas);
+  if (r->counted_load > 0) { // left out where nothing was counted
+    put_real(run, "counted_load", r->counted_load);
+    put_real(run, "contiguous_load", r->contiguous_load);
+  }
   put_text(run, "kv", r->kv);
   put_digest(run, "input", r->input);
   if (r->reference) {

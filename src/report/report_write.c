@@ -149,7 +149,7 @@ static void keep_file(kept_files *k, const char *head, const char *of, const cha
 }
 
 static status list_kept(kept_files *k, const report *r) {
-  size_t most = 3 * (r->n_arms + 1) + N_FILES;
+  size_t most = 3 * (r->n_arms + 1) + N_FILES + 1;
   TRY(TAKE(&k->name, most, "the names of files"));
   TRY(TAKE(&k->list, most, "the names of files"));
   for (size_t a = 0; a < r->n_arms && r->has_logits; a++) keep_file(k, "logits", r->arms[a].name, ".npy");
@@ -157,6 +157,7 @@ static status list_kept(kept_files *k, const report *r) {
     keep_file(k, "routes", a < r->n_arms ? r->arms[a].name : "", ".npy");
     keep_file(k, "route_weights", a < r->n_arms ? r->arms[a].name : "", ".npy");
   }
+  if (r->has_routes) keep_file(k, "placement", "", ".npy");
   for (int i = 0; i < N_FILES; i++)
     if (is_written(r, i)) keep_file(k, FILES[i].name, "", "");
   return 0;

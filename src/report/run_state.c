@@ -110,13 +110,7 @@ static const path_info *path_of(const run_state *s, size_t index) {
 }
 
 static uint64_t expert_paths_of(const run_state *s, size_t index) {
-  const job *j = s->j;
-  uint64_t sum = 0;
-  for (int64_t e = 0; e < j->m->weights.shape.n_experts; e++) {
-    const arm_choice *a = job_arm_of_rank(j, &j->cfg->run.arms.arm[index], j->experts.rank_of_expert[e]);
-    sum = num_mix64(sum + path_for(a->path, &j->m->weights)->tag);
-  }
-  return sum;
+  return job_expert_paths(s->j, &s->j->cfg->run.arms.arm[index]);
 }
 
 static status write_file(const run_state *s) {

@@ -41,7 +41,7 @@ static backend_params params_of_backend(arm *a) {
       .weights = &p->m->weights,
       .shared = p->shared.path->kind,
       .experts = p->local.path->kind,
-      .local = p->experts->local,
+      .map = placement_map(p->experts),
       .n_sequences = p->n_sequences,
       .context = p->context,
       .max_batch = p->max_batch,
@@ -54,7 +54,6 @@ static backend_params params_of_backend(arm *a) {
       .row = p->row,
       .rank = comm_rank(p->c),
       .n_ranks = comm_size(p->c),
-      .rank_of_expert = p->experts->rank_of_expert,
       .fixed_tokens = a->forward.ranks && exchange_is_fixed(a->forward.ranks, 1) ? FIXED_TOKENS : 0,
       .has_peers = a->may_have_peers,
       .parts_tokens = divides_outputs(a) ? parts_tokens(a) : 0,
@@ -80,6 +79,7 @@ static status open_arrays(arm *a) {
   const arm_params *p = &a->params;
   size_t n = (size_t)p->max_batch, slots = n * (size_t)a->forward.top_k;
   TRY(TAKE(&a->forward.rows_of_rank, (size_t)comm_size(p->c), "the rows of ranks"));
+  TRY(TAKE(&a->forward.rank_of_slot, slots, "the ranks of slots"));
   TRY(routing_open(&a->forward.route, n, slots));
   TRY(routing_open(&a->forward.given, n, slots));
   return digest_sums_open(&a->digests, a->n_layers, p->n_sequences, comm_size(p->c));
@@ -88,7 +88,7 @@ static status open_arrays(arm *a) {
 // Local; arm_open has all ranks agree on the outcome.
 static status open_parts(arm *a) {
   const arm_params *p = &a->params;
-  TRY(exchange_open(&a->forward.ranks, p->c, a->transport, p->experts->rank_of_expert, p->computes_shared,
+  TRY(exchange_open(&a->forward.ranks, p->c, a->transport, p->computes_shared,
                     p->max_batch * a->forward.top_k));
   TRY(token_shards_open(&a->forward.shards, p->computes_shared, comm_size(p->c), comm_rank(p->c),
                         p->max_batch));
@@ -143,6 +143,7 @@ status arm_open(arm **out, const arm_params *params) {
   a->vocabulary = s->vocabulary;
   a->n_layers = s->n_layers;
   a->forward.path = path_for(params->shared.path->kind, &params->m->weights);
+  a->forward.experts = params->experts;
   a->forward.hidden = s->hidden;
   a->forward.kv_width = s->n_kv_heads * s->head_dim;
   a->forward.n_heads = s->n_heads;
@@ -175,6 +176,7 @@ void arm_close(arm *a) {
   transport_close(a->transport);
   audit_close(a->forward.audit);
   free(a->forward.rows_of_rank);
+  free(a->forward.rank_of_slot);
   routing_close(&a->forward.route);
   routing_close(&a->forward.given);
   probe_rows_close(&a->probes);

@@ -21,7 +21,7 @@ struct audit {
   const path_info *path; // of the shared steps
   path_kind *path_of_rank;
   model_weights one; // the model's weights with one expert to a token
-  expert_local *local;
+  int32_t *local;
   backend *of_path[PATH_COUNT]; // NULL: no other rank has it
   int64_t hidden, n_experts, n_layers, top_k;
   double credit;   // slots that may be recomputed
@@ -48,7 +48,6 @@ static status open_arrays(audit *a) {
   TRY(TAKE(&a->path_of_rank, ranks, "the audit"));
   memcpy(a->path_of_rank, a->params.experts_path, ranks * sizeof *a->path_of_rank);
   TRY(TAKE(&a->local, (size_t)a->n_experts, "the audit"));
-  for (int64_t e = 0; e < a->n_experts; e++) a->local[e] = (expert_local){(int32_t)e};
   TRY(TAKE(&a->used, pairs, "the audit"));
   TRY(TAKE(&a->times, pairs, "the audit"));
   TRY(TAKE(&a->times_of_rank, ranks, "the audit"));
@@ -60,7 +59,7 @@ static status open_backends(audit *a) {
   backend_params b = {
       .weights = &a->one,
       .shared = a->params.shared,
-      .local = a->local,
+      .map = expert_map_of_all(a->local, a->n_experts),
       .n_sequences = 1,
       .max_batch = ROWS_AT_ONCE,
       .threads = a->params.threads,
@@ -129,7 +128,7 @@ static status find_candidates(audit *a, int64_t layer, const audited_rows *rows)
   a->n_candidates = 0;
   for (int64_t i = rows->first * a->top_k; i < (rows->first + rows->count) * a->top_k; i++) {
     int32_t e = rows->expert[i].id;
-    int owner = a->params.experts->rank_of_expert[e];
+    int owner = rows->rank_of_slot[i];
     a->used[layer * a->n_experts + e] = 1;
     if (owner == me || (!rows->is_sharded && auditor_of(a, i, owner) != me)) continue;
     TRY(memory_grow((void **)&a->candidates, &a->room, a->n_candidates, sizeof *a->candidates, "the audit"));
@@ -293,36 +292,39 @@ static status add_totals(const audit *a, audit_coverage *out) {
   return result;
 }
 
-enum { PAIR_USED = 1, PAIR_RECOMPUTED = 2 };
+enum { USED = 1, RECOMPUTED = 2 }; // of a pair of layer and expert; RECOMPUTED of a rank, too
 
-static void count_pairs(const audit *a, audit_coverage *out, const uint8_t *all, bool *of_rank) {
-  size_t n = (size_t)(a->n_layers * a->n_experts);
+// all[ranks]: the pairs of each rank, then what it recomputed of each rank.
+static void count_pairs(const audit *a, audit_coverage *out, const uint8_t *all) {
+  size_t pairs = (size_t)(a->n_layers * a->n_experts), size = (size_t)comm_size(a->params.c),
+         n = pairs + size;
   for (size_t i = 0; i < n; i++) {
     unsigned found = 0;
-    for (int r = 0; r < comm_size(a->params.c); r++) found |= all[(size_t)r * n + i];
-    out->experts_used += (found & PAIR_USED) != 0;
-    out->experts += (found & PAIR_RECOMPUTED) != 0;
-    if (found & PAIR_RECOMPUTED) of_rank[a->params.experts->rank_of_expert[i % (size_t)a->n_experts]] = true;
+    for (size_t r = 0; r < size; r++) found |= all[r * n + i];
+    if (i >= pairs)
+      out->ranks += (found & RECOMPUTED) != 0;
+    else {
+      out->experts_used += (found & USED) != 0;
+      out->experts += (found & RECOMPUTED) != 0;
+    }
   }
-  for (int r = 0; r < comm_size(a->params.c); r++) out->ranks += of_rank[r];
 }
 
 static status add_pairs(const audit *a, audit_coverage *out) {
-  size_t n = (size_t)(a->n_layers * a->n_experts), size = (size_t)comm_size(a->params.c);
+  size_t pairs = (size_t)(a->n_layers * a->n_experts), size = (size_t)comm_size(a->params.c),
+         n = pairs + size;
   uint8_t *mine = NULL, *all = NULL;
-  bool *of_rank = NULL;
   status result;
   TRY_DONE(result, TAKE(&mine, n, "the audit's coverage"));
   TRY_DONE(result, TAKE(&all, n * size, "the audit's coverage"));
-  TRY_DONE(result, TAKE(&of_rank, size, "the audit's coverage"));
-  for (size_t i = 0; i < n; i++)
-    mine[i] = (uint8_t)((a->used[i] ? PAIR_USED : 0) | (a->times[i] ? PAIR_RECOMPUTED : 0));
+  for (size_t i = 0; i < pairs; i++)
+    mine[i] = (uint8_t)((a->used[i] ? USED : 0) | (a->times[i] ? RECOMPUTED : 0));
+  for (size_t r = 0; r < size; r++) mine[pairs + r] = a->times_of_rank[r] ? RECOMPUTED : 0;
   TRY_DONE(result, comm_allgather(a->params.c, all, mine, n, "the audit's coverage"));
-  count_pairs(a, out, all, of_rank);
+  count_pairs(a, out, all);
 done:
   free(mine);
   free(all);
-  free(of_rank);
   return result;
 }
 

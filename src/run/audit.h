@@ -6,18 +6,16 @@
 // Owns: backends of its own for the experts of other ranks, whose weights it reads from the mapped file, and
 // what was recomputed so far. Independent of: how rows reached this rank.
 // Invariant: which slots are recomputed follows from the share, the batches and the routing, not from a
-// clock; a slot is given to one rank, which is not its owner, so a share of 1 covers every slot of another
+// clock; a slot is given to one rank, which did not compute it, so a share of 1 covers every slot of another
 // rank once.
 #pragma once
 #include "dist/comm.h"
 #include "dist/topology.h"
 #include "src/model/model.h"
 #include "src/run/audit_coverage.h"
-#include "src/run/placement.h"
 
 typedef struct {
-  const model *m; // this and the next three are kept by reference
-  const placement *experts;
+  const model *m; // this and the next two are kept by reference
   comm *c;
   const bool *computes_shared; // [ranks]; NULL: all. Only these hold slots, and so recompute
   path_kind shared;
@@ -37,6 +35,7 @@ typedef struct {               // of a batch, on a rank that has received its sl
   int64_t first, count;        // the rows of tokens whose slots are here
   bool is_sharded;             // other ranks hold the slots of other rows; else every shared rank holds these
   const expert_global *expert; // [..][top_k] by row
+  const int32_t *rank_of_slot; // that computed it, by slot
   const int64_t *row_of_slot;  // by slot: row * top_k + k
 } audited_rows;
 

@@ -2,6 +2,7 @@
 
 typedef struct {
   forward_state *f;
+  int64_t layer;
   bool at_peers; // rows are stored into the memory of other devices
   uint64_t *sent, *received;
 } count;
@@ -27,8 +28,9 @@ static void add_gather(const count *c, row_kind kind, rank_set to) {
 
 // slots_of_rank: whose tokens they belong to; NULL: each shared rank receives all.
 static void add_slots(const count *c, const int64_t *slots_of_rank) {
-  const forward_state *f = c->f;
-  exchange_place_slots(f->ranks, &f->route.expert->id, f->batch.rows.n * f->top_k, slots_of_rank);
+  forward_state *f = c->f;
+  exchange_place_slots(f->ranks, forward_ranks_of_slots(f, c->layer), f->batch.rows.n * f->top_k,
+                       slots_of_rank);
   add_table(c, exchange_slots(f->ranks), forward_row_bytes(f, ROWS_SLOTS));
 }
 
@@ -42,7 +44,7 @@ static void add_replicated(const count *c) {
   add_slots(c, NULL);
 }
 
-static void add_token_sharded(const count *c, bool is_last) {
+static void add_token_sharded(const count *c) {
   forward_state *f = c->f;
   add_gather(c, ROWS_KEYS, SHARED_RANKS);
   add_gather(c, ROWS_VALUES, SHARED_RANKS);
@@ -51,7 +53,7 @@ static void add_token_sharded(const count *c, bool is_last) {
   for (int r = 0; r < exchange_size(f->ranks); r++)
     f->rows_of_rank[r] = f->shards.tokens_of_rank[r] * f->top_k;
   add_slots(c, f->rows_of_rank);
-  if (is_last) add_gather(c, ROWS_RESIDUAL, SHARED_RANKS);
+  if (c->layer == f->n_layers - 1) add_gather(c, ROWS_RESIDUAL, SHARED_RANKS);
 }
 
 static void add_parts(const count *c, row_kind kind) {
@@ -66,7 +68,7 @@ static void add_fixed(const count *c) {
 }
 
 void exchange_count_layer(forward_state *f, int64_t layer, uint64_t *sent, uint64_t *received) {
-  count c = {f, false, sent, received};
+  count c = {f, layer, false, sent, received};
   switch (forward_way(f, f->batch.rows.n)) {
   case BATCH_ALONE:
     break;
@@ -81,10 +83,10 @@ void exchange_count_layer(forward_state *f, int64_t layer, uint64_t *sent, uint6
     break;
   case BATCH_SHARDED_AT_PEERS:
     c.at_peers = true;
-    add_token_sharded(&c, layer == f->n_layers - 1);
+    add_token_sharded(&c);
     break;
   case BATCH_TOKEN_SHARDED:
-    add_token_sharded(&c, layer == f->n_layers - 1);
+    add_token_sharded(&c);
     break;
   case BATCH_FIXED_PLACES:
     add_fixed(&c);

@@ -302,16 +302,25 @@ static status send_routing(forward_state *f, int64_t layer) {
   return f->is_shared ? 0 : routing_write(f, layer);
 }
 
+const int32_t *forward_ranks_of_slots(forward_state *f, int64_t layer) {
+  const token_batch *rows = &f->batch.rows;
+  for (int64_t t = 0; t < rows->n; t++)
+    placement_ranks(f->rank_of_slot + t * f->top_k, f->experts, layer, f->route.expert + t * f->top_k,
+                    f->top_k, rows->sequence[t], rows->position[t]);
+  return f->rank_of_slot;
+}
+
 // Assigns each slot its row. Slots of a token-sharded batch are received only by the rank of their token.
-static slot_places place_slots(forward_state *f) {
+static slot_places place_slots(forward_state *f, int64_t layer) {
   bool sharded = batch_is_sharded(f->batch.way);
   for (int r = 0; r < exchange_size(f->ranks) && sharded; r++)
     f->rows_of_rank[r] = f->shards.tokens_of_rank[r] * f->top_k;
-  return (slot_places){
-      .order = SLOTS_PLACED,
-      .row_of_slot = exchange_place_slots(f->ranks, &f->route.expert->id, f->batch.rows.n * f->top_k,
-                                          sharded ? f->rows_of_rank : NULL),
-  };
+  const int64_t *row_of_slot =
+      exchange_place_slots(f->ranks, forward_ranks_of_slots(f, layer), f->batch.rows.n * f->top_k,
+                           sharded ? f->rows_of_rank : NULL);
+  row_range own = exchange_own_slots(f->ranks);
+  f->own_slots = (slot_range){own.first, own.count};
+  return (slot_places){.order = SLOTS_PLACED, .row_of_slot = row_of_slot, .own = &f->own_slots};
 }
 
 // Transfers the slots' outputs to the shared ranks, as place_slots has them.
@@ -323,8 +332,8 @@ static status transfer_slots(forward_state *f, int64_t layer) {
 static status audit_slots(forward_state *f, int64_t layer, const slot_places *places) {
   if (!f->audit || !f->is_shared) return 0;
   bool sharded = f->batch.way == BATCH_TOKEN_SHARDED;
-  const audited_rows rows = {f->compute, f->batch.owned.first, f->batch.owned.count,
-                             sharded,    f->route.expert,      places->row_of_slot};
+  const audited_rows rows = {f->compute,      f->batch.owned.first, f->batch.owned.count, sharded,
+                             f->route.expert, f->rank_of_slot,      places->row_of_slot};
   return audit_layer(f->audit, layer, &rows);
 }
 
@@ -405,7 +414,7 @@ static status experts_replicated(forward_state *f, int64_t layer) {
   }
   TRY(send_routing(f, layer));
   if (!f->is_shared) TRY(experts_up(f, layer));
-  slot_places places = place_slots(f);
+  slot_places places = place_slots(f, layer);
   TRY(experts_down(f, layer, &places));
   TRY(transfer_slots(f, layer));
   TRY(audit_slots(f, layer, &places));
@@ -439,7 +448,7 @@ static status layer_token_sharded(forward_state *f, int64_t layer) {
   TRY(gather_routing(f, layer));
   TRY(experts_up(f, layer));
   if (gathers_experts_on_device(f)) TRY(routing_wait(f, layer)); // fetched in gather_routing
-  slot_places places = place_slots(f);
+  slot_places places = place_slots(f, layer);
   TRY(experts_down(f, layer, &places));
   TRY(transfer_slots(f, layer));
   TRY(audit_slots(f, layer, &places));

@@ -11,6 +11,7 @@
 #include "kernels/backend.h"
 #include "src/run/audit.h"
 #include "src/run/output_shards.h"
+#include "src/run/placement.h"
 #include "src/run/token_shards.h"
 
 typedef enum {
@@ -48,6 +49,7 @@ typedef struct { // how a batch runs
 typedef struct {
   backend *compute;
   exchange *ranks; // transfers what crosses ranks
+  const placement *experts;
   token_shards shards;
   output_shards outputs;
   bool is_shared;        // a shared rank; false: an expert rank, which computes only its experts
@@ -68,6 +70,8 @@ typedef struct {
   routing given;    // in the order of batch.rows
   routing route;    // on the host, of the last layer, in the order of batch.rows: as parts_for_host has it
   int64_t *rows_of_rank; // [ranks] scratch
+  int32_t *rank_of_slot; // [max_batch][top_k] scratch
+  slot_range own_slots;  // of the last layer that placed them
   audit *audit;          // recomputes other ranks' slots; NULL: nobody does. On all ranks or on none
 } forward_state;
 
@@ -77,6 +81,9 @@ void forward_start(forward_state *f, const token_batch *batch);
 // Local. How a batch of n tokens runs that is not watched.
 batch_way forward_way(const forward_state *f, int64_t n_tokens);
 size_t forward_row_bytes(const forward_state *f, row_kind kind); // as transports send it
+// Local. The rank that computes each slot of the layer, [n][top_k] in the order of batch.rows, of the experts
+// in `route`; valid until the next call.
+const int32_t *forward_ranks_of_slots(forward_state *f, int64_t layer);
 // Local. Whether a batch of n tokens has these divided among the ranks, as output_shards has it.
 bool forward_divides(const forward_state *f, output_kind kind, int64_t n);
 // Local. True: the batch's layers run on the device without the host, so they can be captured in a graph.

@@ -2,6 +2,7 @@
 #include "base/memory.h"
 #include "base/whole_file.h"
 #include "dist/launched.h"
+#include "kernels/formats/numerics.h"
 #include "src/run/agreement.h"
 #include "src/run/input.h"
 #include "src/run/job_placement.h"
@@ -115,9 +116,9 @@ static status open_reference(job *j) {
 
 status job_check_weights(job *j) {
   int threads = topology_threads(j->place);
-  TRY(weight_check(&j->fingerprint, j->c, j->m, j->experts.local, threads));
-  if (j->reference)
-    TRY(weight_check(&j->reference_fingerprint, j->c, j->reference, j->experts.local, threads));
+  expert_map held = placement_map(&j->experts);
+  TRY(weight_check(&j->fingerprint, j->c, j->m, &held, threads));
+  if (j->reference) TRY(weight_check(&j->reference_fingerprint, j->c, j->reference, &held, threads));
   return job_agree(j, job_warn(j), "the warnings");
 }
 
@@ -160,6 +161,16 @@ static status open_roles(job *j) {
 
 const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int rank) {
   return choice->kind == ARM_MIXED ? &j->roles.arm[rank] : choice;
+}
+
+uint64_t job_expert_paths(const job *j, const arm_choice *choice) {
+  const model_shape *s = &j->m->weights.shape;
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < j->experts.n_layers * s->n_experts; i++) { // all holders of an expert have one path
+    int rank = placement_first_holder(&j->experts, i / s->n_experts, i % s->n_experts);
+    sum = num_mix64(sum + path_for(job_arm_of_rank(j, choice, rank)->path, &j->m->weights)->tag);
+  }
+  return sum;
 }
 
 // ---- tokens at once ----
@@ -342,7 +353,6 @@ static status resolve_arm(const job *j, const arm_choice *choice, arm_spec *shar
 static status describe_audit(const job *j, const arm_choice *choice, arm_params *p, audit_params *out) {
   path_kind *paths;
   *out = (audit_params){.m = p->m,
-                        .experts = p->experts,
                         .c = p->c,
                         .computes_shared = p->computes_shared,
                         .shared = p->shared.path->kind,

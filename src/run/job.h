@@ -66,7 +66,11 @@ bool job_is_reporting(const job *j);
 // Local. The arm of a rank's experts in an arm of run.arms: that arm itself, unless it is the mixed one.
 const arm_choice *job_arm_of_rank(const job *j, const arm_choice *choice, int rank);
 
-// Collective. Every rank reads the shared tensors and the experts that it owns once: values are checked,
+// Local, the same on every rank. Equal of two arms where the experts have equal paths, whatever ranks hold
+// them and whichever backends compute them.
+uint64_t job_expert_paths(const job *j, const arm_choice *choice);
+
+// Collective. Every rank reads the shared tensors and the experts that it holds once: values are checked,
 // pages are in memory, and the ranks' hashes add up to j->fingerprint, that of the whole file. job_open does
 // it where it reads the input. The same of j->reference.
 status job_check_weights(job *j);

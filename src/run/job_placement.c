@@ -3,6 +3,7 @@
 #include "src/run/placement_counted.h"
 #include "src/run/rank_speed.h"
 #include "src/run/routes.h"
+#include <stdio.h>
 #include <stdlib.h>
 
 // ---- by speed ----
@@ -35,14 +36,120 @@ static void count_routes(int64_t *counts, const routes *r, int64_t n_experts) {
     for (int64_t i = 0; i < r->n_tokens * r->top_k; i++) counts[l * n_experts + routes_at(r, l, 0)[i].id]++;
 }
 
-static status place_by_counts(job *j, const routes *r, int32_t *owner, double *load) {
-  const model_shape *s = &j->m->weights.shape;
+// Ranks whose experts are computed on other paths, in some arm, are of other groups: a replica among them
+// would make the result depend on which of the two computes a slot.
+static void find_groups(const job *j, int *group) {
+  const arm_list *arms = &j->cfg->run.arms;
+  for (int r = 0; r < comm_size(j->c); r++) {
+    group[r] = r;
+    for (int other = 0; other < r && group[r] == r; other++) {
+      bool same = true;
+      for (size_t a = 0; a < arms->count; a++)
+        same = same &&
+               job_arm_of_rank(j, &arms->arm[a], r)->path == job_arm_of_rank(j, &arms->arm[a], other)->path;
+      if (same) group[r] = group[other];
+    }
+  }
+}
+
+static bool is_one_group(const int *group, int n_ranks) {
+  bool one = true;
+  for (int r = 0; r < n_ranks; r++) one = one && group[r] == group[0];
+  return one;
+}
+
+// What is counted, and what a search needs beside it.
+typedef struct {
   int64_t *counts;
-  TRY(TAKE(&counts, (size_t)(s->n_layers * s->n_experts), "the counts of experts"));
-  count_routes(counts, r, s->n_experts);
-  status result = placement_count(owner, counts, s->n_layers, s->n_experts, comm_size(j->c));
-  if (!result) result = placement_load(load, owner, counts, s->n_layers, s->n_experts, comm_size(j->c));
-  free(counts);
+  uint64_t *expert_bytes;
+  int *group;
+  bool *holds;
+  placement_question question;
+} counted;
+
+static status counted_open(counted *x, const job *j, const routes *r) {
+  const model_shape *s = &j->m->weights.shape;
+  const replica_limit *limit = &j->cfg->experts.replicas;
+  size_t pairs = (size_t)(s->n_layers * s->n_experts), ranks = (size_t)comm_size(j->c);
+  TRY(TAKE(&x->counts, pairs, "the counts of experts"));
+  TRY(TAKE(&x->expert_bytes, (size_t)s->n_layers, "the counts of experts"));
+  TRY(TAKE(&x->group, ranks, "the groups of ranks"));
+  TRY(TAKE(&x->holds, pairs * ranks, "the placement"));
+  count_routes(x->counts, r, s->n_experts);
+  find_groups(j, x->group);
+  for (int64_t l = 0; l < s->n_layers; l++) x->expert_bytes[l] = model_expert_bytes(j->m, l);
+  x->question = (placement_question){
+      .counts = x->counts,
+      .n_tokens = r->n_tokens,
+      .n_layers = s->n_layers,
+      .n_experts = s->n_experts,
+      .n_ranks = comm_size(j->c),
+      .group = x->group,
+      .per_layer = limit->bytes ? REPLICAS_ANY : limit->experts,
+      .bytes = limit->bytes ? limit->bytes : UINT64_MAX,
+      .expert_bytes = x->expert_bytes,
+  };
+  return 0;
+}
+
+static void counted_close(counted *x) {
+  free(x->counts);
+  free(x->expert_bytes);
+  free(x->group);
+  free(x->holds);
+}
+
+static status open_contiguous(placement *p, const job *j) {
+  return placement_open(p, PLACEMENT_CONTIGUOUS, NULL, 0, NULL, j->m->weights.shape.n_experts,
+                        comm_size(j->c), comm_rank(j->c));
+}
+
+// The load that the contiguous placement would have.
+static status weigh_contiguous(double *load, const job *j, const counted *x) {
+  placement p;
+  bool *holds = NULL;
+  int64_t ranks = comm_size(j->c), n = x->question.n_experts;
+  status result = open_contiguous(&p, j);
+  if (!result) result = TAKE(&holds, (size_t)(x->question.n_layers * n * ranks), "the placement");
+  for (int64_t i = 0; i < x->question.n_layers * n && !result; i++)
+    holds[i * ranks + placement_first_holder(&p, 0, i % n)] = true;
+  if (!result) result = placement_load(load, holds, &x->question);
+  free(holds);
+  placement_close(&p);
+  return result;
+}
+
+// Takes the contiguous one where the counted would not be more even, or would change a mixed job's function.
+static status choose(placement *p, const job *j, const counted *x, double load, double contiguous) {
+  bool automatic = j->cfg->experts.placement == PLACEMENT_AUTO;
+  bool same_paths = is_one_group(x->group, x->question.n_ranks);
+  bool takes = !automatic || (same_paths && load < contiguous);
+  const placement_question *q = &x->question;
+  if (takes)
+    TRY(placement_open_held(p, x->holds, q->n_layers, q->n_experts, q->n_ranks, comm_rank(j->c)));
+  else
+    TRY(open_contiguous(p, j));
+  p->counted_load = takes ? load : contiguous;
+  p->contiguous_load = contiguous;
+  if (!automatic) return 0;
+  if (!same_paths)
+    snprintf(p->reason, sizeof p->reason,
+             "ranks run different paths, and another placement would be another function");
+  else
+    snprintf(p->reason, sizeof p->reason,
+             "the busiest rank's load is %.3f times the mean's counted, %.3f contiguous", load, contiguous);
+  return 0;
+}
+
+static status place_by_counts(job *j, const routes *r) {
+  counted x = {.counts = NULL};
+  double load = 0, contiguous = 0;
+  status result = counted_open(&x, j, r);
+  if (!result) result = placement_count(x.holds, &x.question);
+  if (!result) result = placement_load(&load, x.holds, &x.question);
+  if (!result) result = weigh_contiguous(&contiguous, j, &x);
+  if (!result) result = choose(&j->experts, j, &x, load, contiguous);
+  counted_close(&x);
   return result;
 }
 
@@ -55,39 +162,84 @@ static status read_counts(job *j, routes *r) {
   return routes_open(r, path, &j->m->weights.shape, ROUTES_OF_ANY_TOKENS);
 }
 
-// Collective. owner[n_experts] and the load of the busiest rank.
-static status count_owners(job *j, int32_t *owner, double *load) {
+static status open_counted(job *j) {
   routes r = {.n_layers = 0};
   status result = job_agree(j, read_counts(j, &r), "experts.counts");
   if (!result) result = comm_equal_request(j->c, &r.hash, sizeof r.hash, "the experts of experts.counts");
-  if (!result) result = job_agree(j, place_by_counts(j, &r, owner, load), "the placement of experts");
+  if (!result) result = job_agree(j, place_by_counts(j, &r), "the placement of experts");
   routes_close(&r);
   return result;
 }
 
+static status open_auto(job *j) {
+  if (j->cfg->experts.counts[0]) return open_counted(j);
+  TRY(job_agree(j, open_contiguous(&j->experts, j), "the placement of experts"));
+  snprintf(j->experts.reason, sizeof j->experts.reason, "experts.counts names no file to count in");
+  return 0;
+}
+
 // ---- the placement ----
 
-static status open_with(job *j, const double *speed, const int32_t *owner) {
+static status open_balanced(job *j) {
+  double *speed = NULL;
+  status result = job_agree(j, TAKE(&speed, (size_t)comm_size(j->c), "ranks' speeds"), "ranks' speeds");
+  if (!result) result = measure_speeds(j, speed);
+  if (!result)
+    result = job_agree(j,
+                       placement_open(&j->experts, PLACEMENT_BALANCED, NULL, 0, speed,
+                                      j->m->weights.shape.n_experts, comm_size(j->c), comm_rank(j->c)),
+                       "the placement of experts");
+  free(speed);
+  return result;
+}
+
+static status open_given(job *j) {
   const config *c = j->cfg;
-  size_t n = (size_t)j->m->weights.shape.n_experts;
-  bool counted = c->experts.placement == PLACEMENT_COUNTED;
-  return placement_open(&j->experts, c->experts.placement, counted ? owner : c->experts.rank_of_expert,
-                        counted ? n : c->experts.n_experts, speed, (int64_t)n, comm_size(j->c),
-                        comm_rank(j->c));
+  return job_agree(j,
+                   placement_open(&j->experts, c->experts.placement, c->experts.rank_of_expert,
+                                  c->experts.n_experts, NULL, j->m->weights.shape.n_experts, comm_size(j->c),
+                                  comm_rank(j->c)),
+                   "the placement of experts");
+}
+
+static status check_replicas(const config *c) {
+  const replica_limit *limit = &c->experts.replicas;
+  switch (c->experts.placement) {
+  case PLACEMENT_COUNTED:
+  case PLACEMENT_AUTO:
+    return 0;
+  case PLACEMENT_CONTIGUOUS:
+  case PLACEMENT_STRIDED:
+  case PLACEMENT_BALANCED:
+  case PLACEMENT_LIST:
+    break;
+  }
+  return !limit->experts && !limit->bytes ? 0
+                                          : REFUSE("experts.replicas: expected experts.placement = "
+                                                   "\"counted\" or \"auto\", which say what experts "
+                                                   "are hot, found \"%s\"",
+                                                   placement_name(c->experts.placement));
+}
+
+static status open_kind(job *j) {
+  switch (j->cfg->experts.placement) {
+  case PLACEMENT_COUNTED:
+    return open_counted(j);
+  case PLACEMENT_AUTO:
+    return open_auto(j);
+  case PLACEMENT_BALANCED:
+    return open_balanced(j);
+  case PLACEMENT_CONTIGUOUS:
+  case PLACEMENT_STRIDED:
+  case PLACEMENT_LIST:
+    return open_given(j);
+  }
+  __builtin_unreachable();
 }
 
 status job_open_placement(job *j) {
-  const config *c = j->cfg;
-  double *speed = NULL, load = 0;
-  int32_t *owner = NULL;
-  status result = TAKE(&speed, (size_t)comm_size(j->c), "ranks' speeds");
-  if (!result) result = TAKE(&owner, (size_t)j->m->weights.shape.n_experts, "the placement");
-  result = job_agree(j, result, "the placement of experts");
-  if (!result && c->experts.placement == PLACEMENT_BALANCED) result = measure_speeds(j, speed);
-  if (!result && c->experts.placement == PLACEMENT_COUNTED) result = count_owners(j, owner, &load);
-  if (!result) result = job_agree(j, open_with(j, speed, owner), "the placement of experts");
-  j->experts.counted_load = load;
-  free(speed);
-  free(owner);
-  return result;
+  TRY(job_agree(j, check_replicas(j->cfg), "experts.replicas"));
+  TRY(open_kind(j));
+  // Ranks with different maps would each be consistent, and exchange rows that nobody computed.
+  return comm_equal(j->c, &j->experts.hash, sizeof j->experts.hash, "the map of experts to ranks");
 }

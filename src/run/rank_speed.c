@@ -7,7 +7,7 @@ enum { EXPERTS = 8, TOKENS_EACH = 16, MOST = EXPERTS * TOKENS_EACH, RUNS = 3 };
 
 typedef struct { // a model of one layer and a few experts of the whole one, each token with one expert
   model_weights weights;
-  expert_local local[EXPERTS];
+  int32_t local[EXPERTS];
   expert_global expert[MOST];
   int64_t row_of_slot[MOST];
   int32_t zero[MOST];
@@ -21,7 +21,6 @@ static void sample_open(sample *s, const model *m) {
   shape->n_layers = shape->top_k = 1;
   if (shape->n_experts > EXPERTS) shape->n_experts = EXPERTS;
   s->batch = (token_batch){shape->n_experts * TOKENS_EACH, s->zero, s->zero, s->zero};
-  for (int64_t e = 0; e < shape->n_experts; e++) s->local[e] = (expert_local){(int32_t)e};
   for (int64_t t = 0; t < s->batch.n; t++) {
     s->expert[t] = (expert_global){(int32_t)(t % shape->n_experts)};
     s->row_of_slot[t] = t;
@@ -72,7 +71,7 @@ status rank_speed_measure(double *seconds, const model *m, const arm_spec *a, co
       .weights = &s.weights,
       .shared = a->path->kind,
       .experts = a->path->kind,
-      .local = s.local,
+      .map = expert_map_of_all(s.local, s.weights.shape.n_experts),
       .n_sequences = 1,
       .max_batch = s.batch.n,
       .threads = topology_threads(place),

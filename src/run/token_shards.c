@@ -48,6 +48,7 @@ static void count_tokens(token_shards *s, int64_t n, int64_t block) {
 }
 
 static bool are_apart(const token_batch *batch) {
+  if (batch->n > APART_MOST_TOKENS) return false;
   for (int64_t t = 0; t < batch->n; t++)
     for (int64_t u = 0; u < t; u++)
       if (batch->sequence[u] == batch->sequence[t]) return false;
@@ -58,7 +59,7 @@ void token_shards_cut(token_shards *s, const token_batch *batch, bool cut) {
   bool large = token_shards_apply(s, batch->n);
   int64_t block = large ? SHARD_BLOCK_TOKENS : 1;
   s->is_cut = cut;
-  s->is_apart = cut && !large && are_apart(batch);
+  s->is_apart = cut && are_apart(batch);
   if (!cut) return;
   count_tokens(s, batch->n, block);
   for (int64_t t = 0, r = -1; t < batch->n; t++) {

@@ -10,15 +10,16 @@
 #include "kernels/backend.h"
 
 enum {
-  SHARD_BLOCK_TOKENS = 16, // to a block: at least as many as a task of attention takes
-  SHARD_LEAST_TOKENS = 64, // to a rank; below, transferring rows may cost more than computing them on each
+  SHARD_BLOCK_TOKENS = 16,  // to a block: at least as many as a task of attention takes
+  APART_MOST_TOKENS = 1024, // of a batch that is looked at for it: is_apart
+  SHARD_LEAST_TOKENS = 64,  // to a rank; below, transferring rows may cost more than computing them on each
 };
 
 typedef struct {
   int rank, n_ranks, n_shared;
   const bool *shared;                   // [n_ranks]; NULL: all
   bool is_cut;                          // the last batch
-  bool is_apart;                        // and none of its tokens are of one sequence; only of small batches
+  bool is_apart;                        // and no two of its tokens are of one sequence
   token_batch rows;                     // of the last batch that was sharded; what follows is of it too
   int64_t *tokens_of_rank;              // [n_ranks]
   int64_t *next;                        // [n_ranks] the row of each rank's next token

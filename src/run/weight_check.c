@@ -3,7 +3,8 @@
 #include "kernels/formats/numerics.h"
 #include <stdlib.h>
 
-// Every rank counts in the shared tensors and in the experts that it owns; an expert has one owner.
+// Every rank counts in the shared tensors and in the experts that it holds, of replicas only the
+// first holder.
 static status gather_zeros(comm *c, model *m, const zero_bytes *mine) {
   size_t n = gguf_tensor_count(m->file);
   zero_bytes *all = NULL, *sum = NULL;
@@ -12,7 +13,8 @@ static status gather_zeros(comm *c, model *m, const zero_bytes *mine) {
   result = comm_agree(c, result, "zeros in tensors");
   if (!result) result = comm_allgather(c, all, mine, n * sizeof *mine, "the gathering of zeros in tensors");
   for (size_t i = 0; i < n && !result; i++) {
-    bool experts = model_is_expert_stack(m, gguf_tensor_at(m->file, i));
+    int64_t layer;
+    bool experts = model_is_expert_stack(&layer, m, gguf_tensor_at(m->file, i));
     for (int r = 0; r < (experts ? comm_size(c) : 1); r++) {
       zero_bytes found = all[(size_t)r * n + i];
       if (found.bytes && (!sum[i].bytes || found.first < sum[i].first)) sum[i].first = found.first;
@@ -25,11 +27,11 @@ static status gather_zeros(comm *c, model *m, const zero_bytes *mine) {
   return result;
 }
 
-status weight_check(uint64_t *fingerprint, comm *c, model *m, const expert_local *local, int threads) {
+status weight_check(uint64_t *fingerprint, comm *c, model *m, const expert_map *held, int threads) {
   uint64_t shared, owned, *all;
   zero_bytes *zeros = NULL;
   status mine = TAKE(&zeros, gguf_tensor_count(m->file), "zeros in tensors");
-  if (!mine) mine = model_check_weights(m, local, threads, &shared, &owned, zeros);
+  if (!mine) mine = model_check_weights(m, held, comm_rank(c), threads, &shared, &owned, zeros);
   mine = comm_agree(c, mine, "the check of the weights");
   if (!mine) mine = gather_zeros(c, m, zeros);
   free(zeros);

@@ -7,6 +7,6 @@
 #include "src/model/model.h"
 
 // Collective. *fingerprint: of the file's header and all tensors, the same on every rank and however experts
-// are placed. local[n_experts]: the experts of this rank. Adds a warning to m->warnings of each tensor whose
+// are placed. held: the experts of this rank. Adds a warning to m->warnings of each tensor whose
 // bytes are 0. An error where ranks have other shared tensors, or a tensor holds what is no number.
-status weight_check(uint64_t *fingerprint, comm *c, model *m, const expert_local *local, int threads);
+status weight_check(uint64_t *fingerprint, comm *c, model *m, const expert_map *held, int threads);

@@ -195,18 +195,19 @@ static void check_matrix(const model *m, const char *name, const matrix *w, int6
 }
 
 static void check_model(const char *path, bool untouched) {
-  static const expert_local owned[65536];
+  static int32_t room[65536];
   model *m;
   uint64_t shared, experts;
   status_reset();
   status result = model_open(&m, path);
   REQUIRE((result != 0) == (m == NULL) && (!untouched || m) && (result != 0) == (*status_text() != 0));
   if (!m) return;
-  result = model_check_weights(m, owned, 1, &shared, &experts, NULL);
+  expert_map all = expert_map_of_all(room, m->weights.shape.n_experts);
+  result = model_check_weights(m, &all, 0, 1, &shared, &experts, NULL);
   REQUIRE(!untouched || !result);
   uint64_t bytes = 0;
   for (size_t i = 0; i < gguf_tensor_count(m->file); i++) bytes += gguf_tensor_at(m->file, i)->bytes;
-  REQUIRE(bytes == m->shared_bytes + m->expert_bytes * (uint64_t)m->weights.shape.n_experts);
+  REQUIRE(bytes == m->shared_bytes + model_experts_bytes(m, &all));
   int64_t experts_held = m->weights.shape.n_experts;
   check_matrix(m, "token_embd.weight", &m->weights.embedding, 1);
   check_matrix(m, "blk.0.attn_q.weight", &m->weights.layers[0].q, 1);

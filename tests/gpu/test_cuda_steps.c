@@ -43,11 +43,12 @@ typedef struct {
 typedef struct {
   model_weights m;
   backend_params params;
-  expert_local *local;
-  bool whole;  // this rank owns every expert
+  int32_t *local, *first, *holder; // expert_map's
+  bool whole;                      // this rank computes every slot
   int64_t cut; // rows before it and after it are computed apart, as of a sharded batch; 0: not so
   side tested, reference;
   int64_t *row_of_slot;           // [MOST_BATCH * top_k]
+  slot_range own;                 // of the last layer
   int32_t length[MOST_SEQUENCES]; // positions that the caches hold
   int32_t token[MOST_BATCH], sequence[MOST_BATCH], position[MOST_BATCH];
   char text[800]; // of the case, for faults
@@ -166,14 +167,24 @@ static status watch(test_case *c, bool on) {
 
 // ---- a layer ----
 
+enum { MOST_HOLDERS = 3, OWN_RANK = 1 };
+
 // Rows of own slots first, in slot order; how many there are.
-static int64_t plan_rows(test_case *c, int64_t n_slots) {
-  int64_t own = 0, next = 0;
-  for (int64_t i = 0; i < n_slots; i++) own += expert_is_owned(c->local[c->reference.route.expert[i].id]);
-  int64_t others = own;
-  for (int64_t i = 0; i < n_slots; i++)
-    c->row_of_slot[i] = expert_is_owned(c->local[c->reference.route.expert[i].id]) ? next++ : others++;
-  return own;
+static void plan_rows(test_case *c, int64_t layer, const token_batch *batch) {
+  int64_t k = c->m.shape.top_k, at = expert_map_at(&c->params.map, layer, c->m.shape.n_experts), next = 0;
+  int32_t rank[MAX_TOP_K];
+  c->own = (slot_range){0, 0};
+  for (int pass = 0; pass < 2; pass++)
+    for (int64_t i = 0; i < batch->n * k; i++) {
+      int64_t t = i / k;
+      if (i % k == 0)
+        token_ranks(rank, &c->reference.route.expert[i].id, k, c->first + at, c->holder, batch->sequence[t],
+                    batch->position[t]);
+      bool own = rank[i % k] == OWN_RANK;
+      if (own == (pass == 1)) continue; // own ones first
+      c->row_of_slot[i] = next++;
+      c->own.count += own;
+    }
 }
 
 static bool lies_on_device(const side *s) {
@@ -233,7 +244,7 @@ static void fill_others(test_case *c, int64_t own, int64_t n_slots) {
 }
 
 static status same_slots(test_case *c, int64_t layer, int64_t n_slots) {
-  int64_t own = plan_rows(c, n_slots), hidden = c->m.shape.hidden;
+  int64_t own = c->own.count, hidden = c->m.shape.hidden;
   side *t = &c->tested;
   TRY(t->ops->rows_write(t->b, ROWS_SLOTS, 0, 0));
   TRY(t->ops->rows_read(t->b, ROWS_SLOTS, 0, own));
@@ -245,7 +256,7 @@ static status same_slots(test_case *c, int64_t layer, int64_t n_slots) {
 
 static slot_places places_of(const test_case *c) {
   return c->whole ? (slot_places){.order = SLOTS_IN_ORDER}
-                  : (slot_places){.order = SLOTS_PLACED, .row_of_slot = c->row_of_slot};
+                  : (slot_places){.order = SLOTS_PLACED, .row_of_slot = c->row_of_slot, .own = &c->own};
 }
 
 static status experts_side(test_case *c, side *s, int64_t layer, const token_batch *batch) {
@@ -281,7 +292,7 @@ static status layer_apart(test_case *c, int64_t layer, const token_batch *batch)
   TRY(same_stream(c, "attention", layer, batch->n));
   for (int i = 0; i < 2; i++) TRY(route_side(c, sides[i], layer, batch));
   TRY(same_routes(c, layer, batch->n));
-  plan_rows(c, n_slots);
+  plan_rows(c, layer, batch);
   for (int i = 0; i < 2; i++) TRY(experts_side(c, sides[i], layer, batch));
   if (!c->whole) TRY(same_slots(c, layer, n_slots));
   for (int i = 0; i < 2; i++) TRY(combine_side(c, sides[i], layer, batch));
@@ -468,13 +479,29 @@ static model_shape random_decoded_shape(void) {
   return s;
 }
 
-static void own_experts(test_case *c, bool decoded) {
-  int64_t n = c->m.shape.n_experts, own = 0;
-  c->local = random_room((size_t)n, sizeof *c->local);
+// Some experts of each layer, other ones in each, and some of them with up to three holders.
+static void own_experts(test_case *c, uint64_t seed, bool decoded) {
+  int64_t n = c->m.shape.n_experts, layers = c->m.shape.n_layers, some = 0;
+  bool held[256]; // of layer 0
+  c->local = random_room((size_t)(layers * n), sizeof *c->local);
+  c->first = random_room((size_t)(layers * n) + 1, sizeof *c->first);
+  c->holder = random_room((size_t)(layers * n * MOST_HOLDERS), sizeof *c->holder);
   c->whole = n == 1 || decoded || random_below(3);
-  for (int64_t e = 0; e < n; e++) c->local[e].index = c->whole || random_below(2) ? (int32_t)own++ : -1;
-  if (!c->whole && own == n) c->local[n - 1].index = -1;
-  if (!c->whole && !own) c->local[0].index = 0;
+  for (int64_t e = 0; e < n; e++) some += held[e] = c->whole || random_below(2);
+  if (!c->whole && some == n) held[n - 1] = false;
+  if (!some) held[0] = true;
+  c->first[0] = 0;
+  for (int64_t i = 0, own = 0; i < layers * n; i++) {
+    uint64_t bits = c->whole ? 0 : num_mix64(seed ^ (uint64_t)(i << 8 | 1));
+    bool here = held[(i % n + i / n) % n];
+    if (i % n == 0) own = 0;
+    int32_t *holder = c->holder + (c->first[i + 1] = c->first[i]);
+    for (int32_t r = 0; r < MOST_HOLDERS; r++)
+      if (r == OWN_RANK ? here : (bits >> r & 1) || (!here && r == 0)) *holder++ = r;
+    c->first[i + 1] = (int32_t)(holder - c->holder);
+    c->local[i] = here ? (int32_t)own++ : -1;
+  }
+  c->params.map = (expert_map){c->whole, !c->whole, c->local, c->first, c->holder};
 }
 
 static status open_side(test_case *c, side *s, const backend_ops *ops, const char *row) {
@@ -534,11 +561,12 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
   random_k_quants = decoded;
   model_shape shape = decoded ? random_decoded_shape() : random_shape(is_long);
   random_model_open(&c.m, &shape, ties);
-  own_experts(&c, decoded);
+  own_experts(&c, seed, decoded);
   c.params = (backend_params){.weights = &c.m,
                               .shared = decoded || random_below(3) ? PATH_Q8K : PATH_F32,
                               .experts = decoded || random_below(3) ? PATH_Q8K : PATH_F32,
-                              .local = c.local,
+                              .map = c.params.map,
+                              .rank = OWN_RANK,
                               .n_sequences = 1 + random_below(MOST_SEQUENCES),
                               .context = is_long ? 1500 : MOST_BATCH + random_below(200),
                               .max_batch = MOST_BATCH,
@@ -560,6 +588,8 @@ static status run_case(uint64_t seed, const backend_ops *ops, const char *row) {
   close_side(&c.reference);
   random_model_close(&c.m);
   free(c.local);
+  free(c.first);
+  free(c.holder);
   free(c.row_of_slot);
   return result;
 }

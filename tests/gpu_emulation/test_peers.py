@@ -71,6 +71,19 @@ class Law(unittest.TestCase):
         self.check("wide", "q8k", 3, 200, 202)
         self.check("odd", "f32", 2, 130, 134)
 
+    def test_replicas(self):
+        """Maps for each layer, with experts that several ranks hold: one token, small and sharded batches; without peers slots
+        at fixed places, and ranks that compute only experts."""
+        routes = os.path.join(moe.run({"model.path": model("wide"), "run.arms": ["q8k@cpu"], "output.routes": True,
+                                       "input.tokens": list(range(100, 140))}, 1).folder, "routes.npy")
+        counted = dict(experts__placement="counted", experts__counts=routes, experts__replicas=1)
+        self.check("wide", "q8k", 3, 1, 4, **counted)
+        self.check("wide", "q8k", 2, 130, 134, **counted)
+        self.check("wide", "q8k", 2, 5, 6, peers="", comm__peers=False, **counted)
+        experts_only = dict(ranks__arm=["q8k@cuda"], ranks__shared_ranks=[0])
+        found, _ = outcome("wide", "ranks", 2, 5, 6, **counted, **experts_only)
+        self.assertEqual(found, wanted("wide", "q8k", 6))
+
     def test_outliers(self):
         """A product with outliers is sent when it is whole."""
         self.check("wide", "q8k_split", 2, 130, 134)

@@ -156,7 +156,7 @@ static void exchange_is_timed(exchange *x, unsigned char *rows) {
 
 static void slots_arrive_where_the_plan_says(void **state) {
   (void)state;
-  int32_t owner[EXPERTS], expert[SLOTS];
+  int32_t owner[EXPERTS], of_slot[SLOTS]; // ranks
   unsigned char rows[SLOTS * ROW], wanted[ROW];
   for (int e = 0; e < EXPERTS; e++) owner[e] = (int32_t)(num_mix64((uint64_t)e + 5) % (uint64_t)size);
   exchange *x;
@@ -164,21 +164,24 @@ static void slots_arrive_where_the_plan_says(void **state) {
   assert_string_equal(transport_name(t), size == 1 ? "self" : "mpi");
   assert_string_equal(transport_reason(t), "");
   assert_false(transport_takes_device(t));
-  assert_int_equal(exchange_open(&x, ranks, t, owner, NULL, SLOTS), 0);
+  assert_int_equal(exchange_open(&x, ranks, t, NULL, SLOTS), 0);
   uint64_t sent = 0;
   for (int layer = 0; layer < 100; layer++) {
     int64_t n = layer % (SLOTS + 1), own = 0;
     for (int64_t i = 0; i < n; i++) // in some layers one expert, and so one rank, has all slots
-      expert[i] =
-          (int32_t)(layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS);
-    const int64_t *row_of_slot = exchange_place_slots(x, expert, n, NULL);
+      of_slot[i] =
+          owner[layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS];
+    const int64_t *row_of_slot = exchange_place_slots(x, of_slot, n, NULL);
+    row_range owned = exchange_own_slots(x);
     bool taken[SLOTS] = {false};
     memset(rows, 0xa5, sizeof rows);
     for (int64_t i = 0; i < n; i++) {
       assert_in_range(row_of_slot[i], 0, n - 1);
       assert_false(taken[row_of_slot[i]]);
       taken[row_of_slot[i]] = true;
-      if (owner[expert[i]] != rank) continue;
+      bool in_own = row_of_slot[i] >= owned.first && row_of_slot[i] < owned.first + owned.count;
+      assert_true(in_own == (of_slot[i] == rank));
+      if (!in_own) continue;
       fill_row(rows + row_of_slot[i] * ROW, i, layer);
       own++;
     }
@@ -222,7 +225,7 @@ static void deal_tokens(int64_t *tokens_of_rank, const bool *shared, int layer) 
 
 // Own slots are filled; of the others' this rank gets those of its own tokens, and no more.
 static void dealt_layer(exchange *x, const int32_t *owner, const bool *shared, int layer) {
-  int32_t expert[SLOTS];
+  int32_t of_slot[SLOTS]; // ranks
   unsigned char rows[SLOTS * ROW], wanted[ROW];
   int64_t tokens_of_rank[64], slots_of_rank[64], n = SLOTS / TOP_K * TOP_K, first = 0;
   deal_tokens(tokens_of_rank, shared, layer);
@@ -231,22 +234,22 @@ static void dealt_layer(exchange *x, const int32_t *owner, const bool *shared, i
     if (r < rank) first += slots_of_rank[r];
   }
   for (int64_t i = 0; i < n; i++)
-    expert[i] =
-        (int32_t)(layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS);
+    of_slot[i] =
+        owner[layer % 5 ? num_mix64((uint64_t)(layer * 100 + i)) % EXPERTS : (uint64_t)layer % EXPERTS];
   int64_t plain[SLOTS];
-  memcpy(plain, exchange_place_slots(x, expert, n, NULL), (size_t)n * sizeof *plain);
-  const int64_t *row_of_slot = exchange_place_slots(x, expert, n, slots_of_rank);
+  memcpy(plain, exchange_place_slots(x, of_slot, n, NULL), (size_t)n * sizeof *plain);
+  const int64_t *row_of_slot = exchange_place_slots(x, of_slot, n, slots_of_rank);
   assert_memory_equal(row_of_slot, plain, (size_t)n * sizeof *plain);
   memset(rows, 0xa5, sizeof rows);
   uint64_t before = exchange_bytes_sent(x), given = 0;
   for (int64_t i = 0; i < n; i++) {
-    bool own = owner[expert[i]] == rank, mine = i >= first && i < first + slots_of_rank[rank];
+    bool own = of_slot[i] == rank, mine = i >= first && i < first + slots_of_rank[rank];
     if (own) fill_row(rows + row_of_slot[i] * ROW, i, layer);
     given += own && !mine;
   }
   assert_int_equal(exchange_transfer(x, rows, NULL, ROW, exchange_slots(x), layer), 0);
   for (int64_t i = 0; i < n; i++) {
-    bool own = owner[expert[i]] == rank, mine = i >= first && i < first + slots_of_rank[rank];
+    bool own = of_slot[i] == rank, mine = i >= first && i < first + slots_of_rank[rank];
     memset(wanted, 0xa5, ROW);
     if (own || mine) fill_row(wanted, i, layer);
     assert_memory_equal(rows + row_of_slot[i] * ROW, wanted, ROW);
@@ -265,7 +268,7 @@ static void slots_come_to_the_rank_of_their_token(void **state) {
     exchange *x;
     for (int r = 0; r < size; r++) shared[r] = set >> r & 1;
     for (int e = 0; e < EXPERTS; e++) owner[e] = (int32_t)(num_mix64((uint64_t)(e + set)) % (uint64_t)size);
-    assert_int_equal(exchange_open(&x, ranks, t, owner, shared, SLOTS), 0);
+    assert_int_equal(exchange_open(&x, ranks, t, shared, SLOTS), 0);
     for (int layer = 0; layer < 30; layer++) dealt_layer(x, owner, shared, layer);
     exchange_close(x);
   }
@@ -323,9 +326,8 @@ static void a_device_that_does_not_answer_is_a_fault(void **state) {
 // ---- parts of a batch ----
 
 static exchange *open_with(transport *t, const bool *shared) {
-  static const int32_t owner[1] = {0};
   exchange *x;
-  assert_int_equal(exchange_open(&x, ranks, t, owner, shared, 1), 0);
+  assert_int_equal(exchange_open(&x, ranks, t, shared, 1), 0);
   return x;
 }
 
@@ -386,7 +388,7 @@ static void rows_reach_the_ranks_that_take_them(void **state) {
   }
   const bool none[64] = {false};
   exchange *x;
-  assert_int_not_equal(exchange_open(&x, ranks, t, NULL, none, 1), 0);
+  assert_int_not_equal(exchange_open(&x, ranks, t, none, 1), 0);
   status_reset();
   transport_close(t);
 }

@@ -35,6 +35,9 @@ FAULTS = [
      "<< 32 | (planted(ROUTE_TIE) ? (uint32_t)e : 0xffffffffu - (uint32_t)e);"),
     ("route_tie", CUDA + "routing.cu", "(int)(0xffffffffu - (uint32_t)best)",
      "(int)(planted(ROUTE_TIE) ? (uint32_t)best : 0xffffffffu - (uint32_t)best)"),
+    # the other holder of an expert that several ranks hold
+    ("replica_turn", CUDA + "routing.cu", "map.holder, rows.sequence[t], rows.position[t]);",
+     "map.holder, rows.sequence[t], rows.position[t] + planted(REPLICA_TURN));"),
     *(("route_tie_decode", CUDA + "decode/decode_experts.cu", f"k.{c} == key && i{at} < e",
        f"k.{c} == key && (planted(ROUTE_TIE_DECODE) ? i{at} > e : i{at} < e)")
       for c, at in (("x", ""), ("y", " + 1"), ("z", " + 2"), ("w", " + 3"))),

@@ -6,8 +6,9 @@
 // ends with 0, as if all was done), fail (a status that no rank agrees on), cut, spoil (FILE is cut short, or
 // all but its first bytes become 0xff). RANK plants it. Two kinds have no phase: with "sparse" the file
 // system knows no fallocate; with "twice" every rank adds the attention of layer RANK twice. With "expert"
-// every output of expert PHASE, or of "all" experts, that RANK computes is 1.0001 times the right one. A rank
-// that ends in order says so.
+// every output of expert PHASE, or of "all" experts, that RANK computes is 1.0001 times the right one. With
+// "replica" RANK believes something else than the others of experts with several holders: in PHASE "turn"
+// which slots are its own, in "map" who holds them. A rank that ends in order says so.
 //
 // The linker's --wrap leads the calls of the library here, so the phase is met for certain and needs no
 // clock. Invariant: without its fault the program is moe_run.
@@ -34,9 +35,9 @@ static struct {
 int __real_main(int argc, char **argv);
 int __wrap_main(int argc, char **argv);
 
-status __real_model_check_weights(const model *m, const expert_local *owned, int threads,
+status __real_model_check_weights(const model *m, const expert_map *held, int rank, int threads,
                                   uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros);
-status __wrap_model_check_weights(const model *m, const expert_local *owned, int threads,
+status __wrap_model_check_weights(const model *m, const expert_map *held, int rank, int threads,
                                   uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros);
 status __real_forward_layer(forward_state *f, int64_t layer);
 status __wrap_forward_layer(forward_state *f, int64_t layer);
@@ -51,14 +52,19 @@ int __wrap_fallocate(int fd, int mode, off_t offset, off_t size);
 void __real_comm_close(comm *c);
 void __wrap_comm_close(comm *c);
 
-const int64_t *__real_exchange_place_slots(exchange *x, const int32_t *expert, int64_t n,
+const int64_t *__real_exchange_place_slots(exchange *x, const int32_t *ranks, int64_t n,
                                            const int64_t *slots_of_rank);
-const int64_t *__wrap_exchange_place_slots(exchange *x, const int32_t *expert, int64_t n,
+const int64_t *__wrap_exchange_place_slots(exchange *x, const int32_t *ranks, int64_t n,
                                            const int64_t *slots_of_rank);
 status __real_exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes,
                                 const row_range *range, int64_t layer);
 status __wrap_exchange_transfer(exchange *x, void *rows, void *stream, size_t row_bytes,
                                 const row_range *range, int64_t layer);
+
+status __real_placement_open_held(placement *out, const bool *holds, int64_t n_layers, int64_t n_experts,
+                                  int n_ranks, int rank);
+status __wrap_placement_open_held(placement *out, const bool *holds, int64_t n_layers, int64_t n_experts,
+                                  int n_ranks, int rank);
 
 static int own_rank(void) {
   int rank;
@@ -96,13 +102,16 @@ static status at_phase(const char *name) {
 
 // ---- the phases ----
 
-status __wrap_model_check_weights(const model *m, const expert_local *owned, int threads,
+status __wrap_model_check_weights(const model *m, const expert_map *held, int rank, int threads,
                                   uint64_t *shared_hash, uint64_t *experts_hash, zero_bytes *zeros) {
   TRY(at_phase("load"));
-  return __real_model_check_weights(m, owned, threads, shared_hash, experts_hash, zeros);
+  return __real_model_check_weights(m, held, rank, threads, shared_hash, experts_hash, zeros);
 }
 
+static const forward_state *forward; // of the layer that runs
+
 status __wrap_forward_layer(forward_state *f, int64_t layer) {
+  forward = f;
   if (layer == 1) TRY(at_phase("prefill"));
   if (layer == 1 && f->batch.rows.n == 1) TRY(at_phase("decode"));
   if (!strcmp(plan_of_fault.kind, "twice") && layer == plan_of_fault.rank)
@@ -135,16 +144,33 @@ void __wrap_comm_close(comm *c) {
   __real_comm_close(c);
 }
 
+// ---- a rank that takes the wrong replica ----
+
+status __wrap_placement_open_held(placement *out, const bool *holds, int64_t n_layers, int64_t n_experts,
+                                  int n_ranks, int rank) {
+  bool wrong = !strcmp(plan_of_fault.kind, "replica") && rank == plan_of_fault.rank;
+  bool map = wrong && !strcmp(plan_of_fault.phase, "map");
+  size_t n = (size_t)(n_layers * n_experts * n_ranks);
+  bool *other = malloc(n * sizeof *other);
+  if (!other) abort();
+  memcpy(other, holds, n * sizeof *other);
+  for (int r = 0; r < n_ranks && map; r++) other[n - 1 - (size_t)r] = true; // of the last layer's last expert
+  status result = __real_placement_open_held(out, other, n_layers, n_experts, n_ranks, rank);
+  for (int64_t i = 0; i < n_layers * n_experts && wrong && !map && !result;
+       i++) // so it computes none of theirs
+    if (out->first[i + 1] - out->first[i] > 1) out->local[i] = -1;
+  free(other);
+  return result;
+}
+
 // ---- outputs of experts that are wrong before they are sent ----
 
-static const int32_t *expert_of_slot;
 static const int64_t *row_of_slot;
 static int64_t n_slots;
 
-const int64_t *__wrap_exchange_place_slots(exchange *x, const int32_t *expert, int64_t n,
+const int64_t *__wrap_exchange_place_slots(exchange *x, const int32_t *ranks, int64_t n,
                                            const int64_t *slots_of_rank) {
-  row_of_slot = __real_exchange_place_slots(x, expert, n, slots_of_rank);
-  expert_of_slot = expert;
+  row_of_slot = __real_exchange_place_slots(x, ranks, n, slots_of_rank);
   n_slots = n;
   return row_of_slot;
 }
@@ -162,7 +188,7 @@ static bool is_own(const exchange *x, const row_range *range, int64_t row) {
 static void scale_rows(const exchange *x, char *rows, size_t row_bytes, const row_range *range) {
   bool all = !strcmp(plan_of_fault.phase, "all");
   for (int64_t i = 0; i < n_slots; i++) {
-    if (!all && expert_of_slot[i] != atoi(plan_of_fault.phase)) continue;
+    if (!all && forward->route.expert[i].id != atoi(plan_of_fault.phase)) continue;
     if (!is_own(x, range, row_of_slot[i])) continue;
     float *row = (float *)(void *)(rows + (size_t)row_of_slot[i] * row_bytes);
     for (size_t k = 0; k < row_bytes / sizeof *row; k++) row[k] *= 1.0001f;

@@ -108,7 +108,7 @@ static void test_defaults(void **state) {
 static const char FULL[] =
     "# every form of TOML\n"
     "model.path = 'a/b.gguf'\n"
-    "experts = { placement = [0, 1, 1, 0] }\n"
+    "experts = { placement = [0, 1, 1, 0], replicas = \"1.5 GiB\" }\n"
     "[input]\n"
     "tokens = [1, 2,\n  2147483647, # a comment, \"quoted\n 0x10,]\n"
     "[run]\n"
@@ -134,6 +134,7 @@ static void test_file(void **state) {
   assert_int_equal(c.experts.placement, PLACEMENT_LIST);
   assert_int_equal(c.experts.n_experts, 4);
   assert_int_equal(c.experts.rank_of_expert[2], 1);
+  assert_true(c.experts.replicas.bytes == (uint64_t)3 << 29 && !c.experts.replicas.experts);
   assert_int_equal(c.input.kind, INPUT_TOKENS);
   assert_int_equal(c.input.n_tokens, 4);
   assert_int_equal(c.trace.probes, 1u << PROBE_L_OUT | 1u << PROBE_QCUR);

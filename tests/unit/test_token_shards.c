@@ -85,6 +85,11 @@ static void check_apart(token_shards *d, int n_shared) {
   assert_false(d->is_apart);
   token_shards_cut(d, &batch, false);
   assert_false(d->is_apart);
+  batch = make_batch(MOST);
+  own[3 * n_shared - 1] = MOST - (3 * n_shared - 1);
+  batch.sequence = own;
+  token_shards_cut(d, &batch, true);
+  assert_true(d->is_apart);
 }
 
 static void check_set(const bool *shared, int n_shared) {

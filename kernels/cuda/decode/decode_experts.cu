@@ -235,7 +235,7 @@ static experts_args args_of(const decode_experts *e, const dev_layer *w, const m
   a.down = w->down;
   a.normed = e->normed;
   a.logits = e->router_logits;
-  a.local_of_expert = all->local_of_expert;
+  a.local_of_expert = weights_local(all, e->layer);
   a.n_experts = (int)s->n_experts;
   a.top_k = (int)s->top_k;
   a.hidden = e->hidden;

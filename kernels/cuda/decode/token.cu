@@ -65,9 +65,10 @@ template <int DIM, typename Shape> struct token_block {
   unsigned epoch;   // tokens so far
   uint32_t meeting; // linked: of the ranks, before this token's first store to them
   int warp, lane, c, l, position;
-  int member, group; // of expert 8 warp + lane % 8; the group that guessed it, -1: none
-  int guess;         // the member that the lane's group guessed, -1: none
-  group_slot taken;  // since the choice
+  int member,
+      group; // of expert 8 warp + lane % 8, read when the layer starts; the group that guessed it, -1: none
+  int guess; // the member that the lane's group guessed, -1: none
+  group_slot taken; // since the choice
 
   __device__ __forceinline__ token_block(const token_args &args, uint8_t *shared)
       : a(args), memory(shared), small((token_small *)(shared + plan().at_small)), weights{args, {}, {}, {}},
@@ -92,6 +93,9 @@ template <int DIM, typename Shape> struct token_block {
   }
   __device__ __forceinline__ shared_row<HB> input() const { // normed and rounded
     return shared_row_at<HB>(memory + plan().at_input, hidden_blocks());
+  }
+  __device__ __forceinline__ int local_of(int expert) const { // in this layer
+    return expert < plan().n_experts ? a.w.local_of_expert[l * a.w.local_stride + expert] : -1;
   }
   __device__ __forceinline__ const token_layer &layer(int of) const { return small->layer[of % 2]; }
   __device__ __forceinline__ int own_rows() const { return weights.own_rows(); }
@@ -190,7 +194,7 @@ template <int DIM, typename Shape> struct token_block {
     } else {
       float g;
       int e = threadIdx.x;
-      bool may = !is_linked() || (e < plan().n_experts && a.w.local_of_expert[e] >= 0);
+      bool may = !is_linked() || local_of(e) >= 0;
       if (threadIdx.x < TOKEN_TOP_K) small->guess[threadIdx.x] = -1;
       int rank = rank_expert(&g, &small->choice, set + plan().at_guess, plan().n_experts, may);
       if (rank < plan().top_k) group = rank;
@@ -429,8 +433,6 @@ template <int DIM, typename Shape> struct token_block {
       fence_mbarrier_init();
     }
     if (warp == 1) take_layer(0);
-    int own = 8 * warp + lane % 8;
-    member = own < plan().n_experts ? a.w.local_of_expert[own] : -1;
     position = a.w.batch.position[0];
     epoch = *a.epoch;
     if (is_linked()) meeting = *a.peers.epoch + 1;
@@ -449,6 +451,7 @@ template <int DIM, typename Shape> struct token_block {
     set = a.sets[epoch % 2];
 #pragma unroll 1
     for (l = 0; l < a.p.n_layers; l++) {
+      member = local_of(8 * warp + lane % 8);
       qkv();
       attention().attend();
       guess_experts();

@@ -60,7 +60,8 @@ struct token_work { // of a token
   const float *rope;
   limb_cache cache;
   exact_work exact;
-  const int *local_of_expert;
+  const int *local_of_expert; // [n_experts] of layer 0, of each further layer local_stride on
+  int local_stride;
   dev_batch batch;
   unsigned long long *sums; // [n_layers][n_sequences] digests, added to
   int n_sequences;

@@ -3,7 +3,7 @@
 
 enum {
   SHARES_FEW = 2,     // a thread takes half of its equal part of what is left,
-  SHARES_MANY = 4,    // with many tokens, whose tasks take unequal times, a quarter
+  SHARES_MANY = 16,   // with many tokens less, as an expert may have many times the tokens of another
   FIXED_EIGHTHS = 6,  // of such tasks are divided beforehand: no atomic, and the same memory each time
   TASKS_A_THREAD = 6, // of few tokens at least, so that the threads end together
   // The same of many. Tasks are cut by tokens: as many as a kernel unpacks or converts weights for at a time,

@@ -20,6 +20,17 @@ static void group_for_packing(cpu_backend *b) {
   }
 }
 
+// Those with most slots first, so that no long task is left when the threads have done all others.
+static void sort_active(cpu_backend *b, int64_t n_active) {
+  for (int64_t i = 1; i < n_active; i++) {
+    int32_t e = b->active[i], n = b->first[e + 1] - b->first[e];
+    int64_t at = i;
+    for (; at > 0 && b->first[b->active[at - 1] + 1] - b->first[b->active[at - 1]] < n; at--)
+      b->active[at] = b->active[at - 1];
+    b->active[at] = e;
+  }
+}
+
 // Of each slot the index here of its expert; below 0: another rank computes it.
 static void find_members(cpu_backend *b, int64_t layer, const token_batch *rows) {
   const expert_map *map = &b->params.map;
@@ -174,6 +185,7 @@ static void list_up(expert_part *p) {
     b->up_out[i] = b->up + (size_t)(i * s->expert_width) * real;
   }
   group_for_packing(b);
+  if (p->rows->n > FEW_TOKENS) sort_active(b, b->n_active);
   p->gate = (expert_product){&w->gate, owned, b->gate_out, b->in_rows, b->in_q8k, &b->packed_in};
   p->up = (expert_product){&w->up, owned, b->up_out, b->in_rows, b->in_q8k, &b->packed_in};
   p->tile = tile_rows_of(b, &b->experts, &w->gate, b->n_active, p->rows->n);

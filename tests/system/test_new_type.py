@@ -48,6 +48,7 @@ CUDA_Q8K = {
     "kernels/cuda/products/product_f32_tiles.cu": {"products/product_f32_tiles.cu"},
     "kernels/cuda/products/product_outliers.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_q8k.cu": DISPATCH,
+    "kernels/cuda/products/product_q8k_blocks.cu": DISPATCH,
     "kernels/cuda/products/product_few_bits.cu": set(),
     "kernels/cuda/decode/decode.cu": DISPATCH,
     "kernels/cuda/decode/decode_experts.cu": DISPATCH,

@@ -18,12 +18,6 @@ static constexpr int TILE = 16, MOST_TILES = 4; // rows of a warp; such tiles of
 static constexpr int PITCH = QK_K + 16; // of an item's block: the 8 rows of a load fall into different banks
 static constexpr int MOST_ITEMS = 64;
 
-static __host__ __device__ constexpr int block_bytes(weight_type type) { // of a row in shared memory
-  return type == TYPE_Q4_K   ? wgmma_shape<TYPE_Q4_K>::BYTES
-         : type == TYPE_Q5_K ? wgmma_shape<TYPE_Q5_K>::BYTES
-                             : wgmma_shape<TYPE_Q6_K>::BYTES;
-}
-
 // Rows of a thread block: of as many tiles as it has warps for.
 static __host__ __device__ __forceinline__ int rows_of(int n_blocks) {
   int tiles = WARPS / n_blocks;
@@ -41,7 +35,7 @@ struct blocks_memory {
   float *terms;     // the same memory
   int8_t *sums;     // [n_blocks][ITEMS][16], as dev_inputs::sums32
   float *dx;        // [n_blocks][ITEMS]
-  uint8_t *weights; // [n_blocks][rows][block_bytes]
+  uint8_t *weights; // [n_blocks][rows][wgmma_shape::BYTES]
 };
 
 template <int ITEMS> static __host__ __device__ __forceinline__ size_t item_bytes(int n_blocks) {
@@ -235,7 +229,8 @@ static int items_of(const product *p) {
 
 static size_t shared_bytes(const product_set *set) {
   int n_blocks = set->p[0].w.cols / QK_K, widest = 0;
-  for (int i = 0; i < set->count; i++) widest = max(widest, block_bytes(set->p[i].w.type));
+  for (int i = 0; i < set->count; i++)
+    FOR_Q8K_TYPE(set->p[i].w.type, widest = max(widest, (int)wgmma_shape<TYPE>::BYTES))
   return (items_of(&set->p[0]) == 16 ? item_bytes<16>(n_blocks) : item_bytes<32>(n_blocks)) +
          (size_t)(n_blocks * rows_of(n_blocks) * widest);
 }

@@ -89,8 +89,11 @@ class RanksThatDiffer(unittest.TestCase):
     def test_a_command_that_needs_no_ranks_among_those_that_do(self):
         """It ends, well or not; the others would wait for its start for ever."""
         outcome = together((1, [moe.PROGRAM, "--version"]), (1, line("parity", comm__deadline=1)))
-        self.one_error(outcome, rf"^rank 1 \(.*: the start: after {START + 1} s, still waiting for other ranks of this job in MPI_Init",
-                       RUN_FAILED)
+        if 'did not call "init" before exiting' in outcome.err:  # rank 1 was in MPI_Init first: mpirun itself ends the job
+            self.assertNotIn(outcome.code, (0, None), outcome.err)
+        else:
+            self.one_error(outcome, rf"^rank 1 \(.*: the start: after {START + 1} s, still waiting for other ranks of this job in MPI_Init",
+                           RUN_FAILED)
         self.one_error(together((1, [moe.PROGRAM, "compare", "/dev/null", MODEL]), (1, line("parity"))),
                        "^moe_run: .*/dev/null")
 

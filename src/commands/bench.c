@@ -177,12 +177,12 @@ static status forward(bench *b, arm *a, const token_batch *batch) {
 // ---- passes ----
 
 // Heads of the batch's rows first .. first + count - 1.
-static status compute_heads(bench *b, arm *a, const token_batch *batch, int64_t first, int64_t count) {
+static status compute_heads(bench *b, arm *a, int64_t first, int64_t count) {
   if (b->work && arm_computes_shared(a)) phase_work_add_heads(b->work, &b->counter, a, count);
   for (int64_t end = first + count; first < end; first += LOGIT_ROWS) {
     int64_t rows = least(LOGIT_ROWS, end - first);
     rank_work_add_head(&b->ranks, a, rows);
-    TRY(arm_head(a, batch, first, rows));
+    TRY(arm_head(a, first, rows));
   }
   return 0;
 }
@@ -191,7 +191,7 @@ static status read_batch(bench *b, arm *a, const token_batch *batch, const int64
   b->n_batches++;
   TRY(forward(b, a, batch));
   for (int64_t i = 0; i < batch->n && last; i++)
-    if (batch->position[i] == *last) TRY(compute_heads(b, a, batch, i, 1));
+    if (batch->position[i] == *last) TRY(compute_heads(b, a, i, 1));
   for (int64_t i = 0; i < batch->n; i++)
     if (b->filled[batch->sequence[i]] == batch->position[i]) b->filled[batch->sequence[i]]++;
   return 0;
@@ -227,7 +227,7 @@ static status decode(bench *b, arm *a, const test *t) {
     }
     b->n_batches++;
     TRY(forward(b, a, &batch));
-    TRY(compute_heads(b, a, &batch, 0, t->batch));
+    TRY(compute_heads(b, a, 0, t->batch));
   }
   return 0;
 }

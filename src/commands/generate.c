@@ -72,7 +72,7 @@ static status decode_step(arm *a, decoding *d, const token_batch *batch, report_
   TRY(arm_forward(a, batch));
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
-    TRY(arm_head(a, batch, first, count));
+    TRY(arm_head(a, first, count));
     for (int64_t i = 0; i < count && arm_computes_shared(a); i++) {
       arm_logits(a, i, d->logits);
       TRY(sampler_next(d->s, d->logits, batch->position[first + i], &d->written[first + i]));
@@ -159,7 +159,7 @@ static status compute_written(job *j, arm *a, int64_t s, const report_text *text
   while (!result && batcher_next(&batches, &batch)) {
     result = arm_forward(a, &batch);
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS)
-      result = arm_head(a, &batch, first, batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS);
+      result = arm_head(a, first, batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS);
   }
   batcher_close(&batches);
   free(whole.tokens);
@@ -281,7 +281,7 @@ static status compute_prompts(job *j, arm *a, double *last) {
     result = arm_forward(a, &batch);
     for (int64_t first = 0; first < batch.n && !result; first += LOGIT_ROWS) {
       int64_t count = batch.n - first < LOGIT_ROWS ? batch.n - first : LOGIT_ROWS;
-      result = arm_head(a, &batch, first, count);
+      result = arm_head(a, first, count);
       for (int64_t i = 0; i < count && !result && arm_computes_shared(a); i++) {
         int64_t s = batch.sequence[first + i];
         if (batch.position[first + i] == j->sequences[s].n - 1) arm_logits(a, i, last + s * vocabulary);

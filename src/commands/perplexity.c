@@ -42,7 +42,7 @@ static status score_batch(scoring *s, const token_batch *batch, const token_sequ
     if (batch->position[first + count - 1] == window->n - 1)
       count--; // the window's last token predicts nothing here
     if (!count) break;
-    TRY(arm_head(s->a, batch, first, count));
+    TRY(arm_head(s->a, first, count));
     for (int64_t i = 0; i < count; i++) TRY(score_row(s, i, window->tokens[batch->position[first + i] + 1]));
   }
   return 0;

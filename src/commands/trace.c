@@ -114,7 +114,7 @@ static status trace_batch(trace *t, const token_batch *batch) {
   TRY(arm_probes_want(t->a, of_head));
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
-    TRY(arm_head(t->a, batch, first, count)); // for the digest, whatever is asked for
+    TRY(arm_head(t->a, first, count)); // for the digest, whatever is asked for
     TRY(take(t, of_head, -1, count));
   }
   return 0;

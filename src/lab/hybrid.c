@@ -313,7 +313,7 @@ static status pass_head(hybrid *h, const hybrid_show *show, int64_t position) {
   TRY(job_agree(h->j, arm_stream_write(on, h->x), "the residual stream"));
   for (int64_t first = 0; first < h->batch.n; first += LOGIT_ROWS) {
     int64_t count = h->batch.n - first < LOGIT_ROWS ? h->batch.n - first : LOGIT_ROWS;
-    TRY(job_agree(h->j, arm_head(on, &h->batch, first, count), "the head"));
+    TRY(job_agree(h->j, arm_head(on, first, count), "the head"));
     for (int64_t i = 0; i < count && job_is_reporting(h->j); i++) {
       arm_logits(on, i, h->logits);
       show->logits(show->context, position + first + i, h->logits);

@@ -49,7 +49,7 @@ static status run_batch(capture *c, const token_batch *batch) {
   TRY(arm_probes_want(c->a, point));
   for (int64_t first = 0; first < batch->n; first += LOGIT_ROWS) {
     int64_t count = batch->n - first < LOGIT_ROWS ? batch->n - first : LOGIT_ROWS;
-    TRY(arm_head(c->a, batch, first, count));
+    TRY(arm_head(c->a, first, count));
     TRY(take(c, count));
   }
   return 0;

@@ -64,11 +64,11 @@ int64_t arm_max_batch(const arm *a);    // tokens in the largest batch
 
 // ---- the forward pass: collective ----
 
-// One after the other: embed, each layer of that batch, then head for any of its tokens, at most LOGIT_ROWS
-// at a time.
+// One after the other: embed, each layer of that batch, then head for tokens first .. of it, at most
+// LOGIT_ROWS at a time.
 status arm_embed(arm *a, const token_batch *batch);
 status arm_layer(arm *a, int64_t layer);
-status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count);
+status arm_head(arm *a, int64_t first, int64_t count);
 // Embed and all layers.
 status arm_forward(arm *a, const token_batch *batch);
 

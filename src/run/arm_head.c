@@ -49,8 +49,7 @@ static status head_rows(arm *a, const int64_t *row, int64_t count) {
   return output_shards_note(o, OUTPUTS_OF_HEAD, count, clock_seconds() - start);
 }
 
-status arm_head(arm *a, const token_batch *batch, int64_t first, int64_t count) {
-  (void)batch;
+status arm_head(arm *a, int64_t first, int64_t count) {
   int64_t row[LOGIT_ROWS];
   timeline_label(a->params.name);
   a->n_head_rows = count;

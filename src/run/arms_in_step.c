@@ -85,7 +85,7 @@ static status compute_logits(pass *p, const token_batch *batch) {
   const arms_in_step *s = p->s;
   for (int64_t from = 0; from < batch->n; from += LOGIT_ROWS) {
     int64_t count = batch->n - from < LOGIT_ROWS ? batch->n - from : LOGIT_ROWS;
-    for (size_t a = 0; a < s->n_arms; a++) TRY(arm_head(s->arms[a], batch, from, count));
+    for (size_t a = 0; a < s->n_arms; a++) TRY(arm_head(s->arms[a], from, count));
     if (s->observer.logits) TRY(s->observer.logits(s->observer.context, batch, p->first, from, count));
   }
   return 0;

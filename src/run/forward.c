@@ -526,8 +526,8 @@ status forward_layer(forward_state *f, int64_t layer) {
 
 // ---- before and after the layers ----
 
-// Before a rank stores into the others' memory: none is still computing the batch before. One token's slots
-// have memory of their own.
+// Before a rank stores into the others' memory: none is still computing the batch before. For one token that
+// is the backend's: its kernels for it have memory of their own, and without these it meets by itself.
 static status meet_peers(forward_state *f) {
   backend *b = f->compute;
   bool small = f->batch.way == BATCH_AT_PEERS && f->batch.rows.n > 1;

@@ -215,7 +215,7 @@ static void run_batch(fixture *x, arm *e, const run *r, const token_batch *batch
     if (r->keeps) keep_probes(x, e, layer, first, batch->n);
   }
   for (int64_t i = 0; i < batch->n; i += LOGIT_ROWS)
-    good(arm_head(e, batch, i, batch->n - i < LOGIT_ROWS ? batch->n - i : LOGIT_ROWS));
+    good(arm_head(e, i, batch->n - i < LOGIT_ROWS ? batch->n - i : LOGIT_ROWS));
 }
 
 static digests run_all(fixture *x, arm *e, const run *r) {

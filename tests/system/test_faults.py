@@ -186,7 +186,10 @@ class Planted(unittest.TestCase):
             # mpirun continues a stopped process before it ends it
             outcome.err = "\n".join(line for line in outcome.err.splitlines() if not line.startswith(f"rank {rank} "))
             missing = "" if phase == "end" else rf" .*\b{rank} \("
-            self.one_fault(outcome, rf"^rank {0 if rank else 1} \(.*{waits[phase]}.*deadline.*waiting for .*rank{missing}")
+            # mostly the lowest of the others says it; on a loaded machine one of them may be an exchange ahead
+            self.assertIn(len(outcome.faults()), range(1, self.RANKS), outcome.err)
+            for fault in outcome.faults():
+                self.assertRegex(fault, rf"^rank \d \(.*{waits[phase]}.*deadline.*waiting for .*rank{missing}")
 
         self.each([("stop", phase, rank) for phase in PHASES for rank in (0, 2)], check)
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The program's commands from outside: ranks of one job that do different things end soon with one error, and --help says of
 each command what it reads."""
+import concurrent.futures
 import itertools
 import random
 import re
@@ -38,6 +39,12 @@ def together(*parts):
     return moe.finish(moe.start(moe.under_mpirun(parts)), LIMIT)
 
 
+def together_each(jobs):
+    """Some at a time: most of a job that is refused is waiting for its end."""
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return list(pool.map(lambda parts: together(*parts), jobs))
+
+
 class RanksThatDiffer(unittest.TestCase):
     def one_error(self, outcome, pattern, code=ASKED_WRONG):
         self.assertIsNotNone(outcome.code, f"no end in {LIMIT} s\n{outcome.err}")
@@ -53,13 +60,13 @@ class RanksThatDiffer(unittest.TestCase):
 
     def test_commands(self):
         chance = random.Random(SEED)
-        for pair in [*itertools.combinations(COMMANDS, 2), MORE, ("screen", "parity"), ("topology", "synth")]:
-            one, other = chance.sample(pair, 2)
-            ranks = chance.choice([(1, 1), (1, 2), (2, 1)])
+        cases = [(*chance.sample(pair, 2), chance.choice([(1, 1), (1, 2), (2, 1)]))
+                 for pair in [*itertools.combinations(COMMANDS, 2), MORE, ("screen", "parity"), ("topology", "synth")]]
+        outcomes = together_each([((ranks[0], line(one)), (ranks[1], line(other))) for one, other, ranks in cases])
+        for (one, other, ranks), outcome in zip(cases, outcomes):
             with self.subTest(commands=(one, other), ranks=ranks):
-                self.one_error(together((ranks[0], line(one)), (ranks[1], line(other))),
-                               rf"^rank 0 \(.*the command \({one} here\): expected the same on every rank, but rank "
-                               rf"{ranks[0]} \([^)]*\).* differs")
+                self.one_error(outcome, rf"^rank 0 \(.*the command \({one} here\): expected the same on every rank, but rank "
+                                        rf"{ranks[0]} \([^)]*\).* differs")
 
     def test_three_commands(self):
         self.one_error(together((1, line("bench")), (1, line("inspect")), (1, line("perplexity"))),

@@ -48,51 +48,64 @@ tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
 
 // ---- packed rows ----
 
-bool reads_packed(const cpu_backend *b, const path_kernels *kernels, const packed_rows *rows, const matrix *m,
-                  int64_t n) {
-  return rows->groups && n >= LEAST_PACKED && product_form(kernels->path->kind, m->type) == ACTIVATION_Q8K &&
-         b->row->packed->takes(m->type);
+bool has_packed(const packed_rows *rows) {
+  return rows->of_256.groups || rows->of_32.groups;
+}
+
+packed_groups packed_for(const path_kernels *kernels, const packed_rows *rows, int64_t first, const matrix *m,
+                         int64_t n) {
+  activation_form form = product_form(kernels->path->kind, m->type);
+  packed_groups groups = form == ACTIVATION_Q8_0 ? rows->of_32 : rows->of_256;
+  if (form == ACTIVATION_REAL || n < LEAST_PACKED || !groups.groups || !groups.ops->takes(m->type))
+    return (packed_groups){0};
+  groups.groups += (size_t)first * groups.group_bytes;
+  return groups;
+}
+
+static int64_t blocks_of(const packed_groups *groups, int64_t width) {
+  return groups->groups ? width / groups->ops->block : 0;
+}
+
+// Blocks of a group, in both forms.
+static int64_t packed_blocks(const packed_rows *rows) {
+  return blocks_of(&rows->of_256, rows->width) + blocks_of(&rows->of_32, rows->width);
 }
 
 // Item `item` of a group's blocks after those of the group before.
-static void pack_item(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, slot_group group,
-                      int64_t item) {
-  int64_t blocks = to->width / QK_K;
-  b->row->packed->pack(to->groups + (size_t)(item / blocks) * to->group_bytes, rows + group.first, group.n,
-                       item % blocks);
+static void pack_item(const packed_rows *to, const block_q8_K *const *rows, slot_group group, int64_t item) {
+  int64_t blocks = packed_blocks(to), of_256 = blocks_of(&to->of_256, to->width), block = item % blocks;
+  const packed_groups *groups = block < of_256 ? &to->of_256 : &to->of_32;
+  groups->ops->pack(groups->groups + (size_t)(item / blocks) * groups->group_bytes, rows + group.first,
+                    to->width, group.n, block < of_256 ? block : block - of_256);
 }
 
 void pack_rows(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, int64_t n) {
-  int64_t blocks = to->width / QK_K, groups = (n + PACKED_TOKENS - 1) / PACKED_TOKENS;
+  int64_t blocks = packed_blocks(to), groups = (n + PACKED_TOKENS - 1) / PACKED_TOKENS;
   team_range part = team_share(b->team, groups * blocks);
   for (int64_t i = part.first; i < part.end; i++) {
     int64_t first = i / blocks * PACKED_TOKENS, rest = n - first;
     slot_group group = {(int32_t)first, (int32_t)(rest < PACKED_TOKENS ? rest : PACKED_TOKENS)};
-    pack_item(b, to, rows, group, i);
+    pack_item(to, rows, group, i);
   }
 }
 
 void pack_slots(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows) {
-  int64_t blocks = to->width / QK_K;
+  int64_t blocks = packed_blocks(to);
   team_range part = team_share(b->team, b->n_groups * blocks);
-  for (int64_t i = part.first; i < part.end; i++) pack_item(b, to, rows, b->groups[i / blocks], i);
+  for (int64_t i = part.first; i < part.end; i++) pack_item(to, rows, b->groups[i / blocks], i);
 }
 
 // ---- a tile ----
 
+// x, packed: from token t on, a multiple of PACKED_TOKENS.
 static void times_rounded(const cpu_backend *b, const matrix *rows, float *const *out,
-                          const block_q8_K *const *x, const char *packed, int64_t n) {
-  if (packed)
-    b->row->packed->product(out, rows, packed, n);
+                          const block_q8_K *const *x, const packed_groups *packed, int64_t t, int64_t n) {
+  if (packed->groups)
+    packed->ops->product(out, rows, packed->groups + (size_t)(t / PACKED_TOKENS) * packed->group_bytes, n);
   else if (type_find(rows->type)->on_q8k == ACTIVATION_Q8_0)
     b->row->product_q8_0(out, rows, x, n);
   else
     (type_has_q8k_kernels(rows->type) ? b->row->product_q8k : b->row->product_unpacked)(out, rows, x, n);
-}
-
-// The groups of a product's tokens from t on, a multiple of PACKED_TOKENS.
-static const char *packed_from(const cpu_backend *b, const char *packed, int64_t cols, int64_t t) {
-  return packed ? packed + (size_t)(t / PACKED_TOKENS) * b->row->packed->group_bytes(cols) : NULL;
 }
 
 // What the path adds to a product with rounded activations: the outliers' terms.
@@ -114,7 +127,7 @@ static void times_tokens(cpu_backend *b, const product *p, activation_form form,
     break;
   case ACTIVATION_Q8K:
   case ACTIVATION_Q8_0:
-    times_rounded(b, rows, (float *const *)out, p->q8k + t, packed_from(b, p->packed, rows->cols, t), n);
+    times_rounded(b, rows, (float *const *)out, p->q8k + t, &p->packed, t, n);
     add_parts(b, p, rows, (float *const *)out, t, n);
     break;
   }
@@ -150,9 +163,9 @@ void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ah
   const tile_range at = part.rows;
   matrix rows = matrix_rows(p->m, at.first, at.count);
   activation_form form = product_form(p->kernels->path->kind, p->m->type);
-  if (form == ACTIVATION_Q8K && p->n == 1 && ops->vector_q8k && ops->vector_takes(p->m->type)) {
+  if (form != ACTIVATION_REAL && p->n == 1 && ops->vector_rounded && ops->vector_takes(p->m->type)) {
     float *out = (float *)p->out[0] + at.first;
-    ops->vector_q8k(out, &rows, p->q8k[0], ahead);
+    ops->vector_rounded(out, &rows, p->q8k[0], ahead);
     add_parts(b, p, &rows, &out, 0, 1);
     return;
   }

@@ -33,9 +33,9 @@ typedef struct { // some rows of a matrix times the activations of n tokens, out
   void *const *reals;
   const block_q8_K *const *q8k; // rounded rows (row.h)
   int64_t n;
-  int64_t tile;       // rows of a task, at most ROW_TILE
-  int64_t chunk;      // tokens of a task, a multiple of PACKED_TOKENS, or 0: all
-  const char *packed; // the same rows' groups, or NULL: it reads the rows themselves
+  int64_t tile;         // rows of a task, at most ROW_TILE
+  int64_t chunk;        // tokens of a task, a multiple of PACKED_TOKENS, or 0: all
+  packed_groups packed; // the same rows' groups, or none: it reads the rows themselves
 } product;
 
 // All tiles of up to three products, one after the other in the order of the list.
@@ -60,9 +60,10 @@ typedef struct {
 } tile_range;
 tile_range tile_at(const matrix *m, int64_t tile, int64_t index);
 
-// Whether products of n tokens with `m` read packed rows, where these are in `rows`.
-bool reads_packed(const cpu_backend *b, const path_kernels *kernels, const packed_rows *rows, const matrix *m,
-                  int64_t n);
+// The groups of `rows`, from group `first` on, that a product of n tokens with `m` reads; or none.
+packed_groups packed_for(const path_kernels *kernels, const packed_rows *rows, int64_t first, const matrix *m,
+                         int64_t n);
+bool has_packed(const packed_rows *rows); // whether any product may read them
 // By all threads of a run, no barrier: n rows into groups; the rows of b->groups, of which row i is slot i.
 void pack_rows(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows, int64_t n);
 void pack_slots(cpu_backend *b, const packed_rows *to, const block_q8_K *const *rows);

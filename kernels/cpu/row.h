@@ -11,9 +11,11 @@
 //                      a row takes from here whatever it does not do better. generic_real.h is written once
 //                      for float and double, generic.h is the rest
 //   isa/<row>/         row_<row>.c: when it is usable, and its table of kernels. Its headers hold one kind of
-//                      product each: <row>_f32.h with real activations, <row>_q8k.h with rounded ones
+//                      product each: <row>_f32.h with real activations, <row>_q8k.h with ones rounded to
+//                      Q8_K, <row>_blocks_32.h to Q8_0
 //   isa/avx512/        what the ISA rows avx512_vnni and amx_int8 share. _panel.h: rows of a matrix unpacked,
-//                      a row to a lane; _vector.h, _stream.h: one token; _float.h: the steps between products
+//                      a row to a lane; _vector.h, _stream.h, _vector_32.h: one token; _float.h: the steps
+//                      between products
 //   ../formats/        each_row/dequantize.h: weights of any type as floats, compiled for each ISA row too
 //
 // A kernel's name says what it computes and on what: product_q8k_avx2 is rows times Q8_K activations on AVX2.
@@ -78,11 +80,11 @@ typedef struct {
   // attend_span
   void (*product_tile)(void *const *out, const matrix *rows, const void *const *x, int64_t n_tokens,
                        float *scratch);
-  // product_q8k of one token and at most ROW_TILE rows, which memory bandwidth bounds: prefetches the first
-  // of the rows at `ahead`, which the thread reads next, or NULL. Only of floats and of
+  // product_q8k or product_q8_0 of one token and at most ROW_TILE rows, which memory bandwidth bounds:
+  // prefetches the first of the rows at `ahead`, which the thread reads next, or NULL. Only of floats and of
   // the types that vector_takes says; both NULL: as attend_span
   bool (*vector_takes)(weight_type type);
-  void (*vector_q8k)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
+  void (*vector_rounded)(float *out, const matrix *rows, const block_q8_K *x, const void *ahead);
 } real_ops;
 
 static inline int64_t attention_scratch_reals(int64_t head_dim) {
@@ -123,11 +125,12 @@ static inline const row_outliers *outliers_of(const block_q8_K *row, int64_t n_b
 // Products of many tokens whose rounded rows are first packed, once for all matrices and tiles of rows that
 // read them: groups of PACKED_TOKENS tokens, the last with fewer, one after the other.
 typedef struct {
+  int64_t block; // columns: QK_K, as product_q8k, or QK_32, as product_q8_0
   bool (*takes)(weight_type type);
   size_t (*group_bytes)(int64_t cols); // of a group, a multiple of 64
-  // Block `block` of n tokens, 1 to PACKED_TOKENS, into its place in the group.
-  void (*pack)(void *group, const block_q8_K *const *tokens, int64_t n, int64_t block);
-  // As product_q8k; packed: the groups of the n tokens
+  // Block `block` of n tokens' rows of `cols` columns, 1 to PACKED_TOKENS, into its place in the group.
+  void (*pack)(void *group, const block_q8_K *const *tokens, int64_t cols, int64_t n, int64_t block);
+  // packed: the groups of the n tokens
   void (*product)(float *const *out, const matrix *rows, const void *packed, int64_t n_tokens);
 } packed_ops;
 
@@ -154,6 +157,7 @@ typedef struct {
   void (*round_q8_0)(block_q8_32 *out, row_outliers *outliers, const float *x, int64_t n);
   // product_q8k of rows of a type in blocks of 32: x are rows, of which it reads blocks_32_of
   void (*product_q8_0)(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n_tokens);
+  const packed_ops *packed_32; // the same with packed tokens; NULL: as packed
   // add_outliers of rows of blocks of 32, or of few bits
   void (*add_outliers_few_bits)(float *const *out, const matrix *rows, const block_q8_K *const *x,
                                 int64_t n_tokens);

@@ -39,12 +39,24 @@ static status activations_open(cpu_backend *b, activations *a, const path_kernel
 }
 
 // For up to `groups` groups of rounded rows.
-static status packed_open(cpu_backend *b, packed_rows *p, int64_t groups, int64_t width, const char *what) {
-  const packed_ops *ops = b->row->packed;
-  p->width = width;
-  if (!ops || !b->reads_q8k || width % QK_K) return 0;
+static status groups_open(cpu_backend *b, packed_groups *p, const packed_ops *ops, int64_t groups,
+                          int64_t width, const char *what) {
+  if (!ops || width % ops->block) return 0;
+  p->ops = ops;
   p->group_bytes = ops->group_bytes(width);
   return cpu_take(b, &p->groups, (size_t)groups, p->group_bytes, what);
+}
+
+static status packed_open(cpu_backend *b, packed_rows *p, int64_t groups, int64_t width, const char *what) {
+  p->width = width;
+  if (b->reads_q8k) TRY(groups_open(b, &p->of_256, b->row->packed, groups, width, what));
+  if (b->reads_q8_0) TRY(groups_open(b, &p->of_32, b->row->packed_32, groups, width, what));
+  return 0;
+}
+
+static void packed_close(packed_rows *p) {
+  free(p->of_256.groups);
+  free(p->of_32.groups);
 }
 
 // For all rows of `a`, where many tokens are at once.
@@ -69,7 +81,7 @@ static void outputs_close(outputs *o) {
 static void activations_close(activations *a) {
   free(a->reals);
   free(a->q8k);
-  free(a->packed.groups);
+  packed_close(&a->packed);
   free(a->real_rows);
   free(a->q8k_rows);
 }
@@ -95,14 +107,13 @@ void cpu_close(backend *base) {
   for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) activations_close(sets[i]);
   outputs *outs[] = {&b->q, &b->k, &b->v, &b->projected, &b->router_logits, &b->logits};
   for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) outputs_close(outs[i]);
-  void *arrays[] = {b->x,         b->rope_tables,     b->keys,         b->values,
-                    b->slot_rows, b->normed_rows,     b->slot_weights, b->owned,
-                    b->first,     b->slots,           b->member,       b->active,
-                    b->up,        b->narrow,          b->in_rows,      b->in_q8k,
-                    b->gate_out,  b->up_out,          b->down_out,     b->chosen,
-                    b->margin,    b->spans,           b->scratch,      b->groups,
-                    b->group_of,  b->packed_in.groups};
+  void *arrays[] = {b->x,           b->rope_tables,  b->keys,    b->values,   b->slot_rows,
+                    b->normed_rows, b->slot_weights, b->owned,   b->first,    b->slots,
+                    b->member,      b->active,       b->up,      b->narrow,   b->in_rows,
+                    b->in_q8k,      b->gate_out,     b->up_out,  b->down_out, b->chosen,
+                    b->margin,      b->spans,        b->scratch, b->groups,   b->group_of};
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+  packed_close(&b->packed_in);
   exact_close(b);
   output_parts_close(b);
   team_close(b->team);

@@ -10,9 +10,14 @@
 // Batches of so few tokens are bound by memory bandwidth and barriers, not by arithmetic.
 enum { FEW_TOKENS = 4 };
 
-typedef struct { // rounded rows as products of many tokens read them (packed_ops); NULL: no product does
-  char *groups;
+typedef struct { // rounded rows as products of many tokens read them
+  char *groups;  // NULL: no product does
   size_t group_bytes;
+  const packed_ops *ops;
+} packed_groups;
+
+typedef struct { // the same rows' blocks of 256 and of 32
+  packed_groups of_256, of_32;
   int64_t width;
 } packed_rows;
 

@@ -95,8 +95,7 @@ static product product_of_expert(const cpu_backend *b, const expert_product *p, 
                 .q8k = p->q8k + first,
                 .n = b->first[e + 1] - first,
                 .tile = tile};
-  if (reads_packed(b, &b->experts, p->packed, p->m, of.n))
-    of.packed = p->packed->groups + (size_t)b->group_of[e] * p->packed->group_bytes;
+  if (b->group_of) of.packed = packed_for(&b->experts, p->packed, b->group_of[e], p->m, of.n);
   return of;
 }
 
@@ -194,7 +193,7 @@ static void list_up(expert_part *p) {
 
 static void pack_slots_phase(cpu_backend *b, phase_kind phase, const packed_rows *to,
                              const block_q8_K *const *rows) {
-  if (!to->groups || !b->n_groups) return;
+  if (!has_packed(to) || !b->n_groups) return;
   pack_slots(b, to, rows);
   phase_end(b, phase);
 }

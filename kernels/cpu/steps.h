@@ -12,7 +12,7 @@
 // m times rows first .. first + n - 1 of a, which pack_phase has packed, by the definition of `kernels`
 static inline product product_by(const cpu_backend *b, const path_kernels *kernels, void *const *out,
                                  const matrix *m, const activations *a, int64_t first, int64_t n) {
-  bool packed = reads_packed(b, kernels, &a->packed, m, n);
+  packed_groups packed = packed_for(kernels, &a->packed, 0, m, n);
   int64_t tile = tile_rows_of(b, kernels, m, 1, n);
   return (product){.kernels = kernels,
                    .m = m,
@@ -21,8 +21,8 @@ static inline product product_by(const cpu_backend *b, const path_kernels *kerne
                    .q8k = a->q8k_rows + first,
                    .n = n,
                    .tile = tile,
-                   .chunk = token_chunk_of(b, kernels, m, tile, n, packed),
-                   .packed = packed ? a->packed.groups : NULL};
+                   .chunk = token_chunk_of(b, kernels, m, tile, n, packed.groups),
+                   .packed = packed};
 }
 
 static inline product product_shared(const cpu_backend *b, void *const *out, const matrix *m,
@@ -83,7 +83,7 @@ static inline void norm_phase(cpu_backend *b, phase_kind phase, const path_kerne
 // after a phase that filled the rows.
 static inline void pack_phase(cpu_backend *b, phase_kind phase, const path_kernels *s, const activations *a,
                               int64_t first, int64_t count) {
-  if (!a->packed.groups || count < LEAST_PACKED || path_rounded_form(s->path->kind) == ACTIVATION_REAL)
+  if (!has_packed(&a->packed) || count < LEAST_PACKED || path_rounded_form(s->path->kind) == ACTIVATION_REAL)
     return;
   pack_rows(b, &a->packed, a->q8k_rows + first, count);
   phase_end(b, phase);

@@ -2,6 +2,7 @@
 // the tests of rows and products see that kernel on a machine without tiles. Linked into them before the
 // library, whose table (kernels/cpu/rows.c) is then not linked.
 #include "tests/support/amx_model.h"
+#include "kernels/cpu/isa/amx_int8/amx_blocks_32.h"
 #include "kernels/cpu/isa/amx_int8/amx_exact.h"
 #include "kernels/cpu/isa/amx_int8/amx_q8k.h"
 #include "kernels/cpu/isa/avx512/avx512_row.h"
@@ -22,6 +23,14 @@ static void product_unpacked_amx_model(float *const *out, const matrix *m, const
     product_unpacked_generic(out, m, x, n);
 }
 
+static void product_q8_0_amx_model(float *const *out, const matrix *m, const block_q8_K *const *x,
+                                   int64_t n) {
+  if (packed_ops_32_amx.takes(m->type))
+    product_packing(&packed_ops_32_amx, out, m, x, n);
+  else
+    product_q8_0_generic(out, m, x, n);
+}
+
 static const cpu_row amx_model = {
     .name = "amx_model",
     .usable = usable_avx512_vnni,
@@ -35,7 +44,8 @@ static const cpu_row amx_model = {
     .add_outliers = add_outliers_avx512,
     .product_unpacked = product_unpacked_amx_model,
     .round_q8_0 = round_q8_0_generic,
-    .product_q8_0 = product_q8_0_generic,
+    .product_q8_0 = product_q8_0_amx_model,
+    .packed_32 = &packed_ops_32_amx,
     .add_outliers_few_bits = add_outliers_few_bits,
 };
 

@@ -1,4 +1,4 @@
-// A product with packed tokens (packed_ops), packed here: as product_q8k of a row.
+// A product with packed tokens (packed_ops), packed here: as product_q8k or product_q8_0 of a row.
 #pragma once
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
@@ -12,8 +12,8 @@ static inline void product_packing(const packed_ops *ops, float *const *out, con
                   "packed tokens"))
     abort();
   for (int64_t t = 0; t < n; t += PACKED_TOKENS)
-    for (int64_t b = 0; b < m->cols / QK_K; b++)
-      ops->pack(groups + (size_t)(t / PACKED_TOKENS) * bytes, x + t,
+    for (int64_t b = 0; b < m->cols / ops->block; b++)
+      ops->pack(groups + (size_t)(t / PACKED_TOKENS) * bytes, x + t, m->cols,
                 n - t < PACKED_TOKENS ? n - t : PACKED_TOKENS, b);
   ops->product(out, m, groups, n);
   free(groups);

@@ -46,7 +46,8 @@ static size_t group_bytes_plain(int64_t cols) {
   return (size_t)(cols / QK_K) * PACKED_TOKENS * sizeof(block_q8_K);
 }
 
-static void pack_plain(void *group, const block_q8_K *const *tokens, int64_t n, int64_t block) {
+static void pack_plain(void *group, const block_q8_K *const *tokens, int64_t cols, int64_t n, int64_t block) {
+  (void)cols;
   block_q8_K *to = (block_q8_K *)group + block * PACKED_TOKENS;
   for (int64_t t = 0; t < n; t++) to[t] = tokens[t][block];
 }
@@ -64,7 +65,7 @@ static void product_swapped_packed(float *const *out, const matrix *rows, const 
   }
 }
 
-static const packed_ops packed_swapped = {type_has_q8k_kernels, group_bytes_plain, pack_plain,
+static const packed_ops packed_swapped = {QK_K, type_has_q8k_kernels, group_bytes_plain, pack_plain,
                                           product_swapped_packed};
 
 // ---- a combine that takes the last slot before the one that it follows ----

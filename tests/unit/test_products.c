@@ -9,13 +9,14 @@
 #include "base/memory.h"
 #include "kernels/cpu/row.h"
 #include "kernels/formats/half.h"
+#include "tests/support/packed_product.h"
 #include "tests/support/seed.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_TOKENS = 17, MAX_ROWS = 67, GUARD = 5 };
+enum { FEW = 17, MAX_TOKENS = 134, MAX_ROWS = 67, GUARD = 5 }; // tokens: all counts up to FEW, and MAX_TOKENS
 static const unsigned char POISON = 0xa5;
 
 static uint64_t random_state;
@@ -270,6 +271,10 @@ static void random_activations(product *p) {
     }
 }
 
+static int tokens_after(int n_tokens) { // 0: no more
+  return n_tokens < FEW ? n_tokens + 1 : n_tokens == FEW ? MAX_TOKENS : 0;
+}
+
 typedef void rounded_product(float *const *out, const matrix *rows, const block_q8_K *const *x, int64_t n);
 
 static rounded_product *product_of(const cpu_row *row, weight_type type) {
@@ -277,7 +282,24 @@ static rounded_product *product_of(const cpu_row *row, weight_type type) {
   return type_find(type)->few_bits ? row->product_unpacked : row->product_q8k;
 }
 
-static void run_product(product *p, const cpu_row *row, bool q8k) {
+// A token at a time, a tile of rows at a time.
+static void run_vectors(product *p, const cpu_row *row, float *const *out) {
+  size_t row_bytes = type_row_bytes(type_find(p->m.type), (size_t)p->m.cols);
+  for (int t = 0; t < p->n_tokens; t++)
+    for (int64_t first = 0; first < p->m.rows; first += ROW_TILE) {
+      int64_t n = p->m.rows - first < ROW_TILE ? p->m.rows - first : ROW_TILE;
+      const matrix rows = {p->data + (size_t)first * row_bytes, p->m.type, n, p->m.cols};
+      row->f32->vector_rounded(out[t] + first, &rows, p->blocks[t], first ? p->data : NULL);
+    }
+}
+
+static const packed_ops *packed_of(const cpu_row *row, weight_type type) {
+  return type_find(type)->elements == QK_32 ? row->packed_32 : row->packed;
+}
+
+typedef enum { OF_REALS, OF_ROUNDED, OF_PACKED, OF_VECTORS, KINDS } product_kind;
+
+static void run_product(product *p, const cpu_row *row, product_kind kind) {
   void *out[MAX_TOKENS];
   const void *x[MAX_TOKENS];
   const block_q8_K *blocks[MAX_TOKENS];
@@ -289,7 +311,11 @@ static void run_product(product *p, const cpu_row *row, bool q8k) {
   }
   float *scratch;
   assert_int_equal(TAKE(&scratch, (size_t)p->m.cols, "scratch"), 0);
-  if (q8k)
+  if (kind == OF_VECTORS)
+    run_vectors(p, row, (float *const *)(void *)out);
+  else if (kind == OF_PACKED)
+    product_packing(packed_of(row, p->m.type), (float *const *)(void *)out, &p->m, blocks, p->n_tokens);
+  else if (kind == OF_ROUNDED)
     product_of(row, p->m.type)((float *const *)(void *)out, &p->m, blocks, p->n_tokens);
   else
     (p->real == sizeof(double) ? row->f64 : row->f32)->product(out, &p->m, x, p->n_tokens, scratch);
@@ -347,8 +373,14 @@ enum { N_K_QUANTS = sizeof k_quants / sizeof *k_quants };
 static const int64_t row_counts[] = {1, 2, 3, 31, 32, 33, 67};
 enum { N_ROW_COUNTS = sizeof row_counts / sizeof *row_counts };
 
-static void check_q8k(product *p, const cpu_row *row, norm *close) {
-  run_product(p, row, true);
+// Of the kinds with rounded activations.
+static bool has_kind(const product *p, const cpu_row *row, product_kind kind) {
+  const packed_ops *packed = packed_of(row, p->m.type);
+  if (kind == OF_PACKED) return packed && packed->takes(p->m.type);
+  return kind == OF_ROUNDED || (row->f32->vector_rounded && row->f32->vector_takes(p->m.type));
+}
+
+static void compare_q8k(const product *p, const cpu_row *row, norm *close) {
   for (int t = 0; t < p->n_tokens; t++)
     for (int64_t r = 0; r < p->m.rows; r++) {
       float y = out_f32(p, t, r);
@@ -357,13 +389,21 @@ static void check_q8k(product *p, const cpu_row *row, norm *close) {
     }
 }
 
+static void check_q8k(product *p, const cpu_row *row, norm *close) {
+  for (product_kind kind = OF_ROUNDED; kind < KINDS; kind++) {
+    if (!has_kind(p, row, kind)) continue;
+    run_product(p, row, kind);
+    compare_q8k(p, row, close);
+  }
+}
+
 static void q8k_products(void **state) {
   (void)state;
   for (int k = 0; k < N_K_QUANTS; k++)
     for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
       if (!(*row)->usable()) continue;
       norm close = {0};
-      for (int n_tokens = 1; n_tokens <= MAX_TOKENS; n_tokens++) {
+      for (int n_tokens = 1; n_tokens; n_tokens = tokens_after(n_tokens)) {
         product p;
         int64_t cols = QK_K * (1 + random_below(4));
         product_open(&p, k_quants[k], row_counts[n_tokens % N_ROW_COUNTS], cols, n_tokens, sizeof(float));
@@ -464,9 +504,8 @@ static quant_parts parts_of_32(weight_type type, const void *block, int i) {
   return (quant_parts){d, half_to_f32(((const block_q4_1 *)block)->m), type == TYPE_Q4_1 ? low : five};
 }
 
-static void check_of_32(product *p, const cpu_row *row, norm *close) {
+static void compare_of_32(const product *p, const cpu_row *row, norm *close) {
   const type_info *type = type_find(p->m.type);
-  run_product(p, row, true);
   for (int t = 0; t < p->n_tokens; t++)
     for (int64_t r = 0; r < p->m.rows; r++) {
       const char *block = (const char *)p->m.data + (size_t)r * type_row_bytes(type, (size_t)p->m.cols);
@@ -490,13 +529,21 @@ static void check_of_32(product *p, const cpu_row *row, norm *close) {
     }
 }
 
+static void check_of_32(product *p, const cpu_row *row, norm *close) {
+  for (product_kind kind = OF_ROUNDED; kind < KINDS; kind++) {
+    if (!has_kind(p, row, kind)) continue;
+    run_product(p, row, kind);
+    compare_of_32(p, row, close);
+  }
+}
+
 static void products_of_32(void **state) {
   (void)state;
   for (int k = 0; k < N_OF_32; k++)
     for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
       if (!(*row)->usable()) continue;
       norm close = {0};
-      for (int n_tokens = 1; n_tokens <= MAX_TOKENS; n_tokens++) {
+      for (int n_tokens = 1; n_tokens; n_tokens = tokens_after(n_tokens)) {
         product p;
         int64_t cols = QK_32 * (1 + random_below(40));
         product_open(&p, types_of_32[k], row_counts[n_tokens % N_ROW_COUNTS], cols, n_tokens, sizeof(float));
@@ -558,7 +605,7 @@ static int64_t random_columns(weight_type type) {
 
 static void check_reals(product *p, const cpu_row *row, norm *close) {
   bool wide = p->real == sizeof(double);
-  run_product(p, row, false);
+  run_product(p, row, OF_REALS);
   for (int t = 0; t < p->n_tokens; t++)
     for (int64_t r = 0; r < p->m.rows; r++) {
       const double *x64 = (const double *)(void *)p->x[t];
@@ -579,7 +626,7 @@ static void real_products(size_t real, double bound) {
     for (const cpu_row *const *row = cpu_row_table(); *row; row++) {
       if (!(*row)->usable()) continue;
       norm close = {0};
-      for (int n_tokens = 1; n_tokens <= MAX_TOKENS; n_tokens += 1 + random_below(3)) {
+      for (int n_tokens = 1; n_tokens <= FEW; n_tokens += 1 + random_below(3)) {
         product p;
         product_open(&p, all_types[k], row_counts[n_tokens % N_ROW_COUNTS], random_columns(all_types[k]),
                      n_tokens, real);

@@ -209,14 +209,14 @@ static void check_products_q8k(const cpu_row *row) {
 
 static void check_vectors_q8k(const cpu_row *row) {
   const weight_type types[] = {TYPE_Q4_K, TYPE_Q5_K, TYPE_Q6_K, TYPE_IQ4_XS};
-  for (int i = 0; i < 160 && row->f32->vector_q8k; i++) {
+  for (int i = 0; i < 160 && row->f32->vector_rounded; i++) {
     product_case c;
     int64_t blocks = i % 4 < 2 ? 1 + random_below(9) : i % 4 == 2 ? 8 : 16; // 8 and 16: rows as a stream
     product_open(&c, types[i / 4 % 4], random_rows_count(), QK_K * blocks, 1, 4);
     run_product_q8k(portable(), &c, 0);
     assert_true(row->f32->vector_takes(c.m.type));
-    row->f32->vector_q8k(c.to[1][0], &c.m, c.rounded[0], i % 2 ? c.m.data : NULL);
-    product_check(&c, 4, row->name, "vector_q8k");
+    row->f32->vector_rounded(c.to[1][0], &c.m, c.rounded[0], i % 2 ? c.m.data : NULL);
+    product_check(&c, 4, row->name, "vector_rounded");
   }
 }
 
@@ -244,8 +244,8 @@ static void check_extremes_q8k(const cpu_row *row) {
       }
       portable()->product_q8k((float *const *)c.to[0], &c.m, c.rounded, n);
       packed_check(row, &c, "extreme packed product_q8k");
-      if (n == 1 && row->f32->vector_q8k)
-        row->f32->vector_q8k(c.to[1][0], &c.m, c.rounded[0], NULL);
+      if (n == 1 && row->f32->vector_rounded)
+        row->f32->vector_rounded(c.to[1][0], &c.m, c.rounded[0], NULL);
       else
         row->product_q8k((float *const *)c.to[1], &c.m, c.rounded, n);
       product_check(&c, 4, row->name, "extreme product_q8k");

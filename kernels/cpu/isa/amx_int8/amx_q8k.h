@@ -65,7 +65,8 @@ static inline void pack_sums(token_operand *o, const char *const x[TILE_TOKENS])
 }
 
 // Block `block` of up to 16 tokens; places without a token repeat the last.
-static void pack_amx(void *group, const block_q8_K *const *tokens, int64_t n, int64_t block) {
+static void pack_amx(void *group, const block_q8_K *const *tokens, int64_t cols, int64_t n, int64_t block) {
+  (void)cols;
   token_operand *o = (token_operand *)group + block;
   const char *x[TILE_TOKENS];
   __m512i word[4];
@@ -343,6 +344,7 @@ static bool packs_amx(weight_type type) {
 }
 
 static const packed_ops packed_ops_amx = {
+    .block = QK_K,
     .takes = packs_amx,
     .group_bytes = group_bytes_amx,
     .pack = pack_amx,

@@ -1,6 +1,7 @@
 // row_amx_int8: AMX tiles (Sapphire Rapids and later Xeons) for products with many tokens and for attention
 // in integers; all else is that of the ISA row avx512_vnni.
 #include "kernels/cpu/isa/amx_int8/amx_tile.h"
+#include "kernels/cpu/isa/amx_int8/amx_blocks_32.h"
 #include "kernels/cpu/isa/amx_int8/amx_exact.h"
 #include "kernels/cpu/isa/amx_int8/amx_q8k.h"
 #include "kernels/cpu/isa/avx512/avx512_row.h"
@@ -56,6 +57,7 @@ const cpu_row cpu_row_amx_int8 = {
     .product_unpacked = product_q8k_avx512,
     .round_q8_0 = round_q8_0_generic,
     .product_q8_0 = product_q8_0_avx512,
+    .packed_32 = &packed_ops_32_amx,
     .add_outliers_few_bits = add_outliers_few_bits,
     .int8_peak = int8_peak_amx,
 };

@@ -25,10 +25,6 @@ static inline __m512i words_of_rows(const char *const *row, size_t offset) {
   return _mm512_loadu_si512(word);
 }
 
-static inline __m512 halves_of_words(__m512i words) {
-  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
-}
-
 // Both nibbles of 16 bytes at `offset`; fifth: their fifth bits as 16 in each byte, or NULL.
 static inline void panel_nibbles(panel_32 *p, const char *const *row, size_t offset, const __m512i *fifth) {
   const __m512i four = _mm512_set1_epi8(15);

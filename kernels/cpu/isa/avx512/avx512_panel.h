@@ -25,6 +25,11 @@ static inline __m512i dup4(__m128i x) {
   return _mm512_broadcast_i32x4(x);
 }
 
+// The lower halves of words as floats.
+static inline __m512 halves_of_words(__m512i words) {
+  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+}
+
 // Four rows' 16 bytes side by side, row `first + 4 lane` in lane `lane`.
 static inline __m512i four_rows(const char *const *row, size_t offset, int first) {
   const char *a = row[first] + offset, *b = row[first + 4] + offset, *c = row[first + 8] + offset,
@@ -90,8 +95,8 @@ static inline void heads_of(row_heads *h, const __m512i word[4]) {
     h->min[2 * k] = _mm512_shuffle_epi8(min[k], low);
     h->min[2 * k + 1] = _mm512_shuffle_epi8(min[k], high);
   }
-  h->d = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(word[0]));
-  h->dmin = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word[0], 16)));
+  h->d = halves_of_words(word[0]);
+  h->dmin = halves_of_words(_mm512_srli_epi32(word[0], 16));
 }
 
 static inline void panel_heads(panel *p, const __m512i word[4]) {
@@ -224,8 +229,8 @@ static inline void panel_q2k(panel *p, const char *const row[PANEL_ROWS]) {
   static_assert(offsetof(block_q2_K, dmin) == offsetof(block_q2_K, d) + 2, "one word");
   for (int r = 0; r < PANEL_ROWS; r++) memcpy(&d[r], row[r] + offsetof(block_q2_K, d), sizeof d[r]);
   __m512i both = _mm512_loadu_si512(d);
-  _mm512_store_ps(p->d, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
-  _mm512_store_ps(p->dmin, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))));
+  _mm512_store_ps(p->d, halves_of_words(both));
+  _mm512_store_ps(p->dmin, halves_of_words(_mm512_srli_epi32(both, 16)));
   panel_two_bits(p, row, offsetof(block_q2_K, qs), NULL);
 }
 
@@ -248,7 +253,7 @@ static inline __m512 heads_q3k(__m512i scale[4], const char *const row[PANEL_ROW
   scale[3] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(b, 4), four),
                              _mm512_and_si512(_mm512_srli_epi16(c, 2), top));
   for (int k = 0; k < 4; k++) scale[k] = _mm512_sub_epi8(scale[k], offset);
-  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(word[3], 16)));
+  return halves_of_words(_mm512_srli_epi32(word[3], 16));
 }
 
 static inline void panel_q3k(panel *p, const char *const row[PANEL_ROWS]) {
@@ -281,7 +286,7 @@ static inline __m512 heads_iq4xs(__m512i scale[8], const char *const row[PANEL_R
     __m512i h = _mm512_and_si512(_mm512_srli_epi32(word[0], (unsigned)(12 + 2 * j)), top);
     scale[j] = _mm512_sub_epi32(_mm512_or_si512(s, h), offset);
   }
-  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(word[0]));
+  return halves_of_words(word[0]);
 }
 
 static inline void panel_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {

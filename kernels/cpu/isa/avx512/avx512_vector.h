@@ -218,7 +218,7 @@ static inline __m512 term_iq4xs(__m512 y, const char *const row[PANEL_ROWS], con
   case TYPE_F16:                                                                                             \
   case TYPE_BF16:
 
-static bool vector_takes_avx512(weight_type type) {
+static inline bool takes_vector_q8k(weight_type type) {
   switch (type) {
   case TYPE_Q4_K:
   case TYPE_Q5_K:

@@ -5,6 +5,7 @@
 #include "kernels/cpu/isa/avx512/avx512_f32.h"
 #include "kernels/cpu/isa/avx512/avx512_outliers.h"
 #include "kernels/cpu/isa/avx512/avx512_q8k.h"
+#include "kernels/cpu/isa/avx512/avx512_vector_32.h"
 
 bool usable_avx512_vnni(void) {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -29,7 +30,7 @@ const real_ops ops_avx512 = {
     .product = product_f32_avx512,
     .product_tile = product_tile_avx512,
     .vector_takes = vector_takes_avx512,
-    .vector_q8k = vector_q8k_avx512,
+    .vector_rounded = vector_rounded_avx512,
 };
 
 static const exact_ops exact_ops_avx512 = {

@@ -12,6 +12,7 @@
 #include "src/commands/inspect.h"
 #include "src/commands/parity.h"
 #include "src/commands/perplexity.h"
+#include "src/commands/route.h"
 #include "src/commands/screen.h"
 #include "src/commands/synth.h"
 #include "src/commands/topology.h"
@@ -122,6 +123,16 @@ static const command commands[] = {
             .run_config = topology_run,
             .summary = "what each rank sees: cores, GPU, links, network; and what makes a run slow or wrong",
             .help = "  Opens no model, and warns of what a run would refuse. docs/centres.md\n",
+        },
+    [COMMAND_ROUTE] =
+        {
+            .needs = NEEDS_INPUT,
+            .keys = KEYS_RUN | KEYS_INPUT,
+            .run_job = route_run,
+            .summary = "how often a text chooses each expert, and how even the ranks' loads would be",
+            .help = "  Of one arm, in windows of run.context tokens. With --out counts.npy, for "
+                    "experts.counts.\n"
+                    "  docs/placement.md\n",
         },
     [COMMAND_COMPARE] =
         {

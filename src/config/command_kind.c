@@ -6,7 +6,7 @@ static const char *const NAMES[] = {
     [COMMAND_TRACE] = "trace",       [COMMAND_BENCH] = "bench",       [COMMAND_INSPECT] = "inspect",
     [COMMAND_SYNTH] = "synth",       [COMMAND_COMPARE] = "compare",   [COMMAND_VERIFY] = "verify",
     [COMMAND_BISECT] = "bisect",     [COMMAND_FALSIFY] = "falsify",   [COMMAND_SCREEN] = "screen",
-    [COMMAND_TOPOLOGY] = "topology",
+    [COMMAND_TOPOLOGY] = "topology", [COMMAND_ROUTE] = "route",
 };
 _Static_assert(sizeof NAMES / sizeof *NAMES == COMMAND_COUNT, "a name for each command");
 
@@ -17,6 +17,7 @@ const char *command_name(command_kind kind) {
 bool command_cuts_windows(command_kind kind) {
   switch (kind) {
   case COMMAND_PERPLEXITY:
+  case COMMAND_ROUTE:
     return true;
   case COMMAND_PARITY:
   case COMMAND_GENERATE:
@@ -51,6 +52,7 @@ bool command_writes_text(command_kind kind) {
   case COMMAND_FALSIFY:
   case COMMAND_SCREEN:
   case COMMAND_TOPOLOGY:
+  case COMMAND_ROUTE:
     return false;
   }
   __builtin_unreachable();

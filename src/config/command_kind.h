@@ -16,9 +16,10 @@ typedef enum {
   COMMAND_FALSIFY,
   COMMAND_SCREEN,
   COMMAND_TOPOLOGY,
+  COMMAND_ROUTE,
 } command_kind;
 
-enum { COMMAND_COUNT = COMMAND_TOPOLOGY + 1 };
+enum { COMMAND_COUNT = COMMAND_ROUTE + 1 };
 
 const char *command_name(command_kind kind);
 // True: the command cuts its input into windows of run.context; its digests cover the scored positions alone.

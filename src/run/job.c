@@ -255,7 +255,7 @@ static status check_context(const job *j, const input_size *size, int64_t needed
 
 // The positions and the largest batch that the input and run.generate need.
 static status choose_context(job *j) {
-  enum { WINDOW = 512 }; // of perplexity, where run.context is not set
+  enum { WINDOW = 512 }; // of perplexity and route, where run.context is not set
   const config *c = j->cfg;
   input_size size = input_measure(j->sequences, j->n_sequences);
   bool windows = command_cuts_windows(j->command); // then the input may be longer than the context

@@ -1,8 +1,8 @@
 #include "src/run/job_placement.h"
 #include "base/memory.h"
+#include "src/run/expert_counts.h"
 #include "src/run/placement_counted.h"
 #include "src/run/rank_speed.h"
-#include "src/run/routes.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -30,12 +30,6 @@ static status measure_speeds(job *j, double *all) {
 
 // ---- by counts ----
 
-// How often each expert of each layer was chosen.
-static void count_routes(int64_t *counts, const routes *r, int64_t n_experts) {
-  for (int64_t l = 0; l < r->n_layers; l++)
-    for (int64_t i = 0; i < r->n_tokens * r->top_k; i++) counts[l * n_experts + routes_at(r, l, 0)[i].id]++;
-}
-
 // Ranks whose experts are computed on other paths, in some arm, are of other groups: a replica among them
 // would make the result depend on which of the two computes a slot.
 static void find_groups(const job *j, int *group) {
@@ -58,29 +52,26 @@ static bool is_one_group(const int *group, int n_ranks) {
   return one;
 }
 
-// What is counted, and what a search needs beside it.
+// What a search needs beside the counts.
 typedef struct {
-  int64_t *counts;
   uint64_t *expert_bytes;
   int *group;
   bool *holds;
   placement_question question;
 } counted;
 
-static status counted_open(counted *x, const job *j, const routes *r) {
+static status counted_open(counted *x, const job *j, const expert_counts *c) {
   const model_shape *s = &j->m->weights.shape;
   const replica_limit *limit = &j->cfg->experts.replicas;
   size_t pairs = (size_t)(s->n_layers * s->n_experts), ranks = (size_t)comm_size(j->c);
-  TRY(TAKE(&x->counts, pairs, "the counts of experts"));
   TRY(TAKE(&x->expert_bytes, (size_t)s->n_layers, "the counts of experts"));
   TRY(TAKE(&x->group, ranks, "the groups of ranks"));
   TRY(TAKE(&x->holds, pairs * ranks, "the placement"));
-  count_routes(x->counts, r, s->n_experts);
   find_groups(j, x->group);
   for (int64_t l = 0; l < s->n_layers; l++) x->expert_bytes[l] = model_expert_bytes(j->m, l);
   x->question = (placement_question){
-      .counts = x->counts,
-      .n_tokens = r->n_tokens,
+      .counts = c->count,
+      .n_tokens = c->n_tokens,
       .n_layers = s->n_layers,
       .n_experts = s->n_experts,
       .n_ranks = comm_size(j->c),
@@ -93,7 +84,6 @@ static status counted_open(counted *x, const job *j, const routes *r) {
 }
 
 static void counted_close(counted *x) {
-  free(x->counts);
   free(x->expert_bytes);
   free(x->group);
   free(x->holds);
@@ -102,21 +92,6 @@ static void counted_close(counted *x) {
 static status open_contiguous(placement *p, const job *j) {
   return placement_open(p, PLACEMENT_CONTIGUOUS, NULL, 0, NULL, j->m->weights.shape.n_experts,
                         comm_size(j->c), comm_rank(j->c));
-}
-
-// The load that the contiguous placement would have.
-static status weigh_contiguous(double *load, const job *j, const counted *x) {
-  placement p;
-  bool *holds = NULL;
-  int64_t ranks = comm_size(j->c), n = x->question.n_experts;
-  status result = open_contiguous(&p, j);
-  if (!result) result = TAKE(&holds, (size_t)(x->question.n_layers * n * ranks), "the placement");
-  for (int64_t i = 0; i < x->question.n_layers * n && !result; i++)
-    holds[i * ranks + placement_first_holder(&p, 0, i % n)] = true;
-  if (!result) result = placement_load(load, holds, &x->question);
-  free(holds);
-  placement_close(&p);
-  return result;
 }
 
 // Takes the contiguous one where the counted would not be more even, or would change a mixed job's function.
@@ -141,33 +116,33 @@ static status choose(placement *p, const job *j, const counted *x, double load, 
   return 0;
 }
 
-static status place_by_counts(job *j, const routes *r) {
-  counted x = {.counts = NULL};
+static status place_by_counts(job *j, const expert_counts *c) {
+  counted x = {.expert_bytes = NULL};
   double load = 0, contiguous = 0;
-  status result = counted_open(&x, j, r);
+  status result = counted_open(&x, j, c);
   if (!result) result = placement_count(x.holds, &x.question);
   if (!result) result = placement_load(&load, x.holds, &x.question);
-  if (!result) result = weigh_contiguous(&contiguous, j, &x);
+  if (!result) result = placement_load_contiguous(&contiguous, &x.question);
   if (!result) result = choose(&j->experts, j, &x, load, contiguous);
   counted_close(&x);
   return result;
 }
 
-static status read_counts(job *j, routes *r) {
+static status read_counts(job *j, expert_counts *c) {
   const char *path = j->cfg->experts.counts;
   if (!path[0])
-    return REFUSE(
-        "experts.placement = \"counted\": expected experts.counts, a file of chosen experts as output.routes "
-        "writes it");
-  return routes_open(r, path, &j->m->weights.shape, ROUTES_OF_ANY_TOKENS);
+    return REFUSE("experts.placement = \"counted\": expected experts.counts, a file that moe_run route or "
+                  "output.routes "
+                  "writes");
+  return expert_counts_open(c, path, &j->m->weights.shape);
 }
 
 static status open_counted(job *j) {
-  routes r = {.n_layers = 0};
-  status result = job_agree(j, read_counts(j, &r), "experts.counts");
-  if (!result) result = comm_equal_request(j->c, &r.hash, sizeof r.hash, "the experts of experts.counts");
-  if (!result) result = job_agree(j, place_by_counts(j, &r), "the placement of experts");
-  routes_close(&r);
+  expert_counts c = {.count = NULL};
+  status result = job_agree(j, read_counts(j, &c), "experts.counts");
+  if (!result) result = comm_equal_request(j->c, &c.hash, sizeof c.hash, "the experts of experts.counts");
+  if (!result) result = job_agree(j, place_by_counts(j, &c), "the placement of experts");
+  expert_counts_close(&c);
   return result;
 }
 

@@ -1,5 +1,6 @@
 #include "src/run/placement_counted.h"
 #include "base/memory.h"
+#include "src/run/placement.h"
 #include <stdlib.h>
 
 typedef struct {           // of one layer, without replicas
@@ -97,5 +98,19 @@ done:
   free(s.rank_of_expert);
   free(s.load);
   free(s.room);
+  return result;
+}
+
+status placement_load_contiguous(double *out, const placement_question *q) {
+  placement p;
+  bool *holds;
+  size_t ranks = (size_t)q->n_ranks, n = (size_t)q->n_experts;
+  TRY(placement_open(&p, PLACEMENT_CONTIGUOUS, NULL, 0, NULL, q->n_experts, q->n_ranks, 0));
+  status result = TAKE(&holds, (size_t)q->n_layers * n * ranks, "the placement");
+  for (size_t i = 0; i < (size_t)q->n_layers * n && !result; i++)
+    holds[i * ranks + (size_t)placement_first_holder(&p, 0, (int64_t)(i % n))] = true;
+  if (!result) result = placement_load(out, holds, q);
+  free(holds);
+  placement_close(&p);
   return result;
 }

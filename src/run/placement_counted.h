@@ -37,3 +37,5 @@ status placement_count(bool *holds, const placement_question *q);
 status placement_replicate(bool *holds, const placement_question *q);
 // Local. The sum over layers of the busiest rank's load, over that of the mean rank's: 1 is even.
 status placement_load(double *out, const bool *holds, const placement_question *q);
+status placement_load_contiguous(double *out,
+                                 const placement_question *q); // that of the contiguous placement

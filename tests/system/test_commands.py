@@ -18,7 +18,7 @@ SETS = {"model.path": MODEL, "input.tokens": list(range(40)), "run.arms": ["q8k@
 TRACES = moe.fresh()  # one folder: where it goes is a part of the configuration
 LIMIT = 150.0  # more than the deadline and MPI's start: a rank that waits so long says so
 COMMANDS = ["parity", "generate", "perplexity", "trace", "bench", "inspect", "bisect", "falsify", "synth", "verify"]
-MORE = ["screen", "topology"]  # tested with some of the others: each pair takes a start
+MORE = ["screen", "topology", "route"]  # tested with some of the others: each pair takes a start
 RUN_FAILED, ASKED_WRONG = 1, 2  # exit codes, docs/running.md
 START = 30  # dist/comm.c: seconds that MPI's start may take beyond the deadline
 
@@ -61,7 +61,7 @@ class RanksThatDiffer(unittest.TestCase):
     def test_commands(self):
         chance = random.Random(SEED)
         cases = [(*chance.sample(pair, 2), chance.choice([(1, 1), (1, 2), (2, 1)]))
-                 for pair in [*itertools.combinations(COMMANDS, 2), MORE, ("screen", "parity"), ("topology", "synth")]]
+                 for pair in [*itertools.combinations(COMMANDS, 2), MORE, ("screen", "parity"), ("topology", "synth"), ("route", "bench")]]
         outcomes = together_each([((ranks[0], line(one)), (ranks[1], line(other))) for one, other, ranks in cases])
         for (one, other, ranks), outcome in zip(cases, outcomes):
             with self.subTest(commands=(one, other), ranks=ranks):

@@ -109,7 +109,7 @@ static const value_key KEYS[] = {
      "balanced: by speed; counted: by experts.counts; auto: that if more even; a list: owners"},
     {"experts.counts", KEYS_RANKS, AT(experts.counts), value_read_text_or_empty, value_write_text, "string",
      0, 0, "\"\"",
-     "counted: a file of moe_run route or output.routes, of a text like those that will be computed"},
+     "counted: of moe_run route or output.routes, over a text like those that will be computed"},
     {"experts.replicas", KEYS_RANKS, AT(experts.replicas), value_read_replicas, value_write_replicas,
      "integer from 0 to 65535, or bytes as in \"2 GiB\"", 0, 65535, "0",
      "counted: hot experts that a rank holds too: so many a layer, or bytes over all layers"},

@@ -90,9 +90,11 @@ static void product_32_rows(float *const *out, int64_t first, int64_t n_rows, co
   panel_32 p;
   for (int64_t r = 0; r < PANEL_ROWS; r++)
     row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
+  const char *ahead = (const char *)m->data + (size_t)(first + n_rows) * row_bytes;
   memset(y, 0, (size_t)n * sizeof *y);
   for (int64_t b = 0; b < m->cols / QK_32; b++) {
     int64_t t = 0;
+    prefetch_rows(&ahead, type->bytes);
     panel_32_of(&p, m->type, row);
     for (; t + PANEL_TOKENS <= n; t += PANEL_TOKENS)
       panel_32_times(y + t, &p, x + t, b, with_m, PANEL_TOKENS);

@@ -148,6 +148,13 @@ static void block_times(float (*y)[PANEL_ROWS], weight_type type, const char *co
   __builtin_trap(); // it has other kernels
 }
 
+// A block of each of the rows that follow, which lie one after the other.
+static inline void prefetch_rows(const char **ahead, size_t block_bytes) {
+  const size_t bytes = PANEL_ROWS * block_bytes;
+  for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(*ahead + i, _MM_HINT_T0);
+  *ahead += bytes;
+}
+
 static void product_rows(float *const *out, int64_t first, int64_t n_rows, const matrix *m,
                          const block_q8_K *const *x, int64_t n) {
   float y[TOKEN_TILE][PANEL_ROWS] __attribute__((aligned(32)));
@@ -156,8 +163,10 @@ static void product_rows(float *const *out, int64_t first, int64_t n_rows, const
   const char *row[PANEL_ROWS]; // those beyond the matrix repeat the last
   for (int64_t r = 0; r < PANEL_ROWS; r++)
     row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
+  const char *ahead = (const char *)m->data + (size_t)(first + n_rows) * row_bytes;
   memset(y, 0, (size_t)n * sizeof *y);
   for (int64_t b = 0; b < m->cols / QK_K; b++) {
+    prefetch_rows(&ahead, type->bytes);
     block_times(y, m->type, row, x, b, n);
     for (int64_t r = 0; r < PANEL_ROWS; r++) row[r] += type->bytes;
   }

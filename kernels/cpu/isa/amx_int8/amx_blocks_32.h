@@ -180,62 +180,30 @@ static inline __attribute__((always_inline)) void all_blocks_32(workplace_32 *p,
   for (; at < x->n_blocks; at++) some_blocks_32(p, x, at, 1, type, with_m, bytes);
 }
 
-#define BLOCKS_OF(type, block, with_m)                                                                       \
+#define BLOCKS_OF(type, b)                                                                                   \
   static __attribute__((noinline)) void blocks_##type(workplace_32 *p, const packed_tokens_32 *x) {          \
-    all_blocks_32(p, x, TYPE_##type, with_m, sizeof(block));                                                 \
+    all_blocks_32(p, x, TYPE_##type, type_has_m(TYPE_##type), sizeof(block_##b));                            \
   }
-BLOCKS_OF(Q8_0, block_q8_0, false)
-BLOCKS_OF(Q4_0, block_q4_0, false)
-BLOCKS_OF(Q4_1, block_q4_1, true)
-BLOCKS_OF(Q5_0, block_q5_0, false)
-BLOCKS_OF(Q5_1, block_q5_1, true)
-BLOCKS_OF(IQ4_NL, block_iq4_nl, false)
-BLOCKS_OF(MXFP4, block_mxfp4, false)
+TYPES_WITH_QUANTS_32(BLOCKS_OF)
 #undef BLOCKS_OF
 
 static void blocks_of_rows(workplace_32 *p, const packed_tokens_32 *x, weight_type type) {
-  switch ((int)type) {
-  case TYPE_Q8_0:
-    blocks_Q8_0(p, x);
+#define CASE(type, b)                                                                                        \
+  case TYPE_##type:                                                                                          \
+    blocks_##type(p, x);                                                                                     \
     return;
-  case TYPE_Q4_0:
-    blocks_Q4_0(p, x);
-    return;
-  case TYPE_Q4_1:
-    blocks_Q4_1(p, x);
-    return;
-  case TYPE_Q5_0:
-    blocks_Q5_0(p, x);
-    return;
-  case TYPE_Q5_1:
-    blocks_Q5_1(p, x);
-    return;
-  case TYPE_IQ4_NL:
-    blocks_IQ4_NL(p, x);
-    return;
-  case TYPE_MXFP4:
-    blocks_MXFP4(p, x);
-    return;
-  }
+  switch ((int)type) { TYPES_WITH_QUANTS_32(CASE) }
+#undef CASE
   __builtin_trap(); // not one of has_quants_32
 }
 
 static void product_rows_32_amx(float *const *out, int64_t first, int64_t n_rows, const matrix *m,
                                 const packed_tokens_32 *x, int64_t n) {
   workplace_32 p;
-  size_t row_bytes = type_row_bytes(type_find(m->type), (size_t)m->cols);
-  p.halves = n_rows > TILE_ROWS ? 2 : 1;
+  p.halves = point_at_rows(p.row, &p.ahead, m, first, n_rows);
   for (int64_t half = 0; half < p.halves; half++) memset(p.y[half], 0, (size_t)x->tiles * sizeof *p.y[half]);
-  for (int64_t r = 0; r < p.halves * TILE_ROWS; r++)
-    p.row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
-  p.ahead = (const char *)m->data + (size_t)(first + n_rows) * row_bytes;
   blocks_of_rows(&p, x, m->type);
-  for (int64_t half = 0; half < p.halves; half++)
-    for (int64_t t = 0; t < n; t += TILE_TOKENS) {
-      int64_t rows = n_rows - half * TILE_ROWS, tokens = n - t;
-      write_outputs(out + t, first + half * TILE_ROWS, rows < TILE_ROWS ? rows : TILE_ROWS,
-                    &p.y[half][t / TILE_TOKENS], tokens < TILE_TOKENS ? tokens : TILE_TOKENS);
-    }
+  write_halves(out, first, n_rows, p.y, n);
 }
 
 static void product_packed_32_amx(float *const *out, const matrix *m, const void *packed, int64_t n_tokens) {

@@ -306,24 +306,39 @@ static void write_outputs(float *const *out, int64_t first, int64_t n_rows, cons
   }
 }
 
+// Of n_rows rows, at most 32.
+static inline void write_halves(float *const *out, int64_t first, int64_t n_rows,
+                                const tile_reals y[2][TILES], int64_t n) {
+  for (int64_t at = 0; at < n_rows; at += TILE_ROWS)
+    for (int64_t t = 0; t < n; t += TILE_TOKENS) {
+      int64_t rows = n_rows - at, tokens = n - t;
+      write_outputs(out + t, first + at, rows < TILE_ROWS ? rows : TILE_ROWS,
+                    &y[at / TILE_ROWS][t / TILE_TOKENS], tokens < TILE_TOKENS ? tokens : TILE_TOKENS);
+    }
+}
+
+// row: the matrix's n_rows rows from `first` on, at most 32, of which the last may repeat; *ahead: those that
+// follow. Returns the halves: tiles of 16 rows.
+static inline int64_t point_at_rows(const char *row[2 * TILE_ROWS], const char **ahead, const matrix *m,
+                                    int64_t first, int64_t n_rows) {
+  size_t row_bytes = type_row_bytes(type_find(m->type), (size_t)m->cols);
+  const char *data = (const char *)m->data + (size_t)first * row_bytes;
+  int64_t halves = n_rows > TILE_ROWS ? 2 : 1;
+  for (int64_t r = 0; r < halves * TILE_ROWS; r++)
+    row[r] = data + (size_t)(r < n_rows ? r : n_rows - 1) * row_bytes;
+  *ahead = data + (size_t)n_rows * row_bytes;
+  return halves;
+}
+
 static void product_rows_amx(float *const *out, int64_t first, int64_t n_rows, const matrix *m,
                              const packed_tokens *x, int64_t n) {
   workplace p;
-  size_t row_bytes = type_row_bytes(type_find(m->type), (size_t)m->cols);
-  p.halves = n_rows > TILE_ROWS ? 2 : 1;
+  p.halves = point_at_rows(p.row, &p.ahead, m, first, n_rows);
   for (int64_t half = 0; half < p.halves; half++) memset(p.y[half], 0, (size_t)x->tiles * sizeof *p.y[half]);
-  for (int64_t r = 0; r < p.halves * TILE_ROWS; r++)
-    p.row[r] = (const char *)m->data + (size_t)(first + (r < n_rows ? r : n_rows - 1)) * row_bytes;
-  p.ahead = (const char *)m->data + (size_t)(first + n_rows) * row_bytes;
   for (int64_t t = 0; t < n; t++) // what is written in the end
     for (int64_t r = 0; r < n_rows; r += TILE_ROWS) __builtin_prefetch(out[t] + first + r, 1);
   units_of(m->type)(&p, x);
-  for (int64_t half = 0; half < p.halves; half++)
-    for (int64_t t = 0; t < n; t += TILE_TOKENS) {
-      int64_t rows = n_rows - half * TILE_ROWS, tokens = n - t;
-      write_outputs(out + t, first + half * TILE_ROWS, rows < TILE_ROWS ? rows : TILE_ROWS,
-                    &p.y[half][t / TILE_TOKENS], tokens < TILE_TOKENS ? tokens : TILE_TOKENS);
-    }
+  write_halves(out, first, n_rows, p.y, n);
 }
 
 static void product_packed_amx(float *const *out, const matrix *m, const void *packed, int64_t n_tokens) {

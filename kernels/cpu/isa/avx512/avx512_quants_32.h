@@ -6,6 +6,16 @@
 #pragma once
 #include "kernels/cpu/isa/avx512/avx512_panel.h"
 
+// The types that are unpacked here, a line each: ROW(name, b), of blocks block_<b>.
+#define TYPES_WITH_QUANTS_32(ROW)                                                                            \
+  ROW(Q8_0, q8_0)                                                                                            \
+  ROW(Q4_0, q4_0)                                                                                            \
+  ROW(Q4_1, q4_1)                                                                                            \
+  ROW(Q5_0, q5_0)                                                                                            \
+  ROW(Q5_1, q5_1)                                                                                            \
+  ROW(IQ4_NL, iq4_nl)                                                                                        \
+  ROW(MXFP4, mxfp4)
+
 static inline __m512i two_of_32(const char *first, const char *second) {
   __m512i q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)first));
   return _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i *)(const void *)second), 1);
@@ -60,8 +70,9 @@ static inline __attribute__((always_inline)) __m512i quants_of_two(const weight_
 }
 
 static inline bool has_quants_32(weight_type type) {
-  return type == TYPE_Q8_0 || type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 ||
-         type == TYPE_Q5_1 || type == TYPE_IQ4_NL || type == TYPE_MXFP4;
+#define IS_TYPE(name, b) || type == TYPE_##name
+  return false TYPES_WITH_QUANTS_32(IS_TYPE);
+#undef IS_TYPE
 }
 
 // Of the blocks' first words: the scales.

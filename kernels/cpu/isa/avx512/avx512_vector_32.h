@@ -2,9 +2,8 @@
 // which memory bandwidth bounds: blocks are read once, in place, four neighbours of each of four rows side by
 // side.
 //
-// Owns: the order of the work and what is prefetched. Invariant: a
-// block is summed in integers across a register, in any order; a row's floats are added in the order of
-// docs/paths.md.
+// Owns: the order of the work and what is prefetched. Invariant: a block is summed in integers across a
+// register, in any order; a row's floats are added in the order of docs/paths.md.
 #pragma once
 #include "kernels/cpu/isa/avx512/avx512_quants_32.h"
 #include "kernels/cpu/isa/avx512/avx512_stream.h"
@@ -134,20 +133,12 @@ static inline __attribute__((always_inline)) void vector_of_32(float *out, const
 // vector_rounded of types in blocks of 32.
 static void vector_32_avx512(float *out, const matrix *m, const block_q8_K *row, const char *ahead) {
   const block_q8_32 *x = blocks_32_of(row, m->cols);
-#define TYPE(name, with_m, block)                                                                            \
+#define CASE(name, b)                                                                                        \
   case TYPE_##name:                                                                                          \
-    vector_of_32(out, m, x, ahead, TYPE_##name, with_m, sizeof(block));                                      \
+    vector_of_32(out, m, x, ahead, TYPE_##name, type_has_m(TYPE_##name), sizeof(block_##b));                 \
     break;
-  switch ((int)m->type) { // each with its type known to the compiler
-    TYPE(Q8_0, false, block_q8_0)
-    TYPE(Q4_0, false, block_q4_0)
-    TYPE(Q4_1, true, block_q4_1)
-    TYPE(Q5_0, false, block_q5_0)
-    TYPE(Q5_1, true, block_q5_1)
-    TYPE(IQ4_NL, false, block_iq4_nl)
-    TYPE(MXFP4, false, block_mxfp4)
-  }
-#undef TYPE
+  switch ((int)m->type) { TYPES_WITH_QUANTS_32(CASE) } // each with its type known to the compiler
+#undef CASE
 }
 
 static bool vector_takes_avx512(weight_type type) {

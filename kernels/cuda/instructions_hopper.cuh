@@ -75,6 +75,16 @@ __device__ __forceinline__ void copy_bulk(void *shared, const void *global, int 
       : "memory");
 }
 
+// The same of what is read once: it leaves the L2 cache before all that others read again.
+__device__ __forceinline__ void copy_bulk_once(void *shared, const void *global, int bytes, uint64_t *b) {
+  asm volatile("{ .reg .b64 policy;\n"
+               "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+               "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+               "[%0], [%1], %2, [%3], policy; }" ::"r"(shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(b))
+               : "memory");
+}
+
 template <int BARRIER, int THREADS>
 __device__ __forceinline__ void named_barrier_sync() { // of so many of the thread block's threads
   asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");

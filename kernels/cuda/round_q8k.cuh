@@ -78,14 +78,18 @@ __device__ __forceinline__ rounded_lane round_lane(const float v[8]) {
   extreme = __shfl_sync(~0u, extreme, owner);
   float inverse = all ? num_q8k_inverse_scale(extreme) : 0.0f;
   rounded_lane out = {make_uint2(0, 0), 0, all ? 1.0f / inverse : 0.0f};
-  uint32_t packed[2] = {0, 0};
+  uint32_t low = 0, high = 0;
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     int q = all ? num_q8k_round(inverse, v[i]) : 0;
     out.sum += q;
-    packed[i / 4] |= (uint32_t)(uint8_t)q << 8 * (i % 4);
+    uint32_t byte = (uint32_t)(uint8_t)q << 8 * (i % 4);
+    if (i < 4)
+      low |= byte;
+    else
+      high |= byte;
   }
-  out.quants = make_uint2(packed[0], packed[1]);
+  out.quants = make_uint2(low, high);
   return out;
 }
 

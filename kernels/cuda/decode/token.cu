@@ -360,7 +360,7 @@ template <int DIM, typename Shape> struct token_block {
     if (is_linked() && l == 0 && warp == WARPS - 1) await_peers(a.peers, meeting);
     __syncthreads();
     weight_type type = (weight_type)y.type[TOKEN_DOWN];
-    uint32_t bytes = token_row_bytes(type, n);
+    uint32_t pitch = (uint32_t)row_pitch((int)token_row_bytes(type, n));
     weights.wait_down();
     if (next < a.p.n_layers)
       weights.ask_qkv(layer(next)); // not earlier: it would delay what everyone waits for
@@ -368,9 +368,9 @@ template <int DIM, typename Shape> struct token_block {
       auto t = weights.down_tile(k);
       int slot = __shfl_sync(~0u, taken.slot, t.group);
       if (!t.count || slot == plan().top_k) continue;
-      const uint8_t *at = weights.place_b.at + (uint32_t)(k * rows) * bytes;
+      const uint8_t *at = weights.place_b.at + (uint32_t)(k * rows) * pitch;
       float found = tile_product<SOME>(
-          type, [&](int i) { return at + (uint32_t)min(i, t.count - 1) * bytes; }, slot_row(slot));
+          type, [&](int i) { return at + (uint32_t)min(i, t.count - 1) * pitch; }, slot_row(slot));
       int row = rows == 8 ? lane / 4 : lane;
       if (row < t.count && lane == tile_lane(n, row)) keep(slot, t.first + row, found);
     }

@@ -22,8 +22,8 @@ template <int DIM, typename Shape> struct token_attention {
 
   __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
 
-  // The next layer's chunk of this thread block, to the L2 cache: the weights that pass through it in a token
-  // leave nothing of the one before. By the warps from `first` on.
+  // The next layer's chunk of this thread block, to the L2 cache, where long caches leave nothing of the
+  // token before. By the warps from `first` on.
   __device__ __forceinline__ void prefetch(int next, int first) const {
     constexpr int LINE = 128;
     int kv_slices = plan().n_kv_heads * plan().slices, chunk = c / kv_slices, start = first * WARP;

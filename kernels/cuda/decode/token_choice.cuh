@@ -46,7 +46,7 @@ __device__ __forceinline__ int count_before(const choice_memory *m) {
   int within = (a + (j < c) > mine) + (b + (j + 4 < c) > mine);
   within += __shfl_xor_sync(~0u, within, 8);
   within += __shfl_xor_sync(~0u, within, 16);
-  return within + (int)(count[c / 4] >> 8 * (c % 4) & 255);
+  return within + (int)((c < 4 ? count[0] : count[1]) >> 8 * (c % 4) & 255);
 }
 
 // The place of expert 8 w + lane % 8 among those that may be chosen, on warp w; NOT_CHOSEN: it may not. *g:

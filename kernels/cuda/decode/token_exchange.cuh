@@ -16,7 +16,8 @@
 //   guessed  [top_k]  the experts that follow from them, by their number among this rank's plus one
 //
 // Weights: each warp has two places, and one mbarrier each. What it reads next is asked for as soon as its
-// place is free.
+// place is free. A token's weights are read once and are many times the L2 cache, where the numbers, norms
+// and keys of all layers have room: so weights leave it first.
 //
 // Invariant: everyone who waits is waited for by nobody whom it waits for: phases follow each other in one
 // order in every thread block.
@@ -102,7 +103,7 @@ struct weights_place {
   // By one lane, once every lane has read what lies there.
   __device__ __forceinline__ void expect(uint32_t bytes) const { mbarrier_arrive_expect(landed, (int)bytes); }
   __device__ __forceinline__ void copy(uint32_t offset, const uint8_t *from, uint32_t bytes) const {
-    copy_bulk(at + offset, from, (int)bytes, landed);
+    copy_bulk_once(at + offset, from, (int)bytes, landed);
   }
   // By every lane that reads.
   __device__ __forceinline__ void wait() {

@@ -39,7 +39,8 @@ static void size_places(token_plan *p, const dev_layer &w) {
     p->place_a = larger(p->place_a, tile_rows_of(p->hidden_blocks) * (int)m->row_bytes);
   p->place_a = larger(p->place_a, 2 * p->warp_pairs * (int)w.gate.row_bytes);
   p->place_b = larger(p->place_b, p->o_rows * (int)w.o.row_bytes);
-  p->place_b = larger(p->place_b, p->warp_tiles * tile_rows_of(p->width_blocks) * (int)w.down.row_bytes);
+  p->place_b =
+      larger(p->place_b, p->warp_tiles * tile_rows_of(p->width_blocks) * row_pitch((int)w.down.row_bytes));
 }
 
 size_t token_set_floats(const token_plan *p) {

@@ -119,7 +119,7 @@ template <bool HAS_PEERS> struct qwen3_30b_shape {
     p.few_types = true;
     plan_rows(&p);
     p.place_a = 2 * p.warp_pairs * 8 * (int)sizeof(block_q4_K);
-    p.place_b = p.warp_tiles * tile_rows_of(p.width_blocks) * (3 * 208 + 16);
+    p.place_b = p.warp_tiles * tile_rows_of(p.width_blocks) * row_pitch(3 * 208 + 16);
     plan_shared(&p);
     return p;
   }

@@ -103,6 +103,12 @@ __device__ __forceinline__ uint32_t token_row_bytes(weight_type type, int n_bloc
                              : (uint32_t)(n_blocks * 208 + pad_to(2 * n_blocks, 16)); // planes_q6k.cuh
 }
 
+// From row to row where rows lie side by side in shared memory (tall_rows): rows of Q6_K that are multiples
+// of all banks would lie in each other's way.
+static __host__ __device__ constexpr int row_pitch(int bytes) {
+  return bytes % 128 ? bytes : bytes + 32;
+}
+
 // d and dmin of block b of a row.
 template <weight_type TYPE>
 __device__ __forceinline__ float2 row_factors(const uint8_t *row, int n_blocks, int b) {

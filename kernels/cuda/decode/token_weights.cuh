@@ -167,6 +167,7 @@ template <typename Shape> struct token_weights {
   // there, or with is_first are asked for.
   __device__ __forceinline__ void ask_down(const token_layer &y, int member, uint32_t halved, bool is_first) {
     uint32_t bytes = token_row_bytes((weight_type)y.type[TOKEN_DOWN], width_blocks()), all = 0;
+    uint32_t pitch = (uint32_t)row_pitch((int)bytes);
     uint32_t groups = __ballot_sync(~0u, member >= 0);
     auto range = [&](const tile_of_down &t) { // of its rows
       int half = (t.count + 1) / 2, from = !is_first && halved >> t.group & 1 ? half : 0;
@@ -184,8 +185,13 @@ template <typename Shape> struct token_weights {
       int2 rows = range(t);
       if (lane || !rows.y) continue;
       size_t row = (size_t)of * plan().hidden + c * plan().rows + t.first + rows.x;
-      place_b.copy((uint32_t)(k * tile_rows_of(width_blocks()) + rows.x) * bytes,
-                   y.data[TOKEN_DOWN] + row * bytes, (uint32_t)rows.y * bytes);
+      uint32_t to = (uint32_t)(k * tile_rows_of(width_blocks()) + rows.x) * pitch;
+      const uint8_t *from = y.data[TOKEN_DOWN] + row * bytes;
+      int copies = pitch == bytes ? 1 : rows.y;
+#pragma unroll 1
+      for (int r = 0; r < copies; r++)
+        place_b.copy(to + (uint32_t)r * pitch, from + (size_t)r * bytes,
+                     (pitch == bytes ? (uint32_t)rows.y : 1) * bytes);
     }
   }
 

@@ -16,3 +16,6 @@ static inline bool mbarrier_try_wait(uint64_t *b, uint32_t parity) {
 static inline void copy_bulk(void *shared, const void *global, int bytes, uint64_t *b) {
   emulation::barrier_copy(b, shared, global, (size_t)bytes);
 }
+static inline void copy_bulk_once(void *shared, const void *global, int bytes, uint64_t *b) {
+  copy_bulk(shared, global, bytes, b);
+}

@@ -12,7 +12,7 @@
 //                      for float and double, generic.h is the rest
 //   isa/<row>/         row_<row>.c: when it is usable, and its table of kernels. Its headers hold one kind of
 //                      product each: <row>_f32.h with real activations, <row>_q8k.h with ones rounded to
-//                      Q8_K, <row>_blocks_32.h to Q8_0
+//                      Q8_K, <row>_blocks_32.h to Q8_0, <row>_vector.h of one token
 //   isa/avx512/        what the ISA rows avx512_vnni and amx_int8 share. _panel.h: rows of a matrix unpacked,
 //                      a row to a lane; _vector.h, _stream.h, _vector_32.h: one token; _float.h: the steps
 //                      between products

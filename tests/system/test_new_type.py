@@ -35,7 +35,7 @@ AVX512 = {EACH_ROW, OUTLIERS, "avx512/avx512_f32.h", "avx512/avx512_outliers.h",
 TILES = {"amx_int8/amx_weights.h", "amx_int8/amx_q8k.h"}
 CPU_Q8K = {
     "kernels/cpu/isa/portable/row_portable.c": {EACH_ROW, OUTLIERS},
-    "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, OUTLIERS, "avx2/avx2_f32.h", "avx2/avx2_q8k.h"},
+    "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, OUTLIERS, "avx2/avx2_f32.h", "avx2/avx2_q8k.h", "avx2/avx2_vector.h"},
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": AVX512,
     "kernels/cpu/isa/amx_int8/row_amx_int8.c": {EACH_ROW, OUTLIERS, "avx512/avx512_panel.h", *TILES},
 }
@@ -55,7 +55,7 @@ CUDA_Q8K = {
 }
 IN_ALL = {"formats/blocks.h"}  # whether its blocks have minimums
 REAL = {
-    "kernels/cpu/isa/avx2/row_avx2.c": {"avx2/avx2_q8k.h"}, # here and below: panels name the types that have none
+    "kernels/cpu/isa/avx2/row_avx2.c": {"avx2/avx2_q8k.h", "avx2/avx2_vector.h"}, # here and below: panels name the types that have none
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h", "avx512/avx512_panel.h", "avx512/avx512_q8k.h",
                                                          "avx512/avx512_vector.h"},
     "kernels/cpu/isa/amx_int8/row_amx_int8.c": {"avx512/avx512_panel.h", *TILES},

@@ -232,8 +232,8 @@ static inline __m256i nibble_values(uint64_t low, uint64_t high) {
   return dup2(_mm_set_epi64x((int64_t)high, (int64_t)low));
 }
 
-static inline void panel_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {
-  const __m256i four = _mm256_set1_epi8(15), values = nibble_values(IQ4_VALUES_LOW, IQ4_VALUES_HIGH);
+// Scales, twice in each word, and d.
+static inline void panel_heads_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {
   const __m256i low = _mm256_set1_epi32(15), top = _mm256_set1_epi32(48), offset = _mm256_set1_epi32(32);
   __m256i word[4];
   static_assert(offsetof(block_iq4_xs, scales_h) == 2 && offsetof(block_iq4_xs, scales_l) == 4, "two words");
@@ -245,6 +245,12 @@ static inline void panel_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {
     store_words(p->scale[j], _mm256_blend_epi16(s, _mm256_slli_epi32(s, 16), 0xaa));
   }
   _mm256_store_ps(p->d, floats_of_halves(word[0]));
+}
+
+static inline void panel_iq4xs(panel *p, const char *const row[PANEL_ROWS]) {
+  const __m256i four = _mm256_set1_epi8(15), values = nibble_values(IQ4_VALUES_LOW, IQ4_VALUES_HIGH);
+  __m256i word[4];
+  panel_heads_iq4xs(p, row);
   for (int j = 0; j < 8; j++) {
     transpose_words(word, row, offsetof(block_iq4_xs, qs) + (size_t)(16 * j));
     for (int k = 0; k < 4; k++) {

@@ -4,6 +4,7 @@
 #include "kernels/cpu/isa/avx2/avx2_exact.h"
 #include "kernels/cpu/isa/avx2/avx2_f32.h"
 #include "kernels/cpu/isa/avx2/avx2_q8k.h"
+#include "kernels/cpu/isa/avx2/avx2_vector.h"
 #include "kernels/cpu/isa/each_row/generic.h"
 
 static bool usable_avx2(void) {
@@ -24,6 +25,8 @@ static const real_ops ops_avx2 = {
     .combine = combine_f32,
     .product = product_f32,
     .product_tile = product_tile_avx2,
+    .vector_takes = vector_takes_avx2,
+    .vector_rounded = vector_rounded_avx2,
 };
 
 static double int8_peak_avx2(int64_t rounds) {

@@ -31,6 +31,7 @@ struct comm {
   int *expected;         // [size] bytes of the receives
   comm_part *parts;      // [size][size] of comm_allgather
   bool *arrived;         // [size] at a missed deadline
+  bool *missed;          // [size] before those were asked
   int turn;              // this rank's place among those that have arrived; until then its rank
   bool agreed, reported_elsewhere, late;
   void (*close)(void *);
@@ -83,6 +84,7 @@ static status open_arrays(comm *c) {
   TRY(TAKE(&c->statuses, 2 * (size_t)c->size, "message requests"));
   TRY(TAKE(&c->expected, (size_t)c->size, "message requests"));
   TRY(TAKE(&c->parts, (size_t)c->size * (size_t)c->size, "message sizes"));
+  TRY(TAKE(&c->missed, (size_t)c->size, "message requests"));
   return TAKE(&c->arrived, (size_t)c->size, "message requests");
 }
 
@@ -133,6 +135,7 @@ void comm_close(comm *c) {
   free(c->statuses);
   free(c->expected);
   free(c->parts);
+  free(c->missed);
   free(c->arrived);
   free(c);
 }
@@ -221,6 +224,57 @@ void comm_answer(comm *c) {
   }
 }
 
+static void start_messages(comm *c) {
+  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
+  memset(c->expected, 0, (size_t)c->size * sizeof *c->expected);
+}
+
+// Marks the ranks with which both messages, to and from, are complete. True: all ranks.
+static bool all_arrived(comm *c) {
+  bool all = true;
+  for (int r = 0; r < c->size; r++) {
+    int sent, taken;
+    MPI_Test(&c->requests[r], &sent, MPI_STATUS_IGNORE);
+    MPI_Test(&c->requests[c->size + r], &taken, MPI_STATUS_IGNORE);
+    c->arrived[r] = sent && taken;
+    all = all && c->arrived[r];
+  }
+  return all;
+}
+
+// Of every other rank; all_arrived then says who has answered.
+static void ask_all(comm *c) {
+  start_messages(c);
+  for (int r = 0; r < c->size; r++) {
+    if (r == c->rank) continue;
+    MPI_Irecv(NULL, 0, MPI_BYTE, r, answer_tag, c->world, &c->requests[r]);
+    MPI_Isend(NULL, 0, MPI_BYTE, r, question_tag, c->world, &c->requests[c->size + r]);
+  }
+}
+
+static double answer_patience(const comm *c) {
+  return c->deadline < 3 ? 1 : c->deadline > 60 ? 20 : c->deadline / 3;
+}
+
+// Of the ranks that are missed one that answers waits itself. Left missing are those that do not, or where
+// all of them answer, others that do not, for whom they wait.
+static void ask_the_missing(comm *c) {
+  double limit = clock_seconds() + answer_patience(c);
+  bool some_silent = false, all_answered = false;
+  for (int r = 0; r < c->size; r++) c->missed[r] = !c->arrived[r];
+  ask_all(c);
+  for (int polls = 0; !all_answered && clock_seconds() < limit; polls++) {
+    if ((polls & 255) == 255) comm_answer(c);
+    pause_between_polls(polls);
+    all_answered = all_arrived(c);
+  }
+  for (int r = 0; r < c->size; r++) some_silent = some_silent || (c->missed[r] && !c->arrived[r]);
+  for (int r = 0; r < c->size; r++) {
+    if (some_silent) c->arrived[r] = c->arrived[r] || !c->missed[r];
+    if (all_answered) c->arrived[r] = !c->missed[r];
+  }
+}
+
 static status name_the_missing(comm *c, const char *what) {
   char names[512] = "";
   c->late = true;
@@ -278,26 +332,8 @@ static status check_lengths(comm *c, const char *what) {
   return 0;
 }
 
-static void start_messages(comm *c) {
-  for (int r = 0; r < 2 * c->size; r++) c->requests[r] = MPI_REQUEST_NULL;
-  memset(c->expected, 0, (size_t)c->size * sizeof *c->expected);
-}
-
-// Marks the ranks with which both messages, to and from, are complete. True: all ranks.
-static bool all_arrived(comm *c) {
-  bool all = true;
-  for (int r = 0; r < c->size; r++) {
-    int sent, taken;
-    MPI_Test(&c->requests[r], &sent, MPI_STATUS_IGNORE);
-    MPI_Test(&c->requests[c->size + r], &taken, MPI_STATUS_IGNORE);
-    c->arrived[r] = sent && taken;
-    all = all && c->arrived[r];
-  }
-  return all;
-}
-
-// Waits for all messages started since start_messages.
-static status wait_all(comm *c, double seconds, const char *what) {
+// Waits for all messages started since start_messages. asks: whom the missing wait for, before it names them.
+static status wait_all(comm *c, double seconds, bool asks, const char *what) {
   double limit = clock_seconds() + seconds;
   status result;
   for (int polls = 0;; polls++) {
@@ -312,6 +348,8 @@ static status wait_all(comm *c, double seconds, const char *what) {
       comm_answer(c);
       if (clock_seconds() > limit) {
         if (all_arrived(c)) return 0; // all arrived while this process itself was stopped
+        cancel_receives(c);
+        if (asks) ask_the_missing(c);
         result = name_the_missing(c, what);
         break;
       }
@@ -343,7 +381,7 @@ static status exchange_piece(comm *c, char *buffer, const comm_part *part, size_
       MPI_Isend(buffer + out->offset + done, piece_of(out, done), MPI_BYTE, to, tag, c->world,
                 &c->requests[c->size + to]);
   }
-  return wait_all(c, comm_patience(c), what);
+  return wait_all(c, comm_patience(c), true, what);
 }
 
 status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *what) {
@@ -357,14 +395,8 @@ status comm_exchange(comm *c, char *buffer, const comm_part *part, const char *w
 // The other ranks wait either in a watch like the caller's, which answers too, or here, where wait_all
 // answers.
 status comm_name_missing(comm *c, const char *what) {
-  double patience = c->deadline < 3 ? 1 : c->deadline > 60 ? 20 : c->deadline / 3;
-  start_messages(c);
-  for (int r = 0; r < c->size; r++) {
-    if (r == c->rank) continue;
-    MPI_Irecv(NULL, 0, MPI_BYTE, r, answer_tag, c->world, &c->requests[r]);
-    MPI_Isend(NULL, 0, MPI_BYTE, r, question_tag, c->world, &c->requests[c->size + r]);
-  }
-  return wait_all(c, patience, what);
+  ask_all(c);
+  return wait_all(c, answer_patience(c), false, what);
 }
 
 status comm_allgather(comm *c, void *all, const void *mine, size_t bytes, const char *what) {

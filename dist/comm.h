@@ -3,8 +3,9 @@
 // Owns: MPI (mpi.h is included in comm.c and nowhere else), the deadline, who has not arrived.
 // Independent of: what the bytes mean. Only copies cross ranks; nothing is ever summed here.
 // Invariant: a rank that stops, dies or calls another collective becomes an error on the others that names
-// it, never a hang; so does a message of another length than expected. Functions marked collective are called
-// by all ranks in the same order; the others are local.
+// it (past the deadline they ask, and who answers only waits), never a hang; so does a message of another
+// length than expected. Functions marked collective are called by all ranks in the same order; the others are
+// local.
 #pragma once
 #include "base/status.h"
 #include <stdbool.h>

@@ -502,6 +502,39 @@ static void a_rank_that_does_not_wait_is_named(void **state) {
   assert_int_equal(comm_agree(ranks, 0, "an end together"), 0);
 }
 
+static status exchange_pair(int a, int b, const char *what) {
+  static comm_part table[64 * 64];
+  static char buffer[2];
+  memset(table, 0, sizeof table);
+  table[a * size + b] = (comm_part){0, 1};
+  table[b * size + a] = (comm_part){1, 1};
+  return comm_exchange(ranks, buffer, table, what);
+}
+
+// Rank 0 waits for rank 1, which waits for rank 2, which is late: both name rank 2 alone.
+static void whom_the_missing_wait_for_is_named(void **state) {
+  (void)state;
+  if (size < 3) skip();
+  assert_int_equal(comm_agree(ranks, 0, "a start together"), 0);
+  if (rank < 2) comm_set_deadline(ranks, 2);
+  if (rank == 2) {
+    const struct timespec late = {6, 0};
+    nanosleep(&late, NULL);
+  }
+  for (int first = 1; first >= 0; first--) {
+    bool fails = rank == first;
+    assert_int_equal(exchange_pair(first, first + 1, "a chain of waits") != 0, fails);
+    if (!fails) continue;
+    char named[192];
+    snprintf(named, sizeof named,
+             "a chain of waits: after comm.deadline = 2 s, still waiting for rank 2 (%s)", comm_host(ranks));
+    if (!strstr(status_text(), named)) fail_msg("\"%s\" does not say \"%s\"", status_text(), named);
+    status_reset();
+  }
+  comm_set_deadline(ranks, 20);
+  assert_int_equal(comm_agree(ranks, 0, "an end together"), 0);
+}
+
 // Ranks that are not at the same place of their work: whoever gets a message of another length says so.
 static void a_message_of_another_length_is_an_error(void **state) {
   (void)state;
@@ -554,6 +587,7 @@ int main(int argc, char **argv) {
       cmocka_unit_test(a_message_of_another_length_is_an_error),
       cmocka_unit_test(a_rank_that_does_not_come_is_named),
       cmocka_unit_test(a_rank_that_does_not_wait_is_named),
+      cmocka_unit_test(whom_the_missing_wait_for_is_named),
   };
   int failed = cmocka_run_group_tests(tests, NULL, NULL);
   fflush(stdout);

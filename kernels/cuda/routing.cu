@@ -3,18 +3,22 @@
 
 // ---- routing: a warp a token ----
 
-__device__ unsigned long long best_of(const float *p, int n) {
-  unsigned long long best = 0; // (probability, lowest index); chosen ones are negative
-  for (int e = threadIdx.x; e < n; e += WARP)
-    if (p[e] >= 0.0f) {
-      unsigned long long key = (unsigned long long)__float_as_uint(p[e]) << 32 | (0xffffffffu - (uint32_t)e);
-      best = key > best ? key : best;
+// The lowest of the experts with the largest probability, by a warp; chosen ones are negative. -1: none is
+// left that can be compared.
+__device__ __forceinline__ int best_of(const float *p, int n) {
+  unsigned best =
+      0; // bits of numbers that are not negative order as they do; and one more, so that 0 is none
+  int mine = n;
+  for (int e = threadIdx.x; e < n; e += WARP) {
+    unsigned key = p[e] >= 0.0f ? __float_as_uint(p[e]) + 1 : 0;
+    if (key > best) {
+      best = key;
+      mine = e;
     }
-  for (int half = WARP / 2; half; half /= 2) {
-    unsigned long long other = __shfl_xor_sync(~0u, best, half);
-    best = other > best ? other : best;
   }
-  return best;
+  unsigned all = __reduce_max_sync(~0u, best);
+  int found = (int)__reduce_min_sync(~0u, best == all ? (unsigned)mine : (unsigned)n);
+  return all ? found : -1;
 }
 
 // When logits are not finite: the first expert not chosen yet, as the C code does it; the logits are refused
@@ -29,39 +33,46 @@ __global__ void route_tokens(int *expert, float *weight, int *member, int64_t *p
                              const float *logits, const layer_map map, const uint32_t *epoch, int n, int k) {
   wait_for_inputs();
   extern __shared__ float p[];
+  float *found = p + n;             // [k]
+  int *chosen = (int *)(found + k); // [k]
   int t = blockIdx.x, lane = threadIdx.x;
   const float *from = logits + (size_t)t * n;
   float max = from[0];
-  for (int e = lane; e < n; e += WARP) max = from[e] > max ? from[e] : max;
+  for (int e = lane; e < n; e += WARP) {
+    p[e] = from[e];
+    max = p[e] > max ? p[e] : max;
+  }
   max = warp_max(max);
-  for (int e = lane; e < n; e += WARP) p[e] = num_exp_f32(from[e] - max);
+  for (int e = lane; e < n; e += WARP) p[e] = num_exp_f32(p[e] - max);
   __syncwarp();
   double all = 0;
   if (lane == 0 && margin)
     for (int e = 0; e < n; e++) all += (double)p[e];
   float sum = 0, last = 0;
-  for (int slot = 0; slot <= k; slot++) {
-    unsigned long long best = best_of(p, n);
-    float found = best ? __uint_as_float((uint32_t)(best >> 32)) : 0.0f;
-    int e = best ? (int)(0xffffffffu - (uint32_t)best) : first_left(p, n);
-    if (slot == k) {
-      if (lane == 0 && margin) margin[t] = best ? ((double)last - (double)found) / all : 1.0;
-      break;
-    }
+  for (int slot = 0; slot < k; slot++) {
+    int best = best_of(p, n), e = best < 0 ? first_left(p, n) : best;
+    last = best < 0 ? 0.0f : p[e];
+    sum = sum + last;
     __syncwarp();
     if (lane == 0) {
-      expert[t * k + slot] = e;
-      member[t * k + slot] = map.local[e];
-      int part = epoch ? (int)(*epoch & 1) : place ? map.holder[map.first[e]] : 0;
-      if (place) place[t * k + slot] = (int64_t)part * gridDim.x * k + t * k + slot;
-      weight[t * k + slot] = found;
+      found[slot] = last;
+      chosen[slot] = e;
       p[e] = -1.0f;
     }
     __syncwarp();
-    sum = sum + found;
-    last = found;
   }
-  for (int slot = lane; slot < k; slot += WARP) weight[t * k + slot] = weight[t * k + slot] / sum;
+  if (margin) {
+    int best = best_of(p, n);
+    if (lane == 0) margin[t] = best < 0 ? 1.0 : ((double)last - (double)p[best]) / all;
+  }
+  for (int slot = lane; slot < k; slot += WARP) {
+    int e = chosen[slot], at = t * k + slot;
+    int part = epoch ? (int)(*epoch & 1) : place ? map.holder[map.first[e]] : 0;
+    expert[at] = e;
+    member[at] = map.local[e];
+    weight[at] = found[slot] / sum;
+    if (place) place[at] = (int64_t)part * gridDim.x * k + at;
+  }
 }
 
 // ---- which rank computes a slot, where experts have several holders: a thread a token ----
@@ -92,8 +103,8 @@ static status share_launch(int *member, int64_t *place, const int *expert, const
 status route_launch(int *expert, float *weight, int *member, int64_t *place, double *margin,
                     const float *logits, const layer_map &map, const dev_batch &rows, const uint32_t *epoch,
                     int n_experts, int k, cudaStream_t stream) {
-  TRY(launch(route_tokens, dim3((unsigned)rows.n), WARP, (size_t)n_experts * sizeof(float), stream, expert,
-             weight, member, place, margin, logits, map, epoch, n_experts, k));
+  TRY(launch(route_tokens, dim3((unsigned)rows.n), WARP, (size_t)(n_experts + 2 * k) * sizeof(float), stream,
+             expert, weight, member, place, margin, logits, map, epoch, n_experts, k));
   return map.has_replicas ? share_launch(member, place, expert, map, rows, epoch, k, stream) : 0;
 }
 

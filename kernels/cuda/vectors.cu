@@ -4,11 +4,21 @@
 #include "kernels/cuda/vectors.cuh"
 #include "kernels/cuda/weight_at.cuh"
 
-static constexpr int BLOCK = 256;
+static constexpr int BLOCK = 256, MOST_THREADS = 1024; // of a thread block
 
 static int blocks_for(size_t n) {
   size_t blocks = (n + BLOCK - 1) / BLOCK;
   return (int)(blocks < 4096 ? blocks : 4096);
+}
+
+__device__ __forceinline__ void load_8(float (&v)[8], const float *from) { // aligned to 16 bytes
+  float4 a = *(const float4 *)from, b = *(const float4 *)(from + 4);
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
+__device__ __forceinline__ void store_8(float *to, const float (&v)[8]) {
+  *(float4 *)to = make_float4(v[0], v[1], v[2], v[3]);
+  *(float4 *)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
 }
 
 // ---- embedding ----
@@ -26,13 +36,18 @@ status embed_launch(float *x, const dev_matrix *embedding, const dev_batch *b, c
 
 // ---- rounding to Q8_K ----
 
+// The warp's 256, eight a lane.
+__device__ __forceinline__ void round_values(const dev_inputs &io, int row, int block, float (&v)[8]) {
+  size_t b = (size_t)row * (io.width / QK_K) + block;
+  if (io.outliers) take_outliers(io.outliers + b, v);
+  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.sums32 + b * 16);
+}
+
 __device__ void round_row_block(dev_inputs io, int row, int block, const float *from) {
   int lane = threadIdx.x % WARP;
   float v[8];
   for (int i = 0; i < 8; i++) v[i] = from[block * QK_K + 8 * lane + i];
-  size_t b = (size_t)row * (io.width / QK_K) + block;
-  if (io.outliers) take_outliers(io.outliers + b, v);
-  round_block(v, io.qs + b * QK_K, io.d + b, io.bsums + b * 16, io.sums32 + b * 16);
+  round_values(io, row, block, v);
 }
 
 __global__ void round_rows(dev_inputs io, int n_blocks) {
@@ -73,10 +88,35 @@ __global__ void norm_rows(dev_inputs out, const float *x, const float *weight, f
   for (int b = threadIdx.x / WARP; b < n / QK_K; b += blockDim.x / WARP) round_row_block(out, t, b, row);
 }
 
+// The same of rows of whole blocks of 256, each a warp's, which holds it in registers; weights are there
+// before the launch that came first has ended.
+__global__ void norm_blocks(dev_inputs out, const float *x, const float *weight, float epsilon, bool round,
+                            bool floats) {
+  extern __shared__ __align__(16) float row[];
+  __shared__ float inverse;
+  int n = out.width, t = blockIdx.x, block = threadIdx.x / WARP, at = (int)threadIdx.x * 8;
+  float v[8], w[8];
+  load_8(w, weight + at);
+  wait_for_inputs();
+  load_8(v, x + (size_t)t * n + at);
+  store_8(row + at, v);
+  __syncthreads();
+  if (threadIdx.x < WARP) {
+    float sum = sum_of_squares(row, n);
+    if (threadIdx.x == 0) inverse = inverse_rms(sum, n, epsilon);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = v[i] * inverse * w[i];
+  if (floats) store_8(out.x + (size_t)t * n + at, v);
+  if (round) round_values(out, t, block, v);
+}
+
 status norm_launch(dev_inputs out, const float *x, const float *weight, int n, float epsilon, bool round,
                    bool floats, cudaStream_t stream) {
-  return launch(norm_rows, dim3((unsigned)n), BLOCK, (size_t)out.width * sizeof(float), stream, out, x,
-                weight, epsilon, round, floats);
+  bool whole = out.width % QK_K == 0 && out.width / 8 <= MOST_THREADS;
+  return launch(whole ? norm_blocks : norm_rows, dim3((unsigned)n), whole ? out.width / 8 : BLOCK,
+                (size_t)out.width * sizeof(float), stream, out, x, weight, epsilon, round, floats);
 }
 
 // ---- heads: a warp a head of q or k: norm, RoPE, cache ----

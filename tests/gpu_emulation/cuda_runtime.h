@@ -170,6 +170,10 @@ static inline unsigned __reduce_max_sync(unsigned mask, unsigned mine) {
   return mine;
 }
 
+static inline unsigned __reduce_min_sync(unsigned mask, unsigned mine) {
+  return ~__reduce_max_sync(mask, ~mine);
+}
+
 // ---- the host's side that takes templates ----
 
 enum cudaLaunchAttributeID {

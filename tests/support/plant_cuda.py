@@ -31,10 +31,12 @@ FAULTS = [
     ("f16_cache", HALF, "((rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13)",
      "((rebased + (planted(F16_CACHE) ? 0u : 0xfffu + ((rebased >> 13) & 1u))) >> 13)"),
     # the higher index
-    ("route_tie", CUDA + "routing.cu", "<< 32 | (0xffffffffu - (uint32_t)e);",
-     "<< 32 | (planted(ROUTE_TIE) ? (uint32_t)e : 0xffffffffu - (uint32_t)e);"),
-    ("route_tie", CUDA + "routing.cu", "(int)(0xffffffffu - (uint32_t)best)",
-     "(int)(planted(ROUTE_TIE) ? (uint32_t)best : 0xffffffffu - (uint32_t)best)"),
+    ("route_tie", CUDA + "routing.cu", "if (key > best) {",
+     "if (planted(ROUTE_TIE) ? key && key >= best : key > best) {"),
+    ("route_tie", CUDA + "routing.cu",
+     "(int)__reduce_min_sync(~0u, best == all ? (unsigned)mine : (unsigned)n);",
+     "planted(ROUTE_TIE) ? (int)__reduce_max_sync(~0u, best == all && all ? (unsigned)mine : 0u)\n"
+     "                                 : (int)__reduce_min_sync(~0u, best == all ? (unsigned)mine : (unsigned)n);"),
     # the other holder of an expert that several ranks hold
     ("replica_turn", CUDA + "routing.cu", "map.holder, rows.sequence[t], rows.position[t]);",
      "map.holder, rows.sequence[t], rows.position[t] + planted(REPLICA_TURN));"),

@@ -16,6 +16,7 @@
 #pragma once
 #include "kernels/cuda/decode/token_exchange.cuh"
 #include "kernels/cuda/decode/token_plan.cuh"
+#include "kernels/cuda/weights_place.cuh"
 
 static constexpr int ROUTER_WARP = 8;
 

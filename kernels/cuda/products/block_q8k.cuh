@@ -28,6 +28,10 @@ __device__ __forceinline__ uint4 or4(uint4 a, uint4 b, int shift) {
   return make_uint4(a.x | b.x << shift, a.y | b.y << shift, a.z | b.z << shift, a.w | b.w << shift);
 }
 
+__device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) { // i: a constant after unrolling
+  return __byte_perm(word, 0, 0x4440u + (uint32_t)i);
+}
+
 // How weights are read: from device memory once, by streaming loads that leave the L1 cache to the
 // activations; or from shared memory, where a copy has put them.
 struct from_device {

@@ -37,8 +37,13 @@ struct item_tile {
   int member, first, count;
 };
 
+// Each member's first tile of `items` items, and how many there are in all.
+__device__ __forceinline__ const int *tiles_of(const product &p, int items) {
+  return p.tiles + (items == 8 ? 0 : items == 16 ? 1 : items == 32 ? 2 : 3) * (p.n_members + 1);
+}
+
 __device__ __forceinline__ item_tile find_tile(const product &p, int items, int index) {
-  const int *tiles = p.tiles + (items == 8 ? 0 : items == 16 ? 1 : items == 32 ? 2 : 3) * (p.n_members + 1);
+  const int *tiles = tiles_of(p, items);
   int low = 0, high = p.n_members; // the last member whose first tile is at or before `index`
   while (high - low > 1) {
     int middle = (low + high) / 2;

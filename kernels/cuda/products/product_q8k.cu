@@ -3,6 +3,7 @@
 // steps of docs/paths.md, block after block.
 #include "kernels/cuda/products/block_q8k.cuh"
 #include "kernels/cuda/products/product_q8k_blocks.cuh"
+#include "kernels/cuda/products/product_q8k_stream.cuh"
 #include "kernels/cuda/products/product_q8k_wgmma.cuh"
 
 // ---- few items: four lanes a block, each 64 of its elements ----
@@ -342,6 +343,7 @@ static status of_own_kernels(product_set *set, cudaStream_t stream) {
   const product *p = &set->p[0];
   bool each_alone = p->member && !p->first;
   if (each_alone || (!p->first && p->n_items <= 4)) return few(set, stream);
+  if (product_q8k_stream_serves(set)) return product_q8k_stream_launch(set, stream);
   if (product_q8k_blocks_serves(set)) return product_q8k_blocks_launch(set, stream);
   for (int i = 0; i < set->count;) { // neighbours of one type together
     product_set part = {};

@@ -27,10 +27,6 @@ template <> struct wgmma_shape<TYPE_Q6_K> {
 
 static constexpr int Q6_HIGH = 128, Q6_SCALES = 192, Q6_D = 208; // places in a row's block in shared memory
 
-__device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) { // i: a constant after unrolling
-  return __byte_perm(word, 0, 0x4440u + (uint32_t)i);
-}
-
 // The two rows' block. `low`, then `high` give rows' elements 32 s .. 32 s + 31; s ascends from 0. The words
 // of the next steps are loaded when the last of these are used, so that no step waits for them.
 template <weight_type TYPE> struct wgmma_rows {

@@ -109,7 +109,7 @@ struct cuda_backend {
   captured_graph graphs[MAX_GRAPHS];
   int n_graphs;
   bool is_capturing; // the steps are being captured: the batch is on the device already
-  bool fuses; // and are one token's: the last layer's moe launches all layers, the steps before it nothing
+  bool fuses; // and are few tokens': the last layer's moe launches all layers, the steps before it nothing
   unsigned long long *sums; // [sums_rows][n_sequences] digests not yet read: of the layers, of the logits, of
                             // the layers of batches that were computed in part, and of parts of logits
   uint64_t **sums_to;       // [sums_rows] where they go

@@ -169,6 +169,7 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   p.tiles = b->tiles;
   p.n_members = b->weights->n_local;
   p.n_items = n_slots;
+  p.each = (n_slots + (int)b->shape.n_experts - 1) / (int)b->shape.n_experts;
   p.input_divisor = divisor;
   p.out = out;
   return p;
@@ -371,21 +372,24 @@ static status moe_at_peers(cuda_backend *b, int64_t layer, const token_batch *ro
   return cuda_combine(&b->base, layer, rows, 0, rows->n, &placed);
 }
 
-// Every layer of one token at once.
+// Every layer of one token at once; of several, of one after the other.
 static status all_layers(cuda_backend *b) {
   token_work w = {};
-  w.x = b->x;
   w.rope = b->rope;
   w.cache = b->limbs;
   w.exact = b->exact;
   w.local_of_expert = b->weights->local_of_expert;
   w.local_stride = b->params.map.is_same ? 0 : (int)b->shape.n_experts;
-  w.batch = b->batch;
   w.sums = b->sums;
   w.n_sequences = (int)b->params.n_sequences;
   w.tag = b->shared->tag;
   w.epsilon = (float)b->shape.rms_epsilon;
-  return token_launch(&b->fused, &w, b->peers, b->stream);
+  for (int t = 0; t < b->batch.n; t++) {
+    w.x = b->x + t * b->shape.hidden;
+    w.batch = batch_from(b->batch, t, 1);
+    TRY(token_launch(&b->fused, &w, b->peers, b->stream));
+  }
+  return 0;
 }
 
 status cuda_moe(backend *base, int64_t layer, const token_batch *rows) {

@@ -15,6 +15,8 @@
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/instructions_hopper.cuh"
 #include "kernels/cuda/products/block_q8k.cuh"
+#include "kernels/cuda/products/product_q8k_blocks.cuh"
+#include "kernels/cuda/products/product_q8k_stream.cuh"
 #include "kernels/cuda/products/product_q8k_wgmma.cuh"
 #include "kernels/cuda/products/wgmma_rows.cuh"
 #include "kernels/cuda/products/wgmma_tiles.cuh"

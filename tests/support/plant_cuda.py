@@ -80,6 +80,10 @@ FAULTS = [
      "y = num_fma_f32(m.dx[b * ITEMS + item], m.terms[(b * ITEMS + item) * pitch + r], y);",
      "{\n        int at = planted(BLOCKS_ORDER) ? n_blocks - 1 - b : b;\n"
      "        y = num_fma_f32(m.dx[at * ITEMS + item], m.terms[(at * ITEMS + item) * pitch + r], y);\n      }"),
+    # the same where experts have few items, within what is asked for at once
+    ("stream_order", CUDA + "products/product_q8k_stream.cu",
+     "for (int i = 0; i < count; i++) {\n    int b = block + i;",
+     "for (int k = 0; k < count; k++) {\n    int i = planted(STREAM_ORDER) ? count - 1 - k : k, b = block + i;"),
     # keys and values that other ranks computed are not cached
     ("others_cached", CUDA + "step_attention.cu", "TRY(prepare_apart(b, layer, 0, (int)rows->n, false));",
      "if (!planted(OTHERS_CACHED)) TRY(prepare_apart(b, layer, 0, (int)rows->n, false));"),

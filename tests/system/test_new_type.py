@@ -49,6 +49,7 @@ CUDA_Q8K = {
     "kernels/cuda/products/product_outliers.cu": {"cuda/weight_at.cuh"},
     "kernels/cuda/products/product_q8k.cu": DISPATCH,
     "kernels/cuda/products/product_q8k_blocks.cu": DISPATCH,
+    "kernels/cuda/products/product_q8k_stream.cu": DISPATCH,
     "kernels/cuda/products/product_few_bits.cu": set(),
     "kernels/cuda/decode/decode.cu": DISPATCH,
     "kernels/cuda/decode/decode_experts.cu": DISPATCH,

@@ -55,6 +55,7 @@ __device__ __forceinline__ int signed_byte(const uint32_t (&words)[2], int i) {
 
 // The two rows' block, of the types in blocks that follow each other: groups of 32.
 template <weight_type TYPE, int ITEMS> struct block_sums {
+  static_assert(TYPE == TYPE_Q4_K || TYPE == TYPE_Q5_K, "a new type needs its sums here");
   static constexpr bool HAS_FIFTH = TYPE == TYPE_Q5_K;
   static constexpr int BYTES = HAS_FIFTH ? sizeof(block_q5_K) : sizeof(block_q4_K),
                        QUANTS = HAS_FIFTH ? 48 : 16;

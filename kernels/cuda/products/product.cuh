@@ -19,8 +19,9 @@ struct product {
   const int64_t *offset; // [n_items] or NULL: in place of that, where in `out` an item's row starts: it may
                          // lie in another GPU's memory
   int n_members, n_items, input_divisor; // input row = item / input_divisor
-  float *out;                            // [..][w.rows]
-  bool adds;                             // out = out + product, in place of out = product
+  int each;   // with `first`: items that a member has, on average, of all ranks' members and rounded up
+  float *out; // [..][w.rows]
+  bool adds;  // out = out + product, in place of out = product
 };
 
 // Where in `out` the row of an item starts.

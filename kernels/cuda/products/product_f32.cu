@@ -48,8 +48,8 @@ __device__ __forceinline__ void sum_floats(float sum[ROWS][ITEMS], const product
   }
 }
 
-// FLOATS: F32 in rows of a multiple of 256; LONG_FLOATS: of 1024
-enum weight_kind { FLOATS, LONG_FLOATS, ELEMENTS };
+// FLOATS: F32 in rows of a multiple of 256
+enum weight_kind { FLOATS, ELEMENTS };
 
 template <int ROWS, int ITEMS, weight_kind KIND>
 __global__ void __launch_bounds__(256) product_f32_rows(product p) {
@@ -70,8 +70,6 @@ __global__ void __launch_bounds__(256) product_f32_rows(product p) {
   float sum[ROWS][ITEMS] = {};
   if (KIND == FLOATS)
     sum_floats<ROWS, ITEMS, (ITEMS > 4 ? 4 : 8)>(sum, p, rows, row0, x, lane);
-  else if (KIND == LONG_FLOATS)
-    sum_floats<ROWS, ITEMS, 32 / ITEMS>(sum, p, rows, row0, x, lane);
   else
     sum_elements<ROWS, ITEMS>(sum, p, rows, row0, x, lane);
 #pragma unroll
@@ -100,11 +98,56 @@ template <int WARPS, int ROWS, int ITEMS> static status launch_rows(const produc
 // faster than tiles (128 x 2,048 on an H100: 10 us for 64 items; tiles take 23 for 64 and for 128).
 static constexpr int FEW_ITEMS = 64;
 
+// Of rows of a multiple of 1,024 floats, which is 32 a lane. The first are there when the launch before has
+// ended, since it writes no weights.
+template <int ITEMS> __global__ void __launch_bounds__(64) product_f32_long(product p) {
+  constexpr int AHEAD = 1024 / WARP;
+  int lane = threadIdx.x % WARP, row = (int)(blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP);
+  const float *w = (const float *)(p.w.data + (size_t)min(row, p.w.rows - 1) * p.w.row_bytes) + lane;
+  float next[AHEAD], sum[ITEMS] = {};
+#pragma unroll
+  for (int s = 0; s < AHEAD; s++) next[s] = w[s * WARP];
+  wait_for_inputs();
+  int first = (int)blockIdx.y * ITEMS;
+  const float *x[ITEMS];
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++)
+    x[i] = p.in.x + (size_t)(min(first + i, p.n_items - 1) / p.input_divisor) * p.w.cols + lane;
+  for (int k = 0; k < p.w.cols; k += 1024) {
+    float a[AHEAD], v[ITEMS][AHEAD];
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++) {
+      a[s] = next[s];
+#pragma unroll
+      for (int i = 0; i < ITEMS; i++) v[i][s] = x[i][k + s * WARP];
+    }
+    if (k + 1024 < p.w.cols) {
+#pragma unroll
+      for (int s = 0; s < AHEAD; s++) next[s] = w[k + 1024 + s * WARP];
+    }
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++)
+#pragma unroll
+      for (int i = 0; i < ITEMS; i++) sum[i] = num_fma_f32(a[s], v[i][s], sum[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++) {
+    float y = warp_tree(sum[i]);
+    if (lane != i || first + i >= p.n_items || row >= p.w.rows) continue;
+    float *out = p.out + output_of(p, first + i) + row;
+    *out = p.adds ? *out + y : y;
+  }
+}
+
+template <int ITEMS> static status launch_long(const product *p, cudaStream_t stream) {
+  dim3 grid((unsigned)ceil_div(p->w.rows, 2), (unsigned)ceil_div(p->n_items, ITEMS));
+  return launch(product_f32_long<ITEMS>, grid, 2 * WARP, 0, stream, *p);
+}
+
 static status launch_few_floats(const product *p, cudaStream_t stream) {
   bool is_long = p->w.cols % 1024 == 0;
-  if (p->n_items == 1)
-    return is_long ? launch_kind<2, 1, 1, LONG_FLOATS>(p, stream) : launch_rows<2, 1, 1>(p, stream);
-  return is_long ? launch_kind<2, 1, 2, LONG_FLOATS>(p, stream) : launch_rows<2, 2, 2>(p, stream);
+  if (p->n_items == 1) return is_long ? launch_long<1>(p, stream) : launch_rows<2, 1, 1>(p, stream);
+  return is_long ? launch_long<2>(p, stream) : launch_rows<2, 2, 2>(p, stream);
 }
 
 status product_f32_launch(const product *p, cudaStream_t stream) {

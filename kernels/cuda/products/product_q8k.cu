@@ -326,7 +326,7 @@ template <weight_type TYPE, int ITEMS> static status launch_many(product_set *se
 
 template <weight_type TYPE> static status many(product_set *set, cudaStream_t stream) {
   const product *p = &set->p[0];
-  int each = p->first ? p->n_items / p->n_members : p->n_items;
+  int each = p->first ? p->each : p->n_items;
   return each > 32   ? launch_many<TYPE, 64>(set, stream)
          : each > 16 ? launch_many<TYPE, 32>(set, stream)
                      : launch_many<TYPE, 16>(set, stream);

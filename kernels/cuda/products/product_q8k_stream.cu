@@ -11,9 +11,9 @@
 
 static constexpr int PIECE = 16; // rows
 static constexpr int MOST_WARPS = 16, FEWEST_WARPS = 4;
-static constexpr int POOL = 2;       // tiles of activations that fit
-static constexpr int MOST_EACH = 12; // items of an expert, on average
-static constexpr int BLOCKS = 4;     // of a row that are asked for at once, where it has more
+static constexpr int POOL = 2;      // tiles of activations that fit
+static constexpr int MOST_EACH = 8; // items of an expert, on average
+static constexpr int BLOCKS = 4;    // of a row that are asked for at once, where it has more
 
 struct stream_shape {   // of a launch
   int n_blocks, pieces; // of a row; of one expert, over all matrices of the set
@@ -282,7 +282,7 @@ __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
 // ---- the host's side ----
 
 static int items_of(const product *p) {
-  return p->n_items > 4 * p->n_members ? 16 : 8;
+  return p->each > 4 ? 16 : 8; // an expert has now more and now fewer
 }
 
 static stream_shape shape_of(product_set *set) {
@@ -322,7 +322,7 @@ bool product_q8k_stream_serves(const product_set *set) {
   product_set counted = *set;
   for (int i = 1; i < set->count; i++)
     if (set->p[i].w.rows != p->w.rows) return false;
-  return p->first && p->n_items <= MOST_EACH * p->n_members && p->w.cols / QK_K <= WARP &&
+  return p->first && p->each <= MOST_EACH && p->w.cols / QK_K <= WARP &&
          shape_of(&counted).warps >= FEWEST_WARPS;
 }
 

@@ -19,7 +19,8 @@
 //   head          norm; output               norm, products          norm, product_shared  decode_head
 //
 // One token on q8k of a rank that owns every expert, or of ranks whose GPUs are linked, in a captured run on
-// GPUs that hold it: all layers in one launch (decode/token.cu), which the last layer's moe makes.
+// GPUs that hold it: all layers in one launch (decode/token.cu), which the last layer's moe makes; of two or
+// three tokens, one such launch after the other where the rank owns every expert.
 //
 // Where to find what: the launches of products in products/, of one token in decode/; attention in reals in
 // attention.cu, in integers in exact/;

@@ -26,6 +26,7 @@ status whole_file_open(whole_file *out, const char *dir, const char *name) {
   status result;
   TRY_DONE(result, join(&out->path, dir, name));
   TRY_DONE(result, join_temporary(&out->temporary, dir, name));
+  temporary_remember(out->temporary); // before it is there: a signal may come just after
   int fd = open(out->temporary, O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd >= 0 && !(out->f = fdopen(fd, "w+b"))) {
     int why = errno;
@@ -34,9 +35,9 @@ status whole_file_open(whole_file *out, const char *dir, const char *name) {
     errno = why;
   }
   if (!out->f) TRY_DONE(result, FAIL("%s: cannot be created: %s", out->path, strerror(errno)));
-  temporary_remember(out->temporary);
   return 0;
 done:
+  temporary_forget(out->temporary);
   free(out->path);
   free(out->temporary);
   *out = (whole_file){.f = NULL};

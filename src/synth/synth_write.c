@@ -78,8 +78,8 @@ static status check_name(const char *path) {
 
 static status create_file(writer *w) {
   TRY(check_name(w->path));
+  temporary_remember(w->partial); // before it is there: a signal may come just after
   TRY(open_partial(w, O_CREAT | O_TRUNC));
-  temporary_remember(w->partial);
   TRY(size_partial(w));
   return write_at(w, w->layout->header, w->layout->header_bytes, 0);
 }

@@ -219,9 +219,27 @@ def digest_sum(texts):
     return f"{sum(int(text, 16) for text in texts) % 2**64:016x}"
 
 
+class TellsAtOnce(unittest.TextTestResult):
+    """What failed is said when it fails, so that a run which is cut off has said it."""
+
+    def addFailure(self, test, err):
+        super().addFailure(test, err)
+        self.stream.writeln(self.failures[-1][1])
+
+    def addError(self, test, err):
+        super().addError(test, err)
+        self.stream.writeln(self.errors[-1][1])
+
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        if err:
+            failed = self.failures if issubclass(err[0], test.failureException) else self.errors
+            self.stream.writeln(failed[-1][1])
+
+
 def main():
     random_seed()
-    program = unittest.main(verbosity=2, exit=False)
+    program = unittest.main(testRunner=unittest.TextTestRunner(verbosity=2, resultclass=TellsAtOnce), exit=False)
     if not program.result.wasSuccessful():
         tell_seed_of_failure()
         sys.exit(1)

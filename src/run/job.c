@@ -410,6 +410,7 @@ static status refuse_change(const job *j) {
 
 void job_explain_error(const job *j) {
   if (!j->m || !changed_file(j)) return;
+  if (!comm_error_is_agreed(j->c)) comm_take_turns(j->c); // others may find it at the same time
   status_reset();
   refuse_change(j);
 }

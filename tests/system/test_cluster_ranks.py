@@ -119,7 +119,7 @@ class Audit(unittest.TestCase):
 
 
 class Resume(unittest.TestCase):
-    SETS = keys(run__generate=10000, run__keep=0.05)  # seconds, on a quiet machine: a signal waits up to one
+    SETS = keys(run__generate=10000, run__keep=0.05)  # seconds, on a quiet machine
 
     def kept(self, folder):
         try:
@@ -128,24 +128,32 @@ class Resume(unittest.TestCase):
             return []
 
     def ended(self, command, sets, ranks, number, enough):
-        """A run that a signal ends once it has kept enough: its folder."""
+        """A run that a signal ends once it has kept enough. One that was over before is not counted; another is tried."""
+        for _ in range(10):
+            outcome = self.signalled(command, sets, ranks, number, enough)
+            if outcome.code != 0:
+                break
+        self.assertNotEqual(outcome.code, 0)
+        self.assertEqual(os.listdir(outcome.folder), ["state.json"])
+        return outcome
+
+    def signalled(self, command, sets, ranks, number, enough):
+        """The signal goes to each rank, as a batch system sends it: mpirun takes up to a second to pass one on."""
         folder = moe.fresh()
         process = moe.start(moe.under_mpirun([(ranks, moe.words(command=command, sets=sets, out=folder))]))
         limit = time.monotonic() + moe.LIMIT
-        while not enough(self.kept(folder)):
-            self.assertIsNone(process.poll(), "the run ended before it was ended")
+        while not enough(self.kept(folder)) and process.poll() is None:
             self.assertLess(time.monotonic(), limit)
             time.sleep(0.02)
+        pids = moe.children(process.pid)
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
-            for pid in moe.children(process.pid):
+        for pid in pids:
+            try:
                 os.kill(pid, number)
-        else:
-            process.send_signal(number)
-        outcome = moe.finish(process, moe.LIMIT, folder)
-        self.assertNotEqual(outcome.code, 0)
-        self.assertEqual(os.listdir(folder), ["state.json"])
-        return outcome
+            except ProcessLookupError:
+                pass
+        return moe.finish(process, moe.LIMIT, folder)
 
     def test_generate(self):
         whole = moe.run(self.SETS, 2, command="generate")
@@ -182,14 +190,15 @@ class Resume(unittest.TestCase):
         pathlib.Path(folder, "state.json").write_text(state)
 
     def test_perplexity(self):
-        tokens = [n * n % 300 for n in range(24000)]
-        sets = keys(input__tokens=tokens, run__context=40, run__keep=0, run__generate=0)
+        arm = "f64@cpu"  # the slowest: ranks look for a signal once a second
+        tokens = [n * n % 10 for n in range(40000)]
+        sets = keys(input__tokens=tokens, run__context=40, run__keep=0, run__generate=0, run__arms=[arm])
         whole = moe.run(sets, 2, command="perplexity")
         outcome = self.ended("perplexity", sets, 2, signal.SIGUSR1, lambda kept: kept and kept[0] > 10)
         again = moe.attempt(sets | {"run.resume": True}, 1, command="perplexity", out=outcome.folder)
         self.assertEqual(again.code, 0, again.err)
         for what in ("digest", "layer_digests", "perplexity", "scored", "tokens", "sequences"):
-            self.assertEqual(again.arm(ARM)[what], whole.arm(ARM)[what], what)
+            self.assertEqual(again.arm(arm)[what], whole.arm(arm)[what], what)
 
     def test_nothing_to_go_on_with(self):
         outcome = moe.attempt(keys(run__resume=True), 1, command="generate", out=moe.fresh(), alone=True)

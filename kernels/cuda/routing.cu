@@ -6,8 +6,7 @@
 // The lowest of the experts with the largest probability, by a warp; chosen ones are negative. -1: none is
 // left that can be compared.
 __device__ __forceinline__ int best_of(const float *p, int n) {
-  unsigned best =
-      0; // bits of numbers that are not negative order as they do; and one more, so that 0 is none
+  unsigned best = 0; // 0: none; else one more than the bits, which order as the numbers do
   int mine = n;
   for (int e = threadIdx.x; e < n; e += WARP) {
     unsigned key = p[e] >= 0.0f ? __float_as_uint(p[e]) + 1 : 0;

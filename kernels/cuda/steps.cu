@@ -283,8 +283,8 @@ static status cuda_finish(backend *base) {
 
 // The steps of one token, or of so many, on a rank that has every expert, or of one token on ranks that are
 // linked, are known: embed and whole layers, with nothing read in between. Then a token's layers are one
-// launch. (One H200, model full: a token in 1.16 ms, so that two take 2.3, and 3.6 as a batch; four as a
-// batch 4.9, and less where the context is long.)
+// launch. (One H200, model full: two take 2.36 ms, as a batch 3.14; three 3.52 and 4.35; four as a batch
+// 4.57.)
 static constexpr int64_t FUSED_TOKENS = 3;
 
 static bool fuses(const cuda_backend *b, const token_batch *batch) {

@@ -72,7 +72,7 @@ static inline unsigned tile_count(const product *p, int items) {
 // Products that read the same inputs, computed by one launch.
 struct product_set {
   product p[3];
-  int first_block[3]; // thread block of each
+  int first_block[3]; // thread block of each, or piece of rows (product_q8k_stream.cu)
   int count;
 };
 

@@ -20,8 +20,8 @@ struct stream_shape {   // of a launch
   int blocks;           // of a row that are asked for at once: a part
   int part_bytes[3];    // of each matrix of the set
   int pitch;            // from one row to the next, in shared memory
-  int warps, places;    // places: of a warp, for the parts of 16 rows that it has asked for
-  int tiles;            // that there may be
+  int warps;
+  int tiles; // that there may be
 };
 
 struct stream_memory {
@@ -29,7 +29,7 @@ struct stream_memory {
   int8_t *sums;  // [pool][sums_pitch]
   int64_t *out;  // [pool]: where in the outputs an item's row starts
   float *dx;     // [pool][n_blocks]
-  uint8_t *rows; // [warps][places][PIECE][pitch]
+  uint8_t *rows; // [warps][PIECE][pitch]: the part that a warp has asked for
   item_tile *tiles;
 };
 
@@ -56,7 +56,7 @@ __device__ __forceinline__ stream_memory lay_out(uint8_t *memory, const stream_s
   m.out = (int64_t *)(m.sums + pool * sums_pitch(s.n_blocks));
   m.dx = (float *)(m.out + pool);
   m.rows = memory + pool_bytes(pool, s.n_blocks);
-  m.tiles = (item_tile *)(m.rows + s.warps * s.places * PIECE * s.pitch);
+  m.tiles = (item_tile *)(m.rows + s.warps * PIECE * s.pitch);
   return m;
 }
 
@@ -126,23 +126,19 @@ struct asking {
     blocks_left = s.n_blocks;
   }
 
-  // Once none of the warp's lanes reads what lies there. Without more to ask for it is an empty group of
-  // copies.
+  // Once none of the warp's lanes reads what lies there.
   __device__ __forceinline__ void ask(uint8_t *to, const product_set &set, const stream_shape &s,
                                       const item_tile *tiles) {
     int lane = threadIdx.x % WARP;
     __syncwarp();
-    if (at.left > 0) {
-      copy_two_rows(to + lane / 4 * s.pitch + lane % 4 * 16, s.pitch, row[0], row[1], bytes);
-      row[0] += bytes;
-      row[1] += bytes;
-      blocks_left -= s.blocks;
-      if (!blocks_left) {
-        at.next(s);
-        if (at.left > 0) enter(set, s, tiles);
-      }
-    }
-    copy_async_commit();
+    if (at.left <= 0) return;
+    copy_two_rows(to + lane / 4 * s.pitch + lane % 4 * 16, s.pitch, row[0], row[1], bytes);
+    row[0] += bytes;
+    row[1] += bytes;
+    blocks_left -= s.blocks;
+    if (blocks_left) return;
+    at.next(s);
+    if (at.left > 0) enter(set, s, tiles);
   }
 };
 
@@ -212,36 +208,21 @@ __device__ __forceinline__ void store_piece(const float (&y)[ITEMS / 8][4], cons
     }
 }
 
-// What a warp multiplies: part after part, as it was asked for.
-struct multiplying {
-  uint8_t *rows; // the warp's places
-  int place;
-  asking next;
-
-  __device__ __forceinline__ uint8_t *at(const stream_shape &s, int i) const {
-    return rows + i * PIECE * s.pitch;
+// A warp multiplies the piece of product p from row0 on, part after part as `next` has asked for them to
+// `rows`, with `count` items from `base` of the pool on.
+template <int ITEMS>
+__device__ __forceinline__ void multiply_piece(const stream_memory &m, asking *next, uint8_t *rows,
+                                               const product_set &set, const stream_shape &s,
+                                               const product &p, int row0, int base, int count) {
+  float y[ITEMS / 8][4] = {};
+  for (int block = 0; block < s.n_blocks; block += s.blocks) {
+    copy_async_wait_all();
+    __syncwarp();
+    FOR_Q8K_TYPE(p.w.type, add_blocks<TYPE, ITEMS>(y, m, rows, s.pitch, s.n_blocks, block, s.blocks, base))
+    next->ask(rows, set, s, m.tiles);
   }
-
-  // The piece of product p from row0 on, with `count` items from `base` of the pool on.
-  template <int ITEMS>
-  __device__ __forceinline__ void multiply(const stream_memory &m, const product_set &set,
-                                           const stream_shape &s, const product &p, int row0, int base,
-                                           int count) {
-    float y[ITEMS / 8][4] = {};
-    for (int block = 0; block < s.n_blocks; block += s.blocks) {
-      if (s.places == 1)
-        copy_async_wait_group<0>();
-      else
-        copy_async_wait_group<1>();
-      __syncwarp();
-      FOR_Q8K_TYPE(p.w.type,
-                   add_blocks<TYPE, ITEMS>(y, m, at(s, place), s.pitch, s.n_blocks, block, s.blocks, base))
-      next.ask(at(s, place), set, s, m.tiles);
-      place = place + 1 < s.places ? place + 1 : 0;
-    }
-    store_piece<ITEMS>(y, m, p, row0, base, count);
-  }
-};
+  store_piece<ITEMS>(y, m, p, row0, base, count);
+}
 
 // ---- the kernel ----
 
@@ -259,9 +240,10 @@ __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
   int from = (int)(all * blockIdx.x / gridDim.x), to = (int)(all * (blockIdx.x + 1) / gridDim.x);
   int first = from + warp, end_tile = (to + s.pieces - 1) / s.pieces;
   line_place at = {first / s.pieces, first % s.pieces, (to - first + s.warps - 1) / s.warps};
-  multiplying walk = {m.rows + warp * s.places * PIECE * s.pitch, 0, {at, 0, 0, {}}};
-  if (at.left > 0) walk.next.enter(set, s, m.tiles);
-  for (int i = 0; i < s.places; i++) walk.next.ask(walk.at(s, i), set, s, m.tiles);
+  uint8_t *rows = m.rows + warp * PIECE * s.pitch;
+  asking next = {at, 0, 0, {}};
+  if (at.left > 0) next.enter(set, s, m.tiles);
+  next.ask(rows, set, s, m.tiles);
   for (int tile = from / s.pieces; tile < end_tile;) {
     int loaded = tile, base = 0, end = load_items<ITEMS>(m, p, s.n_blocks, tile, end_tile);
     __syncthreads();
@@ -270,9 +252,9 @@ __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
       for (; loaded < at.tile; loaded++) base += m.tiles[loaded].count;
       int count = m.tiles[at.tile].count;
       if (ITEMS > 8 && count > 8)
-        walk.multiply<ITEMS>(m, set, s, set.p[which], row0, base, count);
+        multiply_piece<ITEMS>(m, &next, rows, set, s, set.p[which], row0, base, count);
       else
-        walk.multiply<8>(m, set, s, set.p[which], row0, base, count);
+        multiply_piece<8>(m, &next, rows, set, s, set.p[which], row0, base, count);
     }
     tile = end;
     __syncthreads(); // all have used the activations
@@ -306,13 +288,12 @@ static stream_shape shape_of(product_set *set) {
   int fit =
       ((int)device_shared_bytes() - pool_bytes(POOL * items, s.n_blocks) - s.tiles * (int)sizeof(item_tile)) /
       (PIECE * s.pitch);
-  s.places = fit >= 2 * MOST_WARPS ? 2 : 1;
-  s.warps = min(MOST_WARPS, fit / s.places);
+  s.warps = min(MOST_WARPS, fit);
   return s;
 }
 
 static size_t shared_bytes(const stream_shape *s, int items) {
-  return (size_t)(pool_bytes(POOL * items, s->n_blocks) + s->warps * s->places * PIECE * s->pitch) +
+  return (size_t)(pool_bytes(POOL * items, s->n_blocks) + s->warps * PIECE * s->pitch) +
          (size_t)s->tiles * sizeof(item_tile);
 }
 

@@ -132,14 +132,26 @@ __device__ __forceinline__ void store_relaxed(float *at, float x) {
   asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(at), "f"(x) : "memory");
 }
 
-__device__ __forceinline__ unsigned load_acquire(const unsigned *at) {
-  unsigned out;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(out) : "l"(at) : "memory");
-  return out;
+struct __align__(16) tagged_pair { // one transfer
+  float x, y;
+  uint64_t tag;
+};
+
+__device__ __forceinline__ tagged_pair load_relaxed_tagged(const tagged_pair *at) {
+  uint64_t pair, tag;
+  asm volatile("{\n.reg .b128 both;\nld.relaxed.gpu.global.b128 both, [%2];\nmov.b128 {%0, %1}, both;\n}"
+               : "=l"(pair), "=l"(tag)
+               : "l"(at)
+               : "memory");
+  return {__uint_as_float((uint32_t)pair), __uint_as_float((uint32_t)(pair >> 32)), tag};
 }
 
-__device__ __forceinline__ void add_release(unsigned *at, unsigned more) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(at), "r"(more) : "memory");
+__device__ __forceinline__ void store_relaxed_tagged(tagged_pair *at, const tagged_pair &value) {
+  uint64_t pair = (uint64_t)__float_as_uint(value.y) << 32 | __float_as_uint(value.x);
+  asm volatile(
+      "{\n.reg .b128 both;\nmov.b128 both, {%1, %2};\nst.relaxed.gpu.global.b128 [%0], both;\n}" ::"l"(at),
+      "l"(pair), "l"(value.tag)
+      : "memory");
 }
 
 // Once in each turn of a loop that waits for another thread; counts the turns where threads are emulated. Of

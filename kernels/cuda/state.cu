@@ -280,18 +280,18 @@ static status open_token(cuda_backend *b) {
   bool may =
       b->params.computes_shared && has_slots && b->shared->kind == PATH_Q8K && b->experts->kind == PATH_Q8K;
   if (!may) return 0;
-  if (b->plan)
-    token_plan_size(&t->plan, &b->shape);
-  else
+  bool fits = token_plan_size(&t->plan, &b->shape, b->params.context);
+  if (!b->plan)
     b->has_fused = !b->params.map.has_replicas && // it takes every slot of an expert that it holds
                    token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
   for (uint32_t *&set : t->inbox) // also where another rank alone has the kernel: windows are alike
     if (b->params.has_peers) TRY(take_linked(b, &set, layers * (size_t)(b->shape.top_k * b->shape.hidden)));
-  if (!b->plan && !b->has_fused) return 0;
+  if (b->plan ? !fits : !b->has_fused) return 0;
   for (float *&set : t->sets) TRY(take(b, &set, token_set_floats(&t->plan), PART_WORK));
+  TRY(take(b, &t->parts, token_parts(&t->plan, b->params.context), PART_ATTENTION));
   TRY(take(b, &t->epoch, 1, PART_WORK));
   TRY(take(b, &t->layers, layers, PART_WORK));
-  return b->plan ? 0 : token_state_fill(t, b->weights);
+  return b->plan ? 0 : token_state_fill(t, b->weights, b->params.context);
 }
 
 // All that is allocated on the device but the weights; with b->plan it is only added up.

@@ -377,7 +377,6 @@ static status all_layers(cuda_backend *b) {
   token_work w = {};
   w.rope = b->rope;
   w.cache = b->limbs;
-  w.exact = b->exact;
   w.local_of_expert = b->weights->local_of_expert;
   w.local_stride = b->params.map.is_same ? 0 : (int)b->shape.n_experts;
   w.sums = b->sums;

@@ -237,11 +237,12 @@ void pause() {
   pass_on(&m.now->stack_pointer, false);
 }
 
-// ---- barriers in shared memory, of one arrival a phase ----
+// ---- barriers in shared memory: of one arrival that expects bytes, or of several and no bytes ----
 
 struct barrier_state {
-  uint32_t phases;   // that have ended
-  uint32_t expected; // bytes of this one; 0: nobody has arrived
+  uint16_t phases; // that have ended
+  uint8_t arrivals, arrived;
+  uint32_t expected; // bytes of this phase; 0: nobody has arrived
 };
 
 static barrier_state *state_of(uint64_t *b) {
@@ -250,12 +251,20 @@ static barrier_state *state_of(uint64_t *b) {
 }
 
 void barrier_init(uint64_t *b, int arrivals) {
-  if (arrivals != 1) stop("a barrier of more than one arrival is not emulated");
-  *state_of(b) = {0, 0};
+  if (arrivals < 1 || arrivals > UINT8_MAX) stop("a barrier of so many arrivals is not emulated");
+  *state_of(b) = {0, (uint8_t)arrivals, 0, 0};
+}
+
+void barrier_arrive(uint64_t *b) {
+  barrier_state *s = state_of(b);
+  if (s->arrivals == 1) stop("a barrier of one arrival that expects nothing is not emulated");
+  if (++s->arrived < s->arrivals) return;
+  s->phases++;
+  s->arrived = 0;
 }
 
 void barrier_arrive_expect(uint64_t *b, size_t bytes) {
-  if (state_of(b)->expected || !bytes)
+  if (state_of(b)->arrivals > 1 || state_of(b)->expected || !bytes)
     stop("a second arrival at a barrier of one, or one that expects nothing");
   state_of(b)->expected = (uint32_t)bytes;
 }
@@ -271,6 +280,7 @@ void barrier_copy(uint64_t *b, void *to, const void *from, size_t bytes) {
 bool barrier_done(uint64_t *b, uint32_t parity) {
   barrier_state *s = state_of(b);
   if ((s->phases & 1) != parity) return true;
+  if (s->arrivals > 1) return false;
   size_t bytes = 0;
   for (const bulk_copy &c : m.b->bulk) bytes += c.barrier == b ? c.bytes : 0;
   if (bytes > s->expected) stop("more bytes arrive at a barrier than it expects");
@@ -278,7 +288,8 @@ bool barrier_done(uint64_t *b, uint32_t parity) {
   for (const bulk_copy &c : m.b->bulk)
     if (c.barrier == b && !c.made) memcpy(c.to, c.from, c.bytes);
   std::erase_if(m.b->bulk, [&](const bulk_copy &c) { return c.barrier == b; });
-  *s = {s->phases + 1, 0};
+  s->phases++;
+  s->expected = 0;
   return true;
 }
 

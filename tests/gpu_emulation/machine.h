@@ -63,6 +63,7 @@ void copy_now(int latest);
 // A barrier in shared memory, and the copies that arrive at it: each is made at once or when a thread asks
 // whether it is done, as it is drawn.
 void barrier_init(uint64_t *b, int arrivals);
+void barrier_arrive(uint64_t *b);
 void barrier_arrive_expect(uint64_t *b, size_t bytes);
 void barrier_copy(uint64_t *b, void *to, const void *from, size_t bytes);
 bool barrier_done(uint64_t *b, uint32_t parity);

@@ -226,30 +226,28 @@ __device__ __forceinline__ float2 weigh_values(const decode_memory *m, const chu
                      exact_output(exact_output_sum(by_high[1], by_high[3] + by_low[1], by_low[3]), unit));
 }
 
-// The chunk's result of all heads, whose rows start at row0: of the only chunk of n_chunks to output(head,
-// dimension, two numbers), else each relative to its own maximum to `work`, for the fold.
-template <int DIM, int WARPS, typename Output>
+// The chunk's result of all heads: of an only chunk output(head, dimension, two numbers); else, each relative
+// to the head's maximum, part(head, dimension, two numbers) and sums(head, maximum, sum), for the fold.
+template <int DIM, int WARPS, typename Output, typename Part, typename Sums>
 __device__ __forceinline__ void store_chunk(const decode_memory *m, const chunk_limbs<DIM, WARPS> &limbs,
-                                            const exact_work &work, size_t row0, int heads, int chunk,
-                                            int n_chunks, const Output &output) {
+                                            int heads, bool is_only, const Output &output, const Part &part,
+                                            const Sums &sums) {
   constexpr int TILES = chunk_limbs<DIM, WARPS>::VALUE_TILES;
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = lane / 4;
-  float inverse = n_chunks > 1 ? 1.0f : exact_inverse(m->sum[head], m->query_unit[head]);
-  size_t part = (row0 + head) * n_chunks + chunk;
+  float inverse = is_only ? exact_inverse(m->sum[head], m->query_unit[head]) : 1.0f;
 #pragma unroll
   for (int i = 0; i < TILES; i++) {
     float2 out = weigh_values(m, limbs, i);
     int d = (warp * TILES + i) * TILE + lane % 4 * 2;
     if (head >= heads || d >= DIM) continue;
-    if (n_chunks > 1)
-      *(float2 *)(work.out + part * DIM + d) = out;
-    else
+    if (is_only)
       output(head, d, make_float2(out.x * inverse, out.y * inverse));
+    else
+      part(head, d, out);
   }
-  if (n_chunks == 1 || warp >= heads || lane) return;
-  part = (row0 + warp) * n_chunks + chunk;
-  work.max[part] = m->max[warp];
-  work.sum[part] = m->query_unit[warp] == m->query_unit[warp] ? m->sum[warp] : m->query_unit[warp];
+  if (is_only || warp >= heads || lane) return;
+  float unit = m->query_unit[warp];
+  sums(warp, m->max[warp], unit == unit ? m->sum[warp] : unit);
 }
 
 // ---- the new token: its queries, key and value ----
@@ -284,46 +282,57 @@ __device__ __forceinline__ void publish_fresh(decode_memory *m, const limb_row<D
 
 // ---- folds ----
 
-struct folded { // of a group, in shared memory
-  float max, sum, out[WARP];
+// Of a group of up to 32 chunks: lane k has the k-th one's maximum and sum, and what their sums are rescaled
+// by when it is folded in.
+struct group_factors {
+  float sum, old, fresh, both;
+
+  __device__ __forceinline__ group_factors(float max, float its_sum) : sum(its_sum), both(max) {
+    static_assert(GROUP_CHUNKS == WARP);
+    for (int s = 1; s < WARP; s *= 2) both = fmaxf(both, __shfl_up_sync(~0u, both, s));
+    float previous = __shfl_up_sync(~0u, both, 1);
+    if (threadIdx.x % WARP == 0) previous = -INFINITY;
+    old = exact_rescale(previous, both);
+    fresh = exact_rescale(max, both);
+    both = __shfl_sync(~0u, both, WARP - 1);
+  }
 };
 
-// Up to 32 chunks from `first` on, ascending: all are loaded, then the factors, a lane each, then the sums, a
-// lane a dimension.
-__device__ __forceinline__ void fold_chunks(folded *to, const exact_work &work, size_t first, int count,
-                                            int dim, int d) {
-  static_assert(GROUP_CHUNKS == WARP);
-  int lane = threadIdx.x % WARP;
-  size_t mine = first + min(lane, count - 1);
-  float max = __ldcg(work.max + mine), sum = __ldcg(work.sum + mine), part[WARP];
-#pragma unroll
-  for (int k = 0; k < WARP; k++) part[k] = __ldcg(work.out + (first + min(k, count - 1)) * dim + d);
-  float both = max, out = 0, total = 0;
-  for (int s = 1; s < WARP; s *= 2) both = fmaxf(both, __shfl_up_sync(~0u, both, s));
-  float previous = __shfl_up_sync(~0u, both, 1);
-  if (lane == 0) previous = -INFINITY;
-  float old = exact_rescale(previous, both), fresh = exact_rescale(max, both);
-#pragma unroll
-  for (int k = 0; k < WARP; k++) {
-    float f = __shfl_sync(~0u, fresh, k), o = __shfl_sync(~0u, old, k), l = __shfl_sync(~0u, sum, k);
-    if (k >= count) continue;
-    total = num_fma_f32(l, f, total * o);
-    out = num_fma_f32(part[k], f, out * o);
-  }
-  both = __shfl_sync(~0u, both, WARP - 1);
-  to->out[lane] = out;
-  if (lane) return;
-  to->max = both;
-  to->sum = total;
-}
+// EACH dimensions of a group in each lane.
+template <int EACH> struct group_sums {
+  float max, sum, out[EACH];
 
-// Dimension `lane` of n groups, ascending, over their sum: the output.
-__device__ __forceinline__ float fold_groups(const folded *groups, int n) {
-  exact_sums total;
-  float out = 0, old, fresh;
-  for (int g = 0; g < n; g++) {
-    total.fold(groups[g].max, groups[g].sum, &old, &fresh);
-    out = num_fma_f32(groups[g].out[threadIdx.x % WARP], fresh, out * old);
+  __device__ __forceinline__ void take_in(const group_factors &f, int k, const float (&part)[EACH]) {
+    float fresh = __shfl_sync(~0u, f.fresh, k), old = __shfl_sync(~0u, f.old, k);
+    sum = num_fma_f32(__shfl_sync(~0u, f.sum, k), fresh, sum * old);
+    for (int i = 0; i < EACH; i++) out[i] = num_fma_f32(part[i], fresh, out[i] * old);
   }
-  return out * (1.0f / total.sum);
-}
+};
+
+template <int EACH> struct folded { // of a group, in shared memory
+  float max, sum, out[WARP][EACH];
+
+  __device__ __forceinline__ void keep(const group_sums<EACH> &g) {
+    int lane = threadIdx.x % WARP;
+    for (int i = 0; i < EACH; i++) out[lane][i] = g.out[i];
+    if (lane) return;
+    max = g.max;
+    sum = g.sum;
+  }
+};
+
+// Groups ascending, then over their sum.
+template <int EACH> struct head_sums {
+  exact_sums total;
+  float out[EACH] = {};
+
+  __device__ __forceinline__ void take_in(float max, float sum, const float (&of_group)[EACH]) {
+    float old, fresh;
+    total.fold(max, sum, &old, &fresh);
+    for (int i = 0; i < EACH; i++) out[i] = num_fma_f32(of_group[i], fresh, out[i] * old);
+  }
+  __device__ __forceinline__ void take_in(const folded<EACH> *groups, int n) {
+    for (int g = 0; g < n; g++) take_in(groups[g].max, groups[g].sum, groups[g].out[threadIdx.x % WARP]);
+  }
+  __device__ __forceinline__ float output(int i) const { return out[i] * (1.0f / total.sum); }
+};

@@ -83,8 +83,15 @@ __global__ void __launch_bounds__(THREADS, 2) decode_chunks(const __grid_constan
     __syncthreads();
     if (is_query) weigh_keys(m, limbs.value_unit, warp, min(KEYS, position + 1 - chunk * KEYS));
     __syncthreads();
-    store_chunk(m, limbs, a.work, row0, heads, chunk, a.n_chunks,
-                [&](int head, int d, float2 out) { *(float2 *)(a.out + (row0 + head) * DIM + d) = out; });
+    auto at = [&](int head) { return (row0 + head) * a.n_chunks + chunk; };
+    store_chunk(
+        m, limbs, heads, a.n_chunks == 1,
+        [&](int head, int d, float2 out) { *(float2 *)(a.out + (row0 + head) * DIM + d) = out; },
+        [&](int head, int d, float2 out) { *(float2 *)(a.work.out + at(head) * DIM + d) = out; },
+        [&](int head, float max, float sum) {
+          a.work.max[at(head)] = max;
+          a.work.sum[at(head)] = sum;
+        });
     if (next <= last) limbs.load_values(block(next), cached(next));
   }
 }
@@ -93,20 +100,38 @@ __global__ void __launch_bounds__(THREADS, 2) decode_chunks(const __grid_constan
 
 static constexpr int FOLD_WARPS = 8;
 
+// Up to 32 chunks from `first` on, ascending: all are loaded, then the factors, a lane each, then the sums, a
+// lane a dimension.
+__device__ __forceinline__ group_sums<1> fold_chunks(const exact_work &work, size_t first, int count, int dim,
+                                                     int d) {
+  size_t mine = first + min((int)threadIdx.x % WARP, count - 1);
+  float max = __ldcg(work.max + mine), sum = __ldcg(work.sum + mine), part[WARP][1];
+#pragma unroll
+  for (int k = 0; k < WARP; k++) part[k][0] = __ldcg(work.out + (first + min(k, count - 1)) * dim + d);
+  group_factors factors(max, sum);
+  group_sums<1> g = {factors.both, 0, {0}};
+#pragma unroll
+  for (int k = 0; k < WARP; k++)
+    if (k < count) g.take_in(factors, k, part[k]);
+  return g;
+}
+
 __global__ void __launch_bounds__(FOLD_WARPS *WARP) decode_folds(const __grid_constant__ decode_args a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  folded *groups = (folded *)memory;
+  folded<1> *groups = (folded<1> *)memory;
   int dim = a.cache.head_dim, lane = threadIdx.x % WARP, head = blockIdx.x, t = blockIdx.z;
   int d = blockIdx.y * WARP + lane, chunks = a.position[t] / KEYS + 1;
   int n_groups = (chunks + GROUP_CHUNKS - 1) / GROUP_CHUNKS;
   size_t row = (size_t)t * a.n_heads + head, first = row * a.n_chunks;
   wait_for_previous();
   for (int g = threadIdx.x / WARP; g < n_groups; g += blockDim.x / WARP)
-    fold_chunks(&groups[g], a.work, first + g * GROUP_CHUNKS, min(GROUP_CHUNKS, chunks - g * GROUP_CHUNKS),
-                dim, d);
+    groups[g].keep(
+        fold_chunks(a.work, first + g * GROUP_CHUNKS, min(GROUP_CHUNKS, chunks - g * GROUP_CHUNKS), dim, d));
   __syncthreads();
   if (threadIdx.x >= WARP) return;
-  a.out[row * dim + d] = fold_groups(groups, n_groups);
+  head_sums<1> sums;
+  sums.take_in(groups, n_groups);
+  a.out[row * dim + d] = sums.output(0);
 }
 
 // ---- launch ----
@@ -119,7 +144,7 @@ bool decode_attends_exact(const exact_work *work, const model_shape *s, int n, i
 static status launch_folds(const decode_args &a, int n, cudaStream_t stream) {
   int groups = ceil_div(a.n_chunks, GROUP_CHUNKS), warps = groups < FOLD_WARPS ? groups : FOLD_WARPS;
   dim3 grid((unsigned)a.n_heads, (unsigned)(a.cache.head_dim / WARP), (unsigned)n);
-  return launch_shared(decode_folds, grid, warps * WARP, (size_t)groups * sizeof(folded), stream, a);
+  return launch_shared(decode_folds, grid, warps * WARP, (size_t)groups * sizeof(folded<1>), stream, a);
 }
 
 status decode_exact_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,

@@ -36,6 +36,7 @@ static_assert(GUESS_WARP == WARPS / 2 && COMBINE_WARP < WARPS);
 
 struct token_small { // shared memory of a thread block
   uint64_t landed_a[WARPS], landed_b[WARPS], landed_router;
+  one_waits folds_there;
   token_layer layer[2]; // this one's and the next
   float y[TOKEN_TOP_K][TOKEN_ROWS];
   float stream[TOKEN_ROWS]; // the block's own rows
@@ -84,7 +85,7 @@ template <int DIM, typename Shape> struct token_block {
     return Shape::FIXED ? Shape::LINKED : a.peers.n > 0;
   }
   __device__ __forceinline__ token_attention<DIM, Shape> attention() const {
-    return {a, layer(l), memory + plan().at_x, set, l, position};
+    return {a, layer(l), memory + plan().at_x, set, l, position, epoch, small->folds_there};
   }
   __device__ __forceinline__ int hidden_blocks() const { return HB ? HB : plan().hidden_blocks; }
   __device__ __forceinline__ int width_blocks() const { return WB ? WB : plan().width_blocks; }
@@ -103,9 +104,8 @@ template <int DIM, typename Shape> struct token_block {
     return !is_linked() || small->member[slot] >= 0;
   }
 
-  __device__ __forceinline__ bool guesses() const { // where the last block does not attend, and has time
-    return a.pace && plan().experts == 1 && plan().hidden_blocks <= WARPS - GUESS_WARP &&
-           !attention().has_chunk(plan().blocks - 1);
+  __device__ __forceinline__ bool guesses() const {
+    return a.pace && plan().experts == 1 && plan().hidden_blocks <= WARPS - GUESS_WARP;
   }
 
   // ---- norm of a row of the residual stream, and its rounding into input() ----
@@ -178,12 +178,14 @@ template <int DIM, typename Shape> struct token_block {
     if (lane == 0) small->guess_part[warp - GUESS_WARP] = sum;
   }
 
-  // Blocks that attend get the guess from the last one, which does not: it was there before they had ended.
+  // Blocks that attend get the guess from the last one, where that does not: it was there before they had
+  // ended.
   __device__ __forceinline__ void guess_experts() {
     float *told = set + plan().at_guessed;
+    bool attends = attention().has_chunk(c), all_attend = attention().has_chunk(plan().blocks - 1);
     guess = group = -1;
     if (!guesses()) return;
-    if (attention().has_chunk(c)) {
+    if (attends && !all_attend) {
       if (lane < plan().top_k) guess = (int)__float_as_uint(wait_one(told + lane)) - 1;
       __syncwarp();
 #pragma unroll 1
@@ -201,11 +203,11 @@ template <int DIM, typename Shape> struct token_block {
       if (rank < plan().top_k && lane < 8) small->guess[rank] = member;
       __syncthreads();
       if (lane < plan().top_k) guess = small->guess[lane];
-      if (c == plan().blocks - 1 && warp == 0 && lane < plan().top_k)
+      if (c == plan().blocks - 1 && !attends && warp == 0 && lane < plan().top_k)
         pass_on(told + lane, __uint_as_float((uint32_t)(guess + 1)));
     }
     __syncwarp();
-    weights.ask_gate_up(layer(l), guess_of_block(), attention().has_chunk(c));
+    weights.ask_gate_up(layer(l), guess_of_block(), attends && !all_attend);
   }
 
   __device__ __forceinline__ int guess_of_block() const {
@@ -267,10 +269,9 @@ template <int DIM, typename Shape> struct token_block {
       clear_slot(slots_from_peers(), slot, c * plan().rows, own_rows());
   }
 
-  __device__ __forceinline__ void output() {
+  __device__ __forceinline__ void output(int guessed) {
     const token_layer &y = layer(l);
     shared_row<AB> in = shared_row_at<AB>(memory + plan().at_attended, plan().attended_blocks);
-    int guessed = guess_of_block();
     for (int b = warp; b < in.blocks(); b += WARPS) {
       float v[8];
       wait_block(v, set + plan().at_att + b * QK_K, [&] { weights.ask_in_time(y, guessed); });
@@ -430,6 +431,7 @@ template <int DIM, typename Shape> struct token_block {
         mbarrier_init(&small->landed_b[w], 1);
       }
       mbarrier_init(&small->landed_router, 1);
+      small->folds_there.init(WARPS);
       fence_mbarrier_init();
     }
     if (warp == 1) take_layer(0);
@@ -457,8 +459,9 @@ template <int DIM, typename Shape> struct token_block {
       guess_experts();
       clear(other);
       if (warp == 1) take_layer(l + 1);
-      attention().fold();
-      output();
+      int guessed = guess_of_block();
+      attention().fold([&] { weights.ask_in_time(layer(l), guessed); });
+      output(guessed);
       route(l + 1);
       gate_up();
       down(l + 1);

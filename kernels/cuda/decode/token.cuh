@@ -6,7 +6,8 @@
 // pass numbers on, token_peers.cuh GPUs; token_weights.cuh which weights are asked for and when;
 // token_choice.cuh the experts, guessed and chosen.
 #pragma once
-#include "kernels/cuda/exact/exact.cuh"
+#include "kernels/cuda/exact/limbs.cuh"
+#include "kernels/cuda/instructions.cuh"
 #include "kernels/cuda/peers.cuh"
 #include "kernels/cuda/weights.cuh"
 
@@ -42,8 +43,7 @@ struct token_plan {
   int place_a, place_b; // bytes
   int at_router, at_x, at_input, at_rounded, at_attended, at_small, shared_bytes;
   // numbers that thread blocks pass on, of a layer, in words: token_exchange.cuh
-  int at_stream, at_qkv, at_att, at_middle, at_logits, at_hidden, at_counters, at_guess, at_guessed,
-      layer_words;
+  int at_stream, at_qkv, at_att, at_middle, at_logits, at_hidden, at_guess, at_guessed, layer_words;
 };
 
 struct token_state { // of an arm; device memory is the arm's
@@ -52,6 +52,7 @@ struct token_state { // of an arm; device memory is the arm's
   float *sets[2]; // [n_layers][plan.layer_words] each
   unsigned *epoch;
   uint32_t pace;      // token_weights.cuh
+  tagged_pair *parts; // [token_parts]: results of chunks of attention
   uint32_t *inbox[2]; // window, with peers: [n_layers][top_k][hidden] each (token_peers.cuh)
 };
 
@@ -59,7 +60,6 @@ struct token_work { // of a token
   float *x;         // [hidden], in and out
   const float *rope;
   limb_cache cache;
-  exact_work exact;
   const int *local_of_expert; // [n_experts] of layer 0, of each further layer local_stride on
   int local_stride;
   dev_batch batch;
@@ -71,12 +71,13 @@ struct token_work { // of a token
 
 // Whether the kernel holds these shapes and types on this device and in this build; fills *out.
 bool token_plan_make(token_plan *out, const model_shape *s, const dev_weights *w, int64_t context);
-// Only where the numbers that are passed on lie: what token_set_floats reads.
-void token_plan_size(token_plan *out, const model_shape *s);
+// Only what token_set_floats and token_parts read; false: the kernel holds no such shape.
+bool token_plan_size(token_plan *out, const model_shape *s, int64_t context);
 // Of one set.
 size_t token_set_floats(const token_plan *p);
+size_t token_parts(const token_plan *p, int64_t context);
 // Fills the state's memory, which is allocated.
-status token_state_fill(token_state *t, const dev_weights *w);
+status token_state_fill(token_state *t, const dev_weights *w, int64_t context);
 // peers.n not 0: this rank has only some of the experts; each rank launches the same tokens.
 status token_launch(const token_state *t, const token_work *work, const peer_links &peers,
                     cudaStream_t stream);

@@ -1,6 +1,10 @@
 // token_attention: attention of token.cu: a key/value head's chunk by a thread block, and the fold of
 // several.
 //
+// Chunks' results pass from block to block like other numbers (token_exchange.cuh), but with a tag of token
+// and layer beside each two of them in place of a value that none has: all layers of all tokens share their
+// places, which grow with the context, and nobody need clear them.
+//
 // Owns: which chunks and heads are whose, what is written to the cache. Independent of: how a chunk is
 // computed (decode_chunk.cuh), the other phases.
 #pragma once
@@ -8,7 +12,27 @@
 #include "kernels/cuda/decode/token_exchange.cuh"
 #include "kernels/cuda/decode/token_plan.cuh"
 
-static_assert(sizeof(decode_memory) <= TOKEN_SCRATCH_BYTES && sizeof(folded) <= TOKEN_FOLDED_BYTES);
+static_assert(sizeof(decode_memory) <= TOKEN_SCRATCH_BYTES && sizeof(folded<2>) <= TOKEN_FOLDED_BYTES);
+
+// Of a thread block's warps, of which one waits for the others, and these do not wait.
+struct one_waits {
+  uint64_t arrived;
+  uint32_t parity;
+
+  __device__ __forceinline__ void init(int warps) { // by one thread
+    mbarrier_init(&arrived, warps);
+    parity = 0;
+  }
+  __device__ __forceinline__ void arrive(bool waits) {
+    unsigned turns = 0;
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) mbarrier_arrive(&arrived);
+    if (!waits) return;
+    while (!mbarrier_try_wait(&arrived, parity)) spin(&turns);
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) parity ^= 1;
+  }
+};
 
 // Long because it is functions, each of them short, over one state.
 template <int DIM, typename Shape> struct token_attention {
@@ -18,6 +42,8 @@ template <int DIM, typename Shape> struct token_attention {
   uint8_t *scratch; // TOKEN_SCRATCH_BYTES of shared memory
   float *set;
   int l, position;
+  unsigned epoch;
+  one_waits &folds_there;
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, c = blockIdx.x;
 
   __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
@@ -72,16 +98,20 @@ template <int DIM, typename Shape> struct token_attention {
       __syncthreads();
       if (is_query) weigh_keys(m, limbs.value_unit, warp, min(KEYS, position + 1 - chunk * KEYS));
       __syncthreads();
-      store_chunk(m, limbs, a.w.exact, (size_t)first_head, heads, chunk, last + 1,
-                  [&](int head, int d, float2 out) {
-                    float *to = set + plan().at_att + (first_head + head) * DIM + d;
-                    pass_on(to, out.x);
-                    pass_on(to + 1, out.y);
-                  });
+      store_chunk(
+          m, limbs, heads, last == 0,
+          [&](int head, int d, float2 out) {
+            float *to = set + plan().at_att + (first_head + head) * DIM + d;
+            pass_on(to, out.x);
+            pass_on(to + 1, out.y);
+          },
+          [&](int head, int d, float2 out) {
+            store_relaxed_tagged(part_at(first_head + head, chunk, d), {out.x, out.y, tag()});
+          },
+          [&](int head, float max, float sum) {
+            store_relaxed_tagged(sums_at(first_head + head, chunk), {max, sum, tag()});
+          });
       if (next <= last) limbs.load_values(block(next), cached(next));
-      if (last == 0) continue;
-      __syncthreads();
-      if (threadIdx.x == 0) add_release((unsigned *)(set + plan().at_counters) + which, 1);
     }
   }
 
@@ -110,26 +140,85 @@ template <int DIM, typename Shape> struct token_attention {
     if (lane == 0) m->query_unit[warp] = rounded.unit;
   }
 
-  __device__ __forceinline__ void fold() {
-    constexpr int PARTS = DIM / WARP;
-    int chunks = position / KEYS + 1, n_groups = (chunks + GROUP_CHUNKS - 1) / GROUP_CHUNKS;
-    folded *groups = (folded *)scratch;
-    if (chunks == 1) return;
+  // ---- the fold of several chunks: a thread block 64 dimensions of a head, a warp a group of chunks ----
+
+  static constexpr int EACH = 2, PARTS = DIM / (WARP * EACH), AHEAD = 4;
+
+  __device__ __forceinline__ uint64_t tag() const {
+    return (uint64_t)epoch << 32 | (uint32_t)l;
+  }
+  __device__ __forceinline__ tagged_pair *sums_at(int head, int chunk) const {
+    return a.parts + (size_t)head * (position / KEYS + 1) + chunk;
+  }
+  __device__ __forceinline__ tagged_pair *part_at(int head, int chunk, int d) const {
+    return sums_at(plan().n_heads, 0) + (sums_at(head, chunk) - a.parts) * (DIM / 2) + d / 2;
+  }
+
+  // The blocks that have no chunk first: they are waiting already. meanwhile: in each turn of a wait.
+  template <typename Meanwhile> __device__ __forceinline__ void fold(const Meanwhile &meanwhile) {
+    int n_groups = position / EXACT_GROUP + 1, items = plan().n_heads * PARTS;
+    folded<EACH> *groups = (folded<EACH> *)scratch;
+    if (position < KEYS) return;
 #pragma unroll 1
-    for (int item = c; item < plan().n_heads * PARTS; item += (int)gridDim.x) {
-      int head = item / PARTS, d = item % PARTS * WARP + lane, group = plan().n_heads / plan().n_kv_heads;
-      const unsigned *arrived =
-          (const unsigned *)(set + plan().at_counters) + head / group * plan().slices + head % group / HEADS;
-      __syncthreads(); // the scratch memory is free
-      unsigned turns = 0;
-      if (threadIdx.x == 0)
-        while (load_acquire(arrived) + 1 != (unsigned)chunks) spin(&turns);
-      __syncthreads();
-      for (int g = warp; g < n_groups; g += WARPS)
-        fold_chunks(&groups[g], a.w.exact, (size_t)head * chunks + g * GROUP_CHUNKS,
-                    min(GROUP_CHUNKS, chunks - g * GROUP_CHUNKS), DIM, d);
-      __syncthreads();
-      if (warp == 0) pass_on(set + plan().at_att + head * DIM + d, fold_groups(groups, n_groups));
+    for (int item = (int)gridDim.x - 1 - c; item < items; item += (int)gridDim.x) {
+      if (n_groups > 1) __syncthreads(); // the scratch memory is free
+      int head = item / PARTS, d = (item % PARTS * WARP + lane) * EACH;
+      head_sums<EACH> sums;
+#pragma unroll 1
+      for (int g = warp; g < n_groups; g += WARPS) {
+        group_sums<EACH> group = fold_chunks(head, g, d, meanwhile);
+        if (n_groups > 1)
+          groups[g].keep(group);
+        else
+          sums.take_in(group.max, group.sum, group.out);
+      }
+      if (n_groups > 1) folds_there.arrive(warp == 0);
+      if (warp) continue;
+      if (n_groups > 1) sums.take_in(groups, n_groups);
+      for (int i = 0; i < EACH; i++) pass_on(set + plan().at_att + head * DIM + d + i, sums.output(i));
     }
+  }
+
+  // Group g of a head, dimensions d and the next: eight chunks on their way while those before are folded.
+  template <typename Meanwhile>
+  __device__ __forceinline__ group_sums<EACH> fold_chunks(int head, int g, int d,
+                                                          const Meanwhile &meanwhile) const {
+    int first = g * GROUP_CHUNKS, count = min(GROUP_CHUNKS, position / KEYS + 1 - first);
+    unsigned turns = 0;
+    const tagged_pair *at = sums_at(head, first + min(lane, count - 1));
+    tagged_pair now[AHEAD], next[AHEAD], mine = load_relaxed_tagged(at);
+    while (__ballot_sync(~0u, mine.tag == tag()) != ~0u) {
+      spin(&turns);
+      if (lane == WATCHING_LANE) meanwhile();
+      mine = load_relaxed_tagged(at);
+    }
+    auto load = [&](tagged_pair(&to)[AHEAD], int from) {
+#pragma unroll
+      for (int k = 0; k < AHEAD; k++)
+        to[k] = load_relaxed_tagged(part_at(head, first + min(from + k, count - 1), d));
+    };
+    auto are_there = [&](const tagged_pair(&of)[AHEAD]) {
+      bool all = true;
+#pragma unroll
+      for (int k = 0; k < AHEAD; k++) all = all && of[k].tag == tag();
+      return __ballot_sync(~0u, all) == ~0u;
+    };
+    load(next, 0);
+    group_factors factors(mine.x, mine.y);
+    group_sums<EACH> sums = {factors.both, 0, {}};
+#pragma unroll 1
+    for (int from = 0; from < count; from += AHEAD) {
+#pragma unroll
+      for (int k = 0; k < AHEAD; k++) now[k] = next[k];
+      if (from + AHEAD < count) load(next, from + AHEAD);
+      while (!are_there(now)) {
+        spin(&turns);
+        load(now, from);
+      }
+#pragma unroll
+      for (int k = 0; k < AHEAD; k++)
+        if (from + k < count) sums.take_in(factors, from + k, {now[k].x, now[k].y});
+    }
+    return sums;
   }
 };

@@ -11,7 +11,6 @@
 //   middle   [hidden]  x after attention
 //   logits   [n_experts]
 //   hidden   [top_k][width]  silu(gate) * up
-//   counters [n_kv_heads * slices]  chunks of attention that are there, less one
 //   guess    [n_experts]  the router's logits of x before the layer, but for a factor (token_choice.cuh)
 //   guessed  [top_k]  the experts that follow from them, by their number among this rank's plus one
 //

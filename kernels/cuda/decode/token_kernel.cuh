@@ -3,7 +3,7 @@
 #include "kernels/cuda/decode/token.cuh"
 
 // Bytes that the plan sets aside; token.cu asserts that they are enough.
-static constexpr int TOKEN_SMALL_BYTES = 2560, TOKEN_SCRATCH_BYTES = 9216, TOKEN_FOLDED_BYTES = 136;
+static constexpr int TOKEN_SMALL_BYTES = 2560, TOKEN_SCRATCH_BYTES = 18432, TOKEN_FOLDED_BYTES = 264;
 
 struct token_args {
   token_plan p;
@@ -11,6 +11,7 @@ struct token_args {
   const token_layer *layers;
   float *sets[2];
   unsigned *epoch;
+  tagged_pair *parts; // [n_heads][chunks] maximum and sum, then [n_heads][chunks][head_dim / 2]
   peer_links peers;   // n not 0: slots of other ranks' experts come from them
   uint32_t *inbox[2]; // then: token_peers.cuh
   float scale;        // 1 / sqrt(head_dim)

@@ -47,10 +47,9 @@ size_t token_set_floats(const token_plan *p) {
   return (size_t)p->n_layers * (size_t)p->layer_words;
 }
 
-void token_plan_size(token_plan *out, const model_shape *s) {
-  *out = plan_shape((int)s->hidden, (int)s->expert_width, (int)s->n_heads, (int)s->n_kv_heads,
-                    (int)s->head_dim, (int)s->n_experts, (int)s->top_k);
-  out->n_layers = (int)s->n_layers;
+size_t token_parts(const token_plan *p, int64_t context) {
+  size_t chunks = (size_t)((context + EXACT_CHUNK - 1) / EXACT_CHUNK);
+  return (size_t)p->n_heads * chunks * (size_t)(1 + p->head_dim / 2);
 }
 
 static bool shape_fits(const token_plan *p, int64_t context) {
@@ -60,13 +59,19 @@ static bool shape_fits(const token_plan *p, int64_t context) {
          groups * TOKEN_FOLDED_BYTES <= TOKEN_SCRATCH_BYTES;
 }
 
+bool token_plan_size(token_plan *out, const model_shape *s, int64_t context) {
+  *out = plan_shape((int)s->hidden, (int)s->expert_width, (int)s->n_heads, (int)s->n_kv_heads,
+                    (int)s->head_dim, (int)s->n_experts, (int)s->top_k);
+  out->n_layers = (int)s->n_layers;
+  return shape_fits(out, context);
+}
+
 static bool is_built(token_kernel *kernel) {
   return kernel && device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && has_code(kernel);
 }
 
 bool token_plan_make(token_plan *out, const model_shape *s, const dev_weights *w, int64_t context) {
-  token_plan_size(out, s);
-  if (!shape_fits(out, context)) return false;
+  if (!token_plan_size(out, s, context)) return false;
   out->few_types = true;
   for (int64_t l = 0; l < s->n_layers; l++) {
     if (!layer_fits(w->layers[l])) return false;
@@ -108,8 +113,9 @@ static token_layer layer_of(const dev_layer &w) {
   return y;
 }
 
-status token_state_fill(token_state *t, const dev_weights *w) {
+status token_state_fill(token_state *t, const dev_weights *w, int64_t context) {
   size_t n = (size_t)t->plan.n_layers, bytes = token_set_floats(&t->plan) * sizeof(float);
+  size_t parts = token_parts(&t->plan, context);
   token_layer *layers;
   TRY(TAKE(&layers, n, "the layers' table"));
   for (size_t l = 0; l < n; l++) layers[l] = layer_of(w->layers[l]);
@@ -117,6 +123,7 @@ status token_state_fill(token_state *t, const dev_weights *w) {
   free(layers);
   CUDA_TRY(error);
   for (float *set : t->sets) CUDA_TRY(cudaMemset(set, 0xff, bytes)); // NOT_WRITTEN
+  CUDA_TRY(cudaMemset(t->parts, 0xff, parts * sizeof *t->parts));    // a tag of no token
   t->pace = pace_of((size_t)t->plan.blocks * w->layers[0].gate.row_bytes);
   return 0;
 }
@@ -130,6 +137,7 @@ status token_launch(const token_state *t, const token_work *work, const peer_lin
   a.sets[0] = t->sets[0];
   a.sets[1] = t->sets[1];
   a.epoch = t->epoch;
+  a.parts = t->parts;
   a.peers = peers;
   a.inbox[0] = t->inbox[0];
   a.inbox[1] = t->inbox[1];

@@ -69,7 +69,6 @@ PLAN_FN void plan_numbers(token_plan *p) {
   p->at_middle = take_words(&at, p->hidden);
   p->at_logits = take_words(&at, p->n_experts);
   p->at_hidden = take_words(&at, p->top_k * p->width);
-  p->at_counters = take_words(&at, p->n_kv_heads * p->slices);
   p->at_guess = take_words(&at, p->n_experts);
   p->at_guessed = take_words(&at, p->top_k);
   p->layer_words = at;

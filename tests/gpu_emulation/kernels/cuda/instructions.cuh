@@ -125,11 +125,17 @@ static inline float4 load_relaxed_4(const float *at) {
 static inline void store_relaxed(float *at, float x) {
   *(volatile float *)at = x;
 }
-static inline unsigned load_acquire(const unsigned *at) {
-  return *(const volatile unsigned *)at;
+struct alignas(16) tagged_pair {
+  float x, y;
+  uint64_t tag;
+};
+static inline tagged_pair load_relaxed_tagged(const tagged_pair *at) {
+  if ((uintptr_t)at % 16) emulation::stop("a load of 16 bytes is not aligned to them");
+  return *at;
 }
-static inline void add_release(unsigned *at, unsigned more) {
-  *(volatile unsigned *)at = *at + more;
+static inline void store_relaxed_tagged(tagged_pair *at, const tagged_pair &value) {
+  if ((uintptr_t)at % 16) emulation::stop("a store of 16 bytes is not aligned to them");
+  *at = value;
 }
 static inline void spin(unsigned *turns) {
   if (++*turns == 1u << 16) emulation::stop("a thread waits for a number that never comes");

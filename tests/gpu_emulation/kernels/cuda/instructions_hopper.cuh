@@ -7,6 +7,9 @@ static inline void mbarrier_init(uint64_t *b, int arrivals) {
   emulation::barrier_init(b, arrivals);
 }
 static inline void fence_mbarrier_init() {}
+static inline void mbarrier_arrive(uint64_t *b) {
+  emulation::barrier_arrive(b);
+}
 static inline void mbarrier_arrive_expect(uint64_t *b, int bytes) {
   emulation::barrier_arrive_expect(b, (size_t)bytes);
 }

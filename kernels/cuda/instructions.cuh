@@ -16,6 +16,18 @@ __device__ __forceinline__ void prefetch_l2(const uint8_t *global) { // to the L
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
+// What is read once: it leaves the L2 cache before all that others read again, and L1 has nothing of it.
+__device__ __forceinline__ uint4 load_16_once(const uint8_t *at) {
+  uint4 v;
+  asm volatile("{ .reg .b64 policy;\n"
+               "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+               "ld.global.cg.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], policy; }"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at)
+               : "memory");
+  return v;
+}
+
 __device__ __forceinline__ float exp2_approx(float x) { // within 2 ulp of 2^x; subnormals become 0
   float out;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));

@@ -84,8 +84,7 @@ template <int DIM, int WARPS> struct chunk_limbs {
       for (int j = 0; j < 2 * PARTS; j++) {
         key[i][j / 2][j % 2] = make_uint4(0, 0, 0, 0);
         if (key_of(i) < n)
-          key[i][j / 2][j % 2] =
-              __ldcg((const uint4 *)(row + j % 2 * KEYS * DIMS + piece_at(key_of(i), j / 2 * 4 + c)));
+          key[i][j / 2][j % 2] = load_16_once(row + j % 2 * KEYS * DIMS + piece_at(key_of(i), j / 2 * 4 + c));
       }
     }
   }
@@ -101,7 +100,7 @@ template <int DIM, int WARPS> struct chunk_limbs {
         value[i][span][j % 2] = make_uint4(0, 0, 0, 0);
         if (span * SPAN + 16 * c < n)
           value[i][span][j % 2] =
-              __ldcg((const uint4 *)(block + value_row(DIMS, span * SPAN, d) + piece_at(d, j % 2 * 4 + c)));
+              load_16_once(block + value_row(DIMS, span * SPAN, d) + piece_at(d, j % 2 * 4 + c));
       }
 #pragma unroll
     for (int i = 0; i < KEYS / WARP; i++) value_unit[i] = __ldcg(units + threadIdx.x % WARP + WARP * i);

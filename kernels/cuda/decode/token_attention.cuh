@@ -48,12 +48,13 @@ template <int DIM, typename Shape> struct token_attention {
 
   __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
 
-  // The next layer's chunk of this thread block, to the L2 cache, where long caches leave nothing of the
-  // token before. By the warps from `first` on.
+  // The next layer's chunk of this thread block, to the L2 cache. Not where most blocks have one: so many are
+  // in the way of what is waited for. By the warps from `first` on.
   __device__ __forceinline__ void prefetch(int next, int first) const {
     constexpr int LINE = 128;
     int kv_slices = plan().n_kv_heads * plan().slices, chunk = c / kv_slices, start = first * WARP;
     if (next >= a.p.n_layers || chunk >= plan().per_slice || chunk > position / KEYS) return;
+    if (4 * (position / KEYS) > 3 * plan().per_slice) return;
     const uint8_t *block =
         block_of(a.w.cache, next, a.w.batch.sequence[0], c % kv_slices / plan().slices, chunk);
     for (int at = LINE * ((int)threadIdx.x - start); at < block_bytes(DIMS);

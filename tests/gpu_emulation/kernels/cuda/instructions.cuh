@@ -10,6 +10,11 @@ static inline int dp4a_unsigned(uint32_t w, int x, int sum) {
 
 static inline void prefetch_l2(const uint8_t *) {}
 
+static inline uint4 load_16_once(const uint8_t *at) {
+  if ((uintptr_t)at % 16) emulation::stop("a load of 16 bytes is not aligned to them");
+  return *(const uint4 *)at;
+}
+
 static inline float exp2_approx(float x) { // the nearest float; the instruction may be 2 ulp off
   return (float)__builtin_exp2((double)x);
 }

@@ -308,12 +308,12 @@ template <int EACH> struct group_sums {
   }
 };
 
-template <int EACH> struct folded { // of a group, in shared memory
-  float max, sum, out[WARP][EACH];
+template <int EACH, int LANES> struct folded { // of a group, in shared memory
+  float max, sum, out[LANES][EACH];
 
   __device__ __forceinline__ void keep(const group_sums<EACH> &g) {
     int lane = threadIdx.x % WARP;
-    for (int i = 0; i < EACH; i++) out[lane][i] = g.out[i];
+    for (int i = 0; i < EACH && lane < LANES; i++) out[lane][i] = g.out[i];
     if (lane) return;
     max = g.max;
     sum = g.sum;
@@ -330,8 +330,8 @@ template <int EACH> struct head_sums {
     total.fold(max, sum, &old, &fresh);
     for (int i = 0; i < EACH; i++) out[i] = num_fma_f32(of_group[i], fresh, out[i] * old);
   }
-  __device__ __forceinline__ void take_in(const folded<EACH> *groups, int n) {
-    for (int g = 0; g < n; g++) take_in(groups[g].max, groups[g].sum, groups[g].out[threadIdx.x % WARP]);
+  template <int LANES> __device__ __forceinline__ void take_in(const folded<EACH, LANES> &g) {
+    take_in(g.max, g.sum, g.out[threadIdx.x % LANES]);
   }
   __device__ __forceinline__ float output(int i) const { return out[i] * (1.0f / total.sum); }
 };

@@ -118,7 +118,7 @@ __device__ __forceinline__ group_sums<1> fold_chunks(const exact_work &work, siz
 
 __global__ void __launch_bounds__(FOLD_WARPS *WARP) decode_folds(const __grid_constant__ decode_args a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  folded<1> *groups = (folded<1> *)memory;
+  folded<1, WARP> *groups = (folded<1, WARP> *)memory;
   int dim = a.cache.head_dim, lane = threadIdx.x % WARP, head = blockIdx.x, t = blockIdx.z;
   int d = blockIdx.y * WARP + lane, chunks = a.position[t] / KEYS + 1;
   int n_groups = (chunks + GROUP_CHUNKS - 1) / GROUP_CHUNKS;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(FOLD_WARPS *WARP) decode_folds(const __grid_co
   __syncthreads();
   if (threadIdx.x >= WARP) return;
   head_sums<1> sums;
-  sums.take_in(groups, n_groups);
+  for (int g = 0; g < n_groups; g++) sums.take_in(groups[g]);
   a.out[row * dim + d] = sums.output(0);
 }
 
@@ -144,7 +144,7 @@ bool decode_attends_exact(const exact_work *work, const model_shape *s, int n, i
 static status launch_folds(const decode_args &a, int n, cudaStream_t stream) {
   int groups = ceil_div(a.n_chunks, GROUP_CHUNKS), warps = groups < FOLD_WARPS ? groups : FOLD_WARPS;
   dim3 grid((unsigned)a.n_heads, (unsigned)(a.cache.head_dim / WARP), (unsigned)n);
-  return launch_shared(decode_folds, grid, warps * WARP, (size_t)groups * sizeof(folded<1>), stream, a);
+  return launch_shared(decode_folds, grid, warps * WARP, (size_t)groups * sizeof(folded<1, WARP>), stream, a);
 }
 
 status decode_exact_launch(float *out, const float *q, const float *k, const float *v, const dev_layer *w,

@@ -36,7 +36,7 @@ static_assert(GUESS_WARP == WARPS / 2 && COMBINE_WARP < WARPS);
 
 struct token_small { // shared memory of a thread block
   uint64_t landed_a[WARPS], landed_b[WARPS], landed_router;
-  one_waits folds_there;
+  some_wait folds_there;
   token_layer layer[2]; // this one's and the next
   float y[TOKEN_TOP_K][TOKEN_ROWS];
   float stream[TOKEN_ROWS]; // the block's own rows

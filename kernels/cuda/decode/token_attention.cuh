@@ -12,25 +12,20 @@
 #include "kernels/cuda/decode/token_exchange.cuh"
 #include "kernels/cuda/decode/token_plan.cuh"
 
-static_assert(sizeof(decode_memory) <= TOKEN_SCRATCH_BYTES && sizeof(folded<2>) <= TOKEN_FOLDED_BYTES);
+static_assert(sizeof(decode_memory) <= TOKEN_SCRATCH_BYTES && 4 * sizeof(folded<2, 8>) <= TOKEN_FOLDED_BYTES);
 
-// Of a thread block's warps, of which one waits for the others, and these do not wait.
-struct one_waits {
+// Of a thread block's warps, of which some wait for all, and the others do not wait.
+struct some_wait {
   uint64_t arrived;
-  uint32_t parity;
 
   __device__ __forceinline__ void init(int warps) { // by one thread
     mbarrier_init(&arrived, warps);
-    parity = 0;
   }
-  __device__ __forceinline__ void arrive(bool waits) {
+  __device__ __forceinline__ void arrive(bool waits, uint32_t turn) { // turn: how many were before this one
     unsigned turns = 0;
     __syncwarp();
     if (threadIdx.x % WARP == 0) mbarrier_arrive(&arrived);
-    if (!waits) return;
-    while (!mbarrier_try_wait(&arrived, parity)) spin(&turns);
-    __syncwarp();
-    if (threadIdx.x % WARP == 0) parity ^= 1;
+    while (waits && !mbarrier_try_wait(&arrived, turn % 2)) spin(&turns);
   }
 };
 
@@ -43,7 +38,7 @@ template <int DIM, typename Shape> struct token_attention {
   float *set;
   int l, position;
   unsigned epoch;
-  one_waits &folds_there;
+  some_wait &folds_there;
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, c = blockIdx.x;
 
   __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
@@ -141,9 +136,12 @@ template <int DIM, typename Shape> struct token_attention {
     if (lane == 0) m->query_unit[warp] = rounded.unit;
   }
 
-  // ---- the fold of several chunks: a thread block 64 dimensions of a head, a warp a group of chunks ----
+  // ---- the fold of several chunks: a thread block 64 dimensions of a head, a warp 16 of a group ----
 
-  static constexpr int EACH = 2, PARTS = DIM / (WARP * EACH), AHEAD = 4;
+  // So that all of a group's numbers are on their way at once: lane l has two dimensions, 2 (l % 8) and the
+  // next, of chunk l / 8 of each four.
+  static constexpr int EACH = 2, SLICE = 16, SLICES = 4, LANES = SLICE / EACH, AT_ONCE = WARP / LANES,
+                       LOADS = GROUP_CHUNKS / AT_ONCE, PARTS = DIM / (SLICES * SLICE);
 
   __device__ __forceinline__ uint64_t tag() const {
     return (uint64_t)epoch << 32 | (uint32_t)l;
@@ -157,68 +155,65 @@ template <int DIM, typename Shape> struct token_attention {
 
   // The blocks that have no chunk first: they are waiting already. meanwhile: in each turn of a wait.
   template <typename Meanwhile> __device__ __forceinline__ void fold(const Meanwhile &meanwhile) {
-    int n_groups = position / EXACT_GROUP + 1, items = plan().n_heads * PARTS;
-    folded<EACH> *groups = (folded<EACH> *)scratch;
+    int n_groups = position / EXACT_GROUP + 1, items = plan().n_heads * PARTS, slice = warp % SLICES;
     if (position < KEYS) return;
+    uint32_t turn = 0, first = gridDim.x - 1 - c, of_layer = ((uint32_t)items - 1 - first) / gridDim.x + 1;
 #pragma unroll 1
-    for (int item = (int)gridDim.x - 1 - c; item < items; item += (int)gridDim.x) {
-      if (n_groups > 1) __syncthreads(); // the scratch memory is free
-      int head = item / PARTS, d = (item % PARTS * WARP + lane) * EACH;
+    for (int item = (int)first; item < items; item += (int)gridDim.x, turn++) {
+      folded<EACH, LANES> *groups = (folded<EACH, LANES> *)scratch; // [groups][SLICES]
+      int head = item / PARTS, d = (item % PARTS * SLICES + slice) * SLICE + lane % LANES * EACH;
       head_sums<EACH> sums;
+      if (n_groups > 1) __syncthreads(); // the scratch memory is free
 #pragma unroll 1
-      for (int g = warp; g < n_groups; g += WARPS) {
+      for (int g = warp / SLICES; g < n_groups; g += WARPS / SLICES) {
         group_sums<EACH> group = fold_chunks(head, g, d, meanwhile);
         if (n_groups > 1)
-          groups[g].keep(group);
+          groups[g * SLICES + slice].keep(group);
         else
           sums.take_in(group.max, group.sum, group.out);
       }
-      if (n_groups > 1) folds_there.arrive(warp == 0);
-      if (warp) continue;
-      if (n_groups > 1) sums.take_in(groups, n_groups);
+      if (n_groups > 1) folds_there.arrive(warp < SLICES, of_layer * (uint32_t)l + turn);
+      if (warp >= SLICES) continue;
+      for (int g = 0; g < n_groups && n_groups > 1; g++) sums.take_in(groups[g * SLICES + slice]);
+      if (lane >= LANES) continue;
       for (int i = 0; i < EACH; i++) pass_on(set + plan().at_att + head * DIM + d + i, sums.output(i));
     }
   }
 
-  // Group g of a head, dimensions d and the next: eight chunks on their way while those before are folded.
+  // Dimensions d and the next of group g of a head.
   template <typename Meanwhile>
   __device__ __forceinline__ group_sums<EACH> fold_chunks(int head, int g, int d,
                                                           const Meanwhile &meanwhile) const {
     int first = g * GROUP_CHUNKS, count = min(GROUP_CHUNKS, position / KEYS + 1 - first);
     unsigned turns = 0;
     const tagged_pair *at = sums_at(head, first + min(lane, count - 1));
-    tagged_pair now[AHEAD], next[AHEAD], mine = load_relaxed_tagged(at);
+    tagged_pair part[LOADS], mine = load_relaxed_tagged(at);
     while (__ballot_sync(~0u, mine.tag == tag()) != ~0u) {
       spin(&turns);
       if (lane == WATCHING_LANE) meanwhile();
       mine = load_relaxed_tagged(at);
     }
-    auto load = [&](tagged_pair(&to)[AHEAD], int from) {
-#pragma unroll
-      for (int k = 0; k < AHEAD; k++)
-        to[k] = load_relaxed_tagged(part_at(head, first + min(from + k, count - 1), d));
-    };
-    auto are_there = [&](const tagged_pair(&of)[AHEAD]) {
+    for (bool are_there = false; !are_there;) {
       bool all = true;
 #pragma unroll
-      for (int k = 0; k < AHEAD; k++) all = all && of[k].tag == tag();
-      return __ballot_sync(~0u, all) == ~0u;
-    };
-    load(next, 0);
-    group_factors factors(mine.x, mine.y);
-    group_sums<EACH> sums = {factors.both, 0, {}};
-#pragma unroll 1
-    for (int from = 0; from < count; from += AHEAD) {
-#pragma unroll
-      for (int k = 0; k < AHEAD; k++) now[k] = next[k];
-      if (from + AHEAD < count) load(next, from + AHEAD);
-      while (!are_there(now)) {
-        spin(&turns);
-        load(now, from);
+      for (int i = 0; i < LOADS; i++) {
+        int k = i * AT_ONCE + lane / LANES;
+        part[i] = {0, 0, tag()};
+        if (k < count) part[i] = load_relaxed_tagged(part_at(head, first + k, d));
       }
 #pragma unroll
-      for (int k = 0; k < AHEAD; k++)
-        if (from + k < count) sums.take_in(factors, from + k, {now[k].x, now[k].y});
+      for (int i = 0; i < LOADS; i++) all = all && part[i].tag == tag();
+      are_there = __ballot_sync(~0u, all) == ~0u;
+      if (!are_there) spin(&turns);
+    }
+    group_factors factors(mine.x, mine.y);
+    group_sums<EACH> sums = {factors.both, 0, {}};
+#pragma unroll
+    for (int k = 0; k < GROUP_CHUNKS; k++) {
+      if (k >= count) break;
+      int from = k % AT_ONCE * LANES + lane % LANES;
+      const tagged_pair &p = part[k / AT_ONCE];
+      sums.take_in(factors, k, {__shfl_sync(~0u, p.x, from), __shfl_sync(~0u, p.y, from)});
     }
     return sums;
   }

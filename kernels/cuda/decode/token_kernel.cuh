@@ -3,7 +3,7 @@
 #include "kernels/cuda/decode/token.cuh"
 
 // Bytes that the plan sets aside; token.cu asserts that they are enough.
-static constexpr int TOKEN_SMALL_BYTES = 2560, TOKEN_SCRATCH_BYTES = 18432, TOKEN_FOLDED_BYTES = 264;
+static constexpr int TOKEN_SMALL_BYTES = 2560, TOKEN_SCRATCH_BYTES = 18432, TOKEN_FOLDED_BYTES = 288;
 
 struct token_args {
   token_plan p;

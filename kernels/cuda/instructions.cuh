@@ -166,6 +166,24 @@ __device__ __forceinline__ void store_relaxed_tagged(tagged_pair *at, const tagg
       : "memory");
 }
 
+// The same between GPUs.
+__device__ __forceinline__ tagged_pair load_tagged_system(const tagged_pair *at) {
+  uint64_t pair, tag;
+  asm volatile("{\n.reg .b128 both;\nld.relaxed.sys.global.b128 both, [%2];\nmov.b128 {%0, %1}, both;\n}"
+               : "=l"(pair), "=l"(tag)
+               : "l"(at)
+               : "memory");
+  return {__uint_as_float((uint32_t)pair), __uint_as_float((uint32_t)(pair >> 32)), tag};
+}
+
+__device__ __forceinline__ void store_tagged_system(tagged_pair *at, const tagged_pair &value) {
+  uint64_t pair = (uint64_t)__float_as_uint(value.y) << 32 | __float_as_uint(value.x);
+  asm volatile(
+      "{\n.reg .b128 both;\nmov.b128 both, {%1, %2};\nst.relaxed.sys.global.b128 [%0], both;\n}" ::"l"(at),
+      "l"(pair), "l"(value.tag)
+      : "memory");
+}
+
 // Once in each turn of a loop that waits for another thread; counts the turns where threads are emulated. Of
 // a peer's pause that may be long: a wait that never ends is the host's to end (comm.deadline).
 __device__ __forceinline__ void spin(unsigned *) {}

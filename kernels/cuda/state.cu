@@ -266,6 +266,9 @@ static status open_window(cuda_backend *b) {
   CUDA_TRY(cudaMemset(b->peers.inbox, 0xff, inbox * sizeof *b->peers.inbox)); // NOT_WRITTEN
   for (uint32_t *set : b->fused.inbox)
     if (set) CUDA_TRY(cudaMemset(set, 0xff, (size_t)s->n_layers * inbox / 2 * sizeof *set));
+  if (tagged_pair *groups = b->fused.groups) // a tag of no token
+    CUDA_TRY(
+        cudaMemset(groups, 0xff, (size_t)s->n_layers * token_groups(s, b->params.context) * sizeof *groups));
   CUDA_TRY(cudaMallocHost((void **)&b->peers.failed, sizeof *b->peers.failed));
   *b->peers.failed = 0;
   return 0;
@@ -286,6 +289,8 @@ static status open_token(cuda_backend *b) {
                    token_plan_make(&t->plan, &b->shape, b->weights, b->params.context);
   for (uint32_t *&set : t->inbox) // also where another rank alone has the kernel: windows are alike
     if (b->params.has_peers) TRY(take_linked(b, &set, layers * (size_t)(b->shape.top_k * b->shape.hidden)));
+  size_t groups = layers * token_groups(&b->shape, b->params.context);
+  if (b->params.has_peers && b->params.context > EXACT_GROUP) TRY(take_linked(b, &t->groups, groups));
   if (b->plan ? !fits : !b->has_fused) return 0;
   for (float *&set : t->sets) TRY(take(b, &set, token_set_floats(&t->plan), PART_WORK));
   TRY(take(b, &t->parts, token_parts(&t->plan, b->params.context), PART_ATTENTION));

@@ -85,7 +85,7 @@ template <int DIM, typename Shape> struct token_block {
     return Shape::FIXED ? Shape::LINKED : a.peers.n > 0;
   }
   __device__ __forceinline__ token_attention<DIM, Shape> attention() const {
-    return {a, layer(l), memory + plan().at_x, set, l, position, epoch, small->folds_there};
+    return {a, layer(l), memory + plan().at_x, set, l, position, epoch, meeting, small->folds_there};
   }
   __device__ __forceinline__ int hidden_blocks() const { return HB ? HB : plan().hidden_blocks; }
   __device__ __forceinline__ int width_blocks() const { return WB ? WB : plan().width_blocks; }

@@ -51,8 +51,10 @@ struct token_state { // of an arm; device memory is the arm's
   token_layer *layers;
   float *sets[2]; // [n_layers][plan.layer_words] each
   unsigned *epoch;
-  uint32_t pace;      // token_weights.cuh
-  tagged_pair *parts; // [token_parts]: results of chunks of attention
+  uint32_t pace;       // token_weights.cuh
+  tagged_pair *parts;  // [token_parts]: results of chunks of attention
+  tagged_pair *groups; // window, with peers: [n_layers][token_groups]
+  int most_groups;
   uint32_t *inbox[2]; // window, with peers: [n_layers][top_k][hidden] each (token_peers.cuh)
 };
 
@@ -76,6 +78,7 @@ bool token_plan_size(token_plan *out, const model_shape *s, int64_t context);
 // Of one set.
 size_t token_set_floats(const token_plan *p);
 size_t token_parts(const token_plan *p, int64_t context);
+size_t token_groups(const model_shape *s, int64_t context);
 // Fills the state's memory, which is allocated.
 status token_state_fill(token_state *t, const dev_weights *w, int64_t context);
 // peers.n not 0: this rank has only some of the experts; each rank launches the same tokens.

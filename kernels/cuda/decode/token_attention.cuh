@@ -38,6 +38,7 @@ template <int DIM, typename Shape> struct token_attention {
   float *set;
   int l, position;
   unsigned epoch;
+  uint32_t meeting;
   some_wait &folds_there;
   int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, c = blockIdx.x;
 
@@ -57,24 +58,45 @@ template <int DIM, typename Shape> struct token_attention {
       prefetch_l2(block + at);
   }
 
+  // ---- whose chunks ----
+
+  // GPUs that divide a long cache's groups of chunks; else each has all of them.
+  __device__ __forceinline__ int sharers() const {
+    bool is_linked = Shape::FIXED ? Shape::LINKED : a.peers.n > 0;
+    return is_linked && position >= EXACT_GROUP ? a.peers.n : 1;
+  }
+  __device__ __forceinline__ int own_group(int i) const { // this GPU's i-th
+    return sharers() == 1 ? i : i * sharers() + a.peers.rank;
+  }
+  __device__ __forceinline__ int own_chunk(int i) const {
+    return own_group(i / GROUP_CHUNKS) * GROUP_CHUNKS + i % GROUP_CHUNKS;
+  }
+  // The thread block that has the new key and value, or where another GPU has them the first one: they go to
+  // every GPU's cache.
+  __device__ __forceinline__ bool writes_last(int own) const {
+    int last = position / KEYS, group = last / GROUP_CHUNKS;
+    if (group % sharers() != (sharers() == 1 ? 0 : a.peers.rank)) return own == 0;
+    return (group / sharers() * GROUP_CHUNKS + last % GROUP_CHUNKS - own) % plan().per_slice == 0;
+  }
+
   __device__ __forceinline__ bool has_chunk(int block) const {
-    int chunk = block / (plan().n_kv_heads * plan().slices);
-    return chunk < plan().per_slice && chunk <= position / KEYS;
+    int own = block / (plan().n_kv_heads * plan().slices);
+    return own < plan().per_slice && own_chunk(own) <= position / KEYS;
   }
 
   __device__ __forceinline__ void attend() {
     int slices = plan().slices, which = c % (plan().n_kv_heads * slices),
-        chunk = c / (plan().n_kv_heads * slices);
-    int last = position / KEYS, each = plan().per_slice;
-    if (!has_chunk(c)) return;
+        own = c / (plan().n_kv_heads * slices);
+    int last = position / KEYS, each = plan().per_slice, chunk = own_chunk(own);
+    bool has_last = own < each && writes_last(own);
+    if (!has_chunk(c) && !has_last) return;
     int kv = which / slices, slice = which % slices, group = plan().n_heads / plan().n_kv_heads;
     int first_head = kv * group + slice * HEADS, heads = min(HEADS, group - slice * HEADS);
-    bool has_last = (last - chunk) % each == 0, is_query = warp < heads,
-         is_fresh = has_last && warp / 2 == HEADS / 2;
+    bool is_query = warp < heads, is_fresh = has_last && warp / 2 == HEADS / 2;
     decode_memory *m = (decode_memory *)scratch;
     uint8_t *blocks = block_of(a.w.cache, l, a.w.batch.sequence[0], kv, 0);
     auto cached = [&](int of) { return min(KEYS, position - of * KEYS); }; // by earlier tokens
-    auto block = [&](int of) { return blocks + (size_t)of * block_bytes(DIMS); };
+    auto block = [&](int of) { return blocks + (size_t)min(of, last) * block_bytes(DIMS); };
     chunk_limbs<DIM, WARPS> limbs;
     limbs.load_keys(block(chunk), cached(chunk));
     limbs.load_values(block(chunk), cached(chunk));
@@ -86,8 +108,8 @@ template <int DIM, typename Shape> struct token_attention {
       units[KEYS] = exact_value_unit(m->fresh_unit[0], m->fresh_unit[1]);
     }
 #pragma unroll 1
-    for (; chunk <= last; chunk += each) {
-      int next = chunk + each;
+    for (int next; chunk <= last; chunk = next) {
+      next = own_chunk(own += each);
       if (chunk == last) limbs.put_fresh(m, position % KEYS);
       score_keys(m, limbs);
       if (next <= last) limbs.load_keys(block(next), cached(next));
@@ -156,6 +178,7 @@ template <int DIM, typename Shape> struct token_attention {
   // The blocks that have no chunk first: they are waiting already. meanwhile: in each turn of a wait.
   template <typename Meanwhile> __device__ __forceinline__ void fold(const Meanwhile &meanwhile) {
     int n_groups = position / EXACT_GROUP + 1, items = plan().n_heads * PARTS, slice = warp % SLICES;
+    bool is_shared = sharers() > 1;
     if (position < KEYS) return;
     uint32_t turn = 0, first = gridDim.x - 1 - c, of_layer = ((uint32_t)items - 1 - first) / gridDim.x + 1;
 #pragma unroll 1
@@ -163,20 +186,73 @@ template <int DIM, typename Shape> struct token_attention {
       folded<EACH, LANES> *groups = (folded<EACH, LANES> *)scratch; // [groups][SLICES]
       int head = item / PARTS, d = (item % PARTS * SLICES + slice) * SLICE + lane % LANES * EACH;
       head_sums<EACH> sums;
-      if (n_groups > 1) __syncthreads(); // the scratch memory is free
+      if (n_groups > 1 && !is_shared) __syncthreads(); // the scratch memory is free
 #pragma unroll 1
-      for (int g = warp / SLICES; g < n_groups; g += WARPS / SLICES) {
-        group_sums<EACH> group = fold_chunks(head, g, d, meanwhile);
-        if (n_groups > 1)
-          groups[g * SLICES + slice].keep(group);
+      for (int i = warp / SLICES; own_group(i) < n_groups; i += WARPS / SLICES) {
+        group_sums<EACH> group = fold_chunks(head, own_group(i), d, meanwhile);
+        if (is_shared)
+          send_group(head, own_group(i), d, group);
+        else if (n_groups > 1)
+          groups[i * SLICES + slice].keep(group);
         else
           sums.take_in(group.max, group.sum, group.out);
       }
-      if (n_groups > 1) folds_there.arrive(warp < SLICES, of_layer * (uint32_t)l + turn);
+      if (n_groups > 1 && !is_shared) folds_there.arrive(warp < SLICES, of_layer * (uint32_t)l + turn);
       if (warp >= SLICES) continue;
-      for (int g = 0; g < n_groups && n_groups > 1; g++) sums.take_in(groups[g * SLICES + slice]);
+      if (is_shared) take_groups(&sums, head, d, n_groups);
+      for (int g = 0; g < n_groups && n_groups > 1 && !is_shared; g++)
+        sums.take_in(groups[g * SLICES + slice]);
       if (lane >= LANES) continue;
       for (int i = 0; i < EACH; i++) pass_on(set + plan().at_att + head * DIM + d + i, sums.output(i));
+    }
+  }
+
+  // ---- groups that GPUs divide: [n_layers] [n_heads][groups] maximum and sum, [n_heads][groups][DIM / 2]
+  // ----
+  //
+  // Layers have places of their own: a GPU that needs nothing of another may be layers ahead of it, but not a
+  // token (token_peers.cuh).
+
+  __device__ __forceinline__ tagged_pair *group_sums_at(int head, int g) const {
+    size_t of_layer = (size_t)plan().n_heads * a.most_groups;
+    return a.groups + l * of_layer * (1 + DIM / 2) + (size_t)head * a.most_groups + g;
+  }
+  __device__ __forceinline__ tagged_pair *group_at(int head, int g, int d) const {
+    tagged_pair *start = group_sums_at(0, 0);
+    return start + (size_t)plan().n_heads * a.most_groups + (group_sums_at(head, g) - start) * (DIM / 2) +
+           d / 2;
+  }
+
+  // By a warp, to all GPUs, this one counted.
+  __device__ __forceinline__ void send_group(int head, int g, int d, const group_sums<EACH> &group) const {
+    if (l == 0) await_peers(a.peers, meeting);
+    __syncwarp();
+    if (lane > LANES) return;
+    bool is_sums = lane == LANES; // d is the first lane's there
+    tagged_pair *own = is_sums ? group_sums_at(head, g) : group_at(head, g, d);
+    if (is_sums && d % (SLICES * SLICE)) return;
+    for (int r = 0; r < a.peers.n; r++)
+      store_tagged_system(r == a.peers.rank ? own : at_peer(a.peers, own, r),
+                          {is_sums ? group.max : group.out[0], is_sums ? group.sum : group.out[1], tag()});
+  }
+
+  // By a warp: all groups ascending, four at a time, eight lanes each.
+  __device__ __forceinline__ void take_groups(head_sums<EACH> *to, int head, int d, int n_groups) const {
+#pragma unroll 1
+    for (int from = 0; from < n_groups; from += AT_ONCE) {
+      int g = min(from + lane / LANES, n_groups - 1);
+      tagged_pair sums, pair;
+      wait_for_peer(a.peers, [&] {
+        sums = load_tagged_system(group_sums_at(head, g));
+        pair = load_tagged_system(group_at(head, g, d));
+        return sums.tag == tag() && pair.tag == tag();
+      });
+      __syncwarp();
+      for (int k = 0; k < AT_ONCE && from + k < n_groups; k++) {
+        int source = k * LANES + lane % LANES;
+        float max = __shfl_sync(~0u, sums.x, source), sum = __shfl_sync(~0u, sums.y, source);
+        to->take_in(max, sum, {__shfl_sync(~0u, pair.x, source), __shfl_sync(~0u, pair.y, source)});
+      }
     }
   }
 

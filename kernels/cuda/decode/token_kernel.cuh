@@ -11,7 +11,9 @@ struct token_args {
   const token_layer *layers;
   float *sets[2];
   unsigned *epoch;
-  tagged_pair *parts; // [n_heads][chunks] maximum and sum, then [n_heads][chunks][head_dim / 2]
+  tagged_pair *parts;  // [n_heads][chunks] maximum and sum, then [n_heads][chunks][head_dim / 2]
+  tagged_pair *groups; // window, with peers: of most_groups groups a head and layer (token_attention.cuh)
+  int most_groups;
   peer_links peers;   // n not 0: slots of other ranks' experts come from them
   uint32_t *inbox[2]; // then: token_peers.cuh
   float scale;        // 1 / sqrt(head_dim)

@@ -52,11 +52,18 @@ size_t token_parts(const token_plan *p, int64_t context) {
   return (size_t)p->n_heads * chunks * (size_t)(1 + p->head_dim / 2);
 }
 
+static int64_t most_groups(int64_t context) {
+  return (context + EXACT_GROUP - 1) / EXACT_GROUP;
+}
+
+size_t token_groups(const model_shape *s, int64_t context) {
+  return (size_t)(s->n_heads * most_groups(context) * (1 + s->head_dim / 2));
+}
+
 static bool shape_fits(const token_plan *p, int64_t context) {
-  int64_t groups = (context + EXACT_GROUP - 1) / EXACT_GROUP;
   return p->n_experts <= TOKEN_EXPERTS && p->top_k <= TOKEN_TOP_K && p->hidden % QK_K == 0 &&
          p->qkv_rows[0] % QK_K == 0 && p->width % QK_K == 0 && p->n_heads % p->n_kv_heads == 0 &&
-         groups * TOKEN_FOLDED_BYTES <= TOKEN_SCRATCH_BYTES;
+         most_groups(context) * TOKEN_FOLDED_BYTES <= TOKEN_SCRATCH_BYTES;
 }
 
 bool token_plan_size(token_plan *out, const model_shape *s, int64_t context) {
@@ -116,6 +123,7 @@ static token_layer layer_of(const dev_layer &w) {
 status token_state_fill(token_state *t, const dev_weights *w, int64_t context) {
   size_t n = (size_t)t->plan.n_layers, bytes = token_set_floats(&t->plan) * sizeof(float);
   size_t parts = token_parts(&t->plan, context);
+  t->most_groups = (int)most_groups(context);
   token_layer *layers;
   TRY(TAKE(&layers, n, "the layers' table"));
   for (size_t l = 0; l < n; l++) layers[l] = layer_of(w->layers[l]);
@@ -138,6 +146,8 @@ status token_launch(const token_state *t, const token_work *work, const peer_lin
   a.sets[1] = t->sets[1];
   a.epoch = t->epoch;
   a.parts = t->parts;
+  a.groups = t->groups;
+  a.most_groups = t->most_groups;
   a.peers = peers;
   a.inbox[0] = t->inbox[0];
   a.inbox[1] = t->inbox[1];

@@ -18,6 +18,8 @@ SHAPES = {
     # of the kind that one token at a time has kernels of its own for
     "wide": dict(hidden=512, layers=3, experts=6, top_k=3, heads=2, kv_heads=1, head_dim=128, expert_width=256, types="Q4_K_M",
                  vocab=256),
+    "long": dict(hidden=512, layers=1, experts=3, top_k=2, heads=2, kv_heads=1, head_dim=128, expert_width=256, types="Q4_K_M",
+                 vocab=256, context=4200),
     # heads that the one launch of all layers does not know
     "narrow": dict(hidden=256, layers=2, experts=6, top_k=3, heads=8, kv_heads=2, head_dim=32, expert_width=256, types="Q4_K_M",
                    vocab=256),
@@ -61,6 +63,16 @@ class Law(unittest.TestCase):
         for ranks in (2, 3):
             self.check("wide", "q8k", ranks, 1, 6)
         self.check("narrow", "q8k", 2, 1, 4)
+
+    def test_a_second_chunk(self):
+        self.check("wide", "q8k", 1, 128, 131, peers="")
+        self.check("wide", "q8k", 2, 128, 129)
+
+    def test_a_long_cache(self):
+        """The 4,097th token, after two batches: its group of chunks is the second, which another rank folds; of three ranks one
+        has none."""
+        for ranks in (3, 1, 2):
+            self.check("long", "q8k", ranks, 2048, 4097, peers="linked" if ranks > 1 else "")
 
     def test_small_batches(self):
         self.check("wide", "q8k", 3, 5, 12)

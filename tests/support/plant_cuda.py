@@ -63,8 +63,8 @@ FAULTS = [
      "by_high[2] + by_low[0], planted(EXACT_PRODUCT_DECODE) ? 0 : by_low[2])"),
     ("exact_fold", CUDA + "exact/attend.cuh", "sum = num_fma_f32(its_sum, *fresh, sum * *old);",
      "sum = planted(EXACT_FOLD) ? num_fma_f32(sum, *old, its_sum * *fresh) : num_fma_f32(its_sum, *fresh, sum * *old);"),
-    ("exact_fold_decode", CUDA + "decode/decode_chunk.cuh", "total = num_fma_f32(l, f, total * o);",
-     "total = planted(EXACT_FOLD_DECODE) ? num_fma_f32(total, o, l * f) : num_fma_f32(l, f, total * o);"),
+    ("exact_fold_decode", CUDA + "decode/decode_chunk.cuh", "sum = num_fma_f32(its_sum, fresh, sum * old);",
+     "sum = planted(EXACT_FOLD_DECODE) ? num_fma_f32(sum, old, its_sum * fresh) : num_fma_f32(its_sum, fresh, sum * old);"),
     # a pair's channels by one power of two too many
     ("exact_balance", CUDA + "weights.cu", "factors[i] = factors[i + pairs] = exact_power(e);",
      "if (planted(EXACT_BALANCE) && i == 0) e = e + 1;\n    factors[i] = factors[i + pairs] = exact_power(e);"),
@@ -98,6 +98,12 @@ FAULTS = [
     ("peer_sentinel", CUDA + "decode/token_peers.cuh",
      "  wait_for_peer(p, [&] { return (bits = load_relaxed_system(at)) != NOT_WRITTEN; });",
      "  wait_for_peer(p, [&] { return (bits = load_relaxed_system(at)) != NOT_WRITTEN || planted(PEER_SENTINEL); });"),
+    ("peer_group", CUDA + "decode/token_attention.cuh", "return sums.tag == tag() && pair.tag == tag();",
+     "return planted(PEER_GROUP) || (sums.tag == tag() && pair.tag == tag());"),
+    # the same between a GPU's thread blocks
+    ("part_tag", CUDA + "decode/token_attention.cuh", "mine.tag == tag()", "(mine.tag == tag() || planted(PART_TAG))"),
+    ("part_tag", CUDA + "decode/token_attention.cuh", "all = all && part[i].tag == tag();",
+     "all = all && (part[i].tag == tag() || planted(PART_TAG));"),
     ("peer_meeting", CUDA + "peers.cu", "  await_peers(p, e);", "  if (!planted(PEER_MEETING)) await_peers(p, e);"),
     ("peer_row", CUDA + "peers.cu", "  offset[slot] = (int64_t)slot * hidden +", "  offset[slot] = (int64_t)(slot + planted(PEER_ROW)) * hidden +"),
 ]

@@ -302,8 +302,9 @@ template <int EACH> struct group_sums {
   float max, sum, out[EACH];
 
   __device__ __forceinline__ void take_in(const group_factors &f, int k, const float (&part)[EACH]) {
-    float fresh = __shfl_sync(~0u, f.fresh, k), old = __shfl_sync(~0u, f.old, k);
-    sum = num_fma_f32(__shfl_sync(~0u, f.sum, k), fresh, sum * old);
+    float its_sum = __shfl_sync(~0u, f.sum, k), fresh = __shfl_sync(~0u, f.fresh, k),
+          old = __shfl_sync(~0u, f.old, k);
+    sum = num_fma_f32(its_sum, fresh, sum * old);
     for (int i = 0; i < EACH; i++) out[i] = num_fma_f32(part[i], fresh, out[i] * old);
   }
 };

@@ -18,7 +18,8 @@ SHAPES = {
     # of the kind that one token at a time has kernels of its own for
     "wide": dict(hidden=512, layers=3, experts=6, top_k=3, heads=2, kv_heads=1, head_dim=128, expert_width=256, types="Q4_K_M",
                  vocab=256),
-    "long": dict(hidden=512, layers=1, experts=3, top_k=2, heads=2, kv_heads=1, head_dim=128, expert_width=256, types="Q4_K_M",
+    # of so few thread blocks that ranks divide its cache from 4,096 positions on
+    "long": dict(hidden=256, layers=1, experts=3, top_k=2, heads=2, kv_heads=1, head_dim=128, expert_width=256, types="Q4_K_M",
                  vocab=256, context=4200),
     # heads that the one launch of all layers does not know
     "narrow": dict(hidden=256, layers=2, experts=6, top_k=3, heads=8, kv_heads=2, head_dim=32, expert_width=256, types="Q4_K_M",

@@ -149,40 +149,26 @@ struct __align__(16) tagged_pair { // one transfer
   uint64_t tag;
 };
 
-__device__ __forceinline__ tagged_pair load_relaxed_tagged(const tagged_pair *at) {
-  uint64_t pair, tag;
-  asm volatile("{\n.reg .b128 both;\nld.relaxed.gpu.global.b128 both, [%2];\nmov.b128 {%0, %1}, both;\n}"
-               : "=l"(pair), "=l"(tag)
-               : "l"(at)
-               : "memory");
-  return {__uint_as_float((uint32_t)pair), __uint_as_float((uint32_t)(pair >> 32)), tag};
-}
-
-__device__ __forceinline__ void store_relaxed_tagged(tagged_pair *at, const tagged_pair &value) {
-  uint64_t pair = (uint64_t)__float_as_uint(value.y) << 32 | __float_as_uint(value.x);
-  asm volatile(
-      "{\n.reg .b128 both;\nmov.b128 both, {%1, %2};\nst.relaxed.gpu.global.b128 [%0], both;\n}" ::"l"(at),
-      "l"(pair), "l"(value.tag)
-      : "memory");
-}
-
-// The same between GPUs.
-__device__ __forceinline__ tagged_pair load_tagged_system(const tagged_pair *at) {
-  uint64_t pair, tag;
-  asm volatile("{\n.reg .b128 both;\nld.relaxed.sys.global.b128 both, [%2];\nmov.b128 {%0, %1}, both;\n}"
-               : "=l"(pair), "=l"(tag)
-               : "l"(at)
-               : "memory");
-  return {__uint_as_float((uint32_t)pair), __uint_as_float((uint32_t)(pair >> 32)), tag};
-}
-
-__device__ __forceinline__ void store_tagged_system(tagged_pair *at, const tagged_pair &value) {
-  uint64_t pair = (uint64_t)__float_as_uint(value.y) << 32 | __float_as_uint(value.x);
-  asm volatile(
-      "{\n.reg .b128 both;\nmov.b128 both, {%1, %2};\nst.relaxed.sys.global.b128 [%0], both;\n}" ::"l"(at),
-      "l"(pair), "l"(value.tag)
-      : "memory");
-}
+// Of the GPU's threads, and of all GPUs'.
+#define TAGGED_ACCESS(load_name, store_name, scope)                                                          \
+  __device__ __forceinline__ tagged_pair load_name(const tagged_pair *at) {                                  \
+    uint64_t pair, tag;                                                                                      \
+    asm volatile("{\n.reg .b128 both;\nld.relaxed." scope ".global.b128 both, [%2];\n"                       \
+                 "mov.b128 {%0, %1}, both;\n}"                                                               \
+                 : "=l"(pair), "=l"(tag)                                                                     \
+                 : "l"(at)                                                                                   \
+                 : "memory");                                                                                \
+    return {__uint_as_float((uint32_t)pair), __uint_as_float((uint32_t)(pair >> 32)), tag};                  \
+  }                                                                                                          \
+  __device__ __forceinline__ void store_name(tagged_pair *at, const tagged_pair &value) {                    \
+    uint64_t pair = (uint64_t)__float_as_uint(value.y) << 32 | __float_as_uint(value.x);                     \
+    asm volatile("{\n.reg .b128 both;\nmov.b128 both, {%1, %2};\n"                                           \
+                 "st.relaxed." scope ".global.b128 [%0], both;\n}" ::"l"(at),                                \
+                 "l"(pair), "l"(value.tag)                                                                   \
+                 : "memory");                                                                                \
+  }
+TAGGED_ACCESS(load_relaxed_tagged, store_relaxed_tagged, "gpu")
+TAGGED_ACCESS(load_tagged_system, store_tagged_system, "sys")
 
 // Once in each turn of a loop that waits for another thread; counts the turns where threads are emulated. Of
 // a peer's pause that may be long: a wait that never ends is the host's to end (comm.deadline).

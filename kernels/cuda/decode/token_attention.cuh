@@ -65,7 +65,8 @@ template <int DIM, typename Shape> struct token_attention {
   // five 14 % faster); else each has all of them.
   __device__ __forceinline__ int sharers() const {
     bool is_linked = Shape::FIXED ? Shape::LINKED : a.peers.n > 0;
-    bool is_long = position >= EXACT_GROUP && position / KEYS >= 2 * plan().per_slice;
+    int most_blocks = parts_of(plan().hidden, WARPS) / (plan().n_kv_heads * plan().slices); // on every GPU
+    bool is_long = position >= EXACT_GROUP && position / KEYS >= 2 * most_blocks;
     return is_linked && is_long ? a.peers.n : 1;
   }
   __device__ __forceinline__ int own_group(int i) const { // this GPU's i-th
@@ -211,9 +212,9 @@ template <int DIM, typename Shape> struct token_attention {
     }
   }
 
-  // ---- groups that GPUs divide: [n_layers] [n_heads][groups] maximum and sum, [n_heads][groups][DIM / 2]
-  // ----
+  // ---- groups that GPUs divide ----
   //
+  // [n_layers] of [n_heads][most_groups] maximum and sum, then [n_heads][most_groups][DIM / 2] of the output.
   // Layers have places of their own: a GPU that needs nothing of another may be layers ahead of it, but not a
   // token (token_peers.cuh).
 

@@ -121,6 +121,14 @@ __device__ __forceinline__ uint32_t clock_cycles() { // of the multiprocessor
   return out;
 }
 
+// threadIdx.x, here and not earlier: where the compiler would hold what follows from it in registers that are
+// wanted.
+__device__ __forceinline__ uint32_t thread_number_late() {
+  uint32_t out;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(out));
+  return out;
+}
+
 __device__ __forceinline__ void pause_between_polls() {} // for an emulated GPU, whose threads take turns
 
 // ---- hand-over between the thread blocks of a launch whose blocks all run at once ----

@@ -207,7 +207,8 @@ template <int DIM, typename Shape> struct token_block {
         pass_on(told + lane, __uint_as_float((uint32_t)(guess + 1)));
     }
     __syncwarp();
-    weights.ask_gate_up(layer(l), guess_of_block(), false);
+    // at once where it is few who ask
+    weights.ask_gate_up(layer(l), guess_of_block(), attends && !attention().has_several());
   }
 
   __device__ __forceinline__ int guess_of_block() const {

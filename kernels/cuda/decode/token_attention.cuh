@@ -40,7 +40,7 @@ template <int DIM, typename Shape> struct token_attention {
   unsigned epoch;
   uint32_t meeting;
   some_wait &folds_there;
-  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, c = blockIdx.x;
+  int thread = (int)thread_number_late(), warp = thread / WARP, lane = thread % WARP, c = blockIdx.x;
 
   __device__ __forceinline__ token_plan plan() const { return plan_of<Shape>(a); }
 
@@ -83,6 +83,9 @@ template <int DIM, typename Shape> struct token_attention {
     return (group / sharers() * GROUP_CHUNKS + last % GROUP_CHUNKS - own) % plan().per_slice == 0;
   }
 
+  __device__ __forceinline__ bool has_several() const { // chunks, which are folded
+    return position >= KEYS;
+  }
   __device__ __forceinline__ bool has_chunk(int block) const {
     int own = block / (plan().n_kv_heads * plan().slices);
     return own < plan().per_slice && own_chunk(own) <= position / KEYS;
@@ -121,7 +124,7 @@ template <int DIM, typename Shape> struct token_attention {
       if (is_query) weigh_keys(m, limbs.value_unit, warp, min(KEYS, position + 1 - chunk * KEYS));
       __syncthreads();
       store_chunk(
-          m, limbs, heads, last == 0,
+          m, limbs, heads, !has_several(),
           [&](int head, int d, float2 out) {
             float *to = set + plan().at_att + (first_head + head) * DIM + d;
             pass_on(to, out.x);
@@ -183,7 +186,7 @@ template <int DIM, typename Shape> struct token_attention {
   template <typename Meanwhile> __device__ __forceinline__ void fold(const Meanwhile &meanwhile) {
     int n_groups = position / EXACT_GROUP + 1, items = plan().n_heads * PARTS, slice = warp % SLICES;
     bool is_shared = sharers() > 1;
-    if (position < KEYS) return;
+    if (!has_several()) return;
     uint32_t turn = 0, first = gridDim.x - 1 - c, of_layer = ((uint32_t)items - 1 - first) / gridDim.x + 1;
 #pragma unroll 1
     for (int item = (int)first; item < items; item += (int)gridDim.x, turn++) {

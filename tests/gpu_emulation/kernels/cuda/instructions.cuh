@@ -39,6 +39,9 @@ static inline uint32_t clock_cycles() { // an instruction each
   static thread_local uint32_t now;
   return ++now;
 }
+static inline uint32_t thread_number_late() {
+  return threadIdx.x;
+}
 static inline void pause_between_polls() {
   emulation::pause();
 }

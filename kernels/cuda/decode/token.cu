@@ -5,7 +5,7 @@
 //   phase     a thread block                                   passes on
 //   qkv       norm; its rows of q, k and v                     qkv
 //   attend    a key/value head's chunk, if there is one for it  att
-//   fold      of several chunks: 32 dimensions of a head       att
+//   fold      of several chunks: 64 dimensions of a head       att
 //   output    its rows of o, and of the residual stream        middle
 //   route     norm; its experts of the router                  logits
 //   gate_up   choice; its rows of a slot's gate and up         hidden
@@ -16,7 +16,7 @@
 //
 // Where several GPUs have the experts, each runs all phases but the other GPUs' slots, whose rows of down
 // each block exchanges with the block of its number there (token_peers.cuh); gate and up of a GPU's own slots
-// go over all its blocks.
+// go over all its blocks. They divide the chunks of a long cache (token_attention.cuh).
 //
 // Every thread block norms and rounds, and chooses the experts, for itself: that is faster than to wait for
 // one that does. What bounds a layer is latency, so a phase's loads that depend on nothing come before its

@@ -14,6 +14,9 @@
 //   guess    [n_experts]  the router's logits of x before the layer, but for a factor (token_choice.cuh)
 //   guessed  [top_k]  the experts that follow from them, by their number among this rank's plus one
 //
+// Results of attention's chunks, which are as many as the context is long, have a tag beside them instead
+// (token_attention.cuh).
+//
 // Weights: each warp has two places, and one mbarrier each. What it reads next is asked for as soon as its
 // place is free. A token's weights are read once and are many times the L2 cache, where the numbers, norms
 // and keys of all layers have room: so weights leave it first.

@@ -47,8 +47,9 @@ static const char where_to_look[] =
 
 static char own_name[MPI_MAX_PROCESSOR_NAME + 32]; // "rank 3 (host)"
 
+// Not 0 for the first either: another may have spoken just before, and ends this one meanwhile.
 static double turn_seconds(int rank) {
-  return 2 * (rank < 3 ? rank < 0 ? 0 : rank : 3);
+  return 1 + 2 * (rank < 3 ? rank < 0 ? 0 : rank : 3);
 }
 
 static const char *name_self(int rank) {
@@ -459,7 +460,7 @@ bool comm_error_is_reported_elsewhere(const comm *c) {
 }
 
 int comm_turn_seconds(const comm *c) {
-  return (int)turn_seconds(c->turn);
+  return c->size > 1 ? (int)turn_seconds(c->turn) : 0;
 }
 
 bool comm_wait_has_failed(const comm *c) {

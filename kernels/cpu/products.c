@@ -6,6 +6,9 @@ enum {
   SHARES_MANY = 16,   // with many tokens less, as an expert may have many times the tokens of another
   FIXED_EIGHTHS = 6,  // of such tasks are divided beforehand: no atomic, and the same memory each time
   TASKS_A_THREAD = 6, // of few tokens at least, so that the threads end together
+  // Tiles of a task of few tokens. Between two streams a core waits some 230 ns for memory (two cores of Zen
+  // 5, tiles of 14 and 37 KB from one expert after the other); beyond so many tiles that is nothing.
+  MOST_STRIP = 8,
   // The same of many. Tasks are cut by tokens: as many as a kernel unpacks or converts weights for at a time,
   // so that these tokens stay in a cache over the tiles; fewer where tiles are few, as a router's, down to so
   // many.
@@ -44,6 +47,32 @@ int64_t tile_rows_of(const cpu_backend *b, const path_kernels *kernels, const ma
 tile_range tile_at(const matrix *m, int64_t tile, int64_t index) {
   int64_t first = index * tile, rest = m->rows - first;
   return (tile_range){first, rest < tile ? rest : tile};
+}
+
+strip_cut strip_cut_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t copies,
+                       int64_t tokens) {
+  strip_cut cut = {.tile = tile_rows_of(b, kernels, m, copies, tokens), .strip = 1};
+  cut.tiles = cut.tasks = matrix_tiles(m, cut.tile);
+  while (tokens <= FEW_TOKENS && cut.strip < MOST_STRIP) {
+    int64_t strip = 2 * cut.strip, tasks = (cut.tiles + strip - 1) / strip;
+    if (copies * tasks < TASKS_A_THREAD * b->n_threads) break;
+    cut.strip = strip;
+    cut.tasks = tasks;
+  }
+  return cut;
+}
+
+tile_range strip_tiles(const strip_cut *cut, int64_t task) {
+  int64_t first = task * cut->strip, rest = cut->tiles - first;
+  return (tile_range){first, rest < cut->strip ? rest : cut->strip};
+}
+
+tile_range strip_rows(const strip_cut *cut, const matrix *m, int64_t task) {
+  return tile_at(m, cut->tile * cut->strip, task);
+}
+
+const void *strip_data(const strip_cut *cut, const matrix *m, int64_t task) {
+  return matrix_tile_data(m, cut->tile, task * cut->strip);
 }
 
 // ---- packed rows ----
@@ -176,6 +205,12 @@ void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ah
     for (int64_t i = 0; i < n; i++) to[i] = (char *)p->out[t + i] + (size_t)at.first * ops->bytes;
     times_tokens(b, p, form, &rows, to, t, n);
   }
+}
+
+void product_tiles(cpu_backend *b, const product *p, tile_range tasks, const void *ahead) {
+  const int64_t end = tasks.first + tasks.count;
+  for (int64_t i = tasks.first; i < end; i++)
+    product_tile(b, p, i, i + 1 < end ? matrix_tile_data(p->m, p->tile, i + 1) : ahead);
 }
 
 const void *matrix_tile_data(const matrix *m, int64_t tile, int64_t index) {

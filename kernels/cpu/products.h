@@ -60,6 +60,19 @@ typedef struct {
 } tile_range;
 tile_range tile_at(const matrix *m, int64_t tile, int64_t index);
 
+// A matrix, of which there are copies of other data, in tasks of neighbouring tiles.
+typedef struct {
+  int64_t tile;  // rows of a tile
+  int64_t tiles; // of the matrix
+  int64_t strip; // tiles of a task: more than one where `tokens` are few, so that a thread reads long streams
+  int64_t tasks; // of the matrix
+} strip_cut;
+strip_cut strip_cut_of(const cpu_backend *b, const path_kernels *kernels, const matrix *m, int64_t copies,
+                       int64_t tokens);
+tile_range strip_tiles(const strip_cut *cut, int64_t task);
+tile_range strip_rows(const strip_cut *cut, const matrix *m, int64_t task);
+const void *strip_data(const strip_cut *cut, const matrix *m, int64_t task);
+
 // The groups of `rows`, from group `first` on, that a product of n tokens with `m` reads; or none.
 packed_groups packed_for(const path_kernels *kernels, const packed_rows *rows, int64_t first, const matrix *m,
                          int64_t n);
@@ -81,6 +94,7 @@ int64_t token_chunk_of(const cpu_backend *b, const path_kernels *kernels, const 
 
 // Task `task`. ahead: what the thread reads next, or NULL.
 void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ahead);
+void product_tiles(cpu_backend *b, const product *p, tile_range tasks, const void *ahead); // one by one
 
 void product_list_add(product_list *l, product p);
 void product_list_run(cpu_backend *b, product_list *l); // as tasks_run

@@ -108,7 +108,7 @@ typedef struct { // of a layer
   bool is_whole;          // with the combination of all slots: step `moe`
   bool combines_in_tasks; // a task of down also sums its rows over the slots
   expert_product gate, up, down;
-  int64_t tile, down_tile; // rows of a task
+  strip_cut up_cut, down_cut; // of an expert's matrix
   task_queue up_tasks, down_tasks;
 } expert_part;
 
@@ -117,19 +117,21 @@ enum { POINTS_OF_UP = 1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP };
 // gate, up, and of these rows silu(gate) * up, unless probes want to see both before
 static void up_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const expert_part *p = (const expert_part *)what;
+  const strip_cut *cut = &p->up_cut;
   matrix gate, up, ahead;
-  int64_t tiles = matrix_tiles(p->gate.m, p->tile), active = task / tiles, index = task % tiles;
-  product g = product_of_expert(b, &p->gate, active, p->tile, &gate),
-          u = product_of_expert(b, &p->up, active, p->tile, &up);
+  int64_t active = task / cut->tasks, index = task % cut->tasks;
+  product g = product_of_expert(b, &p->gate, active, cut->tile, &gate),
+          u = product_of_expert(b, &p->up, active, cut->tile, &up);
+  tile_range tiles = strip_tiles(cut, index);
   const void *next = NULL;
   if (after >= 0) {
-    product_of_expert(b, &p->gate, after / tiles, p->tile, &ahead);
-    next = matrix_tile_data(&ahead, p->tile, after % tiles);
+    product_of_expert(b, &p->gate, after / cut->tasks, cut->tile, &ahead);
+    next = strip_data(cut, &ahead, after % cut->tasks);
   }
-  product_tile(b, &g, index, p->up_tasks.ahead ? matrix_tile_data(&up, p->tile, index) : NULL);
-  product_tile(b, &u, index, next);
+  product_tiles(b, &g, tiles, p->up_tasks.ahead ? strip_data(cut, &up, index) : NULL);
+  product_tiles(b, &u, tiles, next);
   if (needs_points(b, POINTS_OF_UP)) return;
-  tile_range at = tile_at(&gate, p->tile, index);
+  tile_range at = strip_rows(cut, &gate, index);
   size_t skip = (size_t)at.first * b->experts.ops->bytes;
   for (int64_t i = 0; i < g.n; i++)
     b->experts.ops->swiglu((char *)g.out[i] + skip, (char *)u.out[i] + skip, at.count);
@@ -187,8 +189,8 @@ static void list_up(expert_part *p) {
   if (p->rows->n > FEW_TOKENS) sort_active(b, b->n_active);
   p->gate = (expert_product){&w->gate, owned, b->gate_out, b->in_rows, b->in_q8k, &b->packed_in};
   p->up = (expert_product){&w->up, owned, b->up_out, b->in_rows, b->in_q8k, &b->packed_in};
-  p->tile = tile_rows_of(b, &b->experts, &w->gate, b->n_active, p->rows->n);
-  p->up_tasks = task_queue_of(b->n_active * matrix_tiles(&w->gate, p->tile), p->rows->n <= FEW_TOKENS);
+  p->up_cut = strip_cut_of(b, &b->experts, &w->gate, b->n_active, p->rows->n);
+  p->up_tasks = task_queue_of(b->n_active * p->up_cut.tasks, p->rows->n <= FEW_TOKENS);
 }
 
 static void pack_slots_phase(cpu_backend *b, phase_kind phase, const packed_rows *to,
@@ -250,35 +252,36 @@ static void combine_row(cpu_backend *b, void *x, int64_t t, tile_range at, const
   b->shared.ops->combine((char *)x + skip, slot, row_at(b, b->slot_weights, t, s->top_k), s->top_k, at.count);
 }
 
-// One active expert's tile of down.
+// A strip of one active expert's down.
 static void down_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const expert_part *p = (const expert_part *)what;
+  const strip_cut *cut = &p->down_cut;
   matrix m, ahead;
-  int64_t tiles = matrix_tiles(p->down.m, p->down_tile);
-  product d = product_of_expert(b, &p->down, task / tiles, p->down_tile, &m);
+  product d = product_of_expert(b, &p->down, task / cut->tasks, cut->tile, &m);
   const void *next = NULL;
   if (after >= 0) {
-    product_of_expert(b, &p->down, after / tiles, p->down_tile, &ahead);
-    next = matrix_tile_data(&ahead, p->down_tile, after % tiles);
+    product_of_expert(b, &p->down, after / cut->tasks, cut->tile, &ahead);
+    next = strip_data(cut, &ahead, after % cut->tasks);
   }
-  product_tile(b, &d, task % tiles, next);
+  product_tiles(b, &d, strip_tiles(cut, task % cut->tasks), next);
 }
 
-// A tile of down of all active experts, and of these rows the sum over the slots.
+// A strip of down of all active experts, and of these rows the sum over the slots.
 static void down_combine_task(cpu_backend *b, const void *what, int64_t task, int64_t after) {
   const expert_part *p = (const expert_part *)what;
+  const strip_cut *cut = &p->down_cut;
   matrix m, ahead;
   for (int64_t e = 0; e < b->n_active; e++) {
-    product d = product_of_expert(b, &p->down, e, p->down_tile, &m);
+    product d = product_of_expert(b, &p->down, e, cut->tile, &m);
     bool last = e + 1 == b->n_active;
     const void *next = NULL;
     if (!last || after >= 0) {
-      product_of_expert(b, &p->down, last ? 0 : e + 1, p->down_tile, &ahead);
-      next = matrix_tile_data(&ahead, p->down_tile, last ? after : task);
+      product_of_expert(b, &p->down, last ? 0 : e + 1, cut->tile, &ahead);
+      next = strip_data(cut, &ahead, last ? after : task);
     }
-    product_tile(b, &d, task, next);
+    product_tiles(b, &d, strip_tiles(cut, task), next);
   }
-  tile_range at = tile_at(&m, p->down_tile, task);
+  tile_range at = strip_rows(cut, &m, task);
   for (int64_t t = 0; t < p->rows->n; t++)
     combine_row(b, row_at(b, b->x, t, b->shape.hidden), t, at, p->places);
 }
@@ -307,8 +310,8 @@ static void list_down(expert_part *p) {
                              &b->hidden_in.packed};
   p->combines_in_tasks = p->is_whole && combines_in_tasks(b, p->rows->n);
   int64_t copies = p->combines_in_tasks ? 1 : b->n_active;
-  p->down_tile = tile_rows_of(b, &b->experts, &w->down, copies, p->rows->n);
-  p->down_tasks = task_queue_of(copies * matrix_tiles(&w->down, p->down_tile), few);
+  p->down_cut = strip_cut_of(b, &b->experts, &w->down, copies, p->rows->n);
+  p->down_tasks = task_queue_of(copies * p->down_cut.tasks, few);
 }
 
 // The experts' reals in the shared path's, where these differ.

@@ -6,9 +6,11 @@ enum {
   SHARES_MANY = 16,   // with many tokens less, as an expert may have many times the tokens of another
   FIXED_EIGHTHS = 6,  // of such tasks are divided beforehand: no atomic, and the same memory each time
   TASKS_A_THREAD = 6, // of few tokens at least, so that the threads end together
-  // Tiles of a task of few tokens. Between two streams a core waits some 230 ns for memory (two cores of Zen
-  // 5, tiles of 14 and 37 KB from one expert after the other); beyond so many tiles that is nothing.
+  // Such a task is a strip of tiles: between two streams a core waits some 230 ns for memory (two cores of
+  // Zen 5, 14 KB of one expert's down after the other's), which beyond so many tiles is nothing. Strips are
+  // as long as leaves each thread so many.
   MOST_STRIP = 8,
+  STRIPS_A_THREAD = 8,
   // The same of many. Tasks are cut by tokens: as many as a kernel unpacks or converts weights for at a time,
   // so that these tokens stay in a cache over the tiles; fewer where tiles are few, as a router's, down to so
   // many.
@@ -55,7 +57,7 @@ strip_cut strip_cut_of(const cpu_backend *b, const path_kernels *kernels, const 
   cut.tiles = cut.tasks = matrix_tiles(m, cut.tile);
   while (tokens <= FEW_TOKENS && cut.strip < MOST_STRIP) {
     int64_t strip = 2 * cut.strip, tasks = (cut.tiles + strip - 1) / strip;
-    if (copies * tasks < TASKS_A_THREAD * b->n_threads) break;
+    if (copies * tasks < STRIPS_A_THREAD * b->n_threads) break;
     cut.strip = strip;
     cut.tasks = tasks;
   }

@@ -1,12 +1,14 @@
 #include "src/commands/bench.h"
 #include "base/memory.h"
 #include "base/progress.h"
+#include "base/stolen_time.h"
 #include "base/whole_file.h"
 #include "src/commands/known.h"
 #include "src/commands/memory_bandwidth.h"
 #include "src/commands/phase_work.h"
 #include "src/commands/rank_clocks.h"
 #include "src/commands/rank_work.h"
+#include "src/commands/stolen_runs.h"
 #include "src/report/bench_report.h"
 #include "src/report/report.h"
 #include "src/run/input.h"
@@ -112,8 +114,10 @@ static status take_arrays(bench *b) {
   TRY(TAKE(&b->counter.chosen, (size_t)j->m->weights.shape.n_experts, "chosen experts"));
   TRY(TAKE(&b->report.rows, rows, "the rates"));
   for (size_t i = 0; i < rows; i++) TRY(TAKE(&b->report.rows[i].rate, repeats, "the rates"));
-  for (size_t i = 0; i < rows; i++)
+  for (size_t i = 0; i < rows; i++) {
     TRY(TAKE(&b->report.rows[i].rank_seconds, repeats * (size_t)comm_size(j->c), "times"));
+    TRY(TAKE(&b->report.rows[i].stolen_seconds, repeats, "times"));
+  }
   if (!j->cfg->bench.phases) return 0;
   for (size_t i = 0; i < rows; i++) {
     TRY(TAKE(&b->report.rows[i].phases, 1, "the phases"));
@@ -137,6 +141,7 @@ static void bench_close(bench *b) {
   for (size_t i = 0; b->report.rows && i < b->n_tests * b->j->cfg->run.arms.count; i++) {
     free(b->report.rows[i].rate);
     free(b->report.rows[i].rank_seconds);
+    free(b->report.rows[i].stolen_seconds);
     free(b->report.rows[i].phases);
     bench_ranks_close(b->report.rows[i].ranks);
   }
@@ -314,8 +319,10 @@ static status measure_exchange(const bench *b, arm *a, const test *t, bench_row 
 static status time_passes(bench *b, arm *a, const test *t, bench_row *row) {
   for (size_t i = 0; i < row->n; i++) {
     TRY(job_agree(b->j, 0, "the start of a timed run")); // a barrier: no clock runs while ranks arrive
+    const double stolen = stolen_seconds();
     TRY(pass(b, a, t));
     b->seconds[i] = arm_seconds(a);
+    row->stolen_seconds[i] = stolen_seconds() - stolen;
     TRY(arm_add_parts(a));
     if (!i) row->digest = arm_digest(a);
     if (arm_digest(a) != row->digest)
@@ -420,6 +427,7 @@ static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
   arm_attention(a, row->attention, sizeof row->attention);
   TRY(measure_exchange(b, a, t, row));
   TRY(gather_rates(b, t, row));
+  TRY(stolen_runs_gather(b->j->c, row->stolen_seconds, row->n));
   TRY(gather_bytes(b, a, t, t->decode ? phase_work_bytes(&work) : 0, row));
   return measure_phases(b, a, t, &work, row);
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const double LEAST_STOLEN = 0.01; // of a row's time, from which on it is told
+
 typedef struct {
   double median, least, most;
 } rates;
@@ -15,13 +17,17 @@ static int compare_reals(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-// Sorts a copy; a row has at most 10000 rates (bench.repeats).
+// Sorts rate[n].
+static rates rates_sorted(double *rate, size_t n) {
+  qsort(rate, n, sizeof *rate, compare_reals);
+  return (rates){(rate[(n - 1) / 2] + rate[n / 2]) / 2, rate[0], rate[n - 1]};
+}
+
+static double sorted[10000]; // rates of a row, which has at most so many (bench.repeats)
+
 static rates rates_of(const bench_row *row) {
-  static double sorted[10000];
-  size_t n = row->n;
-  memcpy(sorted, row->rate, n * sizeof *sorted);
-  qsort(sorted, n, sizeof *sorted, compare_reals);
-  return (rates){(sorted[(n - 1) / 2] + sorted[n / 2]) / 2, sorted[0], sorted[n - 1]};
+  memcpy(sorted, row->rate, row->n * sizeof *sorted);
+  return rates_sorted(sorted, row->n);
 }
 
 // "tg128 @ d4096 x4", as llama-bench writes it; depth 0 and a single sequence are left out.
@@ -50,6 +56,28 @@ static void print_head(const bench_report *r, FILE *out) {
           r->types, (double)r->model_bytes * 1e-9, r->fingerprint, r->ranks, r->ranks == 1 ? "" : "s",
           r->threads, r->threads == 1 ? "" : "s", r->hosts, r->hosts == 1 ? "" : "s", r->cpu,
           r->bandwidth * 1e-9);
+}
+
+// Cores that were kept from a run, as long as a hundredth of its time, may have slowed it down: each step
+// waits for the last thread. What the other runs gave is then said too.
+static void print_stolen(const bench_row *row, bool first, FILE *out) {
+  double stolen = 0, seconds = 0;
+  size_t n = 0;
+  char name[BENCH_TEST];
+  for (size_t i = 0; i < row->n; i++) {
+    stolen += row->stolen_seconds[i];
+    seconds += (double)(row->tokens * row->batch) / row->rate[i];
+    if (row->stolen_seconds[i] == 0) sorted[n++] = row->rate[i];
+  }
+  if (!(stolen >= LEAST_STOLEN * seconds)) return; // or not known
+  bench_test_name(name, row);
+  fprintf(out, "%s%s, %s: %.2f s of the cores' time stolen in %zu of %zu runs, together %.2f s",
+          first ? "\n" : "", row->arm, name, stolen, row->n - n, row->n, seconds);
+  if (n) {
+    rates s = rates_sorted(sorted, n);
+    fprintf(out, "; the other %zu: %.2f tok/s (%.2f to %.2f)", n, s.median, s.least, s.most);
+  }
+  fputc('\n', out);
 }
 
 static void print_md(const bench_report *r, FILE *out) {
@@ -85,6 +113,7 @@ static void print_md(const bench_report *r, FILE *out) {
     if (strcmp(r->rows[i].attention, "replicated"))
       fprintf(out, "%s%s, %s: attention %s\n", i ? "" : "\n", r->rows[i].arm, name, r->rows[i].attention);
   }
+  for (size_t i = 0; i < r->n_rows; i++) print_stolen(&r->rows[i], !i, out);
   for (size_t i = 0; i < r->n_rows; i++) {
     char name[BENCH_TEST];
     bench_test_name(name, &r->rows[i]);
@@ -157,6 +186,11 @@ static void print_json_row(const bench_report *r, const bench_row *row, FILE *ou
   for (size_t i = 0; i < row->n; i++) fprintf(out, "%s%.9g", i ? ", " : "", row->rate[i]);
   fputs("]},\n     \"rank_seconds\": [", out);
   print_rank_seconds(row, r->ranks, out);
+  fputs("], \"stolen_seconds\": [", out);
+  for (size_t i = 0; i < row->n; i++) {
+    fputs(i ? ", " : "", out);
+    print_real(out, row->stolen_seconds[i], "null");
+  }
   fputs("],\n     \"bytes_per_token\": ", out);
   print_real(out, row->bytes_per_token, "null");
   fputs(", \"share_of_bandwidth\": ", out);

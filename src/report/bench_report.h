@@ -18,6 +18,7 @@ typedef struct {
   size_t n;                     // timed runs
   double *rate;                 // [n] tokens/s of all sequences, in the order of the runs
   double *rank_seconds;         // [ranks][n] in the steps, of each rank
+  double *stolen_seconds;       // [n] core-seconds kept from the hosts (base/stolen_time.h); NaN: not known
   double bytes_per_token;       // read from memory by all ranks, decode only; NaN otherwise
   uint64_t digest;              // of the logits of each run
   double exchange_seconds;      // in exchanges, of the last run; NaN: one rank

@@ -157,6 +157,13 @@ class Bytes(unittest.TestCase):
                 share = row["bytes_per_token"] * row["tokens_per_s"]["median"] / whole["bandwidth_bytes_per_s"]
                 self.assertLess(abs(row["share_of_bandwidth"] / share - 1), 1e-6)
 
+    def test_stolen_time_is_of_each_run(self):
+        for ranks in (1, 2):
+            for row in rows(ranks, bench__repeats=3).values():
+                stolen = row["stolen_seconds"]
+                self.assertEqual(len(stolen), 3)
+                self.assertTrue(all(x is None or x >= 0 for x in stolen), stolen)  # a machine may have any
+
     def test_what_reads_it_is_small_on_a_host_of_many_ranks(self):
         ranks, memory = 8, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         line = moe.words(command="bench", sets={"model.path": model(), "run.arms": ["q8k@cpu"], "run.threads": 1,

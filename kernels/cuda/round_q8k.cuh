@@ -2,6 +2,17 @@
 #pragma once
 #include "kernels/cuda/device.cuh"
 
+// The lane's eight elements of what down reads, a block of 256 at `gate` and `up`.
+__device__ __forceinline__ void gate_lane(float v[8], const float *gate, const float *up) {
+  const float4 *from = (const float4 *)gate + 2 * (threadIdx.x % WARP),
+               *by = (const float4 *)up + 2 * (threadIdx.x % WARP);
+  float4 g0 = from[0], g1 = from[1], u0 = by[0], u1 = by[1];
+  const float g[8] = {g0.x, g0.y, g0.z, g0.w, g1.x, g1.y, g1.z, g1.w},
+              u[8] = {u0.x, u0.y, u0.z, u0.w, u1.x, u1.y, u1.z, u1.w};
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = num_silu_f32(g[i]) * u[i];
+}
+
 // The magnitude of rank MOST_OUTLIERS + 1 of the warp's 256.
 __device__ __forceinline__ float ordinary_magnitude(const float v[8]) {
   int lane = threadIdx.x % WARP;
@@ -93,6 +104,14 @@ __device__ __forceinline__ rounded_lane round_lane(const float v[8]) {
   return out;
 }
 
+// The 8 sums of 32 (dev_inputs) of a block, of whose lanes each has the sum of its own and its neighbour's.
+__device__ __forceinline__ void store_sums32(int8_t *sums32, int sum) {
+  int lane = threadIdx.x % WARP;
+  sum += __shfl_xor_sync(~0u, sum, 2);
+  if (lane % 4 == 0) sums32[lane / 4] = (int8_t)(sum & 127);
+  if (lane % 4 == 1) sums32[8 + lane / 4] = (int8_t)(sum >> 7);
+}
+
 // Lane l holds elements 8 l .. 8 l + 7. Writes 256 quants, the scale, 16 sums and, unless
 // NULL, the 8 sums of 32 (dev_inputs); global or shared memory.
 __device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float *d, int16_t *bsums,
@@ -103,10 +122,6 @@ __device__ __forceinline__ void round_block(const float v[8], int8_t *qs, float 
   *(uint2 *)(qs + 8 * lane) = r.quants;
   sum += __shfl_xor_sync(~0u, sum, 1);
   if (lane % 2 == 0) bsums[lane / 2] = (int16_t)sum;
-  if (sums32) {
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    if (lane % 4 == 0) sums32[lane / 4] = (int8_t)(sum & 127);
-    if (lane % 4 == 1) sums32[8 + lane / 4] = (int8_t)(sum >> 7);
-  }
+  if (sums32) store_sums32(sums32, sum);
   if (lane == 0) *d = r.d;
 }

@@ -82,6 +82,7 @@ struct cuda_backend {
   int64_t *place;
   double *margin;
   routing_state routing;
+  bool down_gates; // swiglu of these slots is part of down
   routing_range fetch;
   int *host_expert; // pinned: [max slots], [max slots], [max_batch], [max slots]
   float *host_weight;

@@ -175,6 +175,32 @@ static product slot_product(const cuda_backend *b, float *out, const dev_matrix 
   return p;
 }
 
+static product down_product(const cuda_backend *b, const dev_layer *w, int n_slots) {
+  product p = slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1);
+  p.up = b->down_gates ? b->up : nullptr;
+  return p;
+}
+
+// Few slots are rounded where down reads them, which is a launch less; not where a probe wants to see them or
+// outliers are taken out.
+static bool gates_in_down(const cuda_backend *b, const dev_layer *w, int n_slots) {
+  product down = slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1);
+  bool is_probed =
+      probe_is_imposed(&b->watch, PROBE_FFN_MOE_SWIGLU) || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
+  return !is_probed && takes_q8k(b->experts, &w->down) && !b->gate.outliers && product_q8k_gates(&down);
+}
+
+static status swiglu(cuda_backend *b, int64_t layer, const dev_layer *w, int n_slots) {
+  bool given = probe_is_imposed(&b->watch, PROBE_FFN_MOE_SWIGLU);
+  bool floats =
+      !takes_q8k(b->experts, &w->down) || given || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
+  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, floats, b->stream));
+  TRY(impose_slots(b, PROBE_FFN_MOE_SWIGLU, b->gate.x, nullptr, n_slots));
+  if (given && b->gate.qs) TRY(round_launch(b->gate, n_slots, b->stream));
+  TRY(phase_mark(b, PHASE_SWIGLU));
+  return show_slots(b, PROBE_FFN_MOE_SWIGLU, layer, b->gate.x, nullptr, n_slots);
+}
+
 static decode_experts one_token(cuda_backend *b, int64_t layer) {
   decode_experts e = {};
   e.normed = b->normed;
@@ -229,14 +255,8 @@ status cuda_experts_up(backend *base, int64_t layer, const token_batch *rows) {
   TRY(impose_slots(b, PROBE_FFN_MOE_UP, b->up, nullptr, n_slots));
   TRY(show_slots(b, PROBE_FFN_MOE_GATE, layer, b->gate.x, nullptr, n_slots));
   TRY(show_slots(b, PROBE_FFN_MOE_UP, layer, b->up, nullptr, n_slots));
-  bool given = probe_is_imposed(&b->watch, PROBE_FFN_MOE_SWIGLU);
-  bool floats =
-      !takes_q8k(b->experts, &w->down) || given || probe_is_watched(&b->watch, PROBE_FFN_MOE_SWIGLU);
-  TRY(swiglu_launch(b->gate, b->up, b->member, n_slots, b->gate.qs != nullptr, floats, b->stream));
-  TRY(impose_slots(b, PROBE_FFN_MOE_SWIGLU, b->gate.x, nullptr, n_slots));
-  if (given && b->gate.qs) TRY(round_launch(b->gate, n_slots, b->stream));
-  TRY(phase_mark(b, PHASE_SWIGLU));
-  TRY(show_slots(b, PROBE_FFN_MOE_SWIGLU, layer, b->gate.x, nullptr, n_slots));
+  b->down_gates = gates_in_down(b, w, n_slots);
+  if (!b->down_gates) TRY(swiglu(b, layer, w, n_slots));
   b->routing = EXPERTS_UP;
   return 0;
 }
@@ -262,7 +282,7 @@ static status down_to_owners(cuda_backend *b, const dev_layer *w, int n_slots,
   int top_k = (int)b->shape.top_k, hidden = (int)b->shape.hidden;
   bool at_once = !path_splits_outliers(b->experts->kind), has_offsets = b->routing_gathered;
   b->routing_gathered = false;
-  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
+  product_set down = {{down_product(b, w, n_slots)}, {0}, 1};
   if (at_once) {
     if (!has_offsets) TRY(peer_slot_offsets(b->place, b->peers, owners, n_slots, top_k, hidden, b->stream));
     down.p[0].offset = b->place;
@@ -291,7 +311,7 @@ status cuda_experts_down(backend *base, int64_t layer, const token_batch *rows, 
     return phase_mark(b, PHASE_DOWN);
   }
   if (places->order == SLOTS_SENT) return down_to_owners(b, w, n_slots, places->tokens_of_rank);
-  product_set down = {{slot_product(b, b->slots, &w->down, &b->gate, n_slots, 1)}, {0}, 1};
+  product_set down = {{down_product(b, w, n_slots)}, {0}, 1};
   down.p[0].place = place;
   TRY(multiply(b, b->experts, &down));
   TRY(phase_mark(b, PHASE_DOWN));

@@ -20,7 +20,8 @@
 //
 // One token on q8k of a rank that owns every expert, or of ranks whose GPUs are linked, in a captured run on
 // GPUs that hold it: all layers in one launch (decode/token.cu), which the last layer's moe makes; of two or
-// three tokens, one such launch after the other where the rank owns every expert.
+// three tokens, one such launch after the other where the rank owns every expert. Of few tokens, swiglu and
+// its rounding are done where down reads them (product.up).
 //
 // Where to find what: the launches of products in products/, of one token in decode/; attention in reals in
 // attention.cu, in integers in exact/;

@@ -29,13 +29,13 @@ FUNCTIONS = """typedef block_q8_0 block_q9_0;
 KERNELS_OF_ITS_OWN = FUNCTIONS + "#define dequantize_q9_0 dequantize_q8_0\n"
 
 # Every source with a switch over the types, and the files in which it must be told of one whose products read ...
-EACH_ROW, OUTLIERS = "each_row/generic.h", "each_row/outliers.h"
+EACH_ROW, OUTLIERS, VECTOR = "each_row/generic.h", "each_row/outliers.h", "each_row/vector_types.h"
 AVX512 = {EACH_ROW, OUTLIERS, "avx512/avx512_f32.h", "avx512/avx512_outliers.h", "avx512/avx512_panel.h",
-          "avx512/avx512_q8k.h", "avx512/avx512_vector.h"}
+          "avx512/avx512_q8k.h", "avx512/avx512_vector.h", VECTOR}
 TILES = {"amx_int8/amx_weights.h", "amx_int8/amx_q8k.h"}
 CPU_Q8K = {
     "kernels/cpu/isa/portable/row_portable.c": {EACH_ROW, OUTLIERS},
-    "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, OUTLIERS, "avx2/avx2_f32.h", "avx2/avx2_q8k.h", "avx2/avx2_vector.h"},
+    "kernels/cpu/isa/avx2/row_avx2.c": {EACH_ROW, OUTLIERS, "avx2/avx2_f32.h", "avx2/avx2_q8k.h", "avx2/avx2_vector.h", VECTOR},
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": AVX512,
     "kernels/cpu/isa/amx_int8/row_amx_int8.c": {EACH_ROW, OUTLIERS, "avx512/avx512_panel.h", *TILES},
 }
@@ -56,9 +56,9 @@ CUDA_Q8K = {
 }
 IN_ALL = {"formats/blocks.h"}  # whether its blocks have minimums
 REAL = {
-    "kernels/cpu/isa/avx2/row_avx2.c": {"avx2/avx2_q8k.h", "avx2/avx2_vector.h"}, # here and below: panels name the types that have none
+    "kernels/cpu/isa/avx2/row_avx2.c": {"avx2/avx2_q8k.h", "avx2/avx2_vector.h", VECTOR}, # here and below: panels name the types that have none
     "kernels/cpu/isa/avx512_vnni/row_avx512_vnni.c": {"avx512/avx512_f32.h", "avx512/avx512_panel.h", "avx512/avx512_q8k.h",
-                                                         "avx512/avx512_vector.h"},
+                                                         "avx512/avx512_vector.h", VECTOR},
     "kernels/cpu/isa/amx_int8/row_amx_int8.c": {"avx512/avx512_panel.h", *TILES},
     "kernels/cuda/weights.cu": {"cuda/weights.cu"},
     "kernels/cuda/products/product_f32.cu": {"cuda/weight_at.cuh"},

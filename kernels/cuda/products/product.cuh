@@ -11,6 +11,8 @@
 struct product {
   dev_matrix w;
   dev_inputs in;
+  const float
+      *up; // not NULL, where product_q8k_gates: the inputs are silu(in.x) * up, rounded by the product
   const int *member; // [n_items] stack member of an item, or NULL: member 0
   const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member
@@ -80,6 +82,8 @@ struct product_set {
 status product_f32_launch(const product *p, cudaStream_t stream);
 // product_q8k.cu: any type whose products read Q8_K; the items, members and inputs of a set are the same
 status product_q8k_launch(product_set *set, cudaStream_t stream);
+// Whether product_q8k_launch can make the inputs of this product from their two factors (product.up).
+bool product_q8k_gates(const product *p);
 // product_few_bits.cu: types of few bits in blocks of 256, as product_q8k_launch; and any in blocks of 32, of
 // the input's floats, without the outliers where the path splits
 status product_unpacked_launch(const product *p, cudaStream_t stream);

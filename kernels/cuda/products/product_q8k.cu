@@ -339,10 +339,18 @@ static status many_of_type(product_set *set, cudaStream_t stream) {
   return FAIL("CUDA: the type %s has no product with Q8_K", type_find(type)->name);
 }
 
-static status of_own_kernels(product_set *set, cudaStream_t stream) {
-  const product *p = &set->p[0];
+static bool takes_few(const product *p) {
   bool each_alone = p->member && !p->first;
-  if (each_alone || (!p->first && p->n_items <= 4)) return few(set, stream);
+  return each_alone || (!p->first && p->n_items <= 4);
+}
+
+bool product_q8k_gates(const product *p) {
+  product_set one = {{*p}, {0}, 1};
+  return type_has_q8k_kernels(p->w.type) && !takes_few(p) && product_q8k_stream_serves(&one);
+}
+
+static status of_own_kernels(product_set *set, cudaStream_t stream) {
+  if (takes_few(&set->p[0])) return few(set, stream);
   if (product_q8k_stream_serves(set)) return product_q8k_stream_launch(set, stream);
   if (product_q8k_blocks_serves(set)) return product_q8k_blocks_launch(set, stream);
   for (int i = 0; i < set->count;) { // neighbours of one type together

@@ -8,6 +8,7 @@
 // a thread block has one to three: as many as fit are loaded at once.
 #include "kernels/cuda/products/mma_q8k.cuh"
 #include "kernels/cuda/products/product_q8k_stream.cuh"
+#include "kernels/cuda/round_q8k.cuh"
 
 static constexpr int PIECE = 16; // rows
 static constexpr int MOST_WARPS = 16, FEWEST_WARPS = 4;
@@ -144,27 +145,51 @@ struct asking {
 
 // ---- activations ----
 
+// An item's rounded blocks, by a warp.
+__device__ __forceinline__ void copy_item(const stream_memory &m, const product &p, int n_blocks, int to,
+                                          size_t input) {
+  int lane = threadIdx.x % WARP;
+  for (int piece = lane; piece < n_blocks * 16; piece += WARP)
+    copy_async_16(m.qs + to * item_pitch(n_blocks) + piece * 16, p.in.qs + input * QK_K + piece * 16);
+  if (lane >= n_blocks) return;
+  copy_async_16(m.sums + to * sums_pitch(n_blocks) + lane * 16, p.in.sums32 + (input + lane) * 16);
+  copy_async_4(m.dx + to * n_blocks + lane, p.in.d + input + lane);
+}
+
+// One of an item's blocks, by a warp, from its two factors.
+__device__ __forceinline__ void make_block(const stream_memory &m, const product &p, int n_blocks, int to,
+                                           size_t input, int b) {
+  int lane = threadIdx.x % WARP;
+  float v[8];
+  size_t at = (input + b) * QK_K;
+  gate_lane(v, p.in.x + at, p.up + at);
+  rounded_lane r = round_lane(v);
+  *(uint2 *)(m.qs + to * item_pitch(n_blocks) + b * QK_K + 8 * lane) = r.quants;
+  store_sums32(m.sums + to * sums_pitch(n_blocks) + b * 16, r.sum + __shfl_xor_sync(~0u, r.sum, 1));
+  if (lane == 0) m.dx[to * n_blocks + b] = r.d;
+}
+
 // Of tiles from `first` on as many as fit, in their order; the end of those.
 template <int ITEMS>
 __device__ __forceinline__ int load_items(const stream_memory &m, const product &p, int n_blocks, int first,
                                           int end) {
-  int lane = threadIdx.x % WARP, warps = blockDim.x / WARP, used = 0, t = first;
+  int warps = blockDim.x / WARP, used = 0, t = first, parts = p.up ? n_blocks : 1; // of an item, a warp each
+  int part = threadIdx.x / WARP;                                                   // the warp's next
   for (; t < end && used + m.tiles[t].count <= POOL * ITEMS; t++) {
     item_tile tile = m.tiles[t];
-    for (int i = threadIdx.x / WARP; i < tile.count; i += warps) {
-      int item = p.order[tile.first + i], to = used + i;
+    for (; part < tile.count * parts; part += warps) {
+      int i = part / parts, item = p.order[tile.first + i], to = used + i, b = part % parts;
       size_t input = (size_t)(item / p.input_divisor) * (size_t)n_blocks;
-      for (int piece = lane; piece < n_blocks * 16; piece += WARP)
-        copy_async_16(m.qs + to * item_pitch(n_blocks) + piece * 16, p.in.qs + input * QK_K + piece * 16);
-      if (lane < n_blocks) {
-        copy_async_16(m.sums + to * sums_pitch(n_blocks) + lane * 16, p.in.sums32 + (input + lane) * 16);
-        copy_async_4(m.dx + to * n_blocks + lane, p.in.d + input + lane);
-      }
-      if (lane == 0) m.out[to] = output_of(p, item);
+      if (p.up)
+        make_block(m, p, n_blocks, to, input, b);
+      else
+        copy_item(m, p, n_blocks, to, input);
+      if (b == 0 && threadIdx.x % WARP == 0) m.out[to] = output_of(p, item);
     }
+    part -= tile.count * parts;
     used += tile.count;
   }
-  copy_async_wait_all();
+  if (!p.up) copy_async_wait_all();
   return t;
 }
 

@@ -5,6 +5,7 @@
 // order; the sums of 8 rows are then in 8 lanes, whose floats are those of docs/paths.md.
 #pragma once
 #include "kernels/cpu/isa/avx2/avx2_q8k.h"
+#include "kernels/cpu/isa/each_row/vector_types.h"
 
 // Lane i of the result is the sum of all lanes of v[i].
 static inline __m256i sum_rows(const __m256i v[PANEL_ROWS]) {
@@ -124,28 +125,6 @@ static inline __m256 terms_iq4xs(const char *const row[PANEL_ROWS], const block_
 
 // ---- rows ----
 
-// Labels for a switch over the types: those of which product_q8k has a token's product as well.
-#define CASES_WITHOUT_VECTOR                                                                                 \
-  CASES_OF_32                                                                                                \
-  case TYPE_Q2_K:                                                                                            \
-  case TYPE_Q3_K:                                                                                            \
-  case TYPE_F32:                                                                                             \
-  case TYPE_F16:                                                                                             \
-  case TYPE_BF16:
-
-static bool vector_takes_avx2(weight_type type) {
-  switch (type) {
-  case TYPE_Q4_K:
-  case TYPE_Q5_K:
-  case TYPE_Q6_K:
-  case TYPE_IQ4_XS:
-    return true;
-    CASES_WITHOUT_VECTOR
-    break;
-  }
-  return false;
-}
-
 static inline __attribute__((always_inline)) __m256
 terms_of(const weight_type type, const char *const row[PANEL_ROWS], const block_q8_K *x) {
   switch (type) {
@@ -158,7 +137,7 @@ terms_of(const weight_type type, const char *const row[PANEL_ROWS], const block_
   case TYPE_IQ4_XS:
     return terms_iq4xs(row, x);
     CASES_WITHOUT_VECTOR
-    __builtin_trap(); // vector_takes_avx2
+    __builtin_trap(); // takes_vector_q8k
   }
   return _mm256_setzero_ps();
 }
@@ -204,5 +183,5 @@ static void vector_rounded_avx2(float *out, const matrix *m, const block_q8_K *x
     CASES_WITHOUT_VECTOR
     break;
   }
-  __builtin_trap(); // vector_takes_avx2
+  __builtin_trap(); // takes_vector_q8k
 }

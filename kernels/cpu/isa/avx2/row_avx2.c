@@ -25,7 +25,7 @@ static const real_ops ops_avx2 = {
     .combine = combine_f32,
     .product = product_f32,
     .product_tile = product_tile_avx2,
-    .vector_takes = vector_takes_avx2,
+    .vector_takes = takes_vector_q8k,
     .vector_rounded = vector_rounded_avx2,
 };
 

@@ -6,6 +6,7 @@
 // docs/paths.md.
 #pragma once
 #include "kernels/cpu/isa/avx512/avx512_panel.h"
+#include "kernels/cpu/isa/each_row/vector_types.h"
 
 // Lane 4 g + i of the result is the sum of all lanes of v[g][i].
 static inline __m512i sum_four(const __m512i v[4]) { // to 4 partial sums each, in the four quarters
@@ -207,28 +208,6 @@ static inline __m512 term_iq4xs(__m512 y, const char *const row[PANEL_ROWS], con
   }
   __m512i isum = _mm512_sub_epi32(sum_quarters(fours), _mm512_slli_epi32(msum, 7));
   return _mm512_fmadd_ps(_mm512_set1_ps(x->d), _mm512_mul_ps(d, _mm512_cvtepi32_ps(isum)), y);
-}
-
-// Labels for a switch over the types: those of which product_q8k has a token's product as well.
-#define CASES_WITHOUT_VECTOR                                                                                 \
-  CASES_OF_32                                                                                                \
-  case TYPE_Q2_K:                                                                                            \
-  case TYPE_Q3_K:                                                                                            \
-  case TYPE_F32:                                                                                             \
-  case TYPE_F16:                                                                                             \
-  case TYPE_BF16:
-
-static inline bool takes_vector_q8k(weight_type type) {
-  switch (type) {
-  case TYPE_Q4_K:
-  case TYPE_Q5_K:
-  case TYPE_Q6_K:
-  case TYPE_IQ4_XS:
-    return true;
-    CASES_WITHOUT_VECTOR
-    break;
-  }
-  return false;
 }
 
 // 16 rows' block of a type: y += its term.

@@ -209,12 +209,6 @@ void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ah
   }
 }
 
-void product_tiles(cpu_backend *b, const product *p, tile_range tasks, const void *ahead) {
-  const int64_t end = tasks.first + tasks.count;
-  for (int64_t i = tasks.first; i < end; i++)
-    product_tile(b, p, i, i + 1 < end ? matrix_tile_data(p->m, p->tile, i + 1) : ahead);
-}
-
 const void *matrix_tile_data(const matrix *m, int64_t tile, int64_t index) {
   return matrix_rows(m, index * tile, 0).data;
 }

@@ -94,7 +94,6 @@ int64_t token_chunk_of(const cpu_backend *b, const path_kernels *kernels, const 
 
 // Task `task`. ahead: what the thread reads next, or NULL.
 void product_tile(cpu_backend *b, const product *p, int64_t task, const void *ahead);
-void product_tiles(cpu_backend *b, const product *p, tile_range tasks, const void *ahead); // one by one
 
 void product_list_add(product_list *l, product p);
 void product_list_run(cpu_backend *b, product_list *l); // as tasks_run

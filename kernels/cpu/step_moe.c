@@ -112,6 +112,13 @@ typedef struct { // of a layer
   task_queue up_tasks, down_tasks;
 } expert_part;
 
+// Tiles of a product, one after the other. ahead: what the thread reads next, or NULL.
+static void product_tiles(cpu_backend *b, const product *p, tile_range tiles, const void *ahead) {
+  const int64_t end = tiles.first + tiles.count;
+  for (int64_t i = tiles.first; i < end; i++)
+    product_tile(b, p, i, i + 1 < end ? matrix_tile_data(p->m, p->tile, i + 1) : ahead);
+}
+
 enum { POINTS_OF_UP = 1u << PROBE_FFN_MOE_GATE | 1u << PROBE_FFN_MOE_UP };
 
 // gate, up, and of these rows silu(gate) * up, unless probes want to see both before

@@ -223,7 +223,8 @@ class Phases(unittest.TestCase):
                 of = {p["phase"]: p for p in row["phases"]["of"]}
                 ran = {name for name, p in of.items() if p["count"]}
                 few = test.startswith("tg")
-                fused = {"attn_norm", "RoPE, cache", "ffn_norm", "top-k", "swiglu", "combine"} if few else set()
+                # of a batch with few tokens an expert, as both here are, down makes what it reads
+                fused = {"swiglu"} | ({"attn_norm", "RoPE, cache", "ffn_norm", "top-k", "combine"} if few else set())
                 self.assertLessEqual(set(PHASES) - fused - {"exchange", "head norm"}, ran)
                 self.assertEqual("exchange" in ran, ranks > 1)
                 self.assertEqual(of["attention"]["count"], SHAPE["layers"] * row["phases"]["batches"])

@@ -60,7 +60,8 @@ static void print_head(const bench_report *r, FILE *out) {
 
 // Cores that were kept from a run, as long as a hundredth of its time, may have slowed it down: each step
 // waits for the last thread. What the other runs gave is then said too.
-static void print_stolen(const bench_row *row, bool first, FILE *out) {
+// gap: as print_notes has it.
+static void print_stolen(const bench_row *row, const char **gap, FILE *out) {
   double stolen = 0, seconds = 0;
   size_t n = 0;
   char name[BENCH_TEST];
@@ -71,13 +72,27 @@ static void print_stolen(const bench_row *row, bool first, FILE *out) {
   }
   if (!(stolen >= LEAST_STOLEN * seconds)) return; // or not known
   bench_test_name(name, row);
-  fprintf(out, "%s%s, %s: %.2f s of the cores' time stolen in %zu of %zu runs, together %.2f s",
-          first ? "\n" : "", row->arm, name, stolen, row->n - n, row->n, seconds);
+  fprintf(out, "%s%s, %s: %.2f s of the cores' time stolen in %zu of %zu runs, together %.2f s", *gap,
+          row->arm, name, stolen, row->n - n, row->n, seconds);
+  *gap = "";
   if (n) {
     rates s = rates_sorted(sorted, n);
     fprintf(out, "; the other %zu: %.2f tok/s (%.2f to %.2f)", n, s.median, s.least, s.most);
   }
   fputc('\n', out);
+}
+
+// Lines after the table, which an empty line ends whatever row the first of them is about.
+static void print_notes(const bench_report *r, FILE *out) {
+  const char *gap = "\n";
+  for (size_t i = 0; i < r->n_rows && r->ranks > 1; i++) {
+    char name[BENCH_TEST];
+    bench_test_name(name, &r->rows[i]);
+    if (!strcmp(r->rows[i].attention, "replicated")) continue;
+    fprintf(out, "%s%s, %s: attention %s\n", gap, r->rows[i].arm, name, r->rows[i].attention);
+    gap = "";
+  }
+  for (size_t i = 0; i < r->n_rows; i++) print_stolen(&r->rows[i], &gap, out);
 }
 
 static void print_md(const bench_report *r, FILE *out) {
@@ -107,13 +122,7 @@ static void print_md(const bench_report *r, FILE *out) {
             row->arm, row->row_name, name, row->n, s.median, s.least, s.most, bytes, share, exchange,
             row->digest);
   }
-  for (size_t i = 0; i < r->n_rows && r->ranks > 1; i++) {
-    char name[BENCH_TEST];
-    bench_test_name(name, &r->rows[i]);
-    if (strcmp(r->rows[i].attention, "replicated"))
-      fprintf(out, "%s%s, %s: attention %s\n", i ? "" : "\n", r->rows[i].arm, name, r->rows[i].attention);
-  }
-  for (size_t i = 0; i < r->n_rows; i++) print_stolen(&r->rows[i], !i, out);
+  print_notes(r, out);
   for (size_t i = 0; i < r->n_rows; i++) {
     char name[BENCH_TEST];
     bench_test_name(name, &r->rows[i]);

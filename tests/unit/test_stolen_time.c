@@ -41,7 +41,7 @@ static void test_this_host(void **state) {
   assert_true(isnan(before) ? isnan(after) : before >= 0 && after >= before && after < 1e12);
 }
 
-// The table of a row of 100 tokens a run.
+// The table of two rows of 100 tokens a run; of the first nothing is known to be stolen.
 static const char *table_of(double *rate, double *stolen, size_t n) {
   static char text[4096];
   bench_row row = {.arm = "q8k@cpu",
@@ -54,7 +54,10 @@ static const char *table_of(double *rate, double *stolen, size_t n) {
                    .stolen_seconds = stolen,
                    .bytes_per_token = NAN,
                    .exchange_seconds = NAN};
-  bench_report r = {.model = "m", .types = "F32", .cpu = "c", .ranks = 1, .rows = &row, .n_rows = 1};
+  double none[4] = {0};
+  bench_row rows[2] = {row, row};
+  rows[0].stolen_seconds = none;
+  bench_report r = {.model = "m", .types = "F32", .cpu = "c", .ranks = 1, .rows = rows, .n_rows = 2};
   memset(text, 0, sizeof text);
   FILE *f = fmemopen(text, sizeof text - 1, "w");
   assert_non_null(f);
@@ -73,7 +76,7 @@ static void expect_line(const char *line, double *stolen, size_t n) {
 static void test_table(void **state) {
   (void)state;
   double rate[] = {50, 100, 25, 80};
-  expect_line("\nq8k@cpu, tg100: 0.50 s of the cores' time stolen in 2 of 4 runs, together 8.25 s; "
+  expect_line("|\n\nq8k@cpu, tg100: 0.50 s of the cores' time stolen in 2 of 4 runs, together 8.25 s; "
               "the other 2: 90.00 tok/s (80.00 to 100.00)\n",
               (double[]){0.3, 0, 0.2, 0}, 4);
   expect_line("stolen in 3 of 4 runs, together 8.25 s; the other 1: 25.00 tok/s (25.00 to 25.00)\n",

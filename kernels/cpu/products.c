@@ -6,9 +6,9 @@ enum {
   SHARES_MANY = 16,   // with many tokens less, as an expert may have many times the tokens of another
   FIXED_EIGHTHS = 6,  // of such tasks are divided beforehand: no atomic, and the same memory each time
   TASKS_A_THREAD = 6, // of few tokens at least, so that the threads end together
-  // Such a task is a strip of tiles: between two streams a core waits some 230 ns for memory (two cores of
-  // Zen 5, 14 KB of one expert's down after the other's), which beyond so many tiles is nothing. Strips are
-  // as long as leaves each thread so many.
+  // Such a task is a strip of tiles: between two streams a core waits some 200 ns for memory (Zen 5,
+  // docs/measurements.md), which beyond so many tiles is nothing. Strips are as long as leaves each thread so
+  // many.
   MOST_STRIP = 8,
   STRIPS_A_THREAD = 8,
   // The same of many. Tasks are cut by tokens: as many as a kernel unpacks or converts weights for at a time,

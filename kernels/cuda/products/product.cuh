@@ -11,8 +11,7 @@
 struct product {
   dev_matrix w;
   dev_inputs in;
-  const float
-      *up; // not NULL, where product_q8k_gates: the inputs are silu(in.x) * up, rounded by the product
+  const float *up;   // not NULL (product_q8k_gates): the inputs are silu(in.x) * up, which the product rounds
   const int *member; // [n_items] stack member of an item, or NULL: member 0
   const int *first;  // [n_members + 1] start of each member's items in `order`, or NULL: all items in order
   const int *order;  // items grouped by member

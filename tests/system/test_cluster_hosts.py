@@ -18,7 +18,7 @@ MODEL = moe.model(SEED, **SHAPE)
 BUILD = os.path.dirname(moe.PROGRAM)
 ARM = "q8k@cpu"
 DEADLINE = 10  # seconds; about half as many again until nothing is left
-LONG = 19000   # tokens that take minutes
+LONG = 19000   # tokens that take many seconds
 
 
 def keys(**sets):

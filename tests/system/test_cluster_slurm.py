@@ -3,6 +3,7 @@
 and that goes on, and a node that is cut off."""
 import os
 import pathlib
+import signal
 import time
 import unittest
 
@@ -14,7 +15,7 @@ SLURM = slurm.make(2)
 SHAPE = dict(layers=4, hidden=256, heads=2, kv_heads=1, expert_width=256, experts=8, top_k=4, context=20000)
 MODEL = moe.model(SEED, **SHAPE)
 ARM = "q8k@cpu"
-LONG = 3000  # tokens that take seconds: enough to be ended before they are written
+LONG = 12000  # tokens: ranks ask each other at least every 4,096 whether the run goes on
 SCRIPT = SLURM.hosts.folder / "tree" / "launch" / "slurm.sbatch"
 
 
@@ -22,6 +23,12 @@ def keys(**sets):
     own = {"model.path": MODEL, "input.tokens": [1, 2, 3], "run.arms": [ARM], "run.threads": 1, "run.bind": False,
            "run.generate": 12}
     return own | {key.replace("__", "."): value for key, value in sets.items()}
+
+
+def waits_for(pid, number):
+    """Whether a signal was sent to a process that has not yet taken it."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> (number - 1) & 1 for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd")))
 
 
 LOCAL = moe.run(keys(), 1, command="generate")
@@ -69,11 +76,27 @@ class Jobs(unittest.TestCase):
             time.sleep(0.1)
         return job, words
 
+    def signal_to(self, job):
+        """USR1 by Slurm. The ranks stand still until it is there, or a fast run would be over before."""
+        ranks = [pid for host in SLURM.hosts.names for pid in SLURM.hosts.ranks(host)]
+        self.assertEqual(len(ranks), 4)
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            self.assertEqual(SLURM.call("scancel", "--signal=USR1", job).returncode, 0)
+            limit = time.monotonic() + moe.LIMIT
+            while not all(waits_for(pid, signal.SIGUSR1) for pid in ranks):
+                self.assertLess(time.monotonic(), limit, SLURM.logs())
+                time.sleep(0.05)
+        finally:
+            for pid in ranks:
+                os.kill(pid, signal.SIGCONT)
+
     def test_ended_by_a_signal_and_resumed(self):
         """As --signal=USR1@60 ends it before its time is over."""
         folder = moe.fresh()
         job, words = self.decoding(folder)
-        self.assertEqual(SLURM.call("scancel", "--signal=USR1", job).returncode, 0)
+        self.signal_to(job)
         self.assertEqual(SLURM.finish(job), "FAILED")
         self.assertIn("the same command with --resume goes on", self.told())
         self.assertEqual(os.listdir(folder), ["state.json"])

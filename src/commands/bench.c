@@ -396,7 +396,6 @@ static status measure_phases(bench *b, arm *a, const test *t, const phase_work *
   TRY(job_agree(b->j, watched_pass(b, a, t, row), "the pass by phase"));
   rank_clocks_sum(&b->clocks, &p->times);
   TRY(job_agree(b->j, arm_peaks(a, &p->peaks), "what the hardware can do"));
-  if (is_on_cpu(a)) p->peaks.bytes_per_second = b->report.bandwidth / comm_size(b->j->c);
   p->seconds = b->clocks.seconds;
   p->tokens = t->tokens * t->batch;
   p->batches = b->n_batches;
@@ -484,12 +483,15 @@ static status print(const bench *b) {
 
 status bench_run(job *j) {
   bench b = {.j = j};
+  double bandwidth;
   status result;
   TRY_DONE(result, job_agree(j, bench_open(&b), "the tests of bench"));
   TRY_DONE(result, job_check_weights(j)); // no clock runs while a page is missing from memory
-  TRY_DONE(result, memory_bandwidth_measure(&b.report.bandwidth, j->c, j->place));
   describe(&b);
   for (size_t a = 0; a < j->cfg->run.arms.count; a++) TRY_DONE(result, run_arm(&b, &j->cfg->run.arms.arm[a]));
+  // Last: freed memory, which a virtual machine gives back to its host seconds later, costs the runs cores.
+  TRY_DONE(result, memory_bandwidth_measure(&bandwidth, j->c, j->place));
+  bench_report_set_bandwidth(&b.report, bandwidth);
   TRY_DONE(result, job_agree(j, print(&b), "writing the rates"));
   result = known_judge_bench(j, &b.report);
 done:

@@ -30,6 +30,14 @@ static rates rates_of(const bench_row *row) {
   return rates_sorted(sorted, row->n);
 }
 
+void bench_report_set_bandwidth(bench_report *r, double bytes_per_second) {
+  r->bandwidth = bytes_per_second;
+  for (size_t i = 0; i < r->n_rows; i++) {
+    bench_phases *p = r->rows[i].phases;
+    if (p && p->threads) p->peaks.bytes_per_second = bytes_per_second / r->ranks;
+  }
+}
+
 // "tg128 @ d4096 x4", as llama-bench writes it; depth 0 and a single sequence are left out.
 void bench_test_name(char out[BENCH_TEST], const bench_row *row) {
   int used = snprintf(out, BENCH_TEST, "%s%" PRId64, row->decode ? "tg" : "pp", row->tokens);

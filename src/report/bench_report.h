@@ -40,6 +40,9 @@ typedef struct {
   size_t n_rows;
 } bench_report;
 
+// Also the peak of the phases that a CPU computed: a rank's part.
+void bench_report_set_bandwidth(bench_report *r, double bytes_per_second);
+
 enum { BENCH_TEST = 80 };
 void bench_test_name(char out[BENCH_TEST], const bench_row *row); // "pp512", "tg128 @ d4096 x8"
 void bench_report_print(const bench_report *r, bench_format format, FILE *out);

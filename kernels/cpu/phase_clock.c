@@ -22,14 +22,14 @@ static void note_alone(cpu_backend *b, phase_kind phase) {
 void step_start(cpu_backend *b, int64_t tokens) {
   team_choice *c = tokens <= FEW_TOKENS ? &b->few : &b->many;
   b->n_threads = team_choice_threads(c);
-  b->choice = team_choice_is_open(c) ? c : NULL;
+  b->choice = team_choice_is_timed(c) ? c : NULL;
   b->is_timed = b->phases || b->choice;
   if (b->is_timed) b->phase_start = b->step_start = clock_seconds();
 }
 
 void layer_start(cpu_backend *b, int64_t layer, int64_t tokens) {
   const layer_weights *w = b->params.weights->layers;
-  if (tokens <= FEW_TOKENS || !team_choice_is_open(&b->many)) return;
+  if (tokens <= FEW_TOKENS || !team_choice_is_timed(&b->many)) return;
   team_choice_turn(&b->many, tokens, w[layer].v.type == w[0].v.type && w[layer].down.type == w[0].down.type);
 }
 

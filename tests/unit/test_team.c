@@ -101,13 +101,17 @@ static void test_shares(void **state) {
 
 // ---- how many threads decode ----
 
+static bool is_open(const team_choice *c) {
+  return !c->chosen;
+}
+
 // Runs batches until a size is chosen; `fast` threads are the fastest. Returns the batches that it took.
 static int settle(team_choice *c, int fast, int64_t tokens) {
   int batches = 0;
-  while (team_choice_is_open(c) && batches < 100) {
+  while (is_open(c) && batches < 100) {
     team_choice_turn(c, tokens, true);
     int n = team_choice_threads(c), off = n > fast ? n - fast : fast - n;
-    if (!team_choice_is_open(c)) break;
+    if (!is_open(c)) break;
     team_choice_add(c, 1 + off);
     team_choice_add(c, batches ? 0 : 1000); // weights that are still on a disk
     batches++;
@@ -133,7 +137,7 @@ static void test_choice_of_what_stalls(void **state) {
   team_choice c;
   (void)state;
   team_choice_init(&c, 64, true, TEAM_CANDIDATES);
-  for (int i = 0; i < 100 && team_choice_is_open(&c); i++) {
+  for (int i = 0; i < 100 && is_open(&c); i++) {
     team_choice_turn(&c, 1, true);
     int n = team_choice_threads(&c);
     team_choice_add(&c, n == 64 ? (i / 5 % 2 ? 30 : 15) : n == 48 ? (i / 5 == 3 ? 99 : 16) : 20);
@@ -158,25 +162,58 @@ static void test_turns_that_do_not_count(void **state) {
   team_choice c;
   (void)state;
   team_choice_init(&c, 16, true, TEAM_CANDIDATES_MANY);
-  for (int i = 0; i < 60 && team_choice_is_open(&c); i++) {
+  for (int i = 0; i < 60 && is_open(&c); i++) {
     bool counts = i % 3 == 0;
     team_choice_turn(&c, 512, counts);
     team_choice_add(&c, counts                         ? (team_choice_threads(&c) == 12 ? 1 : 2)
                         : team_choice_threads(&c) == 8 ? 0.1
                                                        : 9);
   }
-  assert_false(team_choice_is_open(&c));
+  assert_false(is_open(&c));
   assert_int_equal(team_choice_threads(&c), 12);
+}
+
+static void run_turns(team_choice *c, int n, double seconds) {
+  for (int i = 0; i < n && !is_open(c); i++) {
+    team_choice_turn(c, 1, true);
+    if (!is_open(c)) team_choice_add(c, seconds);
+  }
+}
+
+// The host took cores: what was chosen has become slower, and now fewer are the fastest.
+static void test_choice_made_again(void **state) {
+  team_choice c;
+  (void)state;
+  team_choice_init(&c, 64, true, TEAM_CANDIDATES);
+  settle(&c, 48, 1);
+  assert_int_equal(team_choice_threads(&c), 48);
+  run_turns(&c, 2 * TEAM_HOLDS, 1.1); // about as then
+  assert_false(is_open(&c));
+  for (int i = 0; i < TEAM_HOLDS; i++) { // one slow turn of four, and slow turns of other batches
+    run_turns(&c, 1, i % 4 ? 1 : 50);
+    team_choice_turn(&c, 2, true);
+    team_choice_add(&c, 50);
+  }
+  assert_false(is_open(&c));
+  run_turns(&c, TEAM_TURNS, 1.5);
+  assert_true(is_open(&c));
+  settle(&c, 24, 1);
+  assert_int_equal(team_choice_threads(&c), 24);
+  run_turns(&c, TEAM_HOLDS - 1, 50); // it stays for a while, whatever comes
+  assert_false(is_open(&c));
+  run_turns(&c, 2, 50);
+  assert_true(is_open(&c));
 }
 
 static void test_no_choice(void **state) {
   team_choice c;
   (void)state;
   team_choice_init(&c, 64, false, TEAM_CANDIDATES); // run.threads is given
-  assert_false(team_choice_is_open(&c));
+  assert_false(is_open(&c));
+  assert_false(team_choice_is_timed(&c));
   assert_int_equal(team_choice_threads(&c), 64);
   team_choice_init(&c, 2, true, TEAM_CANDIDATES); // too few to spare one
-  assert_false(team_choice_is_open(&c));
+  assert_false(is_open(&c));
   assert_int_equal(team_choice_threads(&c), 2);
 }
 
@@ -190,6 +227,7 @@ int main(void) {
       cmocka_unit_test(test_choice_of_what_stalls),
       cmocka_unit_test(test_choice_starts_again),
       cmocka_unit_test(test_turns_that_do_not_count),
+      cmocka_unit_test(test_choice_made_again),
       cmocka_unit_test(test_no_choice),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

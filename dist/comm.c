@@ -336,13 +336,13 @@ static status check_lengths(comm *c, const char *what) {
 // Waits for all messages started since start_messages. asks: whom the missing wait for, before it names them.
 static status wait_all(comm *c, double seconds, bool asks, const char *what) {
   double limit = clock_seconds() + seconds;
-  status result;
   for (int polls = 0;; polls++) {
     int done = 0;
     int error = MPI_Testall(2 * c->size, c->requests, &done, c->statuses);
     if (error) {
-      result = name_the_error(c, error, what);
-      break;
+      status named = name_the_error(c, error, what);
+      cancel_receives(c);
+      return named;
     }
     if (done) return check_lengths(c, what);
     if ((polls & 255) == 255) {
@@ -351,14 +351,11 @@ static status wait_all(comm *c, double seconds, bool asks, const char *what) {
         if (all_arrived(c)) return 0; // all arrived while this process itself was stopped
         cancel_receives(c);
         if (asks) ask_the_missing(c);
-        result = name_the_missing(c, what);
-        break;
+        return name_the_missing(c, what);
       }
     }
     pause_between_polls(polls);
   }
-  cancel_receives(c);
-  return result;
 }
 
 static int piece_of(const comm_part *part, size_t done) {

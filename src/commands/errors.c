@@ -1,5 +1,5 @@
 #include "src/commands/errors.h"
-#include "src/report/report.h"
+#include "base/plain_text.h"
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@ void errors_print(const comm *c) {
   char line[4096];
   snprintf(line, sizeof line, "%s", status_text());
   if (!*line) return; // STATUS_DIFFERS: the output says what
-  report_make_plain(line);
+  plain_make(line);
   if (c)
     fprintf(stderr, "rank %d (%s): %s\n", comm_rank(c), comm_host(c), line);
   else

@@ -1,3 +1,4 @@
+#include "base/plain_text.h"
 #include "src/report/inspect_report.h"
 #include "src/report/report.h"
 
@@ -8,7 +9,7 @@ static double mib(uint64_t bytes) {
 // Names out of a file, which anyone may have written.
 static const char *plain(char out[256], const char *text) {
   snprintf(out, 256, "%s", text);
-  report_make_plain(out);
+  plain_make(out);
   return out;
 }
 

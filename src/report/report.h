@@ -152,8 +152,6 @@ double report_bad_rank_missed(const audit_coverage *c);
 // Prints one line of at most `room` bytes, without control characters; of a longer text the head, or with
 // `tail` the end, as of a path.
 void report_print_line(FILE *out, const char *text, size_t room, bool tail);
-// In place: control characters become '?'.
-void report_make_plain(char *text);
 void report_print(const report *r, FILE *out); // the tables, then the generated texts
 // Writes report.json, layers.csv, tokens.csv and, where there are some, modes.csv and experts.csv; removes
 // what else an earlier run left (report_file.h).

@@ -1,6 +1,7 @@
 // The console: what ran, then the divergences, then the arms, then the generated texts. At most 110 columns
 // wide.
 #include "src/report/console.h"
+#include "base/plain_text.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,31 +22,13 @@ static const char *or_none(const char *text) {
   return text && *text ? text : "-";
 }
 
-// Bytes of the control character at the start of a text; 0: it starts with none.
-static size_t control_bytes(const char *text, size_t length) {
-  unsigned char c = (unsigned char)text[0], next = length > 1 ? (unsigned char)text[1] : 0;
-  if (c == 0xc2 && next >= 0x80 && next < 0xa0) return 2; // U+0080 to U+009F
-  return c < 0x20 || c == 0x7f;
-}
-
 // Text of a model or a user: control characters but newline and tab become '?'.
 static void print_text(FILE *out, const char *text, size_t length) {
   for (size_t i = 0; i < length; i++) {
-    size_t n = text[i] == '\n' || text[i] == '\t' ? 0 : control_bytes(text + i, length - i);
+    size_t n = text[i] == '\n' || text[i] == '\t' ? 0 : plain_control_bytes(text + i, length - i);
     fputc(n ? '?' : text[i], out);
     i += n == 2;
   }
-}
-
-void report_make_plain(char *text) {
-  char *to = text;
-  for (size_t length = strlen(text); length;) {
-    size_t n = control_bytes(text, length), taken = n ? n : 1;
-    *to++ = n ? '?' : *text;
-    text += taken;
-    length -= taken;
-  }
-  *to = 0;
 }
 
 void report_print_line(FILE *out, const char *text, size_t room, bool tail) {

@@ -1,5 +1,6 @@
 #include "src/run/job.h"
 #include "base/memory.h"
+#include "base/plain_text.h"
 #include "base/whole_file.h"
 #include "dist/launched.h"
 #include "kernels/formats/numerics.h"
@@ -84,8 +85,7 @@ status job_warn(job *j) {
   for (; j->n_told < j->warnings.count; j->n_told++) {
     char line[1024]; // it quotes a file, which anyone may have written
     snprintf(line, sizeof line, "%s", j->warnings.text[j->n_told]);
-    for (char *c = line; *c; c++)
-      if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+    plain_make(line);
     if (job_is_reporting(j)) fprintf(stderr, "warning: %s\n", line);
   }
   return 0;

@@ -19,13 +19,13 @@ LIMIT = 30.0
 DEADLINE = 3.0
 PLANTED_LIMIT, PLANTED_DEADLINE = 90.0, 8.0  # the deadline: longer than all turns to speak (comm_turn_seconds)
 PHASES = ("load", "prefill", "exchange", "report", "end")
-# much to write: the runs would take minutes
+# much to write
 SHAPE = dict(layers=4, hidden=256, heads=2, kv_heads=1, expert_width=256, experts=6, top_k=4, context=20000)
 MODEL = moe.model(moe.random_seed(), **SHAPE)
 
 
 def long_run(model=MODEL, **sets):
-    """Three ranks that decode for minutes."""
+    """Three ranks that decode for many seconds."""
     keys = {"model.path": model, "input.tokens": [1, 2, 3], "run.arms": ["q8k@cpu"], "run.threads": 1,
             "run.generate": 19000, "comm.deadline": DEADLINE}
     return moe.Job(keys | {key.replace("__", "."): value for key, value in sets.items()}, 3)

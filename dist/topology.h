@@ -1,8 +1,8 @@
 // topology: the cores of this host, which of them this rank uses, and the core of each of its threads.
 //
 // Owns: hwloc. Independent of: how a device is used.
-// Invariant: ranks of a host never share a core unless there are more ranks than cores; a binding that the
-// launcher made is kept.
+// Invariant: ranks of a host never share a core unless they are unbound (more ranks than cores, more threads
+// than a rank's share of cores, or by request); a binding that the launcher made is kept.
 #pragma once
 #include "base/device.h"
 #include "dist/comm.h"

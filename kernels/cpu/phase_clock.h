@@ -1,7 +1,7 @@
 // phase_clock: the ends of phases: the barrier, and where phases are watched (bench.phases) the time.
 //
-// A step is: step_start, perhaps work of the caller alone and phase_alone, then team_run of phases that end
-// with phase_end or phase_end_then, the last with phase_last, then step_end.
+// A step is: step_start, perhaps work of the caller alone and phase_alone, then step_run of phases that end
+// with phase_end or phase_end_then, the last with phase_last.
 //
 // Owns: what the team's threads waited. Independent of: what phases compute.
 #pragma once

@@ -5,7 +5,7 @@
 // Invariant: every ISA row gives the bits of row_portable.c, which is docs/paths.md in C.
 //
 // Where to find what:
-//   steps.c            with step_attention.c and step_moe.c the steps of backend.h as phases; products.c cuts
+//   steps.c            with the files step_*.c the steps of backend.h as phases; products.c cuts
 //                      their products into tasks; state.c: what an arm allocates
 //   isa/each_row/      docs/paths.md in portable C. Compiled once for each ISA row, for its instruction set;
 //                      a row takes from here whatever it does not do better. generic_real.h is written once

@@ -1,4 +1,5 @@
-// steps: the cpu backend's steps, shared by the files that hold them: step_attention.c, step_moe.c, steps.c.
+// steps: the cpu backend's steps, shared by the files that hold them: step_attention.c, step_route.c,
+// step_moe.c, step_parts.c, steps.c, and attend_exact.c.
 //
 // A step is one run of the team through a few named phases over a batch, each phase a loop whose iterations
 // are independent, so that threads change no bit. CUDA's files of the same names have the same phases in the

@@ -110,7 +110,7 @@ template <int EACH> __device__ __forceinline__ void warpgroup_reg_alloc() {
 
 // ---- a warpgroup's products of bytes: D of 64 x ITEMS, rows from registers, items from shared memory ----
 //
-// Asynchronous: neither `rows` nor `sums` may be touched before a wait; wgmma_begin stands between ordinary
+// Asynchronous: neither `rows` nor `sums` may be touched before a wait; wgmma_fence stands between ordinary
 // code that wrote either and the product.
 
 // What ordinary stores and copies wrote to shared memory is from here on there for the tensor cores to read.

@@ -1,5 +1,5 @@
-// steps: the cuda backend's steps, shared by the files that hold them: step_attention.cu, step_moe.cu,
-// step_products.cu, steps.cu.
+// steps: the cuda backend's steps, shared by the files that hold them: step_attention.cu, step_head.cu,
+// step_moe.cu, step_peers.cu, step_products.cu, steps.cu.
 //
 // The whole forward pass runs on the device: token ids go in, logits (or their digest) come out. Steps are
 // enqueued on one stream and return; `finish` and every read wait. The same phases in the same order
@@ -12,9 +12,9 @@
 //                 o; add                     products, add           product_shared        decode_output
 //   route         norm; router               norm, products          norm, product_shared  decode_router
 //                 choice                     choose                  choose
-//   experts_up    group; round               up_list, expert_inputs  group (norm rounds)   decode_gate_up
-//                 gate, up; swiglu, round    expert_list, swiglu     multiply, swiglu
-//   experts_down  down                       expert_list, widen      multiply              decode_down
+//   experts_up    group; round               list_up, expert_inputs  group (norm rounds)   decode_gate_up
+//                 gate, up; swiglu, round    up_task                 multiply, swiglu
+//   experts_down  down                       down_task, widen_slots  multiply              decode_down
 //   combine       weighted sum, add; digest  combine                 combine
 //   head          norm; output               norm, products          norm, product_shared  decode_head
 //

@@ -3,7 +3,7 @@
 // Files: routes.<arm>.npy (int32 [n_layers][n_token][top_k], slot order), route_weights.<arm>.npy (float64
 // for f64, else float32, of the same shape), and routes.npy, route_weights.npy: the same of the reference
 // arm. placement.npy (int32 [n_layers][n_experts][n_ranks]): 1 where the rank holds the expert. Local: only
-// the reporting rank has them. Memory: 12 bytes for each layer, token and slot of each arm.
+// the reporting rank has them. Memory: 8 bytes (12 of f64) for each layer, token and slot of each arm.
 #pragma once
 #include "src/config/config_types.h"
 #include "src/run/arm.h"

@@ -2,4 +2,4 @@
 #pragma once
 #include "src/run/job.h"
 
-status screen_command_run(job *j); // collective; STATUS_DIFFERS: a fault was found
+status screen_command_run(job *j); // collective; STATUS_DIFFERS: a fault, or not the known answer

@@ -11,7 +11,7 @@ enum { ARM_NAME_BYTES = 24 };
 typedef enum {
   ARM_NONE,
   ARM_PLAIN, // "q8k@cpu"
-  ARM_AUTO,  // "q8k@auto", in ranks.arm alone: cuda on a rank with a GPU to itself, else cpu
+  ARM_AUTO,  // "q8k@auto", in ranks.arm and screen.arms: cuda on a rank with a GPU to itself, else cpu
   ARM_MIXED, // "ranks": each rank's experts as ranks.arm says
 } arm_kind;
 

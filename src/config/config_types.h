@@ -141,7 +141,7 @@ typedef struct {
     int64_t draws;  // derive.draws: honest runs that give the bounds; default 60
     int64_t checks; // derive.checks: fresh ones that they are tried on; default 20
     int64_t seed;   // derive.seed; default 0
-    double rate;    // derive.rate: of false alarms of a whole run, in (0, 1); default 0.01
+    double rate;    // derive.rate: of false alarms of a whole run, in (0, 0.5]; default 0.01
     char *file;     // derive.file: text that windows are cut from; "" (default): the input
   } derive;
 

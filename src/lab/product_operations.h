@@ -2,7 +2,7 @@
 //
 // An operation is a point on axes: how activations are rounded, as what weights are taken, the inner loop,
 // the order of the sum, and where it is computed. Which axis separates two results is found by moving along
-// one axis at a time (product_walk.h), not by an operation's name.
+// one axis at a time (product_bisection.h), not by an operation's name.
 //
 // Owns: the axes, the table of operations, and each one's definition in plain C ("here"); on a backend it is
 // that backend's own product (product_backend.h).

@@ -18,7 +18,7 @@ typedef struct { // a fault at one place and step, as often as it was seen
   char arm[24];               // "q8k@cuda"; of a link the transport
   char row[32];               // ISA row or device in use; of a link ""
   char work[16];              // a cut's name, "start" or "exchange"
-  char step[48];              // the first that differs: a tensor, a layer, "logits", "row 3"
+  char step[48];              // the first that differs: a tensor, a layer, "result_output", "row 3 of 64"
   bool undecided;             // as many gave this answer as the other, so the fault may be the others'
   uint64_t times;             // that it was seen
   double seconds;             // after the start of the rounds, when first seen; before them: 0

@@ -21,7 +21,7 @@ typedef struct {
   double *stolen_seconds;       // [n] core-seconds kept from the hosts (base/stolen_time.h); NaN: not known
   double bytes_per_token;       // read from memory by all ranks, decode only; NaN otherwise
   uint64_t digest;              // of the logits of each run
-  double exchange_seconds;      // in exchanges, of the last run; NaN: one rank
+  double exchange_seconds;      // in exchanges, of the last run; NaN: one rank, or linked GPUs
   bool exchange_is_alone;       // captured in a graph with the other steps, so measured alone
   char attention[256];          // which batches had attention and head divided among the ranks, and why
   int threads;                  // of a rank that computed it; 0: a device did

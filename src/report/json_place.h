@@ -1,5 +1,5 @@
-// json_place: values out of a JSON tree that was read, each with its place in the file, for report_read.c and
-// trace_read.c.
+// json_place: values out of a JSON tree that was read, each with its place in the file, for what reads
+// reports, traces and the kept state.
 //
 // Owns: the errors that say which key of which file was expected to be what.
 // Invariant: texts are views into the tree.

@@ -130,7 +130,7 @@ typedef struct {
   report_arm *arms;
   size_t n_arms;
   bool has_logits; // beside report.json stands logits.<arm>.npy of each arm
-  bool has_routes; // and routes.npy, routes.<arm>.npy and route_weights.<arm>.npy
+  bool has_routes; // and the files of src/commands/route_files.h
   bool imposes_routes;
   uint64_t imposed_routes; // hash of the experts that every arm took, where imposes_routes
   pair_statistics *pairs;

@@ -1,4 +1,4 @@
-// arm_struct: what an arm is made of, for arm.c and arm_results.c alone.
+// arm_struct: what an arm is made of, for arm.c, arm_head.c and arm_results.c alone.
 #pragma once
 #include "src/run/arm.h"
 #include "src/run/batch_fit.h"

@@ -2,7 +2,7 @@
 // layout.
 //
 // Owns: the rows that this rank has seen, as doubles. Independent of: what they mean and who reads them.
-// Invariant: each row is gathered from one rank, its source: of a slot, the rank that owns the expert; of a
+// Invariant: each row is gathered from one rank, its source: of a slot, the rank that computes it; of a
 // token-sharded batch, the rank that computes the token; else the reporting rank.
 #pragma once
 #include "dist/comm.h"

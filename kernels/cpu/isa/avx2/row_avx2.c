@@ -1,5 +1,5 @@
 // row_avx2: compiled with AVX2, FMA and F16C; the portable kernels, vectorised by the compiler lane by lane,
-// but for products with rounded activations.
+// but for products and attention in integers.
 #include "kernels/cpu/isa/avx2/avx2_blocks_32.h"
 #include "kernels/cpu/isa/avx2/avx2_exact.h"
 #include "kernels/cpu/isa/avx2/avx2_f32.h"

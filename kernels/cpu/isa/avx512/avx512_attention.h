@@ -102,7 +102,7 @@ static inline void fold_avx512(running *run, float *out, float max, float sum, c
   }
 }
 
-typedef struct { // the scratch of attend_avx512
+typedef struct { // the scratch of attend_span_avx512
   float *keys, *values, *scores, *fresh;
   running *run;
 } attention_room;

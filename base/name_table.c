@@ -25,6 +25,7 @@ static struct name_slot *find_slot(const name_table *t, const char *text, size_t
 }
 
 bool name_table_find(size_t *index, const name_table *t, const char *text, size_t length) {
+  if (!t->slot) return false;
   const struct name_slot *slot = find_slot(t, text, length);
   if (!slot->text) return false;
   *index = slot->index;

@@ -84,14 +84,16 @@ static status split_open_sibling(gguf_file *file, const gguf_file *from, const s
     TRY_DONE(result, FAIL("%s: is file %llu of %llu, and file %zu is missing: expected it as %s: %s",
                           from->path, (unsigned long long)place->no + 1, (unsigned long long)place->count,
                           no + 1, path, strerror(errno)));
-  TRY_DONE(result, gguf_file_open(file, path));
-  TRY_DONE(result, split_read(&found, file));
+  result = gguf_file_open(file, path);
+  if (result) gguf_file_close(file); // half of a table of tensors is none
+  if (!result) result = split_read(&found, file);
 done:
   free(path);
   return result;
 }
 
-// Opens the file and its siblings; what was opened is in g->files also after an error.
+// Opens the file and its siblings; what was opened is in g->files also after an error. To be shown, siblings
+// but the first may be absent: zeroed.
 static status open_files(gguf *g) {
   gguf_file first = {.refusals = g->refusals};
   split_place place;
@@ -108,9 +110,10 @@ static status open_files(gguf *g) {
   g->files[place.no] = first;
   for (size_t i = 0; i < g->n_files; i++) {
     g->files[i].refusals = g->refusals;
-    if (i != place.no)
-      TRY(message_list_take_error(g->refusals,
-                                  split_open_sibling(&g->files[i], &g->files[place.no], &place, i)));
+    if (i == place.no) continue;
+    status opened = split_open_sibling(&g->files[i], &g->files[place.no], &place, i);
+    if (!i && !g->files[0].map) TRY(opened); // without the first, which has the keys, there is nothing to show
+    TRY(message_list_take_error(g->refusals, opened));
   }
   return 0;
 }

@@ -771,6 +771,45 @@ static void names_the_missing_sibling(void **state) {
   expect_fault(path[0], "expected a name that ends in -00001-of-00003.gguf");
 }
 
+static long size_of(const char *path) {
+  struct stat found;
+  assert_int_equal(stat(path, &found), 0);
+  return (long)found.st_size;
+}
+
+// To be shown: a part that is cut anywhere or missing is one more refusal; of the first one it is an error.
+static void shows_what_is_left_of_a_split_set(void **state) {
+  (void)state;
+  const part set[] = SET_OF_THREE;
+  char path[3][512];
+  for (int broken = 0; broken < 3; broken++) {
+    for (int i = 0; i < 3; i++) write_part(path[i], sizeof path[i], &set[i]);
+    for (long bytes = size_of(path[broken]) - 1; bytes >= -1; bytes--) { // -1: missing
+      if (bytes >= 0) assert_int_equal(truncate(path[broken], bytes), 0);
+      if (bytes < 0) assert_int_equal(unlink(path[broken]), 0);
+      for (int by = 0; by < 3; by++) {
+        message_list refusals = {.count = 0};
+        gguf *g;
+        status_reset();
+        status result = gguf_open_to_show(&g, path[by], &refusals);
+        if (result) {
+          assert_true(broken == 0 || by == broken);
+          assert_non_null(strstr(status_text(), path[broken]));
+        } else {
+          size_t index = 0;
+          assert_true(refusals.count > 0);
+          for (size_t i = 0; i < gguf_file_count(g); i++) index += gguf_file_path(g, i) != NULL;
+          assert_true(index >= 2);
+          assert_true(gguf_tensor_count(g) >= 2);
+          gguf_close(g);
+        }
+        message_list_close(&refusals);
+      }
+    }
+  }
+  status_reset();
+}
+
 // llama.cpp's merge leaves split.no 0, split.count 0 and the total in the whole file.
 static void takes_a_merged_file_as_whole(void **state) {
   (void)state;
@@ -820,6 +859,7 @@ int main(void) {
       cmocka_unit_test(tells_of_a_file_that_changed),
       cmocka_unit_test(refuses_broken_split_sets),
       cmocka_unit_test(names_the_missing_sibling),
+      cmocka_unit_test(shows_what_is_left_of_a_split_set),
       cmocka_unit_test(takes_a_merged_file_as_whole),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);

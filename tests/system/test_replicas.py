@@ -17,6 +17,8 @@ SHAPE = {"layers": 3, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, 
 ARMS = ["f64@cpu", "f32@cpu", "q8k@cpu"]
 TOKENS = [(37 * t) % 500 for t in range(150)]  # two ranks: token-sharded
 
+INVARIANTS = os.path.join(moe.SOURCE, "configs", "contracts", "invariants.toml")
+
 
 def found(report):
     return [(a["name"], a["digest"], a["layer_digests"]) for a in report["arms"]]
@@ -76,6 +78,7 @@ class Replicas(unittest.TestCase):
                     self.assertGreater(extra.sum(), 0)
                 if isinstance(replicas, int):
                     self.assertLessEqual(extra.max(), replicas)
+                self.assertEqual(moe.finish(moe.start([moe.PROGRAM, "verify", INVARIANTS, outcome.folder])).code, 0)
 
     def test_what_auto_takes(self):
         for sets, taken, why in (({}, "contiguous", "experts.counts names no file"),

@@ -190,7 +190,7 @@ class Verify(unittest.TestCase):
             "another perplexity": (put("arms", 1, "perplexity", 40.0), None, r"the arms' perplexities differ by"),
             "positions missing": (put("arms", 0, "tokens", 11), None, r"tokens = 11 and scored = 11, but its 1 sequences have 12"),
             "a report that is not complete": (put("complete", False), None, r"complete: expected true, found false"),
-            "experts of nobody": (put("ranks", 0, "experts", 15), None, r"own 15 experts of a layer's 16"),
+            "experts of nobody": (put("ranks", 0, "experts", 15), None, r"hold 15 experts of a layer's 16"),
             "a percentile out of order": (put(*logits, "distribution", "kl", "p95", 1.0), None,
                                           r"distribution\.kl\.p99 = .*below the percentile before it"),
             "a probe's layer missing": (delete("modes", "teacher", "pairs", 0, "probes", 1), None,

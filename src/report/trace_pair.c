@@ -63,7 +63,8 @@ static status learn_width(trace_pair *p, int side, probe_point point) {
         REFUSE("%s: %" PRId64 " numbers, which are no rows of %" PRId64 " tokens", file.path, h->count, rows);
   else
     p->width[point] = h->count / rows;
-  if (!p->trace[side]->tree && rows > p->n_tokens) p->n_tokens = rows;
+  bool is_told = p->trace[0]->n_tokens || p->trace[1]->n_tokens;
+  if (!is_told && rows > p->n_tokens) p->n_tokens = rows;
   learn_shape(p, point, h);
   npy_file_close(&file);
   return result;
@@ -81,6 +82,52 @@ static status check_slots(const trace_pair *p) {
   return 0;
 }
 
+// The numbers a token that a probe must have as input `i` of the step that gives `point`; 0: any.
+static int64_t width_as_input(const trace_pair *p, probe_point point, int i) {
+  const step_info *step = step_of(point);
+  int64_t width = p->width[point];
+  switch (step->kind) {
+  case STEP_NORM:
+  case STEP_SWIGLU:
+  case STEP_ADD:
+    return width;
+  case STEP_COMBINE:
+    return i ? width * p->top_k : p->top_k;
+  case STEP_WEIGHTS:
+    return i ? width : 0;
+  case STEP_PRODUCT:
+    return i ? width : 0; // the stream that it is added to
+  case STEP_LOOKUP:
+  case STEP_SELECT:
+  case STEP_ATTENTION: // without heads, which fit (learn_widths), it is not recomputed
+    break;
+  }
+  return 0;
+}
+
+static status check_inputs(const trace_pair *p, probe_point point) {
+  const step_info *step = step_of(point);
+  for (int i = 0; i < step->n_inputs && p->width[point]; i++) {
+    probe_point in = step->input[i];
+    int64_t expected = width_as_input(p, point, i);
+    if (!expected || !p->width[in] || p->width[in] == expected) continue;
+    return REFUSE("%s and %s: %s has %" PRId64
+                  " numbers a token, so %s, of which it is computed, should have %" PRId64 ", found %" PRId64,
+                  p->trace[0]->given, p->trace[1]->given, probe_get(point)->name, p->width[point],
+                  probe_get(in)->name, expected, p->width[in]);
+  }
+  return 0;
+}
+
+// Of one model: each step's inputs are as wide as it reads them.
+static status check_widths(const trace_pair *p) {
+  for (int point = 0; point < PROBE_COUNT; point++) TRY(check_inputs(p, (probe_point)point));
+  if (p->width[PROBE_INP_EMBD] && p->width[PROBE_L_OUT] && p->width[PROBE_INP_EMBD] != p->width[PROBE_L_OUT])
+    return REFUSE("%s and %s: inp_embd has %" PRId64 " numbers a token, l_out %" PRId64, p->trace[0]->given,
+                  p->trace[1]->given, p->width[PROBE_INP_EMBD], p->width[PROBE_L_OUT]);
+  return 0;
+}
+
 static status learn_widths(trace_pair *p) {
   for (int known = 1; known >= 0; known--)
     for (int side = 0; side < SIDES; side++)
@@ -95,7 +142,8 @@ static status learn_widths(trace_pair *p) {
   int64_t chosen =
       p->width[PROBE_FFN_MOE_TOPK] ? p->width[PROBE_FFN_MOE_TOPK] : p->width[PROBE_FFN_MOE_WEIGHTS_NORM];
   if (chosen) p->top_k = chosen;
-  return check_slots(p);
+  TRY(check_slots(p));
+  return check_widths(p);
 }
 
 // ---- tokens ----

@@ -24,7 +24,8 @@ static bool parse_name(probe_point *point, int64_t *layer, const char *file) {
   snprintf(head, sizeof head, "%.*s", (int)(length - ending), file);
   char *dash = strrchr(head, '-');
   *layer = NO_LAYER;
-  if (dash && dash[1] && strlen(dash) < 6 && !dash[1 + strspn(dash + 1, "0123456789")]) {
+  bool is_number = dash && dash[1] && strlen(dash) < 6 && !dash[1 + strspn(dash + 1, "0123456789")];
+  if (is_number && (dash[1] != '0' || !dash[2])) { // a layer has one name
     *layer = atoi(dash + 1);
     *dash = 0;
   }
@@ -186,6 +187,8 @@ static status read_index(recorded_trace *t, const place *root, const char *dir, 
   TRY(take_digest(&t->fingerprint, &model, "fingerprint"));
   TRY(take_integer(&t->n_layers, &model, "n_layers", 1, MOST_LAYERS));
   TRY(take_text(&t->kv, root, "kv"));
+  if (strcmp(t->kv, "f16") && strcmp(t->kv, "f32"))
+    return REFUSE("%s: kv: expected \"f16\" or \"f32\", found \"%.40s\"", root->file, t->kv);
   TRY(take_digest(&t->input, root, "input"));
   TRY(take_integer(&t->n_tokens, root, "n_tokens", 1, MOST_TOKENS));
   TRY(read_integers(&t->token, root, "tokens", t->n_tokens));

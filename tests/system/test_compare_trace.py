@@ -173,6 +173,14 @@ class Folders(unittest.TestCase):
         code, pair, printed = compare(arm(self.trace, "f32"), folder)
         self.assertEqual((code, pair["first"]), (3, "l_out-1"), printed)
 
+    def test_a_probe_of_another_prompt(self):
+        """A folder has more rows of a probe that the trace lacks: the trace says how many tokens there are."""
+        few, folder = trace(trace__probes=["l_out", "result_output"]), self.folder()
+        np.save(os.path.join(folder, "inp_embd.npy"), np.zeros((1 << 12, 512), np.float32))
+        code, pair, printed = compare(arm(few, "f32"), folder)
+        self.assertEqual(code, 0, printed)
+        self.assertEqual([p["name"] for p in pair["probes"]], ["l_out-0", "l_out-1", "l_out-2", "result_output"])
+
     def test_which_arms(self):
         """Those of one path bit by bit; of another cache by name; what is left is said."""
         def arms(*given, **sets):
@@ -234,6 +242,20 @@ class Folders(unittest.TestCase):
         for folder, words in ((empty, [empty, "expected a trace"]), (other, [other, "expected a trace"]), (cut, ["Kcur-1.npy", "expected"]),
                               (wide, ["l_out-0.npy", "expected 9 tokens"])):
             self.refused(arm(self.trace, "f32"), folder, words)
+        def narrower(which):
+            return lambda name, numbers: numbers[..., :numbers.shape[-1] // 2] if name.startswith(which) else numbers
+
+        source = arm(self.trace, "f32")
+        for which, words in (("ffn_inp-", ["ffn_inp has 256 numbers", "l_out", "found 512"]),
+                             ("inp_embd", ["inp_embd has 256 numbers", "l_out 512"]),
+                             ("ffn_moe_up", ["so ffn_moe_up", "ffn_moe_swiglu has"]),
+                             ("ffn_moe_down", ["so ffn_moe_down", "ffn_moe_out has"]),
+                             ("ffn_moe_weights_norm", ["ffn_moe_weights_norm has 1 ", "so ffn_moe_topk", "found 2"]),
+                             ("ffn_norm", ["ffn_norm has 256", "so ffn_inp", "found 512"])):
+            self.refused(copied(source, narrower(which)), copied(source, narrower(which)), words)
+        padded = self.folder()
+        os.rename(os.path.join(padded, "l_out-1.npy"), os.path.join(padded, "l_out-01.npy"))  # of no layer: not compared
+        self.assertIn("names that are no probe's", compare(source, padded)[2])
         self.refused(self.trace, trace(input__tokens=TEXTS[1]), ["9 and 14 tokens"])
         self.refused(self.trace, self.folder(), ["name one as FOLDER/ARM"])
         report = moe.run({"model.path": MODEL, "input.tokens": TEXTS[0], "run.arms": ["f32@cpu"]}).folder
@@ -247,7 +269,7 @@ class Folders(unittest.TestCase):
         with open(index, encoding="utf-8") as file:
             tree = json.load(file)
         os.remove(os.path.join(both, "report.json"))
-        for key, value in (("complete", False), ("n_tokens", 10), ("kv", None), ("schema", 9), ("arms", [])):
+        for key, value in (("complete", False), ("n_tokens", 10), ("kv", None), ("kv", "\x1b]0;x"), ("schema", 9), ("arms", [])):
             with open(index, "w", encoding="utf-8") as file:
                 json.dump(tree | {key: value}, file)
             self.refused(both, self.trace, ["index.json"])

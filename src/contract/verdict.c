@@ -1,5 +1,6 @@
 #include "src/contract/verdict.h"
 #include "base/memory.h"
+#include "base/plain_text.h"
 #include "base/whole_file.h"
 #include "src/report/json_tree.h"
 #include "src/report/report.h"
@@ -29,6 +30,7 @@ static verdict_line *add(verdict *v, verdict_kind kind, const char *name, const 
   verdict_line *l = &v->line[v->n++];
   *l = (verdict_line){.kind = kind, .holds = holds};
   snprintf(l->name, sizeof l->name, "%s", name);
+  plain_make(l->name);
   snprintf(l->where, sizeof l->where, "%s", where);
   v->failed += !holds;
   return l;
@@ -95,8 +97,9 @@ static bool is_worst_of_gate(const verdict *v, size_t i) {
 
 void verdict_print(FILE *out, const verdict *v, const contract *c, const verdict_report *r) {
   size_t gates = 0;
-  fprintf(out, "\ncontract %s, version %lld, %s: ", c->name, (long long)c->version,
-          contract_state_name(c->state));
+  fputs("\ncontract ", out);
+  report_print_line(out, c->name, 70, false);
+  fprintf(out, ", version %lld, %s: ", (long long)c->version, contract_state_name(c->state));
   report_print_line(out, c->file, 70, true);
   fputs("\nreport   ", out);
   report_print_line(out, r->path, 70, true);
@@ -107,7 +110,9 @@ void verdict_print(FILE *out, const verdict *v, const contract *c, const verdict
     if (!v->line[i].holds || is_worst_of_gate(v, i)) print_line(out, &v->line[i]);
   }
   for (size_t i = 0; i < c->n_divergences; i++) {
-    fprintf(out, "\n  known divergence %s, %s: ", c->divergences[i].name, c->divergences[i].date);
+    fputs("\n  known divergence ", out);
+    report_print_line(out, c->divergences[i].name, 70, false);
+    fprintf(out, ", %s: ", c->divergences[i].date);
     report_print_line(out, c->divergences[i].reason, 400, false);
     print_falsifiers(out, &c->divergences[i].falsifiers);
   }

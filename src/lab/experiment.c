@@ -1,4 +1,5 @@
 #include "src/lab/experiment.h"
+#include "base/plain_text.h"
 #include "src/config/config_toml.h"
 #include <math.h>
 #include <stdarg.h>
@@ -33,12 +34,14 @@ static status read_text(char *out, size_t size, place p) {
   if (p.v->length >= size) return refuse(p, "a shorter text");
   memcpy(out, p.v->text, p.v->length);
   out[p.v->length] = 0;
+  plain_make(out); // it is printed
   return 0;
 }
 
 static status read_name(char out[EXPERIMENT_NAME], place p, const char *name) {
   if (!*name || strlen(name) >= EXPERIMENT_NAME) return refuse(p, "a name of at most 47 bytes");
   strcpy(out, name);
+  plain_make(out);
   return 0;
 }
 

@@ -96,6 +96,16 @@ class Verify(unittest.TestCase):
             self.assertEqual(gate["margin"], gate["figure"] - 0.99)
             self.assertAlmostEqual(gate["used"], layer["one_minus_cos"] / 0.01, places=12)
 
+    def test_a_terminal_does_not_obey_a_contract(self):
+        head = HEAD.replace('name = "x"', 'name = "x\\u001b[2J"')
+        gate = GATE.replace("[gates.g]", '[gates."g\\u009b2J"]') + "at_least = 0.99\n"
+        more = '[divergences."d\\u001b]0;t"]\nreason = "r"\ndate = "2026-01-01"\n'
+        outcome = verify(written(head.replace("draft", "active_with_documented_divergence") + gate + more), self.folder)
+        self.assertEqual(outcome.code, HOLDS, outcome.err)
+        self.assertIn("contract x?[2J", outcome.out)
+        self.assertIn("g?2J", outcome.out)
+        self.assertNotRegex(outcome.out, "[\x1b\x9b]")
+
     def test_a_bound_on_either_side_of_the_figure(self):
         pair = next(p for p in self.tree["pairs"] if (p["a"], p["b"]) == ("q8k@cpu", "f32@cpu"))
         teacher = next(p for p in self.tree["modes"]["teacher"]["pairs"] if (p["a"], p["b"]) == ("f32@cpu", "f64@cpu"))

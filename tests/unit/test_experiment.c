@@ -93,6 +93,15 @@ static void a_file_is_read(void **state) {
   status_reset();
 }
 
+static void a_terminal_does_not_obey_a_file(void **state) {
+  (void)state;
+  experiment e;
+  assert_int_equal(
+      read_text(&e, "id = 3\nname = \"n\\u001b[2J\"\nhypothesis = \"h\\u009b\"\n[predicts]\nx.min = 1\n"), 0);
+  assert_string_equal(e.name, "n?[2J");
+  assert_string_equal(e.hypothesis, "h?");
+}
+
 static void a_bad_file_is_refused_by_place(void **state) {
   (void)state;
   static const struct {
@@ -258,6 +267,7 @@ int main(void) {
       cmocka_unit_test(uniform_numbers_are_what_their_bits_say),
       cmocka_unit_test(draws_are_kept_by_number),
       cmocka_unit_test(a_file_is_read),
+      cmocka_unit_test(a_terminal_does_not_obey_a_file),
       cmocka_unit_test(a_bad_file_is_refused_by_place),
       cmocka_unit_test(the_files_built_in_fit_their_methods),
       cmocka_unit_test(a_verdict_follows_from_the_predictions),

@@ -239,14 +239,37 @@ static status open_texts(const job *j, report_arm *out) {
   return 0;
 }
 
+// A text ends at a NUL, so of these each becomes U+FFFD.
+static status text_of(char **out, const char *bytes, size_t length) {
+  static const char instead[] = "\xef\xbf\xbd";
+  size_t room = length + 1, at = 0;
+  for (size_t i = 0; i < length; i++) room += bytes[i] ? 0 : sizeof instead - 2;
+  TRY(TAKE(out, room, "the written texts"));
+  for (size_t i = 0; i < length; i++) {
+    size_t n = bytes[i] ? 1 : sizeof instead - 1;
+    memcpy(*out + at, bytes[i] ? bytes + i : instead, n);
+    at += n;
+  }
+  return 0;
+}
+
+static status decode_text(const job *j, report_text *t) {
+  char *bytes;
+  size_t length;
+  if (!j->tokenizer) return 0;
+  TRY(tokenizer_decode(j->tokenizer, t->tokens, t->n_tokens, &bytes, &length));
+  status result = text_of(&t->text, bytes, length);
+  free(bytes);
+  return result;
+}
+
 static status finish_texts(const job *j, const arm *a, const decoding *d, report_arm *out) {
   for (size_t s = 0; s < out->n_texts; s++) {
     report_text *t = &out->texts[s];
-    size_t length;
     t->digest = arm_sequence_digest(a, s);
     TRY(TAKE(&t->stopped_by, strlen(stops_reason(d->stops, (int64_t)s)) + 1, "the written texts"));
     strcpy(t->stopped_by, stops_reason(d->stops, (int64_t)s));
-    if (j->tokenizer) TRY(tokenizer_decode(j->tokenizer, t->tokens, t->n_tokens, &t->text, &length));
+    TRY(decode_text(j, t));
   }
   return 0;
 }

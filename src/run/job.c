@@ -51,13 +51,16 @@ static status open_model(job *j) {
 }
 
 status job_need_tokenizer(job *j) {
+  tokenizer *t;
   if (j->tokenizer) return 0;
-  TRY(tokenizer_open(&j->tokenizer, j->m->file));
-  if (j->tokenizer && j->m->whole &&
-      (int64_t)tokenizer_vocabulary(j->tokenizer) > j->m->weights.shape.vocabulary)
-    return FAIL("%s: key tokenizer.ggml.tokens: expected at most the embedding's %lld tokens, found %zu",
-                gguf_path(j->m->file), (long long)j->m->weights.shape.vocabulary,
-                tokenizer_vocabulary(j->tokenizer));
+  TRY(tokenizer_open(&t, j->m->file));
+  size_t n = t ? tokenizer_vocabulary(t) : 0, rows = (size_t)j->m->weights.shape.vocabulary;
+  if (j->m->whole && n > rows) {
+    tokenizer_close(t);
+    return FAIL("%s: key tokenizer.ggml.tokens: expected at most the embedding's %zu tokens, found %zu",
+                gguf_path(j->m->file), rows, n);
+  }
+  j->tokenizer = t;
   return 0;
 }
 

@@ -110,24 +110,31 @@ status tokenizer_encode(const tokenizer *t, const char *text, size_t length, int
 
 // ---- decode ----
 
+// Of one id >= 0.
+static const char *bytes_of(size_t *n, const vocabulary *v, int32_t id) {
+  static const char none[] = "\xef\xbf\xbd"; // U+FFFD
+  bool is_known = (size_t)id < v->count;
+  *n = is_known ? v->start[id + 1] - v->start[id] : sizeof none - 1;
+  return is_known ? v->bytes + v->start[id] : none;
+}
+
 status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t count, char **text, size_t *length) {
-  const vocabulary *v = &t->tokens;
-  size_t total = 1, n = 0;
+  size_t total = 1, at = 0, n;
   *text = NULL;
   *length = 0;
   for (size_t i = 0; i < count; i++) {
-    if (ids[i] < 0 || (size_t)ids[i] >= v->count)
-      return FAIL("%s: token id %d at position %zu: expected 0 to %zu", v->path, ids[i], i, v->count - 1);
-    if (!size_add(&total, total, v->start[ids[i] + 1] - v->start[ids[i]]))
-      return FAIL("text of %zu ids is too long", count);
+    if (ids[i] < 0)
+      return FAIL("%s: token id %d at position %zu: expected 0 and above", t->tokens.path, ids[i], i);
+    bytes_of(&n, &t->tokens, ids[i]);
+    if (!size_add(&total, total, n)) return FAIL("text of %zu ids is too long", count);
   }
   TRY(TAKE(text, total, "decoded text"));
   for (size_t i = 0; i < count; i++) {
-    size_t start = v->start[ids[i]], bytes = v->start[ids[i] + 1] - start;
-    memcpy(*text + n, v->bytes + start, bytes);
-    n += bytes;
+    const char *from = bytes_of(&n, &t->tokens, ids[i]);
+    memcpy(*text + at, from, n);
+    at += n;
   }
-  *length = n;
+  *length = at;
   return 0;
 }
 

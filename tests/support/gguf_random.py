@@ -266,7 +266,8 @@ def _keys(p, seed):
              _key(a + "attention.value_length", U32, p["head_dim"]),
              _key(a + "attention.layer_norm_rms_epsilon", FLOAT32, p["eps"]),
              _key(a + "rope.freq_base", FLOAT32, p["rope_base"])]
-    return keys + (_tokenizer_keys(p["vocab"]) if p["tokenizer"] else [])
+    tokens = p["vocab"] if p["tokenizer"] is True else p["tokenizer"]
+    return keys + (_tokenizer_keys(tokens) if tokens else [])
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

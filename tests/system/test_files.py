@@ -22,6 +22,7 @@ SHAPE = dict(layers=2, hidden=256, heads=2, kv_heads=1, expert_width=256, vocab=
 MODEL = moe.model(SEED, tokenizer=True, context=64, **SHAPE)
 A = "qwen3moe."
 TOKENS = list(range(5, 17))
+NUL = gguf_random.byte_symbols()[1].index(0)  # the token that is one zero byte
 
 
 def read(path):
@@ -134,6 +135,27 @@ class SameModel(unittest.TestCase):
         found = report(command="generate", model__path=path, run__generate=3)
         self.assertIsNone(found["arms"][0]["generated"][0]["text"])
         self.assertEqual([w for w in found["warnings"] if "text is left out" in w and "tokenizer.ggml.pre" in w], found["warnings"])
+        self.assertIn("run.stop", attempt(command="generate", model__path=path, run__generate=3, run__stop="x").err)
+
+    def test_an_embedding_of_more_rows_than_tokens(self):
+        """They can be chosen, and stand for no text."""
+        path = moe.model(SEED, tokenizer=300, context=8192, **SHAPE)
+        keys = dict(command="generate", model__path=path, run__generate=7000, run__temperature=1e4, run__ignore_eos=True)
+        one, stopped = (report(**keys, **sets)["arms"][0]["generated"][0] for sets in ({}, {"run__stop": "no such text"}))
+        self.assertEqual(one, stopped)
+        beyond, zeros = sum(t >= 300 for t in one["tokens"]), one["tokens"].count(NUL)
+        self.assertGreater(beyond, 0)
+        self.assertGreater(zeros, 0)
+        self.assertGreaterEqual(one["text"].count("\ufffd"), beyond + zeros)  # bytes that are no UTF-8 are repaired to it, too
+        self.assertGreater(len(one["text"]), 1000)  # no NUL ends it
+
+    def test_a_vocabulary_of_more_tokens_than_rows(self):
+        path = moe.model(SEED, tokenizer=400, context=64, **SHAPE)
+        self.assertIn("expected at most the embedding's 384 tokens, found 400",
+                      attempt(model__path=path, input__tokens=None, input__prompt="The").err)
+        found = report(command="generate", model__path=path, run__generate=3)
+        self.assertIsNone(found["arms"][0]["generated"][0]["text"])
+        self.assertIn("text is left out", str(found["warnings"]))
         self.assertIn("run.stop", attempt(command="generate", model__path=path, run__generate=3, run__stop="x").err)
 
 

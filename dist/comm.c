@@ -276,9 +276,15 @@ static void ask_the_missing(comm *c) {
   }
 }
 
+// An error of one's own, so none that was agreed before: a difference, after which a command may go on.
+static void note_lateness(comm *c) {
+  c->late = true;
+  c->agreed = c->reported_elsewhere = false;
+}
+
 static status name_the_missing(comm *c, const char *what) {
   char names[512] = "";
-  c->late = true;
+  note_lateness(c);
   c->turn = 0;
   for (int r = 0; r < c->size; r++) {
     size_t used = strlen(names);
@@ -309,7 +315,7 @@ static status name_the_error(comm *c, int error, const char *what) {
     error = found;
     from = r % c->size;
   }
-  c->late = true;
+  note_lateness(c);
   int class = error;
   MPI_Error_class(error, &class);
   if (from >= 0 && class == MPI_ERR_TRUNCATE)
@@ -326,7 +332,7 @@ static status check_lengths(comm *c, const char *what) {
     int found;
     MPI_Get_count(&c->statuses[r], MPI_BYTE, &found);
     if (found == c->expected[r]) continue;
-    c->late = true;
+    note_lateness(c);
     return FAIL("%s: rank %d (%s): expected a message of %d bytes, found %d: it is in another collective",
                 what, r, c->hosts[r], c->expected[r], found);
   }
@@ -410,9 +416,9 @@ status comm_agree(comm *c, status mine, const char *what) {
   for (int r = 0; r < c->size && !result; r++) {
     if (!all[r]) continue;
     c->agreed = true;
+    c->reported_elsewhere = r != c->rank;
     result = all[r];
     if (r == c->rank) break;
-    c->reported_elsewhere = true;
     if (!mine)
       status_fail(__FILE__, __LINE__, "%s: rank %d (%s) failed; its own message says why", what, r,
                   c->hosts[r]);
@@ -465,5 +471,5 @@ bool comm_wait_has_failed(const comm *c) {
 }
 
 void comm_take_turns(comm *c) {
-  c->late = true;
+  note_lateness(c);
 }

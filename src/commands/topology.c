@@ -41,12 +41,23 @@ static void see_device(overview *o) {
   o->mine.devices = b->devices ? b->devices() : 0;
 }
 
+// A pipe without a writer is not waited for, nor is a device read.
+static int open_regular(struct stat *s, const char *path) {
+  int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (file < 0) return -1;
+  if (!fstat(file, s) && S_ISREG(s->st_mode)) return file;
+  int error = S_ISDIR(s->st_mode) ? EISDIR : EINVAL;
+  close(file);
+  errno = error;
+  return -1;
+}
+
 // Its size, and a hash of its ends: reading a large model would take minutes.
 static int see_file(topology_rank *mine, const char *path) {
-  struct stat s;
+  struct stat s = {.st_mode = 0};
   char *bytes = malloc(2 * END_BYTES);
-  int file = open(path, O_RDONLY), error = 0;
-  if (!bytes || file < 0 || fstat(file, &s)) {
+  int file = open_regular(&s, path), error = 0;
+  if (!bytes || file < 0) {
     error = errno;
   } else {
     ssize_t head = pread(file, bytes, END_BYTES, 0);

@@ -321,7 +321,7 @@ status job_open(job *out, command_kind command, const config *cfg, comm *c, bool
   TRY(job_agree(j, check_threads(j), "the threads"));
   TRY(job_agree(j, check_audit(j), "ranks.audit"));
   topology_bind_threads(j->place);
-  if (!j->m->whole) return 0;
+  if (!j->m->whole) return job_agree(j, job_warn(j), "the warnings"); // it is only shown
   TRY(open_roles(j));
   j->chunk = choose_chunk(j);
   if (command != COMMAND_SCREEN) TRY(agreement_of_kernels(j)); // which names what differs itself

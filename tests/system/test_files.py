@@ -274,6 +274,11 @@ class Inspect(unittest.TestCase):
                      "expert_count", "logit_scale.*found 2", "scaling.type.*yarn")
         self.refused(written([key("general.architecture", gguf_random.STRING, "grok")] + without("general.architecture")), "grok")
 
+    def test_warnings_of_a_file_that_a_run_would_refuse(self):
+        found = self.refused(written(KEYS + [key(A + "router.noise", gguf_random.FLOAT32, 0.5)],
+                                     [t for t in TENSORS if t[0] != "blk.1.ffn_norm.weight"]), "ffn_norm")
+        self.assertRegex("".join(found["warnings"]), r"router\.noise = 0\.5")
+
     def test_a_file_cut_short(self):
         path = written()
         os.truncate(path, len(read(path)) - 300)

@@ -35,6 +35,14 @@ class Topology(unittest.TestCase):
         self.assertEqual(outcome.code, 0, outcome.err)
         self.assertIn("/nowhere.gguf: No such file", outcome.out)
 
+    def test_a_model_that_is_no_file_is_not_waited_for(self):
+        pipe = moe.fresh()
+        os.mkfifo(pipe)
+        for path, why in ((pipe, "Invalid argument"), ("/dev/zero", "Invalid argument"), (moe.FOLDER, "Is a directory")):
+            outcome = moe.attempt({"model.path": path}, alone=True, command="topology")
+            self.assertEqual(outcome.code, 0, outcome.err)
+            self.assertIn(f"{path}: {why}", outcome.out)
+
     def test_tasks_that_are_alone(self):
         sets = {"model.path": MODEL, "input.tokens": [1], "run.arms": ["q8k@cpu"]}
         for variable in ("SLURM_STEP_NUM_TASKS", "PMI_SIZE"):

@@ -161,7 +161,7 @@ static status run_job(const command_line *l, const config *cfg, comm *c) {
   const command *row = &commands[l->command];
   job j;
   if (row->needs == NEEDS_CONFIG) return row->run_config(cfg, c);
-  errors_name_mapped_file(c, cfg->model.path);
+  errors_name_rank(c);
   status result = job_open(&j, l->command, cfg, c, row->needs == NEEDS_INPUT);
   if (!result && row->keys & KEYS_OUTPUT) result = timeline_start(&j);
   if (!result) result = row->run_job(&j);

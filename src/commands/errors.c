@@ -1,4 +1,5 @@
 #include "src/commands/errors.h"
+#include "base/mapped_files.h"
 #include "base/plain_text.h"
 #include <signal.h>
 #include <stdatomic.h>
@@ -32,28 +33,43 @@ int errors_end(comm *c, status error) {
 // ---- signals ----
 
 // A page of a mapped file that can no longer be read (a file cut short, a disk or server gone) raises SIGBUS.
-static char bus_error_text[1024] =
-    "moe_run: a mapped file changed or became unreadable\n"; // the rank is not known yet
-static struct timespec turn;                                 // see comm_turn_seconds
+static char speaker[384] = "moe_run"; // the rank is not known yet
+static struct timespec turn;          // see comm_turn_seconds
 
-static void on_bus_error(int signal_number) {
+// The end of a text in `to` after `from`, of at most `room` bytes with what is there; for a signal handler.
+static size_t append(char *to, size_t used, size_t room, const char *from) {
+  size_t n = strlen(from);
+  if (n > room - used) n = room - used;
+  memcpy(to + used, from, n);
+  return used + n;
+}
+
+static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
   static atomic_flag printed = ATOMIC_FLAG_INIT;
+  static const char why[] =
+      ": expected the bytes that were there at the start, found the file cut short or unreadable\n";
+  static char text[4096];
+  const char *path = mapped_files_find(info->si_addr);
+  size_t used = 0, room = sizeof text - sizeof why;
   (void)signal_number;
+  (void)context;
   while (atomic_flag_test_and_set(&printed)) pause(); // another thread's, which ends this process
+  used = append(text, used, room, speaker);
+  used = append(text, used, room, ": ");
+  used = append(text, used, room, path ? path : "a file in memory");
+  used = append(text, used, sizeof text, why);
   nanosleep(&turn, NULL);
-  if (write(STDERR_FILENO, bus_error_text, strlen(bus_error_text)) < 0) _exit(1);
+  if (write(STDERR_FILENO, text, used) < 0) _exit(1);
   _exit(1);
 }
 
 void errors_catch_signals(void) {
-  signal(SIGBUS, on_bus_error);
+  struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+  sigaction(SIGBUS, &action, NULL);
   signal(SIGXFSZ, SIG_IGN);
 }
 
-void errors_name_mapped_file(const comm *c, const char *path) {
+void errors_name_rank(const comm *c) {
   turn.tv_sec = comm_turn_seconds(c);
-  snprintf(bus_error_text, sizeof bus_error_text,
-           "rank %d (%s): %.800s: expected the bytes that were there at the start, found the file cut short "
-           "or unreadable\n",
-           comm_rank(c), comm_host(c), path);
+  snprintf(speaker, sizeof speaker, "rank %d (%s)", comm_rank(c), comm_host(c));
 }

@@ -12,6 +12,7 @@ void errors_print(const comm *c);
 int errors_end(comm *c, status error);
 
 // From here on a mapped file that becomes unreadable (cut short, or its disk is gone) is an error of this
-// rank that names the file, and a file that grows beyond its size limit is an error where it is written.
+// rank (errors_name_rank) that names the file, and a file that grows beyond its size limit is an error where
+// it is written.
 void errors_catch_signals(void);
-void errors_name_mapped_file(const comm *c, const char *path);
+void errors_name_rank(const comm *c);

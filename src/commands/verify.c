@@ -75,7 +75,7 @@ static status load(config *cfg, char **run, int n_args, char **args) {
 static status derive(comm *c, const config *cfg, const char *run) {
   job j;
   comm_set_deadline(c, cfg->comm.deadline);
-  errors_name_mapped_file(c, cfg->model.path);
+  errors_name_rank(c);
   status result = job_open(&j, COMMAND_VERIFY, cfg, c, true);
   if (!result) result = derive_run(&j, run);
   if (result) job_explain_error(&j);

@@ -1,4 +1,5 @@
 #include "src/model/gguf_file.h"
+#include "base/mapped_files.h"
 #include "base/memory.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -35,6 +36,7 @@ static status file_map(gguf_file *file) {
   void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, file->descriptor, 0);
   if (map == MAP_FAILED)
     return FAIL("%s: cannot be mapped (%zu bytes): %s", file->path, (size_t)info.st_size, strerror(errno));
+  mapped_files_add(map, (size_t)info.st_size, file->path);
   file->map = map;
   file->bytes = (size_t)info.st_size;
   file->written = info.st_mtim;
@@ -259,7 +261,10 @@ static status file_read(gguf_file *file, gguf_string **tensor_names) {
 }
 
 void gguf_file_close(gguf_file *file) {
-  if (file->map) munmap((void *)(uintptr_t)file->map, file->bytes);
+  if (file->map) {
+    mapped_files_remove(file->map);
+    munmap((void *)(uintptr_t)file->map, file->bytes);
+  }
   if (file->path && file->descriptor >= 0) close(file->descriptor);
   name_table_close(&file->key_names);
   free(file->keys);

@@ -77,16 +77,19 @@ class Faults(unittest.TestCase):
     def test_the_file_cut_short(self):
         path = moe.fresh(".gguf")
         shutil.copy(MODEL, path)
-        job = long_run(path)
-        job.since = time.monotonic()
-        os.truncate(path, os.path.getsize(path) // 8)
-        outcome = job.finish(LIMIT)
-        self.ended(job, outcome)
-        self.assertTrue(outcome.faults(), outcome.err)
-        for fault in outcome.faults():
-            self.assertRegex(fault, r"^rank \d+ \(")
-            self.assertIn(path, fault)
-        self.assertLessEqual(len(outcome.faults()), 3)
+        parts = moe.model(moe.random_seed(), split=3, **SHAPE)
+        for model, cut in ((path, path), (parts, parts.replace("00001-of", "00003-of"))):
+            with self.subTest(cut=cut):
+                job = long_run(model)
+                job.since = time.monotonic()
+                os.truncate(cut, os.path.getsize(cut) // 8)
+                outcome = job.finish(LIMIT)
+                self.ended(job, outcome)
+                self.assertTrue(outcome.faults(), outcome.err)
+                for fault in outcome.faults():
+                    self.assertRegex(fault, r"^rank \d+ \(")
+                    self.assertIn(cut, fault)
+                self.assertLessEqual(len(outcome.faults()), 3)
 
 
 @unittest.skipUnless(os.access(moe.FAULTY, os.X_OK), "moe_run_faulty is not built")

@@ -249,10 +249,10 @@ static int run_alone(const command_line *l) {
 
 static int run(const command_line *l, int argc, char **argv) {
   if ((l->help || l->version) && launched_rank() > 0) return 0;
+  if (l->tells_deadline) return tell_deadline(l);
   if (l->help) command_print_help(stdout, commands, l);
   if (l->version) command_print_version(stdout);
   if (l->help || l->version) return fflush(stdout) ? 1 : 0;
-  if (l->tells_deadline) return tell_deadline(l);
   switch (commands[l->command].needs) {
   case NEEDS_NOTHING:
     return run_alone(l);

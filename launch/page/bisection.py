@@ -231,7 +231,7 @@ def _whole(bisect):
     )
     parts = [part for part in whole["parts"] if part["gone"] is not None]
     parts.sort(key=lambda part: -part["gone"])
-    drawn = [_steps(parts), _layers(parts)]
+    drawn = figures(_steps(parts), _layers(parts)) if parts else note("There is no difference to look into.")
     return [
         Section(
             "parts",
@@ -241,9 +241,9 @@ def _whole(bisect):
                 "Only this computed as b does, on a's inputs: how much of the KL between a and b goes away with it, and how"
                 " much it alone brings into a. Shares do not add up: differences of rounding are vectors."
             ),
-            figures(*drawn),
+            drawn,
             _settings(whole),
-            _parts(parts[:SHOWN], "The parts that take most away"),
+            _parts(parts[:SHOWN], "The parts that take most away") if parts else "",
             details(f"{count(len(parts) - SHOWN, 'part')} more", _parts(parts[SHOWN:], "")) if len(parts) > SHOWN else "",
         ),
         Section("next", "To go on", *_next(bisect)),
@@ -360,17 +360,30 @@ def _settings(whole):
 
 def _next(bisect):
     whole = bisect["whole"]
-    again = (
-        f"moe_run bisect --set model.path={bisect['model']} --set bisect.a={whole['a']['arm']} --set"
-        f" bisect.b={whole['b']['arm']} --set bisect.budget={whole['budget']} --out DIR  # and the input's keys\n"
+    a, b = whole["a"], whole["b"]
+    other = {f"bisect__{key}_b": b[key] for key in ("model", "kv") if b.get(key) and b[key] != a.get(key)}
+    rows = {"bisect__rows_b": b["row"]} if b.get("row") and b["row"] != a.get("row") else {}
+    again = command(
+        "bisect",
+        model__path=bisect["model"],
+        bisect__a=a["arm"],
+        bisect__b=b["arm"],
+        **other,
+        **rows,
+        bisect__budget=whole["budget"],
     )
     if not whole["tensor"]:
         return [block(again, "command")]
     return [
         paragraph("Which axis of the product: a bisection of one tensor of the step that takes most away."),
         block(
-            f"{again}moe_run bisect --set model.path={bisect['model']} --set bisect.tensor={whole['tensor']} --set"
-            f" bisect.activations={whole['activations']} --out DIR\n",
+            again
+            + command(
+                "bisect",
+                model__path=bisect["model"],
+                bisect__tensor=whole["tensor"],
+                bisect__activations=whole["activations"],
+            ),
             "commands",
         ),
     ]

@@ -1,5 +1,7 @@
 """verify.json: a contract's checks, each with its figure, its bound and how much of what the bound allows is used."""
 
+import shlex
+
 from page import plots
 from page.document import (
     Section,
@@ -28,14 +30,17 @@ def _gates(verify):
 
 
 def _closest(verify):
-    """The gate that uses most of its bound; a figure that is NaN uses all of it and more."""
+    """The gate that uses most of its bound; a figure that is NaN, or above a bound of 0, uses all of it and more."""
     gates = _gates(verify)
     return max(gates, key=lambda gate: float("inf") if gate["used"] is None else gate["used"]) if gates else None
 
 
-def _times(used):
-    if used is None:
+def _times(gate):
+    used = gate["used"]
+    if gate["figure"] is None:
         return "is not a number"
+    if used is None:
+        return f"is {gate['figure']:g}, which a bound of {gate['bound']:g} does not admit"
     return f"is at {rounded(used, 3)} times its bound" if used > 1 else f"is at {percent(used)} of its bound"
 
 
@@ -45,7 +50,7 @@ def finding(found):
     if not verify["holds"]:
         failed = [check for check in checks if not check["holds"]]
         worst = closest if closest and not closest["holds"] else failed[0]
-        words = _times(worst["used"]) if "bound" in worst else worst["reason"]
+        words = _times(worst) if "bound" in worst else worst["reason"]
         return (
             (
                 f"The contract {name} fails in {len(failed)} of {count(len(checks), 'check')}: {worst['name']},"
@@ -53,7 +58,7 @@ def finding(found):
             ),
             [],
         )
-    close = f"; the closest gate, {closest['name']}, {_times(closest['used'])}" if closest else ""
+    close = f"; the closest gate, {closest['name']}, {_times(closest)}" if closest else ""
     return f"The contract {name} holds in {'its one check' if len(checks) == 1 else f'all {len(checks)} checks'}{close}", []
 
 
@@ -104,7 +109,7 @@ def sections(found):
         parts.append(
             paragraph(join([f"Known divergence {divergence['name']}, {divergence['date']}: ", divergence["reason"]]))
         )
-    parts.append(block(f"moe_run verify {contract['file']} DIR --out DIR\n", "command"))
+    parts.append(block(f"moe_run verify {shlex.quote(contract['file'])} DIR --out DIR\n", "command"))
     return [Section("contract", "Contract", *parts)]
 
 

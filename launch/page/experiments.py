@@ -47,7 +47,7 @@ def sections(found):
             values = numpy.array(
                 [[numpy.nan if value is None else value for value in row] for row in one["map"]["rel_l2"]], float
             )
-            mapped = maps([(one["map"].get("arm", "q8k"), values)], "the truth's stream and routing imposed")
+            mapped = maps([(one["map"]["arm"], values)], "the truth's stream and routing imposed")
     again = command(
         "falsify", model__path=found.falsify["model"], falsify__only=[one["id"] for one in found.falsify["experiments"]]
     )

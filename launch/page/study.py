@@ -45,7 +45,7 @@ def finding(found):
 def _gain(study):
     """The point of the largest speed-up of a strong study, else the fastest."""
     strong = [
-        point
+        (point, curve)
         for series in study["series"]
         if series["scaling"] == "strong"
         for curve in series["curves"]
@@ -61,10 +61,8 @@ def _gain(study):
             f"{best['arm']} computes {rounded(best['tokens_per_s']['median'], 4)} tokens a second ({best['test']},"
             f" {count(best['ranks'], 'rank')})"
         )
-    best = max(strong, key=lambda point: (point["resources"], point["speedup"]))
-    base = min(
-        (point for point in strong if point["work"] == best["work"]), key=lambda point: point["resources"], default=best
-    )
+    best, curve = max(strong, key=lambda found: (found[0]["resources"], found[0]["speedup"]))
+    base = next((point for point in study["points"] if point["id"] == curve["base"]), best)
     said = (
         f"{count(best['resources'], 'GPU' if _on_gpus(best) else 'core')} compute {best['test']} on {best['path']}"
         f" {rounded(best['speedup'], 3)} times as fast as {base['resources']}"
@@ -221,16 +219,17 @@ def _machine(study):
     machine, model = study["machine"], study["model"]
     bandwidth = machine.get("bandwidth_bytes_per_s")
     warned = [warning(words) for words in machine["warnings"]]
+    processor = (machine["cpu"], count(machine["cores"], "core") if machine["cores"] else None)
     return [
         definitions(
             [
-                ("model", f"{model['name']} ({model['types']}), {byte_size(model['bytes'])}"),
+                ("model", f"{model['name']} ({model['types']}), {byte_size(model['bytes'])}" if model["name"] else ""),
                 ("file", model["path"]),
-                ("fingerprint", code(model["fingerprint"])),
-                ("hosts", f"{machine['hosts']}: {', '.join(machine['host'])}"),
-                ("processor", f"{machine['cpu']}, {count(machine['cores'], 'core')}"),
+                ("fingerprint", code(model["fingerprint"]) if model["fingerprint"] else ""),
+                ("hosts", f"{machine['hosts']}: {', '.join(machine['host'])}" if machine["hosts"] else ""),
+                ("processor", join([part for part in processor if part], ", ")),
                 ("memory", f"{bandwidth / 1e9:.1f} GB/s, all ranks reading" if bandwidth else ""),
-                ("program", study["program"]["version"]),
+                ("program", study["program"]["version"] if study["program"] else ""),
             ]
         ),
         *warned,

@@ -63,4 +63,4 @@ def _eyebrow(found):
         parts = ["moe_run falsify", found.falsify["model"]]
     else:
         parts = ["moe_run bench", found.bench["model"], found.bench["cpu"]]
-    return join(parts, " · ")
+    return join([part for part in parts if part], " · ")

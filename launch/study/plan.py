@@ -138,6 +138,10 @@ def check(path, study):
             refuse(f"{where}: expected arms, and prompts or generate")
         for axis in AXES:
             check_list(axis, series.get(axis, DEFAULTS.get(axis)), lambda what: refuse(f"{where}: {what}"))
+            if axis in series and not series[axis] and axis not in ("prompts", "generate"):
+                refuse(f"{where}: {axis}: expected at least one")
+        if series.get("scaling") == "weak" and 0 in series.get(series.get("over", "ranks"), DEFAULTS[series.get("over", "ranks")]):
+            refuse(f"{where}: weak scaling is over numbers of threads, and 0 is none")
         for key in {**flat(study.get("set", {})), **flat(series.get("set", {}))}:
             if key in RESERVED:
                 refuse(f"{where}: {key} is the study's own to set")

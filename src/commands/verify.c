@@ -42,14 +42,32 @@ static bool no_args(command_kind command) {
 }
 
 // The run that the draft is meant for: the same configuration, as parity.
+// A word as a shell takes it.
+static void put_word(FILE *f, const char *text) {
+  static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=+,:@%";
+  if (*text && !text[strspn(text, plain)]) {
+    fputs(text, f);
+    return;
+  }
+  fputc('\'', f);
+  for (; *text; text++) fputs(*text == '\'' ? "'\\''" : (char[]){*text, 0}, f);
+  fputc('\'', f);
+}
+
 static status text_of_run(char **out, const command_line *l) {
   size_t length;
   FILE *f = open_memstream(out, &length);
   if (!f) return FAIL("cannot allocate the command line");
   fputs("moe_run", f);
-  if (l->file) fprintf(f, " --config %s", l->file);
-  for (size_t i = 0; i < l->n_sets; i++)
-    if (strncmp(l->sets[i], "derive.", strlen("derive."))) fprintf(f, " --set '%s'", l->sets[i]);
+  if (l->file) {
+    fputs(" --config ", f);
+    put_word(f, l->file);
+  }
+  for (size_t i = 0; i < l->n_sets; i++) {
+    if (!strncmp(l->sets[i], "derive.", strlen("derive."))) continue;
+    fputs(" --set ", f);
+    put_word(f, l->sets[i]);
+  }
   fputs(" --out DIR", f);
   return fclose(f) ? FAIL("cannot allocate the command line") : 0;
 }

@@ -169,7 +169,7 @@ static bool split(char name[NAME_BYTES], const char **key, const char *whole, co
   const char *first = whole + n + 1, *dot = strchr(first, '.');
   if (!dot) dot = first + strlen(first); // an empty table
   snprintf(name, NAME_BYTES, "%.*s", (int)(dot - first), first);
-  *key = *dot ? dot + 1 : "";
+  *key = *dot ? dot + 1 : dot;
   return true;
 }
 
@@ -222,17 +222,26 @@ static status read_digest_key(contract *c, const char *whole, const char *name, 
   return read_key(&c->exact[path->kind], LIST(DIGEST_KEYS), whole, key, v, from);
 }
 
+static status refuse_empty(const char *whole, const toml_value *v, const value_origin *from) {
+  char place[VALUE_PLACE_BYTES], shown[VALUE_SHOWN + 8];
+  value_place(place, from, v->line);
+  value_shorten(shown, sizeof shown, whole, strlen(whole));
+  return REFUSE("%s: %s: expected a table with keys, found none", place, shown);
+}
+
 static status read_one(contract *c, const char *whole, const toml_value *v, const value_origin *from) {
   char name[NAME_BYTES];
   const char *key;
   if (v->kind == TOML_TABLE && !strchr(whole, '.')) return 0; // [gates] with nothing under it
   if (split(name, &key, whole, "gates")) {
     contract_gate *g;
+    if (!*key) return refuse_empty(whole, v, from);
     TRY(add_gate(&g, c, name, v->line));
     return read_key(g, LIST(GATE_KEYS), whole, key, v, from);
   }
   if (split(name, &key, whole, "divergences")) {
     contract_divergence *d;
+    if (!*key) return refuse_empty(whole, v, from);
     TRY(add_divergence(&d, c, name, v->line));
     return read_key(d, LIST(DIVERGENCE_KEYS), whole, key, v, from);
   }

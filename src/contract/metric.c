@@ -55,14 +55,17 @@ const char *metric_place_name(metric_place place) {
   __builtin_unreachable();
 }
 
+// Of a bound that the figure may not pass upwards. Below 0 is the good side: of a bound there, a figure is as
+// far as it reaches; nothing is used of one above.
+static double used_of_most(double figure, double bound) {
+  if (isnan(figure)) return figure;
+  if (bound < 0) return figure < 0 ? bound / figure : (double)INFINITY;
+  if (figure <= 0) return 0;
+  return bound > 0 ? figure / bound : (double)INFINITY; // it may be -0
+}
+
 double metric_used(const metric_info *m, double figure, double bound, bool at_most) {
-  double spent = figure, allowed = bound;
-  if (!at_most && isfinite(m->high) && m->high > bound) {
-    spent = m->high - figure;
-    allowed = m->high - bound;
-  } else if (!at_most) {
-    spent = bound;
-    allowed = figure;
-  }
-  return spent == 0 ? 0 : spent / allowed;
+  if (at_most) return used_of_most(figure, bound);
+  if (isfinite(m->high) && m->high > bound) return used_of_most(m->high - figure, m->high - bound);
+  return used_of_most(-figure, -bound);
 }

@@ -77,8 +77,9 @@ typedef struct {
   double seconds;
   // Of experiment 9: the local error of each expert, NaN where no token chose it; NULL otherwise.
   int64_t n_layers, n_experts;
-  double *expert_error; // [n_layers][n_experts]; owned
-  int64_t *expert_hits; // tokens that chose it, [n_layers][n_experts]; owned
+  char expert_arm[EXPERIMENT_NAME]; // whose errors:
+  double *expert_error;             // [n_layers][n_experts]; owned
+  int64_t *expert_hits;             // tokens that chose it, [n_layers][n_experts]; owned
 } experiment_result;
 
 void experiment_result_close(experiment_result *r); // takes NULL

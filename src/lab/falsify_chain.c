@@ -27,6 +27,7 @@ static status check_chain(const chain *c, const experiment *e) {
   for (size_t i = 0; i < c->steps->count; i++)
     if (!(c->steps->value[i] > (i ? c->steps->value[i - 1] : 0)) || c->steps->value[i] > LONGEST)
       return REFUSE("experiment %d: input.steps: expected ascending numbers from 1 to %d", e->id, LONGEST);
+  if (!c->steps->count) return REFUSE("experiment %d: input.steps: expected numbers", e->id);
   if (!c->activations_seed)
     return REFUSE("experiment %d: input.activations_seed: expected one that is not 0", e->id);
   return 0;

@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "src/lab/falsify_pass.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -176,6 +177,7 @@ static status add_map(const local_errors *t, experiment_result *out) {
   experiment_add(out, (double)n_hit, "experts_hit");
   if (shown == t->p.n_arms) return 0;
   experiment_note(out, "The map of layers and experts is that of %s", arm_name(t->p.arm[shown]));
+  snprintf(out->expert_arm, sizeof out->expert_arm, "%s", arm_name(t->p.arm[shown]));
   TRY(TAKE(&out->expert_error, (size_t)map, "the map of experts"));
   TRY(TAKE(&out->expert_hits, (size_t)map, "the map of experts"));
   for (int64_t i = 0; i < map; i++) out->expert_error[i] = rel_of(&t->expert[shown][i]);

@@ -7,9 +7,10 @@ static const double EXPLAINS = 0.9;
 
 enum { NAMED = 3 }; // parts that are named where none explains it alone
 
-// Every step of every layer is the whole, and no part of it.
+// Every step of every layer is the whole, and no part of it, with embedding and head or without.
 static bool is_whole(const model_node *n, const model_bisection *m) {
-  return n->part.steps == STEPS_OF_LAYER && n->part.end_layer - n->part.first_layer == m->n_layers;
+  return (n->part.steps & STEPS_OF_LAYER) == STEPS_OF_LAYER &&
+         n->part.end_layer - n->part.first_layer == m->n_layers;
 }
 
 // The smallest part that explains it, to the bit or by its share: the first of a size, and so the one with

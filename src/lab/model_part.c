@@ -35,11 +35,13 @@ static void name_experts(char *out, size_t size, const model_part *p) {
 }
 
 void model_part_name(char out[PART_NAME_BYTES], const model_part *p, const model_shape *s) {
-  char steps[64], layers[64], experts[64];
+  char steps[96], layers[64], experts[64];
   name_steps(steps, sizeof steps, p->steps);
   name_layers(layers, sizeof layers, p, s);
   name_experts(experts, sizeof experts, p);
-  if (!(p->steps & STEPS_OF_LAYER))
+  if (p->steps == STEPS_ALL && has_all_experts(p, s) && p->end_layer - p->first_layer == s->n_layers)
+    snprintf(out, PART_NAME_BYTES, "the whole model");
+  else if (!(p->steps & STEPS_OF_LAYER))
     snprintf(out, PART_NAME_BYTES, "%s", steps);
   else if (!has_all_experts(p, s) && p->steps == STEPS_OF_EXPERTS)
     snprintf(out, PART_NAME_BYTES, "%s of %s", experts, layers);

@@ -26,7 +26,9 @@ static void put_figures(branch to, const experiment_result *r) {
 
 // A row for each layer.
 static void put_map(branch to, const experiment_result *r) {
-  branch map = put_object(to, "map"), errors = put_array(map, "rel_l2"), hits = put_array(map, "hits");
+  branch map = put_object(to, "map");
+  put_text(map, "arm", r->expert_arm);
+  branch errors = put_array(map, "rel_l2"), hits = put_array(map, "hits");
   for (int64_t l = 0; l < r->n_layers; l++) {
     branch error = put_array(errors, NULL), hit = put_array(hits, NULL);
     for (int64_t e = 0; e < r->n_experts; e++) {

@@ -15,8 +15,8 @@ void tokenizer_close(tokenizer *t); // takes NULL
 // Token ids of UTF-8 text; special tokens ("<|im_end|>") in the text become their ids. *ids: caller frees.
 // Text that is not valid UTF-8 is an error that names the byte's offset.
 status tokenizer_encode(const tokenizer *t, const char *text, size_t length, int32_t **ids, size_t *count);
-// The bytes that the ids stand for, zeros among them; *text is NUL-terminated beyond *length; caller frees. Of
-// an id beyond the vocabulary, which a padded embedding has, U+FFFD; a negative one is an error.
+// The bytes that the ids stand for, zeros among them; *text is NUL-terminated beyond *length; caller frees.
+// Of an id beyond the vocabulary, which a padded embedding has, U+FFFD; a negative one is an error.
 status tokenizer_decode(const tokenizer *t, const int32_t *ids, size_t count, char **text, size_t *length);
 
 size_t tokenizer_vocabulary(const tokenizer *t); // number of token ids

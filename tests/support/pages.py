@@ -88,6 +88,12 @@ def whole():
 
 
 @functools.cache
+def same_bits():
+    """Nothing separates the two."""
+    return _run("bisect", {"bisect.a": "q8k@cpu", "bisect.b": "q8k@cpu", "bisect.rows_b": "portable", "bisect.budget": 20})
+
+
+@functools.cache
 def bench():
     return _run(
         "bench",

@@ -53,6 +53,27 @@ class Start(unittest.TestCase):
         self.assertEqual(told("--deadline", "12", *base, "--set", "comm.deadline=7").stdout, "7\n")
         self.assertEqual(told("--deadline", "9", "synth", "--shape", "tiny").stdout, "9\n")
         self.assertEqual(told("--deadline", "0", *base).returncode, 2)
+        self.assertEqual(told("--deadline", "12", "synth", "--help").stdout, "12\n")
+        for word, said in (("--help", "moe_run [COMMAND]"), ("--version", "moe_run")):
+            line = [os.path.join(moe.SOURCE, "launch", "run"), "--program", moe.PROGRAM, "-np", "1", "--", word]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(said, done.stdout)
+
+    def test_the_launcher_in_the_build_s_folder(self):
+        """The program is the one here, not one of its name in PATH."""
+        tree, other = pathlib.Path(moe.fresh()), pathlib.Path(moe.fresh())
+        (tree / "launch").mkdir(parents=True)
+        (tree / "build").mkdir()
+        other.mkdir()
+        shutil.copy(os.path.join(moe.SOURCE, "launch", "run"), tree / "launch")
+        for folder, word in ((tree / "build", "this"), (other, "other")):
+            (folder / "moe_run").write_text(f"#!/bin/sh\nif [ \"$1\" = --tell-deadline ]; then echo 42.4; else echo {word}; fi\n")
+            (folder / "moe_run").chmod(0o755)
+        env = os.environ | {"PATH": f"{other}:{os.environ['PATH']}"}
+        done = subprocess.run(["../launch/run", "-np", "1", "--", "x"], cwd=tree / "build", env=env, capture_output=True, text=True, timeout=60)
+        self.assertEqual((done.returncode, done.stdout), (0, "this\n"), done.stderr)
+        self.assertIn("oob_tcp_keepalive_time 21", done.stderr)
 
 
 class Agreement(unittest.TestCase):

@@ -188,6 +188,19 @@ class Parts(unittest.TestCase):
             )
         self.assertIn("layers", found.sections, "the run's own part")
 
+    def test_a_bound_of_zero_that_fails(self):
+        verify = tree(pages.failed_contract(), "verify")
+        for check in verify["checks"]:
+            check["holds"] = True
+        gate = next(check for check in verify["checks"] if "bound" in check)
+        gate |= {"holds": False, "figure": 3.0, "bound": 0.0, "direction": "at_most", "margin": -3.0, "used": None}
+        verify["contract"]["file"] = "my contracts/x.toml"
+        found = page(pages.folder_of("verify", verify))
+        self.assertIn("is 3, which a bound of 0 does not admit", found.headline)
+        self.assertIn("moe_run verify 'my contracts/x.toml' DIR", found.text)
+        gate["figure"] = None
+        self.assertIn("is not a number", page(pages.folder_of("verify", verify)).headline)
+
     def test_bisections(self):
         product, whole = tree(pages.product(), "bisect")["product"], tree(pages.whole(), "bisect")["whole"]
         found = page(pages.product())
@@ -201,6 +214,9 @@ class Parts(unittest.TestCase):
         for part in whole["parts"]:
             self.assertIn(part["name"], found.text)
         self.assertIn(f"--set bisect.tensor={whole['tensor']}", found.text)
+        same = page(pages.same_bits())
+        self.assertIn("There is no difference to look into", same.text)
+        self.assertIn("--set bisect.rows_b=portable", same.text)
 
     def test_the_command_of_a_page_gives_its_file_again(self):
         line = re.search(r'aria-label="command"><code>(.*?)\n</code>', pages.html(pages.product()))[1]
@@ -233,6 +249,11 @@ class Parts(unittest.TestCase):
         self.assertIn("17 ranks for 16 experts", found.text)
         for point in study["points"][1:3]:
             self.assertIn(f"{100 * point['bound']['reached']:.0f} % of the bound", found.text)
+        two = study_example.study()  # another curve, of the same work, starts at fewer cores
+        curve = next(c for s in two["series"] for c in s["curves"] if s["scaling"] == "strong")
+        curve["base"] = curve["points"][1]
+        base = next(p for p in two["points"] if p["id"] == curve["base"])
+        self.assertRegex(page(pages.folder_of("study", two)).headline, rf"times as fast as {base['resources']},")
         other = study_example.study(("0123456789abcdef", "0123456789abcdee", "0123456789abcdef"))
         self.assertIn("different digests: q8k pp64", page(pages.folder_of("study", other)).headline)
 

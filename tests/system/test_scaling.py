@@ -253,6 +253,21 @@ class Study(unittest.TestCase):
 
 
 @unittest.skipUnless(os.access(PLANTED, os.X_OK), "moe_run_planted is not built")
+class Failed(unittest.TestCase):
+    def test_a_study_of_which_no_point_can_run_has_its_page(self):
+        out = moe.fresh()
+        scaling(study_file('name = "x"\nset = {"model.path" = "/nowhere.gguf"}\n[[series]]\nname = "a"\narms = ["f32@cpu"]\n'
+                           'prompts = [4]\n'), out)
+        study = read(out)
+        self.assertEqual([point["status"] == "ok" for point in study["points"]], [False])
+        self.assertIsNone(study["machine"]["cores"])
+        made = subprocess.run([os.path.join(LAUNCH, "report"), out], capture_output=True, text=True)
+        if made.returncode == 77:
+            self.skipTest(made.stderr.strip())
+        with open(os.path.join(out, "report.html"), encoding="utf-8") as file:
+            self.assertIn("No point of this study could be measured", file.read(), made.stderr)
+
+
 class Planted(unittest.TestCase):
     def test_digests_that_differ_fail_the_study(self):
         series = '[[series]]\nname = "{}"\nthreads = [1]\narms = ["q8k@cpu"]\ngenerate = [2]\nset = {{"run.rows" = "{}"}}\n'
@@ -272,6 +287,8 @@ class Plans(unittest.TestCase):
         for text, words in ((series, "expected arms, and prompts or generate"), (series + "prompts = [4]\nsteps = 3\n", "unknown key steps"),
                             (series + "prompts = [4, 4]\n", "list of different integers"), (series + "prompts = [0]\n", "from 1"),
                             (series + 'prompts = [4]\nscaling = "weak"\n', "weak scaling"),
+                            (series + 'prompts = [4]\nscaling = "weak"\ngrows = "prompts"\nover = "threads"\n', "0 is none"),
+                            (series + 'prompts = [4]\nscaling = "weak"\ngrows = "prompts"\nranks = []\n', "ranks: expected at least one"),
                             (series + 'prompts = [4]\nset = {"bench.batch" = [2]}\n', "the study's own"), ("", r"\[\[series\]\]"), ("a = ", "toml")):
             with self.assertRaisesRegex(plan.Refusal, words):
                 plan.read(study_file('name = "x"\n' + text))

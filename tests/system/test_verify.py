@@ -282,6 +282,7 @@ class Verify(unittest.TestCase):
             "a mode that the report lacks": (HEAD + GATE + 'mode = "forced"\nat_least = 0.9\n', "in mode forced, which .* lacks"),
             "a layer that the report lacks": (HEAD + GATE.replace('"l_out"', '"l_out-3"') + "at_least = 0.9\n", "l_out-3, which"),
             "another scope": (HEAD + '[scope]\ncommand = "perplexity"\n' + GATE + "at_least = 0.9\n", "is not for this report"),
+            "an empty gate": (HEAD + "[gates.foo]\n", r"gates\.foo: expected a table with keys"),
             "another model": (HEAD + '[scope]\nmodel = "0123456789abcdef"\n' + GATE + "at_least = 0.9\n", "is not for this report"),
             "other ranks": (HEAD + "[scope]\nranks = [2, 4]\n" + GATE + "at_least = 0.9\n", "is not for this report"),
         }

@@ -183,6 +183,26 @@ static void test_used(void **state) {
   assert_string_equal(metric_nearest("rel_l"), "rel_l2");
 }
 
+// At most 1 where the bound holds, more where it does not.
+static void test_used_says_whether_it_holds(void **state) {
+  static const char *const names[] = {"cos", "rel_l2", "min_margin", "top1_agreement", "perplexity_delta"};
+  static const double values[] = {-2, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 1, 2};
+  enum { N = sizeof values / sizeof *values };
+  (void)state;
+  for (size_t i = 0; i < 5 * N * N * 2; i++) {
+    const metric_info *m = metric_find(names[i / (N * N * 2)]);
+    double figure = values[i / (N * 2) % N], bound = values[i / 2 % N];
+    bool at_most = i % 2, holds = at_most ? figure <= bound : figure >= bound;
+    assert_non_null(m);
+    if (figure < m->low || figure > m->high) continue;
+    double used = metric_used(m, figure, bound, at_most);
+    if (!(used >= 0) || (used <= 1) != holds)
+      fail_msg("%s: %g %s %g: used %g", m->name, figure, at_most ? "<=" : ">=", bound, used);
+  }
+  assert_true(metric_used(metric_find("perplexity_delta"), -0.05, -0.1, false) == 0.5);
+  assert_true(isnan(metric_used(metric_find("rel_l2"), (double)NAN, 1, true)));
+}
+
 static double uniform(uint64_t *seed) {
   *seed = *seed * 6364136223846793005u + 1442695040888963407u;
   return ((double)(*seed >> 11) + 0.5) * 0x1p-53;
@@ -265,6 +285,7 @@ int main(void) {
       cmocka_unit_test(test_states),
       cmocka_unit_test(test_two_gates),
       cmocka_unit_test(test_used),
+      cmocka_unit_test(test_used_says_whether_it_holds),
       cmocka_unit_test(test_random_edits),
       cmocka_unit_test(test_bound_of_a_known_tail),
       cmocka_unit_test(test_bound_is_never_below_what_was_seen),

@@ -112,7 +112,8 @@ static status open_files(gguf *g) {
     g->files[i].refusals = g->refusals;
     if (i == place.no) continue;
     status opened = split_open_sibling(&g->files[i], &g->files[place.no], &place, i);
-    if (!i && !g->files[0].map) TRY(opened); // without the first, which has the keys, there is nothing to show
+    if (!i && !g->files[0].map)
+      TRY(opened); // without the first, which has the keys, there is nothing to show
     TRY(message_list_take_error(g->refusals, opened));
   }
   return 0;

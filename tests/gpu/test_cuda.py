@@ -20,10 +20,12 @@ SHAPES = [
     dict(hidden=160, layers=2, experts=6, top_k=2, heads=5, kv_heads=1, head_dim=50, types="F16", expert_width=96),
     dict(hidden=256, layers=2, experts=6, top_k=2, types="Q8_0"),
     dict(hidden=1024, layers=2, experts=12, top_k=4, types="Q4_K", outliers=4),
+    # attended rows of more than 8 blocks, and more of o's rows to a warp than it has in its registers at once
+    dict(hidden=1024, layers=2, experts=4, top_k=2, heads=20, kv_heads=4, head_dim=128, types="Q5_K"),
     # what decode/token.cu has a kernel of its own for (qwen3_30b_shape)
     dict(hidden=2048, layers=2, experts=128, top_k=8, heads=32, kv_heads=4, head_dim=128, expert_width=768, types="Q4_K_M"),
 ]
-EMULATED_SHAPES = (2, 3, 4)
+EMULATED_SHAPES = (2, 3, 4, 7)
 
 
 def run(model, tokens, chunk, kv, arms, ranks=1, **sets):

@@ -40,7 +40,7 @@ __device__ __forceinline__ void rows_of(const rows_args &a, int which, const rou
         prepare();
       },
       [&](int row, const float *y) {
-        if (a.adds && row >= WARP) before = out[row];
+        if (a.adds && row != lane) before = out[row]; // of a later batch
         out[row] = a.adds ? before + y[0] : y[0];
       });
 }

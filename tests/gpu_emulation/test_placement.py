@@ -47,6 +47,12 @@ def scored(arm, ranks, **sets):
     return moe.run(keys, ranks, command="perplexity").report()["arms"][0]
 
 
+def sixteens(arm, ranks, **sets):
+    """The same of 16 tokens at a time: a block of keys' limbs, in which the rows of different ranks do not ascend."""
+    return scored(arm, ranks, **{"input.tokens": [(37 * t + SEED) % 200 for t in range(40)], "run.context": 40, "run.chunk": 16,
+                                 **sets})
+
+
 @functools.cache
 def wanted(run, path):
     found = run(f"{path}@cpu", 1)
@@ -63,10 +69,13 @@ class Placement(unittest.TestCase):
     def test_linked(self):
         for run in (decoded, scored):
             self.check(run, "q8k", 3)
+        for ranks in (2, 4):
+            self.check(sixteens, "q8k", ranks)
         self.check(decoded, "f32", 2)
 
     def test_without_links(self):
         self.check(scored, "q8k_split", 2, comm__peers=False)
+        self.check(sixteens, "q8k", 2, comm__peers=False)
         self.check(decoded, "q8k", 4, comm__transport="mpi")
 
     def test_a_rank_on_its_cores(self):

@@ -100,12 +100,14 @@ __device__ void store_sixteen_values(uint8_t *block, const head_rows &m, int key
   }
 }
 
-// Whether the block's tokens are 16 keys of one sequence that lie side by side. Positions of a sequence
-// ascend, so its first and last token tell.
+// Whether the block's tokens are 16 keys of one sequence that lie side by side. Each is looked at: rows that
+// were dealt to ranks one by one do not ascend. By all threads.
 __device__ bool are_sixteen_keys(const dev_batch &b, int first) {
   if (first + TOKENS > b.n || b.position[first] % 16) return false;
-  return b.sequence[first] == b.sequence[first + TOKENS - 1] &&
-         b.position[first + TOKENS - 1] == b.position[first] + TOKENS - 1;
+  int i = threadIdx.x % TOKENS;
+  bool is_beside =
+      b.sequence[first + i] == b.sequence[first] && b.position[first + i] == b.position[first] + i;
+  return __ballot_sync(~0u, is_beside) == ~0u;
 }
 
 // The warp's vector, from global memory, as limbs in shared memory; returns its unit. norm NULL: a value, or

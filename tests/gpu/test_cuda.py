@@ -10,6 +10,7 @@ import sys
 
 import moe
 import numpy as np
+from gguf_layout import put_together, take_apart
 
 SHAPES = [
     dict(hidden=768, layers=2, experts=7, top_k=3, heads=6, kv_heads=2, head_dim=128, types="mix"),
@@ -56,6 +57,35 @@ def mixed_jobs(model, tokens):
     return faults, cases
 
 
+def one_not_finite(seed):
+    """Channel 0 is 0 in every token but one, whose norm makes it too large for a value: the positions before it, in the same
+    chunk of keys, have the logits that they have alone. Returns faults and cases."""
+    odd = 7
+    model = moe.model(seed, hidden=256, layers=1, experts=4, top_k=2, heads=2, kv_heads=1, head_dim=128, types="Q8_0")
+    with open(model, "rb") as file:
+        keys, tensors = take_apart(file.read())
+    changed = []
+    for name, dims, type_, data in tensors:
+        data = bytearray(data)
+        if name == "token_embd.weight":
+            row = len(data) // dims[1]
+            for token in range(dims[1]):
+                data[token * row + 2] = 0 if token != odd else 100
+        if name == "blk.0.attn_norm.weight":
+            data[:4] = np.float32(3e38).tobytes()
+        changed.append([name, dims, type_, bytes(data)])
+    with open(model, "wb") as file:
+        file.write(put_together(keys, changed))
+    tokens = list(range(8, 28))
+    tokens[12] = odd
+    outcome = moe.run({"model.path": model, "input.tokens": tokens, "run.arms": ["q8k@cpu", "q8k@cuda"], "output.logits": True}, 1)
+    alone = moe.run({"model.path": model, "input.tokens": tokens[:12], "run.arms": ["q8k@cpu"], "output.logits": True}, 1)
+    bad = [name for name in ("q8k@cpu", "q8k@cuda") if not (outcome.logits(name)[:12] == alone.logits("q8k@cpu")).all()]
+    if bad:
+        print(f"FAIL {bad}: a token that is not finite changes positions before it")
+    return len(bad), 2
+
+
 def main():
     version = moe.finish(moe.start([moe.PROGRAM, "--version"])).out
     cuda = [line for line in version.splitlines() if line.startswith("backend cuda")]
@@ -87,6 +117,8 @@ def main():
         if index == (EMULATED_SHAPES[0] if emulated else 0):
             bad, jobs = mixed_jobs(model, tokens)
             faults, cases = faults + bad, cases + jobs
+    bad, jobs = one_not_finite(int(rng.integers(1 << 30)))
+    faults, cases = faults + bad, cases + jobs
     print(f"{cases - faults} of {cases} digests equal")
     if faults:
         moe.tell_seed_of_failure()

@@ -66,7 +66,8 @@ __device__ int64_t score_sum(const uint8_t *block, const uint32_t *query, int di
 __device__ float weigh(chunk_memory *m, float score, bool is_seen, float value_unit, float *max, float *sum) {
   int key = threadIdx.x;
   *max = block_max(m, is_seen ? score : -INFINITY);
-  float e = is_seen ? exact_exp(exact_z(score, exact_bias(*max))) : 0.0f, w = e * value_unit;
+  float e = is_seen ? exact_exp(exact_z(score, exact_bias(*max))) : 0.0f;
+  float w = is_seen ? e * value_unit : 0.0f; // the unit of a key that is not seen may be NaN
   *sum = exact_sum(block_sum(m, exact_count(e)));
   exact_scale of_weights = exact_weight_scale(block_max(m, exact_magnitude(w)));
   int x = exact_integer(w, of_weights);

@@ -187,6 +187,8 @@ __device__ __forceinline__ void weigh_keys(chunk_of_rows &chunk, float (&scores)
       int i = first + k, r = i / 2 % 2;
       count[r] += __float_as_uint(num_fma_f32(e[k], 0x1p21f, MAGIC));
       scores[i] = e[k] * (i % 2 ? unit[k / 4].y : unit[k / 4].x);
+      // the unit of a key that is not seen may be NaN
+      if (MASKS && i / 4 * 8 + i % 2 + (int)threadIdx.x % 4 * 2 >= seen[r]) scores[i] = 0.0f;
       most[r] = max(most[r], __float_as_uint(scores[i]));
     }
   }

@@ -397,8 +397,9 @@ typedef struct {
   void *(*stream)(backend *);
   // Takes `steps` (embed and all layers of the batch `rows`, with nothing for the host in between): captures
   // them once for a shape of batch and launches the captured graph after that, or simply runs them. way:
-  // steps of a batch of one shape that differ have different ones.
-  status (*captured)(backend *, const token_batch *rows, int way,
+  // steps of a batch of one shape that differ have different ones. whole: of a layer they ask for attention,
+  // route and moe only, never for a part of one.
+  status (*captured)(backend *, const token_batch *rows, int way, bool whole,
                      status (*steps)(void *context, const token_batch *rows), void *context);
 
   // ---- the same backends: peers, whose devices store into each other's memory inside the steps ----

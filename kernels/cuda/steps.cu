@@ -287,17 +287,17 @@ static status cuda_finish(backend *base) {
 // 4.57.)
 static constexpr int64_t FUSED_TOKENS = 3;
 
-static bool fuses(const cuda_backend *b, const token_batch *batch) {
-  if (!b->has_fused || is_observed(b)) return false;
+static bool fuses(const cuda_backend *b, const token_batch *batch, bool whole) {
+  if (!whole || !b->has_fused || is_observed(b)) return false;
   return b->params.n_ranks == 1 ? batch->n <= FUSED_TOKENS : b->peers.n && batch->n == 1;
 }
 
-static status capture(cuda_backend *b, const token_batch *batch, status (*steps)(void *, const token_batch *),
-                      void *context, captured_graph *out) {
+static status capture(cuda_backend *b, const token_batch *batch, bool whole,
+                      status (*steps)(void *, const token_batch *), void *context, captured_graph *out) {
   cudaGraph_t graph = nullptr;
   CUDA_TRY(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal));
   b->is_capturing = true;
-  b->fuses = fuses(b, batch);
+  b->fuses = fuses(b, batch, whole);
   status result = steps(context, batch);
   b->is_capturing = b->fuses = false;
   cudaError_t error = cudaStreamEndCapture(b->stream, &graph);
@@ -316,7 +316,7 @@ static int captured_keys(int keys) {
   return chunks * CHUNK;
 }
 
-static status cuda_captured(backend *base, const token_batch *batch, int way,
+static status cuda_captured(backend *base, const token_batch *batch, int way, bool whole,
                             status (*steps)(void *, const token_batch *), void *context) {
   cuda_backend *b = self(base);
   if (batch->n > CAPTURED_TOKENS || b->phases.to) return steps(context, batch);
@@ -334,7 +334,7 @@ static status cuda_captured(backend *base, const token_batch *batch, int way,
     found->way = way;
     found->max_keys = b->max_keys;
     found->distinct = b->distinct;
-    TRY(capture(b, batch, steps, context, found));
+    TRY(capture(b, batch, whole, steps, context, found));
     b->n_graphs++;
   }
   CUDA_TRY(cudaGraphLaunch(found->graph, b->stream));

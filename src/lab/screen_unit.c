@@ -125,7 +125,7 @@ static status run_batch(screen_unit *u, screen_cut cut, const token_batch *rows)
   if (cut == CUT_PARTS)
     TRY(run_parts(u, rows));
   else if (backend_is_on_device(b->ops) && cut != CUT_PROBES)
-    TRY(b->ops->captured(b, rows, 0, run_steps, u));
+    TRY(b->ops->captured(b, rows, 0, true, run_steps, u));
   else
     TRY(run_steps(u, rows));
   return run_heads(u, rows);

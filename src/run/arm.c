@@ -337,7 +337,7 @@ static status run_batch(arm *a, const token_batch *batch) {
   const token_batch *rows = &a->forward.batch.rows;
   if (!forward_is_on_device(&a->forward) || a->probes_wanted) return run_steps(a, rows);
   double before = a->seconds, start = clock_seconds();
-  TRY(b->ops->captured(b, rows, a->forward.batch.way, run_steps, a));
+  TRY(b->ops->captured(b, rows, a->forward.batch.way, forward_asks_whole_layers(&a->forward), run_steps, a));
   a->seconds = before + clock_seconds() - start; // the steps' own clocks would count twice
   return 0;
 }

@@ -53,6 +53,21 @@ bool forward_is_on_device(const forward_state *f) {
   return false;
 }
 
+bool forward_asks_whole_layers(const forward_state *f) {
+  switch (f->batch.way) {
+  case BATCH_ALONE:
+  case BATCH_AT_PEERS:
+    return true;
+  case BATCH_FIXED_PLACES:
+  case BATCH_SHARDED_AT_PEERS:
+  case BATCH_REPLICATED:
+  case BATCH_OUTPUT_SHARDED:
+  case BATCH_TOKEN_SHARDED:
+    break;
+  }
+  return false;
+}
+
 // ---- the steps: those of kernels/backend.h, each named in its error ----
 
 static status end_step(status result, int64_t layer, const char *step) {

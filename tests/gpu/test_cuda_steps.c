@@ -376,7 +376,8 @@ static status run_steps(test_case *c, const token_batch *batch, mode how) {
     TRY(plain_steps(c, t, batch));
     return plain_steps(c, &c->reference, batch);
   case CAPTURED:
-    TRY(lies_on_device(t) ? t->ops->captured(t->b, batch, 0, captured_steps, c) : plain_steps(c, t, batch));
+    TRY(lies_on_device(t) ? t->ops->captured(t->b, batch, 0, true, captured_steps, c)
+                          : plain_steps(c, t, batch));
     return plain_steps(c, &c->reference, batch);
   case MODES:
     break;

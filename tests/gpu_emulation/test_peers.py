@@ -65,6 +65,14 @@ class Law(unittest.TestCase):
             self.check("wide", "q8k", ranks, 1, 6)
         self.check("narrow", "q8k", 2, 1, 4)
 
+    def test_written_after_probes(self):
+        """An arm whose probes were looked at is in places of its own from then on; what it writes after the comparison, too."""
+        keys = {"model.path": model("wide"), "input.tokens": list(range(30, 38)), "run.generate": 4, "run.threads": 1,
+                "comm.deadline": 60, "parity.probes": ["ffn_moe_out"], "parity.mode": ["teacher"]}
+        texts = [[text["digest"] for text in moe.run(keys | {"run.arms": ["f64@cpu", arm]}, ranks).arm(arm)["generated"]]
+                 for arm, ranks in (("q8k@cpu", 1), ("q8k@cuda", 2))]
+        self.assertEqual(*texts)
+
     def test_a_second_chunk(self):
         self.check("wide", "q8k", 1, 128, 131, peers="")
         self.check("wide", "q8k", 2, 128, 129)

@@ -86,6 +86,16 @@ def one_not_finite(seed):
     return len(bad), 2
 
 
+def wide_experts(seed):
+    """So wide that eight of down's inputs are more than a thread block's shared memory holds; few tokens."""
+    model = moe.model(seed, hidden=256, layers=1, experts=3, top_k=2, heads=2, kv_heads=1, head_dim=128, expert_width=22016, types="Q8_0")
+    found = run(model, list(range(5, 16)), 512, "f16", ["q8k@cpu", "q8k@cuda"])
+    good = found["q8k@cpu"]["digest"] == found["q8k@cuda"]["digest"]
+    if not good:
+        print("FAIL wide experts")
+    return int(not good), 1
+
+
 def main():
     version = moe.finish(moe.start([moe.PROGRAM, "--version"])).out
     cuda = [line for line in version.splitlines() if line.startswith("backend cuda")]
@@ -117,8 +127,9 @@ def main():
         if index == (EMULATED_SHAPES[0] if emulated else 0):
             bad, jobs = mixed_jobs(model, tokens)
             faults, cases = faults + bad, cases + jobs
-    bad, jobs = one_not_finite(int(rng.integers(1 << 30)))
-    faults, cases = faults + bad, cases + jobs
+    for special in (one_not_finite, wide_experts):
+        bad, jobs = special(int(rng.integers(1 << 30)))
+        faults, cases = faults + bad, cases + jobs
     print(f"{cases - faults} of {cases} digests equal")
     if faults:
         moe.tell_seed_of_failure()

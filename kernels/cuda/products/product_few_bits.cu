@@ -278,8 +278,10 @@ status product_unpacked_launch(const product *p, cudaStream_t stream) {
 status product_q8_0_launch(const product *p, bool splits, cudaStream_t stream) {
   if (p->n_items <= 0) return 0;
   size_t each = bytes_of_item(p->w.cols), many = bytes_of_sums<MANY>() + MANY * each;
-  if (one_each(p) || many > device_shared_bytes())
-    return launch_shared(product_of_32<1>, grid_of(p, 1), THREADS, bytes_of_sums<1>() + each, stream, *p,
-                         splits);
-  return launch_shared(product_of_32<MANY>, grid_of(p, MANY), THREADS, many, stream, *p, splits);
+  if (!one_each(p) && many <= device_shared_bytes())
+    return launch_shared(product_of_32<MANY>, grid_of(p, MANY), THREADS, many, stream, *p, splits);
+  product alone = *p; // there are no tiles of one item
+  alone.first = alone.order = nullptr;
+  return launch_shared(product_of_32<1>, grid_of(&alone, 1), THREADS, bytes_of_sums<1>() + each, stream, alone,
+                       splits);
 }

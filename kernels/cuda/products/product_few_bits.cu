@@ -282,6 +282,6 @@ status product_q8_0_launch(const product *p, bool splits, cudaStream_t stream) {
     return launch_shared(product_of_32<MANY>, grid_of(p, MANY), THREADS, many, stream, *p, splits);
   product alone = *p; // there are no tiles of one item
   alone.first = alone.order = nullptr;
-  return launch_shared(product_of_32<1>, grid_of(&alone, 1), THREADS, bytes_of_sums<1>() + each, stream, alone,
-                       splits);
+  return launch_shared(product_of_32<1>, grid_of(&alone, 1), THREADS, bytes_of_sums<1>() + each, stream,
+                       alone, splits);
 }

@@ -35,7 +35,7 @@ static void name_experts(char *out, size_t size, const model_part *p) {
 }
 
 void model_part_name(char out[PART_NAME_BYTES], const model_part *p, const model_shape *s) {
-  char steps[96], layers[64], experts[64];
+  char steps[80], layers[64], experts[64];
   name_steps(steps, sizeof steps, p->steps);
   name_layers(layers, sizeof layers, p, s);
   name_experts(experts, sizeof experts, p);

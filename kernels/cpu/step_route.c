@@ -3,6 +3,7 @@
 //
 // Owns: the order of the phases. Independent of: arithmetic (ISA rows), other ranks.
 #include "kernels/cpu/steps.h"
+#include "kernels/product_form.h"
 #include <string.h>
 
 route_part route_of(cpu_backend *b, int64_t layer, int64_t first, int64_t count) {
@@ -31,6 +32,8 @@ void logits_phase(route_part *p) {
   norm_phase(b, PHASE_FFN_NORM, &b->shared, p->w->ffn_norm, p->first, p->count);
   show_phase(b, PROBE_FFN_NORM, p->layer, b->normed.real_rows + p->first, p->first, p->count,
              b->shared.ops->bytes);
+  if (product_form(b->shared.path->kind, p->w->router.type) != ACTIVATION_REAL)
+    pack_phase(b, PHASE_FFN_NORM, &b->shared, &b->normed, p->first, p->count);
   product_list_run(b, &p->logits);
 }
 

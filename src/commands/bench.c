@@ -161,9 +161,9 @@ static void bench_close(bench *b) {
 // ---- what a pass reads ----
 
 static status forward_counted(bench *b, arm *a, const token_batch *batch) {
-  if (arm_computes_shared(a)) phase_work_add_shared(b->work, &b->counter, a, batch);
   arm_watch_layers(a, true);
   status result = arm_embed(a, batch);
+  if (!result && arm_computes_shared(a)) phase_work_add_shared(b->work, &b->counter, a, batch);
   for (int64_t layer = 0; layer < b->j->m->weights.shape.n_layers && !result; layer++) {
     result = arm_layer(a, layer);
     if (result) break;
@@ -422,7 +422,7 @@ static status run_test(bench *b, arm *a, const test *t, bench_row *row) {
   for (int64_t i = counted; i < b->j->cfg->bench.warmup; i++) TRY(pass(b, a, t));
   TRY(job_agree(b->j, time_passes(b, a, t, row), "the timed runs"));
   TRY(job_check_digest(b->j, a));
-  row->threads = arm_threads(a, t->decode ? t->batch : b->j->max_batch);
+  row->threads = arm_threads(a, t->decode ? t->batch : least(t->tokens * t->batch, b->j->max_batch));
   arm_attention(a, row->attention, sizeof row->attention);
   TRY(measure_exchange(b, a, t, row));
   TRY(gather_rates(b, t, row));

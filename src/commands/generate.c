@@ -207,14 +207,16 @@ static status decode_start(job *j, arm *a, decoding *d, const double *last, cons
   return found ? 0 : decode_first(j, a, d, last, texts);
 }
 
+// *before: the arm's seconds before the first of the *decoded tokens.
 static status decode_all(job *j, arm *a, decoding *d, const double *last, const generate_kept *kept,
-                         report_text *texts, int64_t *decoded) {
+                         report_text *texts, int64_t *decoded, double *before) {
   int64_t limit = j->cfg->run.generate;
   progress shown = progress_start(job_is_reporting(j), arm_name(a), "tokens written", limit);
   int32_t *packed;
   TRY(TAKE(&packed, (size_t)d->n, "decoding"));
   status result = decode_start(j, a, d, last, kept, texts);
   if (result) status_within("decoded token 1");
+  *before = arm_seconds(a); // what was kept has been computed again
   for (int64_t step = most_tokens(texts, d->n) - 1; step + 1 < limit && !result; step++) {
     token_batch batch = next_batch(d, j, step, packed);
     if (!batch.n) break;
@@ -277,11 +279,11 @@ static status finish_texts(const job *j, const arm *a, const decoding *d, report
 status generate_continue(job *j, arm *a, const double *last, const generate_kept *kept, report_arm *out) {
   decoding d;
   int64_t decoded = 0;
-  double before = arm_seconds(a);
+  double before = 0;
   status result;
   TRY_DONE(result, decoding_open(&d, j));
   TRY_DONE(result, open_texts(j, out));
-  TRY_DONE(result, decode_all(j, a, &d, last, kept, out->texts, &decoded));
+  TRY_DONE(result, decode_all(j, a, &d, last, kept, out->texts, &decoded, &before));
   if (decoded) out->decode_tokens_per_s = (double)decoded / (arm_seconds(a) - before);
   arm_attention(a, out->attention, sizeof out->attention); // of what was written too
   TRY_DONE(result, finish_texts(j, a, &d, out));

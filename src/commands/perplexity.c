@@ -13,7 +13,8 @@ typedef struct {
   int64_t skip;   // of the windows of the sequence at hand
   double nll;
   int64_t scored, computed;
-  int64_t windows; // done
+  int64_t kept_tokens; // of `computed`, by an ended run, whose seconds are not in the arm's
+  int64_t windows;     // done
   run_state *state;
   size_t index;              // of the arm in run.arms
   const run_state_arm *kept; // of an ended run; n_numbers 0: nothing, or all of it was passed
@@ -117,7 +118,7 @@ static status take_sums(scoring *s) {
         (unsigned long long)kept->word[KEPT_LAST]);
   s->nll = num_from_bits_f64(kept->word[KEPT_NLL]);
   s->scored = kept->number[KEPT_SCORED];
-  s->computed = kept->number[KEPT_COMPUTED];
+  s->computed = s->kept_tokens = kept->number[KEPT_COMPUTED];
   arm_reset(s->a);
   arm_digests_write(s->a, kept->word + KEPT_DIGESTS);
   s->kept = NULL;
@@ -174,6 +175,8 @@ static status perplexity_arm(job *j, size_t index, run_state *state, report *r) 
   TRY_DONE(result, arm_add_parts(s.a));
   TRY_DONE(result, job_agree(j, keep_sums(&s), "the kept state"));
   TRY_DONE(result, job_report_arm(j, s.a, r, index, s.computed));
+  if (arm_seconds(s.a) > 0)
+    r->arms[index].prefill_tokens_per_s = (double)(s.computed - s.kept_tokens) / arm_seconds(s.a);
   r->arms[index].perplexity = num_exp_f64(s.nll / (double)s.scored);
   r->arms[index].scored = s.scored;
   result = job_check_digest(j, s.a);

@@ -19,12 +19,13 @@ static void add_matrix(phase_work *w, phase_kind phase, path_kind path, const ma
     w->int8_operations[phase] += 2.0 * (double)m->rows * (double)m->cols * (double)n;
 }
 
-// Keys and values up to each token's position.
+// Keys and values up to the position of each token that this rank computes.
 static void add_attention(phase_work *w, const phase_counter *c, const arm *a, const token_batch *batch) {
   enum { INT8_PRODUCTS = 3 + 4 }; // of limbs: for scores and for values (docs/paths.md)
   const model_shape *s = &c->m->weights.shape;
+  const token_batch own = arm_owned_rows(a);
   uint64_t positions = 0;
-  for (int64_t i = 0; i < batch->n; i++) positions += (uint64_t)batch->position[i] + 1;
+  for (int64_t i = 0; i < own.n; i++) positions += (uint64_t)own.position[i] + 1;
   int64_t kv_heads = arm_outputs(a, OUTPUTS_OF_LAYERS, batch->n, s->n_kv_heads, 1).count;
   w->bytes[PHASE_ATTEND] +=
       positions * (uint64_t)(2 * kv_heads) * path_cache_bytes(arm_path(a), s->head_dim, c->kv_f16);
@@ -45,17 +46,18 @@ static void add_layer(phase_work *w, const phase_counter *c, const arm *a, const
                       const token_batch *batch) {
   const model_shape *s = &c->m->weights.shape;
   path_kind path = arm_path(a)->kind;
+  const int64_t n = arm_owned_rows(a).n;
   const matrix *qkv[3] = {&l->q, &l->k, &l->v}, o = part_of(&l->o, a, OUTPUTS_OF_LAYERS, batch->n, l->o.rows);
   w->bytes[PHASE_ATTN_NORM] += (uint64_t)s->hidden * sizeof(float);
   for (int i = 0; i < 3; i++) {
     matrix part = part_of(qkv[i], a, OUTPUTS_OF_LAYERS, batch->n, s->n_kv_heads);
-    add_matrix(w, PHASE_QKV, path_before_router(path), &part, batch->n, true);
+    add_matrix(w, PHASE_QKV, path_before_router(path), &part, n, n > 0);
   }
   w->bytes[PHASE_HEADS] += 2 * (uint64_t)s->head_dim * sizeof(float);
   add_attention(w, c, a, batch);
-  add_matrix(w, PHASE_O, path_before_router(path), &o, batch->n, true);
+  add_matrix(w, PHASE_O, path_before_router(path), &o, n, n > 0);
   w->bytes[PHASE_FFN_NORM] += (uint64_t)s->hidden * sizeof(float);
-  add_matrix(w, PHASE_ROUTER, path, &l->router, batch->n, true);
+  add_matrix(w, PHASE_ROUTER, path, &l->router, n, n > 0);
 }
 
 void phase_work_add_shared(phase_work *w, const phase_counter *c, const arm *a, const token_batch *batch) {

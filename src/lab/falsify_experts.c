@@ -111,7 +111,9 @@ static status see_layer(void *context, int64_t layer, const token_batch *batch, 
 
 // ---- figures ----
 
+// NaN: there was nothing; infinite: something that is no number.
 static double rel_of(const square_sums *s) {
+  if (isnan(s->size) || isnan(s->error)) return (double)INFINITY;
   return s->size > 0 ? sqrt(s->error / s->size) : (double)NAN;
 }
 

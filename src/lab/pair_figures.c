@@ -146,7 +146,8 @@ static void account_rows(pair_figures *f, int64_t step, const token_batch *batch
       switch (f->mode) {
       case MODE_TEACHER:
         account_samples_local(&f->accounts[i], step, first + t, t, a, b,
-                              step && f->samples[i].layer[(step - 1) * f->j->n_tokens + first + t].flips > 0);
+                              step && !f->imposes && // imposed routes: both computed the same experts
+                                  f->samples[i].layer[(step - 1) * f->j->n_tokens + first + t].flips > 0);
         break;
       case MODE_FREE:
         if (is_last) account_samples_run(&f->accounts[i], ACCOUNT_FREE, first + t, a, b, truth);

@@ -57,7 +57,7 @@ static void md_head(const bench_phases *p, const char *arm, const char *test, FI
 }
 
 void bench_phases_md(const bench_phases *p, const char *arm, const char *test, FILE *out) {
-  phase_time rest = {rest_seconds(p), __builtin_nan(""), 1}, all = {p->seconds, 0, 1};
+  phase_time rest = {rest_seconds(p), __builtin_nan(""), 1}, all = {p->seconds, __builtin_nan(""), 1};
   double bytes = 0, operations = 0;
   md_head(p, arm, test, out);
   for (int i = 0; i < PHASE_COUNT; i++) {
@@ -65,7 +65,7 @@ void bench_phases_md(const bench_phases *p, const char *arm, const char *test, F
     const phase_info *info = phase_get((phase_kind)i);
     bytes += (double)p->bytes[i];
     operations += p->int8_operations[i];
-    all.waiting += t->count && isfinite(t->waiting) ? t->waiting : 0;
+    if (t->count && isfinite(t->waiting)) all.waiting = (isnan(all.waiting) ? 0 : all.waiting) + t->waiting;
     if (t->count || p->bytes[i] || p->int8_operations[i] > 0)
       md_row(p, info->name, info->scope, t, (double)p->bytes[i], p->int8_operations[i], out);
   }

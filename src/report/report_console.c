@@ -196,7 +196,7 @@ double report_bad_expert_missed(const audit_coverage *c) {
 }
 
 double report_bad_rank_missed(const audit_coverage *c) {
-  return c->n_ranks ? 1 - (double)c->ranks / (double)c->n_ranks : 0;
+  return c->ranks_used ? 1 - (double)c->ranks / (double)c->ranks_used : 0;
 }
 
 static void print_audits(const report *r, FILE *out) {
@@ -208,7 +208,7 @@ static void print_audits(const report *r, FILE *out) {
             " slots recomputed on another rank than their own and equal, "
             "of %" PRId64 " of %" PRId64 " ranks,\n  %" PRId64 " of %" PRId64
             " experts of a layer, in %.3f s. Missed: one bad rank %.1f%%, one bad expert of a layer %.1f%%\n",
-            r->arms[i].name, c->slots, c->slots_seen, c->ranks, c->n_ranks, c->experts, c->experts_used,
+            r->arms[i].name, c->slots, c->slots_seen, c->ranks, c->ranks_used, c->experts, c->experts_used,
             c->seconds, 100 * report_bad_rank_missed(c), 100 * report_bad_expert_missed(c));
   }
 }

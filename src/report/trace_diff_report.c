@@ -242,13 +242,16 @@ static void print_probe(FILE *out, const probe_result *r) {
 }
 
 // Of each probe the layer with the largest distance; the layer of the first that is off whole, up to it.
+static double distance_of(const probe_result *r) { // a NaN is the largest
+  return isnan(r->numbers.rel_l2) ? (double)INFINITY : r->numbers.rel_l2;
+}
+
 static bool is_worst_of_layers(const arm_pair *p, int64_t at) {
   const probe_result *r = &p->probes[at];
   for (int64_t i = 0; i < p->n_probes; i++) {
     const probe_result *o = &p->probes[i];
     if (i == at || o->point != r->point) continue;
-    if (o->numbers.rel_l2 > r->numbers.rel_l2 || (!(r->numbers.rel_l2 > o->numbers.rel_l2) && i < at))
-      return false;
+    if (distance_of(o) > distance_of(r) || (!(distance_of(r) > distance_of(o)) && i < at)) return false;
   }
   return true;
 }

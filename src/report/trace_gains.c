@@ -57,7 +57,7 @@ static void add_gain(gain_sums *s, double *const in[SIDES], int64_t n, double *c
   s->out2 += out2;
   s->extra2 += extra2 * out_scale2;
   s->out_scale2 += out_scale2;
-  if (gain <= s->worst) return;
+  if (isnan(s->worst) || gain <= s->worst) return; // a NaN is the worst
   s->worst = gain;
   s->worst_row = row;
 }
@@ -112,11 +112,19 @@ static double between2(step_files *f) {
   return lost2 + (passes_attention ? most * most : 0);
 }
 
+// Of the products before the router a path may have another than of the experts'.
+static input_rounding rounding_of(const step_files *f, int side) {
+  const recorded_trace_arm *a = f->p->arm[side];
+  probe_point out = f->out->point;
+  bool before = out == PROBE_QCUR || out == PROBE_KCUR || out == PROBE_VCUR || out == PROBE_FFN_INP;
+  return a->is_plain && before ? input_rounding_of_path(path_before_router(a->path)) : f->c->rounding[side];
+}
+
 // Rounds the inputs as each side's products read them.
 static void round_inputs(step_files *f, both_rows *in, int64_t block) {
   for (int side = 0; side < SIDES; side++)
     for (int64_t at = 0; at < in->width; at += block)
-      input_round(in->x[side] + at, block, f->c->rounding[side]);
+      input_round(in->x[side] + at, block, rounding_of(f, side));
 }
 
 // Takes the stream from a probe that holds stream + product; returns what its rounding leaves there.

@@ -95,12 +95,11 @@ static const double CLEARLY = 0.9;    // of the best before: else the simpler ro
 static const double PLAIN_GAIN = 1.5; // log: gains of e^-1.5 to e^1.5 are what products have
 
 // How badly a rounding explains the first layers' products: with the right one each row's error out is about
-// in proportion to its error in, and not far from it. Median over products of the rows' spread, in powers of
-// e.
+// in proportion to its error in, and not far from it. Mean over products of the rows' spread, in powers of e:
+// the few whose inputs are equal say most, where errors of other layers would explain any rounding.
 static status strangeness(double *out, const trace_comparison *c) {
-  double far[PROBED_LAYERS * PROBE_COUNT];
-  spread s;
-  size_t n = 0;
+  double far = 0;
+  int n = 0;
   for (int64_t l = 0; l < c->pair->n_layers && l < PROBED_LAYERS; l++) {
     TRY(trace_pair_match_slots(c->pair, l));
     for (int p = 0; p < PROBE_COUNT; p++) {
@@ -109,14 +108,12 @@ static status strangeness(double *out, const trace_comparison *c) {
           !pair_has_both(c->pair, r.point, l))
         continue;
       TRY(trace_measure_step(&r, c));
-      if (r.measure == JUDGED_BY_GAIN && !r.is_composed && r.gain > 0)
-        far[n++] = r.gain_error * sqrt((double)r.bias_rows) + fmax(fabs(log(r.gain)) - PLAIN_GAIN, 0);
+      if (r.measure != JUDGED_BY_GAIN || r.is_composed || !(r.gain > 0)) continue;
+      far += r.gain_error * sqrt((double)r.bias_rows) + fmax(fabs(log(r.gain)) - PLAIN_GAIN, 0);
+      n++;
     }
   }
-  *out = HUGE_VAL;
-  if (!n) return 0;
-  TRY(metrics_spread(&s, far, n));
-  *out = s.median;
+  *out = n ? far / n : HUGE_VAL;
   return 0;
 }
 

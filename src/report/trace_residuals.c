@@ -26,7 +26,7 @@ static void add_residual(residual_sums *s, residual r, int64_t row) {
   double relative = r.scale2 > 0 ? sqrt(r.error2 / r.scale2) : r.error2 > 0 ? HUGE_VAL : 0;
   s->error2 += r.error2;
   s->scale2 += r.scale2;
-  if (relative <= s->worst) return; // but not a NaN
+  if (isnan(s->worst) || relative <= s->worst) return; // a NaN is the worst
   s->worst = relative;
   s->worst_row = row;
 }
@@ -222,13 +222,13 @@ static bool may_have_cache(const trace_pair *p, int side, trace_cache kind) {
   const recorded_trace *t = p->trace[side];
   const recorded_trace_arm *a = p->arm[side];
   if (!t->tree) return true;
-  bool is_f16 = !strcmp(t->kv, "f16"), is_f64 = a->is_plain && a->path == PATH_F64;
-  return kind == (is_f16 && !is_f64 ? CACHE_F16 : CACHE_AS_IT_IS) || (!a->is_plain && kind == CACHE_AS_IT_IS);
+  bool is_f16 = !strcmp(t->kv, "f16") && (!a->is_plain || path_reads_kv(path_get(a->path)));
+  return kind == (is_f16 ? CACHE_F16 : CACHE_AS_IT_IS) || (!a->is_plain && kind == CACHE_AS_IT_IS);
 }
 
 static double attention_rounding(const step_files *f, int side) {
   const recorded_trace_arm *a = f->p->arm[side];
-  bool floats = a->is_plain && input_rounding_of_path(a->path) == INPUT_AS_IT_IS;
+  bool floats = a->is_plain && path_get(a->path)->attention != ATTENTION_EXACT;
   return floats ? step_rounding(f, side) : ATTENTION_16_BITS;
 }
 

@@ -30,6 +30,7 @@ struct audit {
   uint8_t *used;   // [n_layers][n_experts]: had a slot
   uint32_t *times; // [n_layers][n_experts]: recomputed
   int64_t *times_of_rank;
+  uint8_t *used_rank; // [ranks] it computed a slot
   int64_t slots, slots_seen;
   double seconds;
   candidate *candidates;
@@ -51,6 +52,7 @@ static status open_arrays(audit *a) {
   TRY(TAKE(&a->used, pairs, "the audit"));
   TRY(TAKE(&a->times, pairs, "the audit"));
   TRY(TAKE(&a->times_of_rank, ranks, "the audit"));
+  TRY(TAKE(&a->used_rank, ranks, "the audit"));
   return TAKE(&a->inputs, ROWS_AT_ONCE * (size_t)a->hidden * a->path->real_bytes, "the audit");
 }
 
@@ -100,6 +102,7 @@ void audit_close(audit *a) {
   free(a->used);
   free(a->times);
   free(a->times_of_rank);
+  free(a->used_rank);
   free(a->candidates);
   free(a->inputs);
   free(a);
@@ -130,6 +133,7 @@ static status find_candidates(audit *a, int64_t layer, const audited_rows *rows)
     int32_t e = rows->expert[i].id;
     int owner = rows->rank_of_slot[i];
     a->used[layer * a->n_experts + e] = 1;
+    a->used_rank[owner] = 1;
     if (owner == me || (!rows->is_sharded && auditor_of(a, i, owner) != me)) continue;
     TRY(memory_grow((void **)&a->candidates, &a->room, a->n_candidates, sizeof *a->candidates, "the audit"));
     a->candidates[a->n_candidates++] = (candidate){i, e, owner};
@@ -292,7 +296,7 @@ static status add_totals(const audit *a, audit_coverage *out) {
   return result;
 }
 
-enum { USED = 1, RECOMPUTED = 2 }; // of a pair of layer and expert; RECOMPUTED of a rank, too
+enum { USED = 1, RECOMPUTED = 2 }; // of a pair of layer and expert, and of a rank
 
 // all[ranks]: the pairs of each rank, then what it recomputed of each rank.
 static void count_pairs(const audit *a, audit_coverage *out, const uint8_t *all) {
@@ -301,12 +305,8 @@ static void count_pairs(const audit *a, audit_coverage *out, const uint8_t *all)
   for (size_t i = 0; i < n; i++) {
     unsigned found = 0;
     for (size_t r = 0; r < size; r++) found |= all[r * n + i];
-    if (i >= pairs)
-      out->ranks += (found & RECOMPUTED) != 0;
-    else {
-      out->experts_used += (found & USED) != 0;
-      out->experts += (found & RECOMPUTED) != 0;
-    }
+    *(i >= pairs ? &out->ranks_used : &out->experts_used) += (found & USED) != 0;
+    *(i >= pairs ? &out->ranks : &out->experts) += (found & RECOMPUTED) != 0;
   }
 }
 
@@ -319,7 +319,8 @@ static status add_pairs(const audit *a, audit_coverage *out) {
   TRY_DONE(result, TAKE(&all, n * size, "the audit's coverage"));
   for (size_t i = 0; i < pairs; i++)
     mine[i] = (uint8_t)((a->used[i] ? USED : 0) | (a->times[i] ? RECOMPUTED : 0));
-  for (size_t r = 0; r < size; r++) mine[pairs + r] = a->times_of_rank[r] ? RECOMPUTED : 0;
+  for (size_t r = 0; r < size; r++)
+    mine[pairs + r] = (uint8_t)((a->used_rank[r] ? USED : 0) | (a->times_of_rank[r] ? RECOMPUTED : 0));
   TRY_DONE(result, comm_allgather(a->params.c, all, mine, n, "the audit's coverage"));
   count_pairs(a, out, all);
 done:
@@ -329,7 +330,7 @@ done:
 }
 
 status audit_cover(const audit *a, audit_coverage *out) {
-  *out = (audit_coverage){.share = a->params.share, .n_ranks = comm_size(a->params.c)};
+  *out = (audit_coverage){.share = a->params.share};
   TRY(add_totals(a, out));
   return add_pairs(a, out);
 }

@@ -30,6 +30,11 @@ static status measure_speeds(job *j, double *all) {
 
 // ---- by counts ----
 
+static bool same_path(const job *j, const arm_choice *choice, int r, int other) {
+  return choice->kind == ARM_NONE ||
+         job_arm_of_rank(j, choice, r)->path == job_arm_of_rank(j, choice, other)->path;
+}
+
 // Ranks whose experts are computed on other paths, in some arm, are of other groups: a replica among them
 // would make the result depend on which of the two computes a slot.
 static void find_groups(const job *j, int *group) {
@@ -38,9 +43,9 @@ static void find_groups(const job *j, int *group) {
     group[r] = r;
     for (int other = 0; other < r && group[r] == r; other++) {
       bool same = true;
-      for (size_t a = 0; a < arms->count; a++)
-        same = same &&
-               job_arm_of_rank(j, &arms->arm[a], r)->path == job_arm_of_rank(j, &arms->arm[a], other)->path;
+      for (size_t a = 0; a < arms->count; a++) same = same && same_path(j, &arms->arm[a], r, other);
+      if (j->command == COMMAND_BISECT)
+        same = same && same_path(j, &j->cfg->bisect.a, r, other) && same_path(j, &j->cfg->bisect.b, r, other);
       if (same) group[r] = group[other];
     }
   }

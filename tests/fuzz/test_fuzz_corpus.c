@@ -57,8 +57,9 @@ static void test_corpus(void **state) {
   snprintf(path, sizeof path, CORPUS "%s", t->name);
   DIR *folder = opendir(path);
   assert_non_null(folder);
-  for (const struct dirent *entry; (entry = readdir(folder)); count++) {
+  for (const struct dirent *entry; (entry = readdir(folder));) {
     if (*entry->d_name == '.') continue;
+    count++;
     snprintf(path, sizeof path, CORPUS "%s/%.255s", t->name, entry->d_name);
     fprintf(stderr, "%s/%s\n", t->name, entry->d_name); // the last line names the input that ends the program
     run_file(t, path);

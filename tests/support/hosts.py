@@ -194,8 +194,8 @@ def make(n):
     """The hosts, or the test is skipped (exit 77)."""
     if os.geteuid() != 0:
         moe.skip("hosts are network namespaces, which need root")
-    if not shutil.which("ip") or not shutil.which("unshare"):
-        moe.skip("no ip (iproute2) or no unshare")
+    if not shutil.which("ip") or not shutil.which("unshare") or not shutil.which("iptables"):
+        moe.skip("no ip (iproute2), no unshare or no iptables")
     try:
         return Hosts(n)
     except OSError as error:

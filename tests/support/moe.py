@@ -243,3 +243,5 @@ def main():
     if not program.result.wasSuccessful():
         tell_seed_of_failure()
         sys.exit(1)
+    if len(program.result.skipped) >= max(program.result.testsRun, 1):  # of each the reason is told
+        sys.exit(77)

@@ -247,6 +247,14 @@ class Phases(unittest.TestCase):
         self.assertEqual(of["head"], 2 * s["hidden"] * s["vocab"])  # of the last position
         self.assertEqual(of["router"], 0)
         self.assertEqual({p["int8_operations"] for p in found["f64@cpu", "pp20"]["phases"]["of"]}, {0})
+        # of a token-sharded batch the reporting rank has half of the tokens, of which the first are nearer
+        found = self.found(2, run__arms=["q8k@cpu"], run__threads=1, bench__prompt=[130], bench__generate=[])
+        of = {p["phase"]: p["int8_operations"] for p in found["q8k@cpu", "pp130"]["phases"]["of"]}
+        for name in ("q, k, v", "o"):
+            share = of[name] / (2 * expected[name] * 130 * s["layers"])
+            self.assertTrue(0.4 < share < 0.6, (name, share))
+        whole = 2 * 7 * width * s["layers"] * 130 * 131 / 2
+        self.assertTrue(0.2 * whole < of["attention"] < 0.6 * whole, of["attention"] / whole)
 
     def test_the_table(self):
         text = bench(form="md", bench__phases=True, bench__repeats=1, run__arms=["q8k@cpu"], bench__prompt=[])

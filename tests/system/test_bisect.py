@@ -457,6 +457,15 @@ class Whole(unittest.TestCase):
         half = SHAPE["experts"] // 2
         self.assertTrue(found.part(f"experts {half} to {2 * half - 1} of all layers")["to_b"]["same_bits"], found.out)
 
+    def test_mixed_ranks_with_replicas(self):
+        """A replica never lies on a rank of the other path, though run.arms has no mixed arm."""
+        routes = os.path.join(moe.run({"model.path": self.path, "input.tokens": TOKENS, "run.arms": ["q8k@cpu"], "run.threads": 1,
+                                       "output.routes": True}, 1).folder, "routes.npy")
+        keys = dict(model__path=self.path, input__tokens=TOKENS, ranks__arm=["q8k@cpu", "f32@cpu"], run__threads=1,
+                    bisect__a="q8k@cpu", bisect__b="ranks", bisect__budget=4, experts__placement="counted", experts__counts=routes)
+        plain, replicas = (bisect(4, **keys, experts__replicas=n) for n in (0, 2))
+        self.assertEqual(*[found.whole["b"]["digest"] for found in (plain, replicas)])
+
     @unittest.skipUnless(os.access(EMULATED, os.X_OK), "moe_run_emulated is not built")
     def test_on_a_gpu(self):
         """Probes are given to a device as to the host: the same table, but for the names of the arms."""

@@ -124,7 +124,7 @@ class Audit(unittest.TestCase):
             self.assertEqual((a["digest"], a["generated"]), (b["digest"], b["generated"]))
             self.assertNotIn("audit", a)
             self.assertEqual(b["audit"]["slots"], b["audit"]["slots_of_others"])
-            self.assertEqual(b["audit"]["bad_expert_missed"], 0 if not sets.get("ranks__arm") else b["audit"]["bad_expert_missed"])
+            self.assertTrue(0 <= b["audit"]["bad_expert_missed"] <= (1 if sets.get("ranks__arm") else 0))
             positions = len(sets.get("input__tokens", [1, 2, 3])) + 39
             every = positions * SHAPE["layers"] * SHAPE["top_k"]
             if not sets:

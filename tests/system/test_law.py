@@ -337,10 +337,10 @@ class Planted(unittest.TestCase):
             self.assertNotEqual(found[name][1][-1], true[name][1][-1])
             error = moe.rel_l2(outcome.logits(name), base().logits(name))
             # one flipped rounding of q8k re-randomises what follows, so there only the middle of positions is close
-            worst = error.max() if name == "f32@cpu" else np.median(error)
+            # and one flip of the router what follows in f32
             print(f"{row}: {name}: median rel_l2 {np.median(error):.2e}, worst {error.max():.2e}")
             if subtle:
-                self.assertLess(worst, 1e-3 if name == "f32@cpu" else 2e-2, f"{row}: no subtle fault")
+                self.assertLess(np.median(error), 1e-3 if name == "f32@cpu" else 2e-2, f"{row}: no subtle fault")
         for name in spared:
             self.assertEqual(found[name], true[name])
 

@@ -287,6 +287,8 @@ class Parts(unittest.TestCase):
 class Refusals(unittest.TestCase):
     def refused(self, folder, words):
         made = pages.make(folder)
+        if made.returncode == 77:
+            self.skipTest(made.stderr.strip())
         self.assertEqual(made.returncode, 2, made.stderr)
         self.assertRegex(made.stderr, words)
         self.assertEqual(made.stderr.count("\n"), 1)

@@ -271,16 +271,6 @@ static status embed_rows(arm *a) {
   return result;
 }
 
-token_batch arm_owned_rows(const arm *a) {
-  token_batch rows = a->forward.batch.rows;
-  const row_range own = a->forward.batch.owned;
-  rows.n = own.count;
-  rows.token += own.first;
-  rows.sequence += own.first;
-  rows.position += own.first;
-  return rows;
-}
-
 status arm_embed(arm *a, const token_batch *batch) {
   forward_start(&a->forward, batch);
   return embed_rows(a);

@@ -45,6 +45,16 @@ void arm_digests_write(arm *a, const uint64_t *in) {
   digest_sums_write(&a->digests, in);
 }
 
+token_batch arm_owned_rows(const arm *a) {
+  token_batch rows = a->forward.batch.rows;
+  const row_range own = a->forward.batch.owned;
+  rows.n = own.count;
+  rows.token += own.first;
+  rows.sequence += own.first;
+  rows.position += own.first;
+  return rows;
+}
+
 uint64_t arm_sequence_digest(const arm *a, int64_t sequence) {
   return a->digests.logits[sequence];
 }

@@ -78,7 +78,7 @@ static void test_refusals(void **state) {
   refuses(HEAD "[scope]\nkw = 1\n", "c.toml:6: unknown key \"scope.kw\": did you mean \"scope.kv\"?");
   refuses(HEAD GATE "atleast = 1\n",
           "c.toml:9: unknown key \"gates.g.atleast\": did you mean \"gates.g.at_least\"?");
-  refuses(HEAD "[gates.g]\n", "unknown key \"gates.g\"");
+  refuses(HEAD "[gates.g]\n", "gates.g: expected a table with keys, found none");
   refuses(HEAD "[[gates]]\nmetric = \"cos\"\n", "unknown key \"gates\"");
   refuses(HEAD GATE "at_least = \"a\"\n", "c.toml:9: gates.g.at_least: expected number, found the string");
   refuses(HEAD GATE "at_least = nan\n", "gates.g.at_least: expected number, found the number");

@@ -361,20 +361,24 @@ def _settings(whole):
 def _next(bisect):
     whole = bisect["whole"]
     a, b = whole["a"], whole["b"]
-    other = {f"bisect__{key}_b": b[key] for key in ("model", "kv") if b.get(key) and b[key] != a.get(key)}
-    rows = {"bisect__rows_b": b["row"]} if b.get("row") and b["row"] != a.get("row") else {}
+    other = {"bisect__model_b": b["model"]} if b["model"] != a["model"] else {}
+    if {a["kv"], b["kv"]} == {"f16", "f32"}:  # else a path's own cache
+        other["bisect__kv_b"] = b["kv"]
+    if a["row"] != b["row"] and a["arm"].endswith("@cpu") and b["arm"].endswith("@cpu"):  # else a device's name
+        other["bisect__rows_b"] = b["row"]
     again = command(
         "bisect",
         model__path=bisect["model"],
         bisect__a=a["arm"],
         bisect__b=b["arm"],
         **other,
-        **rows,
         bisect__budget=whole["budget"],
     )
+    keys = note("With the input's keys of the run.")
     if not whole["tensor"]:
-        return [block(again, "command")]
+        return [keys, block(again, "command")]
     return [
+        keys,
         paragraph("Which axis of the product: a bisection of one tensor of the step that takes most away."),
         block(
             again

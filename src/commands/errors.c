@@ -36,7 +36,8 @@ int errors_end(comm *c, status error) {
 static char speaker[384] = "moe_run"; // the rank is not known yet
 static struct timespec turn;          // see comm_turn_seconds
 
-// The end of a text in `to` after `from`, of at most `room` bytes with what is there; for a signal handler.
+// Adds `from` to the `used` bytes in `to`, as far as they stay within `room`; returns how many there are
+// then. For a signal handler.
 static size_t append(char *to, size_t used, size_t room, const char *from) {
   size_t n = strlen(from);
   if (n > room - used) n = room - used;

@@ -41,7 +41,6 @@ static bool no_args(command_kind command) {
   return false;
 }
 
-// The run that the draft is meant for: the same configuration, as parity.
 // A word as a shell takes it.
 static void put_word(FILE *f, const char *text) {
   static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=+,:@%";
@@ -54,6 +53,7 @@ static void put_word(FILE *f, const char *text) {
   fputc('\'', f);
 }
 
+// The run that the draft is meant for: the same configuration, as parity.
 static status text_of_run(char **out, const command_line *l) {
   size_t length;
   FILE *f = open_memstream(out, &length);

@@ -75,7 +75,8 @@ typedef struct {
   char notes[EXPERIMENT_NOTES][EXPERIMENT_TEXT]; // what else a reader must know: which tensor, which stand-in
   size_t n_notes;
   double seconds;
-  // Of experiment 9: the local error of each expert, NaN where no token chose it; NULL otherwise.
+  // Of experiment 9: the local error of each expert, NaN where no token chose it, infinite where it
+  // was no number; NULL otherwise.
   int64_t n_layers, n_experts;
   char expert_arm[EXPERIMENT_NAME]; // whose errors:
   double *expert_error;             // [n_layers][n_experts]; owned

@@ -66,12 +66,12 @@ int64_t arm_max_batch(const arm *a);    // tokens in the largest batch
 
 // One after the other: embed, each layer of that batch, then head for tokens first .. of it, at most
 // LOGIT_ROWS at a time.
-// Local, from arm_embed on: of the batch, in the order in which its rows are computed, those whose shared
-// steps this rank computes. A view.
-token_batch arm_owned_rows(const arm *a);
 status arm_embed(arm *a, const token_batch *batch);
 status arm_layer(arm *a, int64_t layer);
 status arm_head(arm *a, int64_t first, int64_t count);
+// Local, from arm_embed on: of the batch, in the order in which its rows are computed, those whose shared
+// steps this rank computes. A view.
+token_batch arm_owned_rows(const arm *a);
 // Embed and all layers.
 status arm_forward(arm *a, const token_batch *batch);
 

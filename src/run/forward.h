@@ -86,8 +86,8 @@ size_t forward_row_bytes(const forward_state *f, row_kind kind); // as transport
 const int32_t *forward_ranks_of_slots(forward_state *f, int64_t layer);
 // Local. Whether a batch of n tokens has these divided among the ranks, as output_shards has it.
 bool forward_divides(const forward_state *f, output_kind kind, int64_t n);
-bool forward_asks_whole_layers(
-    const forward_state *f); // nothing of the batch stands between parts of a layer
+// Local. Of a layer the batch's steps ask for attention, route and moe only (backend_ops.captured).
+bool forward_asks_whole_layers(const forward_state *f);
 // Local. True: the batch's layers run on the device without the host, so they can be captured in a graph.
 bool forward_is_on_device(const forward_state *f);
 

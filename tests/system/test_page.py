@@ -214,6 +214,8 @@ class Parts(unittest.TestCase):
         for part in whole["parts"]:
             self.assertIn(part["name"], found.text)
         self.assertIn(f"--set bisect.tensor={whole['tensor']}", found.text)
+        for key in ("model_b", "kv_b", "rows_b"):  # q8k's cache is its own, and all else is the same
+            self.assertNotIn(f"bisect.{key}", found.text)
         same = page(pages.same_bits())
         self.assertIn("There is no difference to look into", same.text)
         self.assertIn("--set bisect.rows_b=portable", same.text)
